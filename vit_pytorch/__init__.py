@@ -1,0 +1,1 @@
+"""Vision Transformers for PyTorch that people can trust."""

@@ -120,7 +120,7 @@ class VisionModel(
 
         Args:
             images: input.
-            indices: which layers (negative ones count from the end), an int for the last so many, None for all.
+            indices: which layers, negative ones from the end; an int for the last so many, None for all.
             return_prefix_tokens: whether to give (features, prefix tokens) for each layer.
             norm: whether to apply the final norm to each.
             stop_early: whether to leave out the layers after the last one asked for.

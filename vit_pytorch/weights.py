@@ -1,4 +1,4 @@
-"""Reading weight files without executing anything; putting weights into a model or saying what does not fit."""
+"""Reading weight files without executing anything; giving weights to a model or saying what does not fit."""
 
 from __future__ import annotations
 

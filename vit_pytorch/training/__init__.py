@@ -1,0 +1,1 @@
+"""Training on Lightning: optimizers, modules, data, checkpoints, run folders."""

@@ -40,13 +40,14 @@ class Watcher(L.LightningModule):
 
 
 class Saving(L.Callback):
-    """Saves at the end of one step, as ``ModelCheckpoint(every_n_train_steps=…)`` does."""
+    """Saves after one step, in one of the hooks in which ``ModelCheckpoint`` saves."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, hook: str) -> None:
+        setattr(self, hook, self.save)
         self.path = folder / "stopped.ckpt"
         self.step = step
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def save(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
 
@@ -67,15 +68,28 @@ def data(splits: Splits, workers: int = 0) -> ImageData:
 
 
 @pytest.mark.parametrize("asks_for_steps", [False, True])
-@pytest.mark.parametrize(("workers", "stop"), [(0, 3), (0, 5), (0, 7), (2, 7)])
+@pytest.mark.parametrize(
+    ("workers", "stop", "hook"),
+    [
+        (0, 3, "on_train_batch_end"),
+        (0, 5, "on_train_batch_end"),
+        (0, 5, "on_validation_end"),
+        (0, 5, "on_train_epoch_end"),
+        (0, 10, "on_train_epoch_end"),
+        (0, 7, "on_train_batch_end"),
+        (2, 7, "on_train_batch_end"),
+    ],
+)
 def test_interrupted_run_sees_the_batches_of_the_whole_one(
-    tmp_path: Path, splits: Splits, workers: int, stop: int, asks_for_steps: bool
+    tmp_path: Path, splits: Splits, workers: int, stop: int, hook: str, asks_for_steps: bool
 ) -> None:
     whole, before, after = (Watcher(asks_for_steps=asks_for_steps) for _ in range(3))
     trainer(tmp_path).fit(whole, data(splits))
     assert [number for number, _, _ in whole.seen] == [0, 1, 2, 3, 4] * 3
 
-    trainer(tmp_path, max_steps=stop, callbacks=[Saving(tmp_path, stop)]).fit(before, data(splits, workers))
+    trainer(tmp_path, max_steps=stop, callbacks=[Saving(tmp_path, stop, hook)]).fit(
+        before, data(splits, workers)
+    )
     trainer(tmp_path).fit(
         after, data(splits, workers), ckpt_path=str(tmp_path / "stopped.ckpt"), weights_only=True
     )

@@ -47,8 +47,9 @@ class ShardImages(ImageDataset):
     def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, in grey or RGB."""
         shard, offset, size = self.table[index].tolist()
-        with self.shards[shard].open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
+        with self.shards[shard].open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
         return decode_image(data, channels=channels, name=self.name(index))
 
     def name(self, index: int) -> str:

@@ -85,6 +85,9 @@ class Augmentation:
         return bool(self.mixup or self.cutmix)
 
 
+UNCHANGED = Augmentation()
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What a model is given, the same in training and evaluation.

@@ -140,9 +140,15 @@ def test_members_that_lead_out_of_the_archive_write_nothing(tmp_path: Path) -> N
 def test_broken_shards_are_named(tmp_path: Path) -> None:
     write_shards(tmp_path, "train", 6)
     whole = (tmp_path / "train-000.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[:1600])
-    with pytest.raises(ValueError, match=r"cut\.tar"):
-        open_data(f"wds:{tmp_path}/cut.tar")
+    with tarfile.open(tmp_path / "train-000.tar") as archive:
+        second_sample = next(member.offset for member in archive if member.name.startswith("a/s0001"))
+    for length in (700, second_sample, second_sample + 512, len(whole) // 2):
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.tar is not a whole, uncompressed tar file"):
+            open_data(f"wds:{tmp_path}/cut.tar")
+    (tmp_path / "odd.tar").write_bytes(b"no header".ljust(2048, b"\0"))
+    with pytest.raises(ValueError, match=r"odd\.tar is not a whole, uncompressed tar file"):
+        open_data(f"wds:{tmp_path}/odd.tar")
     raw_tar(tmp_path / "zipped.tar", ("a.png", png(0)), ("a.cls", b"0"), mode="w:gz")
     with pytest.raises(ValueError, match=r"zipped\.tar is not a whole, uncompressed tar file"):
         open_data(f"wds:{tmp_path}/zipped.tar")

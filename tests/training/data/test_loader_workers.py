@@ -18,6 +18,7 @@ class FaultyImages(ArrayImages):
 
     def read(self, index: int, channels: int) -> Tensor:
         if index == self.victim and self.fault == "kill":
+            time.sleep(0.3)  # torch learns of a death at once only after all workers have started
             os.kill(os.getpid(), signal.SIGKILL)
         if index == self.victim and self.fault == "hang":
             time.sleep(3600)

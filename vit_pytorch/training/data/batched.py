@@ -45,7 +45,7 @@ class BatchAugment:
 
     def __call__(
         self, images: UInt8[Tensor, "b c h w"], draws: Float[Tensor, "b k"]
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b c h2 w2"]:
         """Augment and normalise.
 
         Args:

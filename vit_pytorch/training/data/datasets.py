@@ -135,6 +135,11 @@ class Splits:
     val: ImageDataset
     test: ImageDataset | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
     def __post_init__(self) -> None:
         for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
             if images is None:

@@ -14,7 +14,7 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
 MAX_PIXELS = 89_478_485
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 class BadImageError(ValueError):
@@ -85,7 +85,7 @@ def decode_image(
 
 
 def _to_8_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
-    """Scale 16 bits to 8 and composite on white: ``Image.convert`` alone clips the one and drops the other."""
+    """Scale 16 bits to 8, composite on white: ``Image.convert`` alone clips the one and drops the other."""
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))

@@ -47,6 +47,7 @@ class ImageLoader:
 
     Attributes:
         sampler: The plan of batches; Lightning tells it the epoch.
+        batch_sampler: None, as in a ``DataLoader`` whose sampler yields whole batches.
         bad: Name and fault of every image that this process has skipped.
     """
 
@@ -82,6 +83,7 @@ class ImageLoader:
             rank=rank,
             world_size=world_size,
         )
+        self.batch_sampler = None
         self._reading = torch.full((max(1, workers), 2), -1).share_memory_()  # type: ignore[no-untyped-call]
         self._reader = BatchReader(
             images, prep, augmentation, num_classes=num_classes, seed=seed, reading=self._reading

@@ -8,7 +8,7 @@ import lightning as L
 from vit_pytorch.training.data.datasets import ImageDataset, Splits
 from vit_pytorch.training.data.loader import ImageLoader, OnBad
 from vit_pytorch.training.data.sources import open_data
-from vit_pytorch.training.data.transforms import Augmentation, Interpolation, Preprocessing
+from vit_pytorch.training.data.transforms import UNCHANGED, Augmentation, Interpolation, Preprocessing
 
 
 class ImageData(L.LightningDataModule):
@@ -21,7 +21,8 @@ class ImageData(L.LightningDataModule):
     does not stop the shuffling.
 
     A batch is (images, labels): float ``b c h w``, and integers ``b``, or probabilities ``b num_classes``
-    where a training batch is mixed by MixUp or CutMix.
+    where a training batch is mixed by MixUp or CutMix. Images are mixed within one process's part of a batch,
+    so with mixing, unlike without, two processes do not see what one would.
 
     Args:
         data: What :func:`open_data` opens, or splits that are open already.
@@ -29,7 +30,7 @@ class ImageData(L.LightningDataModule):
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
         batch_size: Images of one process in one batch.
         workers: Processes that load; 0 loads in the main process, which is fastest for images in memory.
-        augmentation: How training images vary; not at all if left out.
+        augmentation: How training images vary; by default not at all.
         mean: Subtracted from values 0 to 1; one, or one per channel.
         std: Divides after that; likewise.
         interpolation: How images are resized.
@@ -54,7 +55,7 @@ class ImageData(L.LightningDataModule):
         channels: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation = UNCHANGED,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
         interpolation: Interpolation = "bilinear",
@@ -73,7 +74,7 @@ class ImageData(L.LightningDataModule):
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.batch_size = batch_size
         self.workers = workers
-        self.augmentation = augmentation if augmentation is not None else Augmentation()
+        self.augmentation = augmentation
         self.mean = mean
         self.std = std
         self.interpolation: Interpolation = interpolation

@@ -20,6 +20,7 @@ from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import EXTENSIONS, decode_image
 
 WINDOW = 8192
+END_MARK = 1024
 
 
 class ShardImages(ImageDataset):
@@ -47,8 +48,9 @@ class ShardImages(ImageDataset):
     def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, in grey or RGB."""
         shard, offset, size = self.table[index].tolist()
-        with self.shards[shard].open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
+        with self.shards[shard].open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
         return decode_image(data, channels=channels, name=self.name(index))
 
     def name(self, index: int) -> str:
@@ -132,6 +134,13 @@ def expand_shards(pattern: str) -> list[Path]:
 
 def _samples(shard: Path) -> Iterator[tuple[str, int, int, str]]:
     """Yield base name, offset and size of the image, and text of the class, for each sample of a shard."""
+    with shard.open("rb") as file:
+        file.seek(max(0, shard.stat().st_size - END_MARK))
+        if file.read() != bytes(END_MARK):
+            # tarfile does not miss it, and a shard cut between two members would only seem smaller.
+            raise ValueError(
+                f"{shard} is not a whole, uncompressed tar file: it must end with {END_MARK} zero bytes"
+            )
     images: dict[str, tuple[int, int]] = {}
     texts: dict[str, str] = {}
     try:
@@ -143,18 +152,15 @@ def _samples(shard: Path) -> Iterator[tuple[str, int, int, str]]:
                     continue
                 key = os.path.join(folder, base)
                 if extension == "cls":
-                    file = archive.extractfile(member)
-                    assert file is not None, "a regular member has content"
-                    texts[key] = file.read().decode("utf-8", "replace").strip()
+                    content = archive.extractfile(member)
+                    assert content is not None, "a regular member has content"
+                    texts[key] = content.read().decode("utf-8", "replace").strip()
                 elif f".{extension.lower()}" in EXTENSIONS:
                     if key in images:
                         raise ValueError(f"{shard}:{key} has two images; a sample must have one")
                     images[key] = (member.offset_data, member.size)
-            end = archive.offset
     except tarfile.TarError as error:
         raise ValueError(f"{shard} is not a whole, uncompressed tar file: {error}") from error
-    if images and max(offset + size for offset, size in images.values()) > shard.stat().st_size:
-        raise ValueError(f"{shard} is truncated: its members need {end} bytes, it has {shard.stat().st_size}")
     for key in images.keys() | texts.keys():
         if key not in images or key not in texts:
             raise ValueError(f"{shard}:{key} has no {'image' if key not in images else '.cls'} member")

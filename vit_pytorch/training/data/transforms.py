@@ -85,6 +85,9 @@ class Augmentation:
         return bool(self.mixup or self.cutmix)
 
 
+UNCHANGED = Augmentation()
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What a model is given, the same in training and evaluation.
@@ -135,7 +138,7 @@ class CoverAndCrop(v2.Transform):
         self.cover = [int(side / prep.crop_pct) for side in prep.image_size]
         self.mode = prep.mode
 
-    def forward(self, image: UInt8[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h w"]:
+    def forward(self, image: UInt8[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h2 w2"]:
         """Return the image at the model's size."""
         height, width = image.shape[-2:]
         factor = max(self.cover[0] / height, self.cover[1] / width)

@@ -1,0 +1,134 @@
+"""Attention in three public steps: project, attend, merge; and the kernels that attend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SHORT = 1024
+CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+# PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
+BF16_LACKS_AMX = bool(CPU) and not CPU.get("amx_bf16", False)
+
+
+class FusedAttention(nn.Module):
+    """softmax(q k^T * scale) v in one kernel, in memory linear in the number of tokens.
+
+    In bf16 on a processor without AMX, two plain products take a half to a quarter of the fused
+    kernel's time; they serve there up to 1024 keys, a bound that keeps the memory linear.
+
+    Args:
+        dropout: probability with which an attention weight is dropped in training.
+        scale: factor on the scores; 1 / sqrt(width of a head) unless told.
+    """
+
+    def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.scale = scale
+
+    def forward(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h m e"],
+        v: Float[Tensor, "b h m f"],
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend from every query to all keys."""
+        dropout = self.dropout if self.training else 0.0
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= SHORT and BF16_LACKS_AMX:
+            return F.dropout(attention_weights(q, k, self.scale), dropout) @ v
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+
+    def extra_repr(self) -> str:
+        """Show the settings when printed."""
+        return f"dropout={self.dropout}, scale={self.scale}"
+
+
+class ExplicitAttention(nn.Module):
+    """The function of `FusedAttention`, step by step, so that the weights can be seen.
+
+    Args:
+        dropout: probability with which an attention weight is dropped in training.
+        scale: factor on the scores; 1 / sqrt(width of a head) unless told.
+    """
+
+    def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weights = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h m e"],
+        v: Float[Tensor, "b h m f"],
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend from every query to all keys."""
+        return self.dropout(self.weights(attention_weights(q, k, self.scale))) @ v
+
+
+def attention_weights(
+    q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], scale: float | None = None
+) -> Float[Tensor, "b h n m"]:
+    """Compute softmax(q k^T * scale): what every query takes from every key, rows summing to 1."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
+
+    Args:
+        dim: width of a token.
+        heads: number of heads.
+        dim_head: width of a head; `heads * dim_head` need not equal `dim`.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        out_bias: whether the output projection has a bias.
+        dropout: dropout on the output.
+        qk_norm: makes the norm of queries and of keys from the width of a head, where wanted.
+        attend: makes the kernel that mixes the values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        dim_head: int = 64,
+        qkv_bias: bool = True,
+        out_bias: bool = True,
+        dropout: float = 0.0,
+        qk_norm: Callable[[int], nn.Module] | None = None,
+        attend: Callable[[], nn.Module] = FusedAttention,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dim_head = dim_head
+        inner = heads * dim_head
+        self.to_qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.q_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
+        self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
+        self.attend = attend()
+        self.to_out = nn.Linear(inner, dim, bias=out_bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(
+        self, x: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+        """Project tokens to queries, keys and values: views of one product, split in heads."""
+        qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def merge(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
+        """Concatenate the heads and project them back to the model's width."""
+        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Let every token attend to all tokens of its sample."""
+        return self.merge(self.attend(*self.project(x)))

@@ -1,0 +1,187 @@
+"""The transformer's loop: residual branches, blocks of them, and a stack of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU that CLIP uses."""
+
+    def forward(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        """Apply the activation to every element."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quickgelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """Make an activation by its name in `ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"act is one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3).
+
+    Args:
+        dim: width of a token.
+        hidden_dim: width between the layers.
+        dropout: dropout after the activation and on the output.
+        act: name of the activation.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
+        super().__init__()
+        self.to_hidden = nn.Linear(dim, hidden_dim)
+        self.act = activation(act)
+        self.to_out = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Transform every token by itself."""
+        return self.dropout(self.to_out(self.dropout(self.act(self.to_hidden(x)))))
+
+
+class LayerScale(nn.Module):
+    """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2).
+
+    Args:
+        dim: width of a token.
+        init: what every factor starts at.
+    """
+
+    def __init__(self, dim: int, init: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Scale the channels."""
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples in training (stochastic depth, arXiv:1603.09382).
+
+    What is kept is scaled by 1 / (1 - p), so that the expectation does not change.
+
+    Args:
+        p: probability with which a sample loses the branch, in [0, 1).
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"the probability to drop a path is in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, x: Float[Tensor, b * s]) -> Float[Tensor, b * s]:
+        """Drop samples at random; the identity in eval."""
+        if not self.training or self.p == 0:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * (keep / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        """Show the settings when printed."""
+        return f"p={self.p}"
+
+
+class Residual(nn.Module):
+    """x + tail(branch(norm(x))).
+
+    Args:
+        branch: what the block computes.
+        norm: applied to what enters the branch, not to the residual stream.
+        tail: what stands between the branch and the sum: LayerScale, DropPath, or nothing.
+    """
+
+    def __init__(self, branch: nn.Module, norm: nn.Module, tail: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.norm = norm
+        self.branch = branch
+        self.tail = nn.Sequential(*tail)
+
+    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Add the branch to its input."""
+        return x + self.tail(self.branch(self.norm(x)))
+
+
+class Block(nn.Module):
+    """A transformer block: attention, then a feed-forward, each in a residual.
+
+    Args:
+        attention: mixes tokens.
+        feedforward: transforms every token by itself.
+    """
+
+    def __init__(self, attention: Residual, feedforward: Residual) -> None:
+        super().__init__()
+        self.attention = attention
+        self.feedforward = feedforward
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Apply both residual branches."""
+        return self.feedforward(self.attention(x))
+
+
+class Encoder(nn.Module):
+    """A stack of blocks.
+
+    Args:
+        block: makes the block of a layer from its index, so that any schedule over depth is its own.
+        depth: number of blocks.
+    """
+
+    def __init__(self, block: Callable[[int], nn.Module], *, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
+        self.grad_checkpointing = False
+
+    def steps(self, x: Float[Tensor, "b n d"]) -> Iterator[Float[Tensor, "b n d"]]:
+        """Give the tokens after every block in turn."""
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            yield x
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Apply all blocks."""
+        for tokens in self.steps(x):
+            x = tokens
+        return x
+
+    def intermediates(
+        self, x: Float[Tensor, "b n d"], layers: Collection[int], *, stop_early: bool = False
+    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b n d"]]]:
+        """Give the last tokens and those after the blocks asked for, in the order of depth.
+
+        Args:
+            x: tokens that enter the first block.
+            layers: indices of blocks.
+            stop_early: leave out the blocks after the last one asked for.
+        """
+        taken = []
+        for layer, tokens in enumerate(self.steps(x)):
+            x = tokens
+            if layer in layers:
+                taken.append(x)
+            if stop_early and len(taken) == len(layers):
+                break
+        return x, taken

@@ -1,0 +1,115 @@
+"""Where a token stands: position embeddings that are added to the tokens, and their resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+def resize_table(
+    table: Float[Tensor, "1 n d"], old: Sequence[int], new: Sequence[int], *, antialias: bool = True
+) -> Float[Tensor, "1 m d"]:
+    """Interpolate position embeddings from one grid to another (ViT, section 3.2).
+
+    Args:
+        table: embeddings of the old grid's cells, in row-major order, without prefix tokens.
+        old: the grid that the table belongs to.
+        new: the grid wanted.
+        antialias: low-pass before shrinking (2-D grids), as timm does; transformers does not.
+
+    Raises:
+        ValueError: where the table does not have the old grid's number of rows.
+    """
+    if table.shape[1] != prod(old):
+        raise ValueError(f"a grid of {tuple(old)} has {prod(old)} positions, the table {table.shape[1]}")
+    if tuple(old) == tuple(new):
+        return table
+    mode = INTERPOLATION[len(old)]
+    cells = table.float().transpose(1, 2).unflatten(2, tuple(old))
+    cells = F.interpolate(cells, tuple(new), mode=mode, antialias=antialias and len(old) == 2)
+    return cells.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def sincos_table(grid: Sequence[int], dim: int, *, temperature: float = 10_000.0) -> Float[Tensor, "1 n d"]:
+    """Compute fixed sine and cosine embeddings of a 2-D grid's cells.
+
+    Per cell: sin(x w), cos(x w), sin(y w), cos(y w), a quarter of the channels each, with the
+    frequencies w falling geometrically from 1 to 1 / temperature (Beyer et al. 2022, arXiv:2205.01580).
+
+    Raises:
+        ValueError: where `dim` is not a multiple of 4, or is 4, or the grid is not 2-D.
+    """
+    if dim % 4 or dim < 8:
+        raise ValueError(f"2-D sin-cos positions need a width that is a multiple of 4 from 8 on, got {dim}")
+    if len(grid) != 2:
+        raise ValueError(f"2-D sin-cos positions need a 2-D grid, got {tuple(grid)}")
+    y, x = torch.meshgrid(*(torch.arange(g, dtype=torch.float64) for g in grid), indexing="ij")
+    frequency = temperature ** -torch.linspace(0, 1, dim // 4, dtype=torch.float64)
+    angles = [axis.flatten()[:, None] * frequency for axis in (x, y)]
+    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return table[None].float()
+
+
+class LearnedPositions(nn.Module):
+    """A learned embedding for every cell of a grid, and for the prefix tokens that have a place.
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        dim: width of a token.
+        prefix: rows in front for prefix tokens (the class token's, as a rule).
+    """
+
+    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        self.prefix = prefix
+        self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
+        """Give the embeddings of a grid's cells: those of the same places in the largest grid."""
+        return crop_table(self.table[:, self.prefix :], self.grid, grid)
+
+    def for_prefix(self, tokens: int) -> Float[Tensor, "1 k d"]:
+        """Give what is added to the prefix tokens; zero for those without a place."""
+        return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
+
+
+class SinCosPositions(nn.Module):
+    """Fixed sine and cosine embeddings of a 2-D grid (see `sincos_table`).
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        dim: width of a token, a multiple of 4.
+    """
+
+    table: Tensor
+
+    def __init__(self, grid: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        self.prefix = 0
+        self.register_buffer("table", sincos_table(grid, dim), persistent=False)
+
+    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
+        """Give the embeddings of a grid's cells: those of the same places in the largest grid."""
+        return crop_table(self.table, self.grid, grid)
+
+
+def crop_table(
+    table: Float[Tensor, "1 n d"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "1 m d"]:
+    """Take the rows of the cells that a smaller grid shares with a larger one, from the origin on."""
+    if tuple(old) == tuple(new):
+        return table
+    cells = table.unflatten(1, tuple(old))
+    for axis, extent in enumerate(new):
+        cells = cells.narrow(1 + axis, 0, extent)
+    return cells.flatten(1, -2)

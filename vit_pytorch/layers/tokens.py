@@ -1,0 +1,74 @@
+"""Around the sequence: prefix tokens in front of the patches, and pooling behind the encoder."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.layers.attention import FusedAttention
+from vit_pytorch.layers.encoder import FeedForward
+
+
+class PrefixTokens(nn.Module):
+    """Learned tokens that travel in front of the patches: a class token, then registers.
+
+    Args:
+        dim: width of a token.
+        class_token: whether there is a class token (ViT, section 3.1); it comes first.
+        registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
+    """
+
+    def __init__(self, dim: int, *, class_token: bool = True, registers: int = 0) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        for token in (self.class_token, self.registers):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+
+    def __len__(self) -> int:
+        """Give the number of prefix tokens."""
+        return sum(token.shape[1] for token in self.parameters())
+
+    def forward(self) -> Float[Tensor, "1 k d"]:
+        """Give the tokens, the class token first."""
+        return torch.cat([token for token in (self.class_token, self.registers) if token is not None], dim=1)
+
+
+class AttentionPool(nn.Module):
+    """Pool tokens by attention from one learned query, then a residual feed-forward.
+
+    The "MAP head" of Zhai et al. 2021 (arXiv:2106.04560, section 3.2).
+
+    Args:
+        dim: width of a token.
+        heads: attention heads; `dim` is a multiple.
+        mlp_dim: width inside the feed-forward.
+        norm_eps: epsilon of the LayerNorm.
+        act: name of the activation (see `layers.encoder.ACTIVATIONS`).
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int, mlp_dim: int, norm_eps: float = 1e-6, act: str = "gelu"
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.query = nn.Parameter(torch.empty(1, 1, dim))
+        nn.init.trunc_normal_(self.query, std=dim**-0.5)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.attend = FusedAttention()
+        self.to_out = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = FeedForward(dim, mlp_dim, act=act)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Pool tokens to one vector per sample."""
+        q = self.to_q(self.query).expand(x.shape[0], -1, -1)
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        pooled = self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]

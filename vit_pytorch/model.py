@@ -1,0 +1,248 @@
+"""What every model promises: checked input, features and head, a configuration, saving and loading."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.weights import load_weights, read_safetensors
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
+
+
+class VisionModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="vit_pytorch",
+    pipeline_tag="image-classification",
+    tags=["vision-transformer"],
+):
+    """A model from images to logits; the base of every architecture here.
+
+    A subclass sets the attributes below in its constructor and writes `forward_features`,
+    `forward_head` and what the other abstract methods ask for.
+
+    Attributes:
+        num_classes: number of logits; 0 makes the model give the pooled embedding.
+        num_features: width of the features.
+        channels: channels of the input.
+        image_size: the largest input, (height, width) in pixels.
+        default_cfg: how images are prepared for the model, under the names that timm's tools read.
+        feature_info: what each intermediate feature is: module, num_chs, reduction (stride in pixels).
+    """
+
+    num_classes: int
+    num_features: int
+    channels: int
+    image_size: tuple[int, ...]
+    default_cfg: dict[str, Any]
+    feature_info: list[dict[str, Any]]
+
+    def __init__(
+        self, *, num_classes: int, num_features: int, channels: int, image_size: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        if num_classes < 0 or channels < 1:
+            raise ValueError(f"num_classes is at least 0 and channels 1; got {num_classes} and {channels}")
+        self.num_classes = num_classes
+        self.num_features = num_features
+        self.channels = channels
+        self.image_size = image_size
+        self.default_cfg = {
+            "architecture": type(self).__name__,
+            "input_size": (channels, *image_size),
+            "mean": (0.5,) * channels,
+            "std": (0.5,) * channels,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "num_classes": num_classes,
+        }
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as they build this model again."""
+        config: Any = self._hub_mixin_config
+        return dict(config or {})
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what enters the classifier."""
+        return self.num_features
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The same as `default_cfg`; tools written for timm look under either name."""
+        return self.default_cfg
+
+    def forward(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b k"]:
+        """Compute logits, or the pooled embedding where `num_classes` is 0.
+
+        Raises:
+            ValueError: where rank, channels, size or dtype of the images are not what the model takes.
+        """
+        return self.forward_head(self.forward_features(images))
+
+    @abstractmethod
+    def forward_features(self, images: Float[Tensor, "b c *size"]) -> Tensor:
+        """Compute tokens or a feature map, before pooling."""
+
+    @abstractmethod
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Float[Tensor, "b k"]:
+        """Pool features and classify them.
+
+        Args:
+            features: what `forward_features` gives.
+            pre_logits: whether to stop before the classifier.
+        """
+
+    @abstractmethod
+    def forward_intermediates(
+        self,
+        images: Float[Tensor, "b c *size"],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Intermediates | tuple[Tensor, Intermediates]:
+        """Compute features between the layers, as timm's models do.
+
+        Args:
+            images: input.
+            indices: which layers, negative ones from the end; an int for the last so many, None for all.
+            return_prefix_tokens: whether to give (features, prefix tokens) for each layer.
+            norm: whether to apply the final norm to each.
+            stop_early: whether to leave out the layers after the last one asked for.
+            output_fmt: "NCHW" for maps, "NLC" for tokens.
+            intermediates_only: whether to leave out the final features.
+
+        Returns:
+            The final features and the list of intermediates, or the list alone.
+        """
+
+    @abstractmethod
+    def get_classifier(self) -> nn.Module:
+        """Give the layer that computes the logits; the identity where there is none."""
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one.
+
+        Args:
+            num_classes: number of logits; 0 for the pooled embedding.
+            global_pool: another pooling, where the architecture has one.
+        """
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Give patterns that sort parameters by depth, for layer-wise learning rates, as timm reads them."""
+
+    def _record(self, **arguments: Any) -> None:
+        """Note arguments that changed after construction, so that the configuration builds what is there."""
+        known = {name: value for name, value in arguments.items() if name in self._hub_mixin_init_parameters}
+        self._hub_mixin_config = {**self.config, **known}
+        self.default_cfg.update({name: value for name, value in known.items() if name in self.default_cfg})
+
+    def check_images(self, images: Tensor) -> None:
+        """Hold an input against what the model takes, apart from its size, which the patch grid checks.
+
+        Raises:
+            ValueError: naming what was expected and what came.
+        """
+        rank = 2 + len(self.image_size)
+        if images.ndim != rank:
+            raise ValueError(
+                f"expected images of rank {rank} (batch, {self.channels} channels, "
+                f"{' x '.join(map(str, self.image_size))}), got shape {tuple(images.shape)}"
+            )
+        if images.shape[1] != self.channels:
+            raise ValueError(f"expected {self.channels} channels, got {images.shape[1]}")
+        want = next(self.parameters()).dtype
+        if images.dtype != want and not (
+            images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
+        ):
+            raise ValueError(f"expected images of dtype {want}, got {images.dtype}")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        lost = [
+            name for name in self._hub_mixin_init_parameters if name != "self" and name not in self.config
+        ]
+        if lost:
+            raise ValueError(
+                f"arguments of {type(self).__name__} that no configuration file can hold: {', '.join(lost)}"
+            )
+        super()._save_pretrained(save_directory)
+        config = {**self.config, "architecture": type(self).__name__, "default_cfg": self.default_cfg}
+        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        config: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> VisionModel:
+        if config is None:
+            raise FileNotFoundError(f"no {CONFIG_NAME} at {model_id}")
+        if config.get("architecture", cls.__name__) != cls.__name__:
+            raise ValueError(f"{model_id} holds a {config['architecture']}, not a {cls.__name__}")
+        folder = Path(model_id)
+        weights = folder / WEIGHTS_NAME
+        if not folder.is_dir():
+            weights = Path(
+                hf_hub_download(
+                    model_id,
+                    WEIGHTS_NAME,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        model = cls(**arguments)
+        model.default_cfg.update(config.get("default_cfg", {}))
+        load_weights(model, read_safetensors(weights), source=str(weights))
+        return model.eval()
+
+
+def take_layers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Resolve the `indices` of `forward_intermediates` to layers in the order of depth.
+
+    Raises:
+        ValueError: where an index is outside the model.
+    """
+    if indices is None:
+        return list(range(depth))
+    if isinstance(indices, int):
+        indices = range(depth - indices, depth) if 0 < indices <= depth else [indices]
+        if len(indices) == 1 and not 0 <= indices[0] < depth:
+            raise ValueError(f"the last so many layers are 1 to {depth}, got {indices[0]}")
+    if any(not -depth <= index < depth for index in indices):
+        raise ValueError(f"layers are {-depth} to {depth - 1}, got {list(indices)}")
+    return sorted({index % depth for index in indices})

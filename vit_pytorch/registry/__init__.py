@@ -1,0 +1,45 @@
+"""Named models as data, one file a family."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import import_module
+
+from vit_pytorch.registry.entry import ModelEntry
+
+FAMILIES = ("vit", "simple_vit")
+
+
+@cache
+def entries() -> dict[str, ModelEntry]:
+    """Give every named model by its name, in the order of the catalogue."""
+    found: dict[str, ModelEntry] = {}
+    for family in FAMILIES:
+        for entry in import_module(f"vit_pytorch.registry.{family}").ENTRIES:
+            if entry.name in found:
+                raise ValueError(f"two models are named {entry.name}")
+            found[entry.name] = entry
+    return found
+
+
+def find_entry(name: str) -> ModelEntry:
+    """Look a named model up.
+
+    Raises:
+        ValueError: where there is none of that name; suggests those closest to it.
+    """
+    if name not in entries():
+        close = get_close_matches(name, entries(), n=3) or list(entries())[:3]
+        raise ValueError(f"no model is named {name!r}; close to it: {', '.join(close)}")
+    return entries()[name]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """List the named models.
+
+    Args:
+        pattern: shell-style wildcard that a name matches, such as `vit_*_patch16_*`.
+    """
+    return [name for name in entries() if fnmatchcase(name, pattern)]

@@ -1,0 +1,54 @@
+"""What the registry knows of a named model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vit_pytorch.model import VisionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A named model as data.
+
+    Args:
+        name: timm's name where timm has the model, the official code's otherwise.
+        architecture: the class.
+        config: its arguments.
+        parameters: exact number of parameters that the optimizer sees, with 1000 classes.
+        tiny: overrides that make it small enough to test every promise in moments.
+        default_cfg: how images are prepared: mean, std, interpolation, crop_pct.
+        hub_id: repository of the published weights on the Hugging Face Hub, where there are any.
+        exceptions: promises of the interface that the model cannot keep, each with the reason.
+    """
+
+    name: str
+    architecture: type[VisionModel]
+    config: Mapping[str, Any]
+    parameters: int
+    tiny: Mapping[str, Any]
+    default_cfg: Mapping[str, Any] = field(default_factory=dict)
+    hub_id: str | None = None
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+    def build(self, **overrides: Any) -> VisionModel:
+        """Build the model, with some arguments changed.
+
+        Raises:
+            ValueError: where an override is not an argument of the architecture.
+        """
+        known = [name for name in self.architecture._hub_mixin_init_parameters if name != "self"]
+        unknown = [name for name in overrides if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{self.architecture.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}"
+            )
+        model = self.architecture(**{**self.config, **overrides})
+        cfg = dict(self.default_cfg)
+        for key in ("mean", "std"):
+            if len(cfg.get(key, ())) != model.channels:
+                cfg.pop(key, None)
+        model.default_cfg.update(cfg, architecture=self.name)
+        return model

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -109,7 +108,9 @@ def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
     save_file(_separate(weights), folder / WEIGHTS, metadata={"format": "pt"})
-    torch.save(training, folder / TRAINING)
+    # through Python's own file: torch's does not tell why it failed
+    with (folder / TRAINING).open("wb") as file:
+        torch.save(training, file)
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in (WEIGHTS, TRAINING)
@@ -229,13 +230,14 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing{_offer(folder)}")
-        if file.stat().st_size != size:
+        found = file.stat().st_size
+        if found != size:
             raise CheckpointError(
-                f"{file} is damaged: {size} bytes were written, it has {file.stat().st_size}{_offer(folder)}"
+                f"{file} is damaged: it has {found} bytes and should have {size}{_offer(folder)}"
             )
         if _sha256(file) != digest:
             raise CheckpointError(
-                f"{file} is damaged: its SHA-256 is not the one noted when it was written{_offer(folder)}"
+                f"{file} is damaged: its SHA-256 is not the one in {folder / MANIFEST}{_offer(folder)}"
             )
     return manifest
 
@@ -291,30 +293,3 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     state = {_PREFIX + name: value for name, value in weights.items()} | training.pop("other_state")
     return {**training, "state_dict": state}
-
-
-class FolderCheckpointIO(CheckpointIO):
-    """Lightning's way to the checkpoints of this module; give it to ``Trainer(plugins=[...])``."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
-        """Write a checkpoint with :func:`write_checkpoint`."""
-        if storage_options is not None:
-            raise ValueError(
-                f"checkpoints go to local disks, which take no storage options, got {storage_options!r}"
-            )
-        write_checkpoint(checkpoint, path)
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint with :func:`read_checkpoint`; tensors arrive on the CPU, other objects never."""
-        return read_checkpoint(path)
-
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a checkpoint's folder; killed half-way, it leaves no folder with a final name."""
-        path = Path(path)
-        doomed = path.with_name(f".{path.name}.tmp")
-        path.rename(doomed)
-        shutil.rmtree(doomed)

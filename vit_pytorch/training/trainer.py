@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 
 from vit_pytorch.training.callbacks import Checkpoints, ExactResume
-from vit_pytorch.training.checkpoints import FolderCheckpointIO
+from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
 from vit_pytorch.training.finite import FiniteGuard
 from vit_pytorch.training.signals import Interrupted
 from vit_pytorch.training.strategies import StrategyName, make_strategy

@@ -1,5 +1,6 @@
 """The `vit` command."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command and its options; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 for an error, 2 for wrong usage. Training that was stopped by a signal leaves with
-        `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C.
+        The exit status: 0, 1 for an error, 2 for wrong usage. Training that was stopped by a signal leaves
+        with `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -45,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         getattr(import_module(f"vit_pytorch.cli.{module}"), command)(options)
     except UsageError as error:
         return _fail(str(error), 2)
-    except (ValueError, OSError, *_own_errors()) as error:
-        return _fail(str(error), 1)
+    except BrokenPipeError:
+        # the reader, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except Exception as error:
+        if isinstance(error, (ValueError, OSError, *_own_errors())):
+            return _fail(str(error), 1)
+        raise
     return 0
 
 

@@ -1,6 +1,7 @@
 """Settings in layers: the recipe, then the configuration file, then the command line; each key checked."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ class UsageError(ValueError):
     """The command line or a configuration file asks for what does not exist."""
 
 
-def long_options(arguments: Sequence[str]) -> list[str]:
-    """Write options as the parser knows them: underscores for dashes, `--model.name` for `--model`."""
+def long_options(arguments: Sequence[str], short: Container[str] = ("data", "model")) -> list[str]:
+    """Write options as the parser knows them: underscores for dashes, `--model.name` for `--model`.
+
+    Args:
+        arguments: A command line.
+        short: Which of the options in `SHORT` are written out.
+    """
     result = []
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             key = key.replace("-", "_")
-            argument = f"--{f'{key}.{SHORT[key]}' if key in SHORT else key}{equals}{value}"
+            argument = f"--{f'{key}.{SHORT[key]}' if key in short else key}{equals}{value}"
         result.append(argument)
     return result
 
@@ -107,7 +113,9 @@ def check_options(arguments: Sequence[str], known: Iterable[str]) -> None:
     for argument in arguments:
         option = argument.partition("=")[0]
         if option.startswith("--") and len(option) > 2 and option[2:] not in known:
-            raise UsageError(f"unknown option {option!r}; {nearest(option[2:], known, dashes=True)}")
+            short = [name for name, full in SHORT.items() if f"{name}.{full}" in known]
+            close = nearest(option[2:], [*short, *known], dashes=True)
+            raise UsageError(f"unknown option {option!r}; {close}")
 
 
 def nearest(key: str, known: Iterable[str], *, dashes: bool = False) -> str:
@@ -122,3 +130,8 @@ def nearest(key: str, known: Iterable[str], *, dashes: bool = False) -> str:
         ]
     mark = "--" if dashes else ""
     return f"the nearest one is {f'{mark}{close[0]}'!r}"
+
+
+def plain_message(error: Exception) -> str:
+    """Write an error of the parser in one line, the key in front."""
+    return re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(str(error).split()))

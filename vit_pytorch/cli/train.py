@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -17,6 +16,7 @@ from vit_pytorch.cli.layers import (
     drop_other_models,
     long_options,
     option_value,
+    plain_message,
     read_layer,
 )
 from vit_pytorch.registry import find_entry
@@ -79,7 +79,7 @@ def read_command(arguments: Sequence[str], resumed: Path | None) -> tuple[TrainC
     try:
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(plain_message(error)) from error
     return _instantiate(parser, parsed, name), Path(parsed.output) if parsed.output else None
 
 
@@ -149,7 +149,7 @@ def _set_defaults(parser: ArgumentParser, layer: dict[str, Any], source: str) ->
     try:
         parsed = parser.parse_object(layer)
     except ArgumentError as error:
-        raise UsageError(f"{source}: {_one_line(error)}") from error
+        raise UsageError(f"{source}: {plain_message(error)}") from error
     known = set(parser.get_defaults().keys())
     parser.set_defaults({key: parsed[key] for key in _leaves(layer, known)})
 
@@ -167,10 +167,6 @@ def _instantiate(parser: ArgumentParser, parsed: Namespace, name: str) -> TrainC
     model = {"name": name, **{key: value for key, value in vars(parsed.model).items() if key != "name"}}
     rest = {key: value for key, value in settings.items() if key not in (*STARTING, "model")}
     return TrainConfig(model=model, **rest)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _short(source: str) -> str:

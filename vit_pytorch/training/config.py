@@ -28,7 +28,7 @@ class DataConfig:
         mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
         std: Divides after that; likewise.
         interpolation: How images are resized; the model's own if left out.
-        crop_pct: Part of the resized image that the centre crop of evaluation keeps; the model's own if left out.
+        crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
         val_fraction: Part of each class held out for validation, where the data has no such split.
         test_fraction: Part of each class held out for the test, where the data is not split at all.
         split_seed: Chooses the images that are held out; the run's seed if left out.
@@ -70,7 +70,7 @@ class TrainConfig:
         strategy: `ddp` copies the model to each process, `fsdp` shards it.
         accelerator: `auto`, `cpu`, `gpu` or another that Lightning knows.
         precision: Number format, as Lightning names it.
-        workers: Processes that load images; by itself none for images in memory, else one a core, 8 at the most.
+        workers: Processes that load images; by itself none for images in memory, else one a core, up to 8.
         on_nonfinite: Whether a loss that is not finite stops the run or its step is skipped.
         save_every: Optimizer steps between checkpoints within an epoch; only at its end if left out.
     """
@@ -102,8 +102,8 @@ class TrainConfig:
         parts = self.devices * self.accumulate
         if self.batch_size % parts:
             raise ValueError(
-                f"batch_size must be a multiple of devices x accumulate = {self.devices} x {self.accumulate}, "
-                f"got {self.batch_size}"
+                f"batch_size must be a multiple of devices x accumulate = "
+                f"{self.devices} x {self.accumulate}, got {self.batch_size}"
             )
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(

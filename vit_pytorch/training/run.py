@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vit_pytorch.model import VisionModel
 from vit_pytorch.registry import find_entry
@@ -189,9 +189,8 @@ def _announce(config: TrainConfig, folder: Path, splits: Splits, model: VisionMo
         sizes += f", {len(splits.test)} to test"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"data   {config.data.source}: {len(splits.classes)} classes, images: {sizes}")
-    print(
-        f"model  {config.model['name']}: {parameters:,} parameters, input {' x '.join(map(str, model.image_size))}"
-    )
+    size = " x ".join(map(str, model.image_size))
+    print(f"model  {config.model['name']}: {parameters:,} parameters, input {size}")
     print(f"run    {folder}", flush=True)
 
 
@@ -201,8 +200,8 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says about itself; its warnings stay, but for three that are of no use here."""
+    """Leave out what Lightning says about itself; its warnings stay, but for two without use here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*", ".*treespec.*"):
+    for message in (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*"):
         warnings.filterwarnings("ignore", message=message)

@@ -38,7 +38,7 @@ def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> N
         crop_pct=prep.crop_pct,
         label_names=saved.classes,
     )
-    saved.model.save_pretrained(folder)
+    saved.model.save_pretrained(Path(folder))
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
@@ -46,7 +46,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
 
     Raises:
         FileNotFoundError: Where there is no model.
-        ValueError: Where the configuration is damaged or names an unknown architecture, or the weights do not fit.
+        ValueError: Where the configuration is damaged or names an unknown architecture, or weights do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,7 +55,8 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
     file = place / CONFIG_NAME
     if not file.is_file():
         raise FileNotFoundError(
-            f"{folder} has no model (no {MODEL}/{CONFIG_NAME} and no {CONFIG_NAME}); a run has one when it has finished"
+            f"{folder} has no model (no {MODEL}/{CONFIG_NAME}, no {CONFIG_NAME}); "
+            "a run has one when it has finished"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -64,7 +65,8 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
     architectures = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
     if config.get("architecture") not in architectures:
         raise ValueError(
-            f"{file}: architecture must be one of {', '.join(architectures)}, got {config.get('architecture')!r}"
+            f"{file}: architecture must be one of {', '.join(architectures)}, "
+            f"got {config.get('architecture')!r}"
         )
     model = architectures[config["architecture"]].from_pretrained(place)
     cfg = model.default_cfg

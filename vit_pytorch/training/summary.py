@@ -71,7 +71,7 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """Say in Markdown what a run gave; figures are of the test split, or of validation where there is none."""
+    """Say in Markdown what a run gave; figures by class are the test's, or validation's."""
     split = "test" if "test" in summary else "val"
     lines = [f"# {summary['model']} on {summary['data']}", ""]
     if "test" in summary:
@@ -81,8 +81,8 @@ def render(summary: Mapping[str, Any]) -> str:
     lines += [
         f"- validation accuracy: {summary['val']['accuracy']:.2%} of {summary['val']['images']} images",
         f"- parameters: {summary['parameters']:,}",
-        f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s, seed {summary['seed']}; "
-        f"weights of {summary['best_checkpoint']}, the best in validation",
+        f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s, seed {summary['seed']}",
+        f"- weights: {summary['best_checkpoint']}, the best in validation",
         "",
     ]
     return "\n".join([*lines, *class_table(summary[split])])

@@ -9,7 +9,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vit_pytorch.model import VisionModel
 from vit_pytorch.registry import find_entry
@@ -66,7 +65,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     folder = _claim(folder, numbered=numbered, resume=resume)
     history = History(folder / METRICS, show=not sys.stdout.isatty())
     trainer = _trainer(config, folder, history, steps=len(splits.train) // config.device_batch_size)
-    if rank_zero_only.rank == 0:
+    if _is_first():
         _announce(config, folder, splits, model)
         write_config(config, folder / CONFIG)
     module = Classifier(
@@ -168,7 +167,7 @@ def _trainer(config: TrainConfig, folder: Path, history: History, *, steps: int)
 
 def _claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
     """Let the first process take the folder, and the others follow."""
-    if rank_zero_only.rank == 0:
+    if _is_first():
         if numbered and "TORCHELASTIC_RUN_ID" in os.environ:
             raise ValueError(
                 "under torchrun all processes need to know the run's folder: name it by --output"
@@ -181,6 +180,11 @@ def _claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
         os.environ[_FOLDER] = str(folder)
         return folder
     return Path(os.environ.get(_FOLDER, folder)).absolute()
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the run's processes, before Lightning knows it."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def _announce(config: TrainConfig, folder: Path, splits: Splits, model: VisionModel) -> None:

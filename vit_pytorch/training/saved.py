@@ -46,7 +46,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
 
     Raises:
         FileNotFoundError: Where there is no model.
-        ValueError: Where the configuration is damaged or names an unknown architecture, or weights do not fit.
+        ValueError: Where the configuration is damaged or names an unknown architecture; weights do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():

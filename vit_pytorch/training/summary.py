@@ -81,7 +81,8 @@ def render(summary: Mapping[str, Any]) -> str:
     lines += [
         f"- validation accuracy: {summary['val']['accuracy']:.2%} of {summary['val']['images']} images",
         f"- parameters: {summary['parameters']:,}",
-        f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s, seed {summary['seed']}",
+        f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s",
+        f"- seed: {summary['seed']}",
         f"- weights: {summary['best_checkpoint']}, the best in validation",
         "",
     ]

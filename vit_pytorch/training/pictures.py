@@ -55,7 +55,8 @@ def draw_confusion(
     side = min(3 + 0.45 * count, 20)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes: Axes = figure.subplots()
-    axes.imshow(confusion / confusion.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if count <= MOST_NUMBERS:
         axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 3 else 0)

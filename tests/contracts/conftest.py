@@ -1,4 +1,4 @@
-"""What the contracts run over: every different tiny model of the registry, and options that no named model has yet.
+"""The models that the contracts run over: every different tiny one of the registry, and further options.
 
 A contract is a test function here that takes `entry` or `model`; its name without `test_` is what
 `ModelEntry.exceptions` calls it. A model that is excepted must fail it, or the exception is out of date.

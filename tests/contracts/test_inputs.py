@@ -10,7 +10,7 @@ from vit_pytorch.model import VisionModel
 def refuse(model: VisionModel, images: Tensor, expected: object, got: object) -> None:
     """Hold that both the logits and the intermediates are refused with these words."""
     for compute in (model, model.forward_features, model.forward_intermediates):
-        with pytest.raises(ValueError, match="image|channels") as error:
+        with pytest.raises(ValueError, match=r"image|channels") as error:
             compute(images)
         assert str(expected) in str(error.value)
         assert str(got) in str(error.value)

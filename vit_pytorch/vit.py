@@ -290,8 +290,8 @@ class ViT(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth, as timm's tools read them."""
         return {
-            "stem": r"^(prefix|positions|patch_embed|pre_norm)\.",
-            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^(norm|fc_norm)\.", (99999,))],
+            "stem": r"^(?:prefix|positions|patch_embed|pre_norm)\.",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^(?:norm|fc_norm)\.", (99999,))],
         }
 
     def _change_pool(self, pool: str) -> None:

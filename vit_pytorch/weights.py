@@ -71,7 +71,8 @@ def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
     while isinstance(state, Mapping) and (inner := [state[name] for name in WRAPPERS if name in state]):
         state = inner[0]
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"{source} holds no state dict, but {_kind(state)}")
+        empty = "an empty" if isinstance(state, Mapping) else "a"
+        raise ValueError(f"{source} holds no state dict, but {empty} {type(state).__name__}")
     wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f"{source} holds no state dict: no tensors under {_few(wrong)}")
@@ -96,9 +97,8 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:
         # Corrupt pickles fail in as many ways as there are bytes.
-        raise ValueError(
-            f"{path} is not an intact PyTorch file: {str(error).splitlines()[:1] or 'empty'}"
-        ) from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not an intact PyTorch file: {reason}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -178,10 +178,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
     model.load_state_dict(dict(state))
-
-
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}" if value or value is None else f"an empty {type(value).__name__}"
 
 
 def _few(names: Iterable[str], most: int = 4) -> str:

@@ -112,7 +112,7 @@ class Format:
         left: dict[str, Tensor] = {}
         unused = []
         for name, tensor in state.items():
-            if any(_match(pattern, name) is not None for pattern in self.unused):
+            if not tensor.numel() or any(_match(pattern, name) is not None for pattern in self.unused):
                 unused.append(name)
                 continue
             hit = self._find(name)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import torch
@@ -83,11 +83,13 @@ def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file, torch.serialization.safe_globals([Namespace]):
+        return _unpickle(file, path)
+
+
+def _unpickle(file: BinaryIO, path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         if culprit is None:
@@ -105,7 +107,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (BadZipFile, EOFError, ValueError, AttributeError, TypeError, zlib.error) as error:
         raise ValueError(f"{path} is not an intact .npz file of plain arrays: {error}") from error

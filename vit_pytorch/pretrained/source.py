@@ -68,7 +68,7 @@ def open_source(checkpoint: Checkpoint) -> Source:
 
 def _open_hub(name: str) -> Source:
     repository, _, revision = name.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise ValueError(f"a name on the Hub is {HUB}organisation/name, got {name!r}")
 
     def find(file: str) -> Path | None:

@@ -43,7 +43,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def table_of_models(architecture: str) -> list[str]:
     """Give the rows of the table of an architecture's named models."""
-    rows = ["| name | parameters | width | depth | heads | patch | published weights |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| name | parameters | width | depth | heads | patch | published weights |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for entry in entries().values():
         if entry.architecture.__name__ == architecture:
             sizes = " | ".join(str(entry.config[key]) for key in ("dim", "depth", "heads", "patch_size"))

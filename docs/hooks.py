@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mkdocs.structure.files import File
+
 from vit_pytorch.registry import entries
 
 if TYPE_CHECKING:

@@ -49,7 +49,8 @@ class ViT(VisionModel):
         channels: channels of the input.
         dropout: dropout after the linear layers of the encoder, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches, "map" an attention pool.
+        pool: "cls" classifies the class token, "mean" the mean of the patches, "map" an attention
+            pool of the patches.
         dim_head: width of a head.
         qkv_bias: whether queries, keys and values have biases.
         out_bias: whether the attention's output projection has a bias.
@@ -224,7 +225,7 @@ class ViT(VisionModel):
             pre_logits: whether to stop before the classifier.
         """
         if self.attention_pool is not None:
-            x = self.attention_pool(features)
+            x = self.attention_pool(features[:, self.num_prefix_tokens :])
         elif self.pool == "cls":
             x = features[:, 0]
         else:
@@ -291,7 +292,7 @@ class ViT(VisionModel):
         """Give patterns that sort parameters by depth, as timm's tools read them."""
         return {
             "stem": r"^(?:prefix|positions|patch_embed|pre_norm)\.",
-            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^(?:norm|fc_norm)\.", (99999,))],
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 
     def _change_pool(self, pool: str) -> None:

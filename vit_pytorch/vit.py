@@ -177,7 +177,6 @@ class ViT(VisionModel):
             {"module": f"encoder.blocks.{layer}", "num_chs": dim, "reduction": max(grid.patch)}
             for layer in range(depth)
         ]
-        self.apply(_init_linear)
         self._init_embedding()
         self.reset_classifier(num_classes)
         if head_zero_init and isinstance(self.head, nn.Linear):
@@ -274,8 +273,10 @@ class ViT(VisionModel):
         weight = next(self.parameters())
         self.head = nn.Identity()
         if num_classes:
-            self.head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
-            _init_linear(self.head)
+            head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.head = head
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
@@ -314,13 +315,6 @@ class ViT(VisionModel):
             nn.init.trunc_normal_(proj.weight, std=prod(proj.weight.shape[1:]) ** -0.5)
             if proj.bias is not None:
                 nn.init.zeros_(proj.bias)
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _check_options(pool: str, class_token: bool, stem: str, patch_norm: bool, positions: str) -> None:

@@ -32,8 +32,8 @@ test: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m mkdocs build --strict
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev $(VENV)/.peer
+	$(BIN)/python benchmarks/speed.py --public $(VENV)/peer
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -50,4 +50,9 @@ $(VENV)/.train: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.made
 	$(PIP) install --editable '.[dev]'
+	touch $@
+
+# The public package has this one's import name, hence a folder of its own.
+$(VENV)/.peer: | $(VENV)/.dev
+	$(PIP) install --no-deps --target $(VENV)/peer vit-pytorch einops
 	touch $@

@@ -226,7 +226,8 @@ class VisionModel(
                 )
             )
         model = cls(**arguments)
-        model.default_cfg.update(config.get("default_cfg", {}))
+        for name, value in config.get("default_cfg", {}).items():
+            model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
 

@@ -37,7 +37,7 @@ def test_save_and_load(model: VisionModel, images: Tensor, tmp_path):
     assert state.keys() == model.state_dict().keys()
     assert all(state[name].equal(tensor) for name, tensor in model.state_dict().items())
     assert json.dumps(loaded.config) == json.dumps(model.config)
-    assert json.dumps(loaded.default_cfg) == json.dumps(model.default_cfg)
+    assert loaded.default_cfg == model.default_cfg
     assert loaded(images).equal(model(images))
 
 

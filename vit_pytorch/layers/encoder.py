@@ -89,7 +89,7 @@ class DropPath(nn.Module):
             raise ValueError(f"the probability to drop a path is in [0, 1), got {p}")
         self.p = p
 
-    def forward(self, x: Float[Tensor, b * s]) -> Float[Tensor, b * s]:
+    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Drop samples at random; the identity in eval."""
         if not self.training or self.p == 0:
             return x

@@ -1,0 +1,214 @@
+"""Labelled images: in memory, in files, and as splits that are checked once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from vit_pytorch.training.data.decode import decode_image
+from vit_pytorch.training.data.seeding import generator_for
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Labelled images in a fixed order.
+
+    Subclasses say how one image is read. An item is the pair (image, label): uint8, ``c h w`` in the data's
+    own number of channels, and an integer.
+
+    Args:
+        labels: The class of each image; -1 where it is not known.
+        channels: Channels that the images have by themselves.
+    """
+
+    def __init__(self, labels: Int64[Tensor, "n"], channels: int) -> None:
+        self.labels = labels
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.read(index, self.channels), int(self.labels[index])
+
+    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """Return what messages call one image: its path if it has one."""
+        raise NotImplementedError
+
+    def subset(self, indices: Int64[Tensor, "m"]) -> "ImageDataset":
+        """Return the images at these indices, in this order."""
+        raise NotImplementedError
+
+    def shuffled(self, generator: torch.Generator) -> Int64[Tensor, "n"]:
+        """Return the indices in random order, drawn from the generator alone."""
+        return torch.randperm(len(self), generator=generator)
+
+
+class ArrayImages(ImageDataset):
+    """Images of one size, held in memory.
+
+    Args:
+        images: Values 0 to 255.
+        labels: The class of each image.
+        origin: What messages call the collection.
+        positions: The place of each image in its collection, where this is a part of it.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int64[Tensor, "n"],
+        *,
+        origin: str,
+        positions: Int64[Tensor, "n"] | None = None,
+    ) -> None:
+        super().__init__(labels, images.shape[1])
+        self.images = images
+        self.origin = origin
+        self.positions = torch.arange(len(labels)) if positions is None else positions
+
+    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, in grey or RGB."""
+        return convert_channels(self.images[index], channels)
+
+    def name(self, index: int) -> str:
+        """Return the path, or place, of one image."""
+        return f"{self.origin}[{int(self.positions[index])}]"
+
+    def subset(self, indices: Int64[Tensor, "m"]) -> "ArrayImages":
+        """Return the images at these indices, in this order."""
+        return ArrayImages(
+            self.images[indices], self.labels[indices], origin=self.origin, positions=self.positions[indices]
+        )
+
+
+class FileImages(ImageDataset):
+    """Images in files, decoded when they are read.
+
+    Args:
+        paths: One file an image.
+        labels: The class of each file; unknown if left out.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Int64[Tensor, "n"] | None = None) -> None:
+        super().__init__(torch.full((len(paths),), -1) if labels is None else labels, channels=3)
+        self.paths = list(paths)
+
+    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, in grey or RGB."""
+        return decode_image(self.paths[index], channels=channels)
+
+    def name(self, index: int) -> str:
+        """Return the path, or place, of one image."""
+        return str(self.paths[index])
+
+    def subset(self, indices: Int64[Tensor, "m"]) -> "FileImages":
+        """Return the images at these indices, in this order."""
+        return FileImages([self.paths[i] for i in indices.tolist()], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and perhaps test images of one task, with the names of its classes.
+
+    Args:
+        classes: Names; a label is an index into them.
+        train: At least one image, of at least two classes.
+        val: At least one image.
+        test: Held-out images, if the data has any.
+
+    Raises:
+        ValueError: A split is empty, a label is out of range, or the training images are all of one class.
+            The message names the split, and the image or class.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageDataset
+    val: ImageDataset
+    test: ImageDataset | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def __post_init__(self) -> None:
+        for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if images is None:
+                continue
+            if len(images) == 0:
+                raise ValueError(f"the {split} split has no images")
+            outside = (
+                ((images.labels < 0) | (images.labels >= len(self.classes))).nonzero().flatten().tolist()
+            )
+            if outside:
+                raise ValueError(
+                    f"labels must be 0 to {len(self.classes) - 1} for {len(self.classes)} classes; "
+                    f"{images.name(outside[0])} in {split} has label {int(images.labels[outside[0]])}"
+                    + (f" ({len(outside)} such images)" if len(outside) > 1 else "")
+                )
+        present = set(self.train.labels.tolist())
+        if len(present) < 2:
+            raise ValueError(
+                "training needs images of at least 2 classes; all "
+                f"{len(self.train)} training images are of class {self.classes[min(present)]!r}"
+            )
+
+
+def convert_channels(images: UInt8[Tensor, "*b c h w"], channels: int) -> UInt8[Tensor, "*b d h w"]:
+    """Turn grey into RGB by repetition, or RGB into grey by ITU-R 601 luma.
+
+    Raises:
+        ValueError: Neither is what was asked for.
+    """
+    present = images.shape[-3]
+    if present == channels:
+        return images
+    if present == 1:
+        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
+    if (present, channels) == (3, 1):
+        return F.rgb_to_grayscale(images)
+    raise ValueError(f"images of {present} channels cannot be read as channels={channels}")
+
+
+def split_off(
+    images: ImageDataset, fraction: float, seed: int, classes: Sequence[str], *, purpose: str
+) -> tuple[ImageDataset, ImageDataset]:
+    """Hold out a fraction of every class, chosen by the seed alone.
+
+    Args:
+        images: What is split.
+        fraction: Part of each class that is held out, between 0 and 1; rounded, but one image at the least.
+        seed: Chooses the images.
+        classes: Names, for messages.
+        purpose: What the held-out part is called in messages.
+
+    Returns:
+        The rest, and the part that is held out, both in the order that they had.
+
+    Raises:
+        ValueError: The fraction is not between 0 and 1, or a class has a single image.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the {purpose} fraction must be between 0 and 1, got {fraction}")
+    generator = generator_for(seed)
+    held = torch.zeros(len(images), dtype=torch.bool)
+    for label in sorted(set(images.labels.tolist())):
+        members = (images.labels == label).nonzero().flatten()
+        if len(members) < 2:
+            known = classes[label] if 0 <= label < len(classes) else label
+            raise ValueError(
+                f"class {known!r} has {len(members)} image left ({images.name(int(members[0]))}); "
+                f"holding out a {purpose} split needs at least 2 in each class"
+            )
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return images.subset((~held).nonzero().flatten()), images.subset(held.nonzero().flatten())

@@ -1,0 +1,99 @@
+"""Reading one image file: bounded, exact about colour, and clear about what is wrong with a bad file."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+)
+MAX_PIXELS = 89_478_485
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+
+class BadImageError(ValueError):
+    """An image that cannot be decoded, or may not be: broken, too large, or without a defined range.
+
+    Args:
+        name: The path of the file, or where else the image comes from.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"bad image {self.name}: {self.reason}"
+
+
+def decode_image(
+    source: Path | bytes, *, channels: int = 3, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[Tensor, "c h w"]:
+    """Decode an image to 8 bits per channel, upright, in grey or RGB.
+
+    16-bit grey is scaled to 8 bits (65535 becomes 255), a palette is resolved, transparency is composited on
+    white, CMYK is converted without a colour profile, and the EXIF orientation is applied. The size is taken
+    from the header, before anything is decompressed. An animation gives its first frame.
+
+    Args:
+        source: A path, or the bytes of a file.
+        channels: 3 for RGB, 1 for grey (luma of ITU-R 601).
+        name: What error messages call the image; a path is its own name.
+        max_pixels: The largest height times width that is decoded.
+
+    Returns:
+        The image, values 0 to 255.
+
+    Raises:
+        BadImageError: The file is empty, truncated, not an image, larger than ``max_pixels``, or holds 32-bit
+            values, whose range is not defined.
+        OSError: The file cannot be read at all.
+        ValueError: ``channels`` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"an image file decodes to 1 or 3 channels, got channels={channels}")
+    data = source.read_bytes() if isinstance(source, Path) else source
+    name = name if name is not None else str(source) if isinstance(source, Path) else "(bytes)"
+    if not data:
+        raise BadImageError(name, "the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise BadImageError(name, f"{width} x {height} pixels exceed the limit of {max_pixels}")
+        opened.load()
+        upright = ImageOps.exif_transpose(opened)
+        image = _to_8_bits(upright, opened.format, name).convert("L" if channels == 1 else "RGB")
+    except (BadImageError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError(name, f"not an image; it begins with {data[:16]!r}") from error
+    except Exception as error:  # decoders raise many types on broken bytes, and Pillow has no list of them
+        raise BadImageError(name, f"{type(error).__name__}: {error}") from error
+    array = torch.from_numpy(np.array(image))
+    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+def _to_8_bits(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
+    """Scale 16 bits to 8, composite on white: ``Image.convert`` alone clips the one and drops the other."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise BadImageError(
+            name, f"{file_format} with 32-bit values (mode {image.mode}) has no defined range"
+        )
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image

@@ -1,0 +1,154 @@
+"""Images of the Hugging Face ``datasets`` library: names on the Hub, saved datasets, folders and Parquet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from vit_pytorch.training.data.datasets import ImageDataset
+from vit_pytorch.training.data.decode import decode_image
+
+SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
+
+
+class HubImages(ImageDataset):
+    """Images of one split, decoded here and not by the ``datasets`` library.
+
+    Args:
+        rows: The split, whose image column is not decoded.
+        column: The image column.
+        labels: The class of each row.
+        origin: What messages call the split.
+        positions: The row of each image, where this is a part of the split.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        column: str,
+        labels: Int64[Tensor, "n"],
+        *,
+        origin: str,
+        positions: Int64[Tensor, "n"] | None = None,
+    ) -> None:
+        super().__init__(labels, channels=3)
+        self.rows = rows
+        self.column = column
+        self.origin = origin
+        self.positions = torch.arange(len(labels)) if positions is None else positions
+
+    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, in grey or RGB."""
+        entry = self.rows[int(self.positions[index])][self.column]
+        source = entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
+        return decode_image(source, channels=channels, name=self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the path, or place, of one image."""
+        return f"{self.origin}[{int(self.positions[index])}]"
+
+    def subset(self, indices: Int64[Tensor, "m"]) -> "HubImages":
+        """Return the images at these indices, in this order."""
+        return HubImages(
+            self.rows,
+            self.column,
+            self.labels[indices],
+            origin=self.origin,
+            positions=self.positions[indices],
+        )
+
+
+def read_hub(
+    name: str, *, config: str | None = None, image: str | None = None, label: str | None = None
+) -> tuple[dict[str, HubImages], tuple[str, ...]]:
+    """Open a dataset and find its image and label columns by their types.
+
+    Args:
+        name: A name on the Hub, or a folder: saved by ``save_to_disk``, of Parquet files, or of images.
+        config: The configuration, for datasets that have several.
+        image: The image column, where there are several.
+        label: The label column, where there are several.
+
+    Returns:
+        Those of the splits ``train``, ``val`` and ``test`` that it has (a dataset of one split is ``train``),
+        and the names of its classes.
+
+    Raises:
+        ImportError: The library is not installed.
+        ValueError: No column, or more than one, is of the type sought; or there is no training split.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("hf: data needs the datasets library: pip install 'vit-pytorch[data]'") from error
+
+    folder = Path(name)
+    saved = any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+    opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
+    found = dict(opened) if isinstance(opened, dict) else {"train": opened}
+    if len(found) == 1:
+        found = {"train": next(iter(found.values()))}
+    chosen = {
+        split: rows
+        for split, aliases in SPLIT_NAMES.items()
+        if (rows := next((found[alias] for alias in aliases if alias in found), None)) is not None
+    }
+    if "train" not in chosen:
+        raise ValueError(f"hf:{name} must have a split named 'train', got {', '.join(map(repr, found))}")
+
+    features = chosen["train"].features
+    image = _column(name, features, image, "image", datasets.Image)
+    label = _column(name, features, label, "label", datasets.ClassLabel)
+    classes = _class_names(features[label], chosen["train"][label])
+    splits = {
+        split: HubImages(
+            rows.cast_column(image, datasets.Image(decode=False)),
+            image,
+            _label_indices(rows[label], rows.features[label], classes, f"hf:{name}[{split}]"),
+            origin=f"hf:{name}[{split}]",
+        )
+        for split, rows in chosen.items()
+    }
+    return splits, classes
+
+
+def _column(name: str, features: Any, wanted: str | None, role: str, kind: type) -> str:
+    if wanted is not None:
+        if wanted not in features:
+            raise ValueError(f"hf:{name} has no column {wanted!r}; it has {', '.join(map(repr, features))}")
+        return wanted
+    fitting = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if role in features and (role in fitting or (not fitting and role == "label")):
+        return role
+    listed = ", ".join(f"{column}: {type(feature).__name__}" for column, feature in features.items())
+    raise ValueError(
+        f"hf:{name} must have one column of type {kind.__name__}, got {len(fitting)} among {listed}; "
+        f"name it with hf:{name}?{role}=COLUMN"
+    )
+
+
+def _class_names(feature: Any, values: Sequence[Any]) -> tuple[str, ...]:
+    """Names of a ClassLabel; of a plain column, the values that occur in training, sorted."""
+    names = getattr(feature, "names", None)
+    return tuple(names) if names is not None else tuple(str(value) for value in sorted(set(values)))
+
+
+def _label_indices(
+    values: Sequence[Any], feature: Any, classes: tuple[str, ...], origin: str
+) -> Int64[Tensor, "n"]:
+    if getattr(feature, "names", None) is not None:
+        if tuple(feature.names) != classes:
+            raise ValueError(
+                f"{origin} must have the classes of training {classes}, got {tuple(feature.names)}"
+            )
+        return torch.tensor(list(values), dtype=torch.long)
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({str(value) for value in values} - index.keys())
+    if unknown:
+        raise ValueError(f"{origin} has the label {unknown[0]!r}, which training does not have")
+    return torch.tensor([index[str(value)] for value in values], dtype=torch.long)

@@ -1,0 +1,123 @@
+"""The worker's side of loading: a request in, a finished batch out."""
+
+import os
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from vit_pytorch.training.data.batched import DRAWS, BatchAugment
+from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, convert_channels
+from vit_pytorch.training.data.decode import BadImageError
+from vit_pytorch.training.data.plan import BatchRequest
+from vit_pytorch.training.data.seeding import generator_for, seeded
+from vit_pytorch.training.data.transforms import (
+    Augmentation,
+    Preprocessing,
+    eval_transform,
+    mix_transform,
+    train_transform,
+)
+
+
+class Batch(NamedTuple):
+    """What a worker answers.
+
+    Args:
+        images: The model's input.
+        labels: Classes, or probabilities of classes where images are mixed.
+        bad: Name and fault of each image that is left out because it cannot be decoded.
+    """
+
+    images: Float[Tensor, "b c h w"]
+    labels: Shaped[Tensor, "b *k"]
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class BatchReader(Dataset[Batch]):
+    """Reads, augments and mixes the images of a request.
+
+    How an image is augmented is a function of (seed, epoch, index), how a batch is mixed one of (seed, epoch,
+    batch). Images in memory are augmented together where that is possible, others one by one.
+
+    Args:
+        images: Where the requested indices point.
+        prep: The model's input.
+        augmentation: None for evaluation.
+        num_classes: Length of the probabilities where images are mixed.
+        seed: Of all randomness.
+        reading: Shared memory; before worker w reads an image, row w becomes (process id, index of the
+            image).
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        prep: Preprocessing,
+        augmentation: Augmentation | None,
+        *,
+        num_classes: int,
+        seed: int,
+        reading: Int64[Tensor, "w 2"],
+    ) -> None:
+        self.images = images
+        self.prep = prep
+        self.seed = seed
+        self.reading = reading
+        self.together = isinstance(images, ArrayImages) and not (augmentation and augmentation.recolors)
+        self.mix = mix_transform(augmentation, num_classes) if augmentation else None
+        self.transform = train_transform(prep, augmentation) if augmentation else eval_transform(prep)
+        self.augment = BatchAugment(prep, augmentation) if augmentation and self.together else None
+        self._draws: tuple[int, Float[Tensor, "n k"]] = (-1, torch.empty(0))
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        batch = self._read_together(request) if self.together else self._read_singly(request)
+        if self.mix is None or not len(batch.images):
+            return batch
+        with seeded(self.seed, request.epoch, request.batch):
+            return Batch(*self.mix(batch.images, batch.labels), bad=batch.bad)
+
+    def _read_together(self, request: BatchRequest) -> Batch:
+        assert isinstance(self.images, ArrayImages), "only images in memory are read together"
+        chosen = torch.tensor(request.indices)
+        self._note(request.indices[0])
+        images = convert_channels(self.images.images[chosen], self.prep.channels)
+        if self.augment is None:
+            return Batch(self.transform(images), self.images.labels[chosen])
+        return Batch(self.augment(images, self._draw(request.epoch)[chosen]), self.images.labels[chosen])
+
+    def _draw(self, epoch: int) -> Float[Tensor, "n k"]:
+        """Random numbers for every image of an epoch, kept until the next."""
+        if self._draws[0] != epoch:
+            # The third key keeps this stream apart from the one that shuffles the epoch.
+            generator = generator_for(self.seed, epoch, len(self.images))
+            self._draws = (epoch, torch.rand(len(self.images), DRAWS, generator=generator))
+        return self._draws[1]
+
+    def _read_singly(self, request: BatchRequest) -> Batch:
+        images: list[Tensor] = []
+        kept: list[int] = []
+        bad: list[tuple[str, str]] = []
+        for index in request.indices:
+            self._note(index)
+            try:
+                image = self.images.read(index, self.prep.channels)
+            except BadImageError as error:
+                bad.append((error.name, error.reason))
+                continue
+            except Exception as error:
+                name = self.images.name(index)
+                raise RuntimeError(f"reading {name} failed: {type(error).__name__}: {error}") from error
+            with seeded(self.seed, request.epoch, index):
+                images.append(self.transform(image))
+            kept.append(index)
+        stacked = torch.stack(images) if images else torch.empty(0, self.prep.channels, *self.prep.image_size)
+        return Batch(stacked, self.images.labels[kept], tuple(bad))
+
+    def _note(self, index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            self.reading[worker.id, 0] = os.getpid()
+            self.reading[worker.id, 1] = index

@@ -1,0 +1,124 @@
+"""From a word on the command line to checked splits."""
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import numpy as np
+import torch
+
+from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, Splits, split_off
+from vit_pytorch.training.data.folders import read_class_folders
+from vit_pytorch.training.data.hub import read_hub
+from vit_pytorch.training.data.idx import read_idx_split
+from vit_pytorch.training.data.shards import read_shards
+
+
+def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2) -> Splits:
+    """Open a dataset that is named by one string.
+
+    - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships.
+    - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below ``train/``, ``val/`` and ``test/``.
+    - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` is the test split.
+    - ``hf:NAME``: Hugging Face ``datasets``, by a name on the Hub or a local folder; options follow as
+      ``?config=NAME&image=COLUMN&label=COLUMN``.
+    - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
+      ``data/val-*.tar``.
+
+    What the data does not split by itself is split by class: first the test part (not for data that comes
+    with a validation or test part), then the validation part of what is left.
+
+    Args:
+        spec: The data.
+        seed: Chooses the images of splits made here, and nothing else.
+        val_fraction: Part of each class that is held out for validation.
+        test_fraction: Part of each class that is held out as the test split; 0 for none.
+
+    Returns:
+        The splits.
+
+    Raises:
+        ValueError: The data is not what the form promises; the message names the file or class.
+        FileNotFoundError: The folder does not exist.
+    """
+    kind, separator, rest = spec.partition(":")
+    if spec == "digits":
+        parts: dict[str, ImageDataset] = {"train": _digits()}
+        classes = tuple(str(i) for i in range(10))
+    elif kind == "idx" and separator:
+        folder = _existing_folder(rest)
+        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k")}
+        classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
+        parts = dict(arrays)
+    elif kind == "hf" and separator:
+        name, _, query = rest.partition("?")
+        options = {key: values[-1] for key, values in parse_qs(query, strict_parsing=bool(query)).items()}
+        if unknown := options.keys() - {"config", "image", "label"}:
+            raise ValueError(f"options of hf: are config, image and label, got {', '.join(sorted(unknown))}")
+        hub, classes = read_hub(name, **options)
+        parts = dict(hub)
+    elif kind == "wds" and separator:
+        parts, classes = _shard_parts(rest)
+    else:
+        parts, classes = _folder_parts(_existing_folder(rest if kind == "folder" and separator else spec))
+    return _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+
+
+def _complete(
+    parts: dict[str, ImageDataset],
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+) -> Splits:
+    train, val, test = parts["train"], parts.get("val"), parts.get("test")
+    if len(parts) == 1 and test_fraction != 0:
+        train, test = split_off(train, test_fraction, seed, classes, purpose="test")
+    if val is None:
+        train, val = split_off(train, val_fraction, seed, classes, purpose="validation")
+    return Splits(classes=classes, train=train, val=val, test=test)
+
+
+def _digits() -> ArrayImages:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return ArrayImages(
+        torch.from_numpy(images).unsqueeze(1), torch.from_numpy(digits.target).long(), origin="digits"
+    )
+
+
+def _existing_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no such folder: {name} (data is digits, FOLDER, idx:FOLDER, hf:NAME or wds:PATTERN)"
+        )
+    return folder
+
+
+def _folder_parts(folder: Path) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+    names = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
+    if names and "train" not in names:
+        raise ValueError(f"{folder} has {' and '.join(names)}, but no folder 'train'")
+    if not names:
+        images, classes = read_class_folders(folder)
+        return {"train": images}, classes
+    train, classes = read_class_folders(folder / "train")
+    parts: dict[str, ImageDataset] = {"train": train}
+    for name in names[1:]:
+        parts[name], _ = read_class_folders(folder / name, classes)
+    return parts, classes
+
+
+def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+    pieces = re.split(r",(?![^{}]*\})", patterns)
+    if len(pieces) > 3:
+        raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}: {patterns}")
+    train, classes = read_shards(pieces[0])
+    parts: dict[str, ImageDataset] = {"train": train}
+    for name, piece in zip(("val", "test"), pieces[1:], strict=False):
+        parts[name], _ = read_shards(piece, classes)
+    return parts, classes

@@ -1,0 +1,156 @@
+import math
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from tests.training.toy import ToyModel
+from vit_pytorch.training.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    check_groups,
+    layer_scales,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+)
+from vit_pytorch.vit import ViT
+
+
+def by_name(model: nn.Module, groups: list[dict[str, object]], value: str) -> dict[str, object]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group[value] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+
+
+def test_norms_biases_and_tokens_do_not_decay() -> None:
+    model = ToyModel()
+    decay = by_name(model, parameter_groups(model, lr=1.0, weight_decay=0.1), "weight_decay")
+    assert {name for name, value in decay.items() if value} == {
+        "blocks.0.weight",
+        "blocks.1.weight",
+        "head.weight",
+    }
+    assert set(decay) == {name for name, _ in model.named_parameters()}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = ToyModel()
+    model.blocks.requires_grad_(False)
+    names = by_name(model, parameter_groups(model, lr=1.0, weight_decay=0.1), "lr")
+    assert set(names) == {"cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias"}
+    with pytest.raises(ValueError, match="ToyModel has no trainable parameter"):
+        parameter_groups(model.requires_grad_(False), lr=1.0, weight_decay=0.1)
+
+
+def test_each_parameter_is_in_exactly_one_group() -> None:
+    model = ToyModel()
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1)
+    groups.append({"params": [model.head.bias]})
+    groups[0]["params"] = [p for p in groups[0]["params"] if p is not model.norm.weight]
+    groups[1]["params"] = [p for p in groups[1]["params"] if p is not model.norm.weight]
+    with pytest.raises(ValueError, match=r"norm\.weight \(in 0\), head\.bias \(in 2\)"):
+        check_groups(model, groups)
+    with pytest.raises(ValueError, match=r"shape \(3,\) is in an optimizer group"):
+        check_groups(model, [{"params": [nn.Parameter(torch.zeros(3))]}])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_layer_decay_is_that_of_timm(name: str) -> None:
+    model = timm.create_model(name)
+    theirs = by_name(model, param_groups_layer_decay(model, layer_decay=0.7), "lr_scale")
+    ours = layer_scales(model, 0.7)
+    assert ours.keys() == theirs.keys()
+    assert all(math.isclose(ours[key], theirs[key]) for key in ours)  # type: ignore[call-overload]
+    assert min(ours.values()) < 0.5
+
+
+def test_layer_decay_of_our_vit_is_that_of_timm() -> None:
+    model = ViT(image_size=32, patch_size=4, num_classes=5, dim=16, depth=3, heads=2, mlp_dim=32)
+    theirs = by_name(model, param_groups_layer_decay(model, layer_decay=0.7), "lr_scale")
+    ours = layer_scales(model, 0.7)
+    assert all(math.isclose(ours[key], theirs[key]) for key in theirs)  # type: ignore[call-overload]
+    assert min(ours.values()) == pytest.approx(0.7**4)
+    assert ours["positions.table"] == min(ours.values())
+    decay = by_name(model, parameter_groups(model, lr=1.0, weight_decay=0.1), "weight_decay")
+    assert decay["positions.table"] == decay["prefix.class_token"] == 0.0
+
+
+def test_layers_have_numbers() -> None:
+    model = ToyModel()
+    model.group_matcher = lambda coarse=False: {"all": r"^(blocks|head)\."}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"captures \['blocks'\] in 'blocks\.0\.weight'"):
+        layer_scales(model, 0.5)
+
+
+def test_layer_decay_needs_layers() -> None:
+    with pytest.raises(ValueError, match=r"a model with group_matcher\(\), Linear has none"):
+        parameter_groups(nn.Linear(2, 2), lr=1.0, weight_decay=0.1, layer_decay=0.9)
+
+
+def test_layer_decay_scales_learning_rates() -> None:
+    model = ToyModel()
+    rates = by_name(model, parameter_groups(model, lr=2.0, weight_decay=0.1, layer_decay=0.5), "lr")
+    assert rates["head.weight"] == 2.0
+    assert rates["norm.weight"] == rates["blocks.1.weight"] == 1.0
+    assert rates["blocks.0.bias"] == 0.5
+    assert rates["cls_token"] == 0.25
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_optimizers(name: str, kind: type) -> None:
+    optimizer = make_optimizer(ToyModel(), OptimizerConfig(name=name, lr=0.5, weight_decay=0.2))  # type: ignore[arg-type]
+    assert type(optimizer) is kind
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
+        (0.5, 0.2),
+        (0.5, 0.0),
+    }
+    with pytest.raises(ValueError, match="must be 'adamw' or 'sgd', got 'lion'"):
+        make_optimizer(ToyModel(), OptimizerConfig(name="lion"))  # type: ignore[arg-type]
+
+
+def test_schedule_is_the_closed_form() -> None:
+    model = ToyModel()
+    optimizer = make_optimizer(model, OptimizerConfig(lr=0.1, layer_decay=0.5))
+    full = [group["lr"] for group in optimizer.param_groups]
+    schedule = make_schedule(optimizer, lr=0.1, min_lr=0.01, warmup=5, total=25)
+    for step in range(30):
+        if step < 5:
+            expected = 0.1 * (step + 1) / 5
+        else:
+            expected = 0.01 + 0.09 * (1 + math.cos(math.pi * min(1, (step - 5) / 20))) / 2
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([expected / 0.1 * rate for rate in full], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.01)
+
+
+def test_schedules_that_cannot_be() -> None:
+    optimizer = make_optimizer(ToyModel(), OptimizerConfig())
+    with pytest.raises(ValueError, match="warm-up of 9 steps is longer than the training of 8"):
+        make_schedule(optimizer, lr=1e-3, min_lr=0.0, warmup=9, total=8)
+    with pytest.raises(ValueError, match=r"min_lr must not exceed lr = 0\.001, got 0\.1"):
+        make_schedule(optimizer, lr=1e-3, min_lr=0.1, warmup=1, total=8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lr", 0.0, "lr must be positive, got 0.0"),
+        ("lr", math.nan, "lr must be positive, got nan"),
+        ("weight_decay", -1.0, "weight_decay must not be negative, got -1.0"),
+        ("layer_decay", 1.5, r"layer_decay must be in \(0, 1\], got 1.5"),
+    ],
+)
+def test_impossible_optimizers(field: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_impossible_schedules() -> None:
+    with pytest.raises(ValueError, match=r"warmup_epochs must not be negative, got -1"):
+        ScheduleConfig(warmup_epochs=-1)
+    with pytest.raises(ValueError, match=r"min_lr must not be negative, got -1"):
+        ScheduleConfig(min_lr=-1)

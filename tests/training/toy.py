@@ -1,0 +1,217 @@
+"""A small model and data set, and a program that trains them; tests run it in child processes."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from vit_pytorch.training.module import Classifier
+from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
+from vit_pytorch.training.trainer import fit, make_trainer
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 1,
+}
+
+
+class ToyModel(nn.Module):
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.num_classes = 4
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.norm = nn.LayerNorm(8)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images + self.cls_token[0]
+        for block in self.blocks:
+            x = x + self.dropout(block(x).relu())
+        return self.head(self.norm(x))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^cls_token", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+
+class ShuffledLoader:
+    """Order from (seed, epoch), noise from the global generator, resumable, cut between ranks."""
+
+    def __init__(
+        self, data: TensorDataset, batch_size: int, noise: float, rank: int = 0, world: int = 1
+    ) -> None:
+        self.data, self.batch_size, self.noise, self.rank, self.world = data, batch_size, noise, rank, world
+        self.epoch = self.done = 0
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        # a plain DataLoader draws a seed for its workers here
+        torch.empty((), dtype=torch.int64).random_()
+        return self._batches()
+
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
+        if self.done == len(self):
+            self.done = 0
+        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(1000 + self.epoch))
+        while self.done < len(self):
+            whole = order[self.done * self.batch_size : (self.done + 1) * self.batch_size]
+            images, labels = self.data[whole[self.rank :: self.world]]
+            if self.noise:
+                images = images + self.noise * torch.randn_like(images)
+            self.done += 1
+            yield images, labels
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+class ToyData(L.LightningDataModule):
+    def __init__(self, noise: float = 0.1, edit: Callable[[Tensor, Tensor], None] | None = None) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(48, 8, generator=generator)
+        labels = images[:, :4].argmax(1)
+        if edit is not None:
+            edit(images, labels)
+        self.train_set = TensorDataset(images, labels)
+        self.noise = noise
+
+    def train_dataloader(self) -> ShuffledLoader:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return ShuffledLoader(self.train_set, 8, self.noise, rank, world)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        held_out = TensorDataset(*(tensor[:16] for tensor in self.train_set.tensors))
+        return DataLoader(held_out, batch_size=8)
+
+
+class Losses(Callback):
+    """Losses of the training by (epoch, batch), of the validations in order, and the learning rates."""
+
+    def __init__(self) -> None:
+        self.train: dict[str, float] = {}
+        self.val: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        loss = outputs["loss"].detach()
+        if trainer.world_size > 1:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")
+        self.train[f"{trainer.current_epoch}.{args[1]}"] = float(loss)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            key = f"{trainer.current_epoch}.{trainer.fit_loop.batch_idx}"
+            self.val[key] = float(trainer.callback_metrics["val/loss"])
+
+
+class At(Callback):
+    """Does something before one training batch."""
+
+    def __init__(self, epoch: int, batch: int, action: Callable[[], None]) -> None:
+        self.when, self.action = (epoch, batch), action
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == self.when:
+            self.action()
+
+
+def toy_module(dropout: float = 0.3, name: str = "adamw") -> Classifier:
+    torch.manual_seed(7)
+    return Classifier(
+        ToyModel(dropout),
+        optimizer=OptimizerConfig(name=name, lr=0.01, layer_decay=0.9),  # type: ignore[arg-type]
+        schedule=ScheduleConfig(warmup_epochs=1, min_lr=0.001),
+        label_smoothing=0.1,
+    )
+
+
+def train(
+    folder: Path,
+    *extra: Callback,
+    ckpt_path: Path | None = None,
+    max_epochs: int = 4,
+    dropout: float = 0.3,
+    noise: float = 0.1,
+    data: ToyData | None = None,
+    **options: Any,
+) -> Losses:
+    losses = Losses()
+    module = toy_module(dropout)
+    trainer = make_trainer(folder, max_epochs=max_epochs, callbacks=[losses, *extra], **{**QUIET, **options})
+    torch.manual_seed(99)
+    fit(trainer, module, data or ToyData(noise), ckpt_path=ckpt_path)
+    return losses
+
+
+def run_toy(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run this file as a program."""
+    command = [sys.executable, __file__, str(folder), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--signal", type=int, help="sent to itself in the middle of epoch 1")
+    parser.add_argument("--die", type=int, help="rank that dies in the middle of epoch 1")
+    options = parser.parse_args()
+
+    extra = []
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    if options.signal is not None and rank == 0:
+        extra.append(At(1, 2, lambda: os.kill(os.getpid(), options.signal)))
+    if options.die == rank:
+        extra.append(At(1, 2, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    losses = train(
+        options.folder,
+        *extra,
+        ckpt_path=options.ckpt,
+        max_epochs=options.epochs,
+        devices=options.devices,
+        strategy=options.strategy,
+        timeout=timedelta(seconds=60),
+    )
+    if rank == 0 and options.log is not None:
+        options.log.write_text(json.dumps({"train": losses.train, "val": losses.val}))
+
+
+if __name__ == "__main__":
+    main()

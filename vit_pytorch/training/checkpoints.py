@@ -1,0 +1,295 @@
+"""Checkpoints on disk: written all or nothing, read only when whole.
+
+A checkpoint is a folder::
+
+    epoch-0003-batch-000120/
+      model.safetensors    the model's weights, under the model's own names
+      training.pt          everything else that training needs to go on; read with ``weights_only=True``
+      manifest.json        size and SHA-256 of both files
+
+It is written under a temporary name in the folder where it will stay, synced to the disk and renamed, so that
+a folder with a final name is complete. Names sort in the order of training: ``epoch-0003`` is the state after
+three whole epochs, ``epoch-0003-batch-000120`` the state 120 batches later.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+TRAINING = "training.pt"
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+_PREFIX = "model."
+_NAME = re.compile(r"epoch-\d{4,}(-batch-\d{6,})?")
+_TEMPORARY = re.compile(r"\.(epoch-\S+)\.(tmp|old)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read: it is damaged, incomplete, unsafe, or not a checkpoint at all."""
+
+
+def checkpoint_name(epoch: int, batch: int | None = None) -> str:
+    """Name of the checkpoint taken after `epoch` whole epochs and, inside the next one, `batch` batches."""
+    name = f"epoch-{epoch:04d}"
+    return name if batch is None else f"{name}-batch-{batch:06d}"
+
+
+def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """Checkpoints in a folder, the earliest state of training first, without temporary folders and links."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and not path.is_symlink()]
+    return sorted(found, key=_order)
+
+
+def _order(path: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", path.name))
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove what a killed process left half written, and bring back a checkpoint it was about to replace."""
+    for path in Path(folder).iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None:
+            continue
+        replaced = path.with_name(match[1])
+        if match[2] == "old" and not replaced.exists():
+            path.rename(replaced)
+        else:
+            shutil.rmtree(path)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint folder atomically.
+
+    Args:
+        checkpoint: What Lightning's ``Trainer`` collects; ``state_dict`` goes to safetensors, the rest to a
+            file that holds tensors and plain Python values only.
+        path: Where the folder will stand. A checkpoint that stands there is replaced.
+
+    Raises:
+        OSError: If it cannot be written, for example for want of space. What was written is removed, and
+            checkpoints that stood in the folder before are as they were.
+    """
+    path = Path(path).absolute()
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        temporary.mkdir()
+        _write_files(checkpoint, temporary)
+        _move_into_place(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        system_error = _system_error(error)
+        if system_error is None:
+            raise
+        raise OSError(system_error, _explain_failed_write(path, system_error)) from error
+
+
+def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
+    training = dict(checkpoint)
+    state = training.pop("state_dict")
+    training["other_state"] = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
+    weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+
+    save_file(_separate(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    # through Python's own file: torch's does not tell why it failed
+    with (folder / TRAINING).open("wb") as file:
+        torch.save(training, file)
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in (WEIGHTS, TRAINING)
+    }
+    manifest = {
+        "format": FORMAT,
+        "epoch": training.get("epoch"),
+        "global_step": training.get("global_step"),
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for name in (WEIGHTS, TRAINING, MANIFEST):
+        _sync(folder / name)
+    _sync(folder)
+
+
+def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU copies where needed; safetensors refuses tensors that share memory (tied weights)."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in weights.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if storage in seen else value
+        seen.add(storage)
+    return separate
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    replaced = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.rename(replaced)
+    temporary.rename(path)
+    _sync(path.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """The operating system's error number behind an error; torch and safetensors hide it in their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if isinstance(error, SafetensorError) and (match := re.search(r"\(os error (\d+)\)", str(error))):
+            return int(match[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _explain_failed_write(path: Path, system_error: int) -> str:
+    reason = os.strerror(system_error)
+    if system_error == errno.ENOSPC:
+        free = shutil.disk_usage(path.parent).free
+        reason = f"no space left on the disk ({free / 1e6:.1f} MB free in {path.parent})"
+    previous = [other for other in list_checkpoints(path.parent) if other != path]
+    kept = (
+        f"the previous checkpoint {previous[-1]} is intact" if previous else "there is no earlier checkpoint"
+    )
+    return f"cannot write checkpoint {path}: {reason}; {kept}"
+
+
+def verify_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest.
+
+    Args:
+        path: The checkpoint's folder, on a local disk.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: If a file is missing, shorter or longer than it was, or has other contents.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise CheckpointError(
+            f"a checkpoint is a folder on a local disk, got the address {text!r}; it was not opened"
+        )
+    folder = Path(path)
+    if not folder.exists():
+        raise CheckpointError(f"no checkpoint at {folder}")
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"a checkpoint is a folder with {MANIFEST}, but {folder} is a file; it was not opened"
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        expected = {
+            name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"])
+            for name in (WEIGHTS, TRAINING)
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST} is missing or damaged: {error!r}{_offer(folder)}"
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest.get('format')}, this program reads {FORMAT}"
+        )
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing{_offer(folder)}")
+        found = file.stat().st_size
+        if found != size:
+            raise CheckpointError(
+                f"{file} is damaged: it has {found} bytes and should have {size}{_offer(folder)}"
+            )
+        if _sha256(file) != digest:
+            raise CheckpointError(
+                f"{file} is damaged: its SHA-256 is not the one in {folder / MANIFEST}{_offer(folder)}"
+            )
+    return manifest
+
+
+def _offer(damaged: Path) -> str:
+    """Say which other checkpoint of the same run is whole, the latest first."""
+    for other in reversed(list_checkpoints(damaged.absolute().parent)):
+        if other.name != damaged.name and _is_whole(other):
+            return f"; the latest whole checkpoint beside it is {other}"
+    return "; no whole checkpoint is beside it"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the files match the manifest, without looking further for other checkpoints."""
+    try:
+        files = json.loads((path / MANIFEST).read_bytes())["files"]
+        return all(_sha256(path / name) == files[name]["sha256"] for name in (WEIGHTS, TRAINING))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Weights of the model in a checkpoint, on the CPU, under the model's own names.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged.
+    """
+    verify_checkpoint(path)
+    return load_file(Path(path) / WEIGHTS)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint folder back into what Lightning's ``Trainer`` restores from.
+
+    Args:
+        path: The checkpoint's folder, on a local disk. Addresses are refused, never fetched.
+
+    Returns:
+        The checkpoint with all tensors on the CPU.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged, or if it holds pickled objects other than tensors and
+            plain values; these are refused without being run.
+    """
+    folder = Path(path)
+    weights = load_weights(path)
+    try:
+        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{folder / TRAINING} was refused, nothing in it was run: {reason}{_offer(folder)}"
+        ) from error
+    state = {_PREFIX + name: value for name, value in weights.items()} | training.pop("other_state")
+    return {**training, "state_dict": state}

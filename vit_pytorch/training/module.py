@@ -1,0 +1,158 @@
+"""Supervised training of image classifiers."""
+
+import math
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
+
+IGNORED = -100
+
+
+class Classifier(L.LightningModule):
+    """Trains a model that maps images to logits, and measures it.
+
+    Logged: ``train/loss`` and ``lr`` for each step; ``val/loss``, ``val/accuracy`` and, with more than five
+    classes, ``val/accuracy_top5`` for each validation; the same under ``test/``. After a test, `confusion`
+    holds the confusion matrix, one row a true class.
+
+    Args:
+        model: Maps images to logits; its ``num_classes`` is the number of logits.
+        optimizer: The optimizer.
+        schedule: The learning rate's course over the training.
+        label_smoothing: Share of each target's probability that is spread over all classes, in [0, 1).
+            Validation and test measure the loss without it.
+
+    Raises:
+        ValueError: If the model has fewer than two classes, or `label_smoothing` is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        num_classes = model.num_classes
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, the model has {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.model = model
+        self.num_classes = num_classes
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.schedule_config = schedule or ScheduleConfig()
+        self.label_smoothing = label_smoothing
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
+        }
+        if num_classes > 5:
+            top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro", ignore_index=IGNORED)
+            accuracies["accuracy_top5"] = top5
+        metrics = MetricCollection(accuracies)
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
+        self.confusion: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of images and targets: labels ``(b,)``, or probabilities ``(b, num_classes)``."""
+        images, targets = batch
+        check_targets(targets, self.num_classes)
+        loss = F.cross_entropy(
+            self(images), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+        )
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        self.log("lr", rate, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Measure a batch for validation."""
+        self._measure(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Measure a batch for the test."""
+        logits = self._measure(batch, "test", self.test_metrics)
+        self.test_confusion.update(logits, batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the confusion matrix."""
+        self.confusion = self.test_confusion.compute().cpu()
+        self.test_confusion.reset()
+
+    def _measure(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> Tensor:
+        images, labels = batch
+        counted = check_targets(labels, self.num_classes)
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+        metrics.update(logits, labels)
+        self.log(
+            f"{stage}/loss", loss, on_epoch=True, batch_size=counted, sync_dist=True, prog_bar=stage == "val"
+        )
+        self.log_dict(metrics, on_epoch=True, prog_bar=stage == "val")
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and its schedule stepped once for each update."""
+        total = self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs
+        if not math.isfinite(total) or epochs is None or epochs < 1:
+            raise ValueError(
+                f"the schedule needs the number of steps, but max_epochs is {epochs} and steps are {total}; "
+                "set max_epochs and, for data of unknown length, limit_train_batches"
+            )
+        total = int(total)
+        warmup = round(total * self.schedule_config.warmup_epochs / epochs)
+        optimizer = make_optimizer(self.model, self.optimizer_config)
+        schedule = make_schedule(
+            optimizer,
+            lr=self.optimizer_config.lr,
+            min_lr=self.schedule_config.min_lr,
+            warmup=warmup,
+            total=total,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_targets(targets: Tensor, num_classes: int) -> int:
+    """Check a batch's targets: labels, of which -100 is ignored, or probabilities.
+
+    Returns:
+        How many of them count.
+
+    Raises:
+        ValueError: If a label is out of range, all labels are ignored, or probabilities have the wrong shape.
+    """
+    shape = tuple(targets.shape)
+    if targets.is_floating_point():
+        if len(shape) != 2 or shape[1] != num_classes:
+            raise ValueError(f"targets as probabilities have the shape (batch, {num_classes}), got {shape}")
+        return shape[0]
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"labels have the shape (batch,) with at least one of them, got {shape}")
+    counts = targets != IGNORED
+    ends = targets.where(counts, 0).aminmax()
+    # one transfer for the three numbers
+    low, high, counted = torch.stack([ends.min, ends.max, counts.sum()]).tolist()
+    if not counted:
+        raise ValueError(
+            f"at least one label of a batch must count, but all {shape[0]} are {IGNORED} (ignored)"
+        )
+    if low < 0 or high >= num_classes:
+        outside = low if low < 0 else high
+        raise ValueError(f"labels must be in 0..{num_classes - 1} or {IGNORED} (ignored), got {outside}")
+    return counted

@@ -1,0 +1,232 @@
+"""Optimizers and schedules: which parameter decays, how fast each layer learns, and when."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+_SAME_AS_BEFORE = 99999
+
+
+@runtime_checkable
+class HasNoWeightDecay(Protocol):
+    """A model that names parameters which weight decay must leave alone, such as tokens and positions."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Full names of the parameters."""
+
+
+@runtime_checkable
+class HasGroupMatcher(Protocol):
+    """A model that says which of its parameters belong to which layer, in timm's notation."""
+
+    def group_matcher(self, coarse: bool = False) -> Mapping[str, Any]:
+        """Regular expressions by group, from the input to the output."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights are updated.
+
+    Args:
+        name: ``adamw`` or ``sgd`` (with Nesterov momentum).
+        lr: Learning rate at the end of warm-up.
+        weight_decay: Decoupled decay for AdamW, L2 for SGD. Norms, biases, tokens and positions have none.
+        betas: AdamW's decay rates of the first and second moment.
+        eps: AdamW's term against division by zero.
+        momentum: SGD's momentum.
+        layer_decay: Factor in (0, 1] from one layer to the one below it, applied to the learning rate.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves: a linear warm-up, then half a cosine down to `min_lr`.
+
+    Args:
+        warmup_epochs: Length of the warm-up, in epochs; fractions count.
+        min_lr: Learning rate at the end, for parameters whose rate no layer decay scales.
+    """
+
+    warmup_epochs: float = 5.0
+    min_lr: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.warmup_epochs >= 0:
+            raise ValueError(f"warmup_epochs must not be negative, got {self.warmup_epochs}")
+        if not self.min_lr >= 0:
+            raise ValueError(f"min_lr must not be negative, got {self.min_lr}")
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Sort a model's trainable parameters into groups for an optimizer.
+
+    Norms, biases and every other parameter with at most one dimension have no weight decay, nor have those
+    that the model's ``no_weight_decay()`` names. With `layer_decay`, each layer of the model's
+    ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
+
+    Args:
+        model: The model.
+        lr: Learning rate of the uppermost layer.
+        weight_decay: Weight decay of matrices and convolution kernels.
+        layer_decay: Factor from one layer to the one below.
+
+    Returns:
+        Groups with ``params``, ``lr`` and ``weight_decay``; each trainable parameter is in exactly one.
+
+    Raises:
+        ValueError: If nothing is trainable, or if the model has no ``group_matcher`` for a `layer_decay`.
+    """
+    exempt = model.no_weight_decay() if isinstance(model, HasNoWeightDecay) else set()
+    scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale, decays = scales.get(name, 1.0), parameter.ndim > 1 and name not in exempt
+        group = groups.setdefault(
+            (scale, decays),
+            {"params": [], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0},
+        )
+        group["params"].append(parameter)
+    result = list(groups.values())
+    check_groups(model, result)
+    return result
+
+
+def check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    """Check that each trainable parameter of a model is in exactly one group of an optimizer.
+
+    Raises:
+        ValueError: If there is none, or naming the parameters that are in no group or in several.
+    """
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter")
+    counts = dict.fromkeys(names, 0)
+    for parameter in chain.from_iterable(group["params"] for group in groups):
+        if id(parameter) not in counts:
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} is in an optimizer group, but it is no "
+                f"trainable parameter of {type(model).__name__}"
+            )
+        counts[id(parameter)] += 1
+    wrong = [f"{names[key]} (in {count})" for key, count in counts.items() if count != 1]
+    if wrong:
+        raise ValueError(
+            f"each parameter must be in exactly one optimizer group, but these are not: {', '.join(wrong)}"
+        )
+
+
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factor of each parameter's learning rate under layer-wise decay (Clark et al. 2020; Bao et al. 2021).
+
+    Layers are numbered from the input; what no pattern of the model's ``group_matcher`` matches, such as the
+    head, is the uppermost layer with factor 1.
+
+    Raises:
+        ValueError: If the model has no ``group_matcher``, or one that captures anything but numbers.
+    """
+    if not isinstance(model, HasGroupMatcher):
+        raise ValueError(
+            f"layer-wise decay needs a model with group_matcher(), {type(model).__name__} has none"
+        )
+    patterns: list[tuple[re.Pattern[str], tuple[float, ...], tuple[float, ...]]] = []
+    for ordinal, spec in enumerate(model.group_matcher(coarse=False).values()):
+        for pattern, suffix in [(spec, None)] if isinstance(spec, str) else spec:
+            patterns.append((re.compile(pattern), (ordinal,), tuple(suffix or ())))
+
+    keys: dict[str, tuple[float, ...]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        keys[name] = (math.inf,)
+        for regex, prefix, suffix in patterns:
+            if match := regex.match(name):
+                captured = [group for group in match.groups() if group is not None]
+                if not all(group.isdecimal() for group in captured):
+                    raise ValueError(
+                        f"group_matcher() captures numbers of layers, but {regex.pattern!r} captures "
+                        f"{captured} in {name!r}"
+                    )
+                keys[name] = prefix + tuple(map(float, captured)) + suffix
+                break
+    layers: dict[tuple[float, ...], int] = {}
+    layer = -1
+    for key in sorted(set(keys.values())):
+        if layer < 0 or key[-1] != _SAME_AS_BEFORE:
+            layer += 1
+        layers[key] = layer
+    return {name: layer_decay ** (layer - layers[key]) for name, key in keys.items()}
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Build the optimizer that a configuration describes over a model's parameter groups."""
+    groups = parameter_groups(
+        model, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+    )
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {config.name!r}")
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
+    """Learning rate of an optimizer step as a fraction of the full one.
+
+    Args:
+        step: Index of the step, from 0.
+        warmup: Steps of linear warm-up; the last of them has the full rate.
+        total: Steps of the whole training.
+        floor: Fraction at the end of the cosine.
+
+    Returns:
+        ``(step + 1) / warmup`` during warm-up, then ``floor + (1 - floor) * (1 + cos(pi * done)) / 2``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_schedule(optimizer: Optimizer, *, lr: float, min_lr: float, warmup: int, total: int) -> LambdaLR:
+    """Schedule of :func:`warmup_cosine` for all groups, each relative to its rate, stepped once an update.
+
+    Raises:
+        ValueError: If the warm-up is longer than the training, or `min_lr` exceeds `lr`.
+    """
+    if warmup > total:
+        raise ValueError(f"the warm-up of {warmup} steps is longer than the training of {total} steps")
+    if min_lr > lr:
+        raise ValueError(f"min_lr must not exceed lr = {lr}, got {min_lr}")
+
+    def factor(step: int) -> float:
+        return warmup_cosine(step, warmup=warmup, total=total, floor=min_lr / lr)
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,42 @@
+"""State of the random number generators of a process, in plain values that a checkpoint can hold."""
+
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def get_random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy and torch (CPU and, where there is one, the current GPU)."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, [int(key) for key in keys], position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators into a state that :func:`get_random_state` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def branch_random_state(state: dict[str, Any], rank: int) -> None:
+    """Seed the generators of one process from the saved state of another, differently for each rank.
+
+    Used when training goes on with another number of processes, where no saved state is the right one.
+    """
+    digest = hashlib.sha256(state["torch"].numpy().tobytes() + rank.to_bytes(4, "big")).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,71 @@
+"""Stopping a training from outside: SIGTERM and Ctrl-C are noted, and obeyed where a checkpoint can be."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning as L
+import torch
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):  # noqa: N818 - an outcome that was asked for, not an error
+    """Training was asked to stop and has written a checkpoint to go on from.
+
+    Args:
+        signum: The signal that asked.
+        checkpoint: Where the checkpoint stands.
+    """
+
+    def __init__(self, signum: int, checkpoint: str) -> None:
+        self.signum = signum
+        self.checkpoint = checkpoint
+        super().__init__(f"stopped by {signal.Signals(signum).name}; resume from {checkpoint}")
+
+    @property
+    def exit_status(self) -> int:
+        """Status by which a shell recognises the signal: 143 for SIGTERM, 130 for Ctrl-C."""
+        return 128 + self.signum
+
+
+class StopSignals:
+    """Context in which the first SIGTERM or SIGINT is noted; a second one acts at once, as by default."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.received = 0
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def install(self) -> None:
+        """Take over the handlers again: Lightning puts its own in place while it starts."""
+        if self._before and not self.received:
+            for number in self._before:
+                signal.signal(number, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def agreed(self, trainer: L.Trainer) -> int:
+        """The signal that any of the processes has received, the same answer in all of them; 0 for none."""
+        if trainer.world_size == 1:
+            return self.received
+        received = torch.tensor(self.received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
+        return int(received)

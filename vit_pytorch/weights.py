@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model")
@@ -68,8 +69,9 @@ def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
         ValueError: where there is no state dict inside.
     """
     state = checkpoint
-    while isinstance(state, Mapping) and (inner := [state[name] for name in WRAPPERS if name in state]):
-        state = inner[0]
+    for _ in WRAPPERS:
+        inner = [state[name] for name in WRAPPERS if name in state] if isinstance(state, Mapping) else []
+        state = inner[0] if inner else state
     if not isinstance(state, Mapping) or not state:
         empty = "an empty" if isinstance(state, Mapping) else "a"
         raise ValueError(f"{source} holds no state dict, but {empty} {type(state).__name__}")
@@ -106,18 +108,20 @@ def _unpickle(file: BinaryIO, path: Path) -> Any:
 def _read_npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (BadZipFile, EOFError, ValueError, AttributeError, TypeError, zlib.error) as error:
-        raise ValueError(f"{path} is not an intact .npz file of plain arrays: {error}") from error
-    # JAX writes bfloat16 as two raw bytes.
-    return {
-        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        if array.dtype == np.dtype("V2")
-        else torch.from_numpy(array)
-        for name, array in arrays.items()
-    }
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: _from_numpy(archive[name]) for name in archive.files}
+        except Exception as error:
+            # Corrupt archives fail in as many ways as corrupt pickles.
+            raise ValueError(f"{path} is not an intact .npz file of plain arrays: {error}") from error
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    """Read an array; JAX writes bfloat16 as two raw bytes."""
+    if array.dtype.str.endswith("V2"):
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True)

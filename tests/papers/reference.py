@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
@@ -122,8 +123,6 @@ def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str) -> None:
     [("vit_tiny_patch16_224", 12), ("vit_small_patch32_224", 2), ("vit_base_patch32_224", 1)],
 )
 def test_named_model_equals_timms(name: str, depth: int) -> None:
-    import timm
-
     reference = randomise(timm.create_model(name, depth=depth))
     model = create_model(name, depth=depth).eval()
     load_pretrained(model, reference.state_dict())
@@ -307,8 +306,6 @@ def test_weights_go_back_to_transformers(tmp_path: Path) -> None:
     model = ViT(**OURS)
     load_pretrained(model, reference.state_dict())
     reference.config.save_pretrained(tmp_path)
-    from safetensors.torch import save_file
-
     save_file(to_format(model, "transformers"), tmp_path / "model.safetensors", {"format": "pt"})
     again = ViTForImageClassification.from_pretrained(tmp_path)
     state = reference.state_dict()

@@ -46,6 +46,22 @@ def test_misfit_is_described(model: ViT, change: dict[str, Any], message: str, n
     assert_unchanged(target, before)
 
 
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor(1.0), torch.ones(2), torch.ones(2, 3, 4), torch.ones(1, 1, 1, 1)]
+)
+@pytest.mark.parametrize("name", ["vit_pytorch", "timm", "torchvision", "transformers", "vit_jax"])
+def test_every_tensor_of_a_wrong_shape_is_refused(model: ViT, name: str, wrong: torch.Tensor) -> None:
+    state = to_format(model, name)
+    target = build()
+    before = snapshot(target)
+    for key in state:
+        if "head" in key or "classifier" in key:
+            continue
+        with pytest.raises(ValueError, match=r"sizes differ|cannot be|no square grid"):
+            load_pretrained(target, {**state, key: wrong})
+    assert_unchanged(target, before)
+
+
 def test_one_bad_tensor_leaves_the_model_unchanged(model: ViT) -> None:
     state = to_format(model, "torchvision")
     state["encoder.ln.weight"] = torch.ones(49)

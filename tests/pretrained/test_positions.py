@@ -11,6 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from vit_pytorch import ViT, load_pretrained
+from vit_pytorch.pretrained import to_format
 
 
 @pytest.mark.parametrize("size", [40, 64, 96, (40, 64), (64, 72)])
@@ -51,8 +52,6 @@ def test_grid_that_is_not_square_has_to_be_told(model: ViT) -> None:
 
 
 def test_square_count_on_a_grid_that_is_not_square_is_not_guessed() -> None:
-    from vit_pytorch.pretrained import to_format
-
     square, wide = build(image_size=48), build(image_size=(32, 72))
     state = to_format(square, "timm")
     with pytest.raises(ValueError, match=r"36 positions may belong to a grid of \(4, 9\) or of \(6, 6\)"):

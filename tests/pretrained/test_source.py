@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
+from transformers import ViTImageProcessor
 
 from tests.papers.reference import randomise
 from tests.pretrained.conftest import Payload, build
@@ -118,6 +119,18 @@ def test_folder_with_a_pickle_of_tensors(tmp_path: Path, model: ViT) -> None:
     assert torch.equal(again.head.weight, model.head.weight)
 
 
+def test_preparation_that_transformers_wrote(tmp_path: Path, model: ViT) -> None:
+    save_file(to_format(model, "transformers"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    processor = ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], resample=2)
+    processor.save_pretrained(tmp_path)
+    again = build()
+    load_pretrained(again, tmp_path)
+    assert again.default_cfg["mean"] == (0.1, 0.2, 0.3)
+    assert again.default_cfg["std"] == (0.4, 0.5, 0.6)
+    assert again.default_cfg["interpolation"] == "bilinear"
+
+
 def test_folder_without_weights_is_named(tmp_path: Path, model: ViT) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors or pytorch_model\.bin"):
         load_pretrained(model, tmp_path)
@@ -139,6 +152,9 @@ def test_damaged_configuration_is_named(tmp_path: Path, model: ViT) -> None:
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"default_cfg": ')
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        load_pretrained(build(), tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json holds no configuration, but a list"):
         load_pretrained(build(), tmp_path)
 
 

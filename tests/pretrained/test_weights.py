@@ -142,6 +142,19 @@ def test_wrappers_are_taken_off(wrapped: dict[str, Any]) -> None:
     assert_equal(unwrap(wrapped, source="x"))
 
 
+def test_checkpoint_that_holds_itself_is_refused() -> None:
+    checkpoint: dict[str, Any] = {}
+    checkpoint["model"] = checkpoint
+    with pytest.raises(ValueError, match="x holds no state dict: no tensors under model"):
+        unwrap(checkpoint, source="x")
+
+
+def test_npz_of_words_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "weights.npz", a=np.array(["word"]))
+    with pytest.raises(ValueError, match=r"weights\.npz is not an intact \.npz file of plain arrays"):
+        read_weights(tmp_path / "weights.npz")
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [

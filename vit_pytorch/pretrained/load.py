@@ -29,7 +29,7 @@ class LoadReport:
         source: where the weights came from.
         format: the format that was recognised.
         kept: parameters of the model that the checkpoint had nothing for and that stay as they were.
-        dropped: names of the checkpoint that were not used.
+        dropped: what the checkpoint had and the model did not use; by our names, where there is one.
         resized: position embeddings that were interpolated, each with its grid and the model's.
     """
 
@@ -200,8 +200,8 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     (name,) = (name for name, module in model.named_modules() if module is classifier)
     own = {f"{name}.{key}": tensor for key, tensor in classifier.state_dict().items()}
     theirs = [key for key in state if key.startswith(f"{name}.")]
-    rows = state[f"{name}.weight"].shape[0] if f"{name}.weight" in state else 0
-    if rows == model.num_classes:
+    weight = state.get(f"{name}.weight")
+    if (0 if weight is None else len(weight) if weight.ndim else 1) == model.num_classes:
         return [], []
     # A hidden layer of the head goes with it where the model has none.
     wanted = model.state_dict()

@@ -49,7 +49,7 @@ def fit_positions(
         table = state[key]
         if table.ndim != 3:
             continue
-        tokens = _prefix_tokens(model, state)
+        tokens = _prefix_tokens(model, state, dim=table.shape[2])
         prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), grid, same_grid)
         rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)
         cells = table[:, prefix:]
@@ -63,11 +63,11 @@ def fit_positions(
     return resized
 
 
-def _prefix_tokens(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Name the prefix tokens that a state dict brings, in their order."""
+def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:
+    """Name the prefix tokens of a width that a state dict brings, in their order."""
     names = [name for name, module in model.named_modules() if isinstance(module, PrefixTokens)]
     tokens = [f"{name}.{token}" for name in names for token in ("class_token", "registers")]
-    return [token for token in tokens if token in state and state[token].ndim == 3]
+    return [token for token in tokens if token in state and state[token].shape[2:] == (dim,)]
 
 
 def _split(
@@ -79,7 +79,7 @@ def _split(
 ) -> tuple[int, tuple[int, ...]]:
     """Tell how many rows belong to prefix tokens, and the grid of the rest."""
     rows = table.shape[1]
-    prefixes = [n for n in dict.fromkeys((module.prefix, tokens, 1, 0)) if n <= tokens]
+    prefixes = [n for n in dict.fromkeys((module.prefix, tokens, 1, 0)) if n <= min(tokens, rows)]
     wanted = module.grid if grid is None else tuple(grid)
     for prefix in prefixes:
         if rows - prefix == prod(wanted):

@@ -21,6 +21,9 @@ Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 HUB = "hf-hub:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+# Pillow's numbers, which transformers writes.
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 PREPARE = ("mean", "std", "interpolation", "crop_pct")
 
 
@@ -91,15 +94,27 @@ def _read_folder(name: str, find: Callable[[str], Path | None]) -> Source:
     weights = next((path for file in WEIGHTS if (path := find(file)) is not None), None)
     if weights is None:
         raise FileNotFoundError(f"{name} has no {' or '.join(WEIGHTS)}")
-    config = find(CONFIG)
-    return Source(name, read_weights(weights), {} if config is None else _read_prepare(config))
+    config = _read_json(find(CONFIG))
+    processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
+    return Source(name, read_weights(weights), _read_prepare(config, processor))
 
 
-def _read_prepare(path: Path) -> dict[str, Any]:
-    """Read how images are prepared: ours is under `default_cfg`, timm's under `pretrained_cfg`."""
+def _read_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        config = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    found = config.get("default_cfg") or config.get("pretrained_cfg") or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}")
+    return content
+
+
+def _read_prepare(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how images are prepared, from our configuration, timm's, or a processor of transformers."""
+    found = dict(config.get("default_cfg") or config.get("pretrained_cfg") or {})
+    found |= {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
+    if processor.get("resample") in RESAMPLE:
+        found["interpolation"] = RESAMPLE[processor["resample"]]
     return {key: tuple(v) if isinstance(v := found[key], list) else v for key in PREPARE if key in found}

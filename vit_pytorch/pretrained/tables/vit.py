@@ -28,21 +28,23 @@ ROWS = Transform(
     lambda tensor, module: (tensor.squeeze(0),),
 )
 # Flax: kernels are (in, out), convolutions (height, width, in, out), heads an axis of their own.
-KERNEL = Transform(lambda parts, module: parts[0].T, lambda tensor, module: (tensor.T,))
+KERNEL = Transform(
+    lambda parts, module: parts[0].transpose(0, 1), lambda tensor, module: (tensor.transpose(0, 1),)
+)
 CONV = Transform(
     lambda parts, module: parts[0].permute(3, 2, 0, 1), lambda tensor, module: (tensor.permute(2, 3, 1, 0),)
 )
 OUT_KERNEL = Transform(
-    lambda parts, module: parts[0].flatten(0, 1).T,
-    lambda tensor, attention: (tensor.T.unflatten(0, (attention.heads, -1)),),
+    lambda parts, module: parts[0].flatten(0, 1).mT,
+    lambda tensor, attention: (tensor.mT.unflatten(0, (attention.heads, -1)),),
 )
 
 
 def _in_kernels(count: int) -> Transform:
     def write(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
-        return [part.T.unflatten(1, (attention.heads, -1)) for part in tensor.chunk(count)]
+        return [part.mT.unflatten(1, (attention.heads, -1)) for part in tensor.chunk(count)]
 
-    return Transform(lambda parts, module: torch.cat([part.flatten(1).T for part in parts]), write)
+    return Transform(lambda parts, module: torch.cat([part.flatten(1).mT for part in parts]), write)
 
 
 def _in_biases(count: int) -> Transform:

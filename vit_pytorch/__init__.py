@@ -10,9 +10,10 @@ Build a model by its class, `ViT(image_size=224, patch_size=16, …)`, or by its
 """
 
 from vit_pytorch.create import create_model
+from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.registry import list_models
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
-__all__ = ["SimpleViT", "ViT", "create_model", "list_models"]
+__all__ = ["SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
 __version__ = "0.1.0"

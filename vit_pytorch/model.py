@@ -226,7 +226,8 @@ class VisionModel(
                 )
             )
         model = cls(**arguments)
-        model.default_cfg.update(config.get("default_cfg", {}))
+        for name, value in config.get("default_cfg", {}).items():
+            model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
 
@@ -240,9 +241,9 @@ def take_layers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     if indices is None:
         return list(range(depth))
     if isinstance(indices, int):
-        indices = range(depth - indices, depth) if 0 < indices <= depth else [indices]
-        if len(indices) == 1 and not 0 <= indices[0] < depth:
-            raise ValueError(f"the last so many layers are 1 to {depth}, got {indices[0]}")
+        if not 1 <= indices <= depth:
+            raise ValueError(f"the last so many layers are 1 to {depth}, got {indices}")
+        indices = range(depth - indices, depth)
     if any(not -depth <= index < depth for index in indices):
         raise ValueError(f"layers are {-depth} to {depth - 1}, got {list(indices)}")
     return sorted({index % depth for index in indices})

@@ -49,7 +49,8 @@ class ViT(VisionModel):
         channels: channels of the input.
         dropout: dropout after the linear layers of the encoder, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches, "map" an attention pool.
+        pool: "cls" classifies the class token, "mean" the mean of the patches, "map" an attention
+            pool of the patches.
         dim_head: width of a head.
         qkv_bias: whether queries, keys and values have biases.
         out_bias: whether the attention's output projection has a bias.
@@ -176,7 +177,6 @@ class ViT(VisionModel):
             {"module": f"encoder.blocks.{layer}", "num_chs": dim, "reduction": max(grid.patch)}
             for layer in range(depth)
         ]
-        self.apply(_init_linear)
         self._init_embedding()
         self.reset_classifier(num_classes)
         if head_zero_init and isinstance(self.head, nn.Linear):
@@ -224,7 +224,7 @@ class ViT(VisionModel):
             pre_logits: whether to stop before the classifier.
         """
         if self.attention_pool is not None:
-            x = self.attention_pool(features)
+            x = self.attention_pool(features[:, self.num_prefix_tokens :])
         elif self.pool == "cls":
             x = features[:, 0]
         else:
@@ -273,8 +273,10 @@ class ViT(VisionModel):
         weight = next(self.parameters())
         self.head = nn.Identity()
         if num_classes:
-            self.head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
-            _init_linear(self.head)
+            head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.head = head
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
@@ -290,8 +292,8 @@ class ViT(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth, as timm's tools read them."""
         return {
-            "stem": r"^(prefix|positions|patch_embed|pre_norm)\.",
-            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^(norm|fc_norm)\.", (99999,))],
+            "stem": r"^(?:prefix|positions|patch_embed|pre_norm)\.",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 
     def _change_pool(self, pool: str) -> None:
@@ -313,13 +315,6 @@ class ViT(VisionModel):
             nn.init.trunc_normal_(proj.weight, std=prod(proj.weight.shape[1:]) ** -0.5)
             if proj.bias is not None:
                 nn.init.zeros_(proj.bias)
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _check_options(pool: str, class_token: bool, stem: str, patch_norm: bool, positions: str) -> None:

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import re
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+WRAPPERS = ("state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a weight file of any kind: safetensors, PyTorch's pickles, or NumPy's `.npz`.
+
+    Nothing in the file is executed. State dicts are taken out of `{"state_dict": …}` and `{"model": …}`,
+    and names lose the prefixes that wrappers give to all of them (`module.`, `_orig_mod.`, `model.`).
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is truncated, corrupt, of an unknown kind, or would execute code; names the file.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return unwrap(read_safetensors(path), source=str(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if path.suffix in PICKLES:
+        return unwrap(_read_pickle(path), source=str(path))
+    kinds = ", ".join((".safetensors", ".npz", *PICKLES))
+    raise ValueError(f"weights are {kinds} files, got {path}")
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -25,6 +60,68 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
+
+
+def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
+    """Take the state dict out of what training programs put around it.
+
+    Raises:
+        ValueError: where there is no state dict inside.
+    """
+    state = checkpoint
+    for _ in WRAPPERS:
+        inner = [state[name] for name in WRAPPERS if name in state] if isinstance(state, Mapping) else []
+        state = inner[0] if inner else state
+    if not isinstance(state, Mapping) or not state:
+        empty = "an empty" if isinstance(state, Mapping) else "a"
+        raise ValueError(f"{source} holds no state dict, but {empty} {type(state).__name__}")
+    wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"{source} holds no state dict: no tensors under {_few(wrong)}")
+    state = dict(state)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file, torch.serialization.safe_globals([Namespace]):
+        return _unpickle(file, path)
+
+
+def _unpickle(file: BinaryIO, path: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        if culprit is None:
+            raise ValueError(f"{path} is not an intact PyTorch file") from error
+        raise ValueError(
+            f"{path} asks to run {culprit[1]}; files that hold more than tensors and plain values are refused"
+        ) from error
+    except Exception as error:
+        # Corrupt pickles fail in as many ways as there are bytes.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not an intact PyTorch file: {reason}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    import numpy as np
+
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: _from_numpy(archive[name]) for name in archive.files}
+        except Exception as error:
+            # Corrupt archives fail in as many ways as corrupt pickles.
+            raise ValueError(f"{path} is not an intact .npz file of plain arrays: {error}") from error
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    """Read an array; JAX writes bfloat16 as two raw bytes."""
+    if array.dtype.str.endswith("V2"):
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True)

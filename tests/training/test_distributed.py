@@ -49,6 +49,12 @@ def test_two_processes_have_the_losses_of_one(runs: Any, strategy: str) -> None:
     assert_close(results[f"{strategy} whole"], results["one"], share=1)
 
 
+def test_fsdp_shards_and_ddp_copies(runs: Any) -> None:
+    _, results = runs
+    assert results["ddp sharded"]["share"] == 1
+    assert results["fsdp sharded"]["share"] < 0.75  # what has one row cannot be cut
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_checkpoint_of_one_process_loads_in_two(runs: Any, strategy: str) -> None:
     _, results = runs

@@ -16,6 +16,7 @@ from vit_pytorch.training.optim import (
     make_schedule,
     parameter_groups,
 )
+from vit_pytorch.vit import ViT
 
 
 def by_name(model: nn.Module, groups: list[dict[str, object]], value: str) -> dict[str, object]:
@@ -63,6 +64,24 @@ def test_layer_decay_is_that_of_timm(name: str) -> None:
     assert ours.keys() == theirs.keys()
     assert all(math.isclose(ours[key], theirs[key]) for key in ours)  # type: ignore[call-overload]
     assert min(ours.values()) < 0.5
+
+
+def test_layer_decay_of_our_vit_is_that_of_timm() -> None:
+    model = ViT(image_size=32, patch_size=4, num_classes=5, dim=16, depth=3, heads=2, mlp_dim=32)
+    theirs = by_name(model, param_groups_layer_decay(model, layer_decay=0.7), "lr_scale")
+    ours = layer_scales(model, 0.7)
+    assert all(math.isclose(ours[key], theirs[key]) for key in theirs)  # type: ignore[call-overload]
+    assert min(ours.values()) == pytest.approx(0.7**4)
+    assert ours["positions.table"] == min(ours.values())
+    decay = by_name(model, parameter_groups(model, lr=1.0, weight_decay=0.1), "weight_decay")
+    assert decay["positions.table"] == decay["prefix.class_token"] == 0.0
+
+
+def test_layers_have_numbers() -> None:
+    model = ToyModel()
+    model.group_matcher = lambda coarse=False: {"all": r"^(blocks|head)\."}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"captures \['blocks'\] in 'blocks\.0\.weight'"):
+        layer_scales(model, 0.5)
 
 
 def test_layer_decay_needs_layers() -> None:

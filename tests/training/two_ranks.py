@@ -3,17 +3,31 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
 
 from tests.training.toy import train
 
 STILL = {"dropout": 0.0, "noise": 0.0}
 
 
+class Shards(Callback):
+    """Notes which part of the weights this process holds."""
+
+    share: float
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
+        self.share = here / sum(p.numel() for p in module.parameters())
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for strategy in ("ddp", "fsdp"):
         options = {
             "devices": 2,
@@ -22,7 +36,8 @@ def main() -> None:
             "every_n_steps": 4,
             "keep": 100,
         }
-        whole = train(folder / strategy, **options, **STILL)
+        shards = Shards()
+        whole = train(folder / strategy, shards, **options, **STILL)
         resumed = train(
             folder / "x", ckpt_path=folder / "one" / "epoch-0001-batch-000004", **options, **STILL
         )
@@ -36,6 +51,7 @@ def main() -> None:
             ("noisy again", again),
         ):
             results[f"{strategy} {name}"] = {"train": losses.train, "val": losses.val}
+        results[f"{strategy} sharded"] = {"share": shards.share}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()

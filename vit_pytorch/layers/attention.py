@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.init import init_xavier
+
 SHORT = 1024
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 # PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
@@ -116,6 +118,8 @@ class Attention(nn.Module):
         self.attend = attend()
         self.to_out = nn.Linear(inner, dim, bias=out_bias)
         self.dropout = nn.Dropout(dropout)
+        init_xavier(self.to_qkv, parts=3)
+        init_xavier(self.to_out)
 
     def project(
         self, x: Float[Tensor, "b n d"]

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vit_pytorch.layers.init import init_xavier
+
 
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the approximation of GELU that CLIP uses."""
@@ -51,6 +53,8 @@ class FeedForward(nn.Module):
         self.act = activation(act)
         self.to_out = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
+        init_xavier(self.to_hidden)
+        init_xavier(self.to_out)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every token by itself."""
@@ -89,7 +93,7 @@ class DropPath(nn.Module):
             raise ValueError(f"the probability to drop a path is in [0, 1), got {p}")
         self.p = p
 
-    def forward(self, x: Float[Tensor, b * s]) -> Float[Tensor, b * s]:
+    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Drop samples at random; the identity in eval."""
         if not self.training or self.p == 0:
             return x

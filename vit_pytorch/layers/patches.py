@@ -63,8 +63,10 @@ class PatchGrid:
         """Give the grid of an input of this size.
 
         Raises:
-            ValueError: where the input is larger than the grid, or the patch does not divide it.
+            ValueError: where the input is empty or larger than the grid, or the patch does not divide it.
         """
+        if min(size) < 1:
+            raise ValueError(f"an image is at least {self.patch}, got image size {tuple(size)}")
         if any(s > largest for s, largest in zip(size, self.size, strict=True)):
             raise ValueError(
                 f"image size {tuple(size)} exceeds the largest that the model takes, {self.size}"

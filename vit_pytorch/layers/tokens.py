@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
 from vit_pytorch.layers.encoder import FeedForward
+from vit_pytorch.layers.init import init_xavier
 
 
 class PrefixTokens(nn.Module):
@@ -64,6 +65,9 @@ class AttentionPool(nn.Module):
         self.to_out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = FeedForward(dim, mlp_dim, act=act)
+        init_xavier(self.to_q)
+        init_xavier(self.to_kv, parts=2)
+        init_xavier(self.to_out)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Pool tokens to one vector per sample."""

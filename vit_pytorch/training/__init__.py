@@ -1,1 +1,1 @@
-"""Training on Lightning: optimizers, modules, data, checkpoints, run folders."""
+"""Training: data, optimisation, checkpoints and the Lightning modules that join them."""

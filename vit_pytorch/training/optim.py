@@ -150,7 +150,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     head, is the uppermost layer with factor 1.
 
     Raises:
-        ValueError: If the model has no ``group_matcher``.
+        ValueError: If the model has no ``group_matcher``, or one that captures anything but numbers.
     """
     if not isinstance(model, HasGroupMatcher):
         raise ValueError(
@@ -168,8 +168,13 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
         keys[name] = (math.inf,)
         for regex, prefix, suffix in patterns:
             if match := regex.match(name):
-                captured = tuple(float(group) for group in match.groups() if group is not None)
-                keys[name] = prefix + captured + suffix
+                captured = [group for group in match.groups() if group is not None]
+                if not all(group.isdecimal() for group in captured):
+                    raise ValueError(
+                        f"group_matcher() captures numbers of layers, but {regex.pattern!r} captures "
+                        f"{captured} in {name!r}"
+                    )
+                keys[name] = prefix + tuple(map(float, captured)) + suffix
                 break
     layers: dict[tuple[float, ...], int] = {}
     layer = -1

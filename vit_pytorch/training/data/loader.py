@@ -84,7 +84,7 @@ class ImageLoader:
             world_size=world_size,
         )
         self.batch_sampler = None
-        self._reading = torch.full((max(1, workers), 2), -1).share_memory_()  # type: ignore[no-untyped-call]
+        self._reading = torch.full((max(1, workers), 2), -1).share_memory_()
         self._reader = BatchReader(
             images, prep, augmentation, num_classes=num_classes, seed=seed, reading=self._reading
         )

@@ -1,0 +1,58 @@
+# Targets for a fresh clone: Python 3.10 or newer and pip are all they need.
+# `make demo PYTHON=python3.12` takes another Python.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo check format lint types test docs bench clean
+.DEFAULT_GOAL := check
+
+demo: $(VENV)/.train
+	$(BIN)/vit train
+
+check: lint types test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m mkdocs build --strict
+
+bench: $(VENV)/.dev $(VENV)/.peer
+	$(BIN)/python benchmarks/speed.py --public $(VENV)/peer
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# An empty file says what is installed; it is out of date where pyproject.toml is newer.
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.train: pyproject.toml | $(VENV)/.made
+	$(PIP) install --editable '.[train]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.made
+	$(PIP) install --editable '.[dev]'
+	touch $@
+
+# The public package has this one's import name, hence a folder of its own.
+$(VENV)/.peer: | $(VENV)/.dev
+	$(PIP) install --no-deps --target $(VENV)/peer vit-pytorch einops
+	touch $@

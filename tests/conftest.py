@@ -1,0 +1,25 @@
+"""Every test runs offline, on one thread, from its own seed."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from collections.abc import Iterator
+from zlib import crc32
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seed torch from the test's name, so that no test depends on those before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(crc32(request.node.nodeid.encode()))
+        yield

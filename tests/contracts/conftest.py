@@ -1,0 +1,93 @@
+"""The models that the contracts run over: every different tiny one of the registry, and further options.
+
+A contract is a test function here that takes `entry` or `model`; its name without `test_` is what
+`ModelEntry.exceptions` calls it. A model that is excepted must fail it, or the exception is out of date.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vit_pytorch import list_models
+from vit_pytorch.model import VisionModel
+from vit_pytorch.registry import ModelEntry, find_entry
+
+OPTIONS = {
+    "conv_registers": {
+        "stem": "conv",
+        "pool": "mean",
+        "class_token": True,
+        "num_registers": 3,
+        "no_embed_class": True,
+        "fc_norm": True,
+        "layer_scale": 1e-5,
+    },
+    "map_qk_norm": {"pool": "map", "qk_norm": True, "qkv_bias": False, "patch_norm": True, "act": "silu"},
+    "prenorm_no_positions": {
+        "positions": "none",
+        "pre_norm": True,
+        "representation_size": 20,
+        "act": "quickgelu",
+        "image_size": (32, 48),
+        "head_zero_init": True,
+        "out_bias": False,
+    },
+}
+
+
+def cases() -> list[ModelEntry]:
+    """Give one entry for each different tiny model."""
+    plain = find_entry("vit_tiny_patch16_224")
+    entries = [find_entry(name) for name in list_models()]
+    entries += [replace(plain, name=name, tiny={**plain.tiny, **tiny}) for name, tiny in OPTIONS.items()]
+    different: dict[tuple[type, str], ModelEntry] = {}
+    for entry in entries:
+        config = json.dumps({**entry.config, **entry.tiny}, sort_keys=True)
+        different.setdefault((entry.architecture, config), entry)
+    return list(different.values())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "entry" not in metafunc.fixturenames:
+        return
+    contract = metafunc.function.__name__.removeprefix("test_")
+    params = []
+    for entry in cases():
+        reason = entry.exceptions.get(contract)
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+        params.append(pytest.param(entry, id=entry.name, marks=marks))
+    metafunc.parametrize("entry", params, scope="module")
+
+
+@torch.no_grad()
+def enliven(model: nn.Module) -> nn.Module:
+    """Move every parameter and statistic off the values at which it would not be noticed: zeros and ones."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def build(entry: ModelEntry) -> Callable[..., VisionModel]:
+    """Build the tiny model, with some arguments changed, with random parameters, in eval."""
+    return lambda **overrides: enliven(entry.build(**{**entry.tiny, **overrides})).eval()
+
+
+@pytest.fixture
+def model(build: Callable[..., VisionModel]) -> VisionModel:
+    return build()
+
+
+@pytest.fixture
+def images(model: VisionModel) -> Tensor:
+    """Three images of the largest size that the model takes."""
+    return torch.randn(3, model.channels, *model.image_size)

@@ -1,0 +1,56 @@
+from collections.abc import Iterator
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram, export
+
+from tests.contracts.conftest import enliven
+from tests.contracts.test_gradients import backward
+from vit_pytorch.model import VisionModel
+from vit_pytorch.registry import ModelEntry, find_entry
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def exported(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
+    """Export the tiny model with a dynamic batch, once for the tests below."""
+    torch.manual_seed(0)
+    model = enliven(entry.build(**entry.tiny)).eval()
+    images = torch.randn(5, model.channels, *model.image_size)
+    return model, images, export(model, (images[:2],), dynamic_shapes=({0: Dim("batch")},), strict=True)
+
+
+def test_compile(model: VisionModel, images: Tensor):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), model(images))
+    want = backward(model, images)
+    torch.testing.assert_close(list(backward(compiled, images).values()), list(want.values()))
+
+
+def test_export(exported):
+    model, images, program = exported
+    for batch in (images, images[:1]):
+        torch.testing.assert_close(program.module()(batch), model(batch))
+
+
+def test_onnx(exported):
+    model, images, program = exported
+    onnx = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
+    session = onnxruntime.InferenceSession(onnx.SerializeToString())
+    for batch in (images, images[:1]):
+        (logits,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), model(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_inductor():
+    entry = find_entry("vit_tiny_patch16_224")
+    model = enliven(entry.build(**{**entry.tiny, "depth": 1})).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images))

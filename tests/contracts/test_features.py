@@ -1,0 +1,111 @@
+import re
+from itertools import chain
+from math import inf
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vit_pytorch.model import VisionModel
+
+
+def as_tokens(features: Tensor) -> Tensor:
+    """Read a feature map as tokens; tokens stay as they are."""
+    return features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
+
+
+def test_features_then_head(model: VisionModel, images: Tensor):
+    features = model.forward_features(images)
+    assert as_tokens(features).shape[::2] == (3, model.num_features)
+    assert model.forward_head(features).equal(model(images))
+    embedding = model.forward_head(features, pre_logits=True)
+    assert embedding.shape == (3, model.head_hidden_size)
+    assert model.get_classifier()(embedding).equal(model(images))
+
+
+def test_without_classes(build, model: VisionModel, images: Tensor):
+    headless = build(num_classes=0)
+    headless.load_state_dict(model.state_dict(), strict=False)
+    assert isinstance(headless.get_classifier(), nn.Identity)
+    assert headless(images).equal(model.forward_head(model.forward_features(images), pre_logits=True))
+
+
+def test_default_cfg(model: VisionModel):
+    cfg = model.default_cfg
+    assert cfg is model.pretrained_cfg
+    assert cfg["input_size"] == (model.channels, *model.image_size)
+    assert cfg["num_classes"] == model.num_classes
+    assert len(cfg["mean"]) == len(cfg["std"]) == model.channels
+    assert cfg["interpolation"] in ("bilinear", "bicubic", "nearest")
+    assert 0 < cfg["crop_pct"] <= 1
+
+
+def test_feature_info(model: VisionModel, images: Tensor):
+    final, maps = model.forward_intermediates(images)
+    assert final.equal(model.forward_features(images))
+    assert len(maps) == len(model.feature_info)
+    for info, features in zip(model.feature_info, maps, strict=True):
+        assert isinstance(model.get_submodule(info["module"]), nn.Module)
+        size = [extent // info["reduction"] for extent in model.image_size]
+        assert features.shape == (3, info["num_chs"], *size)
+
+
+def test_intermediate_indices(model: VisionModel, images: Tensor):
+    _, every = model.forward_intermediates(images)
+    depth = len(every)
+    for indices, layers in ((1, [-1]), (depth, range(depth)), ([0], [0]), ([-1], [-1]), ([0, -1], [0, -1])):
+        taken = model.forward_intermediates(images, indices, intermediates_only=True)
+        assert len(taken) == len(layers)
+        assert all(features.equal(every[layer]) for features, layer in zip(taken, layers, strict=True))
+    for outside in ([depth], [-depth - 1], depth + 1, 0):
+        with pytest.raises(ValueError, match=str(depth)):
+            model.forward_intermediates(images, outside)
+
+
+def test_intermediate_formats(model: VisionModel, images: Tensor):
+    maps = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
+    tokens = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
+    assert all(as_tokens(features).equal(same) for features, same in zip(maps, tokens, strict=True))
+    with pytest.raises(ValueError, match="NCHW or NLC, got 'NHWC'"):
+        model.forward_intermediates(images, output_fmt="NHWC")
+
+
+def test_intermediate_norm_and_prefix(model: VisionModel, images: Tensor):
+    final, taken = model.forward_intermediates(
+        images, 1, return_prefix_tokens=True, norm=True, output_fmt="NLC"
+    )
+    tokens, prefix = taken[0]
+    assert prefix.shape[1] == getattr(model, "num_prefix_tokens", 0)
+    assert torch.cat([prefix, tokens], dim=1).equal(as_tokens(final))
+
+
+def test_intermediates_stop_early(model: VisionModel, images: Tensor):
+    ran = []
+    last = model.get_submodule(model.feature_info[-1]["module"])
+    last.register_forward_hook(lambda *_: ran.append(True))
+    for stop_early in (False, True):
+        model.forward_intermediates(images, [0], stop_early=stop_early)
+    assert len(model.feature_info) > 1
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_group_matcher(model: VisionModel, images: Tensor, coarse):
+    """Every parameter behind the features has a group, and groups rise with depth."""
+    model.forward_features(images).square().sum().backward()
+    body = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    matcher = model.group_matcher(coarse)
+    assert [name for name in body if group(name, matcher) == (inf,)] == []
+    layers = [group(f"{info['module']}.weight", matcher) for info in model.feature_info]
+    assert layers == sorted(layers)
+    assert group(body[0], matcher) < layers[-1]
+
+
+def group(name: str, matcher: dict) -> tuple[float, ...]:
+    """Sort a parameter into a group in the manner of timm's `group_with_matcher`."""
+    for ordinal, patterns in enumerate(matcher.values()):
+        for pattern, suffix in [(patterns, None)] if isinstance(patterns, str) else patterns:
+            if found := re.match(pattern, name):
+                parts = ((ordinal,), found.groups(), suffix)
+                return tuple(map(float, chain.from_iterable(filter(None, parts))))
+    return (inf,)

@@ -1,0 +1,59 @@
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from vit_pytorch import create_model, list_models
+from vit_pytorch.model import VisionModel
+from vit_pytorch.registry import find_entry
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_parameter_count(name):
+    with torch.device("meta"):
+        model = find_entry(name).build(num_classes=1000)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == (
+        find_entry(name).parameters
+    )
+
+
+def test_exceptions_are_contracts():
+    contracts = {
+        node.name.removeprefix("test_")
+        for path in Path(__file__).parent.glob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    for name in list_models():
+        assert find_entry(name).exceptions.keys() <= contracts, name
+        assert all(find_entry(name).exceptions.values()), name
+
+
+def test_create_model():
+    entry = find_entry("vit_tiny_patch16_224")
+    model = create_model(entry.name, **entry.tiny)
+    assert type(model) is entry.architecture
+    assert isinstance(model, VisionModel)
+    assert model.default_cfg["architecture"] == entry.name
+    assert model.default_cfg.items() >= entry.default_cfg.items()
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch61_224'.*vit_tiny_patch16_224"):
+        create_model("vit_tiny_patch61_224")
+
+
+def test_unknown_override():
+    with pytest.raises(ValueError, match=r"no argument width, only .*dim"):
+        create_model("vit_tiny_patch16_224", width=3)
+
+
+def test_list_models():
+    names = list_models()
+    assert len(names) == len(set(names))
+    assert list_models("vit_*_patch16_224") == [
+        f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large", "huge")
+    ]
+    assert list_models("VIT_*") == list_models("no such model") == []
+    assert set(list_models("vit_*")) | set(list_models("[!v]*")) == set(names)

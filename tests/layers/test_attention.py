@@ -1,0 +1,68 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention
+
+
+@pytest.fixture
+def qkv():
+    return torch.randn(3, 2, 4, 7, 6).unbind(0)
+
+
+def test_against_torch():
+    ours = Attention(24, heads=4, dim_head=6)
+    reference = nn.MultiheadAttention(24, 4, batch_first=True)
+    reference.in_proj_weight.data, reference.in_proj_bias.data = ours.to_qkv.weight, ours.to_qkv.bias
+    reference.out_proj = ours.to_out
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(ours(x), reference(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_kernels_agree(qkv, scale):
+    fused, explicit = FusedAttention(scale=scale), ExplicitAttention(scale=scale)
+    seen = []
+    explicit.weights.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
+    torch.testing.assert_close(fused(*qkv), explicit(*qkv))
+    torch.testing.assert_close(seen[0].sum(dim=-1), torch.ones(2, 4, 7))
+    assert (seen[0] >= 0).all()
+
+
+def test_scale(qkv):
+    """Without a scale every key counts the same; with a huge one only the best."""
+    q, k, v = qkv
+    uniform = FusedAttention(scale=0.0)(q, k, v)
+    torch.testing.assert_close(uniform, v.mean(dim=2, keepdim=True).expand_as(v))
+    best = (q @ k.transpose(-2, -1)).argmax(dim=-1, keepdim=True).expand_as(v)
+    torch.testing.assert_close(FusedAttention(scale=1e6)(q, k, v), v.gather(2, best))
+
+
+@pytest.mark.parametrize("kernel", [FusedAttention, ExplicitAttention])
+def test_dropout_in_training_only(qkv, kernel):
+    attend = kernel(dropout=0.5)
+    assert not attend(*qkv).equal(attend(*qkv))
+    attend.eval()
+    torch.testing.assert_close(attend(*qkv), FusedAttention()(*qkv))
+
+
+def test_qk_norm():
+    attention = Attention(24, heads=4, dim_head=6, qk_norm=partial(nn.LayerNorm, eps=1e-6))
+    q, k, v = attention.project(torch.randn(2, 7, 24))
+    for normed in (q, k):
+        torch.testing.assert_close(normed.mean(-1), torch.zeros(2, 4, 7), atol=1e-5, rtol=0)
+        torch.testing.assert_close(normed.var(-1, correction=0), torch.ones(2, 4, 7), atol=1e-3, rtol=0)
+    assert v.var(-1).std() > 1e-3
+
+
+def test_options():
+    attention = Attention(
+        24, heads=3, dim_head=5, qkv_bias=False, out_bias=False, dropout=0.5, attend=ExplicitAttention
+    )
+    assert isinstance(attention.attend, ExplicitAttention)
+    assert [tuple(parameter.shape) for parameter in attention.parameters()] == [(45, 24), (24, 15)]
+    x = torch.randn(2, 7, 24)
+    assert (attention(x) == 0).any()
+    assert not (attention.eval()(x) == 0).any()

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+
+from vit_pytorch.layers.positions import (
+    LearnedPositions,
+    SinCosPositions,
+    crop_table,
+    resize_table,
+    sincos_table,
+)
+
+
+def test_sincos_formula():
+    table = sincos_table((3, 5), 12, temperature=100.0)
+    assert table.shape == (1, 15, 12)
+    for y in range(3):
+        for x in range(5):
+            frequencies = [100.0 ** (-i / 2) for i in range(3)]
+            want = [wave(axis * w) for axis in (x, y) for wave in (math.sin, math.cos) for w in frequencies]
+            torch.testing.assert_close(table[0, 5 * y + x], torch.tensor(want))
+
+
+@pytest.mark.parametrize("dim", [4, 6, 10])
+def test_sincos_width(dim):
+    with pytest.raises(ValueError, match=f"multiple of 4 from 8 on, got {dim}"):
+        sincos_table((2, 2), dim)
+
+
+def test_sincos_rank():
+    with pytest.raises(ValueError, match=r"2-D grid, got \(2, 2, 2\)"):
+        sincos_table((2, 2, 2), 8)
+
+
+@pytest.mark.parametrize("new", [(2, 3), (4, 5), (1, 1), (4, 2)])
+def test_crop_keeps_places(new):
+    cells = torch.randn(4, 5, 8)
+    want = cells[: new[0], : new[1]].flatten(0, 1)
+    assert crop_table(cells.flatten(0, 1)[None], (4, 5), new)[0].equal(want)
+
+
+def test_sincos_positions_are_cropped():
+    positions = SinCosPositions((4, 5), 8)
+    assert positions((2, 3)).equal(crop_table(sincos_table((4, 5), 8), (4, 5), (2, 3)))
+    torch.testing.assert_close(positions((2, 3)), sincos_table((2, 3), 8))
+    assert list(positions.state_dict()) == []
+
+
+def test_learned_positions():
+    positions = LearnedPositions((4, 5), 8, prefix=1)
+    assert positions.table.shape == (1, 21, 8)
+    assert positions((4, 5)).equal(positions.table[:, 1:])
+    assert positions((2, 3))[0, 3].equal(positions.table[0, 1 + 5])
+    assert positions.for_prefix(3)[0].equal(torch.cat([positions.table[0, :1], torch.zeros(2, 8)]))
+
+
+@pytest.mark.parametrize("old", [(6,), (4, 6), (2, 4, 6)])
+def test_resize(old):
+    """To the same size: the same. To twice the size: constants stay, and so does a ramp, away from edges."""
+    table = torch.randn(1, math.prod(old), 3)
+    double = tuple(2 * extent for extent in old)
+    assert resize_table(table, old, old) is table
+    constant = torch.full_like(table, 0.7)
+    torch.testing.assert_close(
+        resize_table(constant, old, double), torch.full((1, math.prod(double), 3), 0.7)
+    )
+    ramp = (torch.arange(old[-1]) + 0.5).expand(old).reshape(1, -1, 1)
+    resized = resize_table(ramp, old, double).reshape(double)
+    want = (torch.arange(double[-1]) + 0.5) / 2
+    torch.testing.assert_close(resized[..., 4:-4], want[4:-4].expand(*double[:-1], -1))
+
+
+def test_resize_shrinks_by_means():
+    """Antialiased, a grid of alternating cells shrinks to their mean; otherwise single cells weigh more."""
+    table = torch.tensor([1.0, -1.0]).repeat(8, 4).reshape(1, 64, 1)
+    smooth = resize_table(table, (8, 8), (8, 2)).reshape(8, 2)
+    sharp = resize_table(table, (8, 8), (8, 2), antialias=False).reshape(8, 2)
+    assert smooth.abs().max() < 0.1
+    assert not torch.allclose(smooth, sharp, atol=0.02)
+
+
+def test_resize_of_another_grid():
+    with pytest.raises(ValueError, match=r"\(3, 3\) has 9 positions, the table 8"):
+        resize_table(torch.randn(1, 8, 4), (3, 3), (4, 4))
+
+
+def test_resize_keeps_the_dtype():
+    assert resize_table(torch.randn(1, 4, 8).bfloat16(), (2, 2), (3, 3)).dtype == torch.bfloat16

@@ -1,0 +1,160 @@
+"""What does not fit is named, and nothing is loaded by halves."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.pretrained.conftest import build
+from vit_pytorch import ViT, create_model, load_pretrained
+from vit_pytorch.pretrained import to_format
+
+
+def snapshot(model: ViT) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_unchanged(model: ViT, before: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 96}, r"sizes differ \(\d+\): .*expects \(1, 1, 96\), got \(1, 1, 48\), .* and \d+ more"),
+        ({"depth": 3}, r"missing \(12\): encoder\.blocks\.2\.attention\.norm\.weight, .* and 8 more"),
+        ({"depth": 1}, r"left over \(12\): encoder\.blocks\.1\.attention\.norm\.weight"),
+        ({"pool": "mean"}, r"left over \(1\): prefix\.class_token"),
+        ({"qk_norm": True}, r"missing \(8\): encoder\.blocks\.0\.attention\.branch\.q_norm\.weight"),
+        ({"channels": 1}, r"sizes differ \(1\): patch_embed\.proj\.weight expects \(48, 1, 8, 8\)"),
+        ({"mlp_dim": 64}, r"sizes differ \(6\)"),
+        ({"positions": "none"}, r"left over \(1\): positions\.table"),
+        ({"representation_size": 20}, r"missing \(2\): pre_logits.*\n.*head\.weight expects \(7, 20\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vit_pytorch", "timm"])
+def test_misfit_is_described(model: ViT, change: dict[str, Any], message: str, name: str) -> None:
+    target = build(**change)
+    before = snapshot(target)
+    with pytest.raises(ValueError, match=rf"\(format {name}\) does not fit ViT:\n[\s\S]*{message}") as caught:
+        load_pretrained(target, to_format(model, name))
+    assert len(str(caught.value)) < 900
+    assert_unchanged(target, before)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.tensor(1.0), torch.ones(2), torch.ones(2, 3, 4), torch.ones(1, 1, 1, 1)]
+)
+@pytest.mark.parametrize("name", ["vit_pytorch", "timm", "torchvision", "transformers", "vit_jax"])
+def test_every_tensor_of_a_wrong_shape_is_refused(model: ViT, name: str, wrong: torch.Tensor) -> None:
+    state = to_format(model, name)
+    target = build()
+    before = snapshot(target)
+    for key in state:
+        if "head" in key or "classifier" in key:
+            continue
+        with pytest.raises(ValueError, match=r"sizes differ|cannot be|no square grid"):
+            load_pretrained(target, {**state, key: wrong})
+    assert_unchanged(target, before)
+
+
+def test_one_bad_tensor_leaves_the_model_unchanged(model: ViT) -> None:
+    state = to_format(model, "torchvision")
+    state["encoder.ln.weight"] = torch.ones(49)
+    target = build()
+    before = snapshot(target)
+    with pytest.raises(ValueError, match=r"sizes differ \(1\): norm\.weight expects \(48,\), got \(49,\)"):
+        load_pretrained(target, state)
+    assert_unchanged(target, before)
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers"])
+def test_named_model_that_a_checkpoint_fits_is_told(name: str) -> None:
+    state = to_format(create_model("vit_tiny_patch32_224", num_classes=10), name)
+    with pytest.raises(ValueError, match=r"does not fit ViT:[\s\S]*\nit fits vit_tiny_patch32_224$"):
+        load_pretrained(create_model("vit_small_patch32_224", depth=1), state)
+
+
+def test_format_unknown_to_the_model_is_told_with_its_own(model: ViT) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_pretrained(model, {"a": torch.ones(1)})
+    assert "it fits" not in str(caught.value)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["vit_pytorch", "timm", "transformers", "vit_jax"])
+def test_classifier_of_other_classes_stays_new(
+    model: ViT, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = build(num_classes=5).eval()
+    before = snapshot(target)
+    with caplog.at_level(logging.INFO, logger="vit_pytorch"):
+        report = load_pretrained(target, to_format(model, name))
+    assert report.kept == ("head.weight", "head.bias")
+    assert set(report.dropped) == {"head.weight", "head.bias"}
+    assert "kept as they were: head.weight, head.bias" in caplog.text
+    assert torch.equal(target.head.weight, before["head.weight"])
+    x = images(48, 48)
+    assert difference(target.forward_features(x), model.forward_features(x)) == 0
+
+
+def test_classifier_is_dropped_for_embeddings(model: ViT) -> None:
+    target = build(num_classes=0)
+    report = load_pretrained(target, model.state_dict())
+    assert report.kept == ()
+    assert set(report.dropped) == {"head.weight", "head.bias"}
+
+
+def test_classifier_stays_where_the_checkpoint_has_none(model: ViT) -> None:
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head")}
+    target = build()
+    head = target.head.weight.clone()
+    assert load_pretrained(target, state).kept == ("head.weight", "head.bias")
+    assert torch.equal(target.head.weight, head)
+
+
+def test_hidden_layer_of_the_head_goes_with_it() -> None:
+    state = to_format(build(representation_size=20), "vit_jax")
+    report = load_pretrained(build(num_classes=3), state)
+    assert {"pre_logits.0.weight", "pre_logits.0.bias"} <= set(report.dropped)
+    with pytest.raises(ValueError, match=r"left over \(2\): pre_logits"):
+        load_pretrained(build(), state)
+
+
+@pytest.mark.parametrize("change", [{"num_classes": 5}, {"image_size": 64}])
+def test_strict_refuses_what_changes(model: ViT, change: dict[str, Any]) -> None:
+    target = build(**change)
+    before = snapshot(target)
+    with pytest.raises(ValueError, match="does not fit ViT strictly"):
+        load_pretrained(target, model.state_dict(), strict=True)
+    assert_unchanged(target, before)
+    load_pretrained(build(), model.state_dict(), strict=True)
+
+
+def test_dtype_of_the_model_stays(model: ViT) -> None:
+    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    target = build()
+    load_pretrained(target, half)
+    assert target.head.weight.dtype == torch.float32
+    assert (target.head.weight - model.head.weight).abs().max() < 1e-3
+
+
+@torch.inference_mode()
+def test_longer_report_is_one_line(model: ViT) -> None:
+    report = load_pretrained(build(image_size=64, num_classes=5), model.state_dict())
+    assert "positions.table resized from (6, 6) to (8, 8)" in str(report)
+    assert "\n" not in str(report)
+
+
+@torch.inference_mode()
+def test_checkpoint_with_the_tensors_of_a_different_seed_changes_the_output(model: ViT) -> None:
+    other = build()
+    randomise(other, seed=8)
+    x = images(48, 48)
+    assert difference(other.eval()(x), model(x)) > 0.1
+    load_pretrained(other, model.state_dict())
+    assert difference(other(x), model(x)) < TOLERANCE

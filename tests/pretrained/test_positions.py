@@ -1,0 +1,85 @@
+"""Positions of other grids, and of prefix tokens, end up where they belong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.pretrained.conftest import build
+from vit_pytorch import ViT, load_pretrained
+from vit_pytorch.pretrained import to_format
+
+
+@pytest.mark.parametrize("size", [40, 64, 96, (40, 64), (64, 72)])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_positions_are_interpolated_as_timm_does(model: ViT, size: Any, antialias: bool) -> None:
+    target = build(image_size=size)
+    load_pretrained(target, model.state_dict(), antialias=antialias)
+    expected = resample_abs_pos_embed(
+        model.positions.table, list(target.grid.shape), [6, 6], antialias=antialias
+    )
+    assert torch.equal(target.positions.table, expected)
+
+
+@torch.inference_mode()
+def test_interpolation_keeps_a_smooth_function(model: ViT) -> None:
+    """Positions that vary linearly over the image vary linearly at twice the resolution."""
+    centres = (torch.arange(6) + 0.5) / 6
+    model.positions.table[:, 1:] = (centres[:, None] + 2 * centres).reshape(1, 36, 1)
+    target = build(image_size=96)
+    load_pretrained(target, model.state_dict())
+    centres = (torch.arange(12) + 0.5) / 12
+    expected = (centres[:, None] + 2 * centres).reshape(1, 12, 12, 1)
+    got = target.positions.table[:, 1:].unflatten(1, (12, 12))
+    inside = slice(4, 8)
+    assert torch.allclose(got[:, inside, inside], expected[:, inside, inside].expand(1, 4, 4, 48), atol=1e-5)
+
+
+def test_grid_that_is_not_square_has_to_be_told(model: ViT) -> None:
+    wide = build(image_size=(40, 72))
+    randomise(wide)
+    target = build(image_size=64)
+    with pytest.raises(ValueError, match="46 positions with 1 prefix tokens are no square grid; pass the"):
+        load_pretrained(target, wide.state_dict())
+    report = load_pretrained(target, wide.state_dict(), grid=(5, 9))
+    assert report.resized == {"positions.table": ((5, 9), (8, 8))}
+    with pytest.raises(ValueError, match=r"a grid of \(5, 5\) has 25 positions, the checkpoint's table 46"):
+        load_pretrained(target, wide.state_dict(), grid=(5, 5))
+
+
+def test_square_count_on_a_grid_that_is_not_square_is_not_guessed() -> None:
+    square, wide = build(image_size=48), build(image_size=(32, 72))
+    state = to_format(square, "timm")
+    with pytest.raises(ValueError, match=r"36 positions may belong to a grid of \(4, 9\) or of \(6, 6\)"):
+        load_pretrained(wide, state)
+    assert load_pretrained(wide, state, grid=(6, 6)).resized == {"positions.table": ((6, 6), (4, 9))}
+    assert load_pretrained(wide, state, grid=(4, 9)).resized == {}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("size", [48, 64])
+def test_places_of_prefix_tokens_move_into_the_tokens(registers: int, size: int) -> None:
+    model = build(num_registers=registers).eval()
+    randomise(model)
+    target = build(num_registers=registers, no_embed_class=True, image_size=size).eval()
+    load_pretrained(target, model.state_dict())
+    assert torch.equal(target.prefix.class_token, model.prefix.class_token + model.positions.table[:, :1])
+    if size == 48:
+        x = images(48, 48)
+        assert difference(target(x), model(x)) < TOLERANCE
+
+
+@torch.inference_mode()
+def test_tokens_without_places_get_one_of_zero() -> None:
+    model = build(num_registers=2, no_embed_class=True).eval()
+    randomise(model)
+    target = build(num_registers=2).eval()
+    load_pretrained(target, model.state_dict())
+    assert target.positions.table[:, 0].abs().max() == 0
+    x = images(48, 48)
+    assert difference(target(x), model(x)) < TOLERANCE

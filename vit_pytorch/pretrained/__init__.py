@@ -1,0 +1,5 @@
+"""Recognising, translating and loading published checkpoints."""
+
+from vit_pytorch.pretrained.load import LoadReport, load_pretrained, to_format
+
+__all__ = ["LoadReport", "load_pretrained", "to_format"]

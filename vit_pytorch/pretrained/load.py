@@ -1,0 +1,212 @@
+"""Loading checkpoints of any known format into a model, or saying what does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vit_pytorch.layers.positions import SinCosPositions
+from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained.positions import fit_positions
+from vit_pytorch.pretrained.rules import Format
+from vit_pytorch.pretrained.source import Checkpoint, open_source
+from vit_pytorch.pretrained.tables import formats_for
+from vit_pytorch.registry import entries
+from vit_pytorch.weights import load_weights, misfit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What `load_pretrained` did.
+
+    Args:
+        source: where the weights came from.
+        format: the format that was recognised.
+        kept: parameters of the model that the checkpoint had nothing for and that stay as they were.
+        dropped: what the checkpoint had and the model did not use; by our names, where there is one.
+        resized: position embeddings that were interpolated, each with its grid and the model's.
+    """
+
+    source: str
+    format: str
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        said = [f"loaded {self.source} (format {self.format})"]
+        if self.kept:
+            said.append(f"kept as they were: {', '.join(self.kept)}")
+        if self.dropped:
+            said.append(f"not used: {', '.join(self.dropped)}")
+        said += [f"{name} resized from {old} to {new}" for name, (old, new) in self.resized.items()]
+        return "; ".join(said)
+
+
+def load_pretrained(
+    model: VisionModel,
+    checkpoint: Checkpoint,
+    *,
+    strict: bool = False,
+    grid: Sequence[int] | None = None,
+    antialias: bool = True,
+) -> LoadReport:
+    """Load a published checkpoint into a model, all or nothing.
+
+    The format is recognised by the names: ours, timm, torchvision, transformers, Google's `.npz`
+    (vit_jax and big_vision), the public vit-pytorch package. Position embeddings of another grid are
+    interpolated; a classifier for another number of classes is left out and the model's stays as it is.
+
+    Args:
+        model: what takes the weights.
+        checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
+            `hf-hub:organisation/name`; or a state dict.
+        strict: refuse to resize positions and to leave the classifier out.
+        grid: the checkpoint's grid of patches, (rows, columns), where it is not square.
+        antialias: low-pass when positions shrink, as timm does; transformers does not.
+
+    Returns:
+        What was done; it is logged, too.
+
+    Raises:
+        ValueError: where the format is unknown or anything does not fit, with the difference and the
+            named model that the checkpoint fits, where there is one; the model is unchanged then.
+        OSError: where the checkpoint cannot be read.
+    """
+    source = open_source(checkpoint)
+    try:
+        state, report = fit(model, source.state, source=source.name, grid=grid, antialias=antialias)
+        if strict and (report.resized or report.kept):
+            raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")
+    except ValueError as error:
+        fitting = find_fitting(source.state)
+        hint = f"\nit fits {', '.join(fitting)}" if fitting else ""
+        raise ValueError(f"{error}{hint}") from error
+    load_weights(model, state, source=source.name)
+    channels = model.channels
+    model.default_cfg.update(
+        {k: v for k, v in source.prepare.items() if k not in ("mean", "std") or len(v) == channels}
+    )
+    logger.info("%s", report)
+    return report
+
+
+def fit(
+    model: VisionModel,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    grid: Sequence[int] | None = None,
+    antialias: bool = True,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Translate a state dict of any known format to exactly what a model takes; changes neither.
+
+    Raises:
+        ValueError: where that is not possible.
+    """
+    layout, bare = recognise(model, state, source=source)
+    found, unused = layout.read(bare, model)
+    kept, dropped = _fit_classifier(model, found)
+    resized = fit_positions(
+        model, found, grid=grid, antialias=antialias, same_grid=layout is formats_for(model)[0]
+    )
+    difference = misfit(model, found)
+    if difference:
+        raise ValueError(
+            f"{source} (format {layout.name}) does not fit {type(model).__name__}:\n{difference}"
+        )
+    return found, LoadReport(
+        source=source,
+        format=layout.name,
+        kept=tuple(kept),
+        dropped=(*unused, *dropped),
+        resized=resized,
+    )
+
+
+def recognise(
+    model: VisionModel, state: Mapping[str, Tensor], *, source: str
+) -> tuple[Format, dict[str, Tensor]]:
+    """Tell a state dict's format by its names, and give it under the format's bare names.
+
+    Raises:
+        ValueError: where no format fits; names those that were tried.
+    """
+    formats = formats_for(model)
+    for layout in formats:
+        bare = layout.strip_prefix(state)
+        if bare is not None:
+            return layout, bare
+    raise ValueError(
+        f"{source} is in none of the formats known for {type(model).__name__}"
+        f" ({', '.join(layout.name for layout in formats)}); it begins with {', '.join(list(state)[:3])}"
+    )
+
+
+def to_format(model: VisionModel, name: str) -> dict[str, Tensor]:
+    """Give a model's weights as another library's state dict.
+
+    Args:
+        model: whose weights.
+        name: a format's name, such as "timm", "torchvision", "transformers" or "vit_jax".
+
+    Raises:
+        ValueError: where there is no such format, or it has no place for something that the model has.
+    """
+    formats = {layout.name: layout for layout in formats_for(model)}
+    if name not in formats:
+        raise ValueError(f"a format is one of {', '.join(formats)}; got {name!r}")
+    state = dict(model.state_dict())
+    if formats[name].fixed_positions:
+        for key, module in model.named_modules():
+            if isinstance(module, SinCosPositions):
+                state[f"{key}.table"] = module.table
+    return formats[name].write(state, model)
+
+
+def find_fitting(state: Mapping[str, Tensor]) -> list[str]:
+    """Name the registered models that a checkpoint fits as they are, apart from the number of classes."""
+    shapes = {name: tensor.to("meta") for name, tensor in state.items()}
+    size = sum(tensor.numel() for tensor in shapes.values())
+    fitting = []
+    for entry in entries().values():
+        if not entry.parameters / 2 < size < entry.parameters * 2:
+            continue
+        with torch.device("meta"):
+            model = entry.build()
+        try:
+            _, report = fit(model, shapes, source="")
+        except ValueError:
+            continue
+        if not report.resized:
+            fitting.append(entry.name)
+    return fitting
+
+
+def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Put the model's own classifier in where the checkpoint's has other classes; changes the state dict.
+
+    Returns:
+        The names that are the model's, and the checkpoint's names that were left out.
+    """
+    classifier = model.get_classifier()
+    (name,) = (name for name, module in model.named_modules() if module is classifier)
+    own = {f"{name}.{key}": tensor for key, tensor in classifier.state_dict().items()}
+    theirs = [key for key in state if key.startswith(f"{name}.")]
+    weight = state.get(f"{name}.weight")
+    if (0 if weight is None else len(weight) if weight.ndim else 1) == model.num_classes:
+        return [], []
+    # A hidden layer of the head goes with it where the model has none.
+    wanted = model.state_dict()
+    theirs += [key for key in state if key.startswith("pre_logits.") and key not in wanted]
+    for key in theirs:
+        del state[key]
+    state.update(own)
+    return list(own), theirs

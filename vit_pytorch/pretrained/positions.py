@@ -1,0 +1,123 @@
+"""Fitting a checkpoint's position embeddings to a model: prefix rows, other grids, fixed tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt, prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, resize_table, sincos_table
+from vit_pytorch.layers.tokens import PrefixTokens
+
+TOLERANCE = 1e-4
+
+
+def fit_positions(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    grid: Sequence[int] | None = None,
+    antialias: bool = True,
+    same_grid: bool = False,
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Bring the position embeddings of a state dict to what a model takes; changes the state dict.
+
+    Rows of prefix tokens for which the model has no place are added to the tokens themselves, which
+    computes the same. A table that the model computes itself is held against it and taken out.
+
+    Args:
+        model: what will take the weights.
+        state: tensors by our names.
+        grid: the grid that the table belongs to; inferred from its number of rows unless told.
+        antialias: low-pass before shrinking (see `resize_table`).
+        same_grid: whether a table with the model's number of cells has the model's grid for certain.
+
+    Returns:
+        For each table that was resized, its grid and the model's.
+
+    Raises:
+        ValueError: where the grid cannot be told, or fixed embeddings are not the model's.
+    """
+    resized = {}
+    for name, module in model.named_modules():
+        key = f"{name}.table"
+        if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
+            continue
+        table = state[key]
+        if table.ndim != 3:
+            continue
+        tokens = _prefix_tokens(model, state, dim=table.shape[2])
+        prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), grid, same_grid)
+        rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)
+        cells = table[:, prefix:]
+        if isinstance(module, SinCosPositions):
+            _check_fixed(key, cells, old)
+            del state[key]
+            continue
+        if old != module.grid:
+            resized[key] = (old, module.grid)
+        state[key] = torch.cat([rows, resize_table(cells, old, module.grid, antialias=antialias)], dim=1)
+    return resized
+
+
+def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:
+    """Name the prefix tokens of a width that a state dict brings, in their order."""
+    names = [name for name, module in model.named_modules() if isinstance(module, PrefixTokens)]
+    tokens = [f"{name}.{token}" for name in names for token in ("class_token", "registers")]
+    return [token for token in tokens if token in state and state[token].shape[2:] == (dim,)]
+
+
+def _split(
+    table: Tensor,
+    module: LearnedPositions | SinCosPositions,
+    tokens: int,
+    grid: Sequence[int] | None,
+    same_grid: bool,
+) -> tuple[int, tuple[int, ...]]:
+    """Tell how many rows belong to prefix tokens, and the grid of the rest."""
+    rows = table.shape[1]
+    prefixes = [n for n in dict.fromkeys((module.prefix, tokens, 1, 0)) if n <= min(tokens, rows)]
+    wanted = module.grid if grid is None else tuple(grid)
+    for prefix in prefixes:
+        if rows - prefix == prod(wanted):
+            square = isqrt(rows - prefix)
+            if grid is None and not same_grid and len(set(wanted)) > 1 and square**2 == rows - prefix:
+                raise ValueError(
+                    f"{rows - prefix} positions may belong to a grid of {wanted} or of {(square, square)}; "
+                    "pass the checkpoint's grid"
+                )
+            return prefix, wanted
+    for prefix in prefixes:
+        square = isqrt(rows - prefix)
+        if grid is None and len(wanted) == 2 and square**2 == rows - prefix > 0:
+            return prefix, (square, square)
+    if grid is not None:
+        raise ValueError(f"a grid of {wanted} has {prod(wanted)} positions, the checkpoint's table {rows}")
+    raise ValueError(
+        f"{rows} positions with {tokens} prefix tokens are no square grid; pass the checkpoint's grid"
+    )
+
+
+def _fold(state: dict[str, Tensor], tokens: list[str], rows: Tensor, *, keep: int) -> Tensor:
+    """Give the rows that stay in the table; add the others to their tokens."""
+    if rows.shape[1] > keep:
+        counts = [state[token].shape[1] for token in tokens]
+        moved = torch.cat([torch.zeros_like(rows[:, :keep]), rows[:, keep:]], dim=1)
+        moved = F.pad(moved, (0, 0, 0, sum(counts) - rows.shape[1]))
+        for token, part in zip(tokens, moved.split(counts, dim=1), strict=True):
+            state[token] = state[token] + part
+    return F.pad(rows[:, :keep], (0, 0, 0, max(keep - rows.shape[1], 0)))
+
+
+def _check_fixed(key: str, cells: Tensor, grid: tuple[int, ...]) -> None:
+    if cells.is_meta:
+        return
+    difference = (cells.float() - sincos_table(grid, cells.shape[2])).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"{key} of the checkpoint is not the model's fixed sine and cosine table: "
+            f"entries differ by up to {difference:.3g}, {TOLERANCE:g} is allowed"
+        )

@@ -1,0 +1,193 @@
+"""Translation between state dicts as data: rules of names, each with a reversible transform."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "name": ".+"}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How tensors of another format become one of ours, and back.
+
+    Args:
+        read: from their tensors and our module that takes the result.
+        write: from our tensor and the module that it is in.
+    """
+
+    read: Callable[[Sequence[Tensor], Any], Tensor]
+    write: Callable[[Tensor, Any], Sequence[Tensor]]
+
+
+SAME = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor,))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a table.
+
+    In names, `{i}` stands for a number, `{p}` for `weight` or `bias`, `{name}` for anything.
+
+    Args:
+        ours: our name.
+        theirs: their name, or the names of several that are one of ours. A leading `/` says that the
+            name does not carry the format's prefix.
+        transform: what happens to the tensors. The module that it is given is two names up: for
+            `patch_embed.proj.weight` it is `patch_embed`.
+    """
+
+    ours: str
+    theirs: str | tuple[str, ...]
+    transform: Transform = SAME
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Their names, also where it is one."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A layout of checkpoints.
+
+    Args:
+        name: what the format is called.
+        marks: names of which one tells the format; what stands before it is the prefix of all names.
+        rules: the table. The first rule for a name of ours is the one used for writing.
+        unused: their names that play no role in the model.
+        prefix: what is put before names in writing.
+        fixed_positions: whether files hold position embeddings that are not learned, too.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    unused: tuple[str, ...] = ()
+    prefix: str = ""
+    fixed_positions: bool = False
+
+    def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Give the state dict under this format's bare names, or None where it is another format.
+
+        Raises:
+            ValueError: where there are two models under different prefixes.
+        """
+        prefixes = {name.removesuffix(mark) for mark in self.marks for name in state if name.endswith(mark)}
+        prefixes = {prefix for prefix in prefixes if not prefix or prefix[-1] in "./"}
+        if not prefixes:
+            return None
+        if len(prefixes) > 1:
+            raise ValueError(
+                f"more than one model in the checkpoint: {', '.join(sorted(map(repr, prefixes)))} "
+                "stand before its names; pass the state dict of one"
+            )
+        (prefix,) = prefixes
+        return {
+            name.removeprefix(prefix) if name.startswith(prefix) else f"/{name}": tensor
+            for name, tensor in state.items()
+        }
+
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names.
+
+        Args:
+            state: tensors under bare names, as `strip_prefix` gives them.
+            model: what will take them; asked for sizes that their shapes do not tell.
+
+        Returns:
+            Tensors by our names, those without a rule by their own; and names that play no role.
+
+        Raises:
+            ValueError: where a tensor cannot have the role that its name says.
+        """
+        found: dict[str, tuple[Rule, dict[int, tuple[str, Tensor]]]] = {}
+        left: dict[str, Tensor] = {}
+        unused = []
+        for name, tensor in state.items():
+            if not tensor.numel() or any(_match(pattern, name) is not None for pattern in self.unused):
+                unused.append(name)
+                continue
+            hit = self._find(name)
+            if hit is None:
+                left[name] = tensor
+                continue
+            rule, index, ours = hit
+            parts = found.setdefault(ours, (rule, {}))[1]
+            if index in parts or found[ours][0] is not rule:
+                left[name] = tensor
+            else:
+                parts[index] = (name, tensor)
+        for ours, (rule, parts) in found.items():
+            if len(parts) < len(rule.parts):
+                left.update(parts.values())
+            else:
+                left[ours] = self._transform(rule, ours, [parts[i] for i in sorted(parts)], model)
+        return left, unused
+
+    def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Translate our state dict to this format.
+
+        Raises:
+            ValueError: where the format has no place for a tensor.
+        """
+        written: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            hit = next(((r, m) for r in self.rules if (m := _match(r.ours, name)) is not None), None)
+            if hit is None:
+                raise ValueError(f"the format of {self.name} has no place for {name}")
+            rule, groups = hit
+            parts = rule.transform.write(tensor, _module(model, name))
+            for theirs, part in zip(rule.parts, parts, strict=True):
+                full = theirs[1:] if theirs.startswith("/") else self.prefix + theirs
+                written[full.format(**groups)] = part.contiguous()
+        return written
+
+    def _find(self, name: str) -> tuple[Rule, int, str] | None:
+        for rule in self.rules:
+            for index, theirs in enumerate(rule.parts):
+                if (groups := _match(theirs, name)) is not None:
+                    return rule, index, rule.ours.format(**groups)
+        return None
+
+    def _transform(
+        self, rule: Rule, ours: str, parts: Sequence[tuple[str, Tensor]], model: nn.Module
+    ) -> Tensor:
+        try:
+            return rule.transform.read([tensor for _, tensor in parts], _module(model, ours))
+        except (RuntimeError, IndexError) as error:
+            theirs = ", ".join(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in parts)
+            raise ValueError(f"{theirs} cannot be {ours}: {str(error).splitlines()[0]}") from error
+
+
+def stack(count: int) -> Transform:
+    """Several matrices or vectors of theirs are one of ours, one after the other."""
+    return Transform(lambda parts, module: torch.cat(list(parts)), lambda tensor, module: tensor.chunk(count))
+
+
+def _match(pattern: str, name: str) -> dict[str, str] | None:
+    found = _compile(pattern).fullmatch(name)
+    return None if found is None else found.groupdict()
+
+
+@cache
+def _compile(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)\}", pattern)
+    for index, piece in enumerate(pieces):
+        pieces[index] = f"(?P<{piece}>{PLACEHOLDERS[piece]})" if index % 2 else re.escape(piece)
+    return re.compile("".join(pieces))
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    """Find the module two names up; None where the model does not have it."""
+    module: Any = model
+    for part in name.split(".")[:-2] or name.split(".")[:-1]:
+        module = getattr(module, part, None)
+    return module

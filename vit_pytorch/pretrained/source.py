@@ -1,0 +1,120 @@
+"""Finding the file behind a checkpoint's name: a path, a folder, or a repository on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor
+
+from vit_pytorch.weights import read_weights, unwrap
+
+Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
+
+HUB = "hf-hub:"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+# Pillow's numbers, which transformers writes.
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+PREPARE = ("mean", "std", "interpolation", "crop_pct")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found.
+
+    Args:
+        name: where the weights come from, for messages.
+        state: the state dict, under the names of its format.
+        prepare: how images are prepared, as far as the checkpoint's configuration says.
+    """
+
+    name: str
+    state: Mapping[str, Tensor]
+    prepare: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_source(checkpoint: Checkpoint) -> Source:
+    """Read a checkpoint.
+
+    Args:
+        checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
+            `hf-hub:organisation/name` with an optional `@revision`; or a state dict.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        OSError: where the Hub cannot be reached and nothing is cached.
+        ValueError: where it is a URL, or a file that is damaged or would execute code.
+    """
+    if isinstance(checkpoint, Mapping):
+        return Source("the state dict", unwrap(checkpoint, source="the state dict"))
+    name = os.fspath(checkpoint)
+    if name.startswith(HUB):
+        return _open_hub(name)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+        raise ValueError(
+            f"a checkpoint is a path or a {HUB} name, got the URL {name}: download the file and pass its path"
+        )
+    path = Path(name)
+    if not path.is_dir():
+        return Source(name, read_weights(path))
+    return _read_folder(name, lambda file: path / file if (path / file).is_file() else None)
+
+
+def _open_hub(name: str) -> Source:
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
+        raise ValueError(f"a name on the Hub is {HUB}organisation/name, got {name!r}")
+
+    def find(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision or None))
+        except LocalEntryNotFoundError as error:
+            raise OSError(
+                f"cannot get {file} of {repository}: the Hugging Face Hub cannot be reached"
+                f" and {constants.HF_HUB_CACHE} does not hold it"
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except HfHubHTTPError as error:
+            raise OSError(f"cannot get {file} of {repository}: {str(error).splitlines()[0]}") from error
+
+    return _read_folder(name, find)
+
+
+def _read_folder(name: str, find: Callable[[str], Path | None]) -> Source:
+    weights = next((path for file in WEIGHTS if (path := find(file)) is not None), None)
+    if weights is None:
+        raise FileNotFoundError(f"{name} has no {' or '.join(WEIGHTS)}")
+    config = _read_json(find(CONFIG))
+    processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
+    return Source(name, read_weights(weights), _read_prepare(config, processor))
+
+
+def _read_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}")
+    return content
+
+
+def _read_prepare(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how images are prepared, from our configuration, timm's, or a processor of transformers."""
+    found = dict(config.get("default_cfg") or config.get("pretrained_cfg") or {})
+    found |= {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
+    if processor.get("resample") in RESAMPLE:
+        found["interpolation"] = RESAMPLE[processor["resample"]]
+    return {key: tuple(v) if isinstance(v := found[key], list) else v for key in PREPARE if key in found}

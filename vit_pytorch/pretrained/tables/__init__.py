@@ -1,0 +1,24 @@
+"""Formats of checkpoints as data, one file a family of models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from torch import nn
+
+from vit_pytorch.pretrained.rules import Format
+
+TABLES = {"ViT": "vit"}
+
+
+def formats_for(model: nn.Module) -> tuple[Format, ...]:
+    """Give the formats that a model's checkpoints are published in.
+
+    Raises:
+        ValueError: where no table is known for the architecture.
+    """
+    for architecture in type(model).__mro__:
+        if architecture.__name__ in TABLES:
+            table = import_module(f"vit_pytorch.pretrained.tables.{TABLES[architecture.__name__]}")
+            return tuple(table.FORMATS)
+    raise ValueError(f"no formats of checkpoints are known for {type(model).__name__}")

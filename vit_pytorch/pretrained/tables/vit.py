@@ -1,0 +1,285 @@
+"""Checkpoints of the plain ViT: ViT and SimpleViT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+
+BLOCK = "encoder.blocks.{i}"
+QKV = f"{BLOCK}.attention.branch.to_qkv"
+OUT = f"{BLOCK}.attention.branch.to_out"
+HIDDEN = f"{BLOCK}.feedforward.branch.to_hidden"
+CONTRACT = f"{BLOCK}.feedforward.branch.to_out"
+MAP = "attention_pool"
+
+# A projection of flattened patches (row, column, channel) as the convolution that it equals.
+PATCHES = Transform(
+    lambda parts, embed: parts[0].unflatten(1, (*embed.grid.patch, -1)).movedim(-1, 1),
+    lambda tensor, embed: (tensor.movedim(1, -1).flatten(1),),
+)
+# Tokens without the axis of the batch; releases differ, so one that has it passes.
+ROWS = Transform(
+    lambda parts, module: parts[0] if parts[0].ndim == 3 else parts[0].unsqueeze(0),
+    lambda tensor, module: (tensor.squeeze(0),),
+)
+# Flax: kernels are (in, out), convolutions (height, width, in, out), heads an axis of their own.
+KERNEL = Transform(
+    lambda parts, module: parts[0].transpose(0, 1), lambda tensor, module: (tensor.transpose(0, 1),)
+)
+CONV = Transform(
+    lambda parts, module: parts[0].permute(3, 2, 0, 1), lambda tensor, module: (tensor.permute(2, 3, 1, 0),)
+)
+OUT_KERNEL = Transform(
+    lambda parts, module: parts[0].flatten(0, 1).mT,
+    lambda tensor, attention: (tensor.mT.unflatten(0, (attention.heads, -1)),),
+)
+
+
+def _in_kernels(count: int) -> Transform:
+    def write(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
+        return [part.mT.unflatten(1, (attention.heads, -1)) for part in tensor.chunk(count)]
+
+    return Transform(lambda parts, module: torch.cat([part.flatten(1).mT for part in parts]), write)
+
+
+def _in_biases(count: int) -> Transform:
+    def write(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
+        return [part.unflatten(0, (attention.heads, -1)) for part in tensor.chunk(count)]
+
+    return Transform(lambda parts, module: torch.cat([part.flatten() for part in parts]), write)
+
+
+OURS = Format(
+    name="vit_pytorch",
+    marks=("encoder.blocks.0.attention.branch.to_qkv.weight",),
+    rules=(Rule("{name}", "{name}"),),
+)
+
+TIMM = Format(
+    name="timm",
+    marks=("blocks.0.attn.qkv.weight",),
+    unused=("mask_token",),
+    fixed_positions=True,
+    rules=(
+        Rule("prefix.class_token", "cls_token"),
+        Rule("prefix.registers", "reg_token"),
+        Rule("prefix.registers", "register_tokens"),
+        Rule("positions.table", "pos_embed"),
+        Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
+        Rule("pre_norm.{p}", "norm_pre.{p}"),
+        Rule(f"{BLOCK}.attention.norm.{{p}}", "blocks.{i}.norm1.{p}"),
+        Rule(f"{QKV}.{{p}}", "blocks.{i}.attn.qkv.{p}"),
+        Rule(f"{BLOCK}.attention.branch.q_norm.{{p}}", "blocks.{i}.attn.q_norm.{p}"),
+        Rule(f"{BLOCK}.attention.branch.k_norm.{{p}}", "blocks.{i}.attn.k_norm.{p}"),
+        Rule(f"{OUT}.{{p}}", "blocks.{i}.attn.proj.{p}"),
+        Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.ls1.gamma"),
+        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "blocks.{i}.norm2.{p}"),
+        Rule(f"{HIDDEN}.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
+        Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.ls2.gamma"),
+        Rule("norm.{p}", "norm.{p}"),
+        Rule("fc_norm.{p}", "fc_norm.{p}"),
+        Rule(f"{MAP}.query", "attn_pool.latent"),
+        Rule(f"{MAP}.to_q.{{p}}", "attn_pool.q.{p}"),
+        Rule(f"{MAP}.to_kv.{{p}}", "attn_pool.kv.{p}"),
+        Rule(f"{MAP}.to_out.{{p}}", "attn_pool.proj.{p}"),
+        Rule(f"{MAP}.norm.{{p}}", "attn_pool.norm.{p}"),
+        Rule(f"{MAP}.mlp.to_hidden.{{p}}", "attn_pool.mlp.fc1.{p}"),
+        Rule(f"{MAP}.mlp.to_out.{{p}}", "attn_pool.mlp.fc2.{p}"),
+        Rule("head.{p}", "head.{p}"),
+    ),
+)
+
+_LAYER = "encoder.layers.encoder_layer_{i}"
+TORCHVISION = Format(
+    name="torchvision",
+    marks=("encoder.layers.encoder_layer_0.self_attention.in_proj_weight",),
+    rules=(
+        Rule("prefix.class_token", "class_token"),
+        Rule("positions.table", "encoder.pos_embedding"),
+        Rule("patch_embed.proj.{p}", "conv_proj.{p}"),
+        Rule(f"{BLOCK}.attention.norm.{{p}}", f"{_LAYER}.ln_1.{{p}}"),
+        Rule(f"{QKV}.{{p}}", f"{_LAYER}.self_attention.in_proj_{{p}}"),
+        Rule(f"{OUT}.{{p}}", f"{_LAYER}.self_attention.out_proj.{{p}}"),
+        Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{_LAYER}.ln_2.{{p}}"),
+        Rule(f"{HIDDEN}.{{p}}", f"{_LAYER}.mlp.0.{{p}}"),
+        Rule(f"{CONTRACT}.{{p}}", f"{_LAYER}.mlp.3.{{p}}"),
+        # The published files have the names of the first release.
+        Rule(f"{HIDDEN}.{{p}}", f"{_LAYER}.mlp.linear_1.{{p}}"),
+        Rule(f"{CONTRACT}.{{p}}", f"{_LAYER}.mlp.linear_2.{{p}}"),
+        Rule("norm.{p}", "encoder.ln.{p}"),
+        Rule("pre_logits.0.{p}", "heads.pre_logits.{p}"),
+        Rule("head.{p}", "heads.head.{p}"),
+    ),
+)
+
+_ATTENTION = "encoder.layer.{i}.attention.attention"
+_EMBEDDINGS = (
+    Rule("prefix.class_token", "embeddings.cls_token"),
+    Rule("prefix.registers", "embeddings.register_tokens"),
+    Rule("positions.table", "embeddings.position_embeddings"),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.projection.{p}"),
+    Rule("norm.{p}", "layernorm.{p}"),
+    Rule("head.{p}", "/classifier.{p}"),
+)
+TRANSFORMERS = Format(
+    name="transformers",
+    marks=("encoder.layer.0.layernorm_before.weight", "layers.0.layernorm_before.weight"),
+    prefix="vit.",
+    unused=("embeddings.mask_token", "pooler.dense.{p}"),
+    rules=(
+        *_EMBEDDINGS,
+        Rule(f"{BLOCK}.attention.norm.{{p}}", "encoder.layer.{i}.layernorm_before.{p}"),
+        Rule(f"{QKV}.{{p}}", tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
+        Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.output.dense.{p}"),
+        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "encoder.layer.{i}.layernorm_after.{p}"),
+        Rule(f"{HIDDEN}.{{p}}", "encoder.layer.{i}.intermediate.dense.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.output.dense.{p}"),
+        # Files keep the names above; a model in memory has these since release 5.
+        Rule(f"{BLOCK}.attention.norm.{{p}}", "layers.{i}.layernorm_before.{p}"),
+        Rule(f"{QKV}.{{p}}", tuple(f"layers.{{i}}.attention.{x}_proj.{{p}}" for x in "qkv"), stack(3)),
+        Rule(f"{OUT}.{{p}}", "layers.{i}.attention.o_proj.{p}"),
+        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "layers.{i}.layernorm_after.{p}"),
+        Rule(f"{HIDDEN}.{{p}}", "layers.{i}.mlp.fc1.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "layers.{i}.mlp.fc2.{p}"),
+    ),
+)
+TRANSFORMERS_DINOV2 = Format(
+    name="transformers DINOv2",
+    marks=("encoder.layer.0.layer_scale1.lambda1",),
+    prefix="dinov2_with_registers.",
+    unused=("embeddings.mask_token",),
+    rules=(
+        *_EMBEDDINGS,
+        Rule(f"{BLOCK}.attention.norm.{{p}}", "encoder.layer.{i}.norm1.{p}"),
+        Rule(f"{QKV}.{{p}}", tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
+        Rule(f"{QKV}.{{p}}", tuple(f"encoder.layer.{{i}}.attention.{x}_proj.{{p}}" for x in "qkv"), stack(3)),
+        Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.output.dense.{p}"),
+        Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.o_proj.{p}"),
+        Rule(f"{BLOCK}.attention.tail.0.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
+        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "encoder.layer.{i}.norm2.{p}"),
+        Rule(f"{HIDDEN}.{{p}}", "encoder.layer.{i}.mlp.fc1.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.mlp.fc2.{p}"),
+        Rule(f"{BLOCK}.feedforward.tail.0.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+    ),
+)
+
+_PUBLIC = (
+    Rule("patch_embed.norm_in.{p}", "to_patch_embedding.1.{p}"),
+    Rule("patch_embed.proj.weight", "to_patch_embedding.2.weight", PATCHES),
+    Rule("patch_embed.proj.bias", "to_patch_embedding.2.bias"),
+    Rule("patch_embed.norm_out.{p}", "to_patch_embedding.3.{p}"),
+    Rule(f"{BLOCK}.attention.norm.{{p}}", "transformer.layers.{i}.0.norm.{p}"),
+    Rule(f"{QKV}.weight", "transformer.layers.{i}.0.to_qkv.weight"),
+    Rule(f"{BLOCK}.feedforward.norm.{{p}}", "transformer.layers.{i}.1.net.0.{p}"),
+    Rule(f"{HIDDEN}.{{p}}", "transformer.layers.{i}.1.net.1.{p}"),
+    Rule("norm.{p}", "transformer.norm.{p}"),
+)
+PUBLIC_VIT = Format(
+    name="vit-pytorch ViT",
+    marks=("transformer.layers.0.0.to_out.0.weight",),
+    rules=(
+        *_PUBLIC,
+        Rule("prefix.class_token", "cls_token", ROWS),
+        Rule("positions.table", "pos_embedding", ROWS),
+        Rule(f"{OUT}.{{p}}", "transformer.layers.{i}.0.to_out.0.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "transformer.layers.{i}.1.net.4.{p}"),
+        Rule("head.{p}", "mlp_head.{p}"),
+    ),
+)
+PUBLIC_SIMPLE_VIT = Format(
+    name="vit-pytorch SimpleViT",
+    marks=("transformer.layers.0.0.to_out.weight",),
+    rules=(
+        *_PUBLIC,
+        Rule(f"{OUT}.weight", "transformer.layers.{i}.0.to_out.weight"),
+        Rule(f"{CONTRACT}.{{p}}", "transformer.layers.{i}.1.net.3.{p}"),
+        Rule("head.{p}", "linear_head.{p}"),
+    ),
+)
+
+
+def _flax_dense(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    return Rule(f"{ours}.weight", f"{theirs}/kernel", KERNEL), Rule(f"{ours}.bias", f"{theirs}/bias")
+
+
+def _flax_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    return Rule(f"{ours}.weight", f"{theirs}/scale"), Rule(f"{ours}.bias", f"{theirs}/bias")
+
+
+def _flax_heads(ours: str, theirs: str, names: tuple[str, ...]) -> tuple[Rule, Rule]:
+    return (
+        Rule(f"{ours}.weight", tuple(f"{theirs}/{x}/kernel" for x in names), _in_kernels(len(names))),
+        Rule(f"{ours}.bias", tuple(f"{theirs}/{x}/bias" for x in names), _in_biases(len(names))),
+    )
+
+
+def _flax_out(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    return Rule(f"{ours}.weight", f"{theirs}/kernel", OUT_KERNEL), Rule(f"{ours}.bias", f"{theirs}/bias")
+
+
+def _flax(name: str, *, positions: str, attention: str, norm: str, mlp: str, prefix: str = "") -> Format:
+    """The layouts of Google's two programs, which number their layers differently."""
+    block = "Transformer/encoderblock_{i}"
+    pool = "MAPHead_0"
+    return Format(
+        name=name,
+        marks=(f"Transformer/encoderblock_0/{attention}/query/kernel",),
+        prefix=prefix,
+        rules=(
+            Rule("prefix.class_token", "cls"),
+            Rule("positions.table", positions),
+            Rule("patch_embed.proj.weight", "embedding/kernel", CONV),
+            Rule("patch_embed.proj.bias", "embedding/bias"),
+            *_flax_norm(f"{BLOCK}.attention.norm", f"{block}/LayerNorm_0"),
+            *_flax_heads(QKV, f"{block}/{attention}", ("query", "key", "value")),
+            *_flax_out(OUT, f"{block}/{attention}/out"),
+            *_flax_norm(f"{BLOCK}.feedforward.norm", f"{block}/{norm}"),
+            *_flax_dense(HIDDEN, f"{block}/{mlp}/Dense_0"),
+            *_flax_dense(CONTRACT, f"{block}/{mlp}/Dense_1"),
+            *_flax_norm("norm", "Transformer/encoder_norm"),
+            Rule(f"{MAP}.query", f"{pool}/probe"),
+            *_flax_heads(f"{MAP}.to_q", f"{pool}/MultiHeadDotProductAttention_0", ("query",)),
+            *_flax_heads(f"{MAP}.to_kv", f"{pool}/MultiHeadDotProductAttention_0", ("key", "value")),
+            *_flax_out(f"{MAP}.to_out", f"{pool}/MultiHeadDotProductAttention_0/out"),
+            *_flax_norm(f"{MAP}.norm", f"{pool}/LayerNorm_0"),
+            *_flax_dense(f"{MAP}.mlp.to_hidden", f"{pool}/MlpBlock_0/Dense_0"),
+            *_flax_dense(f"{MAP}.mlp.to_out", f"{pool}/MlpBlock_0/Dense_1"),
+            *_flax_dense("pre_logits.0", "pre_logits"),
+            *_flax_dense("head", "head"),
+        ),
+    )
+
+
+VIT_JAX = _flax(
+    "vit_jax",
+    positions="Transformer/posembed_input/pos_embedding",
+    attention="MultiHeadDotProductAttention_1",
+    norm="LayerNorm_2",
+    mlp="MlpBlock_3",
+)
+BIG_VISION = _flax(
+    "big_vision",
+    positions="pos_embedding",
+    attention="MultiHeadDotProductAttention_0",
+    norm="LayerNorm_1",
+    mlp="MlpBlock_0",
+    prefix="params/",
+)
+
+FORMATS = (
+    OURS,
+    TIMM,
+    TORCHVISION,
+    TRANSFORMERS,
+    TRANSFORMERS_DINOV2,
+    PUBLIC_VIT,
+    PUBLIC_SIMPLE_VIT,
+    VIT_JAX,
+    BIG_VISION,
+)

@@ -170,3 +170,12 @@ def test_data_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert train("--data=nowhere", "--output", tmp_path / "run") == 1
     assert "no such folder: nowhere" in capsys.readouterr().err
     assert not (tmp_path / "run" / ".run").exists()
+
+
+def test_two_processes_make_one_run(tmp_path: Path, vit: Vit) -> None:
+    done = vit("train", "--accelerator=cpu", "--devices=2", "--strategy=ddp", "--epochs=1", *TINY)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    (row,) = read_rows(run / "metrics.csv")
+    assert row["step"] == 1295 // 64
+    assert json.loads((run / "summary.json").read_text())["test"]["images"] == 359

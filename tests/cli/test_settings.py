@@ -102,6 +102,8 @@ def test_unknown_option(
         ({"augmentation": {"mixpu": 0.2}}, "'augmentation.mixpu'", "'augmentation.mixup'"),
         ({"model": {"patchsize": 4}}, "'model.patchsize'", "'model.patch_size'"),
         ({"optimizer": 3}, "optimizer", "lr"),
+        ({"model": 3}, "model", "patch_size"),
+        ({"data": 3}, "data", "source"),
     ],
 )
 def test_unknown_key_in_a_file(
@@ -121,6 +123,8 @@ def test_unknown_key_in_a_file(
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr"),
         ({"model": {"dim": 1.5}}, "model.dim"),
         ({"model": {"stem": "deep"}}, "model.stem"),
+        ({"model": {"name": 3}}, "model.name"),
+        ({"data": {"source": 3}}, "data.source"),
         ({"augmentation": {"scale": [1, 2, 3]}}, "augmentation.scale"),
     ],
 )

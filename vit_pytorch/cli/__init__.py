@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         getattr(import_module(f"vit_pytorch.cli.{module}"), command)(options)
     except UsageError as error:
         return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     except BrokenPipeError:
         # the reader, such as `head`, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

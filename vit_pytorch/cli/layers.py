@@ -69,14 +69,16 @@ def read_layer(path: str | Path) -> dict[str, Any]:
 def drop_other_models(layers: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
     """Leave out what a layer says about the arguments of another model than the one that is built."""
     return [
-        {key: value for key, value in layer.items() if key != "model" or _model_name(layer) in (None, name)}
+        {key: value for key, value in layer.items() if key != "model" or model_name(layer) in (None, name)}
         for layer in layers
     ]
 
 
-def _model_name(layer: Mapping[str, Any]) -> str | None:
+def model_name(layer: Mapping[str, Any]) -> str | None:
+    """Give the name of the model that a layer asks for; None where it names none."""
     model = layer.get("model")
-    return model.get("name") if isinstance(model, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def check_layer(layer: Mapping[str, Any], known: Iterable[str], source: str | Path) -> None:

@@ -15,6 +15,7 @@ from vit_pytorch.cli.layers import (
     check_options,
     drop_other_models,
     long_options,
+    model_name,
     option_value,
     plain_message,
     read_layer,
@@ -68,7 +69,7 @@ def read_command(arguments: Sequence[str], resumed: Path | None) -> tuple[TrainC
         ValueError: Where values are out of range, or no model or recipe has the name.
     """
     sources, layers = _layers(arguments, resumed)
-    named = [layer["model"]["name"] for layer in layers if "name" in (layer.get("model") or {})]
+    named = [found for layer in layers if (found := model_name(layer)) is not None]
     name = option_value(arguments, "model.name") or (named[-1] if named else MODEL)
     parser = train_parser(find_entry(name))
     known = {*parser.get_defaults().keys(), "help"}
@@ -142,7 +143,8 @@ def _layers(arguments: Sequence[str], resumed: Path | None) -> tuple[list[str], 
 
 def _source(layer: dict[str, Any]) -> str | None:
     data = layer.get("data")
-    return data.get("source") if isinstance(data, dict) else None
+    source = data.get("source") if isinstance(data, dict) else None
+    return source if isinstance(source, str) else None
 
 
 def _set_defaults(parser: ArgumentParser, layer: dict[str, Any], source: str) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning as L
@@ -74,13 +75,21 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         schedule=config.schedule,
         label_smoothing=config.label_smoothing,
     )
-    fit(trainer, module, image_data(config, splits, model), ckpt_path=checkpoint)
+    data = image_data(config, splits, model)
+    fit(trainer, module, data, ckpt_path=checkpoint)
     if trainer.is_global_zero:
-        report(config, folder, splits)
+        report(config, folder, splits, skipped=data.bad)
 
 
-def report(config: TrainConfig, folder: Path, splits: Splits) -> None:
-    """Measure a run's best weights and write the model, the pictures and the summary."""
+def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:
+    """Measure a run's best weights and write the model, the pictures and the summary.
+
+    Args:
+        config: What was trained, on what, and how.
+        folder: The run's folder.
+        splits: The images.
+        skipped: Images that training had to leave out, with the reason.
+    """
     best = find_checkpoint(folder, "best")
     model = build_model(config, splits)
     model.load_state_dict(load_weights(best))
@@ -96,7 +105,9 @@ def report(config: TrainConfig, folder: Path, splits: Splits) -> None:
     draw_curves(rows, folder / "curves.png")
     draw_confusion(final.confusion, classes, folder / "confusion.png")
     draw_wrong(final.wrong, classes, folder / "wrong.png")
-    summary = summarize(config, model, results, rows, best=best.name, sizes=data.sizes, skipped=data.bad)
+    summary = summarize(
+        config, model, results, rows, best=best.name, sizes=data.sizes, skipped={**skipped, **data.bad}
+    )
     write_summary(summary, folder)
     print((folder / "summary.md").read_text(encoding="utf-8"))
     print(f"all of it is in {folder}")

@@ -127,7 +127,7 @@ class Checkpoints(Checkpoint):
 
     These moments are: the end of an epoch, after its validation; after an optimizer step that no validation
     follows; the end of a validation inside an epoch. In `folder`, the links ``last`` and ``best`` point to
-    the latest checkpoint and to the one with the best validation.
+    the latest checkpoint and to the one with the best validation, the later one of equals.
 
     Args:
         folder: Where checkpoints are written.
@@ -227,7 +227,7 @@ class Checkpoints(Checkpoint):
         if not math.isfinite(score):
             return
         better = self.best_score is None or (
-            score < self.best_score if self.mode == "min" else score > self.best_score
+            score <= self.best_score if self.mode == "min" else score >= self.best_score
         )
         if better:
             self.best_score, self._improved = score, True

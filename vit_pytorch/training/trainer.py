@@ -4,12 +4,14 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 
 from vit_pytorch.training.callbacks import Checkpoints, ExactResume
 from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
@@ -50,8 +52,8 @@ def make_trainer(
         every_n_steps: Write a checkpoint also every so many steps.
         keep: How many of the latest checkpoints are kept.
         on_nonfinite: See :class:`FiniteGuard`.
-        ema_decay: Decay of an exponential moving average of the weights, which validation and
-            checkpoints then use.
+        ema_decay: Decay of an exponential moving average of the weights (see :func:`average`), which
+            validation and checkpoints then use.
         callbacks: More callbacks.
         loggers: Where metrics go.
         options: Any other argument of ``Trainer``, such as ``precision``, ``accumulate_grad_batches``,
@@ -72,7 +74,7 @@ def make_trainer(
             )
         if not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
-        own.append(EMAWeightAveraging(decay=ema_decay, use_buffers=False))
+        own.append(WeightAveraging(use_buffers=False, avg_fn=partial(average, decay=ema_decay)))
     return L.Trainer(
         max_epochs=max_epochs,
         devices=devices,
@@ -85,6 +87,20 @@ def make_trainer(
         default_root_dir=Path(checkpoint_folder).parent,
         **options,
     )
+
+
+def average(averaged: Tensor, current: Tensor, steps: Tensor | int, *, decay: float) -> Tensor:
+    """Move an exponential moving average one step.
+
+    Args:
+        averaged: The average so far.
+        current: What is averaged.
+        steps: How many steps the average has seen. The first of them have a smaller decay, so that a short
+            training is not held back by its start: at most ``(1 + steps) / (10 + steps)``.
+        decay: Weight of the average so far.
+    """
+    seen = float(steps)
+    return averaged.lerp(current, 1 - min(decay, (1 + seen) / (10 + seen)))
 
 
 def fit(

@@ -1,0 +1,168 @@
+"""Where settings come from, and what is said about wrong ones."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vit_pytorch.cli import main
+from vit_pytorch.cli.layers import UsageError, long_options
+from vit_pytorch.cli.train import read_command
+from vit_pytorch.training.config import TrainConfig, write_config
+from vit_pytorch.training.recipes import find_recipe, list_recipes
+
+
+def settings(*arguments: str) -> TrainConfig:
+    return read_command(long_options(arguments), None)[0]
+
+
+def config_file(folder: Path, content: object) -> str:
+    path = folder / "my.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return f"--config={path}"
+
+
+def test_without_options_the_digits_recipe() -> None:
+    config = settings()
+    recipe = yaml.safe_load(find_recipe("digits").read_text())
+    assert config.data.source == "digits"
+    assert config.epochs == recipe["epochs"]
+    assert config.model["dim"] == recipe["model"]["dim"]
+    assert config.optimizer.lr == recipe["optimizer"]["lr"]
+
+
+def test_other_data_take_the_light_recipe() -> None:
+    assert settings("--data", "idx:somewhere").model["stem"] == "conv"
+    assert settings("--data", "idx:somewhere").augmentation.flip == 0.5
+
+
+def test_the_command_line_beats_the_file_and_the_file_beats_the_recipe(tmp_path: Path) -> None:
+    file = config_file(tmp_path, {"epochs": 7, "optimizer": {"lr": 0.5}, "model": {"dim": 48}})
+    config = settings("--optimizer.lr=0.25", file)
+    assert config.optimizer.lr == 0.25
+    assert (config.epochs, config.model["dim"]) == (7, 48)
+    assert config.model["depth"] == settings().model["depth"]
+    assert config.optimizer.weight_decay == settings().optimizer.weight_decay
+
+
+def test_another_model_does_not_inherit_the_arguments_of_the_recipes_model() -> None:
+    config = settings("--model", "vit_small_patch16_224")
+    assert (config.model["dim"], config.model["image_size"], config.model["stem"]) == (384, 224, "linear")
+
+
+def test_a_recipe_without_a_model_changes_the_one_that_is_named() -> None:
+    config = settings("--recipe=deit", "--model=vit_base_patch16_224")
+    assert (config.model["dim"], config.model["drop_path"]) == (768, 0.1)
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipes_are_whole(recipe: str) -> None:
+    assert settings(f"--recipe={recipe}").epochs > 1
+
+
+def test_a_configuration_that_was_written_reads_back_equal(tmp_path: Path) -> None:
+    config = settings("--data=idx:x", "--augmentation.crop-scale=[0.5,1]", "--clip=null", "--workers=3")
+    write_config(config, tmp_path / "config.yaml")
+    again = settings(f"--config={tmp_path / 'config.yaml'}")
+    write_config(again, tmp_path / "again.yaml")
+    assert again.clip is None
+    assert (tmp_path / "again.yaml").read_text() == (tmp_path / "config.yaml").read_text()
+
+
+def test_short_and_nested_spellings_are_the_same(tmp_path: Path) -> None:
+    short = settings(config_file(tmp_path, "data: idx:x\nmodel: vit_tiny_patch16_224\n"))
+    assert short.data.source == "idx:x"
+    assert short.model["name"] == settings("--model.name=vit_tiny_patch16_224").model["name"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "close"),
+    [
+        (["--epoch=3"], "--epoch", "--epochs"),
+        (["--model.dmi=3"], "--model.dmi", "--model.dim"),
+        (["--batchsize", "3"], "--batchsize", "--batch_size"),
+        (["--modle", "x"], "--modle", "--model"),
+    ],
+)
+def test_unknown_option(
+    arguments: list[str], named: str, close: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert f"unknown option '{named}'" in message
+    assert f"'{close}'" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "named", "close"),
+    [
+        ({"epoch": 3}, "'epoch'", "'epochs'"),
+        ({"optimizer": {"learning_rate": 3}}, "'optimizer.learning_rate'", "'optimizer."),
+        ({"optimiser": {"lr": 3}}, "'optimiser'", "'optimizer"),
+        ({"augmentation": {"mixpu": 0.2}}, "'augmentation.mixpu'", "'augmentation.mixup'"),
+        ({"model": {"patchsize": 4}}, "'model.patchsize'", "'model.patch_size'"),
+        ({"optimizer": 3}, "optimizer", "lr"),
+        ({"model": 3}, "model", "patch_size"),
+        ({"data": 3}, "data", "source"),
+    ],
+)
+def test_unknown_key_in_a_file(
+    content: object, named: str, close: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", config_file(tmp_path, content)]) == 2
+    message = capsys.readouterr().err
+    assert "my.yaml" in message
+    assert named in message
+    assert close in message
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"epochs": "many"}, "epochs"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr"),
+        ({"model": {"dim": 1.5}}, "model.dim"),
+        ({"model": {"stem": "deep"}}, "model.stem"),
+        ({"model": {"name": 3}}, "model.name"),
+        ({"data": {"source": 3}}, "data.source"),
+        ({"augmentation": {"scale": [1, 2, 3]}}, "augmentation.scale"),
+    ],
+)
+def test_wrong_type_in_a_file(
+    content: object, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", config_file(tmp_path, content)]) == 2
+    message = capsys.readouterr().err
+    assert "my.yaml" in message
+    assert key in message
+
+
+def test_wrong_type_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--optimizer.lr=fast"]) == 2
+    assert "optimizer.lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["epochs: [", "- 3\n"])
+def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"my\.yaml"):
+        settings(config_file(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--optimizer.lr=-1", "lr must be positive"),
+        ("--epochs=0", "epochs must be at least 1"),
+        ("--accumulate=5", "multiple of devices x accumulate"),
+        ("--model=vit_tny_patch16_224", "close to it: vit_tiny_patch16_224"),
+        ("--recipe=digit", "a recipe is one of"),
+    ],
+)
+def test_values_out_of_range(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", option]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "the nearest one is 'train'" in capsys.readouterr().err

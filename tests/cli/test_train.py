@@ -1,0 +1,181 @@
+"""Training by the real command: what a run leaves behind, and the faults it survives."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.cli.conftest import TINY, Vit, command, environment, train
+from vit_pytorch.training.history import read_rows
+
+PICTURES = ("curves.png", "confusion.png", "wrong.png")
+
+
+def test_a_run_leaves_everything(digits_run: Path) -> None:
+    rows = read_rows(digits_run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {"step", "lr", "train/loss", "val/loss", "val/accuracy", "seconds"} <= rows[0].keys()
+    for name in PICTURES:
+        assert (digits_run / name).read_bytes().startswith(b"\x89PNG")
+    assert yaml.safe_load((digits_run / "config.yaml").read_text())["epochs"] == 3
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (digits_run / "model").iterdir()}
+    assert (digits_run / "checkpoints" / "best").exists()
+    events = EventAccumulator(str(digits_run / "tensorboard"))
+    events.Reload()
+    assert len(events.Scalars("val/accuracy")) == 3
+
+
+def test_the_summary_adds_up(digits_run: Path) -> None:
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert summary["images"] == {"train": 1295, "val": 143, "test": 359}
+    confusion = summary["test"]["confusion"]
+    right = sum(confusion[i][i] for i in range(10))
+    assert sum(map(sum, confusion)) == summary["test"]["images"] == 359
+    assert summary["test"]["accuracy"] == pytest.approx(right / 359)
+    assert summary["test"]["class_accuracy"]["3"] == pytest.approx(confusion[3][3] / sum(confusion[3]))
+    rows = read_rows(digits_run / "metrics.csv")
+    assert summary["val"]["accuracy"] == pytest.approx(max(row["val/accuracy"] for row in rows), abs=1e-6)
+    assert f"{right / 359:.2%}" in (digits_run / "summary.md").read_text()
+
+
+def test_the_configuration_of_a_run_gives_the_same_run(digits_run: Path, tmp_path: Path) -> None:
+    assert train("--config", digits_run / "config.yaml", "--output", tmp_path / "again") == 0
+    first, again = (read_rows(folder / "metrics.csv") for folder in (digits_run, tmp_path / "again"))
+    for row in (*first, *again):
+        row.pop("seconds")
+    assert again == first
+    config, other = ((folder / "config.yaml").read_text() for folder in (digits_run, tmp_path / "again"))
+    assert config == other
+
+
+def test_learns_the_digits(tmp_path: Path) -> None:
+    shorter = ["--epochs=14", "--schedule.warmup-epochs=1", "--model.depth=2"]
+    assert train("--output", tmp_path / "run", *shorter) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["accuracy"] >= 0.9
+
+
+def test_trains_on_a_folder_of_images(image_folder: Path, tmp_path: Path) -> None:
+    small = ["--model.image-size=20", "--workers=0", "--batch-size=8", "--epochs=2"]
+    assert train("--data", image_folder, "--output", tmp_path / "run", *TINY, *small) == 0
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["default_cfg"]["label_names"] == ["one", "two", "zero"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"]["test"] == 12
+
+
+def test_trains_on_idx_files_with_two_accumulated_batches(idx_folder: Path, tmp_path: Path) -> None:
+    options = ["--model.image-size=20", "--epochs=1", "--accumulate=2", "--recipe=light"]
+    assert train(f"--data=idx:{idx_folder}", "--output", tmp_path / "run", *TINY, *options) == 0
+    (row,) = read_rows(tmp_path / "run" / "metrics.csv")
+    assert row["step"] == 270 // 32 // 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["images"] == 100
+
+
+def test_folders_are_new_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert train("--epochs=1", *TINY) == 0
+    first, second = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert "digits-vit_tiny_patch16_224" in first
+    assert first != second
+
+
+def test_second_run_in_the_same_folder_is_refused(
+    digits_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (digits_run / "metrics.csv").read_bytes()
+    assert train("--output", digits_run, *TINY) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (digits_run / "metrics.csv").read_bytes() == before
+
+
+def test_output_that_cannot_be_written_stops_before_training(tmp_path: Path, vit: Vit) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = vit("train", "--output", tmp_path / "file" / "run", *TINY)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "epoch" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--resume"], ["--resume", "nowhere"], ["--resume", "."]])
+def test_nothing_to_resume(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(*arguments) == 1
+    assert "nothing to resume" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_checkpoint_is_not_resumed(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_bytes((digits_run / "config.yaml").read_bytes())
+    assert train("--resume", tmp_path) == 1
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_resumed(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--resume", digits_run) == 1
+    assert "finished its 3 epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    number: signal.Signals, digits_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", "--accelerator=cpu", "--output", run, "--epochs=3", *TINY)
+    with subprocess.Popen(
+        command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 200
+        while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    assert "resume from" in errors
+    assert "Traceback" not in errors
+    assert not (run / "summary.json").exists()
+    assert train("--resume", run) == 0
+    for row, expected in zip(
+        read_rows(run / "metrics.csv"), read_rows(digits_run / "metrics.csv"), strict=True
+    ):
+        assert {**row, "seconds": 0} == {**expected, "seconds": 0}
+    with (run / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_resumes_the_latest_run_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("--epochs=1", *TINY) == 0
+    assert train("--resume") == 1
+    assert "finished its 1 epochs" in capsys.readouterr().err
+
+
+def test_data_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--data=nowhere", "--output", tmp_path / "run") == 1
+    assert "no such folder: nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "run" / ".run").exists()
+
+
+def test_two_processes_make_one_run(tmp_path: Path, vit: Vit) -> None:
+    done = vit("train", "--accelerator=cpu", "--devices=2", "--strategy=ddp", "--epochs=1", *TINY)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    (row,) = read_rows(run / "metrics.csv")
+    assert row["step"] == 1295 // 64
+    assert json.loads((run / "summary.json").read_text())["test"]["images"] == 359

@@ -1,0 +1,155 @@
+"""Using what was trained: evaluate, predict, models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vit_pytorch.cli import main
+from vit_pytorch.registry import list_models
+from vit_pytorch.training.data import eval_transform, load_images
+from vit_pytorch.training.saved import load_classifier
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> object:
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    digits = load_digits()
+    for i, name in enumerate(("a.png", "b.png", "more/c.png")):
+        Image.fromarray((digits.images[i] * 15).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def test_evaluate_gives_the_summarys_figures(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((digits_run / "summary.json").read_text())
+    for split in ("test", "val"):
+        found = answer(capsys, "evaluate", digits_run, f"--split={split}", "--batch-size=50")
+        assert found["confusion"] == summary[split]["confusion"]
+        assert found["loss"] == pytest.approx(summary[split]["loss"], rel=1e-5)
+
+
+def test_evaluate_all_splits_takes_each_image_once(
+    digits_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(capsys, "evaluate", digits_run, "--split=all")["images"] == 1797
+
+
+def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(digits_run / "model")]) == 1
+    assert "name some by --data" in capsys.readouterr().err
+    assert answer(capsys, "evaluate", digits_run / "model", "--data=digits")["images"] == 359
+
+
+def test_evaluate_refuses_data_with_other_classes(
+    digits_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 1
+    message = capsys.readouterr().err
+    assert "unknown to the model: one, two, zero" in message
+
+
+def test_evaluate_as_a_table(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(digits_run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("test: accuracy ")
+    assert len(lines) == 12
+
+
+def test_predict_files_folders_and_patterns(
+    digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = answer(capsys, "predict", digits_run, pictures)
+    assert [Path(found["image"]).name for found in everything] == ["a.png", "b.png", "c.png"]
+    one = answer(capsys, "predict", digits_run, pictures / "b.png", "--top=10")
+    assert sum(entry["probability"] for entry in one[0]["top"]) == pytest.approx(1)
+    assert [entry["class"] for entry in one[0]["top"][:3]] == [
+        entry["class"] for entry in everything[1]["top"]
+    ]
+    assert len(answer(capsys, "predict", digits_run, pictures / "*.png", "--batch-size=1")) == 2
+
+
+def test_predict_agrees_with_the_model(
+    digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = load_classifier(digits_run)
+    (found,) = answer(capsys, "predict", digits_run / "model", pictures / "a.png", "--top=1")
+    ((_, image),) = load_images([pictures / "a.png"], channels=1)
+    with torch.no_grad():
+        probabilities = saved.model(eval_transform(saved.preprocessing)(image)[None]).softmax(1)[0]
+    assert found["top"][0]["class"] == saved.classes[int(probabilities.argmax())]
+    assert found["top"][0]["probability"] == pytest.approx(probabilities.max().item(), rel=1e-4)
+
+
+def test_predict_as_a_table(digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(digits_run), str(pictures / "a.png"), "--top=2"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["image", "1.", "2."]
+    assert row.startswith(str(pictures / "a.png"))
+
+
+def test_a_broken_image_stops_with_its_path_or_is_skipped(
+    digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "broken.png").write_bytes(b"<html>")
+    assert main(["predict", str(digits_run), str(pictures)]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="broken"):
+        assert len(answer(capsys, "predict", digits_run, pictures, "--on-bad=skip")) == 3
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_no_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", name, "x.png"]) == 1
+    assert name in capsys.readouterr().err
+
+
+def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row["name"] for row in answer(capsys, "models")] == list_models()
+    (row,) = answer(capsys, "models", "vit_base_patch16_224")
+    assert row["parameters"] == 86_567_656
+    assert row["architecture"] == "ViT"
+    assert main(["models", "*tiny*16*"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(list_models("*tiny*16*"))
+
+
+def test_models_without_match(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "resnet"]) == 1
+    assert "'resnet'" in capsys.readouterr().err
+
+
+def test_listing_models_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from vit_pytorch.cli import main; main(['models']);"
+        "heavy = {'lightning', 'torchvision', 'matplotlib', 'sklearn'};"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for command in ("train", "evaluate", "predict", "models"):
+        assert command in listed
+        with pytest.raises(SystemExit) as leave:
+            main([command, "--help"])
+        assert leave.value.code == 0
+    assert "--model.dim" in capsys.readouterr().out

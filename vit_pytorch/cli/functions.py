@@ -1,0 +1,53 @@
+"""Commands that are one function: its parameters are the options, its docstring the help."""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+from docstring_parser import parse
+from jsonargparse import ArgumentError, ArgumentParser
+
+from vit_pytorch.cli.layers import UsageError, check_options, long_options, plain_message
+
+JSON = "as_json"
+
+
+def call(
+    function: Callable[..., None],
+    command: str,
+    arguments: Sequence[str],
+    *,
+    positional: Sequence[str],
+    several: str | None = None,
+) -> None:
+    """Call a function with what a command line says.
+
+    Args:
+        function: Its parameter `as_json` becomes the flag `--json`.
+        command: Name of the command, for messages.
+        arguments: The command line.
+        positional: Parameters that are given without their names, in this order.
+        several: Which of those takes one value or more; the last.
+
+    Raises:
+        UsageError: Where an option does not exist, lacks, or has a value of the wrong type.
+    """
+    text = parse(function.__doc__ or "")
+    help_of = {parameter.arg_name: parameter.description for parameter in text.params}
+    parser = ArgumentParser(prog=f"vit {command}", description=text.short_description, exit_on_error=False)
+    for name in positional:
+        default = inspect.signature(function).parameters[name].default
+        if name == several:
+            parser.add_argument(name, type=str, nargs="+", help=help_of[name])
+        elif default is inspect.Parameter.empty:
+            parser.add_argument(name, type=str, help=help_of[name])
+        else:
+            parser.add_argument(name, type=str, nargs="?", default=default, help=help_of[name])
+    parser.add_function_arguments(function, as_group=False, skip={*positional, JSON})
+    parser.add_argument("--json", dest=JSON, action="store_true", help=help_of[JSON])
+    options = long_options(arguments, short=())
+    check_options(options, ({*parser.get_defaults().keys(), "json", "help"} - {JSON, *positional}))
+    try:
+        parsed = parser.parse_args(options)
+    except ArgumentError as error:
+        raise UsageError(plain_message(error)) from error
+    function(**vars(parsed))

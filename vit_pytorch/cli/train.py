@@ -1,0 +1,177 @@
+"""`vit train`: the command line of a training run, from the signatures of its settings and of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from vit_pytorch.cli.layers import (
+    UsageError,
+    check_layer,
+    check_options,
+    drop_other_models,
+    long_options,
+    model_name,
+    option_value,
+    plain_message,
+    read_layer,
+)
+from vit_pytorch.registry import find_entry
+from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.training.config import CONFIG, TrainConfig
+from vit_pytorch.training.recipes import default_recipe, find_recipe
+from vit_pytorch.training.runs import CHECKPOINTS
+
+MODEL = "vit_small_patch16_224"
+RUNS = "runs"
+# what the data decides
+DECIDED = {"num_classes", "channels"}
+# options that say how to start, and are no part of the run's configuration
+STARTING = ("config", "output", "resume", "recipe")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an image classifier; without options a small ViT on scikit-learn's digits.
+
+    Settings come from the recipe, then `--config`, then the command line; the last word counts.
+    """
+    # heavy, and not needed to find a mistake in the command line
+    from vit_pytorch.training.run import run
+
+    arguments = long_options(arguments)
+    resumed = resumed_run(arguments)
+    config, output = read_command(arguments, resumed)
+    if resumed is not None:
+        run(config, resumed, resume=True)
+    elif output is not None:
+        run(config, output)
+    else:
+        name = f"{date.today()}-{_short(config.data.source)}-{config.model['name']}"
+        run(config, Path(RUNS) / name, numbered=True)
+
+
+def read_command(arguments: Sequence[str], resumed: Path | None) -> tuple[TrainConfig, Path | None]:
+    """Resolve a command line.
+
+    Args:
+        arguments: Options as `long_options` gives them.
+        resumed: The folder of the run to resume, whose configuration then takes the place of recipe and file.
+
+    Returns:
+        The configuration, and the folder asked for with `--output`.
+
+    Raises:
+        UsageError: Where an option or a key does not exist or has a value of the wrong type.
+        ValueError: Where values are out of range, or no model or recipe has the name.
+    """
+    sources, layers = _layers(arguments, resumed)
+    named = [found for layer in layers if (found := model_name(layer)) is not None]
+    name = option_value(arguments, "model.name") or (named[-1] if named else MODEL)
+    parser = train_parser(find_entry(name))
+    known = {*parser.get_defaults().keys(), "help"}
+    check_options(arguments, known)
+    for source, layer in zip(sources, drop_other_models(layers, name), strict=True):
+        check_layer(layer, known - {*STARTING, "help"}, source)
+        _set_defaults(parser, layer, source)
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UsageError(plain_message(error)) from error
+    return _instantiate(parser, parsed, name), Path(parsed.output) if parsed.output else None
+
+
+def train_parser(entry: ModelEntry) -> ArgumentParser:
+    """Build the parser of `vit train` for one named model, whose arguments have that model's defaults."""
+    parser = ArgumentParser(prog="vit train", description=train.__doc__, exit_on_error=False)
+    parser.add_argument("--recipe", type=str, help="digits, light, simple_vit, deit, or a YAML file")
+    parser.add_argument("--config", type=str, help="YAML file of settings, such as another run's config.yaml")
+    parser.add_argument("--output", type=str, help="folder of the run; a new one in runs/ by itself")
+    parser.add_argument(
+        "--resume", type=str, nargs="?", help="go on with a run, the latest in runs/ by itself"
+    )
+    parser.add_class_arguments(TrainConfig, skip={"model"})
+    parser.add_argument("--model.name", type=str, default=entry.name, help="see `vit models`")
+    parser.add_class_arguments(entry.architecture, "model", skip=DECIDED, instantiate=False)
+    config = {f"model.{key}": value for key, value in entry.config.items() if key not in DECIDED}
+    parser.set_defaults(config)
+    return parser
+
+
+def resumed_run(arguments: Sequence[str]) -> Path | None:
+    """Find the run that `--resume` asks for; None where it does not ask.
+
+    Raises:
+        FileNotFoundError: Where there is no such run, or none at all.
+    """
+    if not any(argument.partition("=")[0] == "--resume" for argument in arguments):
+        return None
+    wanted = option_value(arguments, "resume") or option_value(arguments, "output")
+    if wanted is not None:
+        folder = Path(wanted)
+    else:
+        found = [path for path in Path(RUNS).glob("*") if (path / CHECKPOINTS / "last").exists()]
+        if not found:
+            raise FileNotFoundError(f"nothing to resume: no run in {RUNS}/ has a checkpoint")
+        folder = max(found, key=lambda path: (path / CHECKPOINTS / "last").stat().st_mtime)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"nothing to resume: {folder} is not the folder of a run (no {CONFIG} in it)")
+    return folder
+
+
+def _layers(arguments: Sequence[str], resumed: Path | None) -> tuple[list[str], list[dict[str, Any]]]:
+    """Sources and contents of the layers under the command line, the lowest first."""
+    file = str(resumed / CONFIG) if resumed is not None else option_value(arguments, "config")
+    layer = read_layer(file) if file is not None else None
+    recipe = option_value(arguments, "recipe")
+    if recipe is None:
+        recipe = (layer or {}).get("recipe")
+    if recipe is None:
+        source = option_value(arguments, "data.source") or _source(layer or {}) or "digits"
+        recipe = default_recipe(source)
+    path = find_recipe(recipe)
+    sources, layers = [f"recipe {recipe}"], [read_layer(path)]
+    if layer is not None:
+        layer.pop("recipe", None)
+        sources.append(str(file))
+        layers.append(layer)
+    return sources, layers
+
+
+def _source(layer: dict[str, Any]) -> str | None:
+    data = layer.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    return source if isinstance(source, str) else None
+
+
+def _set_defaults(parser: ArgumentParser, layer: dict[str, Any], source: str) -> None:
+    try:
+        parsed = parser.parse_object(layer)
+    except ArgumentError as error:
+        raise UsageError(f"{source}: {plain_message(error)}") from error
+    known = set(parser.get_defaults().keys())
+    parser.set_defaults({key: parsed[key] for key in _leaves(layer, known)})
+
+
+def _leaves(layer: dict[str, Any], known: set[str], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in layer.items():
+        name = f"{prefix}{key}"
+        keys += [name] if name in known else _leaves(value, known, f"{name}.")
+    return keys
+
+
+def _instantiate(parser: ArgumentParser, parsed: Namespace, name: str) -> TrainConfig:
+    settings = vars(parser.instantiate(parsed))
+    model = {"name": name, **{key: value for key, value in vars(parsed.model).items() if key != "name"}}
+    rest = {key: value for key, value in settings.items() if key not in (*STARTING, "model")}
+    return TrainConfig(model=model, **rest)
+
+
+def _short(source: str) -> str:
+    """A data source as a part of a folder's name."""
+    tail = source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in tail)[:40] or "data"

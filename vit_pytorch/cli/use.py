@@ -1,0 +1,192 @@
+"""`vit evaluate` and `vit predict`: using what was trained."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vit_pytorch.cli.functions import call
+from vit_pytorch.cli.layers import read_layer
+from vit_pytorch.cli.tables import table
+from vit_pytorch.training.config import CONFIG, DataConfig
+from vit_pytorch.training.data import ImageLoader, Splits, eval_transform, load_images, open_data
+from vit_pytorch.training.data.loader import OnBad
+from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.evaluation import evaluate as measure
+from vit_pytorch.training.saved import SavedClassifier, load_classifier
+
+SPLITS = ("train", "val", "test")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Parse the options of `vit evaluate` and run it."""
+    call(print_evaluation, "evaluate", arguments, positional=["run"])
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Parse the options of `vit predict` and run it."""
+    call(print_predictions, "predict", arguments, positional=["run", "images"], several="images")
+
+
+def print_evaluation(
+    run: str,
+    data: str | None = None,
+    split: Literal["test", "val", "train", "all"] = "test",
+    batch_size: int = 64,
+    workers: int = 0,
+    on_bad: OnBad = "stop",
+    as_json: bool = False,
+) -> None:
+    """Measure a trained classifier on labelled images.
+
+    Args:
+        run: Folder of a run, or of a model.
+        data: `digits`, FOLDER, `idx:FOLDER`, `hf:NAME` or `wds:PATTERN`; the run's own data if left out.
+        split: Which images; `all` takes every split.
+        batch_size: Images that are classified at once.
+        workers: Processes that load images.
+        on_bad: Whether an image that cannot be decoded stops the command or is skipped.
+        as_json: Print JSON instead of a table.
+
+    Raises:
+        FileNotFoundError: Where there is no model, or no run whose data could be taken.
+        ValueError: Where the data has other classes than the model.
+    """
+    saved = load_classifier(run)
+    splits = _open(_data_config(Path(run), data))
+    _check_classes(saved.classes, splits.classes)
+    present = {name: images for name in SPLITS if (images := getattr(splits, name)) is not None}
+    if split != "all" and split not in present:
+        raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
+    loaders = [
+        ImageLoader(
+            images,
+            saved.preprocessing,
+            None,
+            batch_size=batch_size,
+            num_classes=len(saved.classes),
+            workers=workers,
+            on_bad=on_bad,
+        )
+        for name, images in present.items()
+        if split in ("all", name)
+    ]
+    result = measure(_on_device(saved), loaders, saved.classes, saved.preprocessing)
+    skipped = {name: reason for loader in loaders for name, reason in loader.bad.items()}
+    if as_json:
+        print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
+    else:
+        _print_result(result, split, skipped=len(skipped))
+
+
+def print_predictions(
+    run: str,
+    images: list[str],
+    top: int = 3,
+    batch_size: int = 64,
+    on_bad: OnBad = "stop",
+    as_json: bool = False,
+) -> None:
+    """Classify images.
+
+    Args:
+        run: Folder of a run, or of a model.
+        images: Files, folders or patterns.
+        top: Number of classes to show for each image, the most probable first.
+        batch_size: Images that are classified at once.
+        on_bad: Whether an image that cannot be decoded stops the command or is skipped.
+        as_json: Print JSON instead of a table.
+
+    Raises:
+        FileNotFoundError: Where there is no model or no such image.
+    """
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
+    saved = load_classifier(run)
+    predictions = list(_predict(saved, images, top, batch_size, on_bad))
+    if as_json:
+        print(json.dumps(predictions, indent=2))
+        return
+    rows = [
+        [
+            prediction["image"],
+            *(f"{entry['class']} {entry['probability']:.1%}" for entry in prediction["top"]),
+        ]
+        for prediction in predictions
+    ]
+    count = len(rows[0]) - 1 if rows else 0
+    print(table(["image", *(f"{i + 1}." for i in range(count))], rows))
+
+
+def _predict(
+    saved: SavedClassifier, paths: Sequence[str], top: int, batch_size: int, on_bad: OnBad
+) -> Iterator[dict[str, Any]]:
+    model, transform = _on_device(saved), eval_transform(saved.preprocessing)
+    device = next(model.parameters()).device
+    found = load_images(paths, channels=saved.preprocessing.channels, on_bad=on_bad)
+    while batch := list(islice(found, batch_size)):
+        images: Tensor = torch.stack([transform(image) for _, image in batch]).to(device)
+        with torch.no_grad():
+            probabilities, indices = model(images).softmax(1).topk(min(top, len(saved.classes)))
+        for (path, _), values, chosen in zip(batch, probabilities.tolist(), indices.tolist(), strict=True):
+            yield {
+                "image": str(path),
+                "top": [
+                    {"class": saved.classes[index], "probability": value}
+                    for index, value in zip(chosen, values, strict=True)
+                ],
+            }
+
+
+def _on_device(saved: SavedClassifier) -> torch.nn.Module:
+    return saved.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _data_config(run: Path, source: str | None) -> DataConfig:
+    """The run's data, split as it was; or other data, split by themselves."""
+    if source is not None:
+        return DataConfig(source=source, split_seed=0)
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{run} does not say which data it was trained on (no {CONFIG}): name some by --data"
+        )
+    settings = read_layer(run / CONFIG)
+    data = settings["data"]
+    seed = settings["seed"] if data["split_seed"] is None else data["split_seed"]
+    return DataConfig(**{**data, "split_seed": seed})
+
+
+def _open(config: DataConfig) -> Splits:
+    return open_data(
+        config.source,
+        seed=config.split_seed or 0,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+    )
+
+
+def _check_classes(known: Sequence[str], found: Sequence[str]) -> None:
+    if tuple(known) != tuple(found):
+        strange = [name for name in found if name not in known]
+        lacking = [name for name in known if name not in found]
+        raise ValueError(
+            f"the data must have the model's {len(known)} classes in their order, got {len(found)}; "
+            f"unknown to the model: {', '.join(strange) or 'none'}; "
+            f"lacking in the data: {', '.join(lacking) or 'none'}"
+        )
+
+
+def _print_result(result: Evaluation, split: str, *, skipped: int) -> None:
+    print(f"{split}: accuracy {result.accuracy:.2%} of {result.images} images, loss {result.loss:.4f}")
+    if skipped:
+        print(f"{skipped} images could not be decoded and are left out")
+    totals = result.confusion.sum(1).tolist()
+    rows = [
+        [name, str(total), "" if accuracy is None else f"{accuracy:.1%}"]
+        for (name, accuracy), total in zip(result.class_accuracy.items(), totals, strict=True)
+    ]
+    print(table(["class", "images", "accuracy"], rows, right=(1, 2)))

@@ -1,0 +1,143 @@
+"""What defines a training run: one typed description, the same on the command line and in files."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vit_pytorch.training.data import Augmentation
+from vit_pytorch.training.data.transforms import Interpolation
+from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
+from vit_pytorch.training.strategies import StrategyName
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+CONFIG = "config.yaml"
+IN_MEMORY = ("digits", "idx:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, how they are split, and how they are prepared for the model.
+
+    Args:
+        source: `digits`, FOLDER, `idx:FOLDER`, `hf:NAME` or `wds:PATTERN`.
+        channels: 1 for grey, 3 for RGB; as the data has it if left out.
+        mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
+        std: Divides after that; likewise.
+        interpolation: How images are resized; the model's own if left out.
+        crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
+        val_fraction: Part of each class held out for validation, where the data has no such split.
+        test_fraction: Part of each class held out for the test, where the data is not split at all.
+        split_seed: Chooses the images that are held out; the run's seed if left out.
+        worker_timeout: Seconds that a batch may take before its worker counts as hanging.
+        on_bad: Whether an image that cannot be decoded stops the run or is skipped and counted.
+    """
+
+    source: str = "digits"
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: Interpolation | None = None
+    crop_pct: float | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    split_seed: int | None = None
+    worker_timeout: float = 120.0
+    on_bad: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What defines a training run.
+
+    Args:
+        model: The `name` of a model in the registry, and arguments of its class that differ.
+        data: Which images, how they are split and prepared.
+        augmentation: How training images vary.
+        optimizer: How weights are updated.
+        schedule: The course of the learning rate.
+        label_smoothing: Share of a target's probability that is spread over all classes, in [0, 1).
+        epochs: Passes over the training images.
+        batch_size: Images of one optimizer step, over all devices and accumulated batches together.
+        accumulate: Batches whose gradients one optimizer step adds up.
+        clip: Largest norm of the gradients; not clipped if left out.
+        ema: Decay of a moving average of the weights, which is then what is validated and kept.
+        seed: Of weights, order, augmentation and dropout.
+        devices: Number of processes on this machine.
+        strategy: `ddp` copies the model to each process, `fsdp` shards it.
+        accelerator: `auto`, `cpu`, `gpu` or another that Lightning knows.
+        precision: Number format, as Lightning names it.
+        workers: Processes that load images; by itself none for images in memory, else one a core, up to 8.
+        on_nonfinite: Whether a loss that is not finite stops the run or its step is skipped.
+        save_every: Optimizer steps between checkpoints within an epoch; only at its end if left out.
+    """
+
+    model: Mapping[str, Any]
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    label_smoothing: float = 0.0
+    epochs: int = 100
+    batch_size: int = 64
+    accumulate: int = 1
+    clip: float | None = 1.0
+    ema: float | None = None
+    seed: int = 0
+    devices: int = 1
+    strategy: StrategyName = "auto"
+    accelerator: str = "auto"
+    precision: Precision = "32-true"
+    workers: int | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    save_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        parts = self.devices * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of devices x accumulate = "
+                f"{self.devices} x {self.accumulate}, got {self.batch_size}"
+            )
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs must not exceed epochs = {self.epochs}, "
+                f"got {self.schedule.warmup_epochs}"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be positive, got {self.clip}")
+
+    @property
+    def device_batch_size(self) -> int:
+        """Images that one process takes at once."""
+        return self.batch_size // (self.devices * self.accumulate)
+
+    @property
+    def split_seed(self) -> int:
+        """What chooses the images held out."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    @property
+    def loading_processes(self) -> int:
+        """Processes that load images, for each device."""
+        if self.workers is not None:
+            return self.workers
+        return 0 if self.data.source.startswith(IN_MEMORY) else min(8, os.cpu_count() or 1)
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write a configuration so that `vit train --config` reads it back as it is."""
+    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(member) for key, member in value.items()}
+    return [_plain(member) for member in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,110 @@
+"""Measuring a classifier on labelled images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from vit_pytorch.training.data import ImageLoader, Preprocessing
+
+MOST_WRONG = 25
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """An image that was classified wrongly.
+
+    Args:
+        image: Values 0 to 1, as the model saw it.
+        true: Its class.
+        predicted: The class that the model gave it.
+        probability: What the model gave that class.
+    """
+
+    image: Float[Tensor, "c h w"]
+    true: int
+    predicted: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier did.
+
+    Args:
+        classes: Names of the classes.
+        confusion: Number of images by true class (row) and predicted class (column).
+        loss: Mean cross-entropy.
+        wrong: The first images that were classified wrongly.
+    """
+
+    classes: tuple[str, ...]
+    confusion: Int64[Tensor, "k k"]
+    loss: float
+    wrong: tuple[Wrong, ...]
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Part of the images that were classified correctly."""
+        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+
+    @property
+    def class_accuracy(self) -> dict[str, float | None]:
+        """The same for the images of each class; None where there are none."""
+        totals, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        return {
+            name: hits / total if total else None
+            for name, hits, total in zip(self.classes, right, totals, strict=True)
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "class_accuracy": self.class_accuracy,
+            "confusion": self.confusion.tolist(),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loaders: Sequence[ImageLoader], classes: Sequence[str], preprocessing: Preprocessing
+) -> Evaluation:
+    """Classify all images of some loaders and compare with their labels.
+
+    Args:
+        model: Gives logits; used on the device where it is, in eval mode.
+        loaders: Give batches of images and labels.
+        classes: Names of the classes.
+        preprocessing: How the loaders prepared the images, to show them again.
+    """
+    device = next(model.parameters()).device
+    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
+    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
+    count = len(classes)
+    confusion = torch.zeros(count, count, dtype=torch.int64)
+    loss = 0.0
+    wrong: list[Wrong] = []
+    training = model.training
+    model.eval()
+    for images, labels in (batch for loader in loaders for batch in loader):
+        logits = model(images.to(device)).float().cpu()
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        probabilities, predicted = logits.softmax(dim=1).max(dim=1)
+        confusion += torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)
+        for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
+            image = (images[i] * std + mean).clamp(0, 1)
+            wrong.append(Wrong(image, int(labels[i]), int(predicted[i]), float(probabilities[i])))
+    model.train(training)
+    return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), tuple(wrong))

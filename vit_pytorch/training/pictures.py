@@ -1,0 +1,94 @@
+"""Pictures of a training: its curves, the confusion matrix, what was classified wrongly."""
+
+import os
+from collections.abc import Sequence
+
+from jaxtyping import Int64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vit_pytorch.training.evaluation import Wrong
+from vit_pytorch.training.history import Row
+
+MOST_NUMBERS = 30
+
+
+def draw_curves(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Draw losses, accuracies and the learning rate over the epochs.
+
+    Args:
+        rows: From `read_rows`.
+        path: The PNG file.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in rows]
+    for axes, title, keys in (
+        (losses, "loss", ("train/loss", "val/loss")),
+        (accuracies, "accuracy", ("val/accuracy", "val/accuracy_top5")),
+        (rates, "learning rate", ("lr",)),
+    ):
+        for key in keys:
+            if key in rows[0]:
+                axes.plot(
+                    epochs, [row[key] for row in rows], label=key, marker="." if len(rows) < 20 else None
+                )
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    losses.set_yscale("log")
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(
+    confusion: Int64[Tensor, "k k"], classes: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Draw a confusion matrix, each row shaded by its part of the true class; numbers where they can be read.
+
+    Args:
+        confusion: Images by true class (row) and predicted class (column).
+        classes: Names of the classes.
+        path: The PNG file.
+    """
+    count = len(classes)
+    side = min(3 + 0.45 * count, 20)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes: Axes = figure.subplots()
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if count <= MOST_NUMBERS:
+        axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set_yticks(range(count), classes)
+        for row, numbers in enumerate(confusion.tolist()):
+            for column, number in enumerate(numbers):
+                if number:
+                    light = "white" if number > sum(numbers) / 2 else "black"
+                    axes.text(column, row, number, ha="center", va="center", color=light)
+    figure.savefig(path, dpi=120)
+
+
+def draw_wrong(wrong: Sequence[Wrong], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """Draw images that were classified wrongly, each with its true and its predicted class.
+
+    Args:
+        wrong: The images.
+        classes: Names of the classes.
+        path: The PNG file.
+    """
+    columns = min(5, max(1, len(wrong)))
+    rows = max(1, -(-len(wrong) // columns))
+    figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, item in zip(grid.flat, wrong, strict=False):
+        image = item.image.movedim(0, -1).numpy()
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(
+            f"{classes[item.true]}, taken for\n{classes[item.predicted]} ({item.probability:.0%})", fontsize=9
+        )
+    if not wrong:
+        grid[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
+    figure.savefig(path, dpi=120)

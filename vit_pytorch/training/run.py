@@ -1,0 +1,222 @@
+"""A run: from a configuration to a folder with everything that came of it."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vit_pytorch.model import VisionModel
+from vit_pytorch.registry import find_entry
+from vit_pytorch.training.checkpoints import load_weights, verify_checkpoint
+from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
+from vit_pytorch.training.data import ImageData, Splits, open_data
+from vit_pytorch.training.evaluation import Evaluation, evaluate
+from vit_pytorch.training.history import History, read_rows
+from vit_pytorch.training.module import Classifier
+from vit_pytorch.training.pictures import draw_confusion, draw_curves, draw_wrong
+from vit_pytorch.training.runs import (
+    CHECKPOINTS,
+    check_writable,
+    find_checkpoint,
+    new_run_folder,
+    prepare_run_folder,
+)
+from vit_pytorch.training.saved import MODEL, SavedClassifier, save_classifier
+from vit_pytorch.training.summary import SUMMARY, summarize, write_summary
+from vit_pytorch.training.trainer import fit, make_trainer
+
+METRICS = "metrics.csv"
+# Lightning starts the other processes with this process's environment
+_FOLDER = "VIT_RUN_FOLDER"
+
+
+def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
+    """Train, then measure the best weights on the test split and write the report.
+
+    The weights of the epoch with the best validation accuracy are kept. The test split decides nothing.
+
+    Args:
+        config: What to train, on what, and how.
+        folder: The run's folder.
+        numbered: Whether to add the first free number to the folder's name.
+        resume: Whether to go on with the run in the folder, from its latest checkpoint.
+
+    Raises:
+        FileExistsError: Where the folder holds anything already.
+        FileNotFoundError: Where there is nothing to resume from.
+        OSError: Where the folder cannot be written.
+        SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
+    """
+    _quieten()
+    checkpoint = find_checkpoint(folder) if resume else None
+    if checkpoint is not None and (folder / SUMMARY).exists():
+        done = verify_checkpoint(checkpoint)["epoch"] + 1
+        if done >= config.epochs:
+            raise ValueError(f"nothing to resume: {folder} has finished its {done} epochs")
+    check_writable(folder.parent if numbered else folder)
+    splits = open_splits(config)
+    L.seed_everything(config.seed, verbose=False)
+    model = build_model(config, splits)
+    folder = _claim(folder, numbered=numbered, resume=resume)
+    history = History(folder / METRICS, show=not sys.stdout.isatty())
+    trainer = _trainer(config, folder, history, steps=len(splits.train) // config.device_batch_size)
+    if _is_first():
+        _announce(config, folder, splits, model)
+        write_config(config, folder / CONFIG)
+    module = Classifier(
+        model,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        label_smoothing=config.label_smoothing,
+    )
+    data = image_data(config, splits, model)
+    fit(trainer, module, data, ckpt_path=checkpoint)
+    if trainer.is_global_zero:
+        report(config, folder, splits, skipped=data.bad)
+
+
+def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:
+    """Measure a run's best weights and write the model, the pictures and the summary.
+
+    Args:
+        config: What was trained, on what, and how.
+        folder: The run's folder.
+        splits: The images.
+        skipped: Images that training had to leave out, with the reason.
+    """
+    best = find_checkpoint(folder, "best")
+    model = build_model(config, splits)
+    model.load_state_dict(load_weights(best))
+    data = image_data(config, splits, model)
+    model.to(_device(config)).eval()
+    classes, prep = splits.classes, data.preprocessing
+    results: dict[str, Evaluation] = {"val": evaluate(model, [data.val_dataloader()], classes, prep)}
+    if splits.test is not None:
+        results["test"] = evaluate(model, [data.test_dataloader()], classes, prep)
+    final = results.get("test", results["val"])
+    save_classifier(SavedClassifier(model.cpu(), classes, prep), folder / MODEL)
+    rows = read_rows(folder / METRICS)
+    draw_curves(rows, folder / "curves.png")
+    draw_confusion(final.confusion, classes, folder / "confusion.png")
+    draw_wrong(final.wrong, classes, folder / "wrong.png")
+    summary = summarize(
+        config, model, results, rows, best=best.name, sizes=data.sizes, skipped={**skipped, **data.bad}
+    )
+    write_summary(summary, folder)
+    print((folder / "summary.md").read_text(encoding="utf-8"))
+    print(f"all of it is in {folder}")
+
+
+def open_splits(config: TrainConfig) -> Splits:
+    """Open a configuration's data."""
+    return open_data(
+        config.data.source,
+        seed=config.split_seed,
+        val_fraction=config.data.val_fraction,
+        test_fraction=config.data.test_fraction,
+    )
+
+
+def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
+    """Build a configuration's model, for the classes and channels of its data."""
+    arguments = {key: value for key, value in config.model.items() if key != "name"}
+    channels = splits.train.channels if config.data.channels is None else config.data.channels
+    entry = find_entry(config.model["name"])
+    return entry.build(**arguments, num_classes=len(splits.classes), channels=channels)
+
+
+def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> ImageData:
+    """Prepare the data as a configuration says, or as the model wants it where that says nothing."""
+    cfg, data = model.default_cfg, config.data
+    height, width = model.image_size
+    return ImageData(
+        splits,
+        image_size=(height, width),
+        channels=model.channels,
+        batch_size=config.device_batch_size,
+        workers=config.loading_processes,
+        augmentation=config.augmentation,
+        mean=cfg["mean"] if data.mean is None else data.mean,
+        std=cfg["std"] if data.std is None else data.std,
+        interpolation=cfg["interpolation"] if data.interpolation is None else data.interpolation,
+        crop_pct=cfg["crop_pct"] if data.crop_pct is None else data.crop_pct,
+        seed=config.seed,
+        worker_timeout=data.worker_timeout,
+        on_bad=data.on_bad,
+    )
+
+
+def _trainer(config: TrainConfig, folder: Path, history: History, *, steps: int) -> L.Trainer:
+    return make_trainer(
+        folder / CHECKPOINTS,
+        max_epochs=config.epochs,
+        devices=config.devices,
+        strategy=config.strategy,
+        accelerator=config.accelerator,
+        monitor="val/accuracy",
+        mode="max",
+        every_n_steps=config.save_every,
+        on_nonfinite=config.on_nonfinite,
+        ema_decay=config.ema,
+        callbacks=[history],
+        loggers=[TensorBoardLogger(folder, name="", version="tensorboard")],
+        precision=config.precision,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip,
+        log_every_n_steps=max(1, min(50, steps // config.devices)),
+        enable_progress_bar=not history.show,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
+    """Let the first process take the folder, and the others follow."""
+    if _is_first():
+        if numbered and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ValueError(
+                "under torchrun all processes need to know the run's folder: name it by --output"
+            )
+        folder = (
+            new_run_folder(folder.parent, folder.name)
+            if numbered
+            else prepare_run_folder(folder, resume=resume)
+        )
+        os.environ[_FOLDER] = str(folder)
+        return folder
+    return Path(os.environ.get(_FOLDER, folder)).absolute()
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the run's processes, before Lightning knows it."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def _announce(config: TrainConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
+    sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
+    if splits.test is not None:
+        sizes += f", {len(splits.test)} to test"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"data   {config.data.source}: {len(splits.classes)} classes, images: {sizes}")
+    size = " x ".join(map(str, model.image_size))
+    print(f"model  {config.model['name']}: {parameters:,} parameters, input {size}")
+    print(f"run    {folder}", flush=True)
+
+
+def _device(config: TrainConfig) -> torch.device:
+    usable = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if usable else "cpu")
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says about itself; its warnings stay, but for two without use here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*"):
+        warnings.filterwarnings("ignore", message=message)

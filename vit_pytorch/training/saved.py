@@ -1,0 +1,84 @@
+"""Trained classifiers as folders: weights, configuration, class names and how images are prepared."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_pytorch.model import CONFIG_NAME, VisionModel
+from vit_pytorch.registry import entries
+from vit_pytorch.training.data import Preprocessing
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A classifier ready for use.
+
+    Args:
+        model: In eval mode.
+        classes: Names of the classes.
+        preprocessing: How images are prepared for it.
+    """
+
+    model: VisionModel
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> None:
+    """Write `config.json` and `model.safetensors`; class names and preprocessing go to `default_cfg`."""
+    prep = saved.preprocessing
+    saved.model.default_cfg.update(
+        input_size=(prep.channels, *prep.image_size),
+        mean=tuple(prep.mean),
+        std=tuple(prep.std),
+        interpolation=prep.interpolation,
+        crop_pct=prep.crop_pct,
+        label_names=saved.classes,
+    )
+    saved.model.save_pretrained(Path(folder))
+
+
+def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
+    """Read a classifier from a model folder, or from the folder of a run that has finished.
+
+    Raises:
+        FileNotFoundError: Where there is no model.
+        ValueError: Where the configuration is damaged or names an unknown architecture; weights do not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
+    place = folder / MODEL if (folder / MODEL / CONFIG_NAME).is_file() else folder
+    file = place / CONFIG_NAME
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model (no {MODEL}/{CONFIG_NAME}, no {CONFIG_NAME}); "
+            "a run has one when it has finished"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    architectures = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
+    if config.get("architecture") not in architectures:
+        raise ValueError(
+            f"{file}: architecture must be one of {', '.join(architectures)}, "
+            f"got {config.get('architecture')!r}"
+        )
+    model = architectures[config["architecture"]].from_pretrained(place)
+    cfg = model.default_cfg
+    classes = tuple(cfg.get("label_names") or map(str, range(model.num_classes)))
+    if len(classes) != model.num_classes:
+        raise ValueError(f"{file}: label_names must name {model.num_classes} classes, got {len(classes)}")
+    preprocessing = Preprocessing(
+        image_size=tuple(cfg["input_size"][-2:]),
+        channels=model.channels,
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        crop_pct=cfg["crop_pct"],
+    )
+    return SavedClassifier(model, classes, preprocessing)

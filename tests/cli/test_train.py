@@ -41,7 +41,9 @@ def test_the_summary_adds_up(digits_run: Path) -> None:
     assert summary["test"]["accuracy"] == pytest.approx(right / 359)
     assert summary["test"]["class_accuracy"]["3"] == pytest.approx(confusion[3][3] / sum(confusion[3]))
     rows = read_rows(digits_run / "metrics.csv")
-    assert summary["val"]["accuracy"] == pytest.approx(max(row["val/accuracy"] for row in rows), abs=1e-6)
+    best = min(rows, key=lambda row: row["val/objective"])
+    assert summary["best_checkpoint"] == f"epoch-{int(best['epoch']):04}"
+    assert summary["val"]["accuracy"] == pytest.approx(best["val/accuracy"], abs=1e-6)
     assert f"{right / 359:.2%}" in (digits_run / "summary.md").read_text()
 
 

@@ -52,6 +52,8 @@ def test_validation_loss_is_the_mean_over_labels_that_count() -> None:
     loader = DataLoader(TensorDataset(logits, labels), batch_size=4)
     (measured,) = trainer.validate(Classifier(Constant(4), label_smoothing=0.3), loader, verbose=False)
     assert measured["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-6)
+    smoothed = nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+    assert measured["val/objective"] == pytest.approx(float(smoothed), rel=1e-6)
     assert "val/accuracy_top5" not in measured
 
 

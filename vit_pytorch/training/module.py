@@ -19,8 +19,10 @@ class Classifier(L.LightningModule):
     """Trains a model that maps images to logits, and measures it.
 
     Logged: ``train/loss`` and ``lr`` for each step; ``val/loss``, ``val/accuracy`` and, with more than five
-    classes, ``val/accuracy_top5`` for each validation; the same under ``test/``. After a test, `confusion`
-    holds the confusion matrix, one row a true class.
+    classes, ``val/accuracy_top5`` for each validation; the same under ``test/``. ``val/objective`` is the
+    loss with the label smoothing of the training, by which weights of different epochs compare better: the
+    plain loss of a model that was taught to be unsure grows while it still improves. After a test,
+    `confusion` holds the confusion matrix, one row a true class.
 
     Args:
         model: Maps images to logits; its ``num_classes`` is the number of logits.
@@ -82,7 +84,12 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure a batch for validation."""
-        self._measure(batch, "val", self.val_metrics)
+        logits, labels = self._measure(batch, "val", self.val_metrics), batch[1]
+        objective = F.cross_entropy(
+            logits, labels, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+        )
+        counted = int((labels != IGNORED).sum())
+        self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure a batch for the test."""

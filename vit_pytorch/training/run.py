@@ -39,7 +39,7 @@ _FOLDER = "VIT_RUN_FOLDER"
 def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
     """Train, then measure the best weights on the test split and write the report.
 
-    The weights of the epoch with the best validation accuracy are kept. The test split decides nothing.
+    The weights of the epoch with the least `val/objective` are kept. The test split decides nothing.
 
     Args:
         config: What to train, on what, and how.
@@ -159,8 +159,7 @@ def _trainer(config: TrainConfig, folder: Path, history: History, *, steps: int)
         devices=config.devices,
         strategy=config.strategy,
         accelerator=config.accelerator,
-        monitor="val/accuracy",
-        mode="max",
+        monitor="val/objective",
         every_n_steps=config.save_every,
         on_nonfinite=config.on_nonfinite,
         ema_decay=config.ema,

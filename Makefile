@@ -30,7 +30,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m sphinx -W --keep-going -b html docs site
 
 bench: $(VENV)/.dev $(VENV)/.peer
 	$(BIN)/python benchmarks/speed.py --public $(VENV)/peer

@@ -3,10 +3,10 @@
 Build a model by its class, `ViT(image_size=224, patch_size=16, …)`, or by its name,
 `create_model("vit_small_patch16_224")`; `list_models("*patch16*")` lists the names.
 
-| paper | module | classes |
-|---|---|---|
-| An Image is Worth 16x16 Words (arXiv:2010.11929) | `vit_pytorch.vit` | `ViT` |
-| Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580) | `vit_pytorch.simple_vit` | `SimpleViT` |
+The catalogue, each with its paper, its module and its classes:
+
+- An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
+- Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
 """
 
 from vit_pytorch.create import create_model

@@ -14,8 +14,8 @@ from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
 from vit_pytorch.training.checkpoints import (
     CheckpointError,
     checkpoint_name,
+    checkpoint_weights,
     list_checkpoints,
-    load_weights,
     read_checkpoint,
     remove_leftovers,
     write_checkpoint,
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(
         checkpoint["optimizer_states"][0]["state"][0]["m"], expected["state_dict"]["model.weight"]
     )
-    assert load_weights(tmp_path / "epoch-0003").keys() == {"weight", "tied"}
+    assert checkpoint_weights(tmp_path / "epoch-0003").keys() == {"weight", "tied"}
     assert os.listdir(tmp_path) == ["epoch-0003"]
 
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_can_be_replaced_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "epoch-0003"
     write_checkpoint(a_checkpoint(1), path)
     write_checkpoint(a_checkpoint(2), path)
-    assert load_weights(path)["weight"][0, 0] == 2
+    assert checkpoint_weights(path)["weight"][0, 0] == 2
     FolderCheckpointIO().remove_checkpoint(path)
     assert os.listdir(tmp_path) == []
 
@@ -171,13 +171,13 @@ def test_sigkill_at_each_stage(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         remove_leftovers(folder)
         assert os.listdir(folder) == ["epoch-0003"]
-        assert load_weights(folder / "epoch-0003")["weight"][0, 0] == value
+        assert checkpoint_weights(folder / "epoch-0003")["weight"][0, 0] == value
 
 
 FILLS_THE_DISK = """
 import json, os, sys, torch
 from pathlib import Path
-from vit_pytorch.training.checkpoints import load_weights, write_checkpoint
+from vit_pytorch.training.checkpoints import checkpoint_weights, write_checkpoint
 
 folder = Path(sys.argv[1])
 weights, moments = int(sys.argv[2]), int(sys.argv[3])
@@ -186,7 +186,7 @@ full = {"state_dict": {"model.weight": torch.ones(weights)}, "moments": torch.on
 try:
     write_checkpoint(full, folder / "epoch-0002")
 except OSError as error:
-    whole = bool(load_weights(folder / "epoch-0001")["weight"].sum() == 1000)
+    whole = bool(checkpoint_weights(folder / "epoch-0001")["weight"].sum() == 1000)
     print(json.dumps([error.errno, str(error), os.listdir(folder), whole]))
 """
 

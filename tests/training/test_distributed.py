@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.toy import run_toy, train
 from tests.training.two_ranks import STILL
-from vit_pytorch.training.checkpoints import load_weights
+from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.strategies import make_strategy
 from vit_pytorch.training.trainer import make_trainer
 
@@ -93,7 +93,7 @@ def test_the_death_of_one_process_ends_the_other(tmp_path: Path) -> None:
     finished = run_toy(tmp_path / "run", "--devices", 2, "--strategy", "ddp", "--die", 1)
     assert finished.returncode not in (0, None)
     assert finished.returncode == -signal.SIGKILL or "Error" in finished.stderr
-    assert load_weights(tmp_path / "run" / "last")
+    assert checkpoint_weights(tmp_path / "run" / "last")
     assert (tmp_path / "run" / "last").resolve().name == "epoch-0001"
     assert train(tmp_path / "again", ckpt_path=tmp_path / "run" / "last").train.keys() >= {"1.0", "3.5"}
 

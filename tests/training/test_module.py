@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.training.toy import QUIET, At, ToyData, toy_module, train
 from vit_pytorch.training.callbacks import Checkpoints
-from vit_pytorch.training.checkpoints import list_checkpoints, load_weights, read_checkpoint
+from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.finite import FiniteGuard, NonFiniteError
 from vit_pytorch.training.module import Classifier, check_targets
 from vit_pytorch.training.trainer import fit, make_trainer
@@ -131,7 +131,7 @@ def test_a_monitor_that_is_not_logged_is_an_error(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_those_that_are_saved(tmp_path: Path) -> None:
     train(tmp_path, max_epochs=2, ema_decay=0.9)
-    saved, checkpoint = load_weights(tmp_path / "last"), read_checkpoint(tmp_path / "last")
+    saved, checkpoint = checkpoint_weights(tmp_path / "last"), read_checkpoint(tmp_path / "last")
     current = checkpoint["current_model_state"]
     assert saved.keys() == {name.removeprefix("model.") for name in current}
     assert any(not torch.equal(saved[name], current[f"model.{name}"]) for name in saved)
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=message):
         train(tmp_path, *changes, data=data)
     for path in list_checkpoints(tmp_path):
-        assert all(torch.isfinite(weight).all() for weight in load_weights(path).values())
+        assert all(torch.isfinite(weight).all() for weight in checkpoint_weights(path).values())
     assert (tmp_path / "last").resolve().name == "epoch-0001"
 
 
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_is_skipped(tmp_path: Path, caplog: pytest.Log
     bad = [when for when, loss in losses.train.items() if not math.isfinite(loss)]
     assert len(bad) == 2
     assert f"epoch {epoch}: the loss of batch {batch} is nan; the step is left out (1 so far)" in caplog.text
-    assert all(torch.isfinite(weight).all() for weight in load_weights(tmp_path / "last").values())
+    assert all(torch.isfinite(weight).all() for weight in checkpoint_weights(tmp_path / "last").values())
     assert read_checkpoint(tmp_path / "last")["callbacks"]["FiniteGuard"] == {"skipped": 2, "in_a_row": 0}
 
 

@@ -259,7 +259,7 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Weights of the model in a checkpoint, on the CPU, under the model's own names.
 
     Raises:
@@ -283,7 +283,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             plain values; these are refused without being run.
     """
     folder = Path(path)
-    weights = load_weights(path)
+    weights = checkpoint_weights(path)
     try:
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

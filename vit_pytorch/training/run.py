@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.model import VisionModel
 from vit_pytorch.registry import find_entry
-from vit_pytorch.training.checkpoints import load_weights, verify_checkpoint
+from vit_pytorch.training.checkpoints import checkpoint_weights, verify_checkpoint
 from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
 from vit_pytorch.training.data import ImageData, Splits, open_data
 from vit_pytorch.training.evaluation import Evaluation, evaluate
@@ -92,7 +92,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     """
     best = find_checkpoint(folder, "best")
     model = build_model(config, splits)
-    model.load_state_dict(load_weights(best))
+    model.load_state_dict(checkpoint_weights(best))
     data = image_data(config, splits, model)
     model.to(_device(config)).eval()
     classes, prep = splits.classes, data.preprocessing

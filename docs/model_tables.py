@@ -1,0 +1,42 @@
+"""A directive for the table of an architecture's named models, made from the registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+from vit_pytorch.registry import entries
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+COLUMNS = {"width": "dim", "depth": "depth", "heads": "heads", "patch": "patch_size"}
+
+
+class NamedModels(SphinxDirective):
+    """`.. named-models:: ViT` lists the models of a class: sizes, exact parameters, published weights."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        found = [entry for entry in entries().values() if entry.architecture.__name__ == self.arguments[0]]
+        if not found:
+            raise self.error(f"no named model is a {self.arguments[0]}")
+        rows = [["name", "parameters", *COLUMNS, "published weights"]]
+        for entry in found:
+            sizes = [str(entry.config[key]) for key in COLUMNS.values()]
+            rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])
+        lines = [".. list-table::", "   :header-rows: 1", ""]
+        for row in rows:
+            lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+        return self.parse_text_to_nodes(StringList(lines, source="registry"))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("named-models", NamedModels)
+    return {"parallel_read_safe": True}

@@ -26,6 +26,7 @@ def images(count: int = 4, size: tuple[int, int] = (12, 16)) -> Tensor:
 def draws(**columns: float) -> Tensor:
     """Neutral random numbers, but for the columns named."""
     names = ["area", "ratio", "x", "y", "flip", "angle", "scale", "move_x", "move_y", "erase", "erase_seed"]
+    names.append("shear")
     assert len(names) == DRAWS
     return torch.tensor([[columns.get(name, 0.5) for name in names]] * 4)
 
@@ -71,7 +72,7 @@ def test_without_augmentation_training_is_evaluation() -> None:
 
 def test_batch_is_unchanged_by_neutral_draws() -> None:
     augmentation = Augmentation(
-        shift=2, flip=0.4, degrees=20, translate=0.2, scale=(0.5, 1.5), random_erasing=0.4
+        shift=2, flip=0.4, degrees=20, shear=9, translate=0.2, scale=(0.5, 1.5), random_erasing=0.4
     )
     expected = eval_transform(RAW)(images())
     assert torch.allclose(BatchAugment(RAW, augmentation)(images(), draws()), expected, atol=1e-5)
@@ -82,6 +83,12 @@ def test_batch_is_unchanged_by_neutral_draws() -> None:
     [
         (Augmentation(degrees=30), {"angle": 1.0}, {"angle": 30.0}),
         (Augmentation(degrees=30), {"angle": 0.25}, {"angle": -15.0}),
+        (Augmentation(shear=20), {"shear": 1.0}, {"shear": [20.0, 0.0]}),
+        (
+            Augmentation(degrees=30, shear=20, scale=(0.5, 1.5)),
+            {"angle": 1.0, "shear": 0.25, "scale": 0.8},
+            {"angle": 30.0, "shear": [-10.0, 0.0], "scale": 1.3},
+        ),
         (Augmentation(scale=(0.5, 1.5)), {"scale": 1.0}, {"scale": 1.5}),
         (Augmentation(translate=0.25), {"move_x": 1.0, "move_y": 0.0}, {"translate": [4, -3]}),
         (
@@ -142,7 +149,7 @@ def test_batched_erasing_blanks_a_rectangle_of_the_chosen_images() -> None:
     [
         Augmentation(crop_scale=(0.2, 0.8), flip=0.5),
         Augmentation(shift=3),
-        Augmentation(degrees=15, translate=0.1, scale=(0.8, 1.2)),
+        Augmentation(degrees=15, shear=10, translate=0.1, scale=(0.8, 1.2)),
         Augmentation(rand_augment=2),
         Augmentation(color_jitter=0.4),
         Augmentation(random_erasing=1.0),

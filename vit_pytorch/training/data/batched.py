@@ -15,11 +15,11 @@ from torchvision.transforms import v2
 from vit_pytorch.training.data.seeding import seeded
 from vit_pytorch.training.data.transforms import Augmentation, CoverAndCrop, Preprocessing, normalize
 
-DRAWS = 11
+DRAWS = 12
 
 
 class BatchAugment:
-    """Crop, shift, flip, rotate, move, enlarge and erase, each image by its own random numbers.
+    """Crop, shift, flip, rotate, slant, move, enlarge and erase, each image by its own random numbers.
 
     All changes of geometry are one affine map per image and one bilinear or bicubic sampling. Borders are
     black. They follow the distributions of :func:`train_transform`, but shifts and movements need not be
@@ -95,6 +95,8 @@ class BatchAugment:
         move = _maps_of(len(draws))
         move[:, 0, 0], move[:, 0, 1] = cos, sin * height / width
         move[:, 1, 0], move[:, 1, 1] = -sin * width / height, cos
+        slant = torch.deg2rad(_between(u[11], -a.shear, a.shear)).tan() * height / width
+        move[:, 0] += slant.unsqueeze(1) * move[:, 1]
         by = torch.stack([_between(u[7], -1, 1), _between(u[8], -1, 1), torch.zeros(len(draws))], dim=1)
         move[:, :, 2] -= (move @ (2 * a.translate * by).unsqueeze(-1)).squeeze(-1)
         return (crop @ flip @ move)[:, :2]

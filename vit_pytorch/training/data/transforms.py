@@ -24,6 +24,7 @@ class Augmentation:
             ``crop_scale``.
         flip: Probability of a horizontal flip.
         degrees: Largest rotation either way.
+        shear: Largest slant of upright lines either way, in degrees.
         translate: Largest movement, as a part of width and height.
         scale: Range of factors by which the image is enlarged.
         rand_augment: Number of RandAugment operations; 0 for none.
@@ -42,6 +43,7 @@ class Augmentation:
     shift: int = 0
     flip: float = 0.0
     degrees: float = 0.0
+    shear: float = 0.0
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     rand_augment: int = 0
@@ -55,7 +57,7 @@ class Augmentation:
         for name in ("flip", "random_erasing", "translate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("shift", "degrees", "rand_augment", "color_jitter", "mixup", "cutmix"):
+        for name in ("shift", "degrees", "shear", "rand_augment", "color_jitter", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.rand_augment_magnitude <= 30:
@@ -72,7 +74,7 @@ class Augmentation:
     @property
     def moves(self) -> bool:
         """Whether small affine changes (rotation, movement, enlargement) are asked for."""
-        return bool(self.degrees or self.translate or self.scale != (1.0, 1.0))
+        return bool(self.degrees or self.shear or self.translate or self.scale != (1.0, 1.0))
 
     @property
     def recolors(self) -> bool:
@@ -186,7 +188,11 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
     if a.moves:
         steps.append(
             v2.RandomAffine(
-                a.degrees, translate=(a.translate, a.translate), scale=a.scale, interpolation=prep.mode
+                a.degrees,
+                translate=(a.translate, a.translate),
+                scale=a.scale,
+                shear=a.shear,
+                interpolation=prep.mode,
             )
         )
     if a.rand_augment:

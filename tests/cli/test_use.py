@@ -51,7 +51,7 @@ def test_evaluate_all_splits_takes_each_image_once(
 def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(digits_run / "model")]) == 1
     assert "name some by --data" in capsys.readouterr().err
-    assert answer(capsys, "evaluate", digits_run / "model", "--data=digits")["images"] == 359
+    assert answer(capsys, "evaluate", digits_run / "model", "--data=digits")["images"] == 360
 
 
 def test_evaluate_refuses_data_with_other_classes(

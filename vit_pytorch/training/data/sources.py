@@ -17,7 +17,8 @@ from vit_pytorch.training.data.shards import read_shards
 def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2) -> Splits:
     """Open a dataset that is named by one string.
 
-    - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships.
+    - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships; its ``train_test_split`` with
+      ``stratify`` and the seed holds the test part out.
     - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below ``train/``, ``val/`` and ``test/``.
     - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` is the test split.
     - ``hf:NAME``: Hugging Face ``datasets``, by a name on the Hub or a local folder; options follow as
@@ -43,7 +44,7 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
     """
     kind, separator, rest = spec.partition(":")
     if spec == "digits":
-        parts: dict[str, ImageDataset] = {"train": _digits()}
+        parts: dict[str, ImageDataset] = {**_digits(seed, test_fraction)}
         classes = tuple(str(i) for i in range(10))
     elif kind == "idx" and separator:
         folder = _existing_folder(rest)
@@ -80,14 +81,27 @@ def _complete(
     return Splits(classes=classes, train=train, val=val, test=test)
 
 
-def _digits() -> ArrayImages:
+def _digits(seed: int, test_fraction: float) -> dict[str, ArrayImages]:
+    """The digits, their test part as scikit-learn's own function makes it, so that others' figures compare."""
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return ArrayImages(
+    whole = ArrayImages(
         torch.from_numpy(images).unsqueeze(1), torch.from_numpy(digits.target).long(), origin="digits"
     )
+    if not test_fraction:
+        return {"train": whole}
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"the test fraction must be between 0 and 1, got {test_fraction}")
+    train, test = train_test_split(
+        np.arange(len(whole)), test_size=test_fraction, stratify=digits.target, random_state=seed
+    )
+    return {
+        name: whole.subset(torch.from_numpy(np.sort(part)))
+        for name, part in (("train", train), ("test", test))
+    }
 
 
 def _existing_folder(name: str) -> Path:

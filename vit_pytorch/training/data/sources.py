@@ -82,7 +82,7 @@ def _complete(
 
 
 def _digits(seed: int, test_fraction: float) -> dict[str, ArrayImages]:
-    """The digits, their test part as scikit-learn's own function makes it, so that others' figures compare."""
+    """The digits; the test part is that of scikit-learn's own function, so that others' figures compare."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,45 +1,57 @@
-"""What is timed: for each case, the same model as each library builds it.
-
-A builder imports its library inside, since one of them lives under this package's own import name
-and each runs in a process of its own.
-"""
+"""What is timed: named models, each beside the same model in other libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 from torch import nn
 
 Builder = Callable[[], nn.Module]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model in several libraries.
+    """A named model of ours and the same architecture, at the same size, in other libraries.
+
+    A library is imported when its model is built, since one of them lives under this package's own
+    import name and each runs in a process of its own.
 
     Args:
-        builders: by library; `ours` is among them.
+        timm: timm's name of the model, where timm has it.
+        public: where the public vit-pytorch has it, its module, its class and the arguments.
+        others: builders of further libraries' models, by library.
         image_size: (channels, height, width) of the input.
     """
 
-    builders: dict[str, Builder]
-    image_size: tuple[int, ...] = field(default=(3, 224, 224))
+    timm: str | None = None
+    public: tuple[str, str, Mapping[str, Any]] | None = None
+    others: Mapping[str, Builder] = field(default_factory=dict)
+    image_size: tuple[int, ...] = (3, 224, 224)
+
+    @property
+    def libraries(self) -> list[str]:
+        """Names of the libraries that have the model, ours first."""
+        timm = ["timm"] if self.timm else []
+        public = ["public vit-pytorch"] if self.public else []
+        return ["ours", *timm, *self.others, *public]
+
+    def build(self, name: str, library: str) -> nn.Module:
+        """Build the model of this name as a library does."""
+        if library == "ours":
+            return import_module("vit_pytorch").create_model(name)
+        if library == "timm":
+            return import_module("timm").create_model(self.timm)
+        if library == "public vit-pytorch":
+            assert self.public is not None
+            module, architecture, arguments = self.public
+            return getattr(import_module(f"vit_pytorch.{module}"), architecture)(**arguments)
+        return self.others[library]()
 
 
-def _ours() -> nn.Module:
-    from vit_pytorch import create_model
-
-    return create_model("vit_small_patch16_224")
-
-
-def _timm() -> nn.Module:
-    import timm
-
-    return timm.create_model("vit_small_patch16_224")
-
-
-def _torchvision() -> nn.Module:
+def _torchvision_vit() -> nn.Module:
     from torchvision.models import VisionTransformer
 
     return VisionTransformer(
@@ -47,16 +59,13 @@ def _torchvision() -> nn.Module:
     )
 
 
-def _public() -> nn.Module:
-    from vit_pytorch import ViT
-
-    return ViT(
-        image_size=224, patch_size=16, num_classes=1000, dim=384, depth=12, heads=6, mlp_dim=1536, dim_head=64
-    )
-
+IMAGENET = {"image_size": 224, "num_classes": 1000}
+SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
 
 CASES = {
     "vit_small_patch16_224": Case(
-        {"ours": _ours, "timm": _timm, "torchvision": _torchvision, "public vit-pytorch": _public}
+        timm="vit_small_patch16_224",
+        others={"torchvision": _torchvision_vit},
+        public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
 }

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     args = parser.parse_args()
 
-    libraries = [name for name in CASES[args.case].builders if name != "public vit-pytorch" or args.public]
+    libraries = [name for name in CASES[args.case].libraries if name != "public vit-pytorch" or args.public]
     peers = [name for name in libraries if name != "ours"]
     print(f"| {args.case} | batch | ours, ms | " + " | ".join(f"{p}, ratio" for p in peers) + " | peak MiB |")
     print("|---|---|---|" + "---|" * len(peers) + "---|")

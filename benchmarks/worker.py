@@ -54,7 +54,7 @@ def main() -> None:
     case, library, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    model = CASES[case].builders[library]()
+    model = CASES[case].build(case, library)
     parameters = sum(p.numel() for p in model.parameters())
     cell, step = None, None
     for line in sys.stdin:

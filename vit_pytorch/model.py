@@ -38,7 +38,6 @@ class VisionModel(
         channels: channels of the input.
         image_size: the largest input, (height, width) in pixels.
         default_cfg: how images are prepared for the model, under the names that timm's tools read.
-        feature_info: what each intermediate feature is: module, num_chs, reduction (stride in pixels).
     """
 
     num_classes: int
@@ -46,7 +45,6 @@ class VisionModel(
     channels: int
     image_size: tuple[int, ...]
     default_cfg: dict[str, Any]
-    feature_info: list[dict[str, Any]]
 
     def __init__(
         self, *, num_classes: int, num_features: int, channels: int, image_size: tuple[int, ...]
@@ -91,6 +89,11 @@ class VisionModel(
             ValueError: where rank, channels, size or dtype of the images are not what the model takes.
         """
         return self.forward_head(self.forward_features(images))
+
+    @property
+    @abstractmethod
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
 
     @abstractmethod
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Tensor:

@@ -9,6 +9,7 @@ import vit_pytorch
 ORDER = (
     {"layers"},
     {"weights", "model", "learning"},
+    {"plain"},
     {"papers"},
     {"registry"},
     {"pretrained"},

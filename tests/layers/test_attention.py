@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention
+from vit_pytorch.layers.attention import Attention, ClassAttention, ExplicitAttention, FusedAttention
 
 
 @pytest.fixture
@@ -29,6 +29,29 @@ def test_kernels_agree(qkv, scale):
     torch.testing.assert_close(fused(*qkv), explicit(*qkv))
     torch.testing.assert_close(seen[0].sum(dim=-1), torch.ones(2, 4, 7))
     assert (seen[0] >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks(qkv, dtype):
+    """A key that a mask hides is as good as absent; a bias of minus infinity hides, too."""
+    q, k, v = (part.to(dtype) for part in qkv)
+    visible = torch.tensor([True, True, False, True, False, True, True])
+    bias = torch.zeros(7, dtype=dtype).masked_fill(~visible, -torch.inf)
+    expected = FusedAttention()(q, k[:, :, visible], v[:, :, visible])
+    for kernel in (FusedAttention(), ExplicitAttention()):
+        for mask in (visible, bias):
+            torch.testing.assert_close(kernel(q, k, v, mask.expand(7, 7)), expected)
+
+
+def test_class_attention():
+    """The class token's row of self-attention with the same weights."""
+    ours, full = ClassAttention(24, heads=4, dim_head=6), Attention(24, heads=4, dim_head=6)
+    full.to_out = ours.to_out
+    full.to_qkv.weight.data = torch.cat([ours.to_q.weight, ours.to_kv.weight])
+    full.to_qkv.bias.data = torch.cat([ours.to_q.bias, ours.to_kv.bias]).normal_()
+    ours.to_q.bias.data, ours.to_kv.bias.data = full.to_qkv.bias.data.split([24, 48])
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(ours(x), full(x)[:, :1])
 
 
 def test_scale(qkv):

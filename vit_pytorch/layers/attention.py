@@ -38,12 +38,13 @@ class FusedAttention(nn.Module):
         q: Float[Tensor, "b h n e"],
         k: Float[Tensor, "b h m e"],
         v: Float[Tensor, "b h m f"],
+        mask: Tensor | None = None,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys."""
+        """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         dropout = self.dropout if self.training else 0.0
         if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= SHORT and BF16_LACKS_AMX:
-            return F.dropout(attention_weights(q, k, self.scale), dropout) @ v
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+            return F.dropout(attention_weights(q, k, self.scale, mask), dropout) @ v
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=self.scale)
 
     def extra_repr(self) -> str:
         """Show the settings when printed."""
@@ -69,17 +70,31 @@ class ExplicitAttention(nn.Module):
         q: Float[Tensor, "b h n e"],
         k: Float[Tensor, "b h m e"],
         v: Float[Tensor, "b h m f"],
+        mask: Tensor | None = None,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys."""
-        return self.dropout(self.weights(attention_weights(q, k, self.scale))) @ v
+        """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
+        return self.dropout(self.weights(attention_weights(q, k, self.scale, mask))) @ v
 
 
 def attention_weights(
-    q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], scale: float | None = None
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h m e"],
+    scale: float | None = None,
+    mask: Tensor | None = None,
 ) -> Float[Tensor, "b h n m"]:
-    """Compute softmax(q k^T * scale): what every query takes from every key, rows summing to 1."""
+    """Compute softmax(q k^T * scale + mask): what every query takes from every key, rows summing to 1.
+
+    Args:
+        q: queries.
+        k: keys.
+        scale: factor on the scores; 1 / sqrt(width of a head) unless told.
+        mask: broadcasts to the scores; boolean, true where a query sees a key, or a bias that is added.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+    scores = (q * scale) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1)
 
 
 class Attention(nn.Module):
@@ -136,3 +151,43 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Let every token attend to all tokens of its sample."""
         return self.merge(self.attend(*self.project(x)))
+
+
+class ClassAttention(nn.Module):
+    """Attention from the class token alone to itself and the patches (CaiT, arXiv:2103.17239, section 3).
+
+    Args:
+        dim: width of a token.
+        heads: number of heads.
+        dim_head: width of a head.
+        qkv_bias: whether the projections to queries, keys and values have biases.
+        dropout: dropout on the output.
+        attend: makes the kernel that mixes the values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        dim_head: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        attend: Callable[[], nn.Module] = FusedAttention,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, heads * dim_head, bias=qkv_bias)
+        self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
+        self.attend = attend()
+        self.to_out = nn.Linear(heads * dim_head, dim)
+        self.dropout = nn.Dropout(dropout)
+        init_xavier(self.to_q)
+        init_xavier(self.to_kv, parts=2)
+        init_xavier(self.to_out)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
+        """Give the class token's update from normed tokens, the class token in front."""
+        q = self.to_q(x[:, :1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.dropout(self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2)))

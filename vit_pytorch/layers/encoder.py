@@ -105,6 +105,18 @@ class DropPath(nn.Module):
         return f"p={self.p}"
 
 
+def make_tail(dim: int, *, layer_scale: float | None = None, drop_path: float = 0.0) -> list[nn.Module]:
+    """Make what stands between a branch and its sum.
+
+    Args:
+        dim: width of a token.
+        layer_scale: what LayerScale's factors start at; None for no LayerScale.
+        drop_path: probability to drop the branch; 0 for no DropPath.
+    """
+    scale = [] if layer_scale is None else [LayerScale(dim, layer_scale)]
+    return [*scale, *([DropPath(drop_path)] if drop_path else [])]
+
+
 class Residual(nn.Module):
     """x + tail(branch(norm(x))).
 

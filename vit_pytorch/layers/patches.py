@@ -107,7 +107,8 @@ class PatchGrid:
 class PatchEmbed(nn.Module):
     """Project each patch linearly to the model's width (ViT, equation 1).
 
-    The projection is stored as the convolution that it equals, kernel and stride being the patch.
+    The projection is stored as the convolution that it equals, kernel and stride being the patch; it
+    starts with variance 1 / fan-in.
 
     Args:
         grid: how the input is cut.
@@ -129,6 +130,9 @@ class PatchEmbed(nn.Module):
         if norm_eps is not None:
             self.norm_in = nn.LayerNorm(channels * prod(grid.patch), eps=norm_eps)
             self.norm_out = nn.LayerNorm(dim, eps=norm_eps)
+        nn.init.trunc_normal_(self.proj.weight, std=(channels * prod(grid.patch)) ** -0.5)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Embed an array; the tokens come in row-major order of the grid."""

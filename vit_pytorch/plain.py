@@ -1,0 +1,214 @@
+"""What plain transformers share: one sequence of tokens from the embedding to the head.
+
+A paper that changes a seam sets the part that stands there and inherits the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.layers.encoder import Encoder
+from vit_pytorch.layers.patches import PatchGrid
+from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
+from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.model import Intermediates, VisionModel, take_layers
+
+TIMM_POOL = {"token": "cls", "avg": "mean"}
+
+
+class PlainModel(VisionModel):
+    """A model that is one sequence of tokens; the base of the plain transformers.
+
+    The constructor of a subclass calls this one, then sets `patch_embed` and `encoder`, whatever else of
+    the attributes below differs from nothing, and calls `reset_classifier` last.
+
+    Attributes:
+        grid: how images are cut.
+        pool: "cls" or "mean", or a name that the subclass's `pool_tokens` knows.
+        patch_embed: gives tokens from images.
+        prefix: tokens in front of the patches.
+        positions: gives what is added to the tokens of a grid; None for nothing.
+        dropout: acts on the embedded tokens.
+        pre_norm: acts in front of the encoder.
+        encoder: the blocks.
+        norm: acts on the tokens behind the encoder.
+        fc_norm: acts on the pooled vector.
+        pre_logits: acts on the normed pooled vector.
+        head_width: width of what enters the classifier.
+        head: the classifier.
+    """
+
+    grid: PatchGrid
+    pool: str
+    patch_embed: nn.Module
+    prefix: PrefixTokens
+    positions: LearnedPositions | SinCosPositions | None
+    encoder: Encoder
+    head: nn.Module
+
+    def __init__(
+        self, *, grid: PatchGrid, num_classes: int, dim: int, channels: int = 3, pool: str = "cls"
+    ) -> None:
+        super().__init__(num_classes=num_classes, num_features=dim, channels=channels, image_size=grid.size)
+        self.grid = grid
+        self.pool = pool
+        self.patch_embed = nn.Identity()
+        self.prefix = PrefixTokens(dim, class_token=False)
+        self.positions = None
+        self.dropout: nn.Module = nn.Identity()
+        self.pre_norm: nn.Module = nn.Identity()
+        self.encoder = Encoder(lambda layer: nn.Identity(), depth=0)
+        self.norm: nn.Module = nn.Identity()
+        self.fc_norm: nn.Module = nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        self.to_latent = nn.Identity()
+        self.head = nn.Identity()
+        self.head_width = dim
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens in front of the patches."""
+        return len(self.prefix)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
+        return [
+            {
+                "module": f"encoder.blocks.{layer}",
+                "num_chs": self.num_features,
+                "reduction": max(self.grid.patch),
+            }
+            for layer in range(len(self.encoder.blocks))
+        ]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what enters the classifier."""
+        return self.head_width
+
+    def patchify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Flatten each patch of pixels to a vector (row, column, channel)."""
+        self.check_images(images)
+        return self.grid.patchify(images)
+
+    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Turn images into the tokens that enter the encoder, prefix tokens in front (equation 1)."""
+        self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
+        x = self.patch_embed(images)
+        if self.positions is not None:
+            x = x + self.positions(grid)
+        if self.num_prefix_tokens:
+            prefix = self.prefix()
+            if isinstance(self.positions, LearnedPositions):
+                prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
+            x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.pre_norm(self.dropout(x))
+
+    def encode(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Run the encoder and its final norm (equations 2 to 4)."""
+        return self.norm(self.encoder(tokens))
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Compute the tokens after the final norm, prefix tokens in front."""
+        return self.encode(self.embed(images))
+
+    def forward_head(
+        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
+    ) -> Float[Tensor, "b k"]:
+        """Pool tokens and classify them.
+
+        Args:
+            features: what `forward_features` gives.
+            pre_logits: whether to stop before the classifier.
+        """
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_tokens(features))))
+        return x if pre_logits else self.head(x)
+
+    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Give one vector for each image."""
+        if self.pool == "cls":
+            return features[:, 0]
+        return features[:, self.num_prefix_tokens :].mean(dim=1)
+
+    def forward_intermediates(
+        self,
+        images: Float[Tensor, "b c h w"],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Intermediates | tuple[Tensor, Intermediates]:
+        """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
+        layers = take_layers(indices, len(self.encoder.blocks))
+        last, taken = self.encoder.intermediates(self.embed(images), layers, stop_early=stop_early)
+        if norm:
+            taken = [self.norm(tokens) for tokens in taken]
+        prefix = [tokens[:, : self.num_prefix_tokens] for tokens in taken]
+        taken = [tokens[:, self.num_prefix_tokens :] for tokens in taken]
+        if output_fmt == "NCHW":
+            grid = self.grid.fit(images.shape[2:])
+            taken = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in taken]
+        found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
+        return found if intermediates_only else (self.norm(last), found)
+
+    def get_classifier(self) -> nn.Module:
+        """Give the layer that computes the logits; the identity where there is none."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one, and the pooling where told.
+
+        Args:
+            num_classes: number of logits; 0 for the pooled embedding.
+            global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
+        """
+        if global_pool is not None:
+            self._change_pool(TIMM_POOL.get(global_pool, global_pool))
+        weight = next(self.parameters())
+        self.head = nn.Identity()
+        if num_classes:
+            head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            self.head = head
+        self.num_classes = num_classes
+        self._record(num_classes=num_classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.encoder.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+        names = {name for name, _ in self.named_parameters()}
+        return names & {"prefix.class_token", "prefix.registers", "positions.table"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Give patterns that sort parameters by depth, as timm's tools read them."""
+        return {
+            "stem": r"^(?:prefix|positions|patch_embed|pre_norm)\.",
+            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
+        }
+
+    def _change_pool(self, pool: str) -> None:
+        """Pool by the class token or by the mean from now on."""
+        if pool == self.pool:
+            return
+        if self.pool == "map" or pool not in ("cls", "mean"):
+            raise ValueError(f"pooling cannot change from {self.pool!r} to {pool!r}")
+        class_token = self.prefix.class_token is not None
+        if pool == "cls" and not class_token:
+            raise ValueError("pooling by the class token needs one; the model has none")
+        self.pool = pool
+        self._record(pool=pool, class_token=class_token)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+PUBLIC = "public vit-pytorch"
 Builder = Callable[[], nn.Module]
 
 
@@ -35,7 +36,7 @@ class Case:
     def libraries(self) -> list[str]:
         """Names of the libraries that have the model, ours first."""
         timm = ["timm"] if self.timm else []
-        public = ["public vit-pytorch"] if self.public else []
+        public = [PUBLIC] if self.public else []
         return ["ours", *timm, *self.others, *public]
 
     def build(self, name: str, library: str) -> nn.Module:
@@ -44,7 +45,7 @@ class Case:
             return import_module("vit_pytorch").create_model(name)
         if library == "timm":
             return import_module("timm").create_model(self.timm)
-        if library == "public vit-pytorch":
+        if library == PUBLIC:
             assert self.public is not None
             module, architecture, arguments = self.public
             return getattr(import_module(f"vit_pytorch.{module}"), architecture)(**arguments)

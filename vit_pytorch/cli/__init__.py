@@ -38,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_spec("jsonargparse") is None or find_spec("lightning") is None:
         return _fail("the command needs more packages: pip install 'vit-pytorch[train]'", 1)
     from vit_pytorch.cli.layers import UsageError, nearest
+    from vit_pytorch.cli.memory import keep_freed_memory
 
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", 2)
     module, _ = COMMANDS[command]
+    keep_freed_memory()
     try:
         getattr(import_module(f"vit_pytorch.cli.{module}"), command)(options)
     except UsageError as error:

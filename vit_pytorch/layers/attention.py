@@ -91,7 +91,10 @@ def attention_weights(
         mask: broadcasts to the scores; boolean, true where a query sees a key, or a bias that is added.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = (q * scale) @ k.transpose(-2, -1)
+    heads = q.shape[:2]
+    # One batched product that scales as it writes; its first argument does not count.
+    scores = torch.baddbmm(q.new_empty(()), q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=scale)
+    scores = scores.unflatten(0, heads)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(dim=-1)

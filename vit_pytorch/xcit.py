@@ -208,7 +208,6 @@ class XCiT(PlainModel):
             blocks in training, in [0, 1); the same in every layer.
         local_patch_kernel_size: extent of the local patch interaction's convolutions, odd.
         channels: channels of the input.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
         dim_head: width of a head; `dim / heads` unless told.
         qkv_bias: whether queries, keys and values have biases.
         attn_dropout: dropout on the attention weights, in [0, 1).
@@ -241,7 +240,6 @@ class XCiT(PlainModel):
         layer_dropout: float = 0.0,
         local_patch_kernel_size: int = 3,
         channels: int = 3,
-        pool: Literal["cls", "mean"] = "cls",
         dim_head: int | None = None,
         qkv_bias: bool = True,
         attn_dropout: float = 0.0,
@@ -252,8 +250,8 @@ class XCiT(PlainModel):
         positions: Literal["fourier", "learned", "none"] = "fourier",
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
-        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        _check_options(pool, stem, positions)
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
+        _check_options(stem, positions)
         if dim_head is None and dim % heads:
             raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         sizes: dict[str, Any] = {"heads": heads, "dim_head": dim_head or dim // heads, "qkv_bias": qkv_bias}
@@ -360,15 +358,19 @@ class XCiT(PlainModel):
             "class_blocks": [(r"^class_encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 
+    def _change_pool(self, pool: str) -> None:
+        """Refuse other poolings: patches take nothing from the class token, which would learn nothing."""
+        if pool != "cls":
+            raise ValueError(f"XCiT classifies the class token; pooling cannot be {pool!r}")
+
     def _collect(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """Let the class token collect the image, and apply the final norm."""
         x = torch.cat([self.prefix().expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.norm(self.class_encoder(x))
 
 
-def _check_options(pool: str, stem: str, positions: str) -> None:
+def _check_options(stem: str, positions: str) -> None:
     for name, value, allowed in (
-        ("pool", pool, ("cls", "mean")),
         ("stem", stem, ("conv", "linear")),
         ("positions", positions, ("fourier", "learned", "none")),
     ):

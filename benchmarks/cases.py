@@ -69,4 +69,28 @@ CASES = {
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
+    "xcit_small_12_p16_224": Case(
+        timm="xcit_small_12_p16_224",
+        public=(
+            "xcit",
+            "XCiT",
+            {**IMAGENET, **SMALL, "patch_size": 16, "heads": 8, "dim_head": 48, "cls_depth": 2},
+        ),
+    ),
+    "pit_s_224": Case(
+        timm="pit_s_224",
+        public=(
+            "pit",
+            "PiT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 144,
+                "depth": (2, 6, 4),
+                "heads": (3, 6, 12),
+                "dim_head": 48,
+                "mlp_dim": 1152,
+            },
+        ),
+    ),
 }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 TOLERANCE = 1e-5
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw every parameter so that none is trivially zero or one, and put the model in eval."""
+    """Draw every parameter and statistic so that none is trivially zero or one; put the model in eval."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = name.endswith(("norm.weight", "gamma", "lambda1"))
+            scale = name.endswith(("norm.weight", "lambda1")) or "gamma" in name
             norm = parameter.ndim == 1 and name.endswith("weight")
             if scale or norm:
                 parameter.uniform_(0.5, 1.5, generator=generator)
@@ -23,6 +24,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.normal_(0, 0.2, generator=generator)
             else:
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
 
 

@@ -11,8 +11,10 @@ PLAIN = {"patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "ml
 CASES = {
     "vit_tiny_patch16_224": PLAIN,
     "simple_vit_tiny_patch16_224": PLAIN,
+    "xcit_nano_12_p16_224": {"patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
+    "pit_ti_224": {"patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64},
 }
-EPOCHS: dict[str, int] = {}
+EPOCHS = {"xcit_nano_12_p16_224": 10, "pit_ti_224": 10}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -152,16 +152,18 @@ class ConvStem(nn.Module):
         grid: how the input is cut; 2-D, its patch square and a power of two.
         channels: channels of the input.
         dim: width of a token. Channels double up to `dim` with each convolution.
+        project: whether the 1 x 1 projection stands at the end; without it the last convolution gives
+            the tokens, and no activation follows it.
     """
 
-    def __init__(self, grid: PatchGrid, channels: int, dim: int) -> None:
+    def __init__(self, grid: PatchGrid, channels: int, dim: int, *, project: bool = True) -> None:
         super().__init__()
         patch = grid.patch[0]
         if len(grid.patch) != 2 or grid.patch[1] != patch or patch & (patch - 1):
             raise ValueError(f"a convolutional stem needs a square patch, a power of two; got {grid.patch}")
         self.grid = grid
         strides = [2] * int(log2(patch)) or [1, 1]
-        widths = [channels, *(max(dim >> i, 8) for i in reversed(range(len(strides))))]
+        widths = [channels, *(max(dim >> i, min(dim, 8)) for i in reversed(range(len(strides))))]
         layers: list[nn.Module] = []
         for stride, before, after in zip(strides, widths, widths[1:], strict=False):
             layers += [
@@ -169,8 +171,8 @@ class ConvStem(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.GELU(),
             ]
-        self.convs = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(widths[-1], dim, 1)
+        self.convs = nn.Sequential(*(layers if project else layers[:-1]))
+        self.proj = nn.Conv2d(dim, dim, 1) if project else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Embed images; the tokens come in row-major order of the grid."""

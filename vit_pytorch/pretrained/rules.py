@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "name": ".+"}
+PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "name": ".+"}
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Transform:
 
     Args:
         read: from their tensors and our module that takes the result.
-        write: from our tensor and the module that it is in.
+        write: from our tensor, or our tensors where there are several, and the module that it is in.
     """
 
-    read: Callable[[Sequence[Tensor], Any], Tensor]
-    write: Callable[[Tensor, Any], Sequence[Tensor]]
+    read: Callable[[Sequence[Tensor], Any], Tensor | Sequence[Tensor]]
+    write: Callable[[Any, Any], Sequence[Tensor]]
 
 
 SAME = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor,))
@@ -34,19 +34,24 @@ SAME = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor,
 class Rule:
     """One line of a table.
 
-    In names, `{i}` stands for a number, `{p}` for `weight` or `bias`, `{name}` for anything.
+    In names, `{i}` and `{j}` stand for numbers, `{p}` for `weight` or `bias`, `{name}` for anything.
 
     Args:
-        ours: our name.
+        ours: our name, or the names of several that are made of theirs.
         theirs: their name, or the names of several that are one of ours. A leading `/` says that the
             name does not carry the format's prefix.
         transform: what happens to the tensors. The module that it is given is two names up: for
             `patch_embed.proj.weight` it is `patch_embed`.
     """
 
-    ours: str
+    ours: str | tuple[str, ...]
     theirs: str | tuple[str, ...]
     transform: Transform = SAME
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Our names, also where it is one."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ class Format:
         Raises:
             ValueError: where a tensor cannot have the role that its name says.
         """
-        found: dict[str, tuple[Rule, dict[int, tuple[str, Tensor]]]] = {}
+        found: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[str, Tensor]]]] = {}
         left: dict[str, Tensor] = {}
         unused = []
         for name, tensor in state.items():
@@ -129,7 +134,8 @@ class Format:
             if len(parts) < len(rule.parts):
                 left.update(parts.values())
             else:
-                left[ours] = self._transform(rule, ours, [parts[i] for i in sorted(parts)], model)
+                made = self._transform(rule, ours, [parts[i] for i in sorted(parts)], model)
+                left.update(zip(ours, made, strict=True))
         return left, unused
 
     def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -139,32 +145,39 @@ class Format:
             ValueError: where the format has no place for a tensor.
         """
         written: dict[str, Tensor] = {}
-        for name, tensor in state.items():
-            hit = next(((r, m) for r in self.rules if (m := _match(r.ours, name)) is not None), None)
-            if hit is None:
+        for name in state:
+            hit = next(
+                ((r, m) for r in self.rules for n in r.names if (m := _match(n, name)) is not None), None
+            )
+            ours = [] if hit is None else [pattern.format(**hit[1]) for pattern in hit[0].names]
+            if hit is None or any(other not in state for other in ours):
                 raise ValueError(f"the format of {self.name} has no place for {name}")
             rule, groups = hit
-            parts = rule.transform.write(tensor, _module(model, name))
+            tensors = [state[other] for other in ours]
+            parts = rule.transform.write(
+                tensors[0] if isinstance(rule.ours, str) else tensors, _module(model, name)
+            )
             for theirs, part in zip(rule.parts, parts, strict=True):
                 full = theirs[1:] if theirs.startswith("/") else self.prefix + theirs
                 written[full.format(**groups)] = part.contiguous()
         return written
 
-    def _find(self, name: str) -> tuple[Rule, int, str] | None:
+    def _find(self, name: str) -> tuple[Rule, int, tuple[str, ...]] | None:
         for rule in self.rules:
             for index, theirs in enumerate(rule.parts):
                 if (groups := _match(theirs, name)) is not None:
-                    return rule, index, rule.ours.format(**groups)
+                    return rule, index, tuple(ours.format(**groups) for ours in rule.names)
         return None
 
     def _transform(
-        self, rule: Rule, ours: str, parts: Sequence[tuple[str, Tensor]], model: nn.Module
-    ) -> Tensor:
+        self, rule: Rule, ours: tuple[str, ...], parts: Sequence[tuple[str, Tensor]], model: nn.Module
+    ) -> Sequence[Tensor]:
         try:
-            return rule.transform.read([tensor for _, tensor in parts], _module(model, ours))
+            made = rule.transform.read([tensor for _, tensor in parts], _module(model, ours[0]))
         except (RuntimeError, IndexError) as error:
             theirs = ", ".join(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in parts)
-            raise ValueError(f"{theirs} cannot be {ours}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{theirs} cannot be {', '.join(ours)}: {str(error).splitlines()[0]}") from error
+        return (made,) if isinstance(made, Tensor) else made
 
 
 def stack(count: int) -> Transform:

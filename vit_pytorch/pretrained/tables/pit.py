@@ -1,0 +1,47 @@
+"""Checkpoints of PiT."""
+
+from __future__ import annotations
+
+from vit_pytorch.pretrained.rules import Format, Rule, Transform
+
+BLOCK = "stages.{i}.encoder.blocks.{j}"
+THEIRS = "transformers.{i}.blocks.{j}"
+STAGES = range(1, 8)
+
+# Positions as a map (1, channels, height, width).
+MAP = Transform(
+    lambda parts, module: parts[0].flatten(2).transpose(1, 2),
+    lambda table, positions: (table.transpose(1, 2).unflatten(2, positions.grid),),
+)
+
+_COMMON = (
+    Rule("patch_embed.{p}", "patch_embed.conv.{p}"),
+    Rule("positions.table", "pos_embed", MAP),
+    Rule("tokens", "cls_token"),
+    Rule(f"{BLOCK}.attention.norm.{{p}}", f"{THEIRS}.norm1.{{p}}"),
+    Rule(f"{BLOCK}.attention.branch.to_qkv.{{p}}", f"{THEIRS}.attn.qkv.{{p}}"),
+    Rule(f"{BLOCK}.attention.branch.to_out.{{p}}", f"{THEIRS}.attn.proj.{{p}}"),
+    Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{THEIRS}.norm2.{{p}}"),
+    Rule(f"{BLOCK}.feedforward.branch.to_hidden.{{p}}", f"{THEIRS}.mlp.fc1.{{p}}"),
+    Rule(f"{BLOCK}.feedforward.branch.to_out.{{p}}", f"{THEIRS}.mlp.fc2.{{p}}"),
+    Rule("norm.{p}", "norm.{p}"),
+    Rule("head.{p}", "head.{p}"),
+    Rule("head.distilled.{p}", "head_dist.{p}"),
+)
+
+OURS = Format(
+    name="vit_pytorch",
+    marks=("stages.0.encoder.blocks.0.attention.branch.to_qkv.weight",),
+    rules=(Rule("{name}", "{name}"),),
+)
+AUTHORS = Format(
+    name="pit",
+    marks=("pools.0.conv.weight",),
+    rules=(*_COMMON, *(Rule(f"stages.{i}.pool.{{name}}", f"pools.{i - 1}.{{name}}") for i in STAGES)),
+)
+TIMM = Format(
+    name="timm",
+    marks=("transformers.0.blocks.0.attn.qkv.weight",),
+    rules=(*_COMMON, Rule("stages.{i}.pool.{name}", "transformers.{i}.pool.{name}")),
+)
+FORMATS = (OURS, AUTHORS, TIMM)

@@ -1,0 +1,94 @@
+"""Checkpoints of XCiT."""
+
+from __future__ import annotations
+
+import torch
+
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+
+BLOCK = "encoder.blocks.{i}"
+CLASS = "class_encoder.blocks.{i}"
+
+# A linear layer as the 1 x 1 convolution that it equals.
+POINTWISE = Transform(
+    lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor[:, :, None, None],)
+)
+# One projection for queries, keys and values; ours has the queries apart, which the class token alone needs.
+QUERY_APART = Transform(
+    lambda parts, module: parts[0].tensor_split((len(parts[0]) // 3,)),
+    lambda tensors, module: (torch.cat(list(tensors)),),
+)
+
+_COMMON = (
+    Rule("prefix.class_token", "cls_token"),
+    *(Rule(f"patch_embed.convs.{3 * k}.{{p}}", f"patch_embed.proj.{2 * k}.0.{{p}}") for k in range(4)),
+    *(
+        Rule(f"patch_embed.convs.{3 * k + 1}.{{name}}", f"patch_embed.proj.{2 * k}.1.{{name}}")
+        for k in range(4)
+    ),
+    Rule(f"{BLOCK}.attention.norm.{{p}}", "blocks.{i}.norm1.{p}"),
+    Rule(f"{BLOCK}.attention.branch.attend.temperature", "blocks.{i}.attn.temperature"),
+    Rule(f"{BLOCK}.attention.branch.to_qkv.{{p}}", "blocks.{i}.attn.qkv.{p}"),
+    Rule(f"{BLOCK}.attention.branch.to_out.{{p}}", "blocks.{i}.attn.proj.{p}"),
+    Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma1"),
+    Rule(f"{BLOCK}.local.norm.{{p}}", "blocks.{i}.norm3.{p}"),
+    Rule(f"{BLOCK}.local.branch.conv_in.{{p}}", "blocks.{i}.local_mp.conv1.{p}"),
+    Rule(f"{BLOCK}.local.branch.norm.{{name}}", "blocks.{i}.local_mp.bn.{name}"),
+    Rule(f"{BLOCK}.local.branch.conv_out.{{p}}", "blocks.{i}.local_mp.conv2.{p}"),
+    Rule(f"{BLOCK}.local.tail.0.gamma", "blocks.{i}.gamma3"),
+    Rule(f"{BLOCK}.feedforward.norm.{{p}}", "blocks.{i}.norm2.{p}"),
+    Rule(f"{BLOCK}.feedforward.branch.to_hidden.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
+    Rule(f"{BLOCK}.feedforward.branch.to_out.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
+    Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma2"),
+    Rule(f"{CLASS}.attention_norm.{{p}}", "cls_attn_blocks.{i}.norm1.{p}"),
+    Rule(f"{CLASS}.attention.to_out.{{p}}", "cls_attn_blocks.{i}.attn.proj.{p}"),
+    Rule(f"{CLASS}.attention_scale.gamma", "cls_attn_blocks.{i}.gamma1"),
+    Rule(f"{CLASS}.feedforward_norm.{{p}}", "cls_attn_blocks.{i}.norm2.{p}"),
+    Rule(f"{CLASS}.feedforward.to_hidden.{{p}}", "cls_attn_blocks.{i}.mlp.fc1.{p}"),
+    Rule(f"{CLASS}.feedforward.to_out.{{p}}", "cls_attn_blocks.{i}.mlp.fc2.{p}"),
+    Rule(f"{CLASS}.feedforward_scale.gamma", "cls_attn_blocks.{i}.gamma2"),
+    Rule("norm.{p}", "norm.{p}"),
+    Rule("head.{p}", "head.{p}"),
+)
+
+
+def _positions(theirs: str) -> tuple[Rule, Rule]:
+    return (
+        Rule("positions.proj.weight", f"{theirs}.token_projection.weight", POINTWISE),
+        Rule("positions.proj.bias", f"{theirs}.token_projection.bias"),
+    )
+
+
+OURS = Format(
+    name="vit_pytorch",
+    marks=("encoder.blocks.0.attention.branch.attend.temperature",),
+    rules=(Rule("{name}", "{name}"),),
+)
+TIMM = Format(
+    name="timm",
+    marks=("cls_attn_blocks.0.attn.q.weight",),
+    rules=(
+        *_COMMON,
+        *_positions("pos_embed"),
+        Rule(f"{CLASS}.attention.to_q.{{p}}", "cls_attn_blocks.{i}.attn.q.{p}"),
+        Rule(
+            f"{CLASS}.attention.to_kv.{{p}}",
+            ("cls_attn_blocks.{i}.attn.k.{p}", "cls_attn_blocks.{i}.attn.v.{p}"),
+            stack(2),
+        ),
+    ),
+)
+AUTHORS = Format(
+    name="xcit",
+    marks=("cls_attn_blocks.0.attn.qkv.weight",),
+    rules=(
+        *_COMMON,
+        *_positions("pos_embeder"),
+        Rule(
+            (f"{CLASS}.attention.to_q.{{p}}", f"{CLASS}.attention.to_kv.{{p}}"),
+            "cls_attn_blocks.{i}.attn.qkv.{p}",
+            QUERY_APART,
+        ),
+    ),
+)
+FORMATS = (OURS, TIMM, AUTHORS)

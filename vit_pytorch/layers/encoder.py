@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -171,13 +172,16 @@ class Encoder(nn.Module):
     def steps(self, x: Float[Tensor, "b n d"]) -> Iterator[Float[Tensor, "b n d"]]:
         """Give the tokens after every block in turn."""
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = self.run(block, x)
             yield x
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def run(self, block: nn.Module, *inputs: Any) -> Any:
+        """Apply one block, whose activations are recomputed in the backward pass where told."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """Apply all blocks."""
         for tokens in self.steps(x):
             x = tokens
@@ -185,7 +189,7 @@ class Encoder(nn.Module):
 
     def intermediates(
         self, x: Float[Tensor, "b n d"], layers: Collection[int], *, stop_early: bool = False
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b n d"]]]:
+    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b n d"]]]:
         """Give the last tokens and those after the blocks asked for, in the order of depth.
 
         Args:

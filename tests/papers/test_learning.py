@@ -11,6 +11,8 @@ PLAIN = {"patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "ml
 CASES = {
     "vit_tiny_patch16_224": PLAIN,
     "simple_vit_tiny_patch16_224": PLAIN,
+    "deit_small_patch16_224_ats": {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
+    "vit_small_patch16_224_patch_merger": {**PLAIN, "patch_merge_num_tokens": 8},
 }
 EPOCHS: dict[str, int] = {}
 

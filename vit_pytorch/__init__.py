@@ -8,8 +8,7 @@ The catalogue, each with its paper, its module and its classes:
 - An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
-- Learning to Merge Tokens in Vision Transformers (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`,
-  `ViT`, `PatchMerger`
+- Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
 """
 
 from vit_pytorch.create import create_model

@@ -8,9 +8,10 @@ patch sampled twice is kept once. Nothing is learned for it, so the weights are 
 
 Family: plain
 Differs from the paper: follows the authors' code, whose steps run from the lowest score kept up to 1 instead
-of between the ends, and in which the first sampling never keeps the lowest score. Their code loses the lowest
-score again wherever cutting empty slots leaves a sample none, so that logits depend on the batch; here they
-do not. There, a maximum below the number of tokens does not run; here it is the number of steps.
+of between the ends, whose norm is that of all heads' values together, and in which the first sampling never
+keeps the lowest score. Their code loses the lowest score again wherever cutting empty slots leaves a sample
+none, so that logits depend on the batch; here they do not. There, a maximum below the number of tokens does
+not run; here it is the number of steps. The video models are not here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def score_tokens(
     v: Float[Tensor, "b h n e"],
     mask: Tensor | None = None,
 ) -> Float[Tensor, "b p"]:
-    """Score all tokens but the class token: its attention to them times their values' norm (equation 3).
+    """Score all tokens but the class token: its attention to them times their values' norm (section 3.1).
 
     The attention is summed over heads, the norm is that of the heads' values together. No gradient flows.
 

@@ -28,7 +28,7 @@ from vit_pytorch.plain import PlainModel
 
 
 class PatchMerger(nn.Module):
-    """Merge any number of tokens into a few: softmax(scale * W LN(x)^T) LN(x), over the tokens (section 2).
+    """Merge any number of tokens into a few: softmax(scale * W LN(x)^T) LN(x), over the tokens.
 
     Args:
         dim: width of a token.

@@ -60,6 +60,13 @@ def _torchvision_vit() -> nn.Module:
     )
 
 
+def _timm_deit() -> nn.Module:
+    from timm import create_model
+
+    model: nn.Module = create_model("deit_small_patch16_224")
+    return model
+
+
 IMAGENET = {"image_size": 224, "num_classes": 1000}
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
 
@@ -91,6 +98,15 @@ CASES = {
                 "dim_head": 48,
                 "mlp_dim": 1152,
             },
+        ),
+    ),
+    # The public package samples at random, other numbers of tokens; what sampling saves is told by DeiT.
+    "deit_small_patch16_224_ats": Case(others={"timm without sampling": _timm_deit}),
+    "vit_small_patch16_224_patch_merger": Case(
+        public=(
+            "vit_with_patch_merger",
+            "ViT",
+            {**IMAGENET, **SMALL, "patch_size": 16, "patch_merge_layer": 6, "patch_merge_num_tokens": 8},
         ),
     ),
 }

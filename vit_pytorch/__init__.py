@@ -9,6 +9,8 @@ The catalogue, each with its paper, its module and its classes:
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
+- Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
+- Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
 """
 
 from vit_pytorch.create import create_model

@@ -13,6 +13,8 @@ CASES = {
     "simple_vit_tiny_patch16_224": PLAIN,
     "xcit_nano_12_p16_224": {"patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
     "pit_ti_224": {"patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64},
+    "deit_small_patch16_224_ats": {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
+    "vit_small_patch16_224_patch_merger": {**PLAIN, "patch_merge_num_tokens": 8},
 }
 EPOCHS = {"xcit_nano_12_p16_224": 10, "pit_ti_224": 10}
 

@@ -172,13 +172,16 @@ class Encoder(nn.Module):
     def steps(self, x: Float[Tensor, "b n d"], *context: Any) -> Iterator[Float[Tensor, "b n d"]]:
         """Give the tokens after every block in turn; each block is handed the context, too."""
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, *context, use_reentrant=False)
-            else:
-                x = block(x, *context)
+            x = self.run(block, x, *context)
             yield x
 
-    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b n d"]:
+    def run(self, block: nn.Module, *inputs: Any) -> Any:
+        """Apply one block, whose activations are recomputed in the backward pass where told."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b m d"]:
         """Apply all blocks."""
         for tokens in self.steps(x, *context):
             x = tokens
@@ -186,7 +189,7 @@ class Encoder(nn.Module):
 
     def intermediates(
         self, x: Float[Tensor, "b n d"], layers: Collection[int], *context: Any, stop_early: bool = False
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b n d"]]]:
+    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b n d"]]]:
         """Give the last tokens and those after the blocks asked for, in the order of depth.
 
         Args:

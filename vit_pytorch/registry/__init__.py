@@ -9,7 +9,14 @@ from importlib import import_module
 
 from vit_pytorch.registry.entry import ModelEntry
 
-FAMILIES = ("vit", "simple_vit", "xcit", "pit")
+FAMILIES = (
+    "vit",
+    "simple_vit",
+    "xcit",
+    "pit",
+    "ats_vit",
+    "vit_with_patch_merger",
+)
 
 
 @cache

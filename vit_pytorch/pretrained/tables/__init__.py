@@ -8,7 +8,13 @@ from torch import nn
 
 from vit_pytorch.pretrained.rules import Format
 
-TABLES = {"ViT": "vit", "XCiT": "xcit", "PiT": "pit"}
+TABLES = {
+    "ViT": "vit",
+    "XCiT": "xcit",
+    "PiT": "pit",
+    "ATSViT": "ats_vit",
+    "PatchMergerViT": "vit_with_patch_merger",
+}
 
 
 def formats_for(model: nn.Module) -> tuple[Format, ...]:

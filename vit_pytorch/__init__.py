@@ -7,6 +7,8 @@ The catalogue, each with its paper, its module and its classes:
 
 - An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
+- Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
+- Vision Transformer for Small-Size Datasets (arXiv:2112.13492): `vit_pytorch.vit_for_small_dataset`, `ViT`
 """
 
 from vit_pytorch.create import create_model

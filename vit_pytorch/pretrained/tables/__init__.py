@@ -8,7 +8,7 @@ from torch import nn
 
 from vit_pytorch.pretrained.rules import Format
 
-TABLES = {"ViT": "vit"}
+TABLES = {"ViT": "vit", "CCT": "cct", "SLViT": "vit_for_small_dataset"}
 
 
 def formats_for(model: nn.Module) -> tuple[Format, ...]:

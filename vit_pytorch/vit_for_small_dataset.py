@@ -53,7 +53,7 @@ class SPT(nn.Module):
             raise ValueError(f"a patch that is shifted by its half is at least 2, got {self.patch}")
         width = 5 * channels * prod(self.patch)
         self.norm = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, dim)
+        self.linear = nn.Linear(width, dim)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Embed images or maps; the tokens come in row-major order of the grid.
@@ -63,7 +63,7 @@ class SPT(nn.Module):
         """
         height, width = x.shape[2:]
         grid = PatchGrid((height, width), self.patch)
-        return self.proj(self.norm(grid.patchify(self.with_shifts(x))))
+        return self.linear(self.norm(grid.patchify(self.with_shifts(x))))
 
     def with_shifts(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Stack the channels with those shifted right and down, left and down, right and up, left and up."""

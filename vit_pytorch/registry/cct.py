@@ -73,10 +73,7 @@ def _entry(name: str) -> ModelEntry:
         parameters=PARAMETERS[name],
         tiny=TINY,
         default_cfg={**prepare, "interpolation": "bicubic"},
-        exceptions={
-            "indivisible_size": "its convolutions take images of any size",
-            "every_parameter_has_a_gradient": "softmax ignores the bias of sequence pooling's scores",
-        },
+        exceptions={"indivisible_size": "its convolutions take images of any size"},
     )
 
 

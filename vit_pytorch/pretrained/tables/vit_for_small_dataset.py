@@ -14,7 +14,7 @@ SPT_LSA_VIT = Format(
         Rule("prefix.class_token", "cls_token"),
         Rule("positions.table", "pos_embedding"),
         Rule("patch_embed.norm.{p}", "to_patch_embedding.merging.1.{p}"),
-        Rule("patch_embed.proj.{p}", "to_patch_embedding.merging.2.{p}"),
+        Rule("patch_embed.linear.{p}", "to_patch_embedding.merging.2.{p}"),
         Rule("patch_embed.proj.weight", "to_patch_embedding.1.weight", PATCHES),
         Rule("patch_embed.proj.bias", "to_patch_embedding.1.bias"),
         Rule(f"{BLOCK}.attention.norm.{{p}}", f"{_ATTENTION}.norm.{{p}}"),

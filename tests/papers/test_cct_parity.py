@@ -192,6 +192,7 @@ def test_sizes(layers: int) -> None:
     with torch.device("meta"):
         model = getattr(cct, f"cct_{layers}")(img_size=32, n_conv_layers=2)
     assert len(model.encoder.blocks) == layers
+    assert model.positions.table.requires_grad
     assert [conv.out_channels for conv in model.patch_embed.convs] == [64, model.num_features]
     assert model.encoder.blocks[0].attention.branch.to_qkv.bias is None
 

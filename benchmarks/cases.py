@@ -69,6 +69,8 @@ def _timm_deit() -> nn.Module:
 
 IMAGENET = {"image_size": 224, "num_classes": 1000}
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
+CCT_7X2 = {"img_size": 224, "n_conv_layers": 2, "kernel_size": 7, "positional_embedding": "learnable"}
+SL_VIT = {"patch_size": 8, "dim": 192, "depth": 9, "heads": 12, "dim_head": 16, "mlp_dim": 384}
 
 CASES = {
     "vit_small_patch16_224": Case(
@@ -108,5 +110,10 @@ CASES = {
             "ViT",
             {**IMAGENET, **SMALL, "patch_size": 16, "patch_merge_layer": 6, "patch_merge_num_tokens": 8},
         ),
+    ),
+    "cct_14_7x2_224": Case(public=("cct", "cct_14", CCT_7X2)),
+    "sl_vit_patch8_64": Case(
+        public=("vit_for_small_dataset", "ViT", {"num_classes": 200, "image_size": 64, **SL_VIT}),
+        image_size=(3, 64, 64),
     ),
 }

@@ -11,6 +11,8 @@ The catalogue, each with its paper, its module and its classes:
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
+- Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
+- Vision Transformer for Small-Size Datasets (arXiv:2112.13492): `vit_pytorch.vit_for_small_dataset`, `ViT`
 """
 
 from vit_pytorch.create import create_model

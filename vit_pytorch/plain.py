@@ -205,7 +205,7 @@ class PlainModel(VisionModel):
         """Pool by the class token or by the mean from now on."""
         if pool == self.pool:
             return
-        if self.pool == "map" or pool not in ("cls", "mean"):
+        if not {self.pool, pool} <= {"cls", "mean"}:
             raise ValueError(f"pooling cannot change from {self.pool!r} to {pool!r}")
         class_token = self.prefix.class_token is not None
         if pool == "cls" and not class_token:

@@ -6,22 +6,31 @@ import torch
 from tests.papers.learning import accuracy_on_digits
 from vit_pytorch import create_model
 
-SMALL = {"channels": 1, "num_classes": 10, "image_size": 20}
-PLAIN = {"patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "mlp_dim": 128}
+SMALL = {"channels": 1, "num_classes": 10}
+SIZE = {"image_size": 20}
+PLAIN = {**SIZE, "patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "mlp_dim": 128}
+# named model: what makes it tiny, and epochs
 CASES = {
-    "vit_tiny_patch16_224": PLAIN,
-    "simple_vit_tiny_patch16_224": PLAIN,
-    "xcit_nano_12_p16_224": {"patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
-    "pit_ti_224": {"patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64},
-    "deit_small_patch16_224_ats": {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
-    "vit_small_patch16_224_patch_merger": {**PLAIN, "patch_merge_num_tokens": 8},
+    "vit_tiny_patch16_224": (PLAIN, 20),
+    "simple_vit_tiny_patch16_224": (PLAIN, 20),
+    "xcit_nano_12_p16_224": (
+        {**SIZE, "patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
+        10,
+    ),
+    "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
+    "deit_small_patch16_224_ats": (
+        {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
+        20,
+    ),
+    "vit_small_patch16_224_patch_merger": ({**PLAIN, "patch_merge_num_tokens": 8}, 20),
+    "cct_7_3x2_32": ({"img_size": 16, "embedding_dim": 64, "num_layers": 2}, 12),
+    "sl_vit_patch4_32": (PLAIN, 20),
 }
-EPOCHS = {"xcit_nano_12_p16_224": 10, "pit_ti_224": 10}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_learns_the_digits(name):
     torch.manual_seed(0)
-    overrides = {**SMALL, **CASES[name]}
-    model = create_model(name, **overrides)
-    assert accuracy_on_digits(model, size=overrides["image_size"], epochs=EPOCHS.get(name, 20)) > 0.9
+    overrides, epochs = CASES[name]
+    model = create_model(name, **SMALL, **overrides)
+    assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs) > 0.9

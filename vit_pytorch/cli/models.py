@@ -31,7 +31,7 @@ def print_models(pattern: str = "*", as_json: bool = False) -> None:
             "name": name,
             "architecture": entry.architecture.__name__,
             "parameters": entry.parameters,
-            "input_size": entry.config["image_size"],
+            "input_size": entry.image_size,
         }
         for name, entry in ((name, entries()[name]) for name in names)
     ]

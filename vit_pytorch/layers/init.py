@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 
 def init_xavier(linear: nn.Linear, parts: int = 1) -> None:
@@ -16,3 +18,17 @@ def init_xavier(linear: nn.Linear, parts: int = 1) -> None:
         nn.init.xavier_uniform_(weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+def init_linears(model: nn.Module, start: Callable[[Tensor], object]) -> None:
+    """Start all linear layers of a model alike, their biases at zero.
+
+    Args:
+        model: whose layers.
+        start: fills a weight.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            start(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -96,7 +96,12 @@ class SinCosPositions(nn.Module):
         super().__init__()
         self.grid = tuple(grid)
         self.prefix = 0
-        self.register_buffer("table", sincos_table(grid, dim), persistent=False)
+        self.register_buffer("table", self.compute(grid, dim), persistent=False)
+
+    @staticmethod
+    def compute(grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
+        """Give the table of a grid."""
+        return sincos_table(grid, dim)
 
     def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Give the embeddings of a grid's cells: those of the same places in the largest grid."""

@@ -16,6 +16,8 @@ FAMILIES = (
     "pit",
     "ats_vit",
     "vit_with_patch_merger",
+    "cct",
+    "vit_for_small_dataset",
 )
 
 

@@ -33,6 +33,11 @@ class ModelEntry:
     hub_id: str | None = None
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def image_size(self) -> Any:
+        """The largest input of the named model, as its class takes it."""
+        return next(self.config[name] for name in ("image_size", "img_size") if name in self.config)
+
     def build(self, **overrides: Any) -> VisionModel:
         """Build the model, with some arguments changed.
 

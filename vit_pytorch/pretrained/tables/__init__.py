@@ -14,6 +14,8 @@ TABLES = {
     "PiT": "pit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
+    "CCT": "cct",
+    "SLViT": "vit_for_small_dataset",
 }
 
 

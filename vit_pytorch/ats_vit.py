@@ -49,7 +49,7 @@ def score_tokens(
         v: values.
         mask: true where there is a token; the others score 0.
     """
-    seen = attention_weights(q[:, :, :1].detach(), k.detach(), mask=mask)[:, :, 0].float().sum(dim=1)
+    seen = attention_weights(q[:, :, :1].detach().float(), k.detach().float(), mask=mask)[:, :, 0].sum(dim=1)
     size = v.detach().float().square().sum(dim=(1, 3)).sqrt()
     return (seen * size)[:, 1:]
 

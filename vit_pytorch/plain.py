@@ -106,7 +106,7 @@ class PlainModel(VisionModel):
             x = x + self.positions(grid)
         if self.num_prefix_tokens:
             prefix = self.prefix()
-            if isinstance(self.positions, LearnedPositions):
+            if self.positions is not None and self.positions.prefix:
                 prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))

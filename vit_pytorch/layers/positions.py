@@ -88,19 +88,31 @@ class SinCosPositions(nn.Module):
     Args:
         grid: cells along each axis, of the largest input.
         dim: width of a token, a multiple of 4.
+
+    Attributes:
+        prefix: rows in front for prefix tokens.
     """
 
     table: Tensor
+    prefix: int = 0
 
     def __init__(self, grid: Sequence[int], dim: int) -> None:
         super().__init__()
         self.grid = tuple(grid)
-        self.prefix = 0
-        self.register_buffer("table", sincos_table(grid, dim), persistent=False)
+        self.register_buffer("table", self.compute(grid, dim), persistent=False)
+
+    @staticmethod
+    def compute(grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
+        """Compute the table of a grid, rows of prefix tokens in front."""
+        return sincos_table(grid, dim)
 
     def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Give the embeddings of a grid's cells: those of the same places in the largest grid."""
-        return crop_table(self.table, self.grid, grid)
+        return crop_table(self.table[:, self.prefix :], self.grid, grid)
+
+    def for_prefix(self, tokens: int) -> Float[Tensor, "1 k d"]:
+        """Give what is added to the prefix tokens; zero for those without a place."""
+        return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
 def crop_table(

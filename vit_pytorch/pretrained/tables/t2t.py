@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform
+from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform
 from vit_pytorch.pretrained.tables.vit import OURS, TIMM
 
 # A projection of unfolded windows as the convolution that it equals.
@@ -14,7 +15,7 @@ WINDOWS = Transform(
 )
 
 
-def _swap(tensor: torch.Tensor) -> torch.Tensor:
+def _swap(tensor: Tensor) -> Tensor:
     first, second, values = tensor.chunk(3)
     return torch.cat([second, first, values])
 
@@ -23,13 +24,13 @@ def _swap(tensor: torch.Tensor) -> torch.Tensor:
 KQV = Transform(lambda parts, module: _swap(parts[0]), lambda tensor, module: (_swap(tensor),))
 
 
-def _format(tokens_type: str, mark: str, *block: tuple[str, str, Transform | None]) -> Format:
+def _format(tokens_type: str, mark: str, *block: tuple[str, str, Transform]) -> Format:
     """The layout for one kind of token block, of which there are two."""
     rules = [
         Rule(
             f"patch_embed.blocks.{layer}.{ours}",
             f"tokens_to_token.attention{layer + 1}.{theirs}",
-            *([] if transform is None else [transform]),
+            transform,
         )
         for layer in range(2)
         for ours, theirs, transform in block
@@ -50,23 +51,23 @@ def _format(tokens_type: str, mark: str, *block: tuple[str, str, Transform | Non
 TRANSFORMER = _format(
     "transformer",
     "attn.qkv.weight",
-    ("norm.{p}", "norm1.{p}", None),
-    ("to_qkv.weight", "attn.qkv.weight", None),
-    ("to_out.{p}", "attn.proj.{p}", None),
-    ("feedforward.norm.{p}", "norm2.{p}", None),
-    ("feedforward.branch.to_hidden.{p}", "mlp.fc1.{p}", None),
-    ("feedforward.branch.to_out.{p}", "mlp.fc2.{p}", None),
+    ("norm.{p}", "norm1.{p}", SAME),
+    ("to_qkv.weight", "attn.qkv.weight", SAME),
+    ("to_out.{p}", "attn.proj.{p}", SAME),
+    ("feedforward.norm.{p}", "norm2.{p}", SAME),
+    ("feedforward.branch.to_hidden.{p}", "mlp.fc1.{p}", SAME),
+    ("feedforward.branch.to_out.{p}", "mlp.fc2.{p}", SAME),
 )
 PERFORMER = _format(
     "performer",
     "kqv.weight",
-    ("norm.{p}", "norm1.{p}", None),
+    ("norm.{p}", "norm1.{p}", SAME),
     ("to_qkv.{p}", "kqv.{p}", KQV),
-    ("attend.directions", "w", None),
-    ("to_out.{p}", "proj.{p}", None),
-    ("feedforward.norm.{p}", "norm2.{p}", None),
-    ("feedforward.branch.to_hidden.{p}", "mlp.0.{p}", None),
-    ("feedforward.branch.to_out.{p}", "mlp.2.{p}", None),
+    ("attend.directions", "w", SAME),
+    ("to_out.{p}", "proj.{p}", SAME),
+    ("feedforward.norm.{p}", "norm2.{p}", SAME),
+    ("feedforward.branch.to_hidden.{p}", "mlp.0.{p}", SAME),
+    ("feedforward.branch.to_out.{p}", "mlp.2.{p}", SAME),
 )
 
 FORMATS = (OURS, TRANSFORMER, PERFORMER)

@@ -6,16 +6,16 @@ from vit_pytorch.deepvit import DeepViT
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.registry.vit import PREPARE, TINY
 
+SIZES: dict[str, dict[str, Any]] = {
+    "S": {"dim": 396, "depth": 16, "heads": 12, "mlp_dim": 1188, "dim_head": 33},
+    "L": {"dim": 420, "depth": 32, "heads": 12, "mlp_dim": 1260, "dim_head": 35},
+    "16b": {"dim": 384, "depth": 16, "heads": 12, "mlp_dim": 1152, "dim_head": 32},
+    "24b": {"dim": 384, "depth": 24, "heads": 12, "mlp_dim": 1152, "dim_head": 32},
+    "32b": {"dim": 384, "depth": 32, "heads": 12, "mlp_dim": 1152, "dim_head": 32},
+}
 ADJUSTED = {"scale_adjustment": 0.5, "stem": "conv"}
-S = {
-    **{"dim": 396, "depth": 16, "heads": 12, "dim_head": 33, "mlp_dim": 1188},
-    **{"reattn_layers": 5, "reattn_scale": 33**-0.5, **ADJUSTED},
-}
-L = {
-    **{"dim": 420, "depth": 32, "heads": 12, "dim_head": 35, "mlp_dim": 1260},
-    **{"reattn_layers": 12, **ADJUSTED},
-}
-PLAIN = {"dim": 384, "heads": 12, "dim_head": 32, "mlp_dim": 1152}
+S = {**SIZES["S"], "reattn_layers": 5, "reattn_scale": 33**-0.5, **ADJUSTED}
+L = {**SIZES["L"], "reattn_layers": 12, **ADJUSTED}
 
 
 def _entry(
@@ -36,7 +36,7 @@ ENTRIES = [
     _entry("deepvit_S", 27_312_632, S),
     _entry("deepvit_L", 58_883_708, L),
     _entry("deepvit_L_384", 59_043_308, L, image_size=384, crop_pct=1.0),
-    _entry("deepvit_patch16_224_re_attn_16b", 24_426_664, {**PLAIN, "depth": 16}),
-    _entry("deepvit_patch16_224_re_attn_24b", 36_261_448, {**PLAIN, "depth": 24}),
-    _entry("deepvit_patch16_224_re_attn_32b", 48_096_232, {**PLAIN, "depth": 32}),
+    _entry("deepvit_patch16_224_re_attn_16b", 24_426_664, SIZES["16b"]),
+    _entry("deepvit_patch16_224_re_attn_24b", 36_261_448, SIZES["24b"]),
+    _entry("deepvit_patch16_224_re_attn_32b", 48_096_232, SIZES["32b"]),
 ]

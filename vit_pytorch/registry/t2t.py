@@ -8,15 +8,16 @@ positions' 197 rows and the performers' two matrices of 2048.
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.t2t import T2TViT
 
+# dim, depth, heads, mlp_dim
 SIZES = {
-    "7": {"dim": 256, "depth": 7, "heads": 4, "mlp_dim": 512},
-    "10": {"dim": 256, "depth": 10, "heads": 4, "mlp_dim": 512},
-    "12": {"dim": 256, "depth": 12, "heads": 4, "mlp_dim": 512},
-    "14": {"dim": 384, "depth": 14, "heads": 6, "mlp_dim": 1152},
-    "19": {"dim": 448, "depth": 19, "heads": 7, "mlp_dim": 1344},
-    "24": {"dim": 512, "depth": 24, "heads": 8, "mlp_dim": 1536},
-    "14_resnext": {"dim": 384, "depth": 14, "heads": 32, "mlp_dim": 1152, "dim_head": 12},
-    "14_wide": {"dim": 768, "depth": 4, "heads": 12, "mlp_dim": 2304},
+    "7": (256, 7, 4, 512),
+    "10": (256, 10, 4, 512),
+    "12": (256, 12, 4, 512),
+    "14": (384, 14, 6, 1152),
+    "19": (448, 19, 7, 1344),
+    "24": (512, 24, 8, 1536),
+    "14_resnext": (384, 14, 32, 1152),
+    "14_wide": (768, 4, 12, 2304),
 }
 PARAMETERS = {
     "7": 4_255_694,
@@ -37,24 +38,41 @@ PREPARE = {
     "interpolation": "bicubic",
     "crop_pct": 0.9,
 }
-PERFORMER = {"tokens_type": "performer", "token_dropout": 0.1}
-TINY = {"image_size": 64, "num_classes": 7, "token_dim": 8, "token_dropout": 0.0}
-TINY_BACKBONE = {"dim": 24, "depth": 2, "heads": 2, "dim_head": 12, "mlp_dim": 48}
+KINDS = {
+    "transformer": {"tokens_type": "transformer"},
+    "performer": {"tokens_type": "performer", "token_dropout": 0.1},
+}
+TINY = {
+    "dim": 24,
+    "image_size": 64,
+    "depth": 2,
+    "heads": 2,
+    "mlp_dim": 48,
+    "num_classes": 7,
+    "token_dim": 8,
+    "token_dropout": 0.0,
+    "dim_head": 12,
+}
 
 
 def _entry(size: str) -> ModelEntry:
-    softmax = size.startswith("t_")
+    dim, depth, heads, mlp_dim = SIZES[size.removeprefix("t_")]
+    config = {
+        "dim": dim,
+        "image_size": 224,
+        "depth": depth,
+        "heads": heads,
+        "mlp_dim": mlp_dim,
+        "num_classes": 1000,
+        **KINDS["transformer" if size.startswith("t_") else "performer"],
+        "dim_head": dim // heads,
+    }
     return ModelEntry(
         name=f"t2t_vit_{size}",
         architecture=T2TViT,
-        config={
-            "image_size": 224,
-            "num_classes": 1000,
-            **SIZES[size.removeprefix("t_")],
-            **({"tokens_type": "transformer"} if softmax else PERFORMER),
-        },
+        config=config,
         parameters=PARAMETERS[size],
-        tiny={**TINY, **TINY_BACKBONE},
+        tiny=TINY,
         default_cfg=PREPARE,
     )
 

@@ -13,6 +13,7 @@ a token block, whose residual adds the values; scores scaled by the width of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Literal
@@ -141,36 +142,39 @@ class T2TViT(PlainModel):
         self.reset_classifier(num_classes)
 
 
-class SoftSplit(nn.Module):
-    """Unfold a map into overlapping windows, a token each (section 3.1).
+@dataclass(frozen=True)
+class SoftSplit:
+    """Overlapping windows of a map, a token each (section 3.1).
 
     Zeros pad the map so that its windows are as many as its extent by the stride.
 
     Args:
         kernel: extent of a window in both directions, at least the stride.
         stride: distance of windows.
+
+    Raises:
+        ValueError: where windows cannot be that many.
     """
 
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__()
-        if not 1 <= stride <= kernel or (stride == 1 and kernel % 2 == 0):
+    kernel: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.kernel or (self.stride == 1 and self.kernel % 2 == 0):
             raise ValueError(
                 "a soft split's kernel is at least its stride, and odd where the stride is 1; "
-                f"got kernel {kernel} and stride {stride}"
+                f"got kernel {self.kernel} and stride {self.stride}"
             )
-        self.kernel = kernel
-        self.stride = stride
-        self.padding = (kernel - stride + 1) // 2
 
-    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b n p"]:
-        """Give the windows in row-major order, each flattened in the order (channel, row, column)."""
+    @property
+    def padding(self) -> int:
+        """Zeros on every side of the map."""
+        return (self.kernel - self.stride + 1) // 2
+
+    def unfold(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x p"]:
+        """Give the map of windows, each flattened in the order (channel, row, column)."""
         x = F.pad(x, (0, 0) + 4 * (self.padding,))
-        windows = x.unfold(1, self.kernel, self.stride).unfold(2, self.kernel, self.stride)
-        return windows.flatten(3).flatten(1, 2)
-
-    def extra_repr(self) -> str:
-        """Show the settings when printed."""
-        return f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
+        return x.unfold(1, self.kernel, self.stride).unfold(2, self.kernel, self.stride).flatten(3)
 
 
 class TokensToToken(nn.Module):
@@ -198,20 +202,21 @@ class TokensToToken(nn.Module):
         super().__init__()
         *before, last = splits
         widths = [channels, *(token_dim for _ in before)]
-        self.splits = nn.ModuleList(before)
+        self.splits = tuple(before)
         self.blocks = nn.ModuleList(
             block(width * split.kernel**2) for width, split in zip(widths, before, strict=False)
         )
         self.proj = nn.Conv2d(widths[-1], dim, last.kernel, last.stride, last.padding)
         nn.init.trunc_normal_(self.proj.weight, std=(widths[-1] * last.kernel**2) ** -0.5)
-        nn.init.zeros_(self.proj.bias)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Embed images; the tokens come in row-major order of the grid."""
         x = images.permute(0, 2, 3, 1)
         for split, block in zip(self.splits, self.blocks, strict=True):
-            grid = x.shape[1] // split.stride, x.shape[2] // split.stride
-            x = block(split(x)).unflatten(1, grid)
+            x = split.unfold(x)
+            x = block(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
         return self.proj(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
 
 
@@ -259,8 +264,8 @@ class TokenBlock(nn.Module):
 class RandomFeatures(nn.Module):
     """Attention by positive random features of the softmax kernel (Performer, arXiv:2009.14794).
 
-    With f(x) = exp(w x - |x|^2 / 2) over m orthogonal directions w, the mean of f(q) f(k) approximates
-    exp(q k). Scores are not scaled. Time and memory are linear in the number of tokens.
+    With f(x) = exp(w x - |x|^2 / 2) over m orthogonal directions w of length sqrt(m), the mean of f(q) f(k)
+    stands for exp(q k). Scores are not scaled. Time and memory are linear in the number of tokens.
 
     Args:
         dim: width of queries and keys.

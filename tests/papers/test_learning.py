@@ -8,9 +8,21 @@ from vit_pytorch import create_model
 
 SMALL = {"channels": 1, "num_classes": 10, "image_size": 20}
 PLAIN = {"patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "mlp_dim": 128}
+T2T = {
+    "dim": 64,
+    "depth": 3,
+    "heads": 4,
+    "mlp_dim": 128,
+    "dim_head": 16,
+    "token_dim": 16,
+    "t2t_layers": ((5, 2), (3, 2)),
+}
 CASES = {
     "vit_tiny_patch16_224": PLAIN,
     "simple_vit_tiny_patch16_224": PLAIN,
+    "deepvit_S": {**PLAIN, "reattn_layers": 2, "reattn_scale": 0.25},
+    "t2t_vit_7": {**T2T, "token_dropout": 0.0},
+    "t2t_vit_t_14": T2T,
 }
 EPOCHS: dict[str, int] = {}
 

@@ -5,6 +5,8 @@ The counts are of what is trained: the official code counts its fixed tables as 
 positions' 197 rows and the performers' two matrices of 2048.
 """
 
+from typing import Any
+
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.t2t import T2TViT
 
@@ -38,7 +40,7 @@ PREPARE = {
     "interpolation": "bicubic",
     "crop_pct": 0.9,
 }
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "transformer": {"tokens_type": "transformer"},
     "performer": {"tokens_type": "performer", "token_dropout": 0.1},
 }

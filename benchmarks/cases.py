@@ -68,4 +68,24 @@ CASES = {
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
+    # The public DeepViT normalises over heads by LayerNorm and has no biases in the mix.
+    "deepvit_patch16_224_re_attn_16b": Case(
+        public=(
+            "deepvit",
+            "DeepViT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 384,
+                "depth": 16,
+                "heads": 12,
+                "dim_head": 32,
+                "mlp_dim": 1152,
+            },
+        ),
+    ),
+    # The public T2TViT has tokens of 147 and 1323 channels where the paper has 64.
+    "t2t_vit_t_14": Case(
+        public=("t2t", "T2TViT", {**IMAGENET, "dim": 384, "depth": 14, "heads": 6, "mlp_dim": 1152}),
+    ),
 }

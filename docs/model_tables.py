@@ -28,7 +28,7 @@ class NamedModels(SphinxDirective):
             raise self.error(f"no named model is a {self.arguments[0]}")
         rows = [["name", "parameters", *COLUMNS, "published weights"]]
         for entry in found:
-            sizes = [str(entry.config[key]) for key in COLUMNS.values()]
+            sizes = [str(entry.config.get(key, "")) for key in COLUMNS.values()]
             rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])
         lines = [".. list-table::", "   :header-rows: 1", ""]
         for row in rows:

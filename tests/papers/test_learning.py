@@ -24,7 +24,7 @@ CASES = {
     "t2t_vit_7": {**T2T, "token_dropout": 0.0},
     "t2t_vit_t_14": T2T,
 }
-EPOCHS: dict[str, int] = {}
+EPOCHS = {"deepvit_S": 8, "t2t_vit_7": 12, "t2t_vit_t_14": 12}
 
 
 @pytest.mark.parametrize("name", CASES)

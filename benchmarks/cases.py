@@ -116,4 +116,24 @@ CASES = {
         public=("vit_for_small_dataset", "ViT", {"num_classes": 200, "image_size": 64, **SL_VIT}),
         image_size=(3, 64, 64),
     ),
+    # The public DeepViT normalises over heads by LayerNorm and has no biases in the mix.
+    "deepvit_patch16_224_re_attn_16b": Case(
+        public=(
+            "deepvit",
+            "DeepViT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 384,
+                "depth": 16,
+                "heads": 12,
+                "dim_head": 32,
+                "mlp_dim": 1152,
+            },
+        ),
+    ),
+    # The public T2TViT has tokens of 147 and 1323 channels where the paper has 64.
+    "t2t_vit_t_14": Case(
+        public=("t2t", "T2TViT", {**IMAGENET, "dim": 384, "depth": 14, "heads": 6, "mlp_dim": 1152}),
+    ),
 }

@@ -13,6 +13,8 @@ The catalogue, each with its paper, its module and its classes:
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
 - Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
 - Vision Transformer for Small-Size Datasets (arXiv:2112.13492): `vit_pytorch.vit_for_small_dataset`, `ViT`
+- DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886): `vit_pytorch.deepvit`, `DeepViT`
+- Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
 """
 
 from vit_pytorch.create import create_model

@@ -15,10 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from math import prod
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,7 +25,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
+from vit_pytorch.layers.positions import LearnedPositions, SequencePositions
 from vit_pytorch.plain import PlainModel
 
 Positions = Literal["learnable", "sine", "none"]
@@ -158,18 +156,6 @@ class SequencePool(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Pool tokens to one vector for each sample."""
         return (self.score(x).softmax(dim=1).mT @ x).squeeze(1)
-
-
-class SequencePositions(SinCosPositions):
-    """Fixed sine and cosine embeddings of a place in the sequence (Vaswani et al. 2017, section 3.5)."""
-
-    @staticmethod
-    def compute(grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
-        """Give sin(p w) and cos(p w) by turns for each place p, w falling from 1 to almost 1 / 10000."""
-        channel = torch.arange(dim)
-        frequency = 10_000.0 ** -((channel - channel % 2).double() / dim)
-        angle = (torch.arange(prod(grid)).double()[:, None] * frequency).float()
-        return torch.where(channel % 2 == 0, angle.sin(), angle.cos())[None]
 
 
 class StreamNormResidual(Residual):

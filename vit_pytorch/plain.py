@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.patches import PatchGrid
-from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.positions import Positions
 from vit_pytorch.layers.tokens import PrefixTokens
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
@@ -47,7 +47,7 @@ class PlainModel(VisionModel):
     pool: str
     patch_embed: nn.Module
     prefix: PrefixTokens
-    positions: nn.Module | None
+    positions: Positions | None
     encoder: Encoder
     head: nn.Module
 
@@ -106,7 +106,7 @@ class PlainModel(VisionModel):
             x = x + self.positions(grid)
         if self.num_prefix_tokens:
             prefix = self.prefix()
-            if isinstance(self.positions, LearnedPositions):
+            if self.positions is not None and self.positions.prefix:
                 prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))

@@ -27,7 +27,7 @@ from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttenti
 from vit_pytorch.layers.encoder import Encoder, FeedForward, LayerScale, Residual, make_tail
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.positions import LearnedPositions, Positions
 from vit_pytorch.layers.tokens import PrefixTokens
 from vit_pytorch.model import Intermediates, take_layers
 from vit_pytorch.plain import PlainModel
@@ -149,7 +149,7 @@ class ClassBlock(nn.Module):
         return torch.cat([token, 2 * x[:, 1:]], dim=1)
 
 
-class FourierPositions(nn.Module):
+class FourierPositions(Positions):
     """Fixed waves over the grid, projected to the model's width (see `fourier_table`).
 
     Places are relative to the extent of the input, so that any size has its positions.
@@ -159,11 +159,8 @@ class FourierPositions(nn.Module):
         dim: width of a token.
     """
 
-    table: Tensor
-
     def __init__(self, grid: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.grid = tuple(grid)
+        super().__init__(grid)
         self.proj = nn.Linear(2 * WAVES, dim)
         init_xavier(self.proj)
         self.register_buffer("table", fourier_table(grid), persistent=False)

@@ -9,6 +9,16 @@ from vit_pytorch import create_model
 SMALL = {"channels": 1, "num_classes": 10}
 SIZE = {"image_size": 20}
 PLAIN = {**SIZE, "patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "mlp_dim": 128}
+T2T = {
+    **SIZE,
+    "dim": 64,
+    "depth": 3,
+    "heads": 4,
+    "mlp_dim": 128,
+    "dim_head": 16,
+    "token_dim": 16,
+    "t2t_layers": ((5, 2), (3, 2)),
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -25,6 +35,9 @@ CASES = {
     "vit_small_patch16_224_patch_merger": ({**PLAIN, "patch_merge_num_tokens": 8}, 20),
     "cct_7_3x2_32": ({"img_size": 16, "embedding_dim": 64, "num_layers": 2}, 12),
     "sl_vit_patch4_32": (PLAIN, 20),
+    "deepvit_S": ({**PLAIN, "reattn_layers": 2, "reattn_scale": 0.25}, 8),
+    "t2t_vit_7": ({**T2T, "token_dropout": 0.0}, 12),
+    "t2t_vit_t_14": (T2T, 12),
 }
 
 

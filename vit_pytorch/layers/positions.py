@@ -57,21 +57,20 @@ def sincos_table(grid: Sequence[int], dim: int, *, temperature: float = 10_000.0
     return table[None].float()
 
 
-class LearnedPositions(nn.Module):
-    """A learned embedding for every cell of a grid, and for the prefix tokens that have a place.
+class Positions(nn.Module):
+    """A table of embeddings: a row for each prefix token that has a place, then one for each cell of a grid.
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim: width of a token.
         prefix: rows in front for prefix tokens (the class token's, as a rule).
     """
 
-    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+    table: Tensor
+
+    def __init__(self, grid: Sequence[int], *, prefix: int = 0) -> None:
         super().__init__()
         self.grid = tuple(grid)
         self.prefix = prefix
-        self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
-        nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Give the embeddings of a grid's cells: those of the same places in the largest grid."""
@@ -82,30 +81,52 @@ class LearnedPositions(nn.Module):
         return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
-class SinCosPositions(nn.Module):
+class LearnedPositions(Positions):
+    """A learned embedding for every cell of a grid, and for the prefix tokens that have a place.
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        dim: width of a token.
+        prefix: rows in front for prefix tokens.
+    """
+
+    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+        super().__init__(grid, prefix=prefix)
+        self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+
+class SinCosPositions(Positions):
     """Fixed sine and cosine embeddings of a 2-D grid (see `sincos_table`).
 
     Args:
         grid: cells along each axis, of the largest input.
         dim: width of a token, a multiple of 4.
+        prefix: rows in front for prefix tokens.
     """
 
-    table: Tensor
-
-    def __init__(self, grid: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.grid = tuple(grid)
-        self.prefix = 0
+    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+        super().__init__(grid, prefix=prefix)
         self.register_buffer("table", self.compute(grid, dim), persistent=False)
 
-    @staticmethod
-    def compute(grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
-        """Give the table of a grid."""
-        return sincos_table(grid, dim)
+    def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
+        """Compute the table of a grid, the rows of prefix tokens, which are zero, in front."""
+        return F.pad(sincos_table(grid, dim), (0, 0, self.prefix, 0))
 
-    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
-        """Give the embeddings of a grid's cells: those of the same places in the largest grid."""
-        return crop_table(self.table, self.grid, grid)
+
+class SequencePositions(SinCosPositions):
+    """Fixed embeddings of places in the sequence, prefix tokens first (Vaswani et al. 2017, section 3.5).
+
+    Sines and cosines of the place alternate, with frequencies that fall geometrically from 1 to nearly
+    1 / 10,000. A smaller grid has the places that its cells have in the largest one.
+    """
+
+    def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
+        """Compute the table: the rows of prefix tokens, then the cells in row-major order."""
+        places = torch.arange(self.prefix + prod(grid), dtype=torch.float64)
+        channel = torch.arange(dim)
+        angles = places[:, None] * 10_000 ** -((channel - channel % 2).double() / dim)
+        return torch.where(channel % 2 == 0, angles.sin(), angles.cos())[None].float()
 
 
 def crop_table(

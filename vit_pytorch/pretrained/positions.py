@@ -54,7 +54,7 @@ def fit_positions(
         rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)
         cells = table[:, prefix:]
         if isinstance(module, SinCosPositions):
-            _check_fixed(key, cells, module.compute(old, cells.shape[2]))
+            _check_fixed(key, torch.cat([rows, cells], dim=1), module.compute(old, table.shape[2]))
             del state[key]
             continue
         if old != module.grid:
@@ -112,10 +112,10 @@ def _fold(state: dict[str, Tensor], tokens: list[str], rows: Tensor, *, keep: in
     return F.pad(rows[:, :keep], (0, 0, 0, max(keep - rows.shape[1], 0)))
 
 
-def _check_fixed(key: str, cells: Tensor, fixed: Tensor) -> None:
-    if cells.is_meta:
+def _check_fixed(key: str, table: Tensor, wanted: Tensor) -> None:
+    if table.is_meta:
         return
-    difference = (cells.float() - fixed).abs().max().item()
+    difference = (table.float() - wanted).abs().max().item()
     if not difference <= TOLERANCE:
         raise ValueError(
             f"{key} of the checkpoint is not the model's fixed sine and cosine table: "

@@ -18,6 +18,8 @@ FAMILIES = (
     "vit_with_patch_merger",
     "cct",
     "vit_for_small_dataset",
+    "deepvit",
+    "t2t",
 )
 
 

@@ -16,6 +16,8 @@ TABLES = {
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",
     "SLViT": "vit_for_small_dataset",
+    "DeepViT": "deepvit",
+    "T2TViT": "t2t",
 }
 
 

@@ -1,0 +1,299 @@
+"""Tokens-to-Token ViT: Training Vision Transformers from Scratch on ImageNet.
+
+L. Yuan, Y. Chen, T. Wang, W. Yu, Y. Shi, Z. Jiang, F. Tay, J. Feng, S. Yan 2021, arXiv:2101.11986.
+
+Embeds overlapping windows instead of patches: unfolds the image, lets narrow tokens attend, puts them
+back on the map, unfolds that, and so on; then runs a deep and narrow plain transformer.
+
+Family: plain
+Differs from the paper: nothing; where the paper leaves it open, the official code decides (no norm behind
+a token block, whose residual adds the values; scores scaled by the width of the unfolded window).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.patches import PatchGrid, pair
+from vit_pytorch.layers.positions import SequencePositions
+from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.plain import PlainModel
+
+TokensType = Literal["transformer", "performer"]
+Pool = Literal["cls", "mean"]
+
+
+class T2TViT(PlainModel):
+    """The Tokens-to-Token Vision Transformer.
+
+    Args:
+        dim: width of a token of the backbone, an even number.
+        image_size: the largest input, one number or (height, width) in pixels.
+        depth: number of blocks of the backbone.
+        heads: number of attention heads of the backbone.
+        mlp_dim: width inside the feed-forward.
+        num_classes: number of logits; 0 gives the pooled embedding.
+        t2t_layers: (kernel size, stride) of each soft split; the strides' product divides the image size.
+        channels: channels of the input.
+        token_dim: width of a token between two soft splits.
+        tokens_type: how these tokens attend: "transformer" by softmax, "performer" by random features,
+            in time linear in their number.
+        kernel_ratio: random features of the performer, by `token_dim`.
+        token_dropout: dropout on both branches of the token blocks, in [0, 1).
+        pool: "cls" classifies the class token, "mean" the mean of the patches.
+        dropout: dropout after the linear layers of the backbone, in [0, 1).
+        emb_dropout: dropout on the embedded tokens, in [0, 1).
+        attn_dropout: dropout on the attention weights of the backbone, in [0, 1).
+        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        dim_head: width of a head.
+        qkv_bias: whether queries, keys and values of the backbone have biases.
+        qk_scale: factor on the backbone's scores; None for 1 / sqrt(`dim_head`). The authors' published
+            weights want 1 / sqrt(`dim`).
+        norm_eps: epsilon of the LayerNorms.
+
+    Raises:
+        ValueError: where sizes do not divide, or options contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int | Sequence[int],
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        num_classes: int,
+        t2t_layers: Sequence[Sequence[int]] = ((7, 4), (3, 2), (3, 2)),
+        channels: int = 3,
+        token_dim: int = 64,
+        tokens_type: TokensType = "transformer",
+        kernel_ratio: float = 0.5,
+        token_dropout: float = 0.0,
+        pool: Pool = "cls",
+        dropout: float = 0.0,
+        emb_dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        dim_head: int = 64,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        if not t2t_layers:
+            raise ValueError("t2t_layers has at least one (kernel size, stride), got none")
+        splits = [SoftSplit(kernel, stride) for kernel, stride in t2t_layers]
+        stride = prod(split.stride for split in splits)
+        grid = PatchGrid(pair(image_size), (stride, stride))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
+        for name, value, allowed in (
+            ("pool", pool, ("cls", "mean")),
+            ("tokens_type", tokens_type, ("transformer", "performer")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+
+        def token_block(width: int) -> TokenBlock:
+            performer = tokens_type == "performer"
+            features = int(token_dim * kernel_ratio)
+            return TokenBlock(
+                width,
+                token_dim,
+                qkv_bias=performer,
+                dropout=token_dropout,
+                norm_eps=norm_eps,
+                attend=partial(RandomFeatures, token_dim, features)
+                if performer
+                else partial(FusedAttention, scale=width**-0.5),
+            )
+
+        def block(layer: int) -> Block:
+            attention = Attention(
+                dim,
+                heads=heads,
+                dim_head=dim_head,
+                qkv_bias=qkv_bias,
+                dropout=dropout,
+                attend=partial(FusedAttention, attn_dropout, qk_scale),
+            )
+            feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
+            norm = partial(nn.LayerNorm, dim, eps=norm_eps)
+            tail = partial(make_tail, dim, drop_path=drop_path * layer / max(depth - 1, 1))
+            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+
+        self.patch_embed = TokensToToken(splits, channels, dim, token_dim=token_dim, block=token_block)
+        self.prefix = PrefixTokens(dim)
+        self.positions = SequencePositions(grid.shape, dim, prefix=1)
+        self.dropout = nn.Dropout(emb_dropout)
+        self.encoder = Encoder(block, depth=depth)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.reset_classifier(num_classes)
+
+
+@dataclass(frozen=True)
+class SoftSplit:
+    """Overlapping windows of a map, a token each (section 3.1).
+
+    Zeros pad the map so that its windows are as many as its extent by the stride.
+
+    Args:
+        kernel: extent of a window in both directions, at least the stride.
+        stride: distance of windows.
+
+    Raises:
+        ValueError: where windows cannot be that many.
+    """
+
+    kernel: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.kernel or (self.stride == 1 and self.kernel % 2 == 0):
+            raise ValueError(
+                "a soft split's kernel is at least its stride, and odd where the stride is 1; "
+                f"got kernel {self.kernel} and stride {self.stride}"
+            )
+
+    @property
+    def padding(self) -> int:
+        """Zeros on every side of the map."""
+        return (self.kernel - self.stride + 1) // 2
+
+    def unfold(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x p"]:
+        """Give the map of windows, each flattened in the order (channel, row, column)."""
+        x = F.pad(x, (0, 0) + 4 * (self.padding,))
+        return x.unfold(1, self.kernel, self.stride).unfold(2, self.kernel, self.stride).flatten(3)
+
+
+class TokensToToken(nn.Module):
+    """Embed images by soft splits with a token block between any two (section 3.1).
+
+    The last split and the projection behind it are stored as the convolution that they equal.
+
+    Args:
+        splits: the soft splits.
+        channels: channels of the input.
+        dim: width of a token of the backbone.
+        token_dim: width of a token between two splits.
+        block: makes the token block for windows of a width.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[SoftSplit],
+        channels: int,
+        dim: int,
+        *,
+        token_dim: int,
+        block: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        *before, last = splits
+        widths = [channels, *(token_dim for _ in before)]
+        self.splits = tuple(before)
+        self.blocks = nn.ModuleList(
+            block(width * split.kernel**2) for width, split in zip(widths, before, strict=False)
+        )
+        self.proj = nn.Conv2d(widths[-1], dim, last.kernel, last.stride, last.padding)
+        nn.init.trunc_normal_(self.proj.weight, std=(widths[-1] * last.kernel**2) ** -0.5)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Embed images; the tokens come in row-major order of the grid."""
+        x = images.permute(0, 2, 3, 1)
+        for split, block in zip(self.splits, self.blocks, strict=True):
+            x = split.unfold(x)
+            x = block(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+        return self.proj(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+
+
+class TokenBlock(nn.Module):
+    """A transformer block of one head that narrows tokens; its first residual adds the values.
+
+    Args:
+        dim: width of the tokens that enter.
+        token_dim: width of the tokens that leave.
+        attend: makes the kernel that mixes the values.
+        qkv_bias: whether queries, keys and values have biases.
+        dropout: dropout on both branches.
+        norm_eps: epsilon of the LayerNorms.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        token_dim: int,
+        *,
+        attend: Callable[[], nn.Module],
+        qkv_bias: bool,
+        dropout: float,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.to_qkv = nn.Linear(dim, 3 * token_dim, bias=qkv_bias)
+        self.attend = attend()
+        self.to_out = nn.Linear(token_dim, token_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.feedforward = Residual(
+            FeedForward(token_dim, token_dim), nn.LayerNorm(token_dim, eps=norm_eps), [nn.Dropout(dropout)]
+        )
+        init_xavier(self.to_qkv, parts=3)
+        init_xavier(self.to_out)
+
+    def forward(self, x: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
+        """Mix and narrow the tokens."""
+        q, k, v = self.to_qkv(self.norm(x)).unsqueeze(1).chunk(3, dim=-1)
+        x = v + self.dropout(self.to_out(self.attend(q, k, v)))
+        return self.feedforward(x.squeeze(1))
+
+
+class RandomFeatures(nn.Module):
+    """Attention by positive random features of the softmax kernel (Performer, arXiv:2009.14794).
+
+    With f(x) = exp(w x - |x|^2 / 2) over m orthogonal directions w of length sqrt(m), the mean of f(q) f(k)
+    stands for exp(q k). Scores are not scaled. Time and memory are linear in the number of tokens.
+
+    Args:
+        dim: width of queries and keys.
+        features: number m of directions, drawn once.
+        eps: added to the sum of the weights.
+    """
+
+    directions: Tensor
+
+    def __init__(self, dim: int, features: int, eps: float = 1e-8) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"the performer needs at least 1 random feature, got {features}")
+        self.eps = eps
+        directions = nn.init.orthogonal_(torch.empty(features, dim)) * features**0.5
+        self.register_buffer("directions", directions)
+
+    def forward(
+        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m f"]
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend from every query to all keys."""
+        q, k = self._map(q), self._map(k)
+        total = q @ k.sum(dim=-2, keepdim=True).transpose(-2, -1)
+        # The mean over the features is a factor of both sums, which leaves it at eps.
+        return (q @ (k.transpose(-2, -1) @ v.to(k.dtype)) / (total + len(self.directions) * self.eps)).to(
+            v.dtype
+        )
+
+    def _map(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n r"]:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (x @ self.directions.to(x.dtype).mT - x.square().sum(dim=-1, keepdim=True) / 2).exp()

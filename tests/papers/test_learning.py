@@ -11,8 +11,9 @@ PLAIN = {"patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "ml
 CASES = {
     "vit_tiny_patch16_224": PLAIN,
     "simple_vit_tiny_patch16_224": PLAIN,
+    "cait_xxs24_224": {"patch_size": 5, "dim": 64, "depth": 2, "cls_depth": 2, "heads": 4, "mlp_dim": 128},
 }
-EPOCHS: dict[str, int] = {}
+EPOCHS = {"cait_xxs24_224": 15}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -137,6 +137,14 @@ class Residual(nn.Module):
         return x + self.tail(self.branch(self.norm(x)))
 
 
+class ClassResidual(Residual):
+    """The residual of the class token alone, whose branch reads all tokens."""
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
+        """Give the class token, which is the first, with the branch added."""
+        return x[:, :1] + self.tail(self.branch(self.norm(x)))
+
+
 class Block(nn.Module):
     """A transformer block: attention, then a feed-forward, each in a residual.
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, ClassAttention
+from vit_pytorch.layers.attention import Attention, ClassAttention, width_of_head
 from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -83,10 +83,7 @@ class CaiT(PlainModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool is one of cls, mean; got {pool!r}")
-        if dim_head is None:
-            if dim % heads:
-                raise ValueError(f"width {dim} is not a multiple of {heads} heads; say dim_head")
-            dim_head = dim // heads
+        dim_head = width_of_head(dim, heads) if dim_head is None else dim_head
         norm = partial(nn.LayerNorm, dim, eps=norm_eps)
         scale = scale_by_depth(depth) if layer_scale is None else layer_scale
         attention = partial(

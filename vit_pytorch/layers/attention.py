@@ -97,6 +97,17 @@ def attention_weights(
     return scores.softmax(dim=-1)
 
 
+def width_of_head(dim: int, heads: int) -> int:
+    """Give the width of a head where the heads share the width of a token.
+
+    Raises:
+        ValueError: where they cannot.
+    """
+    if dim % heads:
+        raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+    return dim // heads
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from vit_pytorch.pretrained.rules import Format
 
-TABLES = {"ViT": "vit", "CaiT": "cait"}
+TABLES = {"ViT": "vit", "CaiT": "cait", "CrossViT": "cross_vit"}
 
 
 def formats_for(model: nn.Module) -> tuple[Format, ...]:

@@ -7,6 +7,8 @@ The catalogue, each with its paper, its module and its classes:
 
 - An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
+- Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
+- CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
 """
 
 from vit_pytorch.create import create_model

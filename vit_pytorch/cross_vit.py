@@ -11,7 +11,7 @@ Differs from the paper: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
 from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
@@ -155,7 +154,7 @@ class CrossViT(VisionModel):
             Branch(grid, channels, dim, full=small.size, stem=stem, dropout=emb_dropout, norm_eps=norm_eps)
             for grid, dim in ((small, sm_dim), (large, lg_dim))
         )
-        self.multi_scale_encoder = MultiScaleEncoder(multi_scale_block, depth=depth)
+        self.multi_scale_encoder = Encoder(multi_scale_block, depth=depth)
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
 
@@ -194,8 +193,8 @@ class CrossViT(VisionModel):
 
     def finish(self, tokens: Branches) -> Float[Tensor, "b 1 f"]:
         """Norm the class tokens of both branches and put them side by side."""
-        pairs = zip(self.branches, tokens, strict=True)
-        return torch.cat([branch.norm(x[:, :1]) for branch, x in pairs], dim=-1)
+        branches: Iterable[Any] = self.branches
+        return torch.cat([b.norm(x[:, :1]) for b, x in zip(branches, tokens, strict=True)], dim=-1)
 
     def forward_head(
         self, features: Float[Tensor, "b 1 f"], pre_logits: bool = False
@@ -257,8 +256,8 @@ class CrossViT(VisionModel):
         """
         if global_pool not in (None, "cls", "token"):
             raise ValueError(f"CrossViT classifies its class tokens, global_pool='cls'; got {global_pool!r}")
-        dims = [branch.dim for branch in self.branches]
-        self.head = MeanOfHeads(dims, num_classes) if num_classes else nn.Identity()
+        branches: Iterable[Any] = self.branches
+        self.head = MeanOfHeads([b.dim for b in branches], num_classes) if num_classes else nn.Identity()
         self.head.to(next(self.branches.parameters()))
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
@@ -419,35 +418,6 @@ class MultiScaleBlock(nn.Module):
         """Apply the blocks and the exchange to the tokens of both branches."""
         small, large = (encoder(x) for encoder, x in zip(self.encoders, tokens, strict=True))
         return self.fusions[0](small, large), self.fusions[1](large, small)
-
-
-class MultiScaleEncoder(nn.Module):
-    """A stack of multi-scale blocks.
-
-    Args:
-        block: makes the block of a layer from its index.
-        depth: number of blocks.
-    """
-
-    def __init__(self, block: Callable[[int], nn.Module], *, depth: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
-        self.grad_checkpointing = False
-
-    def steps(self, tokens: Branches) -> Iterator[Branches]:
-        """Give the tokens of both branches after every block in turn."""
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-            yield tokens
-
-    def forward(self, tokens: Branches) -> Branches:
-        """Apply all blocks to the tokens of both branches."""
-        for after in self.steps(tokens):
-            tokens = after
-        return tokens
 
 
 class MeanOfHeads(nn.Module):

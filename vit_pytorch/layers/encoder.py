@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.init import init_xavier
+
+State = TypeVar("State")
 
 
 class QuickGELU(nn.Module):
@@ -164,7 +167,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks.
+    """A stack of blocks, each of which takes what the one before it gives: tokens, or a tuple of such.
 
     Args:
         block: makes the block of a layer from its index, so that any schedule over depth is its own.
@@ -176,7 +179,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
         self.grad_checkpointing = False
 
-    def steps(self, x: Float[Tensor, "b n d"]) -> Iterator[Float[Tensor, "b n d"]]:
+    def steps(self, x: State) -> Iterator[State]:
         """Give the tokens after every block in turn."""
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -185,7 +188,7 @@ class Encoder(nn.Module):
                 x = block(x)
             yield x
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: State) -> State:
         """Apply all blocks."""
         for tokens in self.steps(x):
             x = tokens

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -29,18 +28,12 @@ class NamedModels(SphinxDirective):
             raise self.error(f"no named model is a {self.arguments[0]}")
         rows = [["name", "parameters", *COLUMNS, "published weights"]]
         for entry in found:
-            sizes = [_size(entry.config, key) for key in COLUMNS.values()]
+            sizes = [str(entry.config[key]) for key in COLUMNS.values()]
             rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])
         lines = [".. list-table::", "   :header-rows: 1", ""]
         for row in rows:
             lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
         return self.parse_text_to_nodes(StringList(lines, source="registry"))
-
-
-def _size(config: Mapping[str, Any], key: str) -> str:
-    """Read a size, or those of all parts of the model where each has its own (`sm_dim`, `lg_dim`)."""
-    found = [value for name, value in config.items() if name == key or name.endswith(f"_{key}")]
-    return str(config[key]) if key in config else ", ".join(dict.fromkeys(map(str, found)))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -6,8 +6,6 @@ import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
 
-ENCODER = "multi_scale_encoder.blocks.{i}.encoders.{j}.blocks.{k}"
-THEIR_ENCODER = "blocks.{i}.blocks.{j}.{k}"
 FUSION = "multi_scale_encoder.blocks.{i}.fusions.{j}"
 TURN = f"{FUSION}.turns.0"
 
@@ -23,16 +21,28 @@ OURS = Format(
     rules=(Rule("{name}", "{name}"),),
 )
 
+
+def _block(branch: int) -> tuple[Rule, ...]:
+    """The transformer blocks of a branch."""
+    ours = f"multi_scale_encoder.blocks.{{i}}.encoders.{branch}.blocks.{{j}}"
+    theirs = f"blocks.{{i}}.blocks.{branch}.{{j}}"
+    return (
+        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        Rule(f"{ours}.attention.branch.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),
+        Rule(f"{ours}.attention.branch.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
+        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+    )
+
+
 _COMMON = (
     Rule("branches.{i}.patch_embed.proj.{p}", "patch_embed.{i}.proj.{p}"),
     Rule("branches.{i}.patch_embed.proj.{j}.{p}", "patch_embed.{i}.proj.{j}.{p}"),
-    Rule(f"{ENCODER}.attention.norm.{{p}}", f"{THEIR_ENCODER}.norm1.{{p}}"),
-    Rule(f"{ENCODER}.attention.branch.to_qkv.{{p}}", f"{THEIR_ENCODER}.attn.qkv.{{p}}"),
-    Rule(f"{ENCODER}.attention.branch.to_out.{{p}}", f"{THEIR_ENCODER}.attn.proj.{{p}}"),
-    Rule(f"{ENCODER}.feedforward.norm.{{p}}", f"{THEIR_ENCODER}.norm2.{{p}}"),
-    Rule(f"{ENCODER}.feedforward.branch.to_hidden.{{p}}", f"{THEIR_ENCODER}.mlp.fc1.{{p}}"),
-    Rule(f"{ENCODER}.feedforward.branch.to_out.{{p}}", f"{THEIR_ENCODER}.mlp.fc2.{{p}}"),
-    Rule(f"{FUSION}.project.{{k}}.{{p}}", "blocks.{i}.projs.{j}.{k}.{p}"),
+    *_block(0),
+    *_block(1),
+    Rule(f"{FUSION}.project.0.{{p}}", "blocks.{i}.projs.{j}.0.{p}"),
+    Rule(f"{FUSION}.project.2.{{p}}", "blocks.{i}.projs.{j}.2.{p}"),
     Rule(f"{TURN}.norm.{{p}}", "blocks.{i}.fusion.{j}.norm1.{p}"),
     Rule(f"{TURN}.branch.to_q.{{p}}", "blocks.{i}.fusion.{j}.attn.wq.{p}"),
     Rule(
@@ -41,7 +51,8 @@ _COMMON = (
         stack(2),
     ),
     Rule(f"{TURN}.branch.to_out.{{p}}", "blocks.{i}.fusion.{j}.attn.proj.{p}"),
-    Rule(f"{FUSION}.revert.{{k}}.{{p}}", "blocks.{i}.revert_projs.{j}.{k}.{p}"),
+    Rule(f"{FUSION}.revert.0.{{p}}", "blocks.{i}.revert_projs.{j}.0.{p}"),
+    Rule(f"{FUSION}.revert.2.{{p}}", "blocks.{i}.revert_projs.{j}.2.{p}"),
     Rule("branches.{i}.norm.{p}", "norm.{i}.{p}"),
     Rule("head.weight", ("head.0.weight", "head.1.weight"), HEAD_WEIGHTS),
     Rule("head.bias", ("head.0.bias", "head.1.bias"), HEAD_BIASES),

@@ -71,6 +71,25 @@ IMAGENET = {"image_size": 224, "num_classes": 1000}
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
 CCT_7X2 = {"img_size": 224, "n_conv_layers": 2, "kernel_size": 7, "positional_embedding": "learnable"}
 SL_VIT = {"patch_size": 8, "dim": 192, "depth": 9, "heads": 12, "dim_head": 16, "mlp_dim": 384}
+CAIT = {"dim": 192, "depth": 24, "cls_depth": 2, "heads": 4, "dim_head": 48, "mlp_dim": 768}
+# The public package does not resize the image for the large branch, which has 15 x 15 patches there.
+CROSSVIT = {
+    "depth": 3,
+    "sm_dim": 128,
+    "sm_patch_size": 12,
+    "sm_enc_depth": 1,
+    "sm_enc_heads": 4,
+    "sm_enc_dim_head": 32,
+    "sm_enc_mlp_dim": 384,
+    "lg_dim": 256,
+    "lg_patch_size": 16,
+    "lg_enc_depth": 3,
+    "lg_enc_heads": 4,
+    "lg_enc_dim_head": 64,
+    "lg_enc_mlp_dim": 768,
+    "cross_attn_depth": 1,
+    "cross_attn_heads": 4,
+}
 
 CASES = {
     "vit_small_patch16_224": Case(
@@ -135,5 +154,14 @@ CASES = {
     # The public T2TViT has tokens of 147 and 1323 channels where the paper has 64.
     "t2t_vit_t_14": Case(
         public=("t2t", "T2TViT", {**IMAGENET, "dim": 384, "depth": 14, "heads": 6, "mlp_dim": 1152}),
+    ),
+    "cait_xxs24_224": Case(
+        timm="cait_xxs24_224",
+        public=("cait", "CaiT", {**IMAGENET, **CAIT, "patch_size": 16}),
+    ),
+    "crossvit_9_240": Case(
+        timm="crossvit_9_240",
+        public=("cross_vit", "CrossViT", {**CROSSVIT, "image_size": 240, "num_classes": 1000}),
+        image_size=(3, 240, 240),
     ),
 }

@@ -15,6 +15,8 @@ The catalogue, each with its paper, its module and its classes:
 - Vision Transformer for Small-Size Datasets (arXiv:2112.13492): `vit_pytorch.vit_for_small_dataset`, `ViT`
 - DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886): `vit_pytorch.deepvit`, `DeepViT`
 - Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
+- Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
+- CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
 """
 
 from vit_pytorch.create import create_model

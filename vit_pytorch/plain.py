@@ -76,6 +76,11 @@ class PlainModel(VisionModel):
         return len(self.prefix)
 
     @property
+    def encoder_prefix(self) -> int:
+        """Number of prefix tokens that pass through the encoder: all of them, unless they come later."""
+        return self.num_prefix_tokens
+
+    @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
         return [
@@ -104,20 +109,37 @@ class PlainModel(VisionModel):
         x = self.patch_embed(images)
         if self.positions is not None:
             x = x + self.positions(grid)
-        if self.num_prefix_tokens:
+        if self.encoder_prefix:
             prefix = self.prefix()
             if self.positions is not None and self.positions.prefix:
                 prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))
 
-    def encode(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
-        """Run the encoder and its final norm (equations 2 to 4)."""
-        return self.norm(self.encoder(tokens))
+    def encode(
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """Run the encoder and its final norm (equations 2 to 4).
+
+        Args:
+            tokens: what `embed` gives.
+            grid: patches along each axis; those of the largest input unless told. Only blocks that know
+                neighbours ask for it.
+        """
+        return self.finish(self.encoder(tokens, *self.context(self.grid.shape if grid is None else grid)))
+
+    def context(self, grid: Sequence[int]) -> tuple[Any, ...]:
+        """Give what every block is handed beside the tokens of a grid: nothing, as a rule."""
+        return ()
+
+    def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """Turn the encoder's output into the features, by the final norm."""
+        return self.norm(tokens)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm, prefix tokens in front."""
-        return self.encode(self.embed(images))
+        tokens = self.embed(images)
+        return self.encode(tokens, self.grid.fit(images.shape[2:]))
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
@@ -151,16 +173,17 @@ class PlainModel(VisionModel):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
         layers = take_layers(indices, len(self.feature_info))
-        last, taken = self.encoder.intermediates(self.embed(images), layers, stop_early=stop_early)
+        tokens = self.embed(images)
+        grid = self.grid.fit(images.shape[2:])
+        last, taken = self.encoder.intermediates(tokens, layers, *self.context(grid), stop_early=stop_early)
         if norm:
             taken = [self.norm(tokens) for tokens in taken]
-        prefix = [tokens[:, : self.num_prefix_tokens] for tokens in taken]
-        taken = [tokens[:, self.num_prefix_tokens :] for tokens in taken]
+        prefix = [tokens[:, : self.encoder_prefix] for tokens in taken]
+        taken = [tokens[:, self.encoder_prefix :] for tokens in taken]
         if output_fmt == "NCHW":
-            grid = self.grid.fit(images.shape[2:])
             taken = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in taken]
         found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
-        return found if intermediates_only else (self.norm(last), found)
+        return found if intermediates_only else (self.finish(last), found)
 
     def get_classifier(self) -> nn.Module:
         """Give the layer that computes the logits; the identity where there is none."""
@@ -212,3 +235,41 @@ class PlainModel(VisionModel):
             raise ValueError("pooling by the class token needs one; the model has none")
         self.pool = pool
         self._record(pool=pool, class_token=class_token)
+
+
+class LateClassModel(PlainModel):
+    """A plain model whose class token joins behind the encoder, and collects the image there.
+
+    Attributes:
+        class_encoder: blocks of class attention, on the class token and the patches.
+    """
+
+    class_encoder: Encoder
+
+    @property
+    def encoder_prefix(self) -> int:
+        """None: the class token comes behind the encoder."""
+        return 0
+
+    def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """Let the class token collect the image, and apply the final norm."""
+        token = self.prefix().expand(tokens.shape[0], -1, -1)
+        return self.norm(self.class_encoder(torch.cat([token, tokens], dim=1)))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        super().set_grad_checkpointing(enable)
+        self.class_encoder.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Give patterns that sort parameters by depth, class attention behind the blocks."""
+        return {
+            "stem": r"^(?:prefix|positions|patch_embed)\.",
+            "blocks": r"^encoder\.blocks\.(\d+)",
+            "class_blocks": [(r"^class_encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
+        }
+
+    def _change_pool(self, pool: str) -> None:
+        """Refuse other poolings: patches take nothing from the class token, which would learn nothing."""
+        if pool != "cls":
+            raise ValueError(f"{type(self).__name__} classifies the class token; pooling cannot be {pool!r}")

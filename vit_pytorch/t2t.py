@@ -39,7 +39,7 @@ class T2TViT(PlainModel):
     """The Tokens-to-Token Vision Transformer.
 
     Args:
-        dim: width of a token of the backbone, an even number.
+        dim: width of a token of the backbone.
         image_size: the largest input, one number or (height, width) in pixels.
         depth: number of blocks of the backbone.
         heads: number of attention heads of the backbone.

@@ -29,10 +29,8 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, Positions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.model import Intermediates, take_layers
-from vit_pytorch.plain import PlainModel
+from vit_pytorch.plain import LateClassModel
 
-Grid = tuple[int, ...]
 WAVES = 32
 
 
@@ -80,9 +78,9 @@ class LocalPatchInteraction(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
         self.conv_out = conv()
 
-    def forward(self, x: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], grid: Sequence[int]) -> Float[Tensor, "b n d"]:
         """Mix each token with its neighbours in the grid."""
-        x = x.transpose(1, 2).unflatten(2, grid)
+        x = x.transpose(1, 2).unflatten(2, tuple(grid))
         return self.conv_out(self.norm(self.act(self.conv_in(x)))).flatten(2).transpose(1, 2)
 
 
@@ -101,7 +99,7 @@ class XCiTBlock(nn.Module):
         self.local = local
         self.feedforward = feedforward
 
-    def forward(self, x: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], grid: Sequence[int]) -> Float[Tensor, "b n d"]:
         """Apply the three residual branches to the tokens of a grid."""
         return self.feedforward(self.local(self.attention(x), grid))
 
@@ -187,7 +185,7 @@ def fourier_table(grid: Sequence[int], *, temperature: float = 10_000.0) -> Floa
     return torch.cat([y, x], dim=2).flatten(0, 1)[None].float()
 
 
-class XCiT(PlainModel):
+class XCiT(LateClassModel):
     """The cross-covariance image transformer.
 
     Args:
@@ -285,58 +283,9 @@ class XCiT(PlainModel):
         self.norm = norm()
         self.reset_classifier(num_classes)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Turn images into the tokens that enter the encoder; the class token joins them later."""
-        self.check_images(images)
-        grid = self.grid.fit(images.shape[2:])
-        x = self.patch_embed(images)
-        return self.dropout(x if self.positions is None else x + self.positions(grid))
-
-    def encode(self, tokens: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b m d"]:
-        """Run the encoder, class attention and the final norm.
-
-        Args:
-            tokens: what `embed` gives.
-            grid: patches along each axis; that of the largest input unless told.
-        """
-        return self._collect(self.encoder(tokens, self.grid.shape if grid is None else grid))
-
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Compute the tokens after the final norm, the class token in front."""
-        return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
-
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the cross-covariance blocks; see `VisionModel.forward_intermediates`.
-
-        There are no prefix tokens yet between these blocks: their tensors are empty.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
-        layers = take_layers(indices, len(self.encoder.blocks))
-        tokens = self.embed(images)
-        grid = self.grid.fit(images.shape[2:])
-        last, taken = self.encoder.intermediates(tokens, layers, grid, stop_early=stop_early)
-        if norm:
-            taken = [self.norm(tokens) for tokens in taken]
-        prefix = [tokens[:, :0] for tokens in taken]
-        if output_fmt == "NCHW":
-            taken = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in taken]
-        found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
-        return found if intermediates_only else (self._collect(last), found)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.encoder.grad_checkpointing = enable
-        self.class_encoder.grad_checkpointing = enable
+    def context(self, grid: Sequence[int]) -> tuple[Any, ...]:
+        """Give the grid, in which the blocks find neighbours."""
+        return (grid,)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of more than one axis that weight decay leaves alone.
@@ -346,24 +295,6 @@ class XCiT(PlainModel):
         names = {name for name, _ in self.named_parameters()}
         own = {name for name in names if name.endswith("temperature")} | {"positions.proj.weight"}
         return super().no_weight_decay() | (names & own)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Give patterns that sort parameters by depth, as timm's tools read them."""
-        return {
-            "stem": r"^(?:prefix|positions|patch_embed)\.",
-            "blocks": r"^encoder\.blocks\.(\d+)",
-            "class_blocks": [(r"^class_encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
-        }
-
-    def _change_pool(self, pool: str) -> None:
-        """Refuse other poolings: patches take nothing from the class token, which would learn nothing."""
-        if pool != "cls":
-            raise ValueError(f"XCiT classifies the class token; pooling cannot be {pool!r}")
-
-    def _collect(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
-        """Let the class token collect the image, and apply the final norm."""
-        x = torch.cat([self.prefix().expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return self.norm(self.class_encoder(x))
 
 
 def _check_options(stem: str, positions: str) -> None:

@@ -96,9 +96,11 @@ def test_group_matcher(model: VisionModel, images: Tensor, coarse):
     body = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     matcher = model.group_matcher(coarse)
     assert [name for name in body if group(name, matcher) == (inf,)] == []
-    layers = [group(f"{info['module']}.weight", matcher) for info in model.feature_info]
-    assert layers == sorted(layers)
-    assert group(body[0], matcher) < layers[-1]
+    for branch in {info.get("branch") for info in model.feature_info}:
+        infos = [info for info in model.feature_info if info.get("branch") == branch]
+        layers = [group(f"{info['module']}.weight", matcher) for info in infos]
+        assert layers == sorted(layers)
+        assert group(body[0], matcher) < layers[-1]
 
 
 def group(name: str, matcher: dict) -> tuple[float, ...]:

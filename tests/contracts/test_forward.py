@@ -4,7 +4,7 @@ from torch import Tensor
 
 from vit_pytorch.model import VisionModel
 
-DROPOUTS = ("dropout", "emb_dropout", "attn_dropout", "drop_path")
+DROPOUTS = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "drop_path")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])

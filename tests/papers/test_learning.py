@@ -19,6 +19,21 @@ T2T = {
     "token_dim": 16,
     "t2t_layers": ((5, 2), (3, 2)),
 }
+CROSSVIT = {
+    **SIZE,
+    "lg_image_size": 24,
+    "depth": 1,
+    "sm_patch_size": 5,
+    "sm_dim": 48,
+    "sm_enc_heads": 4,
+    "sm_enc_mlp_dim": 96,
+    "lg_patch_size": 8,
+    "lg_dim": 64,
+    "lg_enc_depth": 2,
+    "lg_enc_heads": 4,
+    "lg_enc_mlp_dim": 128,
+    "cross_attn_heads": 4,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -38,6 +53,11 @@ CASES = {
     "deepvit_S": ({**PLAIN, "reattn_layers": 2, "reattn_scale": 0.25}, 8),
     "t2t_vit_7": ({**T2T, "token_dropout": 0.0}, 12),
     "t2t_vit_t_14": (T2T, 12),
+    "cait_xxs24_224": (
+        {**SIZE, "patch_size": 5, "dim": 64, "depth": 2, "cls_depth": 2, "heads": 4, "mlp_dim": 128},
+        15,
+    ),
+    "crossvit_tiny_240": (CROSSVIT, 15),
 }
 
 

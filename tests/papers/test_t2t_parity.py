@@ -282,7 +282,6 @@ def test_directions_are_orthogonal_and_saved() -> None:
         ({"tokens_type": "linear"}, "tokens_type is one of transformer, performer; got 'linear'"),
         ({"pool": "map"}, "pool is one of cls, mean; got 'map'"),
         ({"t2t_layers": ()}, "at least one"),
-        ({"dim": 33}, "even width, got 33"),
         ({"tokens_type": "performer", "kernel_ratio": 0.01}, "at least 1 random feature, got 0"),
     ],
 )

@@ -100,6 +100,17 @@ def attention_weights(
     return scores.softmax(dim=-1)
 
 
+def width_of_head(dim: int, heads: int) -> int:
+    """Give the width of a head where the heads share the width of a token.
+
+    Raises:
+        ValueError: where they cannot.
+    """
+    if dim % heads:
+        raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+    return dim // heads
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
 
@@ -159,6 +170,11 @@ class Attention(nn.Module):
 class ClassAttention(nn.Module):
     """Attention from the class token alone to itself and the patches (CaiT, arXiv:2103.17239, section 3).
 
+    With one query, keys and values need not be computed: a head's scores are those of `q W_k` with the
+    tokens, and its output is that of `W_v` on the tokens' mean under its weights. The kernel is given one
+    head, in which the heads are the queries: its weights have the shape (batch, 1, heads, tokens). Biases of
+    keys cancel in the softmax; those of values are added to the output, whole also where weights are dropped.
+
     Args:
         dim: width of a token.
         heads: number of heads.
@@ -191,6 +207,14 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
         """Give the class token's update from normed tokens, the class token in front."""
-        q = self.to_q(x[:, :1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.dropout(self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2)))
+        to_k, to_v = self.to_kv.weight.unflatten(0, (2, self.heads, -1))
+        width = to_k.shape[1]
+        q = self.to_q(x[:, 0]).unflatten(-1, (self.heads, 1, width))
+        # The kernel scales by the width of a token, the paper by that of a head.
+        q = (q * (x.shape[-1] / width) ** 0.5) @ to_k
+        tokens = x[:, None]
+        mixed = self.attend(q.transpose(1, 2), tokens, tokens).transpose(1, 2)
+        values = (mixed @ to_v.mT).flatten(1)
+        if self.to_kv.bias is not None:
+            values = values + self.to_kv.bias.chunk(2)[1]
+        return self.dropout(self.to_out(values)[:, None])

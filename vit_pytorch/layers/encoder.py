@@ -138,6 +138,14 @@ class Residual(nn.Module):
         return x + self.tail(self.branch(self.norm(x), *context))
 
 
+class ClassResidual(Residual):
+    """The residual of the class token alone, whose branch reads all tokens."""
+
+    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b 1 d"]:
+        """Give the class token, which is the first, with the branch added."""
+        return x[:, :1] + self.tail(self.branch(self.norm(x), *context))
+
+
 class Block(nn.Module):
     """A transformer block: attention, then a feed-forward, each in a residual.
 
@@ -157,7 +165,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks.
+    """A stack of blocks, each of which takes what the one before it gives: tokens, or a tuple of such.
 
     Args:
         block: makes the block of a layer from its index, so that any schedule over depth is its own.
@@ -169,7 +177,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
         self.grad_checkpointing = False
 
-    def steps(self, x: Float[Tensor, "b n d"], *context: Any) -> Iterator[Float[Tensor, "b n d"]]:
+    def steps(self, x: Any, *context: Any) -> Iterator[Any]:
         """Give the tokens after every block in turn; each block is handed the context, too."""
         for block in self.blocks:
             x = self.run(block, x, *context)
@@ -181,7 +189,7 @@ class Encoder(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
-    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b m d"]:
+    def forward(self, x: Any, *context: Any) -> Any:
         """Apply all blocks."""
         for tokens in self.steps(x, *context):
             x = tokens

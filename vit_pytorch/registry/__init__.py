@@ -20,6 +20,8 @@ FAMILIES = (
     "vit_for_small_dataset",
     "deepvit",
     "t2t",
+    "cait",
+    "cross_vit",
 )
 
 

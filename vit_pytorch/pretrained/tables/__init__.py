@@ -18,6 +18,8 @@ TABLES = {
     "SLViT": "vit_for_small_dataset",
     "DeepViT": "deepvit",
     "T2TViT": "t2t",
+    "CaiT": "cait",
+    "CrossViT": "cross_vit",
 }
 
 

@@ -1,0 +1,79 @@
+"""Checkpoints of CrossViT: timm's and the authors', which differ in the names of tokens and positions."""
+
+from __future__ import annotations
+
+import torch
+
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+
+FUSION = "multi_scale_encoder.blocks.{i}.fusions.{j}"
+TURN = f"{FUSION}.turns.0"
+
+# One head for each branch is the part of ours that stands under the branch's class token.
+HEAD_WEIGHTS = Transform(
+    lambda parts, head: torch.cat(list(parts), dim=1), lambda tensor, head: tensor.split(head.dims, dim=1)
+)
+HEAD_BIASES = Transform(lambda parts, head: torch.stack(list(parts)), lambda tensor, head: tensor.unbind())
+
+OURS = Format(
+    name="vit_pytorch",
+    marks=("multi_scale_encoder.blocks.0.fusions.0.project.0.weight",),
+    rules=(Rule("{name}", "{name}"),),
+)
+
+
+def _block(branch: int) -> tuple[Rule, ...]:
+    """The transformer blocks of a branch."""
+    ours = f"multi_scale_encoder.blocks.{{i}}.encoders.{branch}.blocks.{{j}}"
+    theirs = f"blocks.{{i}}.blocks.{branch}.{{j}}"
+    return (
+        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        Rule(f"{ours}.attention.branch.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),
+        Rule(f"{ours}.attention.branch.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
+        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+    )
+
+
+_COMMON = (
+    Rule("branches.{i}.patch_embed.proj.{p}", "patch_embed.{i}.proj.{p}"),
+    Rule("branches.{i}.patch_embed.proj.{j}.{p}", "patch_embed.{i}.proj.{j}.{p}"),
+    *_block(0),
+    *_block(1),
+    Rule(f"{FUSION}.project.0.{{p}}", "blocks.{i}.projs.{j}.0.{p}"),
+    Rule(f"{FUSION}.project.2.{{p}}", "blocks.{i}.projs.{j}.2.{p}"),
+    Rule(f"{TURN}.norm.{{p}}", "blocks.{i}.fusion.{j}.norm1.{p}"),
+    Rule(f"{TURN}.branch.to_q.{{p}}", "blocks.{i}.fusion.{j}.attn.wq.{p}"),
+    Rule(
+        f"{TURN}.branch.to_kv.{{p}}",
+        ("blocks.{i}.fusion.{j}.attn.wk.{p}", "blocks.{i}.fusion.{j}.attn.wv.{p}"),
+        stack(2),
+    ),
+    Rule(f"{TURN}.branch.to_out.{{p}}", "blocks.{i}.fusion.{j}.attn.proj.{p}"),
+    Rule(f"{FUSION}.revert.0.{{p}}", "blocks.{i}.revert_projs.{j}.0.{p}"),
+    Rule(f"{FUSION}.revert.2.{{p}}", "blocks.{i}.revert_projs.{j}.2.{p}"),
+    Rule("branches.{i}.norm.{p}", "norm.{i}.{p}"),
+    Rule("head.weight", ("head.0.weight", "head.1.weight"), HEAD_WEIGHTS),
+    Rule("head.bias", ("head.0.bias", "head.1.bias"), HEAD_BIASES),
+)
+TIMM = Format(
+    name="timm",
+    marks=("pos_embed_0",),
+    rules=(
+        Rule("branches.{i}.prefix.class_token", "cls_token_{i}"),
+        Rule("branches.{i}.positions.table", "pos_embed_{i}"),
+        *_COMMON,
+    ),
+)
+OFFICIAL = Format(
+    name="IBM CrossViT",
+    marks=("pos_embed.0",),
+    rules=(
+        Rule("branches.{i}.prefix.class_token", "cls_token.{i}"),
+        Rule("branches.{i}.positions.table", "pos_embed.{i}"),
+        *_COMMON,
+    ),
+)
+
+FORMATS = (OURS, TIMM, OFFICIAL)

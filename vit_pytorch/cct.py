@@ -161,10 +161,10 @@ class SequencePool(nn.Module):
 class StreamNormResidual(Residual):
     """norm(x) + tail(branch(norm(x))): the norm acts on the residual stream, too."""
 
-    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Norm the input, then add the branch to it."""
+    def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
+        """Norm the input, then add the branch to it; the branch is handed the context, too."""
         x = self.norm(x)
-        return x + self.tail(self.branch(x))
+        return x + self.tail(self.branch(x, *context))
 
 
 class CompactTransformer(PlainModel):

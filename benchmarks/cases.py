@@ -68,4 +68,12 @@ CASES = {
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
+    "vit_small_patch16_18x2_224": Case(
+        timm="vit_small_patch16_18x2_224",
+        public=("parallel_vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 18}),
+    ),
+    "vit_small_patch16_36x1_224": Case(
+        timm="vit_small_patch16_36x1_224",
+        public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 36}),
+    ),
 }

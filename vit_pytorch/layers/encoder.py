@@ -132,9 +132,13 @@ class Residual(nn.Module):
         self.branch = branch
         self.tail = nn.Sequential(*tail)
 
+    def update(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Give what the branch adds to its input."""
+        return self.tail(self.branch(self.norm(x)))
+
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Add the branch to its input."""
-        return x + self.tail(self.branch(self.norm(x)))
+        return x + self.update(x)
 
 
 class Block(nn.Module):
@@ -145,7 +149,7 @@ class Block(nn.Module):
         feedforward: transforms every token by itself.
     """
 
-    def __init__(self, attention: Residual, feedforward: Residual) -> None:
+    def __init__(self, attention: nn.Module, feedforward: nn.Module) -> None:
         super().__init__()
         self.attention = attention
         self.feedforward = feedforward

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "name": ".+"}
+PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "name": ".+"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ SAME = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor,
 class Rule:
     """One line of a table.
 
-    In names, `{i}` stands for a number, `{p}` for `weight` or `bias`, `{name}` for anything.
+    In names, `{i}` and `{j}` stand for a number, `{p}` for `weight` or `bias`, `{name}` for anything.
 
     Args:
         ours: our name.

@@ -7,10 +7,10 @@ The catalogue, each with its paper, its module and its classes:
 
 - An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
-- Three things everyone should know about Vision Transformers (arXiv:2203.09795): `vit_pytorch.parallel_vit`,
-  `ViT`
-- Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243): `vit_pytorch.learnable_memory_vit`,
-  `Adapter`, `Adapters`
+- Three things everyone should know about Vision Transformers (arXiv:2203.09795):
+  `vit_pytorch.parallel_vit`, `ViT`
+- Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
+  `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`.
 """

@@ -27,10 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.encoder import Block, Residual
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.vit import ViT
+from vit_pytorch.vit import ViT as ViT
 from vit_pytorch.weights import load_weights, read_safetensors
-
-__all__ = ["Adapter", "Adapters", "Task", "ViT"]
 
 WEIGHTS_NAME = "adapter.safetensors"
 CONFIG_NAME = "adapter_config.json"

@@ -164,4 +164,12 @@ CASES = {
         public=("cross_vit", "CrossViT", {**CROSSVIT, "image_size": 240, "num_classes": 1000}),
         image_size=(3, 240, 240),
     ),
+    "vit_small_patch16_18x2_224": Case(
+        timm="vit_small_patch16_18x2_224",
+        public=("parallel_vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 18}),
+    ),
+    "vit_small_patch16_36x1_224": Case(
+        timm="vit_small_patch16_36x1_224",
+        public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 36}),
+    ),
 }

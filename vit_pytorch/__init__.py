@@ -17,6 +17,12 @@ The catalogue, each with its paper, its module and its classes:
 - Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
 - Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
 - CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
+- Three things everyone should know about Vision Transformers (arXiv:2203.09795):
+  `vit_pytorch.parallel_vit`, `ViT`
+- Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
+  `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
+
+Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`.
 """
 
 from vit_pytorch.create import create_model

@@ -63,7 +63,7 @@ def test_papers_name_their_source(modules):
 
 
 def test_catalogue_is_complete(modules):
-    row = re.compile(r"^- .*\(arXiv:([\d.]+)\): `vit_pytorch\.(\w+)`, ", re.M)
+    row = re.compile(r"^- .*\(arXiv:([\d.]+)\):\s+`vit_pytorch\.(\w+)`, ", re.M)
     listed = {name: arxiv for arxiv, name in row.findall(vit_pytorch.__doc__)}
     papers = {m.name: ast.get_docstring(m.tree) or "" for m in modules if m.is_paper}
     assert listed.keys() == papers.keys()

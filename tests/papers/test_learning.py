@@ -58,6 +58,7 @@ CASES = {
         15,
     ),
     "crossvit_tiny_240": (CROSSVIT, 15),
+    "vit_small_patch16_18x2_224": ({**PLAIN, "depth": 2}, 12),
 }
 
 

@@ -133,9 +133,13 @@ class Residual(nn.Module):
         self.branch = branch
         self.tail = nn.Sequential(*tail)
 
+    def update(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
+        """Give what the branch adds to its input; the branch is handed the context, too."""
+        return self.tail(self.branch(self.norm(x), *context))
+
     def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
-        """Add the branch to its input; the branch is handed the context, too."""
-        return x + self.tail(self.branch(self.norm(x), *context))
+        """Add the branch to its input."""
+        return x + self.update(x, *context)
 
 
 class ClassResidual(Residual):
@@ -143,7 +147,7 @@ class ClassResidual(Residual):
 
     def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b 1 d"]:
         """Give the class token, which is the first, with the branch added."""
-        return x[:, :1] + self.tail(self.branch(self.norm(x), *context))
+        return x[:, :1] + self.update(x, *context)
 
 
 class Block(nn.Module):
@@ -154,7 +158,7 @@ class Block(nn.Module):
         feedforward: transforms every token by itself.
     """
 
-    def __init__(self, attention: Residual, feedforward: Residual) -> None:
+    def __init__(self, attention: nn.Module, feedforward: nn.Module) -> None:
         super().__init__()
         self.attention = attention
         self.feedforward = feedforward

@@ -22,6 +22,7 @@ FAMILIES = (
     "t2t",
     "cait",
     "cross_vit",
+    "parallel_vit",
 )
 
 

@@ -20,6 +20,7 @@ TABLES = {
     "T2TViT": "t2t",
     "CaiT": "cait",
     "CrossViT": "cross_vit",
+    "ParallelViT": "parallel_vit",
 }
 
 

@@ -82,6 +82,9 @@ TIMM = Format(
         Rule(f"{HIDDEN}.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
         Rule(f"{CONTRACT}.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
         Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.ls2.gamma"),
+        # DeiT's own program names the factors so.
+        Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma_1"),
+        Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma_2"),
         Rule("norm.{p}", "norm.{p}"),
         Rule("fc_norm.{p}", "fc_norm.{p}"),
         Rule(f"{MAP}.query", "attn_pool.latent"),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.conftest import TINY, Vit, command, environment, train
+from vit_pytorch.training import checkpoints
 from vit_pytorch.training.history import read_rows
 
 PICTURES = ("curves.png", "confusion.png", "wrong.png")
@@ -157,6 +159,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert {**row, "seconds": 0} == {**expected, "seconds": 0}
     with (run / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_resuming_hashes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    assert train("--output", run, "--epochs=1", *TINY) == 0
+    hashed: Counter[str] = Counter()
+    plain = checkpoints._sha256
+
+    def counting(path: Path) -> str:
+        hashed[f"{path.parent.name}/{path.name}"] += 1
+        return plain(path)
+
+    monkeypatch.setattr(checkpoints, "_sha256", counting)
+    assert train("--resume", run, "--epochs=2") == 0
+    assert (run / "checkpoints" / "best").resolve().name == "epoch-0002"
+    folders = ("epoch-0001", ".epoch-0002.tmp", "epoch-0002")
+    assert hashed == {
+        f"{folder}/{name}": 1 for folder in folders for name in ("model.safetensors", "training.pt")
+    }
 
 
 def test_resumes_the_latest_run_by_itself(

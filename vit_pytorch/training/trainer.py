@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vit_pytorch.training.callbacks import Checkpoints, ExactResume
 from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
+from vit_pytorch.training.checkpoints import Checkpoint
 from vit_pytorch.training.finite import FiniteGuard
 from vit_pytorch.training.signals import Interrupted
 from vit_pytorch.training.strategies import StrategyName, make_strategy
@@ -119,20 +120,22 @@ def fit(
         trainer: From :func:`make_trainer`.
         module: What to train.
         data: What to train it on. Its training loader should have ``state_dict`` and ``load_state_dict``.
-        ckpt_path: Folder of the checkpoint to go on from.
+        ckpt_path: The checkpoint to go on from, or its folder.
 
     Raises:
         SystemExit: With status 143 after SIGTERM, 130 after Ctrl-C.
         ValueError: If the trainer lacks this package's checkpoints, or its length is given in steps.
     """
     checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
-    if len(checkpoints) != 1 or not isinstance(trainer.strategy.checkpoint_io, FolderCheckpointIO):
+    io = trainer.strategy.checkpoint_io
+    if len(checkpoints) != 1 or not isinstance(io, FolderCheckpointIO):
         raise ValueError(
             "fit() needs a trainer from make_trainer(), with one Checkpoints and FolderCheckpointIO"
         )
     if trainer.max_steps != -1:
         raise ValueError(f"a training's length is given by max_epochs, but max_steps is {trainer.max_steps}")
     path = None if ckpt_path is None else os.fspath(ckpt_path)
+    io.verified = ckpt_path if isinstance(ckpt_path, Checkpoint) else None
     try:
         with checkpoints[0].signals:
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)

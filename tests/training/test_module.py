@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.training.toy import QUIET, At, ToyData, toy_module, train
+from tests.training.toy import QUIET, At, Losses, ToyData, toy_module, train
 from vit_pytorch.training.callbacks import Checkpoints
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.finite import FiniteGuard, NonFiniteError
@@ -108,6 +109,15 @@ def test_soft_targets_train(tmp_path: Path) -> None:
     losses = train(tmp_path, data=SoftData())
     assert all(math.isfinite(loss) for loss in losses.train.values())
     assert losses.val["3.5"] < losses.val["0.5"]
+
+
+def test_clipping_under_a_gradient_scaler() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    options = {**QUIET, "max_epochs": 2, "gradient_clip_val": 0.5, "enable_checkpointing": False}
+    losses, module = Losses(), toy_module()
+    L.Trainer(logger=False, plugins=[half], callbacks=[losses], **options).fit(module, ToyData())
+    assert losses.val["1.5"] < losses.val["0.5"]
 
 
 def test_best_and_last_are_kept(tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ class Classifier(L.LightningModule):
             )
         total = int(total)
         warmup = round(total * self.schedule_config.warmup_epochs / epochs)
-        optimizer = make_optimizer(self.model, self.optimizer_config)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = make_optimizer(self.model, self.optimizer_config, scaled=scaled)
         schedule = make_schedule(
             optimizer,
             lr=self.optimizer_config.lr,

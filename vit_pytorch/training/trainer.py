@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vit_pytorch.training.callbacks import Checkpoints, ExactResume
 from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
@@ -53,8 +54,8 @@ def make_trainer(
         every_n_steps: Write a checkpoint also every so many steps.
         keep: How many of the latest checkpoints are kept.
         on_nonfinite: See :class:`FiniteGuard`.
-        ema_decay: Decay of an exponential moving average of the weights (see :func:`average`), which
-            validation and checkpoints then use.
+        ema_decay: Decay of an exponential moving average of the weights and of batch norm's statistics (see
+            :func:`average`), which validation and checkpoints then use.
         callbacks: More callbacks.
         loggers: Where metrics go.
         options: Any other argument of ``Trainer``, such as ``precision``, ``accumulate_grad_batches``,
@@ -75,7 +76,7 @@ def make_trainer(
             )
         if not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
-        own.append(WeightAveraging(use_buffers=False, avg_fn=partial(average, decay=ema_decay)))
+        own.append(WeightAveraging(use_buffers=True, multi_avg_fn=partial(average, decay=ema_decay)))
     return L.Trainer(
         max_epochs=max_epochs,
         devices=devices,
@@ -90,18 +91,25 @@ def make_trainer(
     )
 
 
-def average(averaged: Tensor, current: Tensor, steps: Tensor | int, *, decay: float) -> Tensor:
-    """Move an exponential moving average one step.
+def average(
+    averaged: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int, *, decay: float
+) -> None:
+    """Move an exponential moving average one step, in place; integers, such as counters, are taken over.
 
     Args:
-        averaged: The average so far.
-        current: What is averaged.
+        averaged: The averages so far, of one dtype and device.
+        current: What is averaged, in the same order.
         steps: How many steps the average has seen. The first of them have a smaller decay, so that a short
             training is not held back by its start: at most ``(1 + steps) / (10 + steps)``.
         decay: Weight of the average so far.
     """
-    seen = float(steps)
-    return averaged.lerp(current, 1 - min(decay, (1 + seen) / (10 + seen)))
+    if averaged[0].is_floating_point():
+        seen = float(steps)
+        move = get_ema_multi_avg_fn(min(decay, (1 + seen) / (10 + seen)))
+        move(averaged, current, steps)
+    else:
+        for mean, value in zip(averaged, current, strict=True):
+            mean.copy_(value)
 
 
 def fit(

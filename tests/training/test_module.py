@@ -111,6 +111,22 @@ def test_soft_targets_train(tmp_path: Path) -> None:
     assert losses.val["3.5"] < losses.val["0.5"]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped(precision: str) -> None:
+    norms: list[float] = []
+
+    class Norms(L.Callback):
+        def on_before_zero_grad(self, *_: Any) -> None:
+            norms.append(
+                float(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+            )
+
+    module = toy_module()
+    options = {**QUIET, "max_epochs": 1, "gradient_clip_val": 1e-3, "enable_checkpointing": False}
+    L.Trainer(logger=False, callbacks=[Norms()], precision=precision, **options).fit(module, ToyData())  # type: ignore[arg-type]
+    assert norms[1:] == pytest.approx([1e-3] * 5, rel=1e-2)
+
+
 def test_clipping_under_a_gradient_scaler() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     half = MixedPrecision("16-mixed", "cpu", scaler)

@@ -5,8 +5,11 @@ import math
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -91,6 +94,18 @@ class Classifier(L.LightningModule):
         self.log("val/loss", loss, on_epoch=True, batch_size=counted, sync_dist=True, prog_bar=True)
         self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
         self.log_dict(self.val_metrics, on_epoch=True, prog_bar=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and under bf16, too, where it refuses every fused optimizer."""
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(
+            self.trainer.precision_plugin, optimizer, gradient_clip_val or 0.0, algorithm
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule stepped once for each update."""

@@ -1,37 +1,56 @@
-"""Building a named model, with published weights where wanted."""
+"""Building a named model, with published weights where wanted, or one that was saved."""
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.model import CONFIG_NAME, VisionModel
 from vit_pytorch.pretrained.load import load_pretrained
 from vit_pytorch.pretrained.source import HUB
-from vit_pytorch.registry import find_entry
+from vit_pytorch.registry import entries, find_entry
+
+# where the folder of a run has its model
+MODEL = "model"
 
 
 def create_model(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     pretrained: bool | str | os.PathLike[str] = False,
     num_classes: int | None = None,
     **overrides: Any,
 ) -> VisionModel:
-    """Build a named model.
+    """Build a named model, or one that was saved.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`; or a folder that `save_pretrained` wrote, or that of a finished run,
+            whose model comes with its weights, in eval mode.
         pretrained: True for the published weights, from the Hugging Face Hub; or a checkpoint of any
             known format: a weight file, a folder, or `hf-hub:organisation/name` (see `load_pretrained`).
         num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew.
-        overrides: arguments of the architecture that shall differ from the named model's.
+        overrides: arguments of the architecture that shall differ from the named model's; a saved model
+            takes none.
 
     Raises:
         ValueError: where no model has that name, an override is not an argument of it, there are no
             published weights, or the checkpoint does not fit.
-        OSError: where the checkpoint cannot be read, or the Hub cannot be reached and nothing is cached.
+        OSError: where the checkpoint or the folder cannot be read, or the Hub cannot be reached and nothing
+            is cached.
     """
+    if isinstance(name, os.PathLike) or (name not in entries() and (os.sep in name or Path(name).is_dir())):
+        if pretrained is not False or overrides:
+            given = [*(["pretrained"] if pretrained is not False else []), *overrides]
+            raise ValueError(
+                f"the saved model in {os.fspath(name)} has its own weights and arguments; "
+                f"only num_classes can be given, got {', '.join(given)}"
+            )
+        saved = load_model(name)
+        if num_classes not in (None, saved.num_classes):
+            saved.reset_classifier(num_classes)
+        return saved
     entry = find_entry(name)
     if pretrained is True and entry.hub_id is None:
         raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
@@ -41,3 +60,34 @@ def create_model(
     if pretrained is not False:
         load_pretrained(model, f"{HUB}{entry.hub_id}" if pretrained is True else pretrained)
     return model
+
+
+def load_model(folder: str | os.PathLike[str]) -> VisionModel:
+    """Read a model from a folder that `save_pretrained` wrote, or from that of a finished run.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        FileNotFoundError: where there is no model.
+        ValueError: where the configuration is damaged or names an unknown architecture; weights do not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
+    place = folder / MODEL if (folder / MODEL / CONFIG_NAME).is_file() else folder
+    file = place / CONFIG_NAME
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model (no {MODEL}/{CONFIG_NAME}, no {CONFIG_NAME}); "
+            "a run has one when it has finished"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    architectures = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
+    if not isinstance(config, dict) or config.get("architecture") not in architectures:
+        found = config.get("architecture") if isinstance(config, dict) else config
+        raise ValueError(f"{file}: architecture must be one of {', '.join(architectures)}, got {found!r}")
+    return architectures[config["architecture"]].from_pretrained(place)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from vit_pytorch.cli import main
@@ -58,6 +59,15 @@ def test_a_recipe_without_a_model_changes_the_one_that_is_named() -> None:
 @pytest.mark.parametrize("recipe", list_recipes())
 def test_recipes_are_whole(recipe: str) -> None:
     assert settings(f"--recipe={recipe}").epochs > 1
+
+
+def test_the_decay_of_simple_vit_is_that_of_the_authors() -> None:
+    optimizer = settings("--recipe=simple_vit").optimizer
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    adamw = torch.optim.AdamW([weight], lr=optimizer.lr, weight_decay=optimizer.weight_decay)
+    adamw.step()
+    assert torch.allclose(1 - weight.double(), torch.tensor(1e-4, dtype=torch.float64), rtol=1e-3)
 
 
 def test_a_configuration_that_was_written_reads_back_equal(tmp_path: Path) -> None:

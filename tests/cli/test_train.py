@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
+import webdataset
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.conftest import TINY, Vit, command, environment, train
+from vit_pytorch.training import checkpoints
 from vit_pytorch.training.history import read_rows
 
 PICTURES = ("curves.png", "confusion.png", "wrong.png")
@@ -77,6 +81,56 @@ def test_trains_on_idx_files_with_two_accumulated_batches(idx_folder: Path, tmp_
     (row,) = read_rows(tmp_path / "run" / "metrics.csv")
     assert row["step"] == 270 // 32 // 2
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["images"] == 100
+
+
+def check_run(run: Path, vit: Vit, **sizes: int) -> None:
+    """A run on few images of three classes is whole, and measuring it again gives the same."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["images"] == sizes
+    assert list(summary["test"]["class_accuracy"]) == ["zero", "one", "two"]
+    done = vit("evaluate", run, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["confusion"] == summary["test"]["confusion"]
+
+
+FEW = ["--model.image-size=16", "--batch-size=8", "--epochs=1"]
+
+
+def test_trains_on_a_dataset_of_hugging_face(image_folder: Path, tmp_path: Path, vit: Vit) -> None:
+    names = ["zero", "one", "two"]
+    rows = {
+        "image": [
+            {"bytes": (image_folder / name / f"{i}.png").read_bytes()} for i in range(20) for name in names
+        ],
+        "label": [0, 1, 2] * 20,
+    }
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    whole = datasets.Dataset.from_dict(rows, features=kinds)
+    splits = {"train": whole.select(range(48)), "test": whole.select(range(48, 60))}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+
+    done = vit("train", f"--data=hf:{tmp_path / 'saved'}", "--output=run", *TINY, *FEW)
+    assert done.returncode == 0, done.stderr
+    check_run(tmp_path / "run", vit, train=42, val=6, test=12)
+
+
+def test_trains_on_shards_of_webdataset(image_folder: Path, tmp_path: Path, vit: Vit) -> None:
+    names = ["zero", "one", "two"]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    for shard in range(4):
+        with webdataset.TarWriter(
+            str(tmp_path / f"{'val' if shard == 2 else 'train'}-{shard}.tar")
+        ) as writer:
+            for i in range(5 * shard, 5 * shard + 5):
+                for label, name in enumerate(names):
+                    image = (image_folder / name / f"{i}.png").read_bytes()
+                    writer.write({"__key__": f"{name}{i}", "png": image, "cls": label})
+    (tmp_path / "train-3.tar").rename(tmp_path / "test-3.tar")
+
+    pattern = f"wds:{tmp_path}/train-{{0..1}}.tar,{tmp_path}/val-*.tar,{tmp_path}/test-3.tar"
+    done = vit("train", "--data", pattern, "--output=run", *TINY, *FEW)
+    assert done.returncode == 0, done.stderr
+    check_run(tmp_path / "run", vit, train=30, val=15, test=15)
 
 
 def test_folders_are_new_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +211,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert {**row, "seconds": 0} == {**expected, "seconds": 0}
     with (run / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_resuming_hashes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    assert train("--output", run, "--epochs=1", *TINY) == 0
+    hashed: Counter[str] = Counter()
+    plain = checkpoints._sha256
+
+    def counting(path: Path) -> str:
+        hashed[f"{path.parent.name}/{path.name}"] += 1
+        return plain(path)
+
+    monkeypatch.setattr(checkpoints, "_sha256", counting)
+    assert train("--resume", run, "--epochs=2") == 0
+    assert (run / "checkpoints" / "best").resolve().name == "epoch-0002"
+    folders = ("epoch-0001", ".epoch-0002.tmp", "epoch-0002")
+    assert hashed == {
+        f"{folder}/{name}": 1 for folder in folders for name in ("model.safetensors", "training.pt")
+    }
 
 
 def test_resumes_the_latest_run_by_itself(

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from vit_pytorch import create_model
 from vit_pytorch.cli import main
 from vit_pytorch.registry import list_models
 from vit_pytorch.training.data import eval_transform, load_images
@@ -109,6 +110,40 @@ def test_a_broken_image_stops_with_its_path_or_is_skipped(
     assert "broken.png" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="broken"):
         assert len(answer(capsys, "predict", digits_run, pictures, "--on-bad=skip")) == 3
+
+
+def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
+    saved = load_classifier(digits_run).model
+    images = torch.rand(2, 1, 24, 24)
+    for folder in (digits_run, str(digits_run / "model")):
+        model = create_model(folder)
+        assert type(model) is type(saved)
+        assert not model.training
+        assert model.default_cfg["label_names"] == tuple("0123456789")
+        assert torch.equal(model(images), saved(images))
+    other = create_model(digits_run, num_classes=3)
+    assert other(images).shape == (2, 3)
+    assert torch.equal(other.forward_features(images), saved.forward_features(images))
+    with pytest.raises(ValueError, match=r"its own weights and arguments; .* got pretrained, depth"):
+        create_model(digits_run, pretrained=True, depth=3)
+
+
+def test_create_model_says_what_a_folder_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder: nowhere/model"):
+        create_model("nowhere/model")
+    with pytest.raises(FileNotFoundError, match=r"has no model \(no model/config\.json, no config\.json\)"):
+        create_model(tmp_path)
+    for content, message in (
+        ("{", "is not JSON"),
+        ("[]", r"must be one of .*ViT.* got \[\]"),
+        ('{"architecture": "ResNet"}', "must be one of .*ViT.* got 'ResNet'"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            create_model(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit_base_patch16_224").mkdir()
+    assert create_model("vit_base_patch16_224", depth=1).num_classes == 1000
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])

@@ -1,12 +1,6 @@
 from pathlib import Path
 
-import pytest
-import torch
-
-from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.history import read_rows, write_rows
-from vit_pytorch.training.summary import class_table
-from vit_pytorch.training.trainer import average
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -18,17 +12,3 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.csv") == rows
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "1,0.25,1.5"
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_accuracies_from_a_confusion_matrix() -> None:
-    confusion = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
-    result = Evaluation(("cat", "dog", "owl"), confusion, 0.5, ())
-    assert (result.images, result.accuracy) == (6, pytest.approx(5 / 6))
-    assert result.class_accuracy == {"cat": 0.75, "dog": 1.0, "owl": None}
-    assert class_table(result.as_dict())[2:4] == ["| cat | 4 | 75.0% | dog (1) |", "| dog | 2 | 100.0% |  |"]
-
-
-def test_the_average_follows_fast_at_first_and_has_its_decay_later() -> None:
-    zero, one = torch.zeros(2), torch.ones(2)
-    assert average(zero, one, 0, decay=0.99).tolist() == pytest.approx([0.9, 0.9])
-    assert average(zero, one, 10_000, decay=0.99).tolist() == pytest.approx([0.01, 0.01])

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.training.toy import QUIET, At, ToyData, toy_module, train
+from tests.training.toy import QUIET, At, Losses, ToyData, toy_module, train
 from vit_pytorch.training.callbacks import Checkpoints
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.finite import FiniteGuard, NonFiniteError
@@ -34,16 +35,13 @@ def test_measures_of_a_known_model() -> None:
     logits = torch.eye(7).roll(1, 1) * 3 + torch.eye(7) * 2
     labels = torch.tensor([0, 1, 2, 4, 5, 6, -100])
     trainer = L.Trainer(logger=False, **QUIET)
-    module = Classifier(Constant(7))
-    (measured,) = trainer.test(module, DataLoader(TensorDataset(logits, labels), batch_size=7), verbose=False)
+    loader = DataLoader(TensorDataset(logits, labels), batch_size=7)
+    (measured,) = trainer.validate(Classifier(Constant(7)), loader, verbose=False)
 
-    expected = nn.functional.cross_entropy(logits, labels)
-    assert measured["test/loss"] == pytest.approx(float(expected))
-    assert measured["test/accuracy"] == pytest.approx(3 / 6)
-    assert measured["test/accuracy_top5"] == 1.0
-    assert module.confusion is not None
-    assert module.confusion.sum() == 6
-    assert all(module.confusion[label, (row + 1) % 7] == 1 for row, label in enumerate(labels[:6].tolist()))
+    assert measured["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+    assert measured["val/objective"] == measured["val/loss"]
+    assert measured["val/accuracy"] == pytest.approx(3 / 6)
+    assert measured["val/accuracy_top5"] == 1.0
 
 
 def test_validation_loss_is_the_mean_over_labels_that_count() -> None:
@@ -111,6 +109,31 @@ def test_soft_targets_train(tmp_path: Path) -> None:
     losses = train(tmp_path, data=SoftData())
     assert all(math.isfinite(loss) for loss in losses.train.values())
     assert losses.val["3.5"] < losses.val["0.5"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped(precision: str) -> None:
+    norms: list[float] = []
+
+    class Norms(L.Callback):
+        def on_before_zero_grad(self, *_: Any) -> None:
+            norms.append(
+                float(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+            )
+
+    module = toy_module()
+    options = {**QUIET, "max_epochs": 1, "gradient_clip_val": 1e-3, "enable_checkpointing": False}
+    L.Trainer(logger=False, callbacks=[Norms()], precision=precision, **options).fit(module, ToyData())  # type: ignore[arg-type]
+    assert norms[1:] == pytest.approx([1e-3] * 5, rel=1e-2)
+
+
+def test_clipping_under_a_gradient_scaler() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    options = {**QUIET, "max_epochs": 2, "gradient_clip_val": 0.5, "enable_checkpointing": False}
+    losses, module = Losses(), toy_module()
+    L.Trainer(logger=False, plugins=[half], callbacks=[losses], **options).fit(module, ToyData())
+    assert losses.val["1.5"] < losses.val["0.5"]
 
 
 def test_best_and_last_are_kept(tmp_path: Path) -> None:

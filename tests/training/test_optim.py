@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -108,6 +109,43 @@ def test_optimizers(name: str, kind: type) -> None:
     }
     with pytest.raises(ValueError, match="must be 'adamw' or 'sgd', got 'lion'"):
         make_optimizer(ToyModel(), OptimizerConfig(name="lion"))  # type: ignore[arg-type]
+
+
+def stepped(optimizer: torch.optim.Optimizer, model: nn.Module, steps: int = 3) -> list[torch.Tensor]:
+    """The parameters after some steps with known gradients."""
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_fused_steps_are_the_plain_ones() -> None:
+    models = ToyModel(), ToyModel()
+    models[1].load_state_dict(models[0].state_dict())
+    fused, plain = (
+        make_optimizer(model, OptimizerConfig(layer_decay=0.9), scaled=scaled)
+        for model, scaled in zip(models, (False, True), strict=True)
+    )
+    assert {group["fused"] for group in fused.param_groups} == {True}
+    assert {group["fused"] for group in plain.param_groups} == {False}
+    for left, right in zip(stepped(fused, models[0]), stepped(plain, models[1]), strict=True):
+        assert torch.allclose(left, right, atol=1e-7)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_checkpoint_does_not_choose_the_kernels(scaled: bool) -> None:
+    models = ToyModel(), ToyModel()
+    written = make_optimizer(models[0], OptimizerConfig(), scaled=scaled)
+    stepped(written, models[0])
+    models[1].load_state_dict(models[0].state_dict())
+    read = make_optimizer(models[1], OptimizerConfig(), scaled=not scaled)
+    read.load_state_dict(copy.deepcopy(written.state_dict()))
+    assert {group["fused"] for group in read.param_groups} == {scaled}
+    assert {group["fused"] for group in written.param_groups} == {not scaled}
+    for left, right in zip(stepped(written, models[0]), stepped(read, models[1]), strict=True):
+        assert torch.allclose(left, right, atol=1e-7)
 
 
 def test_schedule_is_the_closed_form() -> None:

@@ -65,29 +65,28 @@ def test_new_folders_are_numbered(tmp_path: Path) -> None:
 
 def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        prepare_run_folder(tmp_path / "absent", resume=True)
+        find_checkpoint(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
     run = prepare_run_folder(tmp_path / "run")
     (run / "checkpoints" / ".epoch-0001.tmp").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        prepare_run_folder(run, resume=True)
+        find_checkpoint(run)
 
 
 def test_find_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for name in ("epoch-0001", "epoch-0002", "epoch-0003"):
         write_checkpoint(STATE, folder / name)
-    assert find_checkpoint(tmp_path) == folder / "epoch-0003"
+    assert find_checkpoint(tmp_path).path == folder / "epoch-0003"
     with pytest.raises(FileNotFoundError, match="there is no best checkpoint"):
         find_checkpoint(tmp_path, "best")
     (folder / "best").symlink_to("epoch-0001")
     (folder / "last").symlink_to("epoch-0002")
-    assert find_checkpoint(tmp_path, "best") == folder / "epoch-0001"
-    assert find_checkpoint(tmp_path) == folder / "epoch-0002"
-    assert prepare_run_folder(tmp_path, resume=True) == tmp_path
+    assert find_checkpoint(tmp_path, "best").path == folder / "epoch-0001"
+    assert find_checkpoint(tmp_path).path == folder / "epoch-0002"
     with pytest.raises(ValueError, match="must be 'last' or 'best', got 'first'"):
         find_checkpoint(tmp_path, "first")  # type: ignore[arg-type]
 
     os.truncate(folder / "epoch-0002" / "training.pt", 10)
     with pytest.raises(CheckpointError, match=f"beside it is {folder / 'epoch-0003'}"):
-        prepare_run_folder(tmp_path, resume=True)
+        find_checkpoint(tmp_path)

@@ -7,11 +7,18 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from vit_pytorch.training.checkpoints import read_checkpoint, write_checkpoint
+from vit_pytorch.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """Lightning's way to the checkpoints of this module; give it to ``Trainer(plugins=[...])``."""
+    """Lightning's way to the checkpoints of this module; give it to ``Trainer(plugins=[...])``.
+
+    Attributes:
+        verified: A checkpoint that was found whole already and is not hashed again when it is loaded.
+    """
+
+    def __init__(self) -> None:
+        self.verified: Checkpoint | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -27,6 +34,8 @@ class FolderCheckpointIO(CheckpointIO):
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint with :func:`read_checkpoint`; tensors arrive on the CPU, other objects never."""
+        if self.verified is not None and os.fspath(self.verified) == os.fspath(path):
+            return read_checkpoint(self.verified)
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:

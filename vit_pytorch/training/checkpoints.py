@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,27 @@ _TEMPORARY = re.compile(r"\.(epoch-\S+)\.(tmp|old)")
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read: it is damaged, incomplete, unsafe, or not a checkpoint at all."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files were found whole, so that whoever is given it need not hash them again.
+
+    Args:
+        path: Its folder.
+        manifest: What `manifest.json` says.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that had begun last, from 0."""
+        return self.manifest["epoch"]
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
 
 
 def checkpoint_name(epoch: int, batch: int | None = None) -> str:
@@ -188,18 +210,20 @@ def _explain_failed_write(path: Path, system_error: int) -> str:
     return f"cannot write checkpoint {path}: {reason}; {kept}"
 
 
-def verify_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Check a checkpoint's files against its manifest.
 
     Args:
-        path: The checkpoint's folder, on a local disk.
+        path: The checkpoint's folder, on a local disk; one that was verified already is given back.
 
     Returns:
-        The manifest.
+        The checkpoint.
 
     Raises:
         CheckpointError: If a file is missing, shorter or longer than it was, or has other contents.
     """
+    if isinstance(path, Checkpoint):
+        return path
     text = os.fspath(path)
     if "://" in text:
         raise CheckpointError(
@@ -239,7 +263,7 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise CheckpointError(
                 f"{file} is damaged: its SHA-256 is not the one in {folder / MANIFEST}{_offer(folder)}"
             )
-    return manifest
+    return Checkpoint(folder, manifest)
 
 
 def _offer(damaged: Path) -> str:
@@ -265,15 +289,14 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the checkpoint is damaged.
     """
-    verify_checkpoint(path)
-    return load_file(Path(path) / WEIGHTS)
+    return load_file(verify_checkpoint(path).path / WEIGHTS)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint folder back into what Lightning's ``Trainer`` restores from.
 
     Args:
-        path: The checkpoint's folder, on a local disk. Addresses are refused, never fetched.
+        path: The checkpoint, or its folder on a local disk. Addresses are refused, never fetched.
 
     Returns:
         The checkpoint with all tensors on the CPU.
@@ -282,8 +305,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: If the checkpoint is damaged, or if it holds pickled objects other than tensors and
             plain values; these are refused without being run.
     """
-    folder = Path(path)
-    weights = checkpoint_weights(path)
+    checkpoint = verify_checkpoint(path)
+    folder, weights = checkpoint.path, checkpoint_weights(checkpoint)
     try:
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

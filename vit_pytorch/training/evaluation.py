@@ -1,6 +1,6 @@
 """Measuring a classifier on labelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vit_pytorch.training.data import ImageLoader, Preprocessing
+from vit_pytorch.training.data import Preprocessing
+from vit_pytorch.training.module import IGNORED, check_targets
 
 MOST_WRONG = 25
 
@@ -79,15 +80,21 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loaders: Sequence[ImageLoader], classes: Sequence[str], preprocessing: Preprocessing
+    model: nn.Module,
+    loaders: Iterable[Iterable[tuple[Tensor, Tensor]]],
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
 ) -> Evaluation:
     """Classify all images of some loaders and compare with their labels.
 
     Args:
         model: Gives logits; used on the device where it is, in eval mode.
-        loaders: Give batches of images and labels.
+        loaders: Give batches of images and labels; labels of -100 do not count.
         classes: Names of the classes.
         preprocessing: How the loaders prepared the images, to show them again.
+
+    Raises:
+        ValueError: A label is not that of a class, or no label of a batch counts.
     """
     device = next(model.parameters()).device
     mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
@@ -99,6 +106,8 @@ def evaluate(
     training = model.training
     model.eval()
     for images, labels in (batch for loader in loaders for batch in loader):
+        if check_targets(labels, count) < len(labels):
+            images, labels = images[labels != IGNORED], labels[labels != IGNORED]
         logits = model(images.to(device)).float().cpu()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)

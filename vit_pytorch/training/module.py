@@ -5,10 +5,13 @@ import math
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
 
@@ -16,20 +19,20 @@ IGNORED = -100
 
 
 class Classifier(L.LightningModule):
-    """Trains a model that maps images to logits, and measures it.
+    """Trains a model that maps images to logits, and validates it.
 
     Logged: ``train/loss`` and ``lr`` for each step; ``val/loss``, ``val/accuracy`` and, with more than five
-    classes, ``val/accuracy_top5`` for each validation; the same under ``test/``. ``val/objective`` is the
-    loss with the label smoothing of the training, by which weights of different epochs compare better: the
-    plain loss of a model that was taught to be unsure grows while it still improves. After a test,
-    `confusion` holds the confusion matrix, one row a true class.
+    classes, ``val/accuracy_top5`` for each validation. ``val/objective`` is the loss with the label smoothing
+    of the training, by which weights of different epochs compare better: the plain loss of a model that was
+    taught to be unsure grows while it still improves. A trained classifier is measured by
+    :func:`~vit_pytorch.training.evaluation.evaluate`.
 
     Args:
         model: Maps images to logits; its ``num_classes`` is the number of logits.
         optimizer: The optimizer.
         schedule: The learning rate's course over the training.
         label_smoothing: Share of each target's probability that is spread over all classes, in [0, 1).
-            Validation and test measure the loss without it.
+            ``val/loss`` is without it.
 
     Raises:
         ValueError: If the model has fewer than two classes, or `label_smoothing` is out of range.
@@ -60,11 +63,7 @@ class Classifier(L.LightningModule):
         if num_classes > 5:
             top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro", ignore_index=IGNORED)
             accuracies["accuracy_top5"] = top5
-        metrics = MetricCollection(accuracies)
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
-        self.confusion: Tensor | None = None
+        self.val_metrics = MetricCollection(accuracies, prefix="val/")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch of images."""
@@ -84,34 +83,29 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure a batch for validation."""
-        logits, labels = self._measure(batch, "val", self.val_metrics), batch[1]
-        objective = F.cross_entropy(
-            logits, labels, ignore_index=IGNORED, label_smoothing=self.label_smoothing
-        )
-        counted = int((labels != IGNORED).sum())
-        self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure a batch for the test."""
-        logits = self._measure(batch, "test", self.test_metrics)
-        self.test_confusion.update(logits, batch[1])
-
-    def on_test_epoch_end(self) -> None:
-        """Keep the confusion matrix."""
-        self.confusion = self.test_confusion.compute().cpu()
-        self.test_confusion.reset()
-
-    def _measure(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         counted = check_targets(labels, self.num_classes)
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED)
-        metrics.update(logits, labels)
-        self.log(
-            f"{stage}/loss", loss, on_epoch=True, batch_size=counted, sync_dist=True, prog_bar=stage == "val"
+        loss, objective = (
+            F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=smoothing)
+            for smoothing in (0.0, self.label_smoothing)
         )
-        self.log_dict(metrics, on_epoch=True, prog_bar=stage == "val")
-        return logits
+        self.val_metrics.update(logits, labels)
+        self.log("val/loss", loss, on_epoch=True, batch_size=counted, sync_dist=True, prog_bar=True)
+        self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
+        self.log_dict(self.val_metrics, on_epoch=True, prog_bar=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and under bf16, too, where it refuses every fused optimizer."""
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(
+            self.trainer.precision_plugin, optimizer, gradient_clip_val or 0.0, algorithm
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule stepped once for each update."""
@@ -124,7 +118,8 @@ class Classifier(L.LightningModule):
             )
         total = int(total)
         warmup = round(total * self.schedule_config.warmup_epochs / epochs)
-        optimizer = make_optimizer(self.model, self.optimizer_config)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = make_optimizer(self.model, self.optimizer_config, scaled=scaled)
         schedule = make_schedule(
             optimizer,
             lr=self.optimizer_config.lr,

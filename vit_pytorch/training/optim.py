@@ -185,16 +185,38 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     return {name: layer_decay ** (layer - layers[key]) for name, key in keys.items()}
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Build the optimizer that a configuration describes over a model's parameter groups."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig, *, scaled: bool = False) -> Optimizer:
+    """Build the optimizer that a configuration describes over a model's parameter groups.
+
+    AdamW takes one fused step over all parameters where PyTorch can do that.
+
+    Args:
+        model: Whose parameters are trained.
+        config: How.
+        scaled: Whether a gradient scaler is at work (fp16): a fused step would undo the scaling by itself,
+            after the gradients were clipped.
+    """
     groups = parameter_groups(
         model, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        fused = not scaled and all(map(_can_fuse, chain.from_iterable(group["params"] for group in groups)))
+        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        adamw.register_load_state_dict_pre_hook(_keep_kernels)
+        return adamw
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {config.name!r}")
+
+
+def _can_fuse(parameter: torch.Tensor) -> bool:
+    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+
+
+def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Let a checkpoint not decide by which kernels steps are taken: it may come from another machine."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return {**state, "param_groups": [{**saved, "fused": own["fused"]} for saved, own in pairs]}
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.model import VisionModel
 from vit_pytorch.registry import find_entry
-from vit_pytorch.training.checkpoints import checkpoint_weights, verify_checkpoint
+from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
 from vit_pytorch.training.data import ImageData, Splits, open_data
 from vit_pytorch.training.evaluation import Evaluation, evaluate
@@ -56,7 +56,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     _quieten()
     checkpoint = find_checkpoint(folder) if resume else None
     if checkpoint is not None and (folder / SUMMARY).exists():
-        done = verify_checkpoint(checkpoint)["epoch"] + 1
+        done = checkpoint.epoch + 1
         if done >= config.epochs:
             raise ValueError(f"nothing to resume: {folder} has finished its {done} epochs")
     check_writable(folder.parent if numbered else folder)
@@ -106,7 +106,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     draw_confusion(final.confusion, classes, folder / "confusion.png")
     draw_wrong(final.wrong, classes, folder / "wrong.png")
     summary = summarize(
-        config, model, results, rows, best=best.name, sizes=data.sizes, skipped={**skipped, **data.bad}
+        config, model, results, rows, best=best.path.name, sizes=data.sizes, skipped={**skipped, **data.bad}
     )
     write_summary(summary, folder)
     print((folder / "summary.md").read_text(encoding="utf-8"))
@@ -182,11 +182,10 @@ def _claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
             raise ValueError(
                 "under torchrun all processes need to know the run's folder: name it by --output"
             )
-        folder = (
-            new_run_folder(folder.parent, folder.name)
-            if numbered
-            else prepare_run_folder(folder, resume=resume)
-        )
+        if numbered:
+            folder = new_run_folder(folder.parent, folder.name)
+        else:
+            folder = folder.absolute() if resume else prepare_run_folder(folder)
         os.environ[_FOLDER] = str(folder)
         return folder
     return Path(os.environ.get(_FOLDER, folder)).absolute()

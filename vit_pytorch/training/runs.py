@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from vit_pytorch.training.checkpoints import list_checkpoints, verify_checkpoint
+from vit_pytorch.training.checkpoints import Checkpoint, list_checkpoints, verify_checkpoint
 
 CHECKPOINTS = "checkpoints"
 _CLAIM = ".run"
@@ -29,26 +29,20 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def prepare_run_folder(folder: str | os.PathLike[str], *, resume: bool = False) -> Path:
-    """Claim a folder for a new run, or open that of a run to resume.
+def prepare_run_folder(folder: str | os.PathLike[str]) -> Path:
+    """Claim a folder for a new run.
 
     Args:
         folder: The run's folder.
-        resume: Whether the run goes on from its latest checkpoint.
 
     Returns:
         The folder, absolute.
 
     Raises:
-        FileExistsError: If a new run is asked for in a folder that holds anything.
-        FileNotFoundError: If a run is to be resumed and there is no checkpoint.
+        FileExistsError: If the folder holds anything.
         OSError: If the folder cannot be written.
     """
     folder = Path(folder).absolute()
-    if resume:
-        find_checkpoint(folder)
-        check_writable(folder)
-        return folder
     check_writable(folder)
     try:
         # of two processes that start at once, exactly one can make the claim
@@ -84,7 +78,9 @@ def new_run_folder(parent: str | os.PathLike[str], prefix: str = "run") -> Path:
             return prepare_run_folder(folder)
 
 
-def find_checkpoint(run_folder: str | os.PathLike[str], which: Literal["last", "best"] = "last") -> Path:
+def find_checkpoint(
+    run_folder: str | os.PathLike[str], which: Literal["last", "best"] = "last"
+) -> Checkpoint:
     """The latest or the best checkpoint of a run, checked to be whole.
 
     Args:
@@ -92,7 +88,7 @@ def find_checkpoint(run_folder: str | os.PathLike[str], which: Literal["last", "
         which: ``last`` or ``best``.
 
     Returns:
-        The checkpoint's folder.
+        The checkpoint.
 
     Raises:
         FileNotFoundError: If the run has no such checkpoint.
@@ -111,5 +107,4 @@ def find_checkpoint(run_folder: str | os.PathLike[str], which: Literal["last", "
                 f"there is no {which} checkpoint to be found in {folder}: nothing to resume or load"
             )
         path = found[-1]
-    verify_checkpoint(path)
-    return path
+    return verify_checkpoint(path)

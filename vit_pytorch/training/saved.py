@@ -1,15 +1,14 @@
 """Trained classifiers as folders: weights, configuration, class names and how images are prepared."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_pytorch.model import CONFIG_NAME, VisionModel
-from vit_pytorch.registry import entries
+from vit_pytorch.create import MODEL, load_model
+from vit_pytorch.model import VisionModel
 from vit_pytorch.training.data import Preprocessing
 
-MODEL = "model"
+__all__ = ["MODEL", "SavedClassifier", "load_classifier", "save_classifier"]
 
 
 @dataclass(frozen=True)
@@ -48,31 +47,11 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
         FileNotFoundError: Where there is no model.
         ValueError: Where the configuration is damaged or names an unknown architecture; weights do not fit.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
-    place = folder / MODEL if (folder / MODEL / CONFIG_NAME).is_file() else folder
-    file = place / CONFIG_NAME
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no model (no {MODEL}/{CONFIG_NAME}, no {CONFIG_NAME}); "
-            "a run has one when it has finished"
-        )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    architectures = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
-    if config.get("architecture") not in architectures:
-        raise ValueError(
-            f"{file}: architecture must be one of {', '.join(architectures)}, "
-            f"got {config.get('architecture')!r}"
-        )
-    model = architectures[config["architecture"]].from_pretrained(place)
+    model = load_model(folder)
     cfg = model.default_cfg
     classes = tuple(cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
-        raise ValueError(f"{file}: label_names must name {model.num_classes} classes, got {len(classes)}")
+        raise ValueError(f"{folder}: label_names must name {model.num_classes} classes, got {len(classes)}")
     preprocessing = Preprocessing(
         image_size=tuple(cfg["input_size"][-2:]),
         channels=model.channels,

@@ -12,9 +12,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vit_pytorch.training.callbacks import Checkpoints, ExactResume
 from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
+from vit_pytorch.training.checkpoints import Checkpoint
 from vit_pytorch.training.finite import FiniteGuard
 from vit_pytorch.training.signals import Interrupted
 from vit_pytorch.training.strategies import StrategyName, make_strategy
@@ -52,8 +54,8 @@ def make_trainer(
         every_n_steps: Write a checkpoint also every so many steps.
         keep: How many of the latest checkpoints are kept.
         on_nonfinite: See :class:`FiniteGuard`.
-        ema_decay: Decay of an exponential moving average of the weights (see :func:`average`), which
-            validation and checkpoints then use.
+        ema_decay: Decay of an exponential moving average of the weights and of batch norm's statistics (see
+            :func:`average`), which validation and checkpoints then use.
         callbacks: More callbacks.
         loggers: Where metrics go.
         options: Any other argument of ``Trainer``, such as ``precision``, ``accumulate_grad_batches``,
@@ -74,7 +76,7 @@ def make_trainer(
             )
         if not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {ema_decay}")
-        own.append(WeightAveraging(use_buffers=False, avg_fn=partial(average, decay=ema_decay)))
+        own.append(WeightAveraging(use_buffers=True, multi_avg_fn=partial(average, decay=ema_decay)))
     return L.Trainer(
         max_epochs=max_epochs,
         devices=devices,
@@ -89,18 +91,25 @@ def make_trainer(
     )
 
 
-def average(averaged: Tensor, current: Tensor, steps: Tensor | int, *, decay: float) -> Tensor:
-    """Move an exponential moving average one step.
+def average(
+    averaged: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int, *, decay: float
+) -> None:
+    """Move an exponential moving average one step, in place; integers, such as counters, are taken over.
 
     Args:
-        averaged: The average so far.
-        current: What is averaged.
+        averaged: The averages so far, of one dtype and device.
+        current: What is averaged, in the same order.
         steps: How many steps the average has seen. The first of them have a smaller decay, so that a short
             training is not held back by its start: at most ``(1 + steps) / (10 + steps)``.
         decay: Weight of the average so far.
     """
-    seen = float(steps)
-    return averaged.lerp(current, 1 - min(decay, (1 + seen) / (10 + seen)))
+    if averaged[0].is_floating_point():
+        seen = float(steps)
+        move = get_ema_multi_avg_fn(min(decay, (1 + seen) / (10 + seen)))
+        move(averaged, current, steps)
+    else:
+        for mean, value in zip(averaged, current, strict=True):
+            mean.copy_(value)
 
 
 def fit(
@@ -119,20 +128,22 @@ def fit(
         trainer: From :func:`make_trainer`.
         module: What to train.
         data: What to train it on. Its training loader should have ``state_dict`` and ``load_state_dict``.
-        ckpt_path: Folder of the checkpoint to go on from.
+        ckpt_path: The checkpoint to go on from, or its folder.
 
     Raises:
         SystemExit: With status 143 after SIGTERM, 130 after Ctrl-C.
         ValueError: If the trainer lacks this package's checkpoints, or its length is given in steps.
     """
     checkpoints = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
-    if len(checkpoints) != 1 or not isinstance(trainer.strategy.checkpoint_io, FolderCheckpointIO):
+    io = trainer.strategy.checkpoint_io
+    if len(checkpoints) != 1 or not isinstance(io, FolderCheckpointIO):
         raise ValueError(
             "fit() needs a trainer from make_trainer(), with one Checkpoints and FolderCheckpointIO"
         )
     if trainer.max_steps != -1:
         raise ValueError(f"a training's length is given by max_epochs, but max_steps is {trainer.max_steps}")
     path = None if ckpt_path is None else os.fspath(ckpt_path)
+    io.verified = ckpt_path if isinstance(ckpt_path, Checkpoint) else None
     try:
         with checkpoints[0].signals:
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)

@@ -125,6 +125,15 @@ def test_evaluation_is_in_order_and_complete(splits: Splits) -> None:
     assert torch.allclose(images, splits.val.images / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_last_in_memory(source: Any, channels: int, workers: int) -> None:
+    prep = replace(GREY, image_size=(8, 6), channels=channels)
+    for augmentation in (None, source[1], replace(source[1], mixup=0.0, cutmix=0.0)):
+        images, _ = next(iter(loader(source[0], augmentation, prep=prep, workers=workers)))
+        assert images.stride() == (48 * channels, 1, 6 * channels, channels)
+
+
 def test_grey_images_for_a_model_of_colours(splits: Splits) -> None:
     images, _ = next(iter(loader(splits.val, None, prep=Preprocessing(image_size=(9, 9), channels=3))))
     assert images.shape == (5, 3, 9, 9)

@@ -25,8 +25,8 @@ def images(count: int = 4, size: tuple[int, int] = (12, 16)) -> Tensor:
 
 def draws(**columns: float) -> Tensor:
     """Neutral random numbers, but for the columns named."""
-    names = ["area", "ratio", "x", "y", "flip", "angle", "scale", "move_x", "move_y", "erase", "erase_seed"]
-    names.append("shear")
+    names = ["area", "ratio", "x", "y", "flip", "angle", "scale", "move_x", "move_y", "erase", "erase_area"]
+    names += ["shear", "erase_ratio", "erase_y", "erase_x"]
     assert len(names) == DRAWS
     return torch.tensor([[columns.get(name, 0.5) for name in names]] * 4)
 
@@ -142,6 +142,22 @@ def test_batched_erasing_blanks_a_rectangle_of_the_chosen_images() -> None:
     assert area.max() < 0.4
     box = blank[touched].any(1).sum(1) * blank[touched].any(2).sum(1)
     assert torch.equal(box, blank[touched].sum((1, 2)))
+
+
+def test_batched_erasing_is_distributed_as_torchvisions() -> None:
+    count, prep = 4000, replace(RAW, image_size=(20, 24), channels=1, mean=(0.5,), std=(0.5,))
+    bright = torch.full((count, 1, 20, 24), 255, dtype=torch.uint8)
+    augmentation = Augmentation(random_erasing=1.0)
+    single = train_transform(prep, augmentation)
+    theirs = torch.stack([single(image) for image in bright]) == 0
+    ours = BatchAugment(prep, augmentation)(bright, torch.rand(count, DRAWS)) == 0
+    for measure, tolerance in (
+        (lambda blank: blank.float().mean((0, 1)), 0.05),  # how often each pixel is blank
+        (lambda blank: blank.flatten(1).float().mean(1).sort().values, 0.05),  # areas
+        (lambda blank: blank.any(3).float().mean(), 0.02),  # heights
+        (lambda blank: blank.any(2).float().mean(), 0.02),  # widths
+    ):
+        assert torch.allclose(measure(ours), measure(theirs), atol=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.patches import PatchGrid
-from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
+from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
@@ -47,7 +47,7 @@ class PlainModel(VisionModel):
     pool: str
     patch_embed: nn.Module
     prefix: PrefixTokens
-    positions: LearnedPositions | SinCosPositions | None
+    positions: nn.Module | None
     encoder: Encoder
     head: nn.Module
 

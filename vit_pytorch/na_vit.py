@@ -71,7 +71,8 @@ class NaViT(PlainModel):
             the longer side, which keeps the aspect ratio.
         pool: "map" for the attention pool, "mean" for the mean of the patches.
         pool_mlp: whether the attention pool ends with a feed-forward (arXiv:2106.04560); without, it is the
-            bare attention added to its query, and a norm stands before the classifier.
+            bare attention, and a norm stands before the classifier.
+        pool_residual: whether the bare attention pool adds its query to what that gathers.
         qk_norm: norm of queries and keys: "rms" with a gain a head, "layer", or "none".
         qkv_bias: whether queries, keys and values have biases.
         out_bias: whether the attention's output projection has a bias.
@@ -112,6 +113,7 @@ class NaViT(PlainModel):
         pos_type: PositionType = "abs",
         pool: Pool = "map",
         pool_mlp: bool = True,
+        pool_residual: bool = True,
         qk_norm: QKNorm = "rms",
         qkv_bias: bool = False,
         out_bias: bool = True,
@@ -169,7 +171,7 @@ class NaViT(PlainModel):
         self.fc_norm = norm() if fc_norm or bare else nn.Identity()
         self.attention_pool: PackedPool | QueryPool | None = None
         if bare:
-            self.attention_pool = QueryPool(dim, **shape, norm=norm)
+            self.attention_pool = QueryPool(dim, **shape, norm=norm, residual=pool_residual)
         elif pool == "map":
             self.attention_pool = PackedPool(dim, heads=heads, mlp_dim=mlp_dim, norm_eps=norm_eps, act=act)
         self.head_bias = head_bias

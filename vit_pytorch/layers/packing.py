@@ -138,7 +138,7 @@ class PackedPool(AttentionPool):
 
 
 class QueryPool(nn.Module):
-    """Pool tokens by attention from one learned query, to which the result is added.
+    """Pool tokens by attention from one learned query.
 
     Args:
         dim: width of a token.
@@ -148,6 +148,7 @@ class QueryPool(nn.Module):
         out_bias: whether the output projection has a bias.
         qk_norm: makes the norm of queries and of keys from the width of a head, where wanted.
         norm: makes the norm of the query, before it is projected.
+        residual: whether the query is added to what it gathers.
     """
 
     def __init__(
@@ -160,9 +161,11 @@ class QueryPool(nn.Module):
         out_bias: bool,
         qk_norm: Callable[[int], nn.Module] | None,
         norm: Callable[[], nn.Module],
+        residual: bool = True,
     ) -> None:
         super().__init__()
         self.heads = heads
+        self.residual = residual
         self.query = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.query, std=dim**-0.5)
         self.norm = norm()
@@ -181,7 +184,8 @@ class QueryPool(nn.Module):
         q = self.to_q(self.norm(self.query)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
         q, k = self.q_norm(q), self.k_norm(k.transpose(-3, -2)).transpose(-3, -2)
-        return self.to_out(pool_runs(self.attend, q.to(v.dtype), k.to(v.dtype), v, packing)) + self.query[0]
+        pooled = self.to_out(pool_runs(self.attend, q.to(v.dtype), k.to(v.dtype), v, packing))
+        return pooled + self.query[0] if self.residual else pooled
 
 
 class HeadNorm(nn.Module):

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from vit_pytorch.registry.entry import ModelEntry
 
-FAMILIES = ("vit", "simple_vit")
+FAMILIES = ("vit", "simple_vit", "na_vit")
 
 
 @cache

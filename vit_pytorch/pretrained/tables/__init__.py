@@ -8,7 +8,7 @@ from torch import nn
 
 from vit_pytorch.pretrained.rules import Format
 
-TABLES = {"ViT": "vit"}
+TABLES = {"ViT": "vit", "NaViT": "na_vit"}
 
 
 def formats_for(model: nn.Module) -> tuple[Format, ...]:

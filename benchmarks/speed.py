@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -24,11 +25,11 @@ HERE = Path(__file__).parent
 
 
 class Worker:
-    """A library in its own process."""
+    """A library in its own process, which imports what lies in a folder."""
 
-    def __init__(self, case: str, library: str, threads: int, path: Path) -> None:
+    def __init__(self, arguments: Sequence[str], path: Path) -> None:
         env = {**os.environ, "PYTHONPATH": str(path)}
-        command = [sys.executable, str(HERE / "worker.py"), case, library, str(threads)]
+        command = [sys.executable, *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -85,7 +86,8 @@ def measure(
     """
     workers = {
         name: Worker(
-            args.case, name, args.threads, args.public if name == "public vit-pytorch" else HERE.parent
+            [str(HERE / "worker.py"), args.case, name, str(args.threads)],
+            args.public if name == "public vit-pytorch" else HERE.parent,
         )
         for name in libraries
     }

@@ -14,8 +14,10 @@ are learned tables, which fractional positions interpolate; LayerNorms subtract 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -66,7 +68,8 @@ class NaViT(PlainModel):
         dropout: dropout after the linear layers of the encoder, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         token_dropout_prob: part of an image's tokens that training drops, in [0, 1), or a function that
-            gives it from (height, width) in pixels; an image keeps one token at least.
+            gives it from (height, width) in pixels, which is not saved with the model; an image keeps one
+            token at least.
         pos_type: "abs" counts patches; "frac" is the place as a part of each side; "aspect" as a part of
             the longer side, which keeps the aspect ratio.
         pool: "map" for the attention pool, "mean" for the mean of the patches.
@@ -279,6 +282,15 @@ class NaViT(PlainModel):
         """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
         names = {"positions.rows", "positions.columns", "attention_pool.query"}
         return super().no_weight_decay() | (names & {name for name, _ in self.named_parameters()})
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if callable(self.token_dropout_prob):
+            warnings.warn(
+                "token_dropout_prob is a function, which no configuration file can hold: "
+                "what is loaded drops no tokens in training unless told again",
+                stacklevel=2,
+            )
+        super()._save_pretrained(save_directory)
 
     def _pack(
         self, images: Sequence[Tensor], longest: int | None

@@ -1,4 +1,4 @@
-"""NaViT computes the same for an image alone, packed or in a batch; and what timm and the public package do."""
+"""NaViT computes the same of an image alone, packed or in a batch; and what other libraries do."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_packed_equals_alone_equals_a_batch(model: NaViT) -> None:
 
 
 @torch.inference_mode()
-def test_packed_equals_padded_rows_with_a_mask(model: NaViT) -> None:
+@pytest.mark.parametrize("options", ["paper", "fractional", "bare pool"])
+def test_packed_equals_padded_rows_with_a_mask(options: str) -> None:
     """The paper's own way: rows padded to one length, each image's tokens masked from all others."""
-    if model.num_prefix_tokens or model.attention_pool is None:
-        pytest.skip("rows are written down for patches and the attention pool alone")
+    model = build(**OPTIONS[options])
     images = pictures(*SIZES)
     rows = [images[:2], images[2:5], images[5:]]
     tokens = [[model.embed(image.unsqueeze(0))[0] for image in row] for row in rows]
@@ -205,7 +205,7 @@ def test_tokens_are_dropped_in_training_alone(kind: type[NaViT]) -> None:
     assert counts == [51, 51, 96, 96, int(0.7 * 48) + 1 + 1, 2 * int(0.7 * 48)]
 
 
-def test_dropping_depends_on_the_size() -> None:
+def test_dropping_depends_on_the_size(tmp_path: Path) -> None:
     asked: list[tuple[int, int]] = []
 
     def share(height: int, width: int) -> float:
@@ -220,8 +220,10 @@ def test_dropping_depends_on_the_size() -> None:
     model(images, group_images=True, group_max_seq_len=12)
     assert counts == [54, 18, 18]
     assert asked == [(48, 64), (16, 24)] * 2
-    with pytest.raises(ValueError, match="no configuration file can hold: token_dropout_prob"):
-        model.save_pretrained("unused")
+    with pytest.warns(UserWarning, match="what is loaded drops no tokens in training unless told again"):
+        model.save_pretrained(tmp_path)
+    again = NaViT.from_pretrained(tmp_path, token_dropout_prob=share)
+    assert again(images).equal(model.eval()(images))
 
 
 def test_dropping_is_torchs_own_randomness() -> None:
@@ -248,7 +250,7 @@ def test_kept_tokens_keep_their_places() -> None:
     model(torch.zeros(1, 3, 48, 64))
     for tokens in (entered[0], entered[1][0]):
         near = torch.cdist(tokens, table)
-        assert near.min(dim=1).values.max() < 1e-3
+        assert near.min(dim=1).values.max() < 0.01
         assert len(near.argmin(dim=1).unique()) == 24
 
 
@@ -315,10 +317,10 @@ def timm_batch(images: list[Tensor], patch: int = 8) -> dict[str, Tensor]:
 def test_logits_equal_timms(name: str) -> None:
     theirs, ours = TIMM[name]
     timm = reference(**theirs)
-    model = NaViT(**OURS, **PLAIN, **{"layer_scale": 1e-5, "num_registers": 4, **ours}).eval()
+    model = NaViT(**{**OURS, **PLAIN, "layer_scale": 1e-5, "num_registers": 4, **ours}).eval()
     load_pretrained(model, timm.state_dict())
     images = pictures((48, 64), (24, 40), (40, 24), (48, 8), (56, 96))
-    assert difference(model(images), timm(**timm_batch(images))) < TOLERANCE
+    assert difference(model(images), timm(timm_batch(images))) < TOLERANCE
     batch = torch.stack(pictures((40, 56), (40, 56)))
     assert difference(model(batch), timm(batch)) < TOLERANCE
     written = to_format(model, "timm")
@@ -345,7 +347,7 @@ def test_named_model_equals_timms() -> None:
     model = create_model(name, depth=1).eval()
     load_pretrained(model, theirs.state_dict())
     images = pictures((256, 256), (64, 320), (128, 96))
-    assert difference(model(images), theirs(**timm_batch(images, patch=16))) < TOLERANCE
+    assert difference(model(images), theirs(timm_batch(images, patch=16))) < TOLERANCE
 
 
 PUBLIC: dict[str, dict[str, Any]] = {

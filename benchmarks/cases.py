@@ -68,4 +68,8 @@ CASES = {
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
+    # On images of mixed sizes, its reason to be, NaViT has a benchmark of its own: navit.py.
+    "naflexvit_base_patch16_parfac_gap": Case(
+        timm="naflexvit_base_patch16_parfac_gap", image_size=(3, 256, 256)
+    ),
 }

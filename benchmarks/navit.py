@@ -1,11 +1,11 @@
-"""Time NaViT on images of mixed sizes: a token beside one of the plain ViT, a batch beside the public package's.
+"""Time NaViT on images of mixed sizes: a token beside one of the plain ViT, and beside the public package's.
 
     python benchmarks/navit.py --public FOLDER
 
-FOLDER holds the public vit-pytorch package (`pip install --no-deps --target FOLDER vit-pytorch`). The plain ViT
-of the same width and depth takes a full batch of equal images; against the public package's two NaViTs ours
-has their form and their weights, and the logits are compared first. All take turns in one run, each in a process of
-its own. Above 1, ours is faster.
+FOLDER holds the public vit-pytorch package (`pip install --no-deps --target FOLDER vit-pytorch`). The plain
+ViT of the same width and depth takes a full batch of equal images. Against the public package's two NaViTs
+ours has their form and their weights, and logits are compared first. All take turns in one run, each in a
+process of its own. Above 1, ours is faster.
 """
 
 from __future__ import annotations

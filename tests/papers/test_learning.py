@@ -11,8 +11,9 @@ PLAIN = {"patch_size": 4, "dim": 64, "depth": 3, "heads": 4, "dim_head": 16, "ml
 CASES = {
     "vit_tiny_patch16_224": PLAIN,
     "simple_vit_tiny_patch16_224": PLAIN,
+    "navit_tiny_patch16": PLAIN,
 }
-EPOCHS: dict[str, int] = {}
+EPOCHS: dict[str, int] = {"navit_tiny_patch16": 15}
 
 
 @pytest.mark.parametrize("name", CASES)

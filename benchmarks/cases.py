@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+PUBLIC = "public vit-pytorch"
 Builder = Callable[[], nn.Module]
 
 
@@ -35,7 +36,7 @@ class Case:
     def libraries(self) -> list[str]:
         """Names of the libraries that have the model, ours first."""
         timm = ["timm"] if self.timm else []
-        public = ["public vit-pytorch"] if self.public else []
+        public = [PUBLIC] if self.public else []
         return ["ours", *timm, *self.others, *public]
 
     def build(self, name: str, library: str) -> nn.Module:
@@ -44,7 +45,7 @@ class Case:
             return import_module("vit_pytorch").create_model(name)
         if library == "timm":
             return import_module("timm").create_model(self.timm)
-        if library == "public vit-pytorch":
+        if library == PUBLIC:
             assert self.public is not None
             module, architecture, arguments = self.public
             return getattr(import_module(f"vit_pytorch.{module}"), architecture)(**arguments)
@@ -59,14 +60,61 @@ def _torchvision_vit() -> nn.Module:
     )
 
 
+def _timm_deit() -> nn.Module:
+    from timm import create_model
+
+    model: nn.Module = create_model("deit_small_patch16_224")
+    return model
+
+
 IMAGENET = {"image_size": 224, "num_classes": 1000}
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
+CCT_7X2 = {"img_size": 224, "n_conv_layers": 2, "kernel_size": 7, "positional_embedding": "learnable"}
+SL_VIT = {"patch_size": 8, "dim": 192, "depth": 9, "heads": 12, "dim_head": 16, "mlp_dim": 384}
 
 CASES = {
     "vit_small_patch16_224": Case(
         timm="vit_small_patch16_224",
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
+    ),
+    "xcit_small_12_p16_224": Case(
+        timm="xcit_small_12_p16_224",
+        public=(
+            "xcit",
+            "XCiT",
+            {**IMAGENET, **SMALL, "patch_size": 16, "heads": 8, "dim_head": 48, "cls_depth": 2},
+        ),
+    ),
+    "pit_s_224": Case(
+        timm="pit_s_224",
+        public=(
+            "pit",
+            "PiT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 144,
+                "depth": (2, 6, 4),
+                "heads": (3, 6, 12),
+                "dim_head": 48,
+                "mlp_dim": 1152,
+            },
+        ),
+    ),
+    # The public package samples at random, other numbers of tokens; what sampling saves is told by DeiT.
+    "deit_small_patch16_224_ats": Case(others={"timm without sampling": _timm_deit}),
+    "vit_small_patch16_224_patch_merger": Case(
+        public=(
+            "vit_with_patch_merger",
+            "ViT",
+            {**IMAGENET, **SMALL, "patch_size": 16, "patch_merge_layer": 6, "patch_merge_num_tokens": 8},
+        ),
+    ),
+    "cct_14_7x2_224": Case(public=("cct", "cct_14", CCT_7X2)),
+    "sl_vit_patch8_64": Case(
+        public=("vit_for_small_dataset", "ViT", {"num_classes": 200, "image_size": 64, **SL_VIT}),
+        image_size=(3, 64, 64),
     ),
     # On images of mixed sizes, its reason to be, NaViT has a benchmark of its own: navit.py.
     "naflexvit_base_patch16_parfac_gap": Case(

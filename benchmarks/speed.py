@@ -1,6 +1,6 @@
 """Time a model against its peers, all libraries in turn in one run, and print ratios.
 
-    python benchmarks/speed.py --public FOLDER
+    python benchmarks/speed.py vit_small_patch16_224 --public FOLDER
 
 FOLDER holds the public vit-pytorch package (`pip install --no-deps --target FOLDER vit-pytorch`), which
 has this package's import name. A ratio is the peer's time by ours: above 1, ours is faster.
@@ -13,23 +13,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
-from cases import CASES
+from cases import CASES, PUBLIC
+from worker import Cell
 
 HERE = Path(__file__).parent
+# The same for every library. Left alone, glibc's malloc moves the size from which it gives memory back to
+# the system with the largest block that a process happened to free, and page faults then cost one library
+# up to a sixth of its time and another nothing.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 class Worker:
-    """A library in its own process, which imports what lies in a folder."""
+    """A library in its own process."""
 
-    def __init__(self, arguments: Sequence[str], path: Path) -> None:
-        env = {**os.environ, "PYTHONPATH": str(path)}
-        command = [sys.executable, *arguments]
+    def __init__(self, case: str, library: str, threads: int, path: Path) -> None:
+        env = {**MALLOC, **os.environ, "PYTHONPATH": str(path)}
+        command = [sys.executable, str(HERE / "worker.py"), case, library, str(threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -52,7 +57,9 @@ class Worker:
 def main() -> None:
     """Run the comparison and print one row a cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--case", choices=CASES, default="vit_small_patch16_224")
+    parser.add_argument(
+        "cases", nargs="*", metavar="MODEL", help=f"any of {', '.join(CASES)}; all by default"
+    )
     parser.add_argument("--public", type=Path, help="folder with the public vit-pytorch package")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -62,36 +69,56 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     args = parser.parse_args()
 
-    libraries = [name for name in CASES[args.case].libraries if name != "public vit-pytorch" or args.public]
-    peers = [name for name in libraries if name != "ours"]
-    print(f"| {args.case} | batch | ours, ms | " + " | ".join(f"{p}, ratio" for p in peers) + " | peak MiB |")
-    print("|---|---|---|" + "---|" * len(peers) + "---|")
+    unknown = [name for name in args.cases if name not in CASES]
+    if unknown:
+        parser.error(f"no case is named {', '.join(unknown)}, only {', '.join(CASES)}")
     rows = []
-    for mode, dtype, batch in product(args.modes, args.dtypes, args.batches):
-        rows.append(row := measure(args, libraries, mode, dtype, batch))
-        ratios = " | ".join(f"{row['ratio'][peer]:.2f}" for peer in peers)
-        peaks = ", ".join(f"{name} {row['peak_mib'][name]:.0f}" for name in libraries)
-        print(f"| {mode} {dtype} | {batch} | {row['ms']['ours']:.1f} | {ratios} | {peaks} |", flush=True)
+    for name in args.cases or CASES:
+        rows += run_case(args, name)
+    print_summary(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(
-    args: argparse.Namespace, libraries: list[str], mode: str, dtype: str, batch: int
-) -> dict[str, Any]:
+def run_case(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """Time all cells of one model and print them as a table."""
+    libraries = [library for library in CASES[name].libraries if library != PUBLIC or args.public]
+    peers = [library for library in libraries if library != "ours"]
+    print(f"| {name} | batch | ours, ms | " + " | ".join(f"{p}, ratio" for p in peers) + " | peak MiB |")
+    print("|---|---|---|" + "---|" * len(peers) + "---|")
+    rows = []
+    for mode, dtype, batch in product(args.modes, args.dtypes, args.batches):
+        rows.append(row := measure(args, name, libraries, Cell(mode, dtype, batch)))
+        ratios = " | ".join(f"{row['ratio'][peer]:.2f}" for peer in peers)
+        peaks = ", ".join(f"{library} {row['peak_mib'][library]:.0f}" for library in libraries)
+        print(f"| {mode} {dtype} | {batch} | {row['ms']['ours']:.1f} | {ratios} | {peaks} |", flush=True)
+    print()
+    return rows
+
+
+def print_summary(rows: list[dict[str, Any]]) -> None:
+    """Print the geometric mean and the smallest of the ratios against each peer."""
+    for peer in sorted({peer for row in rows for peer in row["ratio"]} - {"ours"}):
+        ratios: dict[str, list[float]] = {row["model"]: [] for row in rows if peer in row["ratio"]}
+        for row in rows:
+            if peer in row["ratio"]:
+                ratios[row["model"]].append(row["ratio"][peer])
+        every = [ratio for some in ratios.values() for ratio in some]
+        worst = min(ratios, key=lambda model: min(ratios[model]))
+        print(f"{peer}: geometric mean {geometric_mean(every):.2f}, least {min(every):.2f} ({worst})")
+
+
+def measure(args: argparse.Namespace, model: str, libraries: list[str], cell: Cell) -> dict[str, Any]:
     """Time one cell in fresh processes, a step of each library in turn.
 
     A round's ratio compares neighbours in time, so that a machine's slow moments hit both; the median
     over rounds is reported.
     """
     workers = {
-        name: Worker(
-            [str(HERE / "worker.py"), args.case, name, str(args.threads)],
-            args.public if name == "public vit-pytorch" else HERE.parent,
-        )
+        name: Worker(model, name, args.threads, args.public if name == PUBLIC else HERE.parent)
         for name in libraries
     }
-    request = {"mode": mode, "dtype": dtype, "batch": batch, "warmup": 3, "steps": 2 if batch > 1 else 5}
+    request = {**asdict(cell), "warmup": 3, "steps": 2 if cell.batch > 1 else 5}
     times: dict[str, list[float]] = {name: [] for name in libraries}
     answers: dict[str, dict[str, Any]] = {}
     for worker in workers.values():
@@ -108,9 +135,8 @@ def measure(
         for name in libraries
     }
     return {
-        "mode": mode,
-        "dtype": dtype,
-        "batch": batch,
+        "model": model,
+        **asdict(cell),
         "ms": {name: 1000 * median(seconds) for name, seconds in times.items()},
         "ratio": ratio,
         "peak_mib": {name: answers[name]["peak_mib"] for name in libraries},

@@ -25,12 +25,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.encoder import FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.packing import (
     HeadNorm,
     PackedAttention,
     PackedBlock,
-    PackedEncoder,
     PackedPool,
     Packing,
     QueryPool,
@@ -96,7 +95,6 @@ class NaViT(PlainModel):
 
     patch_embed: PatchEmbed
     positions: FactorisedPositions
-    encoder: PackedEncoder
 
     def __init__(
         self,
@@ -168,7 +166,7 @@ class NaViT(PlainModel):
         self.prefix = PrefixTokens(dim, class_token=False, registers=num_registers)
         self.positions = FactorisedPositions(grid.shape, dim, kind=pos_type)
         self.dropout = nn.Dropout(emb_dropout)
-        self.encoder = PackedEncoder(block, depth=depth)
+        self.encoder = Encoder(block, depth=depth)
         bare = pool == "map" and not pool_mlp
         self.norm = nn.Identity() if fc_norm else norm()
         self.fc_norm = norm() if fc_norm or bare else nn.Identity()

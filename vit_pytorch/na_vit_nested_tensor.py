@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_pytorch import na_vit
+from vit_pytorch.na_vit import Images
+from vit_pytorch.na_vit import NaViT as PackedNaViT
 
 
-class NaViT(na_vit.NaViT):
+class NaViT(PackedNaViT):
     """NaViT whose features are nested tensors; its arguments are those of `na_vit.NaViT`."""
 
-    def forward_features(self, images: na_vit.Images, longest: int | None = None) -> Any:
+    def forward_features(self, images: Images, longest: int | None = None) -> Any:
         """Compute the tokens after the final norm.
 
         Args:

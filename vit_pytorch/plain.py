@@ -111,7 +111,7 @@ class PlainModel(VisionModel):
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))
 
-    def encode(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def encode(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """Run the encoder and its final norm (equations 2 to 4)."""
         return self.norm(self.encoder(tokens))
 
@@ -150,7 +150,7 @@ class PlainModel(VisionModel):
         """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
-        layers = take_layers(indices, len(self.encoder.blocks))
+        layers = take_layers(indices, len(self.feature_info))
         last, taken = self.encoder.intermediates(self.embed(images), layers, stop_early=stop_early)
         if norm:
             taken = [self.norm(tokens) for tokens in taken]
@@ -205,7 +205,7 @@ class PlainModel(VisionModel):
         """Pool by the class token or by the mean from now on."""
         if pool == self.pool:
             return
-        if self.pool == "map" or pool not in ("cls", "mean"):
+        if not {self.pool, pool} <= {"cls", "mean"}:
             raise ValueError(f"pooling cannot change from {self.pool!r} to {pool!r}")
         class_token = self.prefix.class_token is not None
         if pool == "cls" and not class_token:

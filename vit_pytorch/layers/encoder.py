@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -132,9 +133,9 @@ class Residual(nn.Module):
         self.branch = branch
         self.tail = nn.Sequential(*tail)
 
-    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Add the branch to its input."""
-        return x + self.tail(self.branch(self.norm(x)))
+    def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
+        """Add the branch to its input; the branch is handed the context, too."""
+        return x + self.tail(self.branch(self.norm(x), *context))
 
 
 class Block(nn.Module):
@@ -168,33 +169,37 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
         self.grad_checkpointing = False
 
-    def steps(self, x: Float[Tensor, "b n d"]) -> Iterator[Float[Tensor, "b n d"]]:
-        """Give the tokens after every block in turn."""
+    def steps(self, x: Float[Tensor, "b n d"], *context: Any) -> Iterator[Float[Tensor, "b n d"]]:
+        """Give the tokens after every block in turn; each block is handed the context, too."""
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = self.run(block, x, *context)
             yield x
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def run(self, block: nn.Module, *inputs: Any) -> Any:
+        """Apply one block, whose activations are recomputed in the backward pass where told."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b m d"]:
         """Apply all blocks."""
-        for tokens in self.steps(x):
+        for tokens in self.steps(x, *context):
             x = tokens
         return x
 
     def intermediates(
-        self, x: Float[Tensor, "b n d"], layers: Collection[int], *, stop_early: bool = False
-    ) -> tuple[Float[Tensor, "b n d"], list[Float[Tensor, "b n d"]]]:
+        self, x: Float[Tensor, "b n d"], layers: Collection[int], *context: Any, stop_early: bool = False
+    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b n d"]]]:
         """Give the last tokens and those after the blocks asked for, in the order of depth.
 
         Args:
             x: tokens that enter the first block.
             layers: indices of blocks.
+            context: what every block is handed beside the tokens.
             stop_early: leave out the blocks after the last one asked for.
         """
         taken = []
-        for layer, tokens in enumerate(self.steps(x)):
+        for layer, tokens in enumerate(self.steps(x, *context)):
             x = tokens
             if layer in layers:
                 taken.append(x)

@@ -6,7 +6,7 @@ sequence; neighbours of equal length are one batch of views, so that sorted leng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, DropPath, Encoder, Residual
+from vit_pytorch.layers.encoder import Block, DropPath, Residual
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.tokens import AttentionPool
 
@@ -98,30 +97,6 @@ class PackedBlock(Block):
             return super().forward(x)
         x = x + _tail(self.attention, self.attention.branch(self.attention.norm(x), packing), packing)
         return x + _tail(self.feedforward, self.feedforward.branch(self.feedforward.norm(x)), packing)
-
-
-class PackedEncoder(Encoder):
-    """A stack of packed blocks."""
-
-    def steps(
-        self, x: Float[Tensor, "*b n d"], packing: Packing | None = None
-    ) -> Iterator[Float[Tensor, "*b n d"]]:
-        """Give the tokens after every block in turn."""
-        if packing is None:
-            yield from super().steps(x)
-            return
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, packing, use_reentrant=False)
-            else:
-                x = block(x, packing)
-            yield x
-
-    def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "*b n d"]:
-        """Apply all blocks, to a batch or to a packed tensor."""
-        for tokens in self.steps(x, packing):
-            x = tokens
-        return x
 
 
 class PackedPool(AttentionPool):

@@ -1,6 +1,7 @@
 """NaViT at the sizes of the ViT paper (Dehghani et al. 2023), and timm's with factorised positions."""
 
-from vit_pytorch import na_vit, na_vit_nested_tensor
+from vit_pytorch.na_vit import NaViT
+from vit_pytorch.na_vit_nested_tensor import NaViT as NestedNaViT
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.registry.vit import SIZES, TINY
 
@@ -11,7 +12,7 @@ PARAMETERS = {
     "large": 316_677_096,
 }
 PREPARE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 1.0}
-CLASSES = {"navit": na_vit.NaViT, "navit_nested": na_vit_nested_tensor.NaViT}
+CLASSES = {"navit": NaViT, "navit_nested": NestedNaViT}
 
 
 def _entry(kind: str, size: str) -> ModelEntry:
@@ -29,7 +30,7 @@ ENTRIES = [
     *(_entry(kind, size) for kind in CLASSES for size in PARAMETERS),
     ModelEntry(
         name="naflexvit_base_patch16_parfac_gap",
-        architecture=na_vit.NaViT,
+        architecture=NaViT,
         config={
             "image_size": 256,
             "patch_size": 16,

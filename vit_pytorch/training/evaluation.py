@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vit_pytorch.training.data import ImageLoader, Preprocessing
+from vit_pytorch.training.data.transforms import move
 
 MOST_WRONG = 25
 
@@ -99,7 +100,7 @@ def evaluate(
     training = model.training
     model.eval()
     for images, labels in (batch for loader in loaders for batch in loader):
-        logits = model(images.to(device)).float().cpu()
+        logits = model(move(images, device)).float().cpu()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
         confusion += torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)

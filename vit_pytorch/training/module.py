@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from vit_pytorch.training.data.transforms import Images
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
 
 IGNORED = -100
@@ -66,11 +67,11 @@ class Classifier(L.LightningModule):
         self.test_confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED)
         self.confusion: Tensor | None = None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+    def forward(self, images: Images) -> Tensor:
+        """Logits of a batch of images, or of a list of images of different sizes."""
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch of images and targets: labels ``(b,)``, or probabilities ``(b, num_classes)``."""
         images, targets = batch
         check_targets(targets, self.num_classes)
@@ -82,7 +83,7 @@ class Classifier(L.LightningModule):
         self.log("lr", rate, on_step=True, on_epoch=False)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> None:
         """Measure a batch for validation."""
         logits, labels = self._measure(batch, "val", self.val_metrics), batch[1]
         objective = F.cross_entropy(
@@ -91,7 +92,7 @@ class Classifier(L.LightningModule):
         counted = int((labels != IGNORED).sum())
         self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> None:
         """Measure a batch for the test."""
         logits = self._measure(batch, "test", self.test_metrics)
         self.test_confusion.update(logits, batch[1])
@@ -101,7 +102,7 @@ class Classifier(L.LightningModule):
         self.confusion = self.test_confusion.compute().cpu()
         self.test_confusion.reset()
 
-    def _measure(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> Tensor:
+    def _measure(self, batch: tuple[Images, Tensor], stage: str, metrics: MetricCollection) -> Tensor:
         images, labels = batch
         counted = check_targets(labels, self.num_classes)
         logits = self(images)

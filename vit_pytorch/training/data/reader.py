@@ -15,7 +15,9 @@ from vit_pytorch.training.data.plan import BatchRequest
 from vit_pytorch.training.data.seeding import generator_for, seeded
 from vit_pytorch.training.data.transforms import (
     Augmentation,
+    Images,
     Preprocessing,
+    collate,
     eval_transform,
     mix_transform,
     train_transform,
@@ -26,12 +28,12 @@ class Batch(NamedTuple):
     """What a worker answers.
 
     Args:
-        images: The model's input.
+        images: The model's input; a list where images differ in size.
         labels: Classes, or probabilities of classes where images are mixed.
         bad: Name and fault of each image that is left out because it cannot be decoded.
     """
 
-    images: Float[Tensor, "b c h w"]
+    images: Images
     labels: Shaped[Tensor, "b *k"]
     bad: tuple[tuple[str, str], ...] = ()
 
@@ -66,7 +68,8 @@ class BatchReader(Dataset[Batch]):
         self.prep = prep
         self.seed = seed
         self.reading = reading
-        self.together = isinstance(images, ArrayImages) and not (augmentation and augmentation.recolors)
+        one_by_one = prep.max_tokens is not None or (augmentation is not None and augmentation.recolors)
+        self.together = isinstance(images, ArrayImages) and not one_by_one
         self.mix = mix_transform(augmentation, num_classes) if augmentation else None
         self.transform = train_transform(prep, augmentation) if augmentation else eval_transform(prep)
         self.augment = BatchAugment(prep, augmentation) if augmentation and self.together else None
@@ -76,6 +79,7 @@ class BatchReader(Dataset[Batch]):
         batch = self._read_together(request) if self.together else self._read_singly(request)
         if self.mix is None or not len(batch.images):
             return batch
+        assert isinstance(batch.images, Tensor), "images of different sizes are not mixed"
         with seeded(self.seed, request.epoch, request.batch):
             return Batch(*self.mix(batch.images, batch.labels), bad=batch.bad)
 
@@ -113,8 +117,7 @@ class BatchReader(Dataset[Batch]):
             with seeded(self.seed, request.epoch, index):
                 images.append(self.transform(image))
             kept.append(index)
-        stacked = torch.stack(images) if images else torch.empty(0, self.prep.channels, *self.prep.image_size)
-        return Batch(stacked, self.images.labels[kept], tuple(bad))
+        return Batch(collate(images, self.prep), self.images.labels[kept], tuple(bad))
 
     def _note(self, index: int) -> None:
         worker = get_worker_info()

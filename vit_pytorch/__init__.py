@@ -23,6 +23,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`.
+- NaViT: any Aspect Ratio and Resolution (arXiv:2307.06304): `vit_pytorch.na_vit`, `NaViT`
+- NaViT in nested tensors (arXiv:2307.06304): `vit_pytorch.na_vit_nested_tensor`, `NaViT`
 """
 
 from vit_pytorch.create import create_model

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vit_pytorch.layers.positions import (
+    FactorisedPositions,
     LearnedPositions,
     SinCosPositions,
     crop_table,
@@ -87,3 +88,29 @@ def test_resize_of_another_grid():
 
 def test_resize_keeps_the_dtype():
     assert resize_table(torch.randn(1, 4, 8).bfloat16(), (2, 2), (3, 3)).dtype == torch.bfloat16
+
+
+def test_factorised_positions_add_row_and_column():
+    positions = FactorisedPositions((4, 6), 8)
+    table = positions((3, 5))
+    assert table.shape == (1, 15, 8)
+    for cell in range(15):
+        row, column = divmod(cell, 5)
+        assert table[0, cell].equal(positions.rows[0, row] + positions.columns[0, column])
+
+
+@pytest.mark.parametrize(("kind", "extents"), [("frac", (2, 12)), ("aspect", (12, 12))])
+def test_factorised_positions_are_interpolated(kind, extents):
+    """The middle of a cell, as a part of the side, is where the table is read, linearly between its cells."""
+    positions = FactorisedPositions((4, 6), 8, kind=kind)
+    table = positions((2, 12)).unflatten(1, (2, 12))[0]
+    for row, column in ((0, 0), (1, 5), (0, 11), (1, 8)):
+        want = torch.zeros(8)
+        for entries, place, extent in zip(
+            (positions.rows[0], positions.columns[0]), (row, column), extents, strict=True
+        ):
+            at = min(max((place + 0.5) / extent * len(entries) - 0.5, 0), len(entries) - 1)
+            low = int(at)
+            high = min(low + 1, len(entries) - 1)
+            want = want + entries[low] * (1 - (at - low)) + entries[high] * (at - low)
+        torch.testing.assert_close(table[row, column], want)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
@@ -15,6 +14,7 @@ from vit_pytorch.cli.tables import table
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import ImageLoader, Splits, eval_transform, load_images, open_data
 from vit_pytorch.training.data.loader import OnBad
+from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.saved import SavedClassifier, load_classifier
@@ -129,7 +129,8 @@ def _predict(
     device = next(model.parameters()).device
     found = load_images(paths, channels=saved.preprocessing.channels, on_bad=on_bad)
     while batch := list(islice(found, batch_size)):
-        images: Tensor = torch.stack([transform(image) for _, image in batch]).to(device)
+        prepared = [transform(image) for _, image in batch]
+        images = move(collate(prepared, saved.preprocessing), device)
         with torch.no_grad():
             probabilities, indices = model(images).softmax(1).topk(min(top, len(saved.classes)))
         for (path, _), values, chosen in zip(batch, probabilities.tolist(), indices.tolist(), strict=True):

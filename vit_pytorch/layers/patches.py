@@ -136,10 +136,16 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Embed an array; the tokens come in row-major order of the grid."""
-        if self.norm_in is None or self.norm_out is None:
+        if self.norm_in is None:
             return self.proj(x).flatten(2).transpose(1, 2)
+        return self.project(self.grid.patchify(x))
+
+    def project(self, patches: Float[Tensor, "*b p"]) -> Float[Tensor, "*b d"]:
+        """Embed patches that are flattened already, as `PatchGrid.patchify` does."""
         weight = self.proj.weight.movedim(1, -1).flatten(1)
-        return self.norm_out(F.linear(self.norm_in(self.grid.patchify(x)), weight, self.proj.bias))
+        if self.norm_in is None or self.norm_out is None:
+            return F.linear(patches, weight, self.proj.bias)
+        return self.norm_out(F.linear(self.norm_in(patches), weight, self.proj.bias))
 
 
 class ConvStem(nn.Module):

@@ -129,6 +129,43 @@ class SequencePositions(SinCosPositions):
         return torch.where(channel % 2 == 0, angles.sin(), angles.cos())[None].float()
 
 
+class FactorisedPositions(Positions):
+    """The sum of a learned embedding of the row and one of the column (NaViT, arXiv:2307.06304, section 2.1).
+
+    Args:
+        grid: cells along each axis that the two tables have.
+        dim: width of a token.
+        kind: "abs" takes the table's entries one by one; "frac" interpolates it along each side of the
+            grid asked for; "aspect" interpolates both along the longer side.
+    """
+
+    def __init__(self, grid: Sequence[int], dim: int, *, kind: str = "abs") -> None:
+        super().__init__(grid)
+        self.kind = kind
+        self.rows = nn.Parameter(torch.empty(1, grid[0], dim))
+        self.columns = nn.Parameter(torch.empty(1, grid[1], dim))
+        for table in (self.rows, self.columns):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
+        """Give the embeddings of a grid's cells."""
+        extents = (max(grid), max(grid)) if self.kind == "aspect" else tuple(grid)
+        rows: Tensor = self.rows
+        columns: Tensor = self.columns
+        if self.kind != "abs":
+            rows, columns = _stretch(rows, extents[0]), _stretch(columns, extents[1])
+        rows, columns = rows[:, : grid[0]], columns[:, : grid[1]]
+        return (rows.unsqueeze(2) + columns.unsqueeze(1)).flatten(1, 2)
+
+
+def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:
+    """Interpolate a table of one axis to another extent."""
+    if extent == table.shape[1]:
+        return table
+    stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)
+    return stretched.transpose(1, 2).to(table.dtype)
+
+
 def crop_table(
     table: Float[Tensor, "1 n d"], old: Sequence[int], new: Sequence[int]
 ) -> Float[Tensor, "1 m d"]:

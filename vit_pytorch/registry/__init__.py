@@ -23,6 +23,7 @@ FAMILIES = (
     "cait",
     "cross_vit",
     "parallel_vit",
+    "na_vit",
 )
 
 

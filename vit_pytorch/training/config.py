@@ -29,6 +29,8 @@ class DataConfig:
         std: Divides after that; likewise.
         interpolation: How images are resized; the model's own if left out.
         crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
+        max_tokens: Patches of an image at most, for models that take images of different sizes (`navit_*`):
+            images then keep their aspect ratio. One size, the model's, if left out.
         val_fraction: Part of each class held out for validation, where the data has no such split.
         test_fraction: Part of each class held out for the test, where the data is not split at all.
         split_seed: Chooses the images that are held out; the run's seed if left out.
@@ -42,6 +44,7 @@ class DataConfig:
     std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None
     crop_pct: float | None = None
+    max_tokens: int | None = None
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     split_seed: int | None = None

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vit_pytorch.training.data import Preprocessing
+from vit_pytorch.training.data.transforms import Images, move
 from vit_pytorch.training.module import IGNORED, check_targets
 
 MOST_WRONG = 25
@@ -81,7 +82,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loaders: Iterable[Iterable[tuple[Tensor, Tensor]]],
+    loaders: Iterable[Iterable[tuple[Images, Tensor]]],
     classes: Sequence[str],
     preprocessing: Preprocessing,
 ) -> Evaluation:
@@ -106,14 +107,15 @@ def evaluate(
     training = model.training
     model.eval()
     for images, labels in (batch for loader in loaders for batch in loader):
-        if check_targets(labels, count) < len(labels):
-            images, labels = images[labels != IGNORED], labels[labels != IGNORED]
-        logits = model(images.to(device)).float().cpu()
+        check_targets(labels, count)
+        counted = labels != IGNORED
+        logits = model(move(images, device)).float().cpu()[counted]
+        shown, labels = counted.nonzero().flatten().tolist(), labels[counted]
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
         confusion += torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)
         for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
-            image = (images[i] * std + mean).clamp(0, 1)
+            image = (images[shown[i]] * std + mean).clamp(0, 1)
             wrong.append(Wrong(image, int(labels[i]), int(predicted[i]), float(probabilities[i])))
     model.train(training)
     return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), tuple(wrong))

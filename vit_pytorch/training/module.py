@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from vit_pytorch.training.data.transforms import Images
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
 
 IGNORED = -100
@@ -65,11 +66,11 @@ class Classifier(L.LightningModule):
             accuracies["accuracy_top5"] = top5
         self.val_metrics = MetricCollection(accuracies, prefix="val/")
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of images."""
+    def forward(self, images: Images) -> Tensor:
+        """Logits of a batch of images, or of a list of images of different sizes."""
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch of images and targets: labels ``(b,)``, or probabilities ``(b, num_classes)``."""
         images, targets = batch
         check_targets(targets, self.num_classes)
@@ -81,7 +82,7 @@ class Classifier(L.LightningModule):
         self.log("lr", rate, on_step=True, on_epoch=False)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> None:
         """Measure a batch for validation."""
         images, labels = batch
         counted = check_targets(labels, self.num_classes)

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.model import VisionModel
+from vit_pytorch.na_vit import NaViT
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
@@ -63,6 +64,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     splits = open_splits(config)
     L.seed_everything(config.seed, verbose=False)
     model = build_model(config, splits)
+    data = image_data(config, splits, model)
     folder = _claim(folder, numbered=numbered, resume=resume)
     history = History(folder / METRICS, show=not sys.stdout.isatty())
     trainer = _trainer(config, folder, history, steps=len(splits.train) // config.device_batch_size)
@@ -75,7 +77,6 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         schedule=config.schedule,
         label_smoothing=config.label_smoothing,
     )
-    data = image_data(config, splits, model)
     fit(trainer, module, data, ckpt_path=checkpoint)
     if trainer.is_global_zero:
         report(config, folder, splits, skipped=data.bad)
@@ -132,8 +133,18 @@ def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
 
 
 def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> ImageData:
-    """Prepare the data as a configuration says, or as the model wants it where that says nothing."""
+    """Prepare the data as a configuration says, or as the model wants it where that says nothing.
+
+    Raises:
+        ValueError: Where images shall differ in size, and the model takes those of one size.
+    """
     cfg, data = model.default_cfg, config.data
+    if data.max_tokens is not None and not isinstance(model, NaViT):
+        raise ValueError(
+            "data.max_tokens needs a model that takes images of different sizes, such as "
+            f"navit_small_patch16; got {config.model['name']}"
+        )
+    patch = model.grid.patch if isinstance(model, NaViT) else (16, 16)
     height, width = model.image_size
     return ImageData(
         splits,
@@ -146,6 +157,8 @@ def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> Image
         std=cfg["std"] if data.std is None else data.std,
         interpolation=cfg["interpolation"] if data.interpolation is None else data.interpolation,
         crop_pct=cfg["crop_pct"] if data.crop_pct is None else data.crop_pct,
+        max_tokens=data.max_tokens,
+        patch_size=(patch[0], patch[1]),
         seed=config.seed,
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,

@@ -35,6 +35,8 @@ def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> N
         std=tuple(prep.std),
         interpolation=prep.interpolation,
         crop_pct=prep.crop_pct,
+        max_tokens=prep.max_tokens,
+        patch_size=prep.patch_size,
         label_names=saved.classes,
     )
     saved.model.save_pretrained(Path(folder))
@@ -59,5 +61,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
         std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"],
         crop_pct=cfg["crop_pct"],
+        max_tokens=cfg.get("max_tokens"),
+        patch_size=tuple(cfg.get("patch_size", Preprocessing.patch_size)),
     )
     return SavedClassifier(model, classes, preprocessing)

@@ -21,6 +21,7 @@ TABLES = {
     "CaiT": "cait",
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
+    "NaViT": "na_vit",
 }
 
 

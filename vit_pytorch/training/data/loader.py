@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,7 +20,7 @@ from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import BadImageError
 from vit_pytorch.training.data.plan import BatchPlan
 from vit_pytorch.training.data.reader import Batch, BatchReader
-from vit_pytorch.training.data.transforms import Augmentation, Preprocessing
+from vit_pytorch.training.data.transforms import Augmentation, Images, Preprocessing
 
 OnBad = Literal["stop", "skip"]
 
@@ -94,7 +94,7 @@ class ImageLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Float[Tensor, "b c h w"], Shaped[Tensor, "b *k"]]]:
+    def __iter__(self) -> Iterator[tuple[Images, Shaped[Tensor, "b *k"]]]:
         # A generator begins at the first batch, not before: Lightning calls iter() ahead of set_epoch().
         start = self._resume[1] if self._resume is not None and self._resume[0] == self.sampler.epoch else 0
         self._resume = None

@@ -8,7 +8,13 @@ import lightning as L
 from vit_pytorch.training.data.datasets import ImageDataset, Splits
 from vit_pytorch.training.data.loader import ImageLoader, OnBad
 from vit_pytorch.training.data.sources import open_data
-from vit_pytorch.training.data.transforms import UNCHANGED, Augmentation, Interpolation, Preprocessing
+from vit_pytorch.training.data.transforms import (
+    UNCHANGED,
+    Augmentation,
+    Interpolation,
+    Preprocessing,
+    check_native,
+)
 
 
 class ImageData(L.LightningDataModule):
@@ -35,6 +41,9 @@ class ImageData(L.LightningDataModule):
         std: Divides after that; likewise.
         interpolation: How images are resized.
         crop_pct: Part of the resized height and width that the centre crop of evaluation keeps.
+        max_tokens: Patches of an image at most, for models that take images of different sizes: images then
+            keep their aspect ratio, and a batch is (list of images ``c h w``, labels). None for one size.
+        patch_size: Height and width of a patch, where ``max_tokens`` is given.
         seed: Of order, augmentation and mixing.
         split_seed: Chooses which images are held out where the data is not split by itself.
         val_fraction: Part of each class held out for validation, where the data has no such split.
@@ -60,6 +69,8 @@ class ImageData(L.LightningDataModule):
         std: Sequence[float] = (0.5,),
         interpolation: Interpolation = "bilinear",
         crop_pct: float = 1.0,
+        max_tokens: int | None = None,
+        patch_size: tuple[int, int] = (16, 16),
         seed: int = 0,
         split_seed: int = 0,
         val_fraction: float = 0.1,
@@ -70,6 +81,8 @@ class ImageData(L.LightningDataModule):
         super().__init__()
         if on_bad not in ("stop", "skip"):
             raise ValueError(f"on_bad must be 'stop' or 'skip', got {on_bad!r}")
+        if max_tokens is not None:
+            check_native(augmentation)
         self.data = data
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.batch_size = batch_size
@@ -79,6 +92,8 @@ class ImageData(L.LightningDataModule):
         self.std = std
         self.interpolation: Interpolation = interpolation
         self.crop_pct = crop_pct
+        self.max_tokens = max_tokens
+        self.patch_size = patch_size
         self.seed = seed
         self.split_seed = split_seed
         self.val_fraction = val_fraction
@@ -142,6 +157,8 @@ class ImageData(L.LightningDataModule):
             std=self.std,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
+            max_tokens=self.max_tokens,
+            patch_size=self.patch_size,
         )
 
     @property

@@ -15,7 +15,9 @@ from vit_pytorch.training.data.plan import BatchRequest
 from vit_pytorch.training.data.seeding import generator_for, seeded
 from vit_pytorch.training.data.transforms import (
     Augmentation,
+    Images,
     Preprocessing,
+    collate,
     eval_transform,
     mix_transform,
     train_transform,
@@ -26,12 +28,13 @@ class Batch(NamedTuple):
     """What a worker answers.
 
     Args:
-        images: The model's input, in the memory format that convolutions are fastest with.
+        images: The model's input, in the memory format that convolutions are fastest with; a list where
+            images differ in size.
         labels: Classes, or probabilities of classes where images are mixed.
         bad: Name and fault of each image that is left out because it cannot be decoded.
     """
 
-    images: Float[Tensor, "b c h w"]
+    images: Images
     labels: Shaped[Tensor, "b *k"]
     bad: tuple[tuple[str, str], ...] = ()
 
@@ -66,7 +69,8 @@ class BatchReader(Dataset[Batch]):
         self.prep = prep
         self.seed = seed
         self.reading = reading
-        self.together = isinstance(images, ArrayImages) and not (augmentation and augmentation.recolors)
+        one_by_one = prep.max_tokens is not None or (augmentation is not None and augmentation.recolors)
+        self.together = isinstance(images, ArrayImages) and not one_by_one
         self.mix = mix_transform(augmentation, num_classes) if augmentation else None
         self.transform = train_transform(prep, augmentation) if augmentation else eval_transform(prep)
         self.augment = BatchAugment(prep, augmentation) if augmentation and self.together else None
@@ -75,6 +79,9 @@ class BatchReader(Dataset[Batch]):
     def __getitem__(self, request: BatchRequest) -> Batch:
         batch = self._read_together(request) if self.together else self._read_singly(request)
         images, labels = batch.images, batch.labels
+        if not isinstance(images, Tensor):
+            assert self.mix is None, "images of different sizes are not mixed"
+            return batch
         if self.mix is not None and len(images):
             with seeded(self.seed, request.epoch, request.batch):
                 images, labels = self.mix(images, labels)
@@ -114,8 +121,7 @@ class BatchReader(Dataset[Batch]):
             with seeded(self.seed, request.epoch, index):
                 images.append(self.transform(image))
             kept.append(index)
-        stacked = torch.stack(images) if images else torch.empty(0, self.prep.channels, *self.prep.image_size)
-        return Batch(stacked, self.images.labels[kept], tuple(bad))
+        return Batch(collate(images, self.prep), self.images.labels[kept], tuple(bad))
 
     def _note(self, index: int) -> None:
         worker = get_worker_info()

@@ -10,7 +10,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from vit_pytorch.training.data.native import FitTokens, RandomRegion
+
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Images = Float[Tensor, "b c h w"] | list[Float[Tensor, "c h w"]]
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ class Preprocessing:
         std: Divides after that; likewise.
         interpolation: How images are resized.
         crop_pct: Part of the resized height and width that the centre crop keeps.
+        max_tokens: Patches of an image at most, where images keep their aspect ratio and come as a list
+            of different sizes, each a multiple of the patch and ``image_size`` at most; None for one size.
+        patch_size: Height and width of a patch, where ``max_tokens`` is given.
 
     Raises:
         ValueError: A value is out of its range.
@@ -112,8 +118,12 @@ class Preprocessing:
     std: Sequence[float] = (0.5,)
     interpolation: Interpolation = "bilinear"
     crop_pct: float = 1.0
+    max_tokens: int | None = None
+    patch_size: tuple[int, int] = (16, 16)
 
     def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if min(self.image_size) < 1:
             raise ValueError(f"image_size must be positive, got {self.image_size}")
         if not 0 < self.crop_pct <= 1:
@@ -129,6 +139,41 @@ class Preprocessing:
     def mode(self) -> v2.InterpolationMode:
         """The interpolation, as torchvision names it."""
         return v2.InterpolationMode(self.interpolation)
+
+
+def collate(images: Sequence[Float[Tensor, "c h w"]], prep: Preprocessing) -> Images:
+    """Make a batch of images: one tensor, or the list of them where sizes differ."""
+    if prep.max_tokens is not None:
+        return list(images)
+    return torch.stack(list(images)) if images else torch.empty(0, prep.channels, *prep.image_size)
+
+
+def move(images: Images, device: torch.device) -> Images:
+    """Put a batch of images on a device."""
+    return images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+
+
+def check_native(augmentation: Augmentation) -> None:
+    """Hold that an augmentation suits images that differ in size.
+
+    Raises:
+        ValueError: It moves them within one size, or mixes them with each other.
+    """
+    a = augmentation
+    if a.shift or a.mixes:
+        raise ValueError(
+            "with max_tokens images differ in size: shift, mixup and cutmix must be 0, "
+            f"got {a.shift}, {a.mixup} and {a.cutmix}"
+        )
+
+
+def fit_size(prep: Preprocessing) -> v2.Transform:
+    """Return the transform that brings an image to a size that the model takes."""
+    if prep.max_tokens is None:
+        return CoverAndCrop(prep)
+    return FitTokens(
+        patch=prep.patch_size, largest=prep.image_size, max_tokens=prep.max_tokens, mode=prep.mode
+    )
 
 
 class CoverAndCrop(v2.Transform):
@@ -158,7 +203,7 @@ def normalize(prep: Preprocessing) -> v2.Transform:
 
 def eval_transform(prep: Preprocessing) -> v2.Transform:
     """Return the transform of evaluation (resize, centre crop, normalise) for one image or a batch."""
-    return v2.Compose([CoverAndCrop(prep), normalize(prep)])
+    return v2.Compose([fit_size(prep), normalize(prep)])
 
 
 def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Transform:
@@ -166,10 +211,18 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
 
     The order is that of DeiT: crop, flip, affine changes, RandAugment, colour, normalise, erase. It draws
     from torch's global generator.
+
+    Raises:
+        ValueError: Images shall keep their aspect ratio, and be augmented in a way that needs one size.
     """
     a = augmentation
     steps: list[v2.Transform] = []
-    if a.crop_scale is not None:
+    if prep.max_tokens is not None:
+        check_native(a)
+        if a.crop_scale is not None:
+            steps.append(RandomRegion(prep.image_size, scale=a.crop_scale, ratio=a.crop_ratio))
+        steps.append(fit_size(prep))
+    elif a.crop_scale is not None:
         steps.append(
             v2.RandomResizedCrop(
                 prep.image_size,

@@ -264,7 +264,7 @@ class TokenBlock(nn.Module):
 class RandomFeatures(nn.Module):
     """Attention by positive random features of the softmax kernel (Performer, arXiv:2009.14794).
 
-    With f(x) = exp(w x - |x|^2 / 2) over m orthogonal directions w of length sqrt(m), the mean of f(q) f(k)
+    With f(x) = exp(w x - x x / 2) over m orthogonal directions w of length sqrt(m), the mean of f(q) f(k)
     stands for exp(q k). Scores are not scaled. Time and memory are linear in the number of tokens.
 
     Args:

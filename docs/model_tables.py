@@ -13,7 +13,12 @@ from vit_pytorch.registry import entries
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-COLUMNS = {"width": "dim", "depth": "depth", "heads": "heads", "patch": "patch_size"}
+COLUMNS = {
+    "width": ("dim", "embedding_dim"),
+    "depth": ("depth", "num_layers"),
+    "heads": ("heads", "num_heads"),
+    "patch": ("patch_size",),
+}
 
 
 class NamedModels(SphinxDirective):
@@ -26,9 +31,14 @@ class NamedModels(SphinxDirective):
         found = [entry for entry in entries().values() if entry.architecture.__name__ == self.arguments[0]]
         if not found:
             raise self.error(f"no named model is a {self.arguments[0]}")
-        rows = [["name", "parameters", *COLUMNS, "published weights"]]
+        known = {key for entry in found for key in entry.config}
+        columns = {title: names for title, names in COLUMNS.items() if known.intersection(names)}
+        rows = [["name", "parameters", *columns, "published weights"]]
         for entry in found:
-            sizes = [str(entry.config[key]) for key in COLUMNS.values()]
+            sizes = [
+                str(next(entry.config[key] for key in names if key in entry.config))
+                for names in columns.values()
+            ]
             rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])
         lines = [".. list-table::", "   :header-rows: 1", ""]
         for row in rows:

@@ -154,7 +154,7 @@ class ClassBlock(Block):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Give the class token, changed, and the patches, as they came."""
-        return torch.cat([super().forward(x), x[:, 1:]], dim=1)
+        return torch.cat([self.feedforward(self.attention(x)), x[:, 1:]], dim=1)
 
 
 def scale_by_depth(depth: int) -> float:

@@ -180,7 +180,7 @@ def test_authors_names(bias: bool) -> None:
             state[f"cls_attn_blocks.{layer}.attn.qkv.{p}"] = torch.cat(parts)
     state = {name.replace("pos_embed.", "pos_embeder."): tensor for name, tensor in state.items()}
     again = XCiT(**OURS, qkv_bias=bias)
-    assert load_pretrained(again, {"model": state}).format == "xcit"
+    assert load_pretrained(again, state).format == "xcit"
     assert all(model.state_dict()[name].equal(tensor) for name, tensor in again.state_dict().items())
     written = to_format(again, "xcit")
     assert written.keys() == state.keys()

@@ -76,6 +76,11 @@ class PlainModel(VisionModel):
         return len(self.prefix)
 
     @property
+    def encoder_prefix(self) -> int:
+        """Number of prefix tokens that pass through the encoder: all of them, unless they come later."""
+        return self.num_prefix_tokens
+
+    @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
         return [
@@ -104,20 +109,33 @@ class PlainModel(VisionModel):
         x = self.patch_embed(images)
         if self.positions is not None:
             x = x + self.positions(grid)
-        if self.num_prefix_tokens:
+        if self.encoder_prefix:
             prefix = self.prefix()
             if isinstance(self.positions, LearnedPositions):
                 prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))
 
-    def encode(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Run the encoder and its final norm (equations 2 to 4)."""
-        return self.norm(self.encoder(tokens))
+    def context(self, images: Float[Tensor, "b c h w"]) -> tuple[Any, ...]:
+        """Give what every block of the encoder is handed beside the tokens; nothing, as a rule."""
+        return ()
+
+    def encode(self, tokens: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b m d"]:
+        """Run the encoder and its final norm (equations 2 to 4).
+
+        Args:
+            tokens: what `embed` gives.
+            context: what `context` gives.
+        """
+        return self.finish(self.encoder(tokens, *context))
+
+    def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """Turn the encoder's output into the features, by the final norm."""
+        return self.norm(tokens)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm, prefix tokens in front."""
-        return self.encode(self.embed(images))
+        return self.encode(self.embed(images), *self.context(images))
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
@@ -151,16 +169,17 @@ class PlainModel(VisionModel):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
         layers = take_layers(indices, len(self.encoder.blocks))
-        last, taken = self.encoder.intermediates(self.embed(images), layers, stop_early=stop_early)
+        tokens, context = self.embed(images), self.context(images)
+        last, taken = self.encoder.intermediates(tokens, layers, *context, stop_early=stop_early)
         if norm:
             taken = [self.norm(tokens) for tokens in taken]
-        prefix = [tokens[:, : self.num_prefix_tokens] for tokens in taken]
-        taken = [tokens[:, self.num_prefix_tokens :] for tokens in taken]
+        prefix = [tokens[:, : self.encoder_prefix] for tokens in taken]
+        taken = [tokens[:, self.encoder_prefix :] for tokens in taken]
         if output_fmt == "NCHW":
             grid = self.grid.fit(images.shape[2:])
             taken = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in taken]
         found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
-        return found if intermediates_only else (self.norm(last), found)
+        return found if intermediates_only else (self.finish(last), found)
 
     def get_classifier(self) -> nn.Module:
         """Give the layer that computes the logits; the identity where there is none."""

@@ -29,7 +29,6 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.model import Intermediates, take_layers
 from vit_pytorch.plain import PlainModel
 
 Grid = tuple[int, ...]
@@ -288,57 +287,23 @@ class XCiT(PlainModel):
         self.norm = norm()
         self.reset_classifier(num_classes)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Turn images into the tokens that enter the encoder; the class token joins them later."""
-        self.check_images(images)
-        grid = self.grid.fit(images.shape[2:])
-        x = self.patch_embed(images)
-        return self.dropout(x if self.positions is None else x + self.positions(grid))
+    @property
+    def encoder_prefix(self) -> int:
+        """None: the class token comes behind the encoder."""
+        return 0
 
-    def encode(self, tokens: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b m d"]:
-        """Run the encoder, class attention and the final norm.
+    def context(self, images: Float[Tensor, "b c h w"]) -> tuple[Grid]:
+        """Give the grid of the patches, which the local patch interaction needs."""
+        return (self.grid.fit(images.shape[2:]),)
 
-        Args:
-            tokens: what `embed` gives.
-            grid: patches along each axis; that of the largest input unless told.
-        """
-        return self._collect(self.encoder(tokens, self.grid.shape if grid is None else grid))
-
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Compute the tokens after the final norm, the class token in front."""
-        return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
-
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the cross-covariance blocks; see `VisionModel.forward_intermediates`.
-
-        There are no prefix tokens yet between these blocks: their tensors are empty.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
-        layers = take_layers(indices, len(self.encoder.blocks))
-        tokens = self.embed(images)
-        grid = self.grid.fit(images.shape[2:])
-        last, taken = self.encoder.intermediates(tokens, layers, grid, stop_early=stop_early)
-        if norm:
-            taken = [self.norm(tokens) for tokens in taken]
-        prefix = [tokens[:, :0] for tokens in taken]
-        if output_fmt == "NCHW":
-            taken = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in taken]
-        found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
-        return found if intermediates_only else (self._collect(last), found)
+    def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """Let the class token collect the image by class attention, and norm all tokens."""
+        token = self.prefix().expand(tokens.shape[0], -1, -1)
+        return self.norm(self.class_encoder(torch.cat([token, tokens], dim=1)))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        self.encoder.grad_checkpointing = enable
+        super().set_grad_checkpointing(enable)
         self.class_encoder.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
@@ -362,11 +327,6 @@ class XCiT(PlainModel):
         """Refuse other poolings: patches take nothing from the class token, which would learn nothing."""
         if pool != "cls":
             raise ValueError(f"XCiT classifies the class token; pooling cannot be {pool!r}")
-
-    def _collect(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
-        """Let the class token collect the image, and apply the final norm."""
-        x = torch.cat([self.prefix().expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return self.norm(self.class_encoder(x))
 
 
 def _check_options(stem: str, positions: str) -> None:

@@ -281,7 +281,7 @@ def test_the_final_norm_stands_behind_class_attention(model: XCiT) -> None:
     tokens = model.encoder(model.embed(images(48, 48)), (6, 6))
     behind = model.class_encoder(torch.cat([model.prefix().expand(2, -1, -1), tokens], dim=1))
     assert model.forward_features(images(48, 48)).equal(model.norm(behind))
-    assert model.encode(model.embed(images(48, 48))).equal(model.norm(behind))
+    assert model.encode(model.embed(images(48, 48)), (6, 6)).equal(model.norm(behind))
 
 
 def test_layer_dropout_drops_samples_in_training_only() -> None:

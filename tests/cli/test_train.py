@@ -250,6 +250,7 @@ def test_data_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_two_processes_make_one_run(tmp_path: Path, vit: Vit) -> None:
     done = vit("train", "--accelerator=cpu", "--devices=2", "--strategy=ddp", "--epochs=1", *TINY)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     (row,) = read_rows(run / "metrics.csv")
     assert row["step"] == 1295 // 64

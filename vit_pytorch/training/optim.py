@@ -215,8 +215,8 @@ def _can_fuse(parameter: torch.Tensor) -> bool:
 
 def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Let a checkpoint not decide by which kernels steps are taken: it may come from another machine."""
-    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
-    return {**state, "param_groups": [{**saved, "fused": own["fused"]} for saved, own in pairs]}
+    fused = optimizer.param_groups[0]["fused"]
+    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:

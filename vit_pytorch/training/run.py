@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from vit_pytorch.create import MODEL
 from vit_pytorch.model import VisionModel
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.registry import find_entry
@@ -28,7 +29,7 @@ from vit_pytorch.training.runs import (
     new_run_folder,
     prepare_run_folder,
 )
-from vit_pytorch.training.saved import MODEL, SavedClassifier, save_classifier
+from vit_pytorch.training.saved import SavedClassifier, save_classifier
 from vit_pytorch.training.summary import SUMMARY, summarize, write_summary
 from vit_pytorch.training.trainer import fit, make_trainer
 
@@ -226,8 +227,14 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says about itself; its warnings stay, but for two without use here."""
+    """Leave out what Lightning says about itself; warnings stay, but for three without use here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*is deprecated.*"):
+    # the last is about 1 x 1 convolutions on channels-last images, whose gradients have strides of their own
+    # for the same order in memory
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        "Grad strides do not match bucket view strides",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -4,11 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_pytorch.create import MODEL, load_model
+from vit_pytorch.create import load_model
 from vit_pytorch.model import VisionModel
 from vit_pytorch.training.data import Preprocessing
-
-__all__ = ["MODEL", "SavedClassifier", "load_classifier", "save_classifier"]
 
 
 @dataclass(frozen=True)

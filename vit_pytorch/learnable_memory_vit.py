@@ -177,8 +177,9 @@ class Adapters(nn.Module):
 
     def __init__(self, adapters: Sequence[Adapter], *, extension: bool = False) -> None:
         super().__init__()
-        if not adapters or any(adapter.vit is not adapters[0].vit for adapter in adapters):
-            raise ValueError(f"adapters are one or more of the same base, got {len(adapters)} of several")
+        bases = len({id(adapter.vit) for adapter in adapters})
+        if bases != 1:
+            raise ValueError(f"adapters share one base, got {len(adapters)} adapters of {bases} bases")
         if any(adapter.mode != "extend" for adapter in adapters):
             raise ValueError(f"mode is 'extend' side by side, got {[adapter.mode for adapter in adapters]}")
         self.adapters = nn.ModuleList(adapters)

@@ -348,9 +348,9 @@ def test_wrong_arguments() -> None:
     broken.encoder.blocks[1].attention.branch = nn.Identity()
     with pytest.raises(ValueError, match="blocks of plain attention and feed-forward"):
         Adapter(vit=broken, num_classes=2)
-    with pytest.raises(ValueError, match="of the same base"):
+    with pytest.raises(ValueError, match="got 2 adapters of 2 bases"):
         Adapters([attach(vit), attach(build())])
-    with pytest.raises(ValueError, match="of the same base"):
+    with pytest.raises(ValueError, match="got 0 adapters of 0 bases"):
         Adapters([])
     with pytest.raises(ValueError, match="mode is 'extend' side by side"):
         Adapters([attach(vit), attach(vit, mode="finetune")])

@@ -204,3 +204,12 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
     for part in name.split(".")[:-2] or name.split(".")[:-1]:
         module = getattr(module, part, None)
     return module
+
+
+def own_format(mark: str) -> Format:
+    """Describe our own checkpoints, whose names are the model's.
+
+    Args:
+        mark: a name that tells them from others'.
+    """
+    return Format(name="vit_pytorch", marks=(mark,), rules=(Rule("{name}", "{name}"),))

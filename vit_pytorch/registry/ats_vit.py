@@ -1,7 +1,7 @@
 """Adaptive token sampling in blocks 3 to 11 of DeiT-S, the authors' configuration (arXiv:2111.15667)."""
 
 from vit_pytorch.ats_vit import ATSViT
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import TINY
 
 TOKENS_CHANGE = "the last layers keep some of the patches, which is no map: no map is the final feature"
@@ -34,8 +34,7 @@ ENTRIES = [
             "drop_tokens": False,
         },
         default_cfg={
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
+            **IMAGENET,
             "interpolation": "bicubic",
             "crop_pct": 0.9,
         },

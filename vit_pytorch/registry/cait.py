@@ -3,7 +3,7 @@
 from typing import Any
 
 from vit_pytorch.cait import CaiT
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 
 SIZES = {"xxs": (192, 4), "xs": (288, 6), "s": (384, 8), "m": (768, 16)}
 PARAMETERS = {
@@ -19,8 +19,7 @@ PARAMETERS = {
     ("m", 48, 448): 356_460_520,
 }
 PREPARE = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+    **IMAGENET,
     "interpolation": "bicubic",
     "crop_pct": 1.0,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vit_pytorch.cct import CCT, SIZES
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 
 PARAMETERS = {
     "cct_2_3x2_32": 411_433,
@@ -35,7 +35,7 @@ TOKENIZER = {
 CIFAR_10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0}
 CIFAR_100 = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761), "crop_pct": 1.0}
 FLOWERS = {"mean": (0.4353, 0.3773, 0.2872), "std": (0.2966, 0.2455, 0.2698), "crop_pct": 1.0}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_pct": 0.9}
+PREPARE = {**IMAGENET, "crop_pct": 0.9}
 TINY = {
     "img_size": 32,
     "embedding_dim": 24,
@@ -55,8 +55,8 @@ def _entry(name: str) -> ModelEntry:
     kernel, convs = map(int, tokenizer.split("x"))
     classes, prepare = {
         "32": (100, CIFAR_100) if "c100" in rest else (10, CIFAR_10),
-        "224": (1000, IMAGENET) if layers == "14" else (102, FLOWERS),
-        "384": (102, FLOWERS) if "fl" in rest else (1000, IMAGENET),
+        "224": (1000, PREPARE) if layers == "14" else (102, FLOWERS),
+        "384": (102, FLOWERS) if "fl" in rest else (1000, PREPARE),
     }[size]
     config: dict[str, Any] = {
         "img_size": int(size),

@@ -5,14 +5,14 @@ from typing import Any
 
 from vit_pytorch.model import VisionModel
 from vit_pytorch.parallel_vit import ParallelViT
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
 from vit_pytorch.vit import ViT
 
 TIMM = {"layer_scale": 1e-5}
 AUTHORS = {"no_embed_class": True}
 AUTHORS_LS = {**AUTHORS, "layer_scale": 1e-4}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
+AUTHORS_PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9}
 
 
 def _entry(name: str, size: str, depth: int, parameters: int, options: Mapping[str, Any]) -> ModelEntry:
@@ -24,7 +24,7 @@ def _entry(name: str, size: str, depth: int, parameters: int, options: Mapping[s
         config={"image_size": 224, "patch_size": 16, "num_classes": 1000, **sizes, **options},
         parameters=parameters,
         tiny={**TINY, "num_classes": 7},
-        default_cfg=PREPARE if options is TIMM else {**IMAGENET, "crop_pct": 0.9},
+        default_cfg=PREPARE if options is TIMM else AUTHORS_PREPARE,
     )
 
 

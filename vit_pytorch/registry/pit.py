@@ -1,7 +1,7 @@
 """The PiT paper's models at four sizes, each plain and distilled (Heo et al. 2021, table 1)."""
 
 from vit_pytorch.pit import PiT
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 
 SIZES = {
     "ti": {"dim": 64, "depth": (2, 6, 4), "heads": 2, "mlp_dim": 256},
@@ -20,8 +20,7 @@ PARAMETERS = {
     ("b", True): 74_790_096,
 }
 PREPARE = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+    **IMAGENET,
     "interpolation": "bicubic",
     "crop_pct": 0.9,
 }

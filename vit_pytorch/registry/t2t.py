@@ -7,7 +7,7 @@ positions' 197 rows and the performers' two matrices of 2048.
 
 from typing import Any
 
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.t2t import T2TViT
 
 # dim, depth, heads, mlp_dim
@@ -35,8 +35,7 @@ PARAMETERS = {
     "t_24": 64_000_590,
 }
 PREPARE = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+    **IMAGENET,
     "interpolation": "bicubic",
     "crop_pct": 0.9,
 }

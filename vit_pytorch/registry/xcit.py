@@ -1,6 +1,6 @@
 """The XCiT paper's models: width and depth by patches of 16 and 8 at 224 and 384 pixels (2021, table 1)."""
 
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.xcit import XCiT
 
 SIZES = {
@@ -37,8 +37,7 @@ PARAMETERS = {
     ("large_24", 8): 188_932_648,
 }
 PREPARE = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+    **IMAGENET,
     "interpolation": "bicubic",
     "crop_pct": 1.0,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "encoder.blocks.{i}"
 ATTENTION = f"{BLOCK}.attention.branch"
@@ -14,21 +15,13 @@ POINTWISE = Transform(
     lambda parts, module: parts[0][..., None, None], lambda tensor, module: (tensor.flatten(1),)
 )
 
-OURS = Format(
-    name="vit_pytorch",
-    marks=("encoder.blocks.0.attention.branch.attend.mix_scores.weight",),
-    rules=(Rule("{name}", "{name}"),),
-)
+OURS = own_format("encoder.blocks.0.attention.branch.attend.mix_scores.weight")
 
 
-def _rest_of_block(ours: str, theirs: str) -> tuple[Rule, ...]:
+def _block(ours: str, theirs: str, *, qkv: bool) -> tuple[Rule, ...]:
     return (
-        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
-        Rule(f"{ours}.attention.branch.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
+        *timm_block(ours, theirs, qkv=qkv),
         Rule(f"{ours}.attention.tail.0.gamma", f"{theirs}.gamma_1"),
-        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
         Rule(f"{ours}.feedforward.tail.0.gamma", f"{theirs}.gamma_2"),
     )
 
@@ -40,19 +33,18 @@ TIMM = Format(
         Rule("prefix.class_token", "cls_token"),
         Rule("positions.table", "pos_embed"),
         Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
-        Rule(f"{ATTENTION}.to_qkv.{{p}}", "blocks.{i}.attn.qkv.{p}"),
         Rule(f"{ATTENTION}.attend.mix_scores.weight", "blocks.{i}.attn.proj_l.weight", POINTWISE),
         Rule(f"{ATTENTION}.attend.mix_scores.bias", "blocks.{i}.attn.proj_l.bias"),
         Rule(f"{ATTENTION}.attend.mix_weights.weight", "blocks.{i}.attn.proj_w.weight", POINTWISE),
         Rule(f"{ATTENTION}.attend.mix_weights.bias", "blocks.{i}.attn.proj_w.bias"),
-        *_rest_of_block(BLOCK, "blocks.{i}"),
+        *_block(BLOCK, "blocks.{i}", qkv=True),
         Rule(f"{CLASS_ATTENTION}.to_q.{{p}}", "blocks_token_only.{i}.attn.q.{p}"),
         Rule(
             f"{CLASS_ATTENTION}.to_kv.{{p}}",
             ("blocks_token_only.{i}.attn.k.{p}", "blocks_token_only.{i}.attn.v.{p}"),
             stack(2),
         ),
-        *_rest_of_block(CLASS_BLOCK, "blocks_token_only.{i}"),
+        *_block(CLASS_BLOCK, "blocks_token_only.{i}", qkv=False),
         Rule("norm.{p}", "norm.{p}"),
         Rule("head.{p}", "head.{p}"),
     ),

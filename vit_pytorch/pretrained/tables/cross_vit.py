@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
 FUSION = "multi_scale_encoder.blocks.{i}.fusions.{j}"
 TURN = f"{FUSION}.turns.0"
@@ -15,32 +16,14 @@ HEAD_WEIGHTS = Transform(
 )
 HEAD_BIASES = Transform(lambda parts, head: torch.stack(list(parts)), lambda tensor, head: tensor.unbind())
 
-OURS = Format(
-    name="vit_pytorch",
-    marks=("multi_scale_encoder.blocks.0.fusions.0.project.0.weight",),
-    rules=(Rule("{name}", "{name}"),),
-)
-
-
-def _block(branch: int) -> tuple[Rule, ...]:
-    """The transformer blocks of a branch."""
-    ours = f"multi_scale_encoder.blocks.{{i}}.encoders.{branch}.blocks.{{j}}"
-    theirs = f"blocks.{{i}}.blocks.{branch}.{{j}}"
-    return (
-        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
-        Rule(f"{ours}.attention.branch.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),
-        Rule(f"{ours}.attention.branch.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
-        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
-    )
+OURS = own_format("multi_scale_encoder.blocks.0.fusions.0.project.0.weight")
 
 
 _COMMON = (
     Rule("branches.{i}.patch_embed.proj.{p}", "patch_embed.{i}.proj.{p}"),
     Rule("branches.{i}.patch_embed.proj.{j}.{p}", "patch_embed.{i}.proj.{j}.{p}"),
-    *_block(0),
-    *_block(1),
+    *timm_block("multi_scale_encoder.blocks.{i}.encoders.0.blocks.{j}", "blocks.{i}.blocks.0.{j}"),
+    *timm_block("multi_scale_encoder.blocks.{i}.encoders.1.blocks.{j}", "blocks.{i}.blocks.1.{j}"),
     Rule(f"{FUSION}.project.0.{{p}}", "blocks.{i}.projs.{j}.0.{p}"),
     Rule(f"{FUSION}.project.2.{{p}}", "blocks.{i}.projs.{j}.2.{p}"),
     Rule(f"{TURN}.norm.{{p}}", "blocks.{i}.fusion.{j}.norm1.{p}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Rule
+from vit_pytorch.pretrained.rules import Format, Rule, own_format
 from vit_pytorch.pretrained.tables import vit
 
 ATTENTION = "encoder.blocks.{i}.attention.branches.{j}"
@@ -21,11 +21,7 @@ def _branch(ours: str, theirs: str, names: tuple[str, str, str, str, str]) -> tu
     )
 
 
-OURS = Format(
-    name="vit_pytorch",
-    marks=("encoder.blocks.0.attention.branches.0.branch.to_qkv.weight",),
-    rules=(Rule("{name}", "{name}"),),
-)
+OURS = own_format("encoder.blocks.0.attention.branches.0.branch.to_qkv.weight")
 
 TIMM = Format(
     name="timm",

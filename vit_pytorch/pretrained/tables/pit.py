@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "stages.{i}.encoder.blocks.{j}"
 THEIRS = "transformers.{i}.blocks.{j}"
@@ -18,22 +19,13 @@ _COMMON = (
     Rule("patch_embed.{p}", "patch_embed.conv.{p}"),
     Rule("positions.table", "pos_embed", MAP),
     Rule("tokens", "cls_token"),
-    Rule(f"{BLOCK}.attention.norm.{{p}}", f"{THEIRS}.norm1.{{p}}"),
-    Rule(f"{BLOCK}.attention.branch.to_qkv.{{p}}", f"{THEIRS}.attn.qkv.{{p}}"),
-    Rule(f"{BLOCK}.attention.branch.to_out.{{p}}", f"{THEIRS}.attn.proj.{{p}}"),
-    Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{THEIRS}.norm2.{{p}}"),
-    Rule(f"{BLOCK}.feedforward.branch.to_hidden.{{p}}", f"{THEIRS}.mlp.fc1.{{p}}"),
-    Rule(f"{BLOCK}.feedforward.branch.to_out.{{p}}", f"{THEIRS}.mlp.fc2.{{p}}"),
+    *timm_block(BLOCK, THEIRS),
     Rule("norm.{p}", "norm.{p}"),
     Rule("head.{p}", "head.{p}"),
     Rule("head.distilled.{p}", "head_dist.{p}"),
 )
 
-OURS = Format(
-    name="vit_pytorch",
-    marks=("stages.0.encoder.blocks.0.attention.branch.to_qkv.weight",),
-    rules=(Rule("{name}", "{name}"),),
-)
+OURS = own_format("stages.0.encoder.blocks.0.attention.branch.to_qkv.weight")
 AUTHORS = Format(
     name="pit",
     marks=("pools.0.conv.weight",),

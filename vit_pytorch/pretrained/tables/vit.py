@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "encoder.blocks.{i}"
 QKV = f"{BLOCK}.attention.branch.to_qkv"
@@ -54,11 +55,7 @@ def _in_biases(count: int) -> Transform:
     return Transform(lambda parts, module: torch.cat([part.flatten() for part in parts]), write)
 
 
-OURS = Format(
-    name="vit_pytorch",
-    marks=("encoder.blocks.0.attention.branch.to_qkv.weight",),
-    rules=(Rule("{name}", "{name}"),),
-)
+OURS = own_format("encoder.blocks.0.attention.branch.to_qkv.weight")
 
 TIMM = Format(
     name="timm",
@@ -72,15 +69,10 @@ TIMM = Format(
         Rule("positions.table", "pos_embed"),
         Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
         Rule("pre_norm.{p}", "norm_pre.{p}"),
-        Rule(f"{BLOCK}.attention.norm.{{p}}", "blocks.{i}.norm1.{p}"),
-        Rule(f"{QKV}.{{p}}", "blocks.{i}.attn.qkv.{p}"),
+        *timm_block(BLOCK, "blocks.{i}"),
         Rule(f"{BLOCK}.attention.branch.q_norm.{{p}}", "blocks.{i}.attn.q_norm.{p}"),
         Rule(f"{BLOCK}.attention.branch.k_norm.{{p}}", "blocks.{i}.attn.k_norm.{p}"),
-        Rule(f"{OUT}.{{p}}", "blocks.{i}.attn.proj.{p}"),
         Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.ls1.gamma"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "blocks.{i}.norm2.{p}"),
-        Rule(f"{HIDDEN}.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
-        Rule(f"{CONTRACT}.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
         Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.ls2.gamma"),
         # DeiT's own program names the factors so.
         Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma_1"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "encoder.blocks.{i}"
 CLASS = "class_encoder.blocks.{i}"
@@ -26,19 +27,14 @@ _COMMON = (
         Rule(f"patch_embed.convs.{3 * k + 1}.{{name}}", f"patch_embed.proj.{2 * k}.1.{{name}}")
         for k in range(4)
     ),
-    Rule(f"{BLOCK}.attention.norm.{{p}}", "blocks.{i}.norm1.{p}"),
+    *timm_block(BLOCK, "blocks.{i}"),
     Rule(f"{BLOCK}.attention.branch.attend.temperature", "blocks.{i}.attn.temperature"),
-    Rule(f"{BLOCK}.attention.branch.to_qkv.{{p}}", "blocks.{i}.attn.qkv.{p}"),
-    Rule(f"{BLOCK}.attention.branch.to_out.{{p}}", "blocks.{i}.attn.proj.{p}"),
     Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma1"),
     Rule(f"{BLOCK}.local.norm.{{p}}", "blocks.{i}.norm3.{p}"),
     Rule(f"{BLOCK}.local.branch.conv_in.{{p}}", "blocks.{i}.local_mp.conv1.{p}"),
     Rule(f"{BLOCK}.local.branch.norm.{{name}}", "blocks.{i}.local_mp.bn.{name}"),
     Rule(f"{BLOCK}.local.branch.conv_out.{{p}}", "blocks.{i}.local_mp.conv2.{p}"),
     Rule(f"{BLOCK}.local.tail.0.gamma", "blocks.{i}.gamma3"),
-    Rule(f"{BLOCK}.feedforward.norm.{{p}}", "blocks.{i}.norm2.{p}"),
-    Rule(f"{BLOCK}.feedforward.branch.to_hidden.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
-    Rule(f"{BLOCK}.feedforward.branch.to_out.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
     Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma2"),
     Rule(f"{CLASS}.attention_norm.{{p}}", "cls_attn_blocks.{i}.norm1.{p}"),
     Rule(f"{CLASS}.attention.to_out.{{p}}", "cls_attn_blocks.{i}.attn.proj.{p}"),
@@ -59,11 +55,7 @@ def _positions(theirs: str) -> tuple[Rule, Rule]:
     )
 
 
-OURS = Format(
-    name="vit_pytorch",
-    marks=("encoder.blocks.0.attention.branch.attend.temperature",),
-    rules=(Rule("{name}", "{name}"),),
-)
+OURS = own_format("encoder.blocks.0.attention.branch.attend.temperature")
 TIMM = Format(
     name="timm",
     marks=("cls_attn_blocks.0.attn.q.weight",),

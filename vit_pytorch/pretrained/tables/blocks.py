@@ -1,0 +1,23 @@
+"""Names of a transformer block that several formats share."""
+
+from __future__ import annotations
+
+from vit_pytorch.pretrained.rules import Rule
+
+
+def timm_block(ours: str, theirs: str, *, qkv: bool = True) -> tuple[Rule, ...]:
+    """Give a block's norms and linear layers, as timm and most authors after it name them.
+
+    Args:
+        ours: our name of the block.
+        theirs: their name of it.
+        qkv: whether one projection gives queries, keys and values.
+    """
+    return (
+        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        *((Rule(f"{ours}.attention.branch.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),) if qkv else ()),
+        Rule(f"{ours}.attention.branch.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
+        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+    )

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, SequencePositions
 from vit_pytorch.plain import PlainModel
@@ -207,10 +208,7 @@ class CompactTransformer(PlainModel):
     ) -> None:
         if layers < 1:
             raise ValueError(f"there is at least 1 convolution, got {layers}")
-        if dim % heads:
-            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
-        if positions not in ("learnable", "sine", "none"):
-            raise ValueError(f"positional_embedding is one of learnable, sine, none; got {positions!r}")
+        check_choice("positional_embedding", positions, ("learnable", "sine", "none"))
         strides = tuple((c * p) ** layers for c, p in zip(conv.stride, pool.stride, strict=True))
         grid = ConvGrid(size, strides, (conv, pool) * layers)
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="seq")
@@ -228,7 +226,7 @@ class CompactTransformer(PlainModel):
             attention = Attention(
                 dim,
                 heads=heads,
-                dim_head=dim // heads,
+                dim_head=width_of_head(dim, heads),
                 qkv_bias=False,
                 dropout=dropout,
                 attend=partial(FusedAttention, attn_dropout),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
 from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -221,8 +222,7 @@ class CrossViT(VisionModel):
 
         Indices are those of `feature_info`: the small branch by depth, then the large branch.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         depth = len(self.multi_scale_encoder.blocks)
         layers = take_layers(indices, 2 * depth)
         tokens = self.embed(images)
@@ -309,8 +309,7 @@ class Branch(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
-        if stem not in ("linear", "conv"):
-            raise ValueError(f"stem is one of linear, conv; got {stem!r}")
+        check_choice("stem", stem, ("linear", "conv"))
         self.grid = grid
         self.dim = dim
         self.full = tuple(full)

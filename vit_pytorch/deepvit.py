@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention, attention_weights
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -86,9 +87,8 @@ class DeepViT(PlainModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        for name, value, allowed in (("pool", pool, ("cls", "mean")), ("stem", stem, ("linear", "conv"))):
-            if value not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+        check_choice("pool", pool, ("cls", "mean"))
+        check_choice("stem", stem, ("linear", "conv"))
         if scale_adjustment <= 0:
             raise ValueError(f"scale_adjustment is above 0, got {scale_adjustment}")
         first = 0 if reattn_layers is None else depth - reattn_layers

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Encoder
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -63,8 +64,7 @@ class ViT(PlainModel):
         class_token = pool == "cls" if class_token is None else class_token
         if not isinstance(transformer, nn.Module):
             raise ValueError(f"transformer is a module, got {type(transformer).__name__}")
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool is one of cls, mean; got {pool!r}")
+        check_choice("pool", pool, ("cls", "mean"))
         if pool == "cls" and not class_token:
             raise ValueError("pool='cls' needs a class token, got class_token=False")
         self.patch_embed = PatchEmbed(grid, channels, dim)

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.encoder import Block, Residual
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.vit import ViT as ViT
 from vit_pytorch.weights import load_weights, read_safetensors
@@ -100,8 +101,7 @@ class Adapter(nn.Module):
                 "num_classes is at least 1 and num_memories_per_layer 0; "
                 f"got {num_classes} and {num_memories_per_layer}"
             )
-        if mode not in ("extend", "finetune"):
-            raise ValueError(f"mode is one of extend, finetune; got {mode!r}")
+        check_choice("mode", mode, ("extend", "finetune"))
         if mode == "finetune" and vit.prefix.class_token is None:
             raise ValueError("mode='finetune' takes the place of the base's class token; the base has none")
         self.config: dict[str, Any] = {

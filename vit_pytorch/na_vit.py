@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
 from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.packing import (
     HeadNorm,
     PackedAttention,
@@ -131,13 +132,9 @@ class NaViT(PlainModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        for name, value, allowed in (
-            ("pos_type", pos_type, PositionType),
-            ("pool", pool, Pool),
-            ("qk_norm", qk_norm, QKNorm),
-        ):
-            if value not in get_args(allowed):
-                raise ValueError(f"{name} is one of {', '.join(get_args(allowed))}; got {value!r}")
+        check_choice("pos_type", pos_type, get_args(PositionType))
+        check_choice("pool", pool, get_args(Pool))
+        check_choice("qk_norm", qk_norm, get_args(QKNorm))
         if fc_norm and not pool_mlp:
             raise ValueError("pool_mlp=False has a norm before the classifier by itself, got fc_norm=True")
         self.token_dropout_prob: TokenDropout = 0.0 if token_dropout_prob is None else token_dropout_prob

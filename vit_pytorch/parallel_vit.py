@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -107,8 +108,7 @@ class ParallelViT(PlainModel):
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         class_token = pool == "cls" if class_token is None else class_token
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool is one of cls, mean; got {pool!r}")
+        check_choice("pool", pool, ("cls", "mean"))
         if pool == "cls" and not class_token:
             raise ValueError("pool='cls' needs a class token, got class_token=False")
         if num_parallel_branches < 1:

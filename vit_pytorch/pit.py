@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
@@ -279,8 +280,7 @@ class PiT(VisionModel):
 
         The final norm has the last stage's width and acts on no other.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = take_layers(indices, len(self.stages))
         x = self.embed(images)
         grid = self.fit(images.shape[2:])

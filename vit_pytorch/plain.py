@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Encoder
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid
 from vit_pytorch.layers.positions import Positions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -170,8 +171,7 @@ class PlainModel(VisionModel):
         intermediates_only: bool = False,
     ) -> Intermediates | tuple[Tensor, Intermediates]:
         """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt is NCHW or NLC, got {output_fmt!r}")
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = take_layers(indices, len(self.feature_info))
         tokens = self.embed(images)
         grid = self.grid.fit(images.shape[2:])

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.layers.positions import SequencePositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -98,12 +99,8 @@ class T2TViT(PlainModel):
         stride = prod(split.stride for split in splits)
         grid = PatchGrid(pair(image_size), (stride, stride))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        for name, value, allowed in (
-            ("pool", pool, ("cls", "mean")),
-            ("tokens_type", tokens_type, ("transformer", "performer")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+        check_choice("pool", pool, ("cls", "mean"))
+        check_choice("tokens_type", tokens_type, ("transformer", "performer"))
 
         def token_block(width: int) -> TokenBlock:
             performer = tokens_type == "performer"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
 from vit_pytorch.layers.tokens import AttentionPool, PrefixTokens
@@ -177,13 +178,9 @@ class ViT(PlainModel):
 
 
 def _check_options(pool: str, class_token: bool, stem: str, patch_norm: bool, positions: str) -> None:
-    for name, value, allowed in (
-        ("pool", pool, ("cls", "mean", "map")),
-        ("stem", stem, ("linear", "conv")),
-        ("positions", positions, ("learned", "sincos", "none")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+    check_choice("pool", pool, ("cls", "mean", "map"))
+    check_choice("stem", stem, ("linear", "conv"))
+    check_choice("positions", positions, ("learned", "sincos", "none"))
     if pool == "cls" and not class_token:
         raise ValueError("pool='cls' needs a class token, got class_token=False")
     if patch_norm and stem != "linear":

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -152,13 +153,9 @@ class SLViT(PlainModel):
             "locality": partial(Locality, heads, dim_head),
             "plain": FusedAttention,
         }
-        for name, value, known in (
-            ("pool", pool, ("cls", "mean")),
-            ("stem", stem, stems),
-            ("attention", attention, attends),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}; got {value!r}")
+        check_choice("pool", pool, ("cls", "mean"))
+        check_choice("stem", stem, stems)
+        check_choice("attention", attention, attends)
         norm = partial(nn.LayerNorm, dim, eps=1e-5)
 
         self.patch_embed = stems[stem]()

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention
+from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
 from vit_pytorch.layers.encoder import Encoder, FeedForward, LayerScale, Residual, make_tail
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, Positions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -246,10 +247,13 @@ class XCiT(LateClassModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
-        _check_options(stem, positions)
-        if dim_head is None and dim % heads:
-            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
-        sizes: dict[str, Any] = {"heads": heads, "dim_head": dim_head or dim // heads, "qkv_bias": qkv_bias}
+        check_choice("stem", stem, ("conv", "linear"))
+        check_choice("positions", positions, ("fourier", "learned", "none"))
+        sizes: dict[str, Any] = {
+            "heads": heads,
+            "dim_head": dim_head or width_of_head(dim, heads),
+            "qkv_bias": qkv_bias,
+        }
         norm = partial(nn.LayerNorm, dim, eps=norm_eps)
         feedforward = partial(FeedForward, dim, mlp_dim, dropout=dropout)
 
@@ -295,12 +299,3 @@ class XCiT(LateClassModel):
         names = {name for name, _ in self.named_parameters()}
         own = {name for name in names if name.endswith("temperature")} | {"positions.proj.weight"}
         return super().no_weight_decay() | (names & own)
-
-
-def _check_options(stem: str, positions: str) -> None:
-    for name, value, allowed in (
-        ("stem", stem, ("conv", "linear")),
-        ("positions", positions, ("fourier", "learned", "none")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")

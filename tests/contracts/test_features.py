@@ -66,7 +66,7 @@ def test_intermediate_formats(model: VisionModel, images: Tensor):
     maps = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
     tokens = model.forward_intermediates(images, output_fmt="NLC", intermediates_only=True)
     assert all(as_tokens(features).equal(same) for features, same in zip(maps, tokens, strict=True))
-    with pytest.raises(ValueError, match="NCHW or NLC, got 'NHWC'"):
+    with pytest.raises(ValueError, match="one of NCHW, NLC; got 'NHWC'"):
         model.forward_intermediates(images, output_fmt="NHWC")
 
 

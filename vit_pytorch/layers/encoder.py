@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.options import check_choice
 
 
 class QuickGELU(nn.Module):
@@ -33,8 +34,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def activation(name: str) -> nn.Module:
     """Make an activation by its name in `ACTIVATIONS`."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"act is one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    check_choice("act", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
 
 

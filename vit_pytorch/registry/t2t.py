@@ -53,6 +53,7 @@ TINY = {
     "token_dim": 8,
     "token_dropout": 0.0,
     "dim_head": 12,
+    "qk_scale": 24**-0.5,
 }
 
 
@@ -67,6 +68,8 @@ def _entry(size: str) -> ModelEntry:
         "num_classes": 1000,
         **KINDS["transformer" if size.startswith("t_") else "performer"],
         "dim_head": dim // heads,
+        # The scale that the authors' published weights were trained with.
+        "qk_scale": dim**-0.5,
     }
     return ModelEntry(
         name=f"t2t_vit_{size}",

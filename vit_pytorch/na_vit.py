@@ -215,7 +215,7 @@ class NaViT(PlainModel):
                 check_lengths([x.shape[1] - self.num_prefix_tokens], longest)
             return self.encode(x)
         x, lengths, order = self._pack(flatten_rows(images), longest)
-        x = self.norm(self.encoder(x, Packing(lengths)))
+        x = self.norm(self.encoder(x.unsqueeze(0), Packing(lengths)))[0]
         parts = dict(zip(order, x.split(lengths), strict=True))
         return [parts[index] for index in range(len(order))]
 
@@ -236,6 +236,10 @@ class NaViT(PlainModel):
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Turn a batch into the tokens that enter the encoder, registers in front; drops in training."""
+        if not isinstance(images, Tensor):
+            raise ValueError(
+                f"expected a batch (b c h w) of images of one size, got a {type(images).__name__}"
+            )
         self.check_images(images)
         grid = self._fit(images.shape[2:])
         x = self.patch_embed(images) if self.patch_embed.norm_in is None else self._project(grid, images)

@@ -45,7 +45,7 @@ class Packing:
         """Tokens of each run."""
         return [count * length for count, length in self.runs]
 
-    def offsets(self, device: torch.device) -> Int32[Tensor, " s+1"]:
+    def offsets(self, device: torch.device) -> Int32[Tensor, " ends"]:
         """Where each sequence begins, and where the last one ends."""
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return ends.to(device, non_blocking=True)

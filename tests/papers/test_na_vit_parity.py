@@ -121,6 +121,16 @@ def test_order_and_rows_change_nothing(model: NaViT) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("pos_type", ["frac", "aspect"])
+def test_positions_that_are_parts_have_no_largest_image(pos_type: str) -> None:
+    model = build(pos_type=pos_type, patch_norm=True)
+    images = pictures((96, 32), (16, 136))
+    assert difference(model(images), torch.cat([model(image.unsqueeze(0)) for image in images])) < TOLERANCE
+    (features,) = model.forward_intermediates(images[0].unsqueeze(0), 1, intermediates_only=True)
+    assert features.shape == (1, 48, 12, 4)
+
+
+@torch.inference_mode()
 def test_one_image_does_not_see_another() -> None:
     model, images = build(), pictures(*SIZES)
     want = model(images)

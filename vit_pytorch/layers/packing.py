@@ -91,6 +91,9 @@ class PackedAttention(Attention):
 class PackedBlock(Block):
     """A block whose attention and dropped paths follow a packing."""
 
+    attention: Residual
+    feedforward: Residual
+
     def forward(self, x: Float[Tensor, "b n d"], packing: Packing | None = None) -> Float[Tensor, "b n d"]:
         """Apply both residual branches, to a batch or to a packed tensor (1 t d)."""
         if packing is None:

@@ -94,8 +94,8 @@ class PackedBlock(Block):
     attention: Residual
     feedforward: Residual
 
-    def forward(self, x: Float[Tensor, "b n d"], packing: Packing | None = None) -> Float[Tensor, "b n d"]:
-        """Apply both residual branches, to a batch or to a packed tensor (1 t d)."""
+    def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "*b n d"]:
+        """Apply both residual branches, to a batch or to a packed tensor."""
         if packing is None:
             return super().forward(x)
         x = x + _tail(self.attention, self.attention.branch(self.attention.norm(x), packing), packing)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -130,7 +131,7 @@ class NaViT(PlainModel):
         num_registers: int = 0,
         fc_norm: bool = False,
     ) -> None:
-        grid = PatchGrid(pair(image_size), pair(patch_size))
+        grid = (PatchGrid if pos_type == "abs" else OpenGrid)(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pos_type", pos_type, get_args(PositionType))
         check_choice("pool", pool, get_args(Pool))
@@ -212,7 +213,7 @@ class NaViT(PlainModel):
                 check_lengths([x.shape[1] - self.num_prefix_tokens], longest)
             return self.encode(x)
         x, lengths, order = self._pack(flatten_rows(images), longest)
-        x = self.norm(self.encoder(x, Packing(lengths)))
+        x = self.norm(self.encoder(x.unsqueeze(0), Packing(lengths)))[0]
         parts = dict(zip(order, x.split(lengths), strict=True))
         return [parts[index] for index in range(len(order))]
 
@@ -233,11 +234,13 @@ class NaViT(PlainModel):
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Turn a batch into the tokens that enter the encoder, registers in front; drops in training."""
+        if not isinstance(images, Tensor):
+            raise ValueError(
+                f"expected a batch (b c h w) of images of one size, got a {type(images).__name__}"
+            )
         self.check_images(images)
-        grid = self._fit(images.shape[2:])
-        x = self.patch_embed(images) if self.patch_embed.norm_in is None else self._project(grid, images)
-        x = x + self.positions(grid.shape)
-        kept = self._kept(grid)
+        x = self.patch_embed(images) + self.positions(self.grid.fit(images.shape[2:]))
+        kept = self._kept(images.shape[2:])
         if kept < x.shape[1]:
             chosen = torch.rand(x.shape[:2], device=x.device).topk(kept, dim=1).indices
             x = x.take_along_dim(chosen.unsqueeze(2), dim=1)
@@ -303,18 +306,17 @@ class NaViT(PlainModel):
                     f"got shape {tuple(image.shape)}"
                 )
             self.check_images(image.unsqueeze(0))
-            grids.append(self._fit(image.shape[1:]))
-        kept = [self._kept(grid) for grid in grids]
+            grids.append(self.grid.fit(image.shape[1:]))
+        kept = [self._kept(image.shape[1:]) for image in images]
         if longest is not None:
             check_lengths(kept, longest)
         order = sorted(range(len(images)), key=kept.__getitem__)
-        places = {grid: self.positions(grid.shape)[0] for grid in dict.fromkeys(grids)}
+        places = {grid: self.positions(grid)[0] for grid in dict.fromkeys(grids)}
         patches, positions = [], []
         for index in order:
-            grid = grids[index]
-            pixels, place = grid.patchify(images[index].unsqueeze(0))[0], places[grid]
-            if kept[index] < grid.num_patches:
-                chosen = torch.rand(grid.num_patches, device=pixels.device).topk(kept[index]).indices
+            pixels, place = self.grid.patchify(images[index].unsqueeze(0))[0], places[grids[index]]
+            if kept[index] < len(pixels):
+                chosen = torch.rand(len(pixels), device=pixels.device).topk(kept[index]).indices
                 pixels, place = pixels[chosen], place[chosen]
             patches.append(pixels)
             positions.append(place)
@@ -326,24 +328,28 @@ class NaViT(PlainModel):
             lengths = tuple(length + len(prefix) for length in lengths)
         return self.dropout(x), lengths, order
 
-    def _project(self, grid: PatchGrid, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        return self.patch_embed.project(grid.patchify(images))
-
-    def _fit(self, size: Sequence[int]) -> PatchGrid:
-        """Give the grid of one image, which only counted positions hold below `image_size`."""
-        if self.positions.kind == "abs":
-            self.grid.fit(size)
-        return PatchGrid(tuple(size), self.grid.patch)
-
-    def _kept(self, grid: PatchGrid) -> int:
-        """Give the number of an image's tokens that enter the encoder."""
+    def _kept(self, size: Sequence[int]) -> int:
+        """Give the number of tokens of an image of this size that enter the encoder."""
+        patches = prod(self.grid.fit(size))
         if not self.training:
-            return grid.num_patches
+            return patches
         share = self.token_dropout_prob
         if callable(share):
-            share = share(*grid.size)
+            share = share(size[0], size[1])
             _check_share(share)
-        return max(1, int(grid.num_patches * (1 - share)))
+        return max(1, int(patches * (1 - share)))
+
+
+class OpenGrid(PatchGrid):
+    """A grid of patches that its size does not limit."""
+
+    def fit(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Give the grid of an input of this size.
+
+        Raises:
+            ValueError: where the input is empty, or the patch does not divide it.
+        """
+        return PatchGrid(tuple(size), self.patch).shape
 
 
 def flatten_rows(images: Images) -> list[Tensor]:

@@ -121,6 +121,16 @@ def test_order_and_rows_change_nothing(model: NaViT) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("pos_type", ["frac", "aspect"])
+def test_positions_that_are_parts_have_no_largest_image(pos_type: str) -> None:
+    model = build(pos_type=pos_type, patch_norm=True)
+    images = pictures((96, 32), (16, 136))
+    assert difference(model(images), torch.cat([model(image.unsqueeze(0)) for image in images])) < TOLERANCE
+    (features,) = model.forward_intermediates(images[0].unsqueeze(0), 1, intermediates_only=True)
+    assert features.shape == (1, 48, 12, 4)
+
+
+@torch.inference_mode()
 def test_one_image_does_not_see_another() -> None:
     model, images = build(), pictures(*SIZES)
     want = model(images)
@@ -179,6 +189,8 @@ def test_refused_inputs() -> None:
         model([image, torch.randn(3, 48, 64)], group_images=True, group_max_seq_len=47)
     with pytest.raises(ValueError, match="image 0 has 48 tokens, a row takes at most 47"):
         model(torch.randn(2, 3, 48, 64), group_images=True, group_max_seq_len=47)
+    with pytest.raises(ValueError, match=r"expected a batch .* of one size, got a list"):
+        model.forward_intermediates([image])
     with pytest.raises(ValueError, match="pos_type is one of abs, frac, aspect; got 'sincos'"):
         build(pos_type="sincos")
     with pytest.raises(ValueError, match=r"dropped is in \[0, 1\), got 1"):
@@ -248,7 +260,7 @@ def test_kept_tokens_keep_their_places() -> None:
     model.encoder.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].detach()))
     model([torch.zeros(3, 48, 64)])
     model(torch.zeros(1, 3, 48, 64))
-    for tokens in (entered[0], entered[1][0]):
+    for tokens in (entered[0][0], entered[1][0]):
         near = torch.cdist(tokens, table)
         assert near.min(dim=1).values.max() < 0.01
         assert len(near.argmin(dim=1).unique()) == 24

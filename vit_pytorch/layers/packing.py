@@ -1,6 +1,6 @@
 """Sequences of different lengths, one behind the other in one tensor, without padding or masks.
 
-What acts on single tokens acts on the packed tensor (t, d) as it is. Attention runs by itself within each
+What acts on single tokens acts on the packed tensor as it is. Attention runs by itself within each
 sequence; neighbours of equal length are one batch of views, so that sorted lengths make few, large calls.
 """
 
@@ -45,12 +45,12 @@ class Packing:
         """Tokens of each run."""
         return [count * length for count, length in self.runs]
 
-    def offsets(self, device: torch.device) -> Int32[Tensor, " s+1"]:
+    def offsets(self, device: torch.device) -> Int32[Tensor, " ends"]:
         """Where each sequence begins, and where the last one ends."""
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return ends.to(device, non_blocking=True)
 
-    def split(self, x: Float[Tensor, " t *d"]) -> list[Float[Tensor, "s n *d"]]:
+    def split(self, x: Float[Tensor, " t *d"]) -> list[Tensor]:
         """Give each run of a packed tensor as a batch, a view."""
         # One split, not a slice a run: the backward pass then writes the gradient once.
         return [part.unflatten(0, run) for part, run in zip(x.split(self.sizes), self.runs, strict=True)]
@@ -68,16 +68,16 @@ class PackedAttention(Attention):
     variable lengths takes all sequences at once; elsewhere each run is one call of the kernel.
     """
 
-    def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "*b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], packing: Packing | None = None) -> Float[Tensor, "b n d"]:
         """Let every token attend to all tokens of its sample, or of its sequence.
 
         Args:
-            x: a batch of tokens, or a packed tensor where there is a packing.
+            x: a batch of tokens, or a packed tensor (1 t d) where there is a packing.
             packing: which sequences lie in `x`.
         """
         if packing is None:
             return super().forward(x)
-        q, k, v = (part[0].transpose(0, 1) for part in self.project(x.unsqueeze(0)))
+        q, k, v = (part[0].transpose(0, 1) for part in self.project(x))
         q, k = q.to(v.dtype), k.to(v.dtype)
         attend = self.attend
         if isinstance(attend, FusedAttention) and takes_varlen(q, attend):
@@ -85,7 +85,7 @@ class PackedAttention(Attention):
         else:
             runs = zip(packing.split(q), packing.split(k), packing.split(v), strict=True)
             mixed = torch.cat([merge_run(attend(*(part.transpose(1, 2) for part in run))) for run in runs])
-        return self.dropout(self.to_out(mixed))
+        return self.dropout(self.to_out(mixed.unsqueeze(0)))
 
 
 class PackedBlock(Block):
@@ -273,7 +273,7 @@ def check_lengths(lengths: Sequence[int], maximum: int) -> None:
             raise ValueError(f"image {index} has {length} tokens, a row takes at most {maximum}")
 
 
-def _tail(residual: Residual, update: Float[Tensor, "t d"], packing: Packing) -> Float[Tensor, "t d"]:
+def _tail(residual: Residual, update: Float[Tensor, "1 t d"], packing: Packing) -> Float[Tensor, "1 t d"]:
     """Apply what stands before the sum; a path is dropped for whole sequences."""
     for module in residual.tail:
         if isinstance(module, DropPath):

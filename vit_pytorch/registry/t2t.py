@@ -69,7 +69,7 @@ def _entry(size: str) -> ModelEntry:
         **KINDS["transformer" if size.startswith("t_") else "performer"],
         "dim_head": dim // heads,
         # The scale that the authors' published weights were trained with.
-        "qk_scale": dim**-0.5,
+        "qk_scale": (512 if size == "14_wide" else dim) ** -0.5,
     }
     return ModelEntry(
         name=f"t2t_vit_{size}",

@@ -239,7 +239,8 @@ class NaViT(PlainModel):
                 f"expected a batch (b c h w) of images of one size, got a {type(images).__name__}"
             )
         self.check_images(images)
-        x = self.patch_embed(images) + self.positions(self.grid.fit(images.shape[2:]))
+        grid = self.grid.fit(images.shape[2:])
+        x = self.patch_embed(images) + self.positions(grid)
         kept = self._kept(images.shape[2:])
         if kept < x.shape[1]:
             chosen = torch.rand(x.shape[:2], device=x.device).topk(kept, dim=1).indices

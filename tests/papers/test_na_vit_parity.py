@@ -131,6 +131,18 @@ def test_positions_that_are_parts_have_no_largest_image(pos_type: str) -> None:
 
 
 @torch.inference_mode()
+def test_packed_in_half_precision(model: NaViT) -> None:
+    images = pictures(*SIZES)
+    want = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(images)
+    half = model.bfloat16()([image.bfloat16() for image in images])
+    for logits in (mixed, half):
+        assert logits.dtype == torch.bfloat16
+        torch.testing.assert_close(logits.float(), want, rtol=0, atol=0.05 * want.abs().max().item())
+
+
+@torch.inference_mode()
 def test_one_image_does_not_see_another() -> None:
     model, images = build(), pictures(*SIZES)
     want = model(images)

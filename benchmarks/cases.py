@@ -21,12 +21,14 @@ class Case:
     import name and each runs in a process of its own.
 
     Args:
+        overrides: arguments in which our model shall differ from the named one.
         timm: timm's name of the model, where timm has it.
         public: where the public vit-pytorch has it, its module, its class and the arguments.
         others: builders of further libraries' models, by library.
         image_size: (channels, height, width) of the input.
     """
 
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     timm: str | None = None
     public: tuple[str, str, Mapping[str, Any]] | None = None
     others: Mapping[str, Builder] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class Case:
     def build(self, name: str, library: str) -> nn.Module:
         """Build the model of this name as a library does."""
         if library == "ours":
-            return import_module("vit_pytorch").create_model(name)
+            return import_module("vit_pytorch").create_model(name, **self.overrides)
         if library == "timm":
             return import_module("timm").create_model(self.timm)
         if library == PUBLIC:
@@ -69,6 +71,7 @@ def _timm_deit() -> nn.Module:
 
 IMAGENET = {"image_size": 224, "num_classes": 1000}
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
+ATS = (196, 196, 196, 160, 128, 96, 80, 64, 48, 40, 32, 24)
 CCT_7X2 = {"img_size": 224, "n_conv_layers": 2, "kernel_size": 7, "positional_embedding": "learnable"}
 SL_VIT = {"patch_size": 8, "dim": 192, "depth": 9, "heads": 12, "dim_head": 16, "mlp_dim": 384}
 CAIT = {"dim": 192, "depth": 24, "cls_depth": 2, "heads": 4, "dim_head": 48, "mlp_dim": 768}
@@ -97,6 +100,9 @@ CASES = {
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
+    "simple_vit_small_patch16_224": Case(
+        public=("simple_vit", "SimpleViT", {**IMAGENET, **SMALL, "patch_size": 16}),
+    ),
     "xcit_small_12_p16_224": Case(
         timm="xcit_small_12_p16_224",
         public=(
@@ -121,8 +127,12 @@ CASES = {
             },
         ),
     ),
-    # The public package samples at random, other numbers of tokens; what sampling saves is told by DeiT.
-    "deit_small_patch16_224_ats": Case(others={"timm without sampling": _timm_deit}),
+    # The public package samples at random, up to the same numbers of tokens.
+    "deit_small_patch16_224_ats": Case(
+        overrides={"max_tokens_per_depth": ATS, "ats_layers": None},
+        others={"timm without sampling": _timm_deit},
+        public=("ats_vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "max_tokens_per_depth": ATS}),
+    ),
     "vit_small_patch16_224_patch_merger": Case(
         public=(
             "vit_with_patch_merger",

@@ -32,8 +32,10 @@ test: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs site
 
+# any of benchmarks/cases.py
+MODELS ?= vit_small_patch16_224
 bench: $(VENV)/.dev $(VENV)/.peer
-	$(BIN)/python benchmarks/speed.py --public $(VENV)/peer
+	$(BIN)/python benchmarks/speed.py $(MODELS) --public $(VENV)/peer
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

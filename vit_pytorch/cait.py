@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, ClassAttention, width_of_head
+from vit_pytorch.layers.attention import Attention, ClassAttention, MixHeads, width_of_head
 from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -120,8 +120,8 @@ class CaiT(LateClassModel):
 class TalkingHeads(nn.Module):
     """Attention whose heads exchange scores before the softmax, and weights after it (arXiv:2003.02436).
 
-    Both exchanges are linear over the heads, for every pair of tokens alike, hence 1 x 1 convolutions of the
-    map of scores. The first one's bias cancels in the softmax; published weights have it.
+    Both exchanges are linear over the heads, for every pair of tokens alike. The first one's bias cancels in
+    the softmax; published weights have it.
 
     Args:
         heads: number of heads.
@@ -130,8 +130,8 @@ class TalkingHeads(nn.Module):
 
     def __init__(self, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.mix_scores = nn.Conv2d(heads, heads, 1)
-        self.mix_weights = nn.Conv2d(heads, heads, 1)
+        self.mix_scores = MixHeads(heads)
+        self.mix_weights = MixHeads(heads)
         self.weights = nn.Identity()
         self.dropout = nn.Dropout(dropout)
         for parameter in self.parameters():

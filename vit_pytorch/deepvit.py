@@ -20,7 +20,13 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention, attention_weights
+from vit_pytorch.layers.attention import (
+    Attention,
+    ExplicitAttention,
+    FusedAttention,
+    MixHeads,
+    attention_weights,
+)
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
@@ -140,7 +146,7 @@ class ReAttention(ExplicitAttention):
     def __init__(self, heads: int, dropout: float = 0.0, *, gain: float = 1.0) -> None:
         super().__init__(dropout)
         self.gain = gain
-        self.mix = nn.Conv2d(heads, heads, 1)
+        self.mix = MixHeads(heads)
         self.norm = nn.BatchNorm2d(heads)
 
     def forward(

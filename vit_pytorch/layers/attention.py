@@ -100,6 +100,22 @@ def attention_weights(
     return scores.softmax(dim=-1)
 
 
+class MixHeads(nn.Linear):
+    """Mix the maps of all heads with each other, for every pair of tokens alike, by a linear layer.
+
+    Args:
+        heads: number of heads.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__(heads, heads)
+
+    def forward(self, maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
+        """Mix the maps; one batched product, without moving the heads to the last axis and back."""
+        weight = self.weight.expand(maps.shape[0], -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, maps.flatten(2)).view_as(maps)
+
+
 def width_of_head(dim: int, heads: int) -> int:
     """Give the width of a head where the heads share the width of a token.
 

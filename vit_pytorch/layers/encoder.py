@@ -133,7 +133,7 @@ class Residual(nn.Module):
         self.branch = branch
         self.tail = nn.Sequential(*tail)
 
-    def update(self, x: Float[Tensor, "..."], *context: Any) -> Float[Tensor, "..."]:
+    def update(self, x: Float[Tensor, ...], *context: Any) -> Float[Tensor, ...]:
         """Give what the branch adds to its input; the branch is handed the context, too."""
         return self.tail(self.branch(self.norm(x), *context))
 

@@ -1,8 +1,13 @@
-"""Names of a transformer block that several formats share."""
+"""What several formats share: the names of a transformer block, and a transform."""
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Rule
+from vit_pytorch.pretrained.rules import Rule, Transform
+
+# A 1 x 1 convolution of theirs as the linear layer that it equals.
+POINTWISE = Transform(
+    lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor[:, :, None, None],)
+)
 
 
 def timm_block(ours: str, theirs: str, *, qkv: bool = True) -> tuple[Rule, ...]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
+from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "encoder.blocks.{i}"
 ATTENTION = f"{BLOCK}.attention.branch"
 CLASS_BLOCK = "class_encoder.blocks.{i}"
 CLASS_ATTENTION = f"{CLASS_BLOCK}.attention.branch"
-
-# A linear layer over the heads as the 1 x 1 convolution that it equals.
-POINTWISE = Transform(
-    lambda parts, module: parts[0][..., None, None], lambda tensor, module: (tensor.flatten(1),)
-)
 
 OURS = own_format("encoder.blocks.0.attention.branch.attend.mix_scores.weight")
 
@@ -33,9 +28,9 @@ TIMM = Format(
         Rule("prefix.class_token", "cls_token"),
         Rule("positions.table", "pos_embed"),
         Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
-        Rule(f"{ATTENTION}.attend.mix_scores.weight", "blocks.{i}.attn.proj_l.weight", POINTWISE),
+        Rule(f"{ATTENTION}.attend.mix_scores.weight", "blocks.{i}.attn.proj_l.weight"),
         Rule(f"{ATTENTION}.attend.mix_scores.bias", "blocks.{i}.attn.proj_l.bias"),
-        Rule(f"{ATTENTION}.attend.mix_weights.weight", "blocks.{i}.attn.proj_w.weight", POINTWISE),
+        Rule(f"{ATTENTION}.attend.mix_weights.weight", "blocks.{i}.attn.proj_w.weight"),
         Rule(f"{ATTENTION}.attend.mix_weights.bias", "blocks.{i}.attn.proj_w.bias"),
         *_block(BLOCK, "blocks.{i}", qkv=True),
         Rule(f"{CLASS_ATTENTION}.to_q.{{p}}", "blocks_token_only.{i}.attn.q.{p}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule
+from vit_pytorch.pretrained.tables.blocks import POINTWISE
 from vit_pytorch.pretrained.tables.vit import BLOCK, OURS, TIMM
 
 ATTEND = f"{BLOCK}.attention.branch.attend"
@@ -11,7 +12,8 @@ OFFICIAL = Format(
     name="DeepViT",
     marks=TIMM.marks,
     rules=(
-        Rule(f"{ATTEND}.mix.{{p}}", "blocks.{i}.attn.reatten_matrix.{p}"),
+        Rule(f"{ATTEND}.mix.weight", "blocks.{i}.attn.reatten_matrix.weight", POINTWISE),
+        Rule(f"{ATTEND}.mix.bias", "blocks.{i}.attn.reatten_matrix.bias"),
         Rule(f"{ATTEND}.norm.{{name}}", "blocks.{i}.attn.var_norm.{name}"),
         Rule("patch_embed.convs.0.weight", "patch_embed.conv1.weight"),
         Rule("patch_embed.convs.1.{name}", "patch_embed.bn1.{name}"),

@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
 BLOCK = "encoder.blocks.{i}"
 CLASS = "class_encoder.blocks.{i}"
 
-# A linear layer as the 1 x 1 convolution that it equals.
-POINTWISE = Transform(
-    lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor[:, :, None, None],)
-)
 # One projection for queries, keys and values; ours has the queries apart, which the class token alone needs.
 QUERY_APART = Transform(
     lambda parts, module: parts[0].tensor_split((len(parts[0]) // 3,)),

@@ -86,13 +86,12 @@ def load_model(folder: str | os.PathLike[str]) -> VisionModel:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
-    config = config if isinstance(config, dict) else {}
-    named = entries().get(config.get("default_cfg", {}).get("architecture"))
+    found = config.get("architecture") if isinstance(config, dict) else config
     architectures = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
-    if named is not None:
-        # Two architectures may share a name, as the two variants of NaViT do.
-        architectures[named.architecture.__name__] = named.architecture
-    found = config.get("architecture")
-    if found not in architectures:
+    if not isinstance(found, str) or found not in architectures:
         raise ValueError(f"{file}: architecture must be one of {', '.join(architectures)}, got {found!r}")
+    named = entries().get(config.get("default_cfg", {}).get("architecture"))
+    if named is not None and named.architecture.__name__ == found:
+        # Two architectures may share a name, as the two variants of NaViT do.
+        return named.architecture.from_pretrained(place)
     return architectures[found].from_pretrained(place)

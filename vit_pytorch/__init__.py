@@ -7,24 +7,25 @@ The catalogue, each with its paper, its module and its classes:
 
 - An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
-- XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
+- NaViT: any Aspect Ratio and Resolution (arXiv:2307.06304): `vit_pytorch.na_vit`, `NaViT`
+- NaViT in nested tensors (arXiv:2307.06304): `vit_pytorch.na_vit_nested_tensor`, `NaViT`
+- DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886): `vit_pytorch.deepvit`, `DeepViT`
+- Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
+- Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
+- Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
+- CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
+- XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
-- Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
-- Vision Transformer for Small-Size Datasets (arXiv:2112.13492): `vit_pytorch.vit_for_small_dataset`, `ViT`
-- DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886): `vit_pytorch.deepvit`, `DeepViT`
-- Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
-- Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
-- CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
+- Vision Transformer for Small-Size Datasets (arXiv:2112.13492):
+  `vit_pytorch.vit_for_small_dataset`, `ViT`, `SPT`
 - Three things everyone should know about Vision Transformers (arXiv:2203.09795):
   `vit_pytorch.parallel_vit`, `ViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`.
-- NaViT: any Aspect Ratio and Resolution (arXiv:2307.06304): `vit_pytorch.na_vit`, `NaViT`
-- NaViT in nested tensors (arXiv:2307.06304): `vit_pytorch.na_vit_nested_tensor`, `NaViT`
 """
 
 from vit_pytorch.create import create_model

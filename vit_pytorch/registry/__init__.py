@@ -12,18 +12,18 @@ from vit_pytorch.registry.entry import ModelEntry
 FAMILIES = (
     "vit",
     "simple_vit",
-    "xcit",
+    "na_vit",
+    "deepvit",
+    "cait",
+    "t2t",
+    "cct",
+    "cross_vit",
     "pit",
+    "xcit",
     "ats_vit",
     "vit_with_patch_merger",
-    "cct",
     "vit_for_small_dataset",
-    "deepvit",
-    "t2t",
-    "cait",
-    "cross_vit",
     "parallel_vit",
-    "na_vit",
 )
 
 

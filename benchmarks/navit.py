@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from speed import MALLOC, Worker
+from speed import Worker
 from torch import Tensor, nn
 
 HERE = Path(__file__).parent
@@ -53,17 +52,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**PUBLIC_FORM, "qk_norm": "layer", "pool_residual": False},
     ),
 }
-
-
-class NavitWorker(Worker):
-    """A model in its own process, which imports what lies in a folder."""
-
-    def __init__(self, name: str, weights: str, threads: int, path: Path) -> None:
-        env = {**MALLOC, **os.environ, "PYTHONPATH": str(path)}
-        command = [sys.executable, __file__, "--threads", str(threads), "--one", name, weights]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
 
 
 def make_images() -> list[Tensor]:
@@ -160,7 +148,8 @@ def main() -> None:
         workers: dict[str, Worker] = {}
         for name in names:
             path = args.public if name.startswith("public") else HERE.parent
-            workers[name] = NavitWorker(name, weights, args.threads, path)
+            options = ("--threads", str(args.threads), "--one", name, weights)
+            workers[name] = Worker(Path(__file__), *options, path=path)
             # the first answer says that the weights are there
             workers[name].ask(mode="forward")
         compare(workers)

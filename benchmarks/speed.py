@@ -30,11 +30,11 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str
 
 
 class Worker:
-    """A library in its own process."""
+    """A program in its own process, which imports what lies in a folder."""
 
-    def __init__(self, case: str, library: str, threads: int, path: Path) -> None:
+    def __init__(self, program: Path, *arguments: str, path: Path) -> None:
         env = {**MALLOC, **os.environ, "PYTHONPATH": str(path)}
-        command = [sys.executable, str(HERE / "worker.py"), case, library, str(threads)]
+        command = [sys.executable, str(program), *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -115,7 +115,13 @@ def measure(args: argparse.Namespace, model: str, libraries: list[str], cell: Ce
     over rounds is reported.
     """
     workers = {
-        name: Worker(model, name, args.threads, args.public if name == PUBLIC else HERE.parent)
+        name: Worker(
+            HERE / "worker.py",
+            model,
+            name,
+            str(args.threads),
+            path=args.public if name == PUBLIC else HERE.parent,
+        )
         for name in libraries
     }
     request = {**asdict(cell), "warmup": 3, "steps": 2 if cell.batch > 1 else 5}

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention, attention_weights
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
@@ -256,7 +256,7 @@ class ATSViT(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=drop_path * layer / max(depth - 1, 1))
+            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
             return SamplingBlock(
                 Residual(attention, norm(), tail()),
                 Residual(feedforward, norm(), tail()),

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
@@ -232,7 +232,7 @@ class CompactTransformer(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, int(dim * mlp_ratio), dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=drop_path * layer / max(depth - 1, 1))
+            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
             return Block(Residual(attention, norm(), tail()), StreamNormResidual(feedforward, norm(), tail()))
 
         self.encoder = Encoder(block, depth=depth)

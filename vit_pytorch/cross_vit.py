@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
-from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -149,7 +149,7 @@ class CrossViT(VisionModel):
         attend = partial(FusedAttention, attn_dropout)
 
         def drop(stage: int, layer: int) -> float:
-            return drop_path * (stage * blocks + layer) / max(depth * blocks - 1, 1)
+            return rising(drop_path, stage * blocks + layer, depth * blocks)
 
         self.branches = nn.ModuleList(
             Branch(grid, channels, dim, full=small.size, stem=stem, dropout=emb_dropout, norm_eps=norm_eps)

@@ -27,7 +27,7 @@ from vit_pytorch.layers.attention import (
     MixHeads,
     attention_weights,
 )
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -115,7 +115,7 @@ class DeepViT(PlainModel):
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
             # norm(s x) is the norm of x with another epsilon.
             norm = partial(nn.LayerNorm, dim, eps=norm_eps / scale_adjustment**2)
-            drop = drop_path * layer / max(depth - 1, 1)
+            drop = rising(drop_path, layer, depth)
 
             def tail() -> list[nn.Module]:
                 scale = [] if scale_adjustment == 1 else [Scale(1 / scale_adjustment)]

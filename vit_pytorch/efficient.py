@@ -18,7 +18,7 @@ from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
+from vit_pytorch.plain import PlainModel, has_class_token
 
 
 class ViT(PlainModel):
@@ -61,12 +61,10 @@ class ViT(PlainModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        class_token = pool == "cls" if class_token is None else class_token
         if not isinstance(transformer, nn.Module):
             raise ValueError(f"transformer is a module, got {type(transformer).__name__}")
         check_choice("pool", pool, ("cls", "mean"))
-        if pool == "cls" and not class_token:
-            raise ValueError("pool='cls' needs a class token, got class_token=False")
+        class_token = has_class_token(pool, class_token)
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token)
         self.positions = LearnedPositions(grid.shape, dim, prefix=int(class_token))

@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.encoder import Block, Residual
@@ -244,10 +243,7 @@ def _finetune(vit: ViT, tokens: Float[Tensor, "b n d"], task: Task) -> Float[Ten
         return feedforward(_attend(residual, attention, x, memory))
 
     for parts, memory in zip(_layers(vit), task.memories, strict=True):
-        if vit.encoder.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(layer, x, memory, parts, use_reentrant=False)
-        else:
-            x = layer(x, memory, parts)
+        x = vit.encoder.run(layer, x, memory, parts)
     return x
 
 

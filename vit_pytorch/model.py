@@ -78,6 +78,11 @@ class VisionModel(
         return self.num_features
 
     @property
+    def native_patch(self) -> tuple[int, ...] | None:
+        """Patch of a model that takes lists of images of different sizes; None where it takes one size."""
+        return None
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The same as `default_cfg`; tools written for timm look under either name."""
         return self.default_cfg

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.packing import (
     HeadNorm,
@@ -151,9 +151,7 @@ class NaViT(PlainModel):
         shape |= {"qkv_bias": qkv_bias, "out_bias": out_bias}
 
         def block(layer: int) -> PackedBlock:
-            tail = partial(
-                make_tail, dim, layer_scale=layer_scale, drop_path=drop_path * layer / max(depth - 1, 1)
-            )
+            tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=rising(drop_path, layer, depth))
             attention = PackedAttention(
                 dim, **shape, dropout=dropout, attend=partial(FusedAttention, attn_dropout)
             )
@@ -175,6 +173,11 @@ class NaViT(PlainModel):
             self.attention_pool = PackedPool(dim, heads=heads, mlp_dim=mlp_dim, norm_eps=norm_eps, act=act)
         self.head_bias = head_bias
         self.reset_classifier(num_classes)
+
+    @property
+    def native_patch(self) -> tuple[int, ...]:
+        """Patch by which the sizes of images are divisible."""
+        return self.grid.patch
 
     def forward(
         self, images: Images, group_images: bool = False, group_max_seq_len: int = 2048

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
+from vit_pytorch.plain import PlainModel, has_class_token
 
 
 class Parallel(nn.Module):
@@ -107,10 +107,8 @@ class ParallelViT(PlainModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        class_token = pool == "cls" if class_token is None else class_token
         check_choice("pool", pool, ("cls", "mean"))
-        if pool == "cls" and not class_token:
-            raise ValueError("pool='cls' needs a class token, got class_token=False")
+        class_token = has_class_token(pool, class_token)
         if num_parallel_branches < 1:
             raise ValueError(f"there is at least 1 parallel branch, got {num_parallel_branches}")
         norm = partial(nn.LayerNorm, dim, eps=norm_eps)
@@ -121,7 +119,7 @@ class ParallelViT(PlainModel):
         self.dropout = nn.Dropout(emb_dropout)
 
         def block(layer: int) -> Block:
-            drop = drop_path * layer / max(depth - 1, 1)
+            drop = rising(drop_path, layer, depth)
             tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=drop)
 
             def attention() -> Attention:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
@@ -193,7 +193,7 @@ class PiT(VisionModel):
             )
             feedforward = FeedForward(width, mlp_dims[stage], dropout=dropout)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = drop_path * (sum(depth[:stage]) + layer) / max(sum(depth) - 1, 1)
+            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 

@@ -22,6 +22,17 @@ from vit_pytorch.model import Intermediates, VisionModel, take_layers
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
 
+def has_class_token(pool: str, told: bool | None) -> bool:
+    """Tell whether a model has a class token: as told, or where it is what is classified.
+
+    Raises:
+        ValueError: where the class token is classified and there is none.
+    """
+    if pool == "cls" and told is False:
+        raise ValueError("pool='cls' needs a class token, got class_token=False")
+    return pool == "cls" if told is None else told
+
+
 class PlainModel(VisionModel):
     """A model that is one sequence of tokens; the base of the plain transformers.
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid, pair
@@ -127,7 +127,7 @@ class T2TViT(PlainModel):
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
             norm = partial(nn.LayerNorm, dim, eps=norm_eps)
-            tail = partial(make_tail, dim, drop_path=drop_path * layer / max(depth - 1, 1))
+            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
         self.patch_embed = TokensToToken(splits, channels, dim, token_dim=token_dim, block=token_block)

@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
 from vit_pytorch.layers.tokens import AttentionPool, PrefixTokens
-from vit_pytorch.plain import PlainModel
+from vit_pytorch.plain import PlainModel, has_class_token
 
 Pool = Literal["cls", "mean", "map"]
 Positions = Literal["learned", "sincos", "none"]
@@ -109,8 +109,8 @@ class ViT(PlainModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        class_token = pool == "cls" if class_token is None else class_token
-        _check_options(pool, class_token, stem, patch_norm, positions)
+        _check_options(pool, stem, patch_norm, positions)
+        class_token = has_class_token(pool, class_token)
         if grid.num_patches <= 16:
             warnings.warn(
                 f"{grid.num_patches} patches are few for attention to work with: "
@@ -146,7 +146,7 @@ class ViT(PlainModel):
                 attend=attend,
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
-            drop = drop_path * layer / max(depth - 1, 1)
+            drop = rising(drop_path, layer, depth)
             tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=drop)
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
@@ -177,11 +177,9 @@ class ViT(PlainModel):
         return super().no_weight_decay() | query
 
 
-def _check_options(pool: str, class_token: bool, stem: str, patch_norm: bool, positions: str) -> None:
+def _check_options(pool: str, stem: str, patch_norm: bool, positions: str) -> None:
     check_choice("pool", pool, ("cls", "mean", "map"))
     check_choice("stem", stem, ("linear", "conv"))
     check_choice("positions", positions, ("learned", "sincos", "none"))
-    if pool == "cls" and not class_token:
-        raise ValueError("pool='cls' needs a class token, got class_token=False")
     if patch_norm and stem != "linear":
         raise ValueError(f"patch_norm belongs to stem='linear', got stem={stem!r}")

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.plain import PlainModel
@@ -151,7 +151,7 @@ class PatchMergerViT(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=drop_path * layer / max(depth - 1, 1))
+            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
         merger = PatchMerger(dim, patch_merge_num_tokens, scale=scale, norm_eps=norm_eps)

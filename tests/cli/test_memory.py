@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from vit_pytorch.cli.memory import TOLD
+
 FAULTS = """
 import resource, sys
 import torch
@@ -28,8 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(*arguments: str, **environment: str) -> int:
-    told = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-    env = {name: value for name, value in os.environ.items() if name not in told}
+    env = {name: value for name, value in os.environ.items() if name not in TOLD}
     command = [sys.executable, "-c", FAULTS, *arguments]
     done = subprocess.run(command, env={**env, **environment}, capture_output=True, text=True, check=True)
     return int(done.stdout)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.export import Dim, export
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ats_vit, create_model, load_pretrained
 from vit_pytorch.ats_vit import ViT, sample_places, score_tokens
 from vit_pytorch.pretrained import to_format
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL: dict[str, Any] = {
     "image_size": 48,
     "patch_size": 6,
@@ -43,10 +39,7 @@ def small(**arguments: Any) -> ViT:
 
 def authors(name: str, **arguments: Any) -> tuple[ViT, dict[str, Tensor]]:
     """Build the model of a golden file, and give the file's tensors."""
-    path = GOLDEN / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["config"])
-    tensors = load_file(path)
+    facts, state, tensors = read_golden(name)
     model = ViT(
         image_size=facts["img_size"],
         patch_size=facts["patch_size"],
@@ -60,7 +53,6 @@ def authors(name: str, **arguments: Any) -> tuple[ViT, dict[str, Tensor]]:
         ats_layers=facts["ats_blocks"],
         **arguments,
     )
-    state = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
     report = load_pretrained(model, state)
     assert report.format == "timm"
     assert all(name.endswith("out_zero_mask") for name in report.dropped)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
 from vit_pytorch.deepvit import DeepViT, ReAttention
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "deepvit.safetensors"
 SMALL = {
     "image_size": 32,
     "patch_size": 8,
@@ -43,17 +39,16 @@ OFFICIAL = {
 @pytest.fixture(scope="module")
 def stored() -> dict[str, Tensor]:
     """What the authors' code computed with random weights."""
-    return load_file(GOLDEN)
+    return read_golden("deepvit")[2]
 
 
 @pytest.fixture(scope="module")
-def state(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("weights/"): v for k, v in stored.items() if k.startswith("weights/")}
+def state() -> dict[str, Tensor]:
+    return read_golden("deepvit")[1]
 
 
 def build(**overrides: Any) -> DeepViT:
-    with safe_open(GOLDEN, "pt") as file:
-        facts = json.loads(file.metadata()["config"])
+    facts, _, _ = read_golden("deepvit")
     dim_head = facts["embed_dim"] // facts["num_heads"]
     transforms = facts["apply_transform"]
     assert transforms == sorted(transforms)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, randomise
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.na_vit_nested_tensor import NaViT as NestedNaViT
 from vit_pytorch.pretrained import to_format
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL: dict[str, Any] = {"image_size": (48, 64), "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 3}
 OURS: dict[str, Any] = {**SMALL, "heads": 3, "dim_head": 16, "mlp_dim": 192}
 PLAIN: dict[str, Any] = {"qk_norm": "none", "qkv_bias": True, "norm_bias": True}
@@ -384,11 +381,7 @@ PUBLIC: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", [NaViT, NestedNaViT])
 @pytest.mark.parametrize("name", PUBLIC)
 def test_logits_equal_the_public_packages(name: str, kind: type[NaViT]) -> None:
-    path = GOLDEN / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["config"])
-    tensors = load_file(path)
-    state = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
+    facts, state, tensors = read_golden(name)
     form = {"patch_norm": True, "pool_mlp": False, "out_bias": False, "head_bias": False, "norm_eps": 1e-5}
     model = kind(**facts, **form, **PUBLIC[name]).eval()
     report = load_pretrained(model, state)

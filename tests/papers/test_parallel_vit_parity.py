@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
-from torch import Tensor
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, load_pretrained
 from vit_pytorch.parallel_vit import Parallel, ParallelViT
 from vit_pytorch.pretrained import to_format
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 OURS: dict[str, Any] = {
     "image_size": 48,
     "patch_size": 8,
@@ -120,23 +115,13 @@ def test_parameter_count_equals_timms(name: str) -> None:
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-def read_golden(name: str) -> tuple[dict[str, Any], dict[str, Tensor], Tensor, Tensor]:
-    """Give a fixture's arguments, weights, input and output."""
-    path = GOLDEN / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-    tensors = load_file(path)
-    state = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-    return config, state, tensors["input"], tensors["output"]
-
-
 @torch.inference_mode()
 def test_logits_equal_the_public_packages() -> None:
     """Theirs are a subset: no biases of queries, keys and values, no LayerScale, epsilon 1e-5."""
-    config, state, x, expected = read_golden("public_parallel_vit")
+    config, state, golden = read_golden("public_parallel_vit")
     model = ParallelViT(**config, qkv_bias=False, norm_eps=1e-5).eval()
     load_pretrained(model, state)
-    assert difference(model(x), expected) < TOLERANCE
+    assert difference(model(golden["input"]), golden["output"]) < TOLERANCE
     assert to_format(model, "vit-pytorch parallel ViT").keys() == state.keys()
 
 
@@ -145,14 +130,14 @@ def test_logits_equal_the_public_packages() -> None:
     ("name", "architecture"), [("parallel_vit_deit", ParallelViT), ("sequential_vit_deit", ViT)]
 )
 def test_logits_equal_the_authors(name: str, architecture: type[ParallelViT] | type[ViT]) -> None:
-    config, state, x, expected = read_golden(name)
+    config, state, golden = read_golden(name)
     model = architecture(**config).eval()
     load_pretrained(model, state, strict=True)
-    assert difference(model(x), expected) < TOLERANCE
+    assert difference(model(golden["input"]), golden["output"]) < TOLERANCE
 
 
 def test_weights_go_back_to_the_authors() -> None:
-    config, state, _, _ = read_golden("parallel_vit_deit")
+    config, state, _ = read_golden("parallel_vit_deit")
     model = ParallelViT(**config)
     load_pretrained(model, state)
     written = to_format(model, "deit")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.positions import SequencePositions
@@ -21,7 +18,6 @@ from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.t2t import RandomFeatures, SoftSplit, T2TViT
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TYPES = ["transformer", "performer"]
 SMALL = {"dim": 48, "image_size": 64, "depth": 2, "heads": 3, "mlp_dim": 96, "num_classes": 7}
 # All parameters of the official models, with 1000 classes; fixed tables count there.
@@ -44,12 +40,7 @@ class Stored:
     """What the authors' code computed with random weights."""
 
     def __init__(self, tokens_type: str) -> None:
-        path = GOLDEN / f"t2t_vit_{tokens_type}.safetensors"
-        with safe_open(path, "pt") as file:
-            self.facts = json.loads(file.metadata()["config"])
-        self.tensors = load_file(path)
-        prefix = "weights/"
-        self.state = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        self.facts, self.state, self.tensors = read_golden(f"t2t_vit_{tokens_type}")
 
     def build(self, **overrides: Any) -> T2TViT:
         facts = self.facts

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
@@ -24,12 +22,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import SimpleViT, ViT, create_model, list_models, load_pretrained
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 3, "heads": 3}
 OURS = {**SMALL, "dim_head": 16, "mlp_dim": 192}
 THEIRS = {"img_size": 48, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -259,11 +257,7 @@ def test_registers_equal_transformers(tmp_path: Path) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["public_vit", "public_vit_mean", "public_simple_vit"])
 def test_logits_equal_the_public_packages(name: str) -> None:
-    path = GOLDEN / f"{name}.safetensors"
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["config"])
-    tensors = load_file(path)
-    state = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
+    facts, state, tensors = read_golden(name)
     arguments = {**facts, "qkv_bias": False, "patch_norm": True, "norm_eps": 1e-5}
     model = (
         SimpleViT(**arguments, out_bias=False, act="gelu") if "simple" in name else ViT(**arguments)

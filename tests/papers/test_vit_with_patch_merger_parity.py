@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT as PlainViT
 from vit_pytorch import create_model, list_models, load_pretrained
@@ -23,7 +20,6 @@ from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.vit_with_patch_merger import PatchMerger, ViT
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "public_patch_merger.safetensors"
 SMALL: dict[str, Any] = {
     "image_size": 48,
     "patch_size": 8,
@@ -122,10 +118,7 @@ def test_merges_in_the_middle_to_eight_tokens() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("scaled", [True, False])
 def test_logits_equal_the_public_packages(scaled: bool) -> None:
-    with safe_open(GOLDEN, "pt") as file:
-        facts = json.loads(file.metadata()["config"])
-    tensors = load_file(GOLDEN)
-    state = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
+    facts, state, tensors = read_golden("public_patch_merger")
     scale = facts["dim"] ** -0.5 if scaled else 1.0
     model = ViT(**facts, scale=scale, qkv_bias=False, patch_norm=True, norm_eps=1e-5).eval()
     report = load_pretrained(model, state)
@@ -140,9 +133,7 @@ def test_logits_equal_the_public_packages(scaled: bool) -> None:
 
 
 def test_weights_of_another_function_are_refused() -> None:
-    state = {k.removeprefix("weights/"): v for k, v in load_file(GOLDEN).items() if k.startswith("weights/")}
-    with safe_open(GOLDEN, "pt") as file:
-        facts = json.loads(file.metadata()["config"])
+    facts, state, _ = read_golden("public_patch_merger")
     with pytest.raises(ValueError, match="does not fit PatchMergerViT"):
         load_pretrained(ViT(**facts), state)
     with pytest.raises(ValueError, match="none of the formats known for PatchMergerViT"):

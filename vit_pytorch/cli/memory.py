@@ -7,6 +7,8 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 NEVER = 2**31 - 1
+# Where these are set, somebody has decided already.
+TOLD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> None:
@@ -16,8 +18,7 @@ def keep_freed_memory() -> None:
     same pages again: on a processor a tenth of a small model's training step. Other C libraries, and
     a process whose environment already says what malloc shall do, are left alone.
     """
-    told = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"}
-    if platform.libc_ver()[0] != "glibc" or told & os.environ.keys():
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in TOLD):
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)

@@ -106,6 +106,11 @@ class DropPath(nn.Module):
         return f"p={self.p}"
 
 
+def rising(drop_path: float, layer: int, depth: int) -> float:
+    """Give a layer's probability to drop a branch, which rises linearly from 0 to that of the last layer."""
+    return drop_path * layer / max(depth - 1, 1)
+
+
 def make_tail(dim: int, *, layer_scale: float | None = None, drop_path: float = 0.0) -> list[nn.Module]:
     """Make what stands between a branch and its sum.
 
@@ -187,7 +192,7 @@ class Encoder(nn.Module):
             x = self.run(block, x, *context)
             yield x
 
-    def run(self, block: nn.Module, *inputs: Any) -> Any:
+    def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """Apply one block, whose activations are recomputed in the backward pass where told."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)

@@ -13,11 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.create import MODEL
 from vit_pytorch.model import VisionModel
-from vit_pytorch.na_vit import NaViT
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
-from vit_pytorch.training.data import ImageData, Splits, open_data
+from vit_pytorch.training.data import ImageData, Preprocessing, Splits, open_data
 from vit_pytorch.training.evaluation import Evaluation, evaluate
 from vit_pytorch.training.history import History, read_rows
 from vit_pytorch.training.module import Classifier
@@ -140,12 +139,12 @@ def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> Image
         ValueError: Where images shall differ in size, and the model takes those of one size.
     """
     cfg, data = model.default_cfg, config.data
-    if data.max_tokens is not None and not isinstance(model, NaViT):
+    if data.max_tokens is not None and model.native_patch is None:
         raise ValueError(
             "data.max_tokens needs a model that takes images of different sizes, such as "
             f"navit_small_patch16; got {config.model['name']}"
         )
-    patch = model.grid.patch if isinstance(model, NaViT) else (16, 16)
+    patch = model.native_patch or Preprocessing.patch_size
     height, width = model.image_size
     return ImageData(
         splits,

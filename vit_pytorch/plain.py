@@ -16,7 +16,7 @@ from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.layers.tokens import PrefixTokens, make_classifier
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
@@ -209,13 +209,7 @@ class PlainModel(VisionModel):
         """
         if global_pool is not None:
             self._change_pool(TIMM_POOL.get(global_pool, global_pool))
-        weight = next(self.parameters())
-        self.head = nn.Identity()
-        if num_classes:
-            head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
-            self.head = head
+        self.head = make_classifier(self.head_width, num_classes, like=next(self.parameters()))
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 

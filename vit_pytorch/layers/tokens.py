@@ -76,3 +76,19 @@ class AttentionPool(nn.Module):
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+def make_classifier(dim: int, num_classes: int, *, like: Tensor) -> nn.Module:
+    """Make a linear classifier that starts small; the identity for no classes.
+
+    Args:
+        dim: width of what is classified.
+        num_classes: number of logits.
+        like: a tensor with the device and the dtype wanted.
+    """
+    if num_classes == 0:
+        return nn.Identity()
+    head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head

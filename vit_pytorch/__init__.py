@@ -9,6 +9,8 @@ The catalogue, each with its paper, its module and its classes:
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
 - NaViT: any Aspect Ratio and Resolution (arXiv:2307.06304): `vit_pytorch.na_vit`, `NaViT`
 - NaViT in nested tensors (arXiv:2307.06304): `vit_pytorch.na_vit_nested_tensor`, `NaViT`
+- Training data-efficient image transformers & distillation (arXiv:2012.12877):
+  `vit_pytorch.distill`, `DistillableViT`, `DistillWrapper`
 - DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886): `vit_pytorch.deepvit`, `DeepViT`
 - Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
 - Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`

@@ -220,7 +220,8 @@ class PlainModel(VisionModel):
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
         names = {name for name, _ in self.named_parameters()}
-        return names & {"prefix.class_token", "prefix.registers", "positions.table"}
+        tokens = {f"prefix.{token}" for token in ("class_token", "distillation_token", "registers")}
+        return names & (tokens | {"positions.table"})
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth, as timm's tools read them."""

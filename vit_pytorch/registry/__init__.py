@@ -13,6 +13,7 @@ FAMILIES = (
     "vit",
     "simple_vit",
     "na_vit",
+    "deit",
     "deepvit",
     "cait",
     "t2t",

@@ -9,6 +9,7 @@ from torch import nn
 from vit_pytorch.pretrained.rules import Format
 
 TABLES = {
+    "DistillableViT": "distill",
     "ViT": "vit",
     "XCiT": "xcit",
     "PiT": "pit",

@@ -127,6 +127,10 @@ class DistillableEfficientViT(Distillable, efficient.ViT):
         return efficient.ViT(**arguments, transformer=copy.deepcopy(self.encoder))
 
 
+# a plain model that has only a name, and the student to build in its place
+DISTILLABLE: dict[type[VisionModel], type[Distillable]] = {ViT: DistillableViT, T2TViT: DistillableT2TViT}
+
+
 class DistillWrapper(nn.Module):
     """The loss of a student that learns from labels and from a teacher (section 4).
 

@@ -213,10 +213,10 @@ def test_teachers_of_transformers():
         def forward(self, batch):
             return (batch,)
 
-    student = DistillableViT(**VIT)
-    assert DistillWrapper(student=student, teacher=Wrapped())(images(32, 32, batch=2), torch.tensor([0, 1])).isfinite()
+    student, batch, labels = DistillableViT(**VIT), images(32, 32), torch.tensor([0, 1])
+    assert DistillWrapper(student=student, teacher=Wrapped())(batch, labels).isfinite()
     with pytest.raises(ValueError, match="expected logits from the teacher, got tuple"):
-        DistillWrapper(student=student, teacher=Nothing())(images(32, 32, batch=2), torch.tensor([0, 1]))
+        DistillWrapper(student=student, teacher=Nothing())(batch, labels)
 
 
 def test_other_students():

@@ -52,8 +52,15 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
     classes = tuple(cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
         raise ValueError(f"{folder}: label_names must name {model.num_classes} classes, got {len(classes)}")
-    preprocessing = Preprocessing(
-        image_size=tuple(cfg["input_size"][-2:]),
+    return SavedClassifier(model, classes, preprocessing_for(model))
+
+
+def preprocessing_for(model: VisionModel) -> Preprocessing:
+    """Read how images are prepared for a model from what it says of itself."""
+    cfg = model.default_cfg
+    height, width = cfg["input_size"][-2:]
+    return Preprocessing(
+        image_size=(height, width),
         channels=model.channels,
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
@@ -62,4 +69,3 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
         max_tokens=cfg.get("max_tokens"),
         patch_size=tuple(cfg.get("patch_size", Preprocessing.patch_size)),
     )
-    return SavedClassifier(model, classes, preprocessing)

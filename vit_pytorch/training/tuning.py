@@ -1,6 +1,7 @@
 """Starting from weights that exist, and choosing which of the model's weights learn."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -73,9 +74,10 @@ def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
     """Add low-rank updates to the linear layers of attention, which then learn alone with the classifier.
 
     Raises:
-        ImportError: Where peft is not installed.
-        ValueError: Where the model has no such layers.
+        ValueError: Where the model has no such layers, or peft is not installed.
     """
+    if find_spec("peft") is None:
+        raise ValueError("method 'lora' needs one more package: pip install 'vit-pytorch[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = attention_layers(model)

@@ -5,7 +5,7 @@ A paper that changes a seam sets the part that stands there and inherits the res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -114,17 +114,33 @@ class PlainModel(VisionModel):
         self.check_images(images)
         return self.grid.patchify(images)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Turn images into the tokens that enter the encoder, prefix tokens in front (equation 1)."""
+    def embed(
+        self,
+        images: Float[Tensor, "b c h w"],
+        *,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+        place: bool = True,
+    ) -> Float[Tensor, "b n d"]:
+        """Turn images into the tokens that enter the encoder, prefix tokens in front (equation 1).
+
+        Args:
+            images: input.
+            corrupt: acts on the embedded patches (b, n, d) before they have positions, as learning by masking
+                asks for.
+            place: whether positions are added.
+        """
         self.check_images(images)
         grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
-        if self.positions is not None:
-            x = x + self.positions(grid)
+        if corrupt is not None:
+            x = corrupt(x)
+        positions = self.positions if place else None
+        if positions is not None:
+            x = x + positions(grid)
         if self.encoder_prefix:
             prefix = self.prefix()
-            if self.positions is not None and self.positions.prefix:
-                prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
+            if positions is not None and positions.prefix:
+                prefix = prefix + positions.for_prefix(self.num_prefix_tokens)
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))
 

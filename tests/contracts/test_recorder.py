@@ -51,8 +51,8 @@ class Softmaxes(TorchFunctionMode):
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Hold that a model has the same modules, flags, hooks, attributes and state afterwards."""
+def same_parts(model: nn.Module) -> Iterator[None]:
+    """Hold that a model has the same modules, flags, hooks and places of its state afterwards."""
 
     def look() -> list[object]:
         parts = [(name, id(part), part.training) for name, part in model.named_modules()]
@@ -61,9 +61,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         state = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
         return [parts, hooks, pausing, state, list(state)]
 
-    before, values = look(), copy.deepcopy(model.state_dict())
+    before = look()
     yield
     assert look() == before
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Hold that a model has the same parts and values afterwards."""
+    values = copy.deepcopy(model.state_dict())
+    with same_parts(model):
+        yield
     assert all(tensor.equal(values[name]) for name, tensor in model.state_dict().items())
 
 
@@ -142,7 +150,8 @@ def test_recorder_in_training(model: VisionModel, images: Tensor):
         model.set_grad_checkpointing(checkpointing)
         recorder = Recorder(model)
         assert recorder.training
-        got = backward(_Logits(recorder), images)
+        with same_parts(model):
+            got = backward(_Logits(recorder), images)
         for name, gradient in want.items():
             torch.testing.assert_close(got[f"recorder.model.{name}"], gradient)
         assert recorder.eject().training
@@ -345,8 +354,6 @@ def test_nothing_to_record():
     sizes = {name: SIZES[name] for name in ("image_size", "patch_size", "num_classes", "dim")}
     with pytest.raises(ValueError, match=r"FusedAttention.*`weights`; ViT has none"):
         Recorder(EfficientViT(**sizes, transformer=Mixer()))
-    with pytest.raises(ValueError, match="takes a module, got int"):
-        Recorder(3)
     blocks = nn.TransformerEncoderLayer(24, 2, 32, batch_first=True)
     with pytest.raises(ValueError, match="ViT has none"):
         Recorder(EfficientViT(**sizes, transformer=blocks))
@@ -397,6 +404,27 @@ def test_modes_of_gradients():
         with mode():
             assert recorder(images)[1].equal(want)
     assert all(found.requires_grad for found in recorder.maps(images, keep_graph=True))
+
+
+def test_compiled_models():
+    """They are recorded as they are written, and stay compiled."""
+    vit = enliven(ViT(**SIZES)).eval()
+    images = torch.randn(2, 3, 20, 20)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(vit, backend=backend, fullgraph=True)
+    want = compiled(images)
+    recording = Recorder(compiled).record(images, keep_graph=True)
+    gradients = torch.autograd.grad(recording.output.sum(), recording.maps)
+    assert compiled(images).equal(want)
+    torch.compiler.reset()
+    assert len(graphs) == 1
+    assert all(gradient.any() for gradient in gradients)
+    torch.testing.assert_close(recording.output, want, rtol=1e-5, atol=1e-5)
 
 
 def test_kernels_in_one_place_and_shared():

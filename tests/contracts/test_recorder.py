@@ -132,6 +132,15 @@ def test_recorder_maps(model: VisionModel, images: Tensor):
         assert stage.equal(torch.stack(run, dim=1))
 
 
+def test_recorder_images_in_order(model: VisionModel, images: Tensor):
+    """The maps of an image are those that it has alone, and lie together, also where it has many windows."""
+    recorder = Recorder(model)
+    every = recorder.maps(images)
+    for index, image in enumerate(images):
+        for found, alone in zip(every, recorder.maps(image[None]), strict=True):
+            torch.testing.assert_close(found.unflatten(0, (3, -1))[index], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_recorder_gradients(model: VisionModel, images: Tensor):
     """With a graph, the output is computed from the maps: each has a gradient, whatever is frozen."""
     model.requires_grad_(False)

@@ -133,6 +133,7 @@ class TalkingHeads(nn.Module):
         self.mix_scores = MixHeads(heads)
         self.mix_weights = MixHeads(heads)
         self.weights = nn.Identity()
+        self.mixed = nn.Identity()
         self.dropout = nn.Dropout(dropout)
         for parameter in self.parameters():
             if parameter.ndim == 1:
@@ -145,8 +146,8 @@ class TalkingHeads(nn.Module):
     ) -> Float[Tensor, "b h n f"]:
         """Attend from every query to all keys."""
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        weights = self.weights(self.mix_weights(self.mix_scores(scores).softmax(dim=-1)))
-        return self.dropout(weights) @ v
+        weights = self.weights(self.mix_scores(scores).softmax(dim=-1))
+        return self.dropout(self.mixed(self.mix_weights(weights))) @ v
 
 
 class ClassBlock(Block):

@@ -148,6 +148,7 @@ class ReAttention(ExplicitAttention):
         self.gain = gain
         self.mix = MixHeads(heads)
         self.norm = nn.BatchNorm2d(heads)
+        self.mixed = nn.Identity()
 
     def forward(
         self,
@@ -158,7 +159,7 @@ class ReAttention(ExplicitAttention):
     ) -> Float[Tensor, "b h n f"]:
         """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         maps = self.dropout(self.weights(attention_weights(q, k, self.scale, mask)))
-        return self.norm(self.mix(maps)) @ (v * self.gain)
+        return self.mixed(self.norm(self.mix(maps))) @ (v * self.gain)
 
 
 class Scale(nn.Module):

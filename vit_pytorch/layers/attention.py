@@ -1,4 +1,8 @@
-"""Attention in three public steps: project, attend, merge; and the kernels that attend."""
+"""Attention in three public steps: project, attend, merge; and the kernels that attend.
+
+A kernel that computes the weights passes what its softmax gives through a submodule `weights`, an identity,
+where it can be seen; one that mixes them afterwards passes what the values meet through another one, `mixed`.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +49,10 @@ class FusedAttention(nn.Module):
         if q.dtype == torch.bfloat16 and q.device.type == "cpu" and k.shape[2] <= SHORT and BF16_LACKS_AMX:
             return F.dropout(attention_weights(q, k, self.scale, mask), dropout) @ v
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=self.scale)
+
+    def explicit(self) -> ExplicitAttention:
+        """Give the kernel of the same function in which the weights can be seen."""
+        return ExplicitAttention(self.dropout, self.scale).train(self.training)
 
     def extra_repr(self) -> str:
         """Show the settings when printed."""
@@ -199,6 +207,8 @@ class ClassAttention(nn.Module):
         dropout: dropout on the output.
         attend: makes the kernel that mixes the values.
     """
+
+    heads_are_queries = True
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ class TwinsSVT(StagedModel):
         s4_global_k: see stage 1.
         s4_depth: see stage 1.
         peg_kernel_size: side of the convolution that tells cells their places, odd.
-        dropout: dropout behind the linear layers of the blocks, in [0, 1).
+        dropout: dropout on embedded patches and behind the linear layers of the blocks, in [0, 1).
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the
             stride of the last stage serves, if no stage's map is smaller than its `global_k`.
         channels: channels of the input.
@@ -213,7 +213,7 @@ class TwinsSVT(StagedModel):
         def stage(i: int) -> Stage:
             before = dims[i - 1] if i else channels
             conv = nn.Conv2d(before, dims[i], patches[i], patches[i])
-            down = nn.Sequential(OnMap(conv), nn.LayerNorm(dims[i]))
+            down = nn.Sequential(OnMap(conv), nn.LayerNorm(dims[i]), nn.Dropout(dropout))
             return Stage(down, Encoder(partial(block, i), depth=depth[i]))
 
         self.stages = nn.ModuleList(map(stage, range(4)))

@@ -20,6 +20,7 @@ FAMILIES = (
     "cross_vit",
     "pit",
     "twins_svt",
+    "sep_vit",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

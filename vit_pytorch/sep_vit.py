@@ -226,6 +226,9 @@ def _window_sides(
     window_size: int | Sequence[Sequence[int]], depth: Sequence[int], maps: Sequence[Grid]
 ) -> list[list[int]]:
     """Give the side of the windows of every block of every stage."""
+    smallest = window_size if isinstance(window_size, int) else min(map(min, window_size))
+    if smallest < 1:
+        raise ValueError(f"a window's side is at least 1, got {smallest}")
     if isinstance(window_size, int):
         wide = [2 * window_size if max(extents) > window_size else window_size for extents in maps]
         return [[(window_size, w)[i % 2] for i in range(n)] for n, w in zip(depth, wide, strict=True)]

@@ -34,6 +34,27 @@ CROSSVIT = {
     "lg_enc_mlp_dim": 128,
     "cross_attn_heads": 4,
 }
+TWINS = {
+    "image_size": 16,
+    **{"s1_emb_dim": 16, "s2_emb_dim": 24, "s3_emb_dim": 32, "s4_emb_dim": 48},
+    **{
+        "s1_local_patch_size": 4,
+        "s2_local_patch_size": 4,
+        "s3_local_patch_size": 2,
+        "s4_local_patch_size": 2,
+    },
+    **{"s1_global_k": 4, "s2_global_k": 2, "s3_global_k": 2, "s4_global_k": 1},
+    **{"s1_patch_size": 1, "s3_depth": 1, "s4_depth": 1, "dim_head": 8, "mlp_ratio": 2},
+}
+SEPVIT = {
+    "image_size": 32,
+    "dim": 16,
+    "dim_head": 8,
+    "heads": (2, 4, 8),
+    "depth": (1, 2, 1),
+    "window_size": 2,
+    "mlp_ratio": 2,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -43,6 +64,8 @@ CASES = {
         10,
     ),
     "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
+    "twins_svt_small": (TWINS, 12),
+    "sepvit_lite": (SEPVIT, 10),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

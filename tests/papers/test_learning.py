@@ -5,6 +5,7 @@ import torch
 
 from tests.papers.learning import accuracy_on_digits
 from vit_pytorch import create_model
+from vit_pytorch.registry.twins_svt import stages
 
 SMALL = {"channels": 1, "num_classes": 10}
 SIZE = {"image_size": 20}
@@ -36,15 +37,11 @@ CROSSVIT = {
 }
 TWINS = {
     "image_size": 16,
-    **{"s1_emb_dim": 16, "s2_emb_dim": 24, "s3_emb_dim": 32, "s4_emb_dim": 48},
-    **{
-        "s1_local_patch_size": 4,
-        "s2_local_patch_size": 4,
-        "s3_local_patch_size": 2,
-        "s4_local_patch_size": 2,
-    },
-    **{"s1_global_k": 4, "s2_global_k": 2, "s3_global_k": 2, "s4_global_k": 1},
-    **{"s1_patch_size": 1, "s3_depth": 1, "s4_depth": 1, "dim_head": 8, "mlp_ratio": 2},
+    "s1_patch_size": 1,
+    "dim_head": 8,
+    "mlp_ratio": 2,
+    **stages(emb_dim=(16, 24, 32, 48), depth=(1, 1, 1, 1)),
+    **stages(local_patch_size=(4, 4, 2, 2), global_k=(4, 2, 2, 1)),
 }
 SEPVIT = {
     "image_size": 32,

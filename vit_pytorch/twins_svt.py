@@ -7,8 +7,8 @@ to a few that sum the map up: a convolution whose stride is its kernel makes the
 behind the first block of a stage is all that tells cells their places. Without windows it is Twins-PCPVT.
 
 Family: pyramid
-Differs from the paper: nothing; as in the authors' code for detection, zeros fill the last windows up, and the
-other cells see them.
+Differs from the paper: nothing; as in the authors' code for detection, zeros fill the last windows up, and
+the other cells see them.
 """
 
 from __future__ import annotations

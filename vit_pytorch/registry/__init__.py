@@ -20,6 +20,8 @@ FAMILIES = (
     "cct",
     "cross_vit",
     "pit",
+    "twins_svt",
+    "sep_vit",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

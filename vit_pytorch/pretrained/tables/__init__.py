@@ -13,6 +13,8 @@ TABLES = {
     "ViT": "vit",
     "XCiT": "xcit",
     "PiT": "pit",
+    "TwinsSVT": "twins_svt",
+    "SepViT": "sep_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch import efficient
+from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import DistilledHead, PrefixTokens, make_distilled_classifier
 from vit_pytorch.model import VisionModel
@@ -118,13 +118,13 @@ class DistillableT2TViT(Distillable, T2TViT):
     """The T2T-ViT with a distillation token; takes the arguments of `T2TViT`."""
 
 
-class DistillableEfficientViT(Distillable, efficient.ViT):
+class DistillableEfficientViT(Distillable, EfficientViT):
     """A ViT around any encoder, with a distillation token; takes the arguments of `efficient.ViT`."""
 
     def _plain(self, num_registers: int) -> PlainModel:
         """Build the model without the token, around a copy of the encoder."""
         arguments: dict[str, Any] = {**self.config, "num_registers": num_registers}
-        return efficient.ViT(**arguments, transformer=copy.deepcopy(self.encoder))
+        return EfficientViT(**arguments, transformer=copy.deepcopy(self.encoder))
 
 
 # a plain model that has only a name, and the student to build in its place

@@ -14,6 +14,7 @@ FAMILIES = (
     "simple_vit",
     "na_vit",
     "deit",
+    "dinov2",
     "deepvit",
     "cait",
     "t2t",

@@ -25,8 +25,8 @@ def rollout_of_maps(
 ) -> Float[Tensor, "b q n"]:
     """Follow attention through all layers, down to the tokens that entered the first one.
 
-    A layer mixes tokens by W = (1 - identity) A + identity I, A being the maps fused over heads and I the
-    residual, its rows divided by their sums; the rollout is the product of all W (Abnar and Zuidema 2020,
+    A layer mixes tokens by W = (1 - identity) A + identity I, A being the maps fused over heads, rows divided
+    by their sums, and I the residual; the rollout is the product of all W (Abnar and Zuidema 2020,
     arXiv:2005.00928, section 3, where `identity` is 0.5 and heads are averaged).
 
     A class token that joins late (maps of one query and a key more) starts there as itself; a pooling by
@@ -54,7 +54,7 @@ def rollout_of_maps(
 
     def step(mixed: Tensor) -> Tensor:
         eye = torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
-        return normalise_rows((1 - identity) * mixed + identity * eye)
+        return (1 - identity) * mixed + identity * eye
 
     return compose([normalise_rows(FUSE[fuse](layer)) for layer in maps], step, rest=1.0)
 

@@ -68,12 +68,12 @@ def maps_and_gradients(
     try:
         with evaluating(model), torch.enable_grad():
             recording = recorder.record(images, keep_graph=True)
+            logits, maps = recording.output, recording.maps
+            chosen = check_classes(logits, classes, model.num_classes)
+            picked = logits.gather(1, chosen.unsqueeze(1)).sum()
+            gradients = torch.autograd.grad(picked, maps, materialize_grads=True)
     finally:
         recorder.eject()
-    logits, maps = recording.output, recording.maps
-    chosen = check_classes(logits, classes, model.num_classes)
-    picked = logits.gather(1, chosen.unsqueeze(1)).sum()
-    gradients = torch.autograd.grad(picked, maps, materialize_grads=True)
     return logits.detach(), [layer.detach() for layer in maps], list(gradients)
 
 

@@ -31,7 +31,7 @@ def video_model(size: tuple[int, ...] = (4, 16, 16)) -> CompactTransformer:
     """A plain model on videos: tokens on a grid of 4 x 4 x 4, pooled by a learned mean."""
     window = Window((1, 3, 3), (1, 2, 2), (0, 1, 1))
     torch.manual_seed(0)
-    sizes = {"dim": 24, "depth": 2, "heads": 2, "mlp_ratio": 2, "num_classes": 5, "channels": 3}
+    sizes = {"dim": 24, "depth": 2, "heads": 2, "mlp_ratio": 2.0, "num_classes": 5, "channels": 3}
     rates = {"dropout": 0.0, "attn_dropout": 0.0, "drop_path": 0.0}
     return CompactTransformer(
         size, **sizes, layers=1, conv=window, pool=window, positions="learnable", **rates

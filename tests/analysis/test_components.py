@@ -56,7 +56,7 @@ def test_the_background_is_left_out(grid):
     torch.testing.assert_close(found.colours[corner], alone.colours[:, 0])
     other = colours_of_tokens(tokens, foreground="below")
     assert torch.equal(other.foreground, ~corner)
-    most = colours_of_tokens(tokens, foreground="above", threshold=-2)
+    most = colours_of_tokens(tokens, foreground="above", threshold=-2.0)
     assert most.foreground.all()
 
 
@@ -76,8 +76,8 @@ def test_tokens_of_models(build, name):
 def test_refuses(build, images):
     with pytest.raises(ValueError, match="foreground is one of all, above, below; got 'left'"):
         colours_of_tokens(draw(1, 4, 4, 8), foreground="left")
-    with pytest.raises(ValueError, match=r"at least 3 patches, got 0 above the threshold 9"):
-        colours_of_tokens(draw(1, 4, 4, 8), foreground="above", threshold=9)
+    with pytest.raises(ValueError, match=r"at least 3 patches, got 0 above the threshold 9.0"):
+        colours_of_tokens(draw(1, 4, 4, 8), foreground="above", threshold=9.0)
     with pytest.raises(ValueError, match="5 samples of 2 values have 1 to 2 components, got 3"):
         principal_components(draw(5, 2), 3)
     with pytest.raises(ValueError, match=r"layers are -2 to 1, got \[2\]"):

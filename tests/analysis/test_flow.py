@@ -26,7 +26,7 @@ def test_identity_attention():
 
 def test_without_residual_one_layer_is_its_map():
     maps = random_maps(2, 3, 6, 6)
-    torch.testing.assert_close(rollout_of_maps([maps], identity=0), maps.mean(dim=1))
+    torch.testing.assert_close(rollout_of_maps([maps], identity=0.0), maps.mean(dim=1))
 
 
 @pytest.mark.parametrize("fuse", ["mean", "max", "min"])
@@ -72,7 +72,7 @@ def test_pooling_reads_the_patches_behind_the_prefix():
 
 def test_a_row_that_is_zero_after_fusing_becomes_uniform():
     heads = torch.stack([torch.eye(4), torch.eye(4)[[1, 0, 2, 3]]])[None]
-    flow = rollout_of_maps([heads], fuse="min", identity=0)
+    flow = rollout_of_maps([heads], fuse="min", identity=0.0)
     torch.testing.assert_close(flow[0, :2], torch.full((2, 4), 0.25))
     torch.testing.assert_close(flow[0, 2:], torch.eye(4)[2:])
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.analysis.layout import TokenLayout
+from vit_pytorch.analysis.layout import Map, TokenLayout
 from vit_pytorch.layers.options import check_choice
 
 Step = Callable[[Tensor], Tensor]
@@ -21,7 +21,7 @@ FUSE: dict[str, Step] = {
 
 
 def rollout_of_maps(
-    maps: Sequence[Float[Tensor, "b h q k"]], *, fuse: str = "mean", identity: float = 0.5
+    maps: Sequence[Map], *, fuse: str = "mean", identity: float = 0.5
 ) -> Float[Tensor, "b q n"]:
     """Follow attention through all layers, down to the tokens that entered the first one.
 
@@ -65,7 +65,7 @@ def normalise_rows(x: Float[Tensor, "*b q k"]) -> Float[Tensor, "*b q k"]:
     return torch.where(total > 0, x / total.clamp(min=torch.finfo(x.dtype).tiny), 1 / x.shape[-1])
 
 
-def compose(mixed: Sequence[Float[Tensor, "b q k"]], step: Step, *, rest: float) -> Float[Tensor, "b q n"]:
+def compose(mixed: Sequence[Float[Tensor, "b _ _"]], step: Step, *, rest: float) -> Float[Tensor, "b q n"]:
     """Multiply what layers do to tokens, from the first to the last.
 
     Args:

@@ -149,7 +149,7 @@ def plot_layer_similarity(
         similarity: CKA of each pair of layers.
         labels: what the rows and the columns are.
     """
-    figure = _figure(4.8, 4)
+    figure = _figure(4.8, 4.0)
     axes = figure.subplots()
     drawn = axes.imshow(similarity.numpy(force=True), origin="lower", vmin=0, vmax=1, cmap="magma")
     axes.set(ylabel=labels[0], xlabel=labels[1])

@@ -149,10 +149,14 @@ def plot_layer_similarity(
         similarity: CKA of each pair of layers.
         labels: what the rows and the columns are.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(4.8, 4.0)
     axes = figure.subplots()
     drawn = axes.imshow(similarity.numpy(force=True), origin="lower", vmin=0, vmax=1, cmap="magma")
     axes.set(ylabel=labels[0], xlabel=labels[1])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(drawn, ax=axes, label="CKA")
     return figure
 

@@ -186,25 +186,6 @@ def test_rollout_without_prefix_tokens_sums_to_one(build, images, name):
     torch.testing.assert_close(found.sum(dim=(1, 2)), torch.ones(2))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pit_ti_224",
-        "crossvit_tiny_240",
-        "t2t_vit_t_14",
-        "xcit_nano_12_p16_224",
-        "deit_small_patch16_224_ats",
-        "vit_small_patch16_224_patch_merger",
-    ],
-)
-@pytest.mark.parametrize("function", [rollout, attention_distance])
-def test_models_whose_tokens_cannot_be_followed(build, name, function):
-    model = build(name)
-    x = torch.randn(2, model.channels, *model.image_size, generator=torch.Generator().manual_seed(1))
-    with pytest.raises(ValueError, match=r"expected .*got"):
-        function(model, x)
-
-
 def test_videos():
     model = video_model()
     x = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -86,6 +86,7 @@ def test_a_row_that_is_zero_after_fusing_becomes_uniform():
         ([random_maps(1, 2, 5, 5) - 0.5], {}, "at least 0, got -0"),
         ([random_maps(1, 2, 5, 5), random_maps(1, 2, 3, 5)], {}, "5 tokens .* 3 queries and 5 keys"),
         ([random_maps(1, 2, 9, 9), random_maps(1, 2, 5, 5)], {}, "9 tokens .* 5 queries and 5 keys"),
+        ([random_maps(1, 2, 5, 5), random_maps(4, 2, 5, 5)], {}, "1 samples in layer 1, got 4; .* windows"),
         ([random_maps(1, 2, 1, 4), random_maps(1, 2, 4, 4)], {}, "in layer 0, got 1 queries and 4 keys"),
     ],
 )

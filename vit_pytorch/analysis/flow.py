@@ -82,6 +82,11 @@ def compose(mixed: Sequence[Float[Tensor, "b _ _"]], step: Step, *, rest: float)
     flow = torch.eye(first.shape[2], device=first.device, dtype=first.dtype).repeat(len(first), 1, 1)
     joined = False
     for layer, matrix in enumerate(mixed):
+        if len(matrix) != len(flow):
+            raise ValueError(
+                f"expected maps of {len(flow)} samples in layer {layer}, got {len(matrix)}; attention within "
+                "windows is not followed"
+            )
         queries, keys, tokens = *matrix.shape[1:], flow.shape[1]
         if not joined and queries == 1 and keys == tokens + 1:
             flow = F.pad(flow, (1, 0, 1, 0))

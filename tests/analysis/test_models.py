@@ -14,7 +14,7 @@ from vit_pytorch.registry import ModelEntry
 FUNCTIONS: dict[str, Callable[[VisionModel, Tensor], Tensor]] = {
     "class attention": analysis.class_attention,
     "rollout": analysis.rollout,
-    "relevance": analysis.relevance,
+    "relevance": analysis.class_relevance,
     "distance": analysis.attention_distance,
     "positions": lambda model, images: analysis.position_similarity(model),
     "filters": lambda model, images: analysis.embedding_filters(model, 5),

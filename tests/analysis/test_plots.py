@@ -39,7 +39,8 @@ def test_distance_is_a_dot_for_each_head():
 
 
 @pytest.mark.parametrize(
-    ("plot", "options"), [(analysis.plot_rollout, {}), (analysis.plot_relevance, {"classes": ["cat", "dog"]})]
+    ("plot", "options"),
+    [(analysis.plot_rollout, {}), (analysis.plot_class_relevance, {"classes": ["cat", "dog"]})],
 )
 def test_heat_lies_over_the_pictures(plot, options):
     heat, pictures = draw(2, 8, 6), draw(2, 3, 8, 6)

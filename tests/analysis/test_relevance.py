@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_pytorch import ViT
-from vit_pytorch.analysis import TokenLayout, maps_and_gradients, read_relevance, relevance, relevance_of_maps
+from vit_pytorch.analysis import (
+    TokenLayout,
+    class_relevance,
+    maps_and_gradients,
+    read_relevance,
+    relevance_of_maps,
+)
 from vit_pytorch.model import VisionModel
 
 
@@ -89,7 +95,7 @@ def test_against_finite_differences_of_a_hand_written_transformer():
             flow = flow + np.maximum(slopes * layer_maps, 0).mean(axis=0) @ flow
         expected.append(flow)
     np.testing.assert_allclose(relevance_of_maps(maps, gradients), np.stack(expected), atol=1e-7)
-    found = relevance(model, x, classes, mode="nearest")[:, ::3, ::3]
+    found = class_relevance(model, x, classes, mode="nearest")[:, ::3, ::3]
     np.testing.assert_allclose(found.flatten(1), np.stack(expected)[:, 0, 1:], atol=1e-7)
 
 
@@ -138,7 +144,7 @@ def test_the_patch_that_makes_the_class_is_the_most_relevant(pool):
     model.zero_grad()
     pictures, places, colours = plant(32, torch.Generator().manual_seed(1))
     for chosen in (0, 1):
-        found = relevance(model, pictures, colours[:, chosen], mode="nearest")[:, ::3, ::3].flatten(1)
+        found = class_relevance(model, pictures, colours[:, chosen], mode="nearest")[:, ::3, ::3].flatten(1)
         assert (found.argmax(dim=1) == places[:, chosen]).float().mean() >= 0.9
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -174,21 +180,21 @@ def test_models_of_other_kinds(build, images, name):
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     x = images(32, 32)
-    found, other = (relevance(model, x, torch.tensor(classes)) for classes in ([0, 1], [0, 2]))
+    found, other = (class_relevance(model, x, torch.tensor(classes)) for classes in ([0, 1], [0, 2]))
     assert found.shape == (2, 32, 32)
     assert found.min() >= 0
     assert found.amax(dim=(1, 2)).gt(0).all()
     torch.testing.assert_close(found[0], other[0])
     assert not torch.allclose(found[1], other[1])
     best = model(x).argmax(dim=1)
-    torch.testing.assert_close(relevance(model, x), relevance(model, x, best))
+    torch.testing.assert_close(class_relevance(model, x), class_relevance(model, x, best))
 
 
 def test_under_no_grad(build, images):
     model, x = build(), images(32, 32)
     with torch.no_grad():
-        found = relevance(model, x)
-    torch.testing.assert_close(found, relevance(model, x))
+        found = class_relevance(model, x)
+    torch.testing.assert_close(found, class_relevance(model, x))
     assert not found.requires_grad
 
 
@@ -205,7 +211,7 @@ def test_under_no_grad(build, images):
 def test_refuses(build, images, name, overrides, classes, message):
     told = None if classes is None else torch.tensor(classes)
     with pytest.raises(ValueError, match=message):
-        relevance(build(name, **overrides), images(32, 32), told)
+        class_relevance(build(name, **overrides), images(32, 32), told)
 
 
 def test_refuses_gradients_of_other_maps():

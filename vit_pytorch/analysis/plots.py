@@ -31,10 +31,10 @@ def plot_rollout(heat: Float[Tensor, " b *size"], pictures: Float[Tensor, "b c *
     return _plot_heat([heat], pictures, ["attention rollout"])
 
 
-def plot_relevance(
+def plot_class_relevance(
     heat: Float[Tensor, " b *size"], pictures: Float[Tensor, "b c *size"], classes: Sequence[str] = ()
 ) -> Figure:
-    """Draw what `relevance` gives over each picture.
+    """Draw what `class_relevance` gives over each picture.
 
     Args:
         heat: relevance on the image.

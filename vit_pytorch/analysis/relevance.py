@@ -95,7 +95,7 @@ def check_classes(
     return classes.to(logits.device)
 
 
-def relevance(
+def class_relevance(
     model: VisionModel,
     images: Float[Tensor, "b c *size"],
     classes: Int[Tensor, " b"] | None = None,

@@ -75,13 +75,17 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     assert all(tensor.equal(values[name]) for name, tensor in model.state_dict().items())
 
 
+def attends(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("attend")
+
+
 def kernels_that_run(model: nn.Module, images: Tensor) -> list[str]:
-    """Name what attends in a plain call, in order: the modules that are called `attend`, innermost only."""
+    """Name what attends in a plain call, in order: the modules that are called so, innermost only."""
     ran: list[str] = []
     handles = [
         part.register_forward_hook(lambda *_, name=name: ran.append(name))
         for name, part in model.named_modules()
-        if name.endswith("attend") and not hasattr(part, "attend")
+        if attends(name) and not any(attends(child) for child, _ in part.named_children())
     ]
     model(images)
     for handle in handles:
@@ -102,7 +106,7 @@ def test_recorder_keeps_the_output(model: VisionModel, images: Tensor):
 
 def test_recorder_names_every_kernel(model: VisionModel, images: Tensor):
     names = Recorder(model).record(images).names
-    assert [name for name in names if name.endswith("attend")] == kernels_that_run(model, images)
+    assert [name for name in names if attends(name)] == kernels_that_run(model, images)
 
 
 def test_recorder_misses_no_softmax(model: VisionModel, images: Tensor):
@@ -126,6 +130,15 @@ def test_recorder_maps(model: VisionModel, images: Tensor):
     assert isinstance(maps, Tensor) == (len(runs) == 1)
     for stage, run in zip(stages, runs, strict=True):
         assert stage.equal(torch.stack(run, dim=1))
+
+
+def test_recorder_images_in_order(model: VisionModel, images: Tensor):
+    """The maps of an image are those that it has alone, and lie together, also where it has many windows."""
+    recorder = Recorder(model)
+    every = recorder.maps(images)
+    for index, image in enumerate(images):
+        for found, alone in zip(every, recorder.maps(image[None]), strict=True):
+            torch.testing.assert_close(found.unflatten(0, (3, -1))[index], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_recorder_gradients(model: VisionModel, images: Tensor):

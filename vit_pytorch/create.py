@@ -53,9 +53,9 @@ def create_model(
         if num_classes not in (None, saved.num_classes):
             saved.reset_classifier(num_classes)
         return saved
-    name, dot, tag = os.fspath(name).partition(".")
+    name, _, tag = os.fspath(name).partition(".")
     entry = find_entry(name)
-    published = f"timm/{name}.{tag}" if dot else entry.hub_id
+    published = entry.repository(tag)
     if pretrained is True and published is None:
         raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
     if num_classes is not None:

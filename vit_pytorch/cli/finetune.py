@@ -11,7 +11,9 @@ from vit_pytorch.cli.train import carry_out, read_command, resumed_run
 from vit_pytorch.create import load_model
 from vit_pytorch.distill import Distillable
 from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries
+from vit_pytorch.training.config import PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
 
 FINETUNE = {
@@ -85,10 +87,11 @@ def start_layer(weights: str) -> dict[str, Any]:
             "data": {"channels": model.channels},
             "tuning": {"weights": weights},
         }
-    name, dot, _ = weights.partition(".")
+    name, _, tag = weights.partition(".")
     if name in entries() and not Path(weights).is_file():
-        published = f"hf-hub:timm/{weights}" if dot else "published"
-        channels = entries()[name].config.get("channels", 3)
+        entry = entries()[name]
+        published = f"{HUB}{entry.repository(tag)}" if tag else PUBLISHED
+        channels = entry.config.get("channels", 3)
         return {"model": {"name": name}, "data": {"channels": channels}, "tuning": {"weights": published}}
     return {}
 

@@ -41,6 +41,21 @@ class ModelEntry:
         """The largest input of the named model, as its class takes it."""
         return next(self.config[name] for name in ("image_size", "img_size") if name in self.config)
 
+    def repository(self, tag: str = "") -> str | None:
+        """Name the repository on the Hub of a release, or of that which is known; None where none is.
+
+        Args:
+            tag: what stands behind the point in the release's name.
+        """
+        if not tag:
+            return self.hub_id
+        known = (
+            self.hub_id
+            if self.hub_id is not None and self.hub_id.startswith("timm/")
+            else f"timm/{self.name}"
+        )
+        return f"{known.partition('.')[0]}.{tag}"
+
     def build(self, **overrides: Any) -> VisionModel:
         """Build the model, with some arguments changed.
 

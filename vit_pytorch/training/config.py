@@ -16,6 +16,8 @@ from vit_pytorch.training.strategies import StrategyName
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 CONFIG = "config.yaml"
+# what stands for a named model's own weights
+PUBLISHED = "published"
 IN_MEMORY = ("digits", "idx:")
 
 

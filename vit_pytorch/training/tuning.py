@@ -14,9 +14,7 @@ from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import find_entry
-from vit_pytorch.training.config import TuningConfig
-
-PUBLISHED = "published"
+from vit_pytorch.training.config import PUBLISHED, TuningConfig
 
 
 def load_start(model: VisionModel, weights: str, name: str) -> None:

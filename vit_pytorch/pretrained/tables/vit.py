@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
+from vit_pytorch.pretrained.tables import towers
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "encoder.blocks.{i}"
@@ -273,6 +274,7 @@ FORMATS = (
     TORCHVISION,
     TRANSFORMERS,
     TRANSFORMERS_DINOV2,
+    *towers.FORMATS,
     PUBLIC_VIT,
     PUBLIC_SIMPLE_VIT,
     VIT_JAX,

@@ -1,0 +1,95 @@
+"""Plain ViTs that were published under other papers' names, each as timm builds it, one block deep."""
+
+import json
+
+import pytest
+import timm
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import ViT, create_model, list_models, load_pretrained
+from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
+
+NAMES = [
+    name for pattern in ("deit_*_[23]??", "*dinov2", "*clip*", "*siglip*") for name in list_models(pattern)
+]
+SMALL = {"image_size": 40, "patch_size": 8, "num_classes": 0, "dim": 48, "depth": 2, "heads": 3}
+OURS = {**SMALL, "dim_head": 16, "mlp_dim": 96}
+THEIRS = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 40,
+    "patch_size": 8,
+}
+
+
+def settings() -> dict[str, str]:
+    """Give one name for each different set of options beside the size."""
+    different: dict[str, str] = {}
+    for name in NAMES:
+        sizes = ("image_size", "dim", "heads", "mlp_dim", "depth", "dim_head")
+        config = {key: value for key, value in find_entry(name).config.items() if key not in sizes}
+        different.setdefault(json.dumps([find_entry(name).architecture.__name__, config]), name)
+    return different
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", settings().values())
+def test_logits(name):
+    torch.manual_seed(0)
+    size = 5 * find_entry(name).config["patch_size"]
+    reference = randomise(timm.create_model(name, depth=1, img_size=size, num_classes=10))
+    model = create_model(name, depth=1, image_size=size, num_classes=10).eval()
+    load_pretrained(model, reference.state_dict())
+    batch = images(size, size)
+    assert difference(model(batch), reference(batch)) < TOLERANCE
+    written = to_format(model, "timm")
+    assert written.keys() == reference.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_and_preparation(name):
+    entry = find_entry(name)
+    repository, tag = entry.hub_id.removeprefix("timm/").split(".")
+    assert repository == name.replace("quickgelu_", "")
+    with torch.device("meta"):
+        reference = timm.create_model(name, num_classes=1000)
+    assert sum(parameter.numel() for parameter in reference.parameters()) == entry.parameters
+    cfg = timm.models.get_pretrained_cfg(f"{repository}.{tag}")
+    assert cfg.tag == tag
+    assert tuple(cfg.input_size[1:]) == 2 * (entry.config["image_size"],)
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        assert entry.default_cfg[key] == getattr(cfg, key), key
+
+
+@torch.no_grad()
+def test_clip_of_transformers():
+    """Tokens behind the last norm; there, it acts on the class token alone."""
+    torch.manual_seed(0)
+    reference = CLIPVisionModel(CLIPVisionConfig(**THEIRS))
+    randomise(reference)
+    model = ViT(**OURS, pre_norm=True, norm_eps=1e-5, act="quickgelu").eval()
+    assert load_pretrained(model, reference.state_dict()).format == "transformers CLIP"
+    batch = images(40, 40)
+    assert difference(model(batch), reference(batch).pooler_output) < TOLERANCE
+    again = ViT(**OURS, pre_norm=True, norm_eps=1e-5, act="quickgelu").eval()
+    load_pretrained(again, to_format(model, "transformers CLIP"))
+    assert again(batch).equal(model(batch))
+
+
+@torch.no_grad()
+def test_siglip_of_transformers():
+    torch.manual_seed(0)
+    reference = randomise(SiglipVisionModel(SiglipVisionConfig(**THEIRS)))
+    model = ViT(**OURS, pool="map", act="gelu_tanh").eval()
+    assert load_pretrained(model, reference.state_dict()).format == "transformers SigLIP"
+    batch, theirs = images(40, 40), reference(images(40, 40))
+    assert difference(model.forward_features(batch), theirs.last_hidden_state) < TOLERANCE
+    assert difference(model(batch), theirs.pooler_output) < TOLERANCE
+    again = ViT(**OURS, pool="map", act="gelu_tanh").eval()
+    load_pretrained(again, to_format(model, "transformers SigLIP"))
+    assert again(batch).equal(model(batch))

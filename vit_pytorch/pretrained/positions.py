@@ -31,7 +31,8 @@ def fit_positions(
     Args:
         model: what will take the weights.
         state: tensors by our names.
-        grid: the grid that the table belongs to; inferred from its number of rows unless told.
+        grid: the grid that the table belongs to; inferred from its number of rows unless told. Where a
+            model has a table for each stage it is that of the first, which the others are parts of.
         antialias: low-pass before shrinking (see `resize_table`).
         same_grid: whether a table with the model's number of cells has the model's grid for certain.
 
@@ -42,6 +43,7 @@ def fit_positions(
         ValueError: where the grid cannot be told, or fixed embeddings are not the model's.
     """
     resized = {}
+    first: tuple[int, ...] | None = None
     for name, module in model.named_modules():
         key = f"{name}.table"
         if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
@@ -49,8 +51,10 @@ def fit_positions(
         table = state[key]
         if table.ndim != 3:
             continue
+        first = first or module.grid
+        told = grid and [g // (f // own) for g, f, own in zip(grid, first, module.grid, strict=True)]
         tokens = _prefix_tokens(model, state, dim=table.shape[2])
-        prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), grid, same_grid)
+        prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), told, same_grid)
         rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)
         cells = table[:, prefix:]
         if isinstance(module, SinCosPositions):

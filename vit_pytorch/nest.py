@@ -39,7 +39,7 @@ class BlockAttention(Attention):
 
 
 class Aggregation(nn.Sequential):
-    """Merge blocks: convolution, LayerNorm and max-pooling of a map (section 3.2, table 6).
+    """Merge blocks: convolution, LayerNorm and max-pooling of a map.
 
     Args:
         dim: width of a cell that enters.

@@ -19,6 +19,7 @@ FAMILIES = (
     "cct",
     "cross_vit",
     "pit",
+    "scalable_vit",
     "nest",
     "xcit",
     "ats_vit",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.encoder import activation
+from vit_pytorch.layers.encoder import Block, activation
 
 
 class OnMap(nn.Module):
@@ -85,12 +85,35 @@ class PositionGenerator(nn.Module):
         dim: channels of the map.
         kernel: side of the kernel, odd.
         bias: whether the convolution has a bias.
+
+    Raises:
+        ValueError: where the kernel is not odd.
     """
 
     def __init__(self, dim: int, kernel: int = 3, *, bias: bool = True) -> None:
         super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"a kernel that keeps the size is odd, got {kernel}")
         self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Add the convolution to the map."""
         return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PositionedBlock(Block):
+    """A block behind which cells are told their places (Twins, arXiv:2104.13840, section 3.1).
+
+    Args:
+        attention: mixes cells.
+        feedforward: transforms every cell by itself.
+        positions: acts on the map behind the block.
+    """
+
+    def __init__(self, attention: nn.Module, feedforward: nn.Module, positions: nn.Module) -> None:
+        super().__init__(attention, feedforward)
+        self.positions = positions
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Apply both residual branches, then tell places."""
+        return self.positions(super().forward(x))

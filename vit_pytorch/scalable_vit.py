@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.conv import OnMap, PositionGenerator
+from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
-from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import pad_map, real_cells, windows
@@ -37,7 +37,7 @@ class InteractiveWindowAttention(Attention):
     Args:
         dim: width of a cell.
         heads: number of heads, which share the width.
-        window: side of a window; None for one window, the map.
+        window: side of a window; 0 for one window, the map.
         qkv_bias: whether queries, keys and values have biases.
         dropout: dropout on the output.
         attend: makes the kernel that mixes the values.
@@ -48,7 +48,7 @@ class InteractiveWindowAttention(Attention):
         dim: int,
         *,
         heads: int,
-        window: int | None,
+        window: int,
         qkv_bias: bool = True,
         dropout: float = 0.0,
         attend: Callable[[], nn.Module] = FusedAttention,
@@ -132,24 +132,6 @@ class ScalableAttention(nn.Module):
         return self.dropout(self.to_out(mixed)).view_as(x)
 
 
-class FirstBlock(Block):
-    """A block behind which the cells are told their places (CPVT, arXiv:2102.10882).
-
-    Args:
-        dim: width of a cell.
-        attention: mixes cells.
-        feedforward: transforms every cell by itself.
-    """
-
-    def __init__(self, dim: int, attention: nn.Module, feedforward: nn.Module) -> None:
-        super().__init__(attention, feedforward)
-        self.positions = PositionGenerator(dim)
-
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Apply both residual branches, then add the positions."""
-        return self.positions(super().forward(x))
-
-
 class ScalableViT(StagedModel):
     """The scalable vision transformer.
 
@@ -207,8 +189,8 @@ class ScalableViT(StagedModel):
         all_heads = per_stage("heads", heads, len(depth))
         dim_keys = per_stage("ssa_dim_key", ssa_dim_key, len(depth), growth=1)
         reductions = per_stage("reduction_factor", reduction_factor, len(depth), growth=1)
-        whole = [None] * len(depth)
-        sides = per_stage("window_size", whole if window_size is None else window_size, len(depth), growth=1)
+        sides = [side or 0 for side in window_size] if isinstance(window_size, Sequence) else window_size or 0
+        all_sides = per_stage("window_size", sides, len(depth), growth=1)
         strides = [PATCH * 2**stage for stage in stages]
         multiple = lcm(strides[-1], *(s * r for s, r in zip(strides, reductions, strict=True)))
         super().__init__(
@@ -222,7 +204,7 @@ class ScalableViT(StagedModel):
         kernel = partial(FusedAttention, dropout if attn_dropout is None else attn_dropout)
 
         def mixer(stage: int, layer: int) -> nn.Module:
-            make: Callable[..., nn.Module] = partial(InteractiveWindowAttention, window=sides[stage])
+            make: Callable[..., nn.Module] = partial(InteractiveWindowAttention, window=all_sides[stage])
             if layer % 2:
                 make = partial(ScalableAttention, dim_key=dim_keys[stage], reduction=reductions[stage])
             return make(
@@ -235,8 +217,8 @@ class ScalableViT(StagedModel):
             tail = partial(make_tail, dims[stage], drop_path=drop)
             feedforward = FeedForward(dims[stage], int(dims[stage] * mlp_ratio), dropout=dropout)
             attention = Residual(mixer(stage, layer), norm(), tail())
-            make = partial(FirstBlock, dims[stage]) if layer == 0 else Block
-            return make(attention, Residual(feedforward, norm(), tail()))
+            parts = attention, Residual(feedforward, norm(), tail())
+            return Block(*parts) if layer else PositionedBlock(*parts, PositionGenerator(dims[stage]))
 
         def down(stage: int) -> nn.Module:
             if stage == 0:
@@ -257,12 +239,7 @@ class ScalableViT(StagedModel):
             )
             self.head_width = representation_size
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.weight[:, 0].numel() / module.groups
-                nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_convs(self)
         self.reset_classifier(num_classes)
 
     def no_weight_decay(self) -> set[str]:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.layers.conv import PositionedBlock
 from vit_pytorch.layers.encoder import DropPath
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.scalable_vit import (
-    FirstBlock,
     InteractiveWindowAttention,
     ScalableAttention,
     ScalableViT,
@@ -149,9 +149,9 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) ->
 @torch.inference_mode()
 @pytest.mark.parametrize(
     ("window", "grid"),
-    [(4, (8, 12)), (4, (7, 10)), (3, (5, 2)), (7, (4, 9)), (None, (5, 6)), (9, (5, 6))],
+    [(4, (8, 12)), (4, (7, 10)), (3, (5, 2)), (7, (4, 9)), (0, (5, 6)), (9, (5, 6))],
 )
-def test_window_attention_equals_plain_loops(window: int | None, grid: tuple[int, int]) -> None:
+def test_window_attention_equals_plain_loops(window: int, grid: tuple[int, int]) -> None:
     """Also where windows do not divide the map: the last ones of a row or column have fewer cells."""
     module = randomise(InteractiveWindowAttention(12, heads=3, window=window))
     x = torch.randn(2, *grid, 12)
@@ -236,7 +236,9 @@ def test_windows_come_first_and_each_attention_has_its_own_feed_forward() -> Non
         assert kinds == [InteractiveWindowAttention, ScalableAttention] * (len(kinds) // 2) + (
             [InteractiveWindowAttention] * (len(kinds) % 2)
         )
-        assert [type(block) is FirstBlock for block in blocks] == [True] + [False] * (len(blocks) - 1)
+        assert [isinstance(block, PositionedBlock) for block in blocks] == [True] + [False] * (
+            len(blocks) - 1
+        )
         assert len({id(block.feedforward.branch) for block in blocks}) == len(blocks)
 
 
@@ -294,8 +296,8 @@ def test_convolutions_of_positions_are_not_decayed() -> None:
     [
         ({"heads": (2, 4)}, r"heads is one number or one for each of 3 stages, got \(2, 4\)"),
         (
-            {"window_size": (7, None)},
-            r"window_size is one number or one for each of 3 stages, got \(7, None\)",
+            {"window_size": (7, 7)},
+            r"window_size is one number or one for each of 3 stages, got \(7, 7\)",
         ),
         ({"heads": (2, 4, 3)}, "width 40 is not a multiple of 3 heads"),
         ({"image_size": 100}, r"image size \(100, 100\) is not a multiple of \(16, 16\)"),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
@@ -19,7 +16,7 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
         raise ValueError(f"{name} is one of {', '.join(known)}; got {value!r}")
 
 
-def per_stage(name: str, value: int | Sequence[T], stages: int, *, growth: int = 2) -> tuple[int | T, ...]:
+def per_stage(name: str, value: int | Sequence[int], stages: int, *, growth: int = 2) -> tuple[int, ...]:
     """Give a size for every stage of a model.
 
     Args:

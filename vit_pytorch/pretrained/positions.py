@@ -31,8 +31,7 @@ def fit_positions(
     Args:
         model: what will take the weights.
         state: tensors by our names.
-        grid: the grid that the table belongs to; inferred from its number of rows unless told. Where a
-            model has a table for each stage it is that of the first, which the others are parts of.
+        grid: the grid that the table belongs to; inferred from its number of rows unless told.
         antialias: low-pass before shrinking (see `resize_table`).
         same_grid: whether a table with the model's number of cells has the model's grid for certain.
 
@@ -52,7 +51,8 @@ def fit_positions(
         if table.ndim != 3:
             continue
         first = first or module.grid
-        told = grid and [g // (f // own) for g, f, own in zip(grid, first, module.grid, strict=True)]
+        # What is told belongs to the first table; those of later stages have parts of its extents.
+        told = grid and [g // max(f // own, 1) for g, f, own in zip(grid, first, module.grid, strict=True)]
         tokens = _prefix_tokens(model, state, dim=table.shape[2])
         prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), told, same_grid)
         rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)

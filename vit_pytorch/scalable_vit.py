@@ -31,8 +31,8 @@ from vit_pytorch.staged import Stage, StagedModel
 PATCH = 4
 
 
-class InteractiveWindowAttention(Attention):
-    """Attention within windows, and a depth-wise convolution of the values over all (IWSA).
+class IWSA(Attention):
+    """Interactive window attention: within windows, and a depth-wise convolution of all values.
 
     Args:
         dim: width of a cell.
@@ -81,8 +81,8 @@ class InteractiveWindowAttention(Attention):
         return self.dropout(self.to_out(mixed + self.local(values)))
 
 
-class ScalableAttention(nn.Module):
-    """Attention to a shrunken map with queries and keys of another width (SSA).
+class SSA(nn.Module):
+    """Scalable attention: to a shrunken map, with queries and keys of another width.
 
     Args:
         dim: width of a cell.
@@ -204,9 +204,9 @@ class ScalableViT(StagedModel):
         kernel = partial(FusedAttention, dropout if attn_dropout is None else attn_dropout)
 
         def mixer(stage: int, layer: int) -> nn.Module:
-            make: Callable[..., nn.Module] = partial(InteractiveWindowAttention, window=all_sides[stage])
+            make: Callable[..., nn.Module] = partial(IWSA, window=all_sides[stage])
             if layer % 2:
-                make = partial(ScalableAttention, dim_key=dim_keys[stage], reduction=reductions[stage])
+                make = partial(SSA, dim_key=dim_keys[stage], reduction=reductions[stage])
             return make(
                 dims[stage], heads=all_heads[stage], qkv_bias=qkv_bias, dropout=dropout, attend=kernel
             )

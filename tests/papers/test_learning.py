@@ -34,6 +34,16 @@ CROSSVIT = {
     "lg_enc_mlp_dim": 128,
     "cross_attn_heads": 4,
 }
+SCALABLE_VIT = {
+    "image_size": 32,
+    "dim": 16,
+    "heads": (1, 2, 4),
+    "depth": (2, 2, 2),
+    "ssa_dim_key": 20,
+    "reduction_factor": (2, 2, 1),
+    "window_size": (4, 4, 2),
+    "representation_size": 128,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -43,6 +53,11 @@ CASES = {
         10,
     ),
     "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
+    "scalable_vit_small": (SCALABLE_VIT, 10),
+    "nest_tiny": (
+        {"image_size": 16, "patch_size": 2, "dim": 32, "heads": 2, "block_repeats": (1, 1, 2)},
+        8,
+    ),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

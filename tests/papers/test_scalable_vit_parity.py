@@ -16,8 +16,8 @@ from vit_pytorch.layers.encoder import DropPath
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.scalable_vit import (
-    InteractiveWindowAttention,
-    ScalableAttention,
+    IWSA,
+    SSA,
     ScalableViT,
 )
 
@@ -153,7 +153,7 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) ->
 )
 def test_window_attention_equals_plain_loops(window: int, grid: tuple[int, int]) -> None:
     """Also where windows do not divide the map: the last ones of a row or column have fewer cells."""
-    module = randomise(InteractiveWindowAttention(12, heads=3, window=window))
+    module = randomise(IWSA(12, heads=3, window=window))
     x = torch.randn(2, *grid, 12)
     q, k, v = module.to_qkv(x).chunk(3, dim=-1)
     mixed = torch.empty_like(x)
@@ -176,7 +176,7 @@ def test_window_attention_equals_plain_loops(window: int, grid: tuple[int, int])
 
 @torch.inference_mode()
 def test_attention_to_the_shrunken_map_equals_plain_loops() -> None:
-    module = randomise(ScalableAttention(12, heads=3, dim_key=5, reduction=2))
+    module = randomise(SSA(12, heads=3, dim_key=5, reduction=2))
     x = torch.randn(2, 4, 6, 12)
     conv, widen, norm, act, to_kv = module.to_kv
     for sample, out in zip(x, module(x), strict=True):
@@ -193,7 +193,7 @@ def test_attention_to_the_shrunken_map_equals_plain_loops() -> None:
 
 @torch.inference_mode()
 def test_without_reduction_the_width_of_keys_only_scales_the_scores() -> None:
-    module = randomise(ScalableAttention(12, heads=3, dim_key=5, reduction=1))
+    module = randomise(SSA(12, heads=3, dim_key=5, reduction=1))
     assert module.to_q.weight.shape == (12, 12)
     x = torch.randn(1, 4, 6, 12)
     k, v = module.to_kv(x[0]).flatten(0, 1).chunk(2, dim=1)
@@ -233,9 +233,7 @@ def test_windows_come_first_and_each_attention_has_its_own_feed_forward() -> Non
     for stage in build(depth=(4, 3, 1)).stages:
         blocks = stage.encoder.blocks
         kinds = [type(block.attention.branch) for block in blocks]
-        assert kinds == [InteractiveWindowAttention, ScalableAttention] * (len(kinds) // 2) + (
-            [InteractiveWindowAttention] * (len(kinds) % 2)
-        )
+        assert kinds == [IWSA, SSA] * (len(kinds) // 2) + ([IWSA] * (len(kinds) % 2))
         assert [isinstance(block, PositionedBlock) for block in blocks] == [True] + [False] * (
             len(blocks) - 1
         )
@@ -243,7 +241,7 @@ def test_windows_come_first_and_each_attention_has_its_own_feed_forward() -> Non
 
 
 def test_values_are_mixed_locally_channel_by_channel() -> None:
-    module = InteractiveWindowAttention(12, heads=3, window=2)
+    module = IWSA(12, heads=3, window=2)
     assert module.local.layers[0].weight.shape == (12, 1, 3, 3)
     assert module.to_qkv.bias is not None
 

@@ -11,9 +11,11 @@ from timm.models import nest as timm_nest
 from timm.models.nest import Nest
 from torch import Tensor
 
+from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.encoder import DropPath
+from vit_pytorch.layers.windows import windows
 from vit_pytorch.nest import Aggregation, NesT
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
@@ -115,7 +117,7 @@ def test_named_model_equals_timms(name: str) -> None:
     assert difference(model(x), reference(x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", list_models("nest_*"))
+@pytest.mark.parametrize("name", timm.list_models("nest_*"))
 def test_parameter_count_equals_timms(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)
@@ -123,14 +125,24 @@ def test_parameter_count_equals_timms(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == theirs == find_entry(name).parameters
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("tiny", 17_057_608), ("small", 38_351_176)])
-def test_parameter_count_is_the_published_one(size: str, parameters: int) -> None:
-    assert find_entry(f"nest_{size}").parameters == find_entry(f"nest_{size}_jx").parameters == parameters
-    assert find_entry("nest_base").parameters == 67_723_368
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("nest_tiny", 17_057_608),
+        ("nest_small", 38_351_176),
+        ("nest_base_jx", 67_723_368),
+        ("nest_tiny_s16_32", 6_197_800),
+        ("nest_small_s16_32", 23_231_080),
+        ("nest_base_s16_32", 89_811_688),
+    ],
+)
+def test_parameter_count_is_the_published_one(name: str, parameters: int) -> None:
+    assert find_entry(name).parameters == parameters
 
 
 def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("nest_*")) == set(timm.list_models("nest_*"))
+    authors = {f"nest_{size}_s16_32" for size in ("tiny", "small", "base")}
+    assert set(list_models("nest_*")) == {*timm.list_models("nest_*"), *authors}
 
 
 @torch.inference_mode()
@@ -149,6 +161,86 @@ def test_weights_go_back_to_timm(pair: tuple[NesT, Nest]) -> None:
     state = reference.state_dict()
     assert written.keys() == state.keys()
     assert all(torch.equal(written[name], state[name]) for name in state)
+
+
+@torch.inference_mode()
+def test_heads_that_share_keys_and_values_are_heads_with_the_same_ones() -> None:
+    shared, model = NesT(**OURS, multi_query=True), NesT(**OURS)
+    randomise(shared)
+    state = shared.state_dict()
+    for name, tensor in state.items():
+        if ".to_qkv." in name:
+            attention = shared.get_submodule(name.rsplit(".", 2)[0])
+            q, k, v = tensor.split([attention.heads * 12, 12, 12])
+            repeats = [attention.heads] + [1] * (tensor.ndim - 1)
+            state[name] = torch.cat([q, k.repeat(repeats), v.repeat(repeats)])
+    model.load_state_dict(state)
+    x = images(32, 32)
+    assert difference(shared.eval()(x), model.eval()(x)) < TOLERANCE
+
+
+def from_jax(weights: dict[str, Tensor], model: NesT) -> dict[str, Tensor]:
+    """Bring the authors' weights to our names: their blocks are numbered over all levels."""
+    ours: dict[str, Tensor] = {}
+
+    def norm(name: str, theirs: str) -> None:
+        ours[f"{name}.weight"], ours[f"{name}.bias"] = weights[f"{theirs}/scale"], weights[f"{theirs}/bias"]
+
+    def layer(name: str, theirs: str) -> None:
+        kernel = weights[f"{theirs}/kernel"]
+        ours[f"{name}.weight"] = kernel.movedim((-1, -2), (0, 1))
+        ours[f"{name}.bias"] = weights[f"{theirs}/bias"]
+
+    layer("stages.0.down.layers.0", "PatchEmbedding_0/Conv_0")
+    count = 0
+    for i, level in enumerate(model.stages):
+        if i > 0:
+            layer(f"stages.{i}.down.conv.layers.0", f"ConvPool_{i - 1}/Conv_0")
+            norm(f"stages.{i}.down.norm", f"ConvPool_{i - 1}/LayerNorm_0")
+        blocks = weights[f"PositionEmbedding_{i}/pos_embedding"]
+        side = int(blocks.shape[2] ** 0.5)
+        grid = (side * level.regions, side * level.regions)
+        ours[f"stages.{i}.positions.table"] = windows((side, side)).merge(blocks[0], grid).flatten(1, 2)
+        for j in range(len(level.encoder.blocks)):
+            name, theirs = f"stages.{i}.encoder.blocks.{j}", f"EncoderNDBlock_{count}"
+            count += 1
+            norm(f"{name}.attention.norm", f"{theirs}/LayerNorm_0")
+            norm(f"{name}.feedforward.norm", f"{theirs}/LayerNorm_1")
+            layer(f"{name}.feedforward.branch.to_hidden", f"{theirs}/MlpBlock_0/Dense_0")
+            layer(f"{name}.feedforward.branch.to_out", f"{theirs}/MlpBlock_0/Dense_1")
+            kind = next(key.split("/")[1] for key in weights if key.startswith(f"{theirs}/Multi"))
+            both = "Dense_0" if kind.startswith("MultiQuery") else "DenseGeneral_1"
+            for what, end in (("weight", "kernel"), ("bias", "bias")):
+                q = weights[f"{theirs}/{kind}/DenseGeneral_0/{end}"]
+                k, v = weights[f"{theirs}/{kind}/{both}/{end}"].chunk(2, dim=-1)
+                parts = [part.flatten(1).T if what == "weight" else part.flatten() for part in (q, k, v)]
+                ours[f"{name}.attention.branch.to_qkv.{what}"] = torch.cat(parts)
+            out = weights[f"{theirs}/{kind}/proj_kernel"]
+            ours[f"{name}.attention.branch.to_out.weight"] = out.flatten(0, 1).T
+            ours[f"{name}.attention.branch.to_out.bias"] = weights[f"{theirs}/{kind}/bias"]
+    norm("norm", "LayerNorm_0")
+    layer("head", "Dense_0")
+    return ours
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("nest_multi_head", {"dim": 12, "heads": 3, "patch_size": 2, "block_repeats": (1, 1, 2)}),
+        (
+            "nest_multi_query",
+            {"dim": (24,) * 3, "heads": (3,) * 3, "patch_size": 1, "block_repeats": (1, 2, 1)},
+        ),
+    ],
+)
+def test_logits_equal_those_of_the_authors_program(name: str, sizes: dict[str, Any]) -> None:
+    config, weights, golden = read_golden(name)
+    arguments = {**OURS, **sizes, "image_size": config["image_size"], "act": "gelu_tanh"}
+    model = NesT(**arguments, multi_query=name == "nest_multi_query").eval()
+    model.load_state_dict(from_jax(weights, model))
+    assert sum(p.numel() for p in model.parameters()) == sum(tensor.numel() for tensor in weights.values())
+    assert difference(model(golden["input"]), golden["output"]) < TOLERANCE
 
 
 # Inputs of other sizes.

@@ -93,6 +93,16 @@ CROSSVIT = {
     "cross_attn_depth": 1,
     "cross_attn_heads": 4,
 }
+# Its depth counts pairs of blocks.
+SCALABLE_VIT = {
+    "num_classes": 1000,
+    "dim": 64,
+    "heads": (2, 4, 8, 16),
+    "depth": (1, 1, 10, 1),
+    "ssa_dim_key": (40, 40, 40, 32),
+    "reduction_factor": (8, 4, 2, 1),
+    "window_size": (7, 7, 7, 7),
+}
 
 CASES = {
     "vit_small_patch16_224": Case(
@@ -152,6 +162,23 @@ CASES = {
             "sep_vit",
             "SepViT",
             {"num_classes": 1000, "dim": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)},
+        ),
+    ),
+    # The public ScalableViT has dense convolutions, and half of its feed-forwards follow each other.
+    "scalable_vit_small": Case(public=("scalable_vit", "ScalableViT", SCALABLE_VIT)),
+    "nest_tiny": Case(
+        timm="nest_tiny",
+        public=(
+            "nest",
+            "NesT",
+            {
+                **IMAGENET,
+                "patch_size": 4,
+                "dim": 96,
+                "heads": 3,
+                "num_hierarchies": 3,
+                "block_repeats": (2, 2, 8),
+            },
         ),
     ),
     # The public package samples at random, up to the same numbers of tokens.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.options import check_choice, per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import make_classifier, make_distilled_classifier
@@ -133,7 +133,7 @@ class PiT(VisionModel):
     ) -> None:
         stages = len(depth)
         dims, all_heads, mlp_dims = (
-            _per_stage(name, value, stages)
+            per_stage(name, value, stages)
             for name, value in (("dim", dim), ("heads", heads), ("mlp_dim", mlp_dim))
         )
         if dim_head is None and any(d % h for d, h in zip(dims, all_heads, strict=True)):
@@ -308,12 +308,3 @@ class PiT(VisionModel):
             "stem": r"^(?:tokens|positions|patch_embed)",
             "blocks": [*([] if coarse else [block]), stage, (r"^norm\.", (99999,))],
         }
-
-
-def _per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    """Give a size for every stage; one number is the first stage's and doubles from stage to stage."""
-    if isinstance(value, int):
-        return tuple(value * 2**i for i in range(stages))
-    if len(value) != stages:
-        raise ValueError(f"{name} is one number or one for each of {stages} stages, got {tuple(value)}")
-    return tuple(value)

@@ -52,6 +52,16 @@ SEPVIT = {
     "window_size": 2,
     "mlp_ratio": 2,
 }
+SCALABLE_VIT = {
+    "image_size": 32,
+    "dim": 16,
+    "heads": (1, 2, 4),
+    "depth": (2, 2, 2),
+    "ssa_dim_key": 20,
+    "reduction_factor": (2, 2, 1),
+    "window_size": (4, 4, 2),
+    "representation_size": 128,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -63,6 +73,11 @@ CASES = {
     "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
     "twins_svt_small": (TWINS, 12),
     "sepvit_lite": (SEPVIT, 10),
+    "scalable_vit_small": (SCALABLE_VIT, 10),
+    "nest_tiny": (
+        {"image_size": 16, "patch_size": 2, "dim": 32, "heads": 2, "block_repeats": (1, 1, 2)},
+        8,
+    ),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class LoadReport:
         kept: parameters of the model that the checkpoint had nothing for and that stay as they were.
         dropped: what the checkpoint had and the model did not use; by our names, where there is one.
         resized: position embeddings that were interpolated, each with its grid and the model's.
+        license: licence of the weights, where their configuration names it.
     """
 
     source: str
@@ -38,10 +39,12 @@ class LoadReport:
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    license: str | None = None
 
     def __str__(self) -> str:
         """Say it in one line."""
-        said = [f"loaded {self.source} (format {self.format})"]
+        licence = f", licence {self.license}" if self.license else ""
+        said = [f"loaded {self.source} (format {self.format}{licence})"]
         if self.kept:
             said.append(f"kept as they were: {', '.join(self.kept)}")
         if self.dropped:
@@ -89,6 +92,7 @@ def load_pretrained(
         fitting = find_fitting(source.state)
         hint = f"\nit fits {', '.join(fitting)}" if fitting else ""
         raise ValueError(f"{error}{hint}") from error
+    report = replace(report, license=source.license)
     load_weights(model, state, source=source.name)
     channels = model.channels
     model.default_cfg.update(

@@ -42,6 +42,7 @@ def fit_positions(
         ValueError: where the grid cannot be told, or fixed embeddings are not the model's.
     """
     resized = {}
+    first: tuple[int, ...] | None = None
     for name, module in model.named_modules():
         key = f"{name}.table"
         if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
@@ -49,8 +50,11 @@ def fit_positions(
         table = state[key]
         if table.ndim != 3:
             continue
+        first = first or module.grid
+        # What is told belongs to the first table; those of later stages have parts of its extents.
+        told = grid and [g // max(f // own, 1) for g, f, own in zip(grid, first, module.grid, strict=True)]
         tokens = _prefix_tokens(model, state, dim=table.shape[2])
-        prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), grid, same_grid)
+        prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), told, same_grid)
         rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)
         cells = table[:, prefix:]
         if isinstance(module, SinCosPositions):

@@ -35,11 +35,13 @@ class Source:
         name: where the weights come from, for messages.
         state: the state dict, under the names of its format.
         prepare: how images are prepared, as far as the checkpoint's configuration says.
+        license: licence of the weights, as far as the configuration says.
     """
 
     name: str
     state: Mapping[str, Tensor]
     prepare: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
 
 
 def open_source(checkpoint: Checkpoint) -> Source:
@@ -96,7 +98,9 @@ def _read_folder(name: str, find: Callable[[str], Path | None]) -> Source:
         raise FileNotFoundError(f"{name} has no {' or '.join(WEIGHTS)}")
     config = _read_json(find(CONFIG))
     processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
-    return Source(name, read_weights(weights), _read_prepare(config, processor))
+    licenses = [part.get("license") for part in (config.get("pretrained_cfg") or {}, config)]
+    licence = next((found for found in licenses if isinstance(found, str)), None)
+    return Source(name, read_weights(weights), _read_prepare(config, processor), licence)
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:

@@ -24,6 +24,8 @@ FAMILIES = (
     "pit",
     "twins_svt",
     "sep_vit",
+    "scalable_vit",
+    "nest",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

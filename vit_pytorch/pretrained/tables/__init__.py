@@ -15,6 +15,8 @@ TABLES = {
     "PiT": "pit",
     "TwinsSVT": "twins_svt",
     "SepViT": "sep_vit",
+    "ScalableViT": "scalable_vit",
+    "NesT": "nest",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

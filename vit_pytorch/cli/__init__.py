@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "train an image classifier"),
     "evaluate": ("use", "measure a trained classifier on labelled images"),
     "predict": ("use", "classify images"),
+    "explain": ("explain", "show what a classifier looks at, in pictures and a page"),
     "models": ("models", "list the named models"),
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -13,9 +15,10 @@ from vit_pytorch.analysis.attention import distance_of_map
 from vit_pytorch.analysis.components import colours_of_tokens
 from vit_pytorch.analysis.flow import rollout_of_maps
 from vit_pytorch.analysis.layout import TokenLayout
-from vit_pytorch.analysis.relevance import maps_and_gradients, relevance_of_maps
-from vit_pytorch.analysis.report.places import Layer, find_layers, names_of_prefix
+from vit_pytorch.analysis.relevance import maps_and_gradients, read_relevance, relevance_of_maps
+from vit_pytorch.analysis.report.places import Found, Layer, Places, find_layers, names_of_prefix
 from vit_pytorch.model import VisionModel
+from vit_pytorch.plain import PlainModel
 from vit_pytorch.recorder import Recorder, Recording
 
 CHEFER = "gradient-weighted attention (Chefer et al. 2021)"
@@ -94,21 +97,21 @@ def explain_image(
             f"{model.num_classes} and top={top}"
         )
     images = image.unsqueeze(0)
-    recording, notes = _record(model, images)
-    with torch.no_grad():
-        features = model.forward_intermediates(images, intermediates_only=True)
+    features = _features(model, images)
     grids = list(dict.fromkeys((int(x.shape[2]), int(x.shape[3])) for x in features))
+    recording, notes = _record(model, images)
     found = find_layers(model, recording, grids)
     probabilities, chosen = recording.output[0].softmax(0).topk(min(top, model.num_classes))
     classes = [int(index) for index in chosen]
-    whole = _whole_layout(model, images, recording, found.layers)
-    rollout = None
-    if whole is not None:
-        flow = rollout_of_maps(recording.maps)[0].unsqueeze(0)
-        queries = found.layers[-1].queries if flow.shape[1] == 1 else found.layers[0].keys
-        rollout = Layer("rollout", flow, queries, _tokens_of(whole))
-        relevance = Relevance(CHEFER, _relevance_by_attention(model, images, classes, whole))
-    else:
+    notes += found.notes
+    rollout, relevance = None, None
+    try:
+        layout = _one_sequence(model, images, found)
+        rollout = _rollout(found, layout)
+        relevance = Relevance(CHEFER, relevance_by_attention(model, images, classes, layout))
+    except ValueError as error:
+        notes.append(f"Rollout is not shown, and relevance is {GRADIENT} here: {error}.")
+    if relevance is None:
         relevance = Relevance(GRADIENT, relevance_by_input(model, images, classes, grids[-1]))
     distances = [_distances(layer, image.shape[1:]) for layer in found.layers]
     return Explanation(
@@ -120,7 +123,99 @@ def explain_image(
         rollout=rollout,
         distances=[None if pair is None else pair[0] for pair in distances],
         uniform=[None if pair is None else pair[1] for pair in distances],
-        colours=None,
+        colours=colours_of_tokens(features[-1].movedim(1, -1)).colours[0],
         prefix=names_of_prefix(model),
-        notes=[*notes, *found.notes],
+        pooled=isinstance(model, PlainModel) and model.pool == "mean",
+        notes=notes,
     )
+
+
+def relevance_by_attention(
+    model: VisionModel, images: Float[Tensor, "1 c h w"], classes: Sequence[int], layout: TokenLayout
+) -> Float[Tensor, "k rows columns"]:
+    """Compute the relevance of each patch for some classes from the maps and their gradients.
+
+    Args:
+        model: a model of one sequence of tokens.
+        images: one image.
+        classes: indices of logits.
+        layout: where the tokens lie.
+    """
+    found = []
+    for index in classes:
+        _, maps, gradients = maps_and_gradients(model, images, torch.tensor([index], device=images.device))
+        found.append(read_relevance(relevance_of_maps(maps, gradients), layout)[0])
+    return torch.stack(found)
+
+
+def relevance_by_input(
+    model: VisionModel, images: Float[Tensor, "1 c h w"], classes: Sequence[int], grid: tuple[int, int]
+) -> Float[Tensor, "k rows columns"]:
+    """Compute the positive part of gradient times input, summed over channels, averaged over cells of a grid.
+
+    Args:
+        model: any model with a classifier.
+        images: one image.
+        classes: indices of logits.
+        grid: rows and columns.
+    """
+    found = []
+    for index in classes:
+        pixels = images.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(model(pixels)[0, index], pixels)
+        product = (gradient * images).sum(dim=1, keepdim=True).clamp(min=0)
+        found.append(F.adaptive_avg_pool2d(product, grid)[0, 0])
+    return torch.stack(found)
+
+
+def _features(
+    model: VisionModel, images: Float[Tensor, "1 c h w"]
+) -> list[Float[Tensor, "1 d rows columns"]]:
+    with torch.no_grad():
+        features: Any = model.forward_intermediates(images, norm=False, intermediates_only=True)
+    return list(features)
+
+
+def _record(model: VisionModel, images: Float[Tensor, "1 c h w"]) -> tuple[Recording, list[str]]:
+    """Record a model; one in which nothing can be recorded gives no maps and a note."""
+    try:
+        recorder = Recorder(model)
+    except ValueError as error:
+        with torch.no_grad():
+            return Recording(model(images), [], []), [f"Attention is not shown: {error}."]
+    try:
+        with torch.no_grad():
+            return recorder.record(images), []
+    finally:
+        recorder.eject()
+
+
+def _one_sequence(model: VisionModel, images: Float[Tensor, "1 c h w"], found: Found) -> TokenLayout:
+    """Give the layout of a model whose patches can be followed through all layers.
+
+    Raises:
+        ValueError: where they cannot.
+    """
+    if found.notes or not found.layers:
+        raise ValueError("attention can be followed where it mixes patches, and keeps them, in all layers")
+    return TokenLayout.of(model, images)
+
+
+def _rollout(found: Found, layout: TokenLayout) -> Layer:
+    flow = rollout_of_maps([layer.maps.unsqueeze(0) for layer in found.layers])
+    prefix = flow.shape[2] - layout.num_patches
+    keys = Places(prefix, *layout.grid)
+    return Layer("rollout", flow, Places(1) if flow.shape[1] == 1 else keys, keys)
+
+
+def _distances(layer: Layer, size: Sequence[int]) -> tuple[list[float], float] | None:
+    """Give the mean attention distance of each head, and that of uniform attention; None without a grid."""
+    if layer.queries != layer.keys:
+        return None
+    grid = (layer.keys.rows, layer.keys.columns)
+    patch = tuple(max(1, round(s / g)) for s, g in zip(size, grid, strict=True))
+    layout = TokenLayout(grid, patch, layer.keys.prefix)
+    distances = distance_of_map(layer.maps.unsqueeze(0), layout)[0]
+    uniform = distance_of_map(torch.full_like(layer.maps[:1], 1 / layer.keys.count).unsqueeze(0), layout)
+    return [float(value) for value in distances], float(uniform)

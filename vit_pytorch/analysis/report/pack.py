@@ -2,15 +2,14 @@
 
 A row of a map sums to 1, so that no scale need be stored: a weight p becomes the whole number nearest to
 S sqrt(p / largest of the row), and a reader gets it back as the square of that number, divided by the sum of
-the row's squares. The root gives small weights, which are most, the finer steps. As S grows the error shrinks;
-S = 255 fills a byte, and smaller ones deflate to less.
+the row's squares. The root gives small weights, which are most, the finer steps. A larger S errs less; 255
+fills a byte, and smaller ones deflate to less.
 """
 
 from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +87,6 @@ def quantise(values: Floats) -> Bytes:
     """Scale values linearly from 0 and their largest to 0 and 255; negative ones become 0."""
     largest = max(float(values.max()), np.finfo(np.float32).tiny)
     return np.rint(values.clip(0) / largest * 255).astype(np.uint8)
-
-
-def pack_maps(layers: Sequence[Floats], steps: int) -> list[Packed]:
-    """Quantise and pack the maps of several layers."""
-    return [pack(quantise_rows(maps, steps)) for maps in layers]
 
 
 def merge_cells(maps: Floats, axis: int, grid: tuple[int, int], block: int, *, mean: bool) -> Floats:

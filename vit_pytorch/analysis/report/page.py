@@ -22,8 +22,9 @@ from vit_pytorch.analysis.report.pictures import as_url
 from vit_pytorch.analysis.report.places import Places
 
 SCRIPTS = ("data.js", "draw.js", "page.js", "controls.js")
-# What the page takes beside images.
+# Characters that the page takes beside images, and that a layer takes beside its maps.
 RESERVE = 60_000
+LAYER = 600
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,17 @@ def write_report(
     chunks: list[str] = []
     fits: list[Fitted] = []
     for index, shown in enumerate(explanations):
-        image = _describe(shown, subject, f"i{index}")
-        used = len(json.dumps(image)) + len(shown.layers) * 400 + 2000
-        fits.append(fit_layers(shown.layers, int((megabytes * 1e6 - RESERVE) / count) - used))
-        layers = fits[-1].layers
-        if shown.rollout is not None:
-            layers = [*layers, *fit_layers([shown.rollout], 10**9).layers]
+        image = _describe(shown, subject)
+        room = int((megabytes * 1e6 - RESERVE) / count) - len(json.dumps(image)) - LAYER * len(shown.layers)
+        rollout = [] if shown.rollout is None else fit_layers([shown.rollout], room // 4).layers
+        fits.append(fit_layers(shown.layers, room - sum(len(layer.packed.text) for layer in rollout)))
+        layers = [*fits[-1].layers, *rollout]
         described = []
         for number, layer in enumerate(layers):
             name = f"i{index}-{number}"
             described.append(_describe_layer(layer, name))
             chunks.append(f'<script type="text/plain" id="{name}">{layer.packed.text}</script>')
-        image["rollout"] = described.pop() if shown.rollout is not None else None
+        image["rollout"] = described.pop() if rollout else None
         image["layers"] = described
         images.append(image)
     text = _fill(subject, images, chunks, _precision(fits))
@@ -85,7 +85,7 @@ def write_report(
     return path.stat().st_size
 
 
-def _describe(shown: Explanation, subject: Subject, name: str) -> dict[str, Any]:
+def _describe(shown: Explanation, subject: Subject) -> dict[str, Any]:
     """Say of an image what the page reads at once."""
     rows, columns = shown.relevance.maps.shape[1:]
     colours = None

@@ -84,7 +84,7 @@ const openImage = (index) => {
   $("method").textContent = `Relevance: ${img.relevance.method}. Choosing a class shows it.`;
   $("attention").hidden = !img.layers.length;
   $("layer").max = img.layers.length;
-  const from = [...img.prefix.map((name, i) => [`p${i}`, name, { prefix: i }]), ["mean", "mean of patches", { mean: true }],
+  const from = [...askers(img).map((name, i) => [`p${i}`, name, { prefix: i }]), ["mean", "mean of patches", { mean: true }],
     ["patch", "a patch", { x: 0.5, y: 0.5 }]];
   $("from").replaceChildren($("from").firstElementChild,
     ...from.map(([value, name, kept]) => radio("from", value, [make("span", {}, name)], () => choose({ kept, mode: attentive() }))));

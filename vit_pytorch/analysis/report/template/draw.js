@@ -13,7 +13,7 @@ const svg = (tag, attributes = {}, ...children) => {
   return element;
 };
 
-const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
+const percent = (value) => `${(100 * value).toFixed(value < 0.00995 ? 2 : value < 0.0995 ? 1 : 0)} %`;
 
 // Matplotlib's "inferno", in steps of a sixteenth.
 const STOPS = [

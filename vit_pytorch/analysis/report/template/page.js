@@ -10,8 +10,14 @@ const state = { image: 0, mode: "attention", layer: -1, head: -1, class: 0, from
 const image = () => report.images[state.image];
 
 const startOf = (img) => {
-  if (img.pooled || (!img.prefix.length && !img.layers.some((layer) => !layer.queries.rows))) return { mean: true };
+  if (img.pooled || !askers(img).length) return { mean: true };
   return { prefix: 0 };
+};
+
+// Tokens that lie nowhere and look at patches: those in front of them, or the query of a pooling.
+const askers = (img) => {
+  if (img.prefix.length) return img.prefix;
+  return img.layers.some((layer) => !layer.queries.rows) ? ["pooling query"] : [];
 };
 
 const shownLayer = () => (state.mode === "rollout" ? image().rollout : image().layers[state.layer]);
@@ -20,7 +26,7 @@ const shownLayer = () => (state.mode === "rollout" ? image().rollout : image().l
 const resolve = (layer, from) => {
   const { queries } = layer;
   const single = !queries.rows;
-  if (single) return { query: 0, name: image().prefix[0] ?? "the pooling query", instead: from.x !== undefined || from.mean };
+  if (single) return { query: 0, name: askers(image())[0], instead: from.prefix !== 0 };
   if (from.prefix < queries.prefix) return { query: from.prefix, name: image().prefix[from.prefix] };
   if (from.x === undefined) return { query: null, name: "mean of all patches", instead: from.prefix !== undefined };
   const { row, column } = cellAt(queries, from.x, from.y);

@@ -27,7 +27,7 @@ const buildPage = () => {
   report.images.forEach((each, i) => {
     const picture = make("img", { src: each.picture, alt: "" });
     picture.classList.toggle("pixels", each.width < 128);
-    $("images").append(radio("image", i, [picture, make("span", {}, each.name)], () => openImage(i)));
+    $("images").append(radio("image", i, [picture, make("span", { title: each.name }, each.name)], () => openImage(i)));
   });
   $("images").hidden = report.images.length < 2;
   const colours = STOPS.map((_, i) => `rgb(${RAMP.slice(3 * Math.round((i * 255) / 16), 3 * Math.round((i * 255) / 16) + 3).join(" ")})`);

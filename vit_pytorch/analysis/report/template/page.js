@@ -88,7 +88,7 @@ const render = async () => {
   $("overlay").hidden = mode === "none";
   const heat = mode !== "none" && mode !== "tokens";
   for (const id of ["low", "high", "ramp"]) $(id).hidden = !heat;
-  $("picture").classList.toggle("under", heat);
+  $("picture").classList.toggle("under", mode !== "none");
   check("from", nameOfFrom(from));
   outline();
 };

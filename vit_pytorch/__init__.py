@@ -25,7 +25,8 @@ The catalogue, each with its paper, its module and its classes:
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 
-Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`.
+Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
+`vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
 """
 
 from vit_pytorch.create import create_model

@@ -153,10 +153,12 @@ class SequencePool(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.score = nn.Linear(dim, 1)
+        self.weights = nn.Identity()
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Pool tokens to one vector for each sample."""
-        return (self.score(x).softmax(dim=1).mT @ x).squeeze(1)
+        weights = self.weights(self.score(x).softmax(dim=1).mT[:, None])
+        return (weights @ x[:, None])[:, 0, 0]
 
 
 class StreamNormResidual(Residual):

@@ -7,9 +7,10 @@ is recorded, whatever the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.wrapper import Wrapper
+from vit_pytorch.layers.wrapper import Wrapper, uncompiled
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Recorder(Wrapper):
     """A model that gives its attention maps beside what it computes.
 
     A map is what the softmax gives, before dropout: its rows sum to 1. In training mode dropout draws other
-    numbers than the fused kernels would. Gradient checkpointing pauses while a call is recorded.
+    numbers than the fused kernels would. Gradient checkpointing and compiled code pause while a call is
+    recorded.
 
     Args:
         model: the model; it may be recorded by one recorder at a time.
@@ -113,22 +115,22 @@ class Recorder(Wrapper):
             raise ValueError("keep_graph=True needs gradients, which are switched off here")
         maps: list[Tensor] = []
         names: list[str] = []
+
+        def keep(name: str, transposed: bool, weights: Tensor) -> Tensor | None:
+            found = weights.transpose(-3, -2) if transposed else weights
+            names.append(name)
+            if not keep_graph:
+                maps.append(found.detach().to(self.device))
+                return None
+            maps.append(found if found.requires_grad else found.requires_grad_())
+            return found.transpose(-3, -2) if transposed else found
+
         with ExitStack() as stack:
+            stack.enter_context(uncompiled())
             stack.enter_context(explicit_kernels(self.model))
             for name, probe, transposed in _find_probes(self.model, self.mixed):
-
-                def keep(
-                    _: nn.Module, __: Any, weights: Tensor, name: str = name, transposed: bool = transposed
-                ) -> Tensor | None:
-                    found = weights.transpose(-3, -2) if transposed else weights
-                    names.append(name)
-                    if not keep_graph:
-                        maps.append(found.detach().to(self.device))
-                        return None
-                    maps.append(found if found.requires_grad else found.requires_grad_())
-                    return found.transpose(-3, -2) if transposed else found
-
-                stack.callback(probe.register_forward_hook(keep).remove)
+                hook = partial(_call_with_output, partial(keep, name, transposed))
+                stack.callback(probe.register_forward_hook(hook).remove)
             output = self.model(images, *args, **kwargs)
         if not maps:
             raise ValueError(f"{type(self.model).__name__} ran none of its attention in this call")
@@ -175,6 +177,12 @@ def explicit_kernels(model: nn.Module) -> Iterator[None]:
                 stack.callback(setattr, part, "grad_checkpointing", True)
                 setattr(part, "grad_checkpointing", False)  # noqa: B010
         yield
+
+
+def _call_with_output(
+    keep: Callable[[Tensor], Tensor | None], module: nn.Module, inputs: object, output: Tensor
+) -> Tensor | None:
+    return keep(output)
 
 
 def _probe(kernel: nn.Module, mixed: bool) -> nn.Module | None:

@@ -1,62 +1,25 @@
-"""A browser for what is a page."""
-
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from vit_pytorch import ViT
-from vit_pytorch.analysis.report import Subject, explain_image, write_report
 from vit_pytorch.model import VisionModel
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """Chromium without a window; its network is off, so that what a page asks for elsewhere fails."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("the page is tested in Debian's chromium with chromium-driver, which are not installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        driver.execute_cdp_cmd("Network.enable", {})
-        driver.execute_cdp_cmd(
-            "Network.emulateNetworkConditions",
-            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-        )
-        yield driver
-    finally:
-        driver.quit()
+from vit_pytorch.registry import find_entry
 
 
-def make_vit(**changes: Any) -> VisionModel:
-    """A small ViT with maps that are far from uniform."""
-    sizes = {"image_size": (40, 56), "patch_size": 8, "dim": 24, "depth": 3, "heads": 2, "dim_head": 12}
-    model = ViT(**{**sizes, "mlp_dim": 32, "num_classes": 4, **changes})
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "to_qkv" in name:
-                parameter.mul_(4)
-    return model.eval()
+@pytest.fixture
+def build() -> Callable[..., VisionModel]:
+    """Build a named model in its tiny size, some arguments changed, from a fixed seed, in eval."""
+
+    def make(name: str = "vit_tiny_patch16_224", **overrides: object) -> VisionModel:
+        entry = find_entry(name)
+        torch.manual_seed(0)
+        return entry.build(**{**entry.tiny, **overrides}).eval()
+
+    return make
 
 
-def make_report(folder: Path, model: VisionModel, images: Tensor, **options: Any) -> Path:
-    """Write a report of some images; classes are numbered."""
-    shown = [
-        explain_image(model, image, name=f"image {i}.png", picture=((image + 1) * 127.5).clamp(0, 255).byte())
-        for i, image in enumerate(images)
-    ]
-    subject = Subject("a model", ["small"], [f"class {i}" for i in range(model.num_classes)])
-    write_report(folder / "report.html", subject, shown, count=len(shown), **options)
-    return folder / "report.html"
+@pytest.fixture
+def images() -> Callable[..., Tensor]:
+    return lambda *size, batch=2: torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))

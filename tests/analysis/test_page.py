@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,38 @@ import numpy as np
 import pytest
 import torch
 
-from tests.analysis.conftest import make_report, make_vit
+from tests.analysis.reports import make_report, make_vit
 from vit_pytorch.analysis import record_maps
 from vit_pytorch.analysis.report import Subject, explain_image, write_report
 from vit_pytorch.model import VisionModel
 from vit_pytorch.registry import find_entry
 
 ROWS, COLUMNS = 5, 7
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Chromium without a window; its network is off, so that what a page asks for elsewhere fails."""
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("the page is tested in Debian's chromium with chromium-driver, which are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        driver.execute_cdp_cmd("Network.enable", {})
+        driver.execute_cdp_cmd(
+            "Network.emulateNetworkConditions",
+            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+        )
+        yield driver
+    finally:
+        driver.quit()
 
 
 class Page:

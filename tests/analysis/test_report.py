@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.analysis.conftest import make_report, make_vit
+from tests.analysis.reports import make_report, make_vit
 from tests.contracts.conftest import cases
 from vit_pytorch.analysis import record_maps
 from vit_pytorch.analysis.report import Subject, explain_image, write_pictures, write_report

@@ -25,14 +25,19 @@ from vit_pytorch.analysis.layout import TokenLayout, to_pictures, upsample
 from vit_pytorch.analysis.plots import (
     plot_attention_distance,
     plot_class_attention,
+    plot_class_relevance,
     plot_embedding_filters,
     plot_layer_similarity,
     plot_position_similarity,
-    plot_relevance,
     plot_rollout,
     plot_token_colours,
 )
-from vit_pytorch.analysis.relevance import maps_and_gradients, read_relevance, relevance, relevance_of_maps
+from vit_pytorch.analysis.relevance import (
+    class_relevance,
+    maps_and_gradients,
+    read_relevance,
+    relevance_of_maps,
+)
 from vit_pytorch.analysis.similarity import layer_similarity, linear_cka
 
 __all__ = [
@@ -42,6 +47,7 @@ __all__ = [
     "attention_distance",
     "class_attention",
     "class_attention_of_map",
+    "class_relevance",
     "colours_of_tokens",
     "distance_of_map",
     "embedding_filters",
@@ -50,10 +56,10 @@ __all__ = [
     "maps_and_gradients",
     "plot_attention_distance",
     "plot_class_attention",
+    "plot_class_relevance",
     "plot_embedding_filters",
     "plot_layer_similarity",
     "plot_position_similarity",
-    "plot_relevance",
     "plot_rollout",
     "plot_token_colours",
     "position_similarity",
@@ -61,7 +67,6 @@ __all__ = [
     "read_out",
     "read_relevance",
     "record_maps",
-    "relevance",
     "relevance_of_maps",
     "rollout",
     "rollout_of_maps",

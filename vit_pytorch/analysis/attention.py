@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.analysis.flow import normalise_rows, read_out, rollout_of_maps
-from vit_pytorch.analysis.layout import TokenLayout, evaluating, upsample
+from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, upsample
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.xcit import CrossCovariance
 
 
 @torch.no_grad()
-def record_maps(model: nn.Module, images: Float[Tensor, "b c *size"]) -> list[Float[Tensor, "b h q k"]]:
+def record_maps(model: nn.Module, images: Float[Tensor, "b c *size"]) -> list[Map]:
     """Record the maps of every attention of a model in the order in which it runs, in eval."""
     recorder = Recorder(model)
     try:
@@ -23,7 +23,7 @@ def record_maps(model: nn.Module, images: Float[Tensor, "b c *size"]) -> list[Fl
         recorder.eject()
 
 
-def token_maps(model: nn.Module, images: Float[Tensor, "b c *size"]) -> list[Float[Tensor, "b h q k"]]:
+def token_maps(model: nn.Module, images: Float[Tensor, "b c *size"]) -> list[Map]:
     """Record the maps of a model whose attention all mixes tokens (see `record_maps`).
 
     Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,10 +14,11 @@ from vit_pytorch.layers.options import check_choice
 from vit_pytorch.model import VisionModel
 
 
-class Components(NamedTuple):
+@dataclass(frozen=True)
+class Components:
     """Principal components, in float64.
 
-    Attributes:
+    Args:
         mean: mean of the samples.
         axes: components of length 1, the strongest first, each with its largest entry positive.
         share: part of the variance that lies along each.
@@ -55,10 +57,11 @@ def principal_components(x: Float[Tensor, "n d"], count: int) -> Components:
     return Components(mean, axes * largest.sign(), share[:count])
 
 
-class TokenColours(NamedTuple):
+@dataclass(frozen=True)
+class TokenColours:
     """Tokens as colours.
 
-    Attributes:
+    Args:
         colours: red, green and blue in [0, 1] of every patch; black where it is background.
         foreground: which patches are not background.
     """

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.analysis.layout import TokenLayout
+from vit_pytorch.analysis.layout import Map, TokenLayout
 from vit_pytorch.layers.options import check_choice
 
 Step = Callable[[Tensor], Tensor]
@@ -21,12 +21,12 @@ FUSE: dict[str, Step] = {
 
 
 def rollout_of_maps(
-    maps: Sequence[Float[Tensor, "b h q k"]], *, fuse: str = "mean", identity: float = 0.5
+    maps: Sequence[Map], *, fuse: str = "mean", identity: float = 0.5
 ) -> Float[Tensor, "b q n"]:
     """Follow attention through all layers, down to the tokens that entered the first one.
 
-    A layer mixes tokens by W = (1 - identity) A + identity I, A being the maps fused over heads and I the
-    residual, its rows divided by their sums; the rollout is the product of all W (Abnar and Zuidema 2020,
+    A layer mixes tokens by W = (1 - identity) A + identity I, A being the maps fused over heads, rows divided
+    by their sums, and I the residual; the rollout is the product of all W (Abnar and Zuidema 2020,
     arXiv:2005.00928, section 3, where `identity` is 0.5 and heads are averaged).
 
     A class token that joins late (maps of one query and a key more) starts there as itself; a pooling by
@@ -54,7 +54,7 @@ def rollout_of_maps(
 
     def step(mixed: Tensor) -> Tensor:
         eye = torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
-        return normalise_rows((1 - identity) * mixed + identity * eye)
+        return (1 - identity) * mixed + identity * eye
 
     return compose([normalise_rows(FUSE[fuse](layer)) for layer in maps], step, rest=1.0)
 
@@ -65,7 +65,7 @@ def normalise_rows(x: Float[Tensor, "*b q k"]) -> Float[Tensor, "*b q k"]:
     return torch.where(total > 0, x / total.clamp(min=torch.finfo(x.dtype).tiny), 1 / x.shape[-1])
 
 
-def compose(mixed: Sequence[Float[Tensor, "b q k"]], step: Step, *, rest: float) -> Float[Tensor, "b q n"]:
+def compose(mixed: Sequence[Float[Tensor, "b _ _"]], step: Step, *, rest: float) -> Float[Tensor, "b q n"]:
     """Multiply what layers do to tokens, from the first to the last.
 
     Args:
@@ -82,6 +82,11 @@ def compose(mixed: Sequence[Float[Tensor, "b q k"]], step: Step, *, rest: float)
     flow = torch.eye(first.shape[2], device=first.device, dtype=first.dtype).repeat(len(first), 1, 1)
     joined = False
     for layer, matrix in enumerate(mixed):
+        if len(matrix) != len(flow):
+            raise ValueError(
+                f"expected maps of {len(flow)} samples in layer {layer}, got {len(matrix)}; attention within "
+                "windows is not followed"
+            )
         queries, keys, tokens = *matrix.shape[1:], flow.shape[1]
         if not joined and queries == 1 and keys == tokens + 1:
             flow = F.pad(flow, (1, 0, 1, 0))

@@ -15,6 +15,8 @@ from vit_pytorch.layers.options import check_choice
 from vit_pytorch.model import VisionModel
 from vit_pytorch.plain import PlainModel
 
+# The map of one attention, (b heads queries keys); those of a model's layers may differ in all but the batch.
+Map = Float[Tensor, "b _ _ _"]
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

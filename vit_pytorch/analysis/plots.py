@@ -31,10 +31,10 @@ def plot_rollout(heat: Float[Tensor, " b *size"], pictures: Float[Tensor, "b c *
     return _plot_heat([heat], pictures, ["attention rollout"])
 
 
-def plot_relevance(
+def plot_class_relevance(
     heat: Float[Tensor, " b *size"], pictures: Float[Tensor, "b c *size"], classes: Sequence[str] = ()
 ) -> Figure:
-    """Draw what `relevance` gives over each picture.
+    """Draw what `class_relevance` gives over each picture.
 
     Args:
         heat: relevance on the image.
@@ -149,10 +149,14 @@ def plot_layer_similarity(
         similarity: CKA of each pair of layers.
         labels: what the rows and the columns are.
     """
-    figure = _figure(4.8, 4)
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(4.8, 4.0)
     axes = figure.subplots()
     drawn = axes.imshow(similarity.numpy(force=True), origin="lower", vmin=0, vmax=1, cmap="magma")
     axes.set(ylabel=labels[0], xlabel=labels[1])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(drawn, ax=axes, label="CKA")
     return figure
 

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from vit_pytorch.analysis.attention import check_mixes_tokens
 from vit_pytorch.analysis.flow import compose, read_out
-from vit_pytorch.analysis.layout import TokenLayout, evaluating, upsample
+from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, upsample
 from vit_pytorch.model import VisionModel
 from vit_pytorch.recorder import Recorder
 
 
-def relevance_of_maps(
-    maps: Sequence[Float[Tensor, "b h q k"]], gradients: Sequence[Float[Tensor, "b h q k"]]
-) -> Float[Tensor, "b q n"]:
+def relevance_of_maps(maps: Sequence[Map], gradients: Sequence[Map]) -> Float[Tensor, "b q n"]:
     """Follow relevance through all layers, from the tokens that entered the first one.
 
     R starts as the identity; each layer adds A R to it, where A is the mean over heads of the positive part
@@ -51,7 +49,7 @@ def relevance_of_maps(
 
 def maps_and_gradients(
     model: VisionModel, images: Float[Tensor, "b c *size"], classes: Int[Tensor, " b"] | None = None
-) -> tuple[Float[Tensor, "b k"], list[Float[Tensor, "b h q k"]], list[Float[Tensor, "b h q k"]]]:
+) -> tuple[Float[Tensor, "b k"], list[Map], list[Map]]:
     """Compute logits, the maps of every attention, and the gradients of one logit of each image by them.
 
     Parameters get no gradients. A map that the logit does not depend on has the gradient 0.
@@ -68,12 +66,12 @@ def maps_and_gradients(
     try:
         with evaluating(model), torch.enable_grad():
             recording = recorder.record(images, keep_graph=True)
+            logits, maps = recording.output, recording.maps
+            chosen = check_classes(logits, classes, model.num_classes)
+            picked = logits.gather(1, chosen.unsqueeze(1)).sum()
+            gradients = torch.autograd.grad(picked, maps, materialize_grads=True)
     finally:
         recorder.eject()
-    logits, maps = recording.output, recording.maps
-    chosen = check_classes(logits, classes, model.num_classes)
-    picked = logits.gather(1, chosen.unsqueeze(1)).sum()
-    gradients = torch.autograd.grad(picked, maps, materialize_grads=True)
     return logits.detach(), [layer.detach() for layer in maps], list(gradients)
 
 
@@ -97,7 +95,7 @@ def check_classes(
     return classes.to(logits.device)
 
 
-def relevance(
+def class_relevance(
     model: VisionModel,
     images: Float[Tensor, "b c *size"],
     classes: Int[Tensor, " b"] | None = None,

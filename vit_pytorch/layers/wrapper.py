@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from torch import nn
 
 
@@ -14,8 +18,6 @@ class Wrapper(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"{type(self).__name__} takes a module, got {type(model).__name__}")
         self.training = model.training
         self.ejected = False
         self.model = model
@@ -33,3 +35,9 @@ class Wrapper(nn.Module):
         """
         if self.ejected:
             raise RuntimeError(f"this {type(self).__name__} was ejected; wrap the model anew")
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Let what was compiled run as it is written, meanwhile: compiled code knows nothing of later hooks."""
+    # Without this module, whose import takes long, nothing was compiled.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -39,6 +39,9 @@ ENTRIES = [
             "crop_pct": 0.9,
         },
         hub_id="timm/deit_small_patch16_224.fb_in1k",
-        exceptions={"intermediate_norm_and_prefix": TOKENS_CHANGE},
+        exceptions={
+            "intermediate_norm_and_prefix": TOKENS_CHANGE,
+            "recorder_misses_no_softmax": "tokens are scored by a row of a map that is computed apart",
+        },
     )
 ]

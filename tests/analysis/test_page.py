@@ -88,11 +88,11 @@ class Page:
         return self.until(lambda: (now := self.overlay()) != before and now)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        for _ in range(200):
+        for _ in range(1000):
             if found := condition():
                 return found
             time.sleep(0.02)
-        raise AssertionError("nothing changed within four seconds")
+        raise AssertionError("nothing changed in twenty seconds")
 
     def text(self, selector: str) -> str:
         return self.find(selector).text
@@ -111,7 +111,7 @@ def open_page(driver: Any, path: Path, *, width: int = 1200, **media: str) -> No
     features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     driver.get(path.as_uri())
-    for _ in range(200):
+    for _ in range(1000):
         if driver.execute_script("return document.documentElement.dataset.ready"):
             return
         time.sleep(0.02)
@@ -385,16 +385,17 @@ def test_every_kind_of_model_can_be_looked_at(name: str, chromium: Any, tmp_path
 
 def test_merged_patches(chromium: Any, tmp_path: Path) -> None:
     model, image = make_vit(image_size=44, patch_size=4), torch.randn(1, 3, 44, 44)
-    path = make_report(tmp_path, model, image, megabytes=0.08)
+    path = make_report(tmp_path, model, image, megabytes=0.079)
     open_page(chromium, path)
     page = Page(chromium, model, image)
     size = page.run("const c = document.getElementById('overlay'); return [c.width, c.style.width]")
-    assert size[0] < 11
+    assert size[0] == 6
     assert float(size[1].removesuffix("%")) >= 100
     assert "merged to one cell" in page.run("return document.body.textContent")
     page.find("#map").click()
     page.press("\ue010")
-    page.until(lambda: f"column {size[0]}" in page.text("#who"))
+    page.until(lambda: "column 11, most" in page.text("#who"))
+    assert "of 6 × 6" in page.text("#most")
     assert chromium.get_log("browser") == []
 
 

@@ -91,6 +91,10 @@ def test_layers_get_coarser_until_they_fit() -> None:
     assert sizes[1][0] < 255
     assert sizes[1][1] == 1
     assert sizes[-1][1] > 1
+    # Keys are merged before queries.
+    blocks = [fit_layers(layers, most).layers[0].block for most in range(20_000, 4_000, -2_000)]
+    assert blocks == sorted(blocks)
+    assert any(queries < keys for queries, keys in blocks)
     with pytest.raises(ValueError, match=r"5 layers of attention take about 0\.0\d MB .* got 0\.00 MB"):
         fit_layers(layers, 100)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.tables import table
+from vit_pytorch.cli.use import on_device
 from vit_pytorch.create import create_model
 from vit_pytorch.registry import entries
 from vit_pytorch.training.data import Preprocessing, eval_transform, load_images
@@ -125,10 +126,12 @@ def _explain(
     """Explain one image after the other, and write its pictures."""
     prep = saved.preprocessing
     transform = eval_transform(prep)
+    model = on_device(saved)
+    device = next(model.parameters()).device
     stems: set[str] = set()
     for path, image in load_images(paths, channels=prep.channels):
         shown = explain_image(
-            saved.model, transform(image), name=path.name, picture=at_full_size(image, prep), top=top
+            model, transform(image).to(device), name=path.name, picture=at_full_size(image, prep), top=top
         )
         named = [(saved.classes[index], probability) for index, probability in shown.top]
         pictures = write_pictures(shown, folder, _free(path.stem, stems))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -11,8 +12,12 @@ import numpy as np
 from vit_pytorch.analysis.report.pack import STEPS, Floats, Packed, merge_cells, pack, quantise_rows
 from vit_pytorch.analysis.report.places import Layer, Places
 
-# Cells of a grid at most, where patches must be merged.
+# Cells of a grid at most, where patches must be merged: of the keys first, then of the queries, too.
 MOST_CELLS = (None, 1024, 576, 256, 144, 64, 36, 16)
+CELLS = [
+    (None, None),
+    *(pair for last, most in pairwise(MOST_CELLS) for pair in ((last, most), (most, most))),
+]
 SAMPLE = 4
 
 
@@ -68,7 +73,7 @@ def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
     sample = layers[:: ceil(len(layers) / SAMPLE)] if layers else []
     share = sum(x.maps.numel() for x in sample) / max(1, sum(x.maps.numel() for x in layers))
     smallest = 0.0
-    for cells in MOST_CELLS:
+    for cells in CELLS:
         for steps in STEPS:
             smallest = _pack(sample, steps, cells).size / max(share, 1e-9)
             if smallest <= 1.05 * most:
@@ -82,21 +87,21 @@ def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
     )
 
 
-def _pack(layers: Sequence[Layer], steps: int, cells: int | None) -> Fitted:
+def _pack(layers: Sequence[Layer], steps: int, cells: tuple[int | None, int | None]) -> Fitted:
     return Fitted([_pack_layer(layer, steps, cells) for layer in layers], steps)
 
 
-def _pack_layer(layer: Layer, steps: int, cells: int | None) -> PackedLayer:
+def _pack_layer(layer: Layer, steps: int, cells: tuple[int | None, int | None]) -> PackedLayer:
     maps: Floats = layer.maps.detach().float().cpu().numpy()
-    blocks = [_block(places, cells) for places in (layer.queries, layer.keys)]
+    blocks = [_block(places, most) for places, most in zip((layer.queries, layer.keys), cells, strict=True)]
     for axis, places, block in ((1, layer.queries, blocks[0]), (2, layer.keys, blocks[1])):
         maps = merge_cells(maps, axis, (places.rows, places.columns), block, mean=axis == 1)
     return PackedLayer(layer, pack(quantise_rows(np.ascontiguousarray(maps), steps)), (blocks[0], blocks[1]))
 
 
-def _block(places: Places, cells: int | None) -> int:
+def _block(places: Places, most: int | None) -> int:
     """Give the side of the smallest blocks that make at most so many cells."""
     block = 1
-    while cells is not None and ceil(places.rows / block) * ceil(places.columns / block) > cells:
+    while most is not None and ceil(places.rows / block) * ceil(places.columns / block) > most:
         block += 1
     return block

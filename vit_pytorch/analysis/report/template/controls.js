@@ -109,7 +109,7 @@ const showControls = () => {
   $("layer").value = state.layer + 1;
   $("layer-shown").textContent = `${state.layer + 1} of ${img.layers.length}`;
   $("layer").setAttribute("aria-valuetext", `${state.layer + 1} of ${img.layers.length}, ${layer.name}`);
-  $("layer").title = layer.name;
+  $("module").textContent = layer.name;
   if ($("head").options.length !== layer.heads + 1) {
     const names = Array.from({ length: layer.heads }, (_, head) => [head, `head ${head + 1}`]);
     $("head").replaceChildren(...[[-1, `mean of ${layer.heads} heads`], ...names].map(([value, name]) => make("option", { value }, name)));

@@ -36,10 +36,13 @@ const resolve = (layer, from) => {
 
 const nameOf = (row, column) => `row ${row + 1}, column ${column + 1}`;
 
-const nameOfKey = (places, key) =>
-  key < places.prefix
-    ? image().prefix[key]
-    : nameOf(Math.floor((key - places.prefix) / places.columns), (key - places.prefix) % places.columns);
+// Where keys lie on another grid than queries, its size is told, too.
+const nameOfKey = ({ keys, queries }, key) => {
+  if (key < keys.prefix) return image().prefix[key];
+  const name = nameOf(Math.floor((key - keys.prefix) / keys.columns), (key - keys.prefix) % keys.columns);
+  const other = queries.rows && (queries.rows !== keys.rows || queries.columns !== keys.columns);
+  return other ? `${name} of ${keys.rows} × ${keys.columns}` : name;
+};
 
 const nameOfFrom = (from) => (from.mean ? "mean" : from.x === undefined ? `p${from.prefix}` : "patch");
 
@@ -124,8 +127,9 @@ const tell = (who, rows) => {
 
 let waiting = 0;
 
-// Told to a screen reader once the pointer rests.
+// Told to a screen reader once the pointer rests; not before somebody has done something.
 const announce = (text) => {
+  if (!document.documentElement.dataset.ready) return;
   clearTimeout(waiting);
   waiting = setTimeout(() => { if ($("live").textContent !== text) $("live").textContent = text; }, 300);
 };
@@ -136,7 +140,7 @@ const tellAttention = (layer, asked, weights) => {
   const where = state.mode === "rollout" ? "Through all layers" : `Layer ${state.layer + 1}${heads}`;
   const only = asked.instead ? " (all that this layer has)" : "";
   tell(`${where}: seen from ${asked.row === undefined ? "" : "the patch in "}${asked.name}${only}, most comes from`,
-    order.map((key) => [nameOfKey(layer.keys, key), percent(weights[key])]));
+    order.map((key) => [nameOfKey(layer, key), percent(weights[key])]));
 };
 
 const tellRelevance = (places, values) => {

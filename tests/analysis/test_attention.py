@@ -11,10 +11,13 @@ from vit_pytorch.analysis import (
     attention_distance,
     class_attention,
     class_attention_of_map,
+    class_relevance,
     distance_of_map,
+    position_similarity,
     record_maps,
     rollout,
     rollout_of_maps,
+    token_colours,
     upsample,
 )
 from vit_pytorch.cct import CompactTransformer, Window
@@ -198,6 +201,10 @@ def test_videos():
     distance = attention_distance(model, x)
     assert distance.shape == (2, 2)
     torch.testing.assert_close(distance, uniform.expand(2, 2), rtol=0.2, atol=0)
+    assert class_relevance(model, x).shape == (2, 4, 16, 16)
+    assert class_attention(model, x).shape == (2, 1, 4, 16, 16)
+    assert token_colours(model, x).colours.shape == (2, 4, 4, 4, 3)
+    assert position_similarity(model).shape == (4, 4, 4) * 2
 
 
 def test_models_are_left_as_they_were(build, images):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vit_pytorch.analysis import TokenLayout, read_out, rollout_of_maps
+from vit_pytorch.analysis import TokenLayout, read_out, relevance_of_maps, rollout_of_maps
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -75,6 +75,15 @@ def test_a_row_that_is_zero_after_fusing_becomes_uniform():
     flow = rollout_of_maps([heads], fuse="min", identity=0.0)
     torch.testing.assert_close(flow[0, :2], torch.full((2, 4), 0.25))
     torch.testing.assert_close(flow[0, 2:], torch.eye(4)[2:])
+
+
+def test_half_precision_is_multiplied_in_single():
+    maps = [random_maps(2, 3, 6, 6, seed=seed).bfloat16() for seed in range(4)]
+    expected = rollout_of_maps([layer.float() for layer in maps])
+    torch.testing.assert_close(rollout_of_maps(maps), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        relevance_of_maps(maps, maps), relevance_of_maps(*[[m.float() for m in maps]] * 2)
+    )
 
 
 @pytest.mark.parametrize(

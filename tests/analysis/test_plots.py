@@ -130,6 +130,10 @@ def test_pictures_undo_the_normalisation(build):
 def test_refuses_what_is_no_picture():
     with pytest.raises(ValueError, match=r"images .* or videos .*, got shape \(2, 3, 8\)"):
         analysis.plot_rollout(draw(2, 8), draw(2, 3, 8))
+    with pytest.raises(ValueError, match=r"\(2, 8, 6\), got \(2, 4, 3\)"):
+        analysis.plot_rollout(draw(2, 4, 3), draw(2, 3, 8, 6))
+    with pytest.raises(ValueError, match="a class for each of 2 images, got 1"):
+        analysis.plot_class_relevance(draw(2, 8, 6), draw(2, 3, 8, 6), ["cat"])
 
 
 def test_matplotlib_is_not_imported_before_something_is_drawn():

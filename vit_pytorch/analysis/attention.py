@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.analysis.flow import normalise_rows, read_out, rollout_of_maps
-from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, upsample
+from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, in_single, upsample
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.xcit import CrossCovariance
 
@@ -151,7 +151,7 @@ def distance_of_map(
             f"expected a map of {patches} patches and at most {layout.prefix} prefix tokens on themselves, "
             f"got {queries} queries and {keys} keys"
         )
-    weights = attention[:, :, keys - patches :, keys - patches :]
+    weights = in_single(attention[:, :, keys - patches :, keys - patches :])
     if renormalise:
         weights = normalise_rows(weights)
     return (weights * patch_distances(layout).to(weights)).sum(dim=3).mean(dim=2)

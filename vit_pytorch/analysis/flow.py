@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.analysis.layout import Map, TokenLayout
+from vit_pytorch.analysis.layout import Map, TokenLayout, in_single
 from vit_pytorch.layers.options import check_choice
 
 Step = Callable[[Tensor], Tensor]
@@ -56,7 +56,7 @@ def rollout_of_maps(
         eye = torch.eye(mixed.shape[-1], device=mixed.device, dtype=mixed.dtype)
         return (1 - identity) * mixed + identity * eye
 
-    return compose([normalise_rows(FUSE[fuse](layer)) for layer in maps], step, rest=1.0)
+    return compose([normalise_rows(FUSE[fuse](in_single(layer))) for layer in maps], step, rest=1.0)
 
 
 def normalise_rows(x: Float[Tensor, "*b q k"]) -> Float[Tensor, "*b q k"]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -101,6 +102,11 @@ def to_pictures(model: VisionModel, images: Float[Tensor, "b c *size"]) -> Float
     shape = (-1, *[1] * (images.ndim - 2))
     mean, std = (images.new_tensor(model.default_cfg[name]).view(shape) for name in ("mean", "std"))
     return (images * std + mean).clamp(0, 1)
+
+
+def in_single(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Give half-precision numbers in single precision, others as they are; products of layers need digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager

@@ -39,10 +39,15 @@ def plot_class_relevance(
     Args:
         heat: relevance on the image.
         pictures: the same images, in [0, 1].
-        classes: name of the class that was explained, for each image.
+        classes: name of the class that was explained, for each image; none at all for no names.
+
+    Raises:
+        ValueError: where there are some names, but not one for each image.
     """
-    names = [f"relevance for {name}" for name in classes] or ["relevance"]
-    return _plot_heat([heat], pictures, names if len(classes) else names * len(pictures), by_image=True)
+    if len(classes) not in (0, len(pictures)):
+        raise ValueError(f"expected a class for each of {len(pictures)} images, got {len(classes)}")
+    titles = [f"relevance for {name}" for name in classes] or ["relevance"] * len(pictures)
+    return _plot_heat([heat], pictures, titles, by_image=True)
 
 
 def plot_class_attention(maps: Float[Tensor, "b h *size"], pictures: Float[Tensor, "b c *size"]) -> Figure:
@@ -190,7 +195,13 @@ def _plot_heat(
         pictures: the images.
         titles: of each row, or of each image.
         by_image: which of the two.
+
+    Raises:
+        ValueError: where the maps are not of the pictures' size and number.
     """
+    expected = (len(pictures), *pictures.shape[2:])
+    if any(tuple(heat.shape) != expected for heat in heats):
+        raise ValueError(f"expected maps of the pictures' shape, {expected}, got {tuple(heats[0].shape)}")
     figure, grid = _grid(pictures, rows=1 + len(heats))
     frames = _frames(pictures)
     each = len(frames) // len(pictures)

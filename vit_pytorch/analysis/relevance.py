@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_pytorch.analysis.attention import check_mixes_tokens
 from vit_pytorch.analysis.flow import compose, read_out
-from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, upsample
+from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, in_single, upsample
 from vit_pytorch.model import VisionModel
 from vit_pytorch.recorder import Recorder
 
@@ -39,7 +39,8 @@ def relevance_of_maps(maps: Sequence[Map], gradients: Sequence[Map]) -> Float[Te
     shapes, others = ([tuple(x.shape) for x in xs] for xs in (maps, gradients))
     if shapes != others:
         raise ValueError(f"expected a gradient of each map's shape, {shapes}, got {others}")
-    mixed = [(g * a).clamp(min=0).mean(dim=1) for a, g in zip(maps, gradients, strict=True)]
+    pairs = zip(map(in_single, maps), map(in_single, gradients), strict=True)
+    mixed = [(g * a).clamp(min=0).mean(dim=1) for a, g in pairs]
 
     def step(matrix: Tensor) -> Tensor:
         return matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)

@@ -127,6 +127,33 @@ CASES = {
             },
         ),
     ),
+    # The public TwinsSVT has eight heads of 64 in every stage, and no windows in the last.
+    "twins_svt_small": Case(
+        timm="twins_svt_small",
+        public=(
+            "twins_svt",
+            "TwinsSVT",
+            {
+                "num_classes": 1000,
+                "s1_global_k": 8,
+                "s2_global_k": 4,
+                "s3_global_k": 2,
+                "s4_global_k": 1,
+                "s1_depth": 0,
+                "s2_depth": 0,
+                "s3_depth": 4,
+                "s4_depth": 3,
+            },
+        ),
+    ),
+    # The public SepViT does not alternate windows of 7 and 14 cells.
+    "sepvit_lite": Case(
+        public=(
+            "sep_vit",
+            "SepViT",
+            {"num_classes": 1000, "dim": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)},
+        ),
+    ),
     # The public package samples at random, up to the same numbers of tokens.
     "deit_small_patch16_224_ats": Case(
         overrides={"max_tokens_per_depth": ATS, "ats_layers": None},

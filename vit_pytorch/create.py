@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.model import CONFIG_NAME, VisionModel
 from vit_pytorch.pretrained.load import load_pretrained
 from vit_pytorch.pretrained.source import HUB
@@ -26,8 +27,9 @@ def create_model(
     """Build a named model, or one that was saved.
 
     Args:
-        name: one of `list_models()`; or a folder that `save_pretrained` wrote, or that of a finished run,
-            whose model comes with its weights, in eval mode.
+        name: one of `list_models()`, with the tag of a release of timm's behind a point where one is wanted
+            (`vit_small_patch16_224.augreg_in1k`); or a folder that `save_pretrained` wrote, or that of a
+            finished run, whose model comes with its weights, in eval mode.
         pretrained: True for the published weights, from the Hugging Face Hub; or a checkpoint of any
             known format: a weight file, a folder, or `hf-hub:organisation/name` (see `load_pretrained`).
         num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew.
@@ -51,14 +53,16 @@ def create_model(
         if num_classes not in (None, saved.num_classes):
             saved.reset_classifier(num_classes)
         return saved
+    name, dot, tag = os.fspath(name).partition(".")
     entry = find_entry(name)
-    if pretrained is True and entry.hub_id is None:
+    published = f"timm/{name}.{tag}" if dot else entry.hub_id
+    if pretrained is True and published is None:
         raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     model = entry.build(**overrides)
     if pretrained is not False:
-        load_pretrained(model, f"{HUB}{entry.hub_id}" if pretrained is True else pretrained)
+        load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained)
     return model
 
 
@@ -72,26 +76,52 @@ def load_model(folder: str | os.PathLike[str]) -> VisionModel:
         FileNotFoundError: where there is no model.
         ValueError: where the configuration is damaged or names an unknown architecture; weights do not fit.
     """
+    place = model_folder(folder)
+    config = read_config(place)
+    found = config["architecture"]
+    named = entries().get(config.get("default_cfg", {}).get("architecture"))
+    if named is not None and named.architecture.__name__ == found:
+        # Two architectures may share a name, as the two variants of NaViT do.
+        return named.architecture.from_pretrained(place)
+    return architectures()[found].from_pretrained(place)
+
+
+def architectures() -> dict[str, type[VisionModel]]:
+    """Give the classes that a saved model may be of, by name."""
+    registered = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
+    return {**registered, **{student.__name__: student for student in DISTILLABLE.values()}}
+
+
+def model_folder(folder: str | os.PathLike[str]) -> Path:
+    """Find where a model was saved: the folder itself, or that inside the folder of a finished run.
+
+    Raises:
+        FileNotFoundError: where there is no model.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
-    place = folder / MODEL if (folder / MODEL / CONFIG_NAME).is_file() else folder
-    file = place / CONFIG_NAME
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no model (no {MODEL}/{CONFIG_NAME}, no {CONFIG_NAME}); "
-            "a run has one when it has finished"
-        )
+    for place in (folder / MODEL, folder):
+        if (place / CONFIG_NAME).is_file():
+            return place
+    raise FileNotFoundError(
+        f"{folder} has no model (no {MODEL}/{CONFIG_NAME}, no {CONFIG_NAME}); "
+        "a run has one when it has finished"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a saved model.
+
+    Raises:
+        ValueError: where it is damaged, or names an unknown architecture.
+    """
+    file = folder / CONFIG_NAME
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     found = config.get("architecture") if isinstance(config, dict) else config
-    architectures = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
-    if not isinstance(found, str) or found not in architectures:
-        raise ValueError(f"{file}: architecture must be one of {', '.join(architectures)}, got {found!r}")
-    named = entries().get(config.get("default_cfg", {}).get("architecture"))
-    if named is not None and named.architecture.__name__ == found:
-        # Two architectures may share a name, as the two variants of NaViT do.
-        return named.architecture.from_pretrained(place)
-    return architectures[found].from_pretrained(place)
+    if not isinstance(found, str) or found not in architectures():
+        raise ValueError(f"{file}: architecture must be one of {', '.join(architectures())}, got {found!r}")
+    return dict(config)

@@ -39,6 +39,7 @@ class ViT(PlainModel):
         norm_eps: epsilon of the LayerNorm behind the transformer.
         final_norm: whether there is that LayerNorm; a transformer may end in one of its own.
         class_token: whether there is a class token; None means where `pool` is "cls".
+        num_registers: number of register tokens, which have no position.
 
     Raises:
         ValueError: where sizes do not divide, or options contradict each other.
@@ -58,6 +59,7 @@ class ViT(PlainModel):
         norm_eps: float = 1e-6,
         final_norm: bool = True,
         class_token: bool | None = None,
+        num_registers: int = 0,
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
@@ -66,7 +68,7 @@ class ViT(PlainModel):
         check_choice("pool", pool, ("cls", "mean"))
         class_token = has_class_token(pool, class_token)
         self.patch_embed = PatchEmbed(grid, channels, dim)
-        self.prefix = PrefixTokens(dim, class_token=class_token)
+        self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
         self.positions = LearnedPositions(grid.shape, dim, prefix=int(class_token))
         self.dropout = nn.Dropout(emb_dropout)
         if isinstance(transformer, Encoder):

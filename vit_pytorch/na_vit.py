@@ -235,7 +235,13 @@ class NaViT(PlainModel):
         x = self.to_latent(self.pre_logits(self.fc_norm(pooled[_inverse(order, pooled.device)])))
         return x if pre_logits else self.head(x)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+    def embed(
+        self,
+        images: Float[Tensor, "b c h w"],
+        *,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+        place: bool = True,
+    ) -> Float[Tensor, "b n d"]:
         """Turn a batch into the tokens that enter the encoder, registers in front; drops in training."""
         if not isinstance(images, Tensor):
             raise ValueError(
@@ -243,7 +249,11 @@ class NaViT(PlainModel):
             )
         self.check_images(images)
         grid = self.grid.fit(images.shape[2:])
-        x = self.patch_embed(images) + self.positions(grid)
+        x = self.patch_embed(images)
+        if corrupt is not None:
+            x = corrupt(x)
+        if place:
+            x = x + self.positions(grid)
         kept = self._kept(images.shape[2:])
         if kept < x.shape[1]:
             chosen = torch.rand(x.shape[:2], device=x.device).topk(kept, dim=1).indices

@@ -26,6 +26,7 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.tokens import make_classifier, make_distilled_classifier
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 Grid = tuple[int, ...]
@@ -73,33 +74,6 @@ class Stage(nn.Module):
         if self.pool is not None:
             x, grid = self.pool(x, grid)
         return self.encoder(x), grid
-
-
-class DistilledHead(nn.Linear):
-    """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
-
-    Args:
-        dim: width of a token.
-        num_classes: number of logits.
-    """
-
-    def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__(dim, num_classes)
-        self.distilled = nn.Linear(dim, num_classes)
-
-    def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """Give the two classifiers' logits apart, as a distillation loss wants them.
-
-        Args:
-            x: class token and distillation token, one after the other.
-        """
-        token, distilled = x.chunk(2, dim=-1)
-        return super().forward(token), self.distilled(distilled)
-
-    def forward(self, x: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
-        """Give the mean logits."""
-        token, distilled = self.separate(x)
-        return (token + distilled) / 2
 
 
 class PiT(VisionModel):
@@ -312,15 +286,8 @@ class PiT(VisionModel):
         """
         if global_pool not in (None, "cls", "token"):
             raise ValueError(f"PiT classifies the class token; pooling cannot be {global_pool!r}")
-        self.head = nn.Identity()
-        if num_classes:
-            head = DistilledHead if self.num_prefix_tokens == 2 else nn.Linear
-            self.head = head(self.num_features, num_classes).to(self.tokens)
-            for name, parameter in self.head.named_parameters():
-                if name.endswith("weight"):
-                    nn.init.trunc_normal_(parameter, std=0.02)
-                else:
-                    nn.init.zeros_(parameter)
+        make = make_distilled_classifier if self.num_prefix_tokens == 2 else make_classifier
+        self.head = make(self.num_features, num_classes, like=self.tokens)
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 

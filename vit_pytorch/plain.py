@@ -5,7 +5,7 @@ A paper that changes a seam sets the part that stands there and inherits the res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.layers.tokens import PrefixTokens, make_classifier
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
@@ -114,17 +114,33 @@ class PlainModel(VisionModel):
         self.check_images(images)
         return self.grid.patchify(images)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        """Turn images into the tokens that enter the encoder, prefix tokens in front (equation 1)."""
+    def embed(
+        self,
+        images: Float[Tensor, "b c h w"],
+        *,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+        place: bool = True,
+    ) -> Float[Tensor, "b n d"]:
+        """Turn images into the tokens that enter the encoder, prefix tokens in front (equation 1).
+
+        Args:
+            images: input.
+            corrupt: acts on the embedded patches (b, n, d) before they have positions, as learning by masking
+                asks for.
+            place: whether positions are added.
+        """
         self.check_images(images)
         grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
-        if self.positions is not None:
-            x = x + self.positions(grid)
+        if corrupt is not None:
+            x = corrupt(x)
+        positions = self.positions if place else None
+        if positions is not None:
+            x = x + positions(grid)
         if self.encoder_prefix:
             prefix = self.prefix()
-            if self.positions is not None and self.positions.prefix:
-                prefix = prefix + self.positions.for_prefix(self.num_prefix_tokens)
+            if positions is not None and positions.prefix:
+                prefix = prefix + positions.for_prefix(self.num_prefix_tokens)
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         return self.pre_norm(self.dropout(x))
 
@@ -209,13 +225,7 @@ class PlainModel(VisionModel):
         """
         if global_pool is not None:
             self._change_pool(TIMM_POOL.get(global_pool, global_pool))
-        weight = next(self.parameters())
-        self.head = nn.Identity()
-        if num_classes:
-            head = nn.Linear(self.head_width, num_classes, device=weight.device, dtype=weight.dtype)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
-            self.head = head
+        self.head = make_classifier(self.head_width, num_classes, like=next(self.parameters()))
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
@@ -226,7 +236,8 @@ class PlainModel(VisionModel):
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
         names = {name for name, _ in self.named_parameters()}
-        return names & {"prefix.class_token", "prefix.registers", "positions.table"}
+        tokens = {f"prefix.{token}" for token in ("class_token", "distillation_token", "registers")}
+        return names & (tokens | {"positions.table"})
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth, as timm's tools read them."""

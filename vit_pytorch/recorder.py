@@ -136,6 +136,11 @@ class Recorder(Wrapper):
             raise ValueError(f"{type(self.model).__name__} ran none of its attention in this call")
         return Recording(output, maps, names)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not self.ejected:
+            _RECORDERS[self.model] = ref(self)
+
     def eject(self) -> nn.Module:
         """Give the model back, the same object; the recorder is of no use from then on."""
         _RECORDERS.pop(self.model, None)

@@ -63,6 +63,7 @@ class T2TViT(PlainModel):
         qk_scale: factor on the backbone's scores; None for 1 / sqrt(`dim_head`). The authors' published
             weights want 1 / sqrt(`dim`).
         norm_eps: epsilon of the LayerNorms.
+        num_registers: number of register tokens, which have no position.
 
     Raises:
         ValueError: where sizes do not divide, or options contradict each other.
@@ -92,6 +93,7 @@ class T2TViT(PlainModel):
         qkv_bias: bool = False,
         qk_scale: float | None = None,
         norm_eps: float = 1e-5,
+        num_registers: int = 0,
     ) -> None:
         if not t2t_layers:
             raise ValueError("t2t_layers has at least one (kernel size, stride), got none")
@@ -131,7 +133,7 @@ class T2TViT(PlainModel):
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
         self.patch_embed = TokensToToken(splits, channels, dim, token_dim=token_dim, block=token_block)
-        self.prefix = PrefixTokens(dim)
+        self.prefix = PrefixTokens(dim, registers=num_registers)
         self.positions = SequencePositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
         self.encoder = Encoder(block, depth=depth)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
@@ -162,8 +163,8 @@ class ViT(PlainModel):
             self.pre_logits = nn.Sequential(nn.Linear(dim, representation_size), nn.Tanh())
         self.head_width = representation_size or dim
         self.reset_classifier(num_classes)
-        if head_zero_init and isinstance(self.head, nn.Linear):
-            nn.init.zeros_(self.head.weight)
+        if head_zero_init:
+            init_linears(self.head, nn.init.zeros_)
 
     def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Give one vector for each image, by the attention pool where there is one."""

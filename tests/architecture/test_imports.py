@@ -9,7 +9,7 @@ import vit_pytorch
 ORDER = (
     {"layers"},
     {"weights", "model", "learning"},
-    {"plain"},
+    {"plain", "staged"},
     {"papers"},
     {"registry"},
     {"pretrained"},

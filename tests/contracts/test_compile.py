@@ -8,7 +8,9 @@ from torch.export import Dim, ExportedProgram, export
 
 from tests.contracts.conftest import enliven
 from tests.contracts.test_gradients import backward
+from vit_pytorch.extractor import Extractor
 from vit_pytorch.model import VisionModel
+from vit_pytorch.recorder import Recorder
 from vit_pytorch.registry import ModelEntry, find_entry
 
 
@@ -54,3 +56,28 @@ def test_inductor():
     model = enliven(entry.build(**{**entry.tiny, "depth": 1})).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images))
+
+
+def test_compiled_models_are_looked_into():
+    """Recorder and extractor run them as they are written; they stay compiled."""
+    entry = find_entry("vit_tiny_patch16_224")
+    model = enliven(entry.build(**entry.tiny)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    logits = compiled(images)
+    recording = Recorder(compiled).record(images, keep_graph=True)
+    gradients = torch.autograd.grad(recording.output.sum(), recording.maps)
+    assert len(gradients) == 2
+    assert all(gradient.any() for gradient in gradients)
+    torch.testing.assert_close(recording.output, logits, rtol=1e-5, atol=1e-5)
+    same_logits, tokens = Extractor(compiled, model.norm)(images)
+    assert same_logits.equal(logits)
+    assert tokens.equal(model.forward_features(images))
+    assert compiled(images).equal(logits)
+    assert len(graphs) == 1

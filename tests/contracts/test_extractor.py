@@ -269,18 +269,6 @@ def test_around_a_recorder():
     assert maps.shape == (2, 2, 2, 26, 26)
 
 
-def test_compiled_models():
-    vit = enliven(ViT(**SIZES)).eval()
-    images = torch.randn(2, 3, 20, 20)
-    compiled = torch.compile(vit, backend="eager")
-    want = Extractor(vit, "norm")(images)[1]
-    compiled(images)
-    logits, tokens = Extractor(compiled, vit.norm)(images)
-    torch.compiler.reset()
-    assert tokens.equal(want)
-    assert logits.equal(vit(images))
-
-
 def test_copies():
     vit = enliven(ViT(**SIZES)).eval()
     images = torch.randn(2, 3, 20, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,26 +25,49 @@ def digits(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def accuracy_on_digits(
     model: nn.Module, *, size: int, epochs: int, lr: float = 3e-3, batch: int = 64
 ) -> float:
-    """Train by AdamW with warm-up and cosine, each image moved by up to a twelfth; give the test accuracy."""
+    """Train on the digits by labels; give the test accuracy."""
     images, labels, test_images, test_labels = digits(size)
+
+    def loss(batch: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model(batch), targets)
+
+    learn(model, loss, images, labels, epochs=epochs, lr=lr, batch=batch)
+    return accuracy(model, test_images, test_labels)
+
+
+def learn(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float = 3e-3,
+    batch: int = 64,
+    seed: int = 0,
+) -> None:
+    """Train by AdamW with warm-up and cosine, each batch moved by up to a twelfth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     steps = epochs * (len(labels) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
-    generator = torch.Generator().manual_seed(0)
-    reach = max(size // 12, 1)
+    generator = torch.Generator().manual_seed(seed)
+    reach = max(images.shape[-1] // 12, 1)
     model.train()
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator)
         for chosen in order[: len(order) // batch * batch].split(batch):
             down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-            logits = model(images[chosen].roll((down, right), dims=(2, 3)))
+            value = loss(images[chosen].roll((down, right), dims=(2, 3)), labels[chosen])
             optimizer.zero_grad()
-            F.cross_entropy(logits, labels[chosen]).backward()
+            value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-    model.eval()
-    with torch.inference_mode():
-        return (model(test_images).argmax(dim=1) == test_labels).float().mean().item()
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Measure a classifier."""
+    return (model.eval()(images).argmax(dim=1) == labels).float().mean().item()

@@ -5,6 +5,7 @@ import torch
 
 from tests.papers.learning import accuracy_on_digits
 from vit_pytorch import create_model
+from vit_pytorch.registry.twins_svt import stages
 
 SMALL = {"channels": 1, "num_classes": 10}
 SIZE = {"image_size": 20}
@@ -34,6 +35,23 @@ CROSSVIT = {
     "lg_enc_mlp_dim": 128,
     "cross_attn_heads": 4,
 }
+TWINS = {
+    "image_size": 16,
+    "s1_patch_size": 1,
+    "dim_head": 8,
+    "mlp_ratio": 2,
+    **stages(emb_dim=(16, 24, 32, 48), depth=(1, 1, 1, 1)),
+    **stages(local_patch_size=(4, 4, 2, 2), global_k=(4, 2, 2, 1)),
+}
+SEPVIT = {
+    "image_size": 32,
+    "dim": 16,
+    "dim_head": 8,
+    "heads": (2, 4, 8),
+    "depth": (1, 2, 1),
+    "window_size": 2,
+    "mlp_ratio": 2,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -43,6 +61,8 @@ CASES = {
         10,
     ),
     "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
+    "twins_svt_small": (TWINS, 12),
+    "sepvit_lite": (SEPVIT, 10),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

@@ -13,7 +13,8 @@ from timm.models.pit import PoolingVisionTransformer, checkpoint_filter_fn
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.encoder import DropPath
-from vit_pytorch.pit import DistilledHead, HeadPool, PiT
+from vit_pytorch.layers.tokens import DistilledHead
+from vit_pytorch.pit import HeadPool, PiT
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 

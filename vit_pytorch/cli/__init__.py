@@ -9,6 +9,8 @@ from importlib.util import find_spec
 # command: its module, and what it does
 COMMANDS = {
     "train": ("train", "train an image classifier"),
+    "finetune": ("finetune", "train on from published weights or from another run"),
+    "distill": ("finetune", "train an image classifier from labels and a teacher"),
     "evaluate": ("use", "measure a trained classifier on labelled images"),
     "predict": ("use", "classify images"),
     "explain": ("explain", "show what a classifier looks at, in pictures and a page"),

@@ -16,19 +16,25 @@ class UsageError(ValueError):
     """The command line or a configuration file asks for what does not exist."""
 
 
-def long_options(arguments: Sequence[str], short: Container[str] = ("data", "model")) -> list[str]:
+def long_options(
+    arguments: Sequence[str],
+    short: Container[str] = ("data", "model"),
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
     """Write options as the parser knows them: underscores for dashes, `--model.name` for `--model`.
 
     Args:
         arguments: A command line.
         short: Which of the options in `SHORT` are written out.
+        names: A command's own names of options, and what they stand for.
     """
     result = []
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             key = key.replace("-", "_")
-            argument = f"--{f'{key}.{SHORT[key]}' if key in short else key}{equals}{value}"
+            key = f"{key}.{SHORT[key]}" if key in short else (names or {}).get(key, key)
+            argument = f"--{key}{equals}{value}"
         result.append(argument)
     return result
 

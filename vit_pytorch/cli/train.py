@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,16 @@ def train(arguments: Sequence[str]) -> None:
 
     Settings come from the recipe, then `--config`, then the command line; the last word counts.
     """
+    arguments = long_options(arguments)
+    resumed = resumed_run(arguments)
+    carry_out(*read_command(arguments, resumed), resumed)
+
+
+def carry_out(config: TrainConfig, output: Path | None, resumed: Path | None) -> None:
+    """Run what was asked for: in the folder resumed, in that of `--output`, or in a new one."""
     # heavy, and not needed to find a mistake in the command line
     from vit_pytorch.training.run import run
 
-    arguments = long_options(arguments)
-    resumed = resumed_run(arguments)
-    config, output = read_command(arguments, resumed)
     if resumed is not None:
         run(config, resumed, resume=True)
     elif output is not None:
@@ -54,12 +58,20 @@ def train(arguments: Sequence[str]) -> None:
         run(config, Path(RUNS) / name, numbered=True)
 
 
-def read_command(arguments: Sequence[str], resumed: Path | None) -> tuple[TrainConfig, Path | None]:
+def read_command(
+    arguments: Sequence[str],
+    resumed: Path | None,
+    *,
+    more: Mapping[str, dict[str, Any]] | None = None,
+    command: Callable[[Sequence[str]], None] = train,
+) -> tuple[TrainConfig, Path | None]:
     """Resolve a command line.
 
     Args:
         arguments: Options as `long_options` gives them.
         resumed: The folder of the run to resume, whose configuration then takes the place of recipe and file.
+        more: Layers between the recipe and the configuration file, by what they come from.
+        command: The command, whose name and docstring the help shows.
 
     Returns:
         The configuration, and the folder asked for with `--output`.
@@ -68,10 +80,10 @@ def read_command(arguments: Sequence[str], resumed: Path | None) -> tuple[TrainC
         UsageError: Where an option or a key does not exist or has a value of the wrong type.
         ValueError: Where values are out of range, or no model or recipe has the name.
     """
-    sources, layers = _layers(arguments, resumed)
+    sources, layers = _layers(arguments, resumed, more or {})
     named = [found for layer in layers if (found := model_name(layer)) is not None]
     name = option_value(arguments, "model.name") or (named[-1] if named else MODEL)
-    parser = train_parser(find_entry(name))
+    parser = train_parser(find_entry(name), command)
     known = {*parser.get_defaults().keys(), "help"}
     check_options(arguments, known)
     for source, layer in zip(sources, drop_other_models(layers, name), strict=True):
@@ -84,9 +96,9 @@ def read_command(arguments: Sequence[str], resumed: Path | None) -> tuple[TrainC
     return _instantiate(parser, parsed, name), Path(parsed.output) if parsed.output else None
 
 
-def train_parser(entry: ModelEntry) -> ArgumentParser:
-    """Build the parser of `vit train` for one named model, whose arguments have that model's defaults."""
-    parser = ArgumentParser(prog="vit train", description=train.__doc__, exit_on_error=False)
+def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = train) -> ArgumentParser:
+    """Build the parser of a training for one named model, whose arguments have that model's defaults."""
+    parser = ArgumentParser(prog=f"vit {command.__name__}", description=command.__doc__, exit_on_error=False)
     parser.add_argument("--recipe", type=str, help="digits, light, simple_vit, deit, or a YAML file")
     parser.add_argument("--config", type=str, help="YAML file of settings, such as another run's config.yaml")
     parser.add_argument("--output", type=str, help="folder of the run; a new one in runs/ by itself")
@@ -122,7 +134,9 @@ def resumed_run(arguments: Sequence[str]) -> Path | None:
     return folder
 
 
-def _layers(arguments: Sequence[str], resumed: Path | None) -> tuple[list[str], list[dict[str, Any]]]:
+def _layers(
+    arguments: Sequence[str], resumed: Path | None, more: Mapping[str, dict[str, Any]]
+) -> tuple[list[str], list[dict[str, Any]]]:
     """Sources and contents of the layers under the command line, the lowest first."""
     file = str(resumed / CONFIG) if resumed is not None else option_value(arguments, "config")
     layer = read_layer(file) if file is not None else None
@@ -133,7 +147,11 @@ def _layers(arguments: Sequence[str], resumed: Path | None) -> tuple[list[str], 
         source = option_value(arguments, "data.source") or _source(layer or {}) or "digits"
         recipe = default_recipe(source)
     path = find_recipe(recipe)
-    sources, layers = [f"recipe {recipe}"], [read_layer(path)]
+    base = read_layer(path)
+    if more:
+        # what the weights belong to decides the model
+        base.pop("model", None)
+    sources, layers = [f"recipe {recipe}", *more], [base, *more.values()]
     if layer is not None:
         layer.pop("recipe", None)
         sources.append(str(file))

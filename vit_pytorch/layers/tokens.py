@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
 from vit_pytorch.layers.encoder import FeedForward
-from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.init import init_linears, init_xavier
 
 
 class PrefixTokens(nn.Module):
-    """Learned tokens that travel in front of the patches: a class token, then registers.
+    """Learned tokens that travel in front of the patches, in the order of the arguments.
 
     Args:
         dim: width of a token.
-        class_token: whether there is a class token (ViT, section 3.1); it comes first.
+        class_token: whether there is a class token (ViT, section 3.1).
+        distillation_token: whether there is a distillation token (Touvron et al. 2020, arXiv:2012.12877).
         registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
     """
 
-    def __init__(self, dim: int, *, class_token: bool = True, registers: int = 0) -> None:
+    def __init__(
+        self, dim: int, *, class_token: bool = True, distillation_token: bool = False, registers: int = 0
+    ) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
         self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        for token in (self.class_token, self.registers):
-            if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
+        for token in self.parameters():
+            nn.init.trunc_normal_(token, std=0.02)
 
     def __len__(self) -> int:
         """Give the number of prefix tokens."""
@@ -34,7 +39,8 @@ class PrefixTokens(nn.Module):
 
     def forward(self) -> Float[Tensor, "1 k d"]:
         """Give the tokens, the class token first."""
-        return torch.cat([token for token in (self.class_token, self.registers) if token is not None], dim=1)
+        tokens = (self.class_token, self.distillation_token, self.registers)
+        return torch.cat([token for token in tokens if token is not None], dim=1)
 
 
 class AttentionPool(nn.Module):
@@ -76,3 +82,62 @@ class AttentionPool(nn.Module):
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class DistilledHead(nn.Linear):
+    """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
+
+    DeiT, arXiv:2012.12877, section 4.
+
+    Args:
+        dim: width of a token.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__(dim, num_classes)
+        self.distilled = nn.Linear(dim, num_classes)
+
+    def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Give the two classifiers' logits apart, as a distillation loss wants them.
+
+        Args:
+            x: class token and distillation token, one after the other.
+        """
+        token, distilled = x.chunk(2, dim=-1)
+        return super().forward(token), self.distilled(distilled)
+
+    def forward(self, x: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
+        """Give the mean logits."""
+        token, distilled = self.separate(x)
+        return (token + distilled) / 2
+
+
+def make_classifier(dim: int, num_classes: int, *, like: Tensor) -> nn.Module:
+    """Make a linear classifier that starts small; the identity for no classes.
+
+    Args:
+        dim: width of what is classified.
+        num_classes: number of logits.
+        like: a tensor with the device and the dtype wanted.
+    """
+    return _start(nn.Linear, dim, num_classes, like)
+
+
+def make_distilled_classifier(dim: int, num_classes: int, *, like: Tensor) -> nn.Module:
+    """Make a `DistilledHead` that starts small; the identity for no classes.
+
+    Args:
+        dim: width of a token.
+        num_classes: number of logits.
+        like: a tensor with the device and the dtype wanted.
+    """
+    return _start(DistilledHead, dim, num_classes, like)
+
+
+def _start(make: type[nn.Linear], dim: int, num_classes: int, like: Tensor) -> nn.Module:
+    if num_classes == 0:
+        return nn.Identity()
+    head = make(dim, num_classes).to(like)
+    init_linears(head, partial(nn.init.trunc_normal_, std=0.02))
+    return head

@@ -66,7 +66,8 @@ def fit_positions(
 def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:
     """Name the prefix tokens of a width that a state dict brings, in their order."""
     names = [name for name, module in model.named_modules() if isinstance(module, PrefixTokens)]
-    tokens = [f"{name}.{token}" for name in names for token in ("class_token", "registers")]
+    kinds = ("class_token", "distillation_token", "registers")
+    tokens = [f"{name}.{kind}" for name in names for kind in kinds]
     return [token for token in tokens if token in state and state[token].shape[2:] == (dim,)]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
+from vit_pytorch.distill import check_weights
 from vit_pytorch.training.data import Augmentation
 from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
@@ -53,6 +54,52 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """What a run starts from, and which weights learn.
+
+    Args:
+        weights: A run, a model folder, a weight file, `hf-hub:NAME`, or `published` for the named model's
+            own, under a new classifier of zeros; the model starts at random if left out.
+        method: What learns: `full` for everything, `head` for the classifier alone (a linear probe), `lora`
+            for low-rank updates of the attention (arXiv:2106.09685) and the classifier.
+        rank: Rank of the updates of `lora`.
+        alpha: The updates of `lora` are scaled by alpha / rank.
+    """
+
+    weights: str | None = None
+    method: Literal["full", "head", "lora"] = "full"
+    rank: int = 8
+    alpha: int = 16
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError(f"rank and alpha must be at least 1, got {self.rank} and {self.alpha}")
+        if self.method != "full" and self.weights is None:
+            raise ValueError(f"method {self.method!r} needs weights to start from, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """What a run learns from beside the labels (DeiT, arXiv:2012.12877, section 4).
+
+    Args:
+        teacher: A run or a model folder, or a named model, which comes with its published weights; no
+            teacher if left out.
+        temperature: Softens both distributions where `hard` is off; positive.
+        alpha: Weight of the teacher's part of the loss, in [0, 1].
+        hard: Whether the teacher's decision is learned like a label, rather than its distribution.
+    """
+
+    teacher: str | None = None
+    temperature: float = 3.0
+    alpha: float = 0.5
+    hard: bool = True
+
+    def __post_init__(self) -> None:
+        check_weights(self.temperature, self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What defines a training run.
 
@@ -62,6 +109,8 @@ class TrainConfig:
         augmentation: How training images vary.
         optimizer: How weights are updated.
         schedule: The course of the learning rate.
+        tuning: What the run starts from, and which weights learn.
+        distillation: The teacher that the run learns from, if any.
         label_smoothing: Share of a target's probability that is spread over all classes, in [0, 1).
         epochs: Passes over the training images.
         batch_size: Images of one optimizer step, over all devices and accumulated batches together.
@@ -83,6 +132,8 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     label_smoothing: float = 0.0
     epochs: int = 100
     batch_size: int = 64

@@ -74,13 +74,17 @@ class Classifier(L.LightningModule):
         """Loss of a batch of images and targets: labels ``(b,)``, or probabilities ``(b, num_classes)``."""
         images, targets = batch
         check_targets(targets, self.num_classes)
-        loss = F.cross_entropy(
-            self(images), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
-        )
+        loss = self.loss(images, targets)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self.log("lr", rate, on_step=True, on_epoch=False)
         return loss
+
+    def loss(self, images: Images, targets: Tensor) -> Tensor:
+        """What training minimises on a batch."""
+        return F.cross_entropy(
+            self(images), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+        )
 
     def validation_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> None:
         """Measure a batch for validation."""

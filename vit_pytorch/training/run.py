@@ -5,18 +5,23 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.create import MODEL
+from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
 from vit_pytorch.training.data import ImageData, Preprocessing, Splits, open_data
+from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.evaluation import Evaluation, evaluate
 from vit_pytorch.training.history import History, read_rows
 from vit_pytorch.training.module import Classifier
@@ -31,6 +36,7 @@ from vit_pytorch.training.runs import (
 from vit_pytorch.training.saved import SavedClassifier, save_classifier
 from vit_pytorch.training.summary import SUMMARY, summarize, write_summary
 from vit_pytorch.training.trainer import fit, make_trainer
+from vit_pytorch.training.tuning import arrange, load_start, settle
 
 METRICS = "metrics.csv"
 # Lightning starts the other processes with this process's environment
@@ -64,19 +70,18 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     splits = open_splits(config)
     L.seed_everything(config.seed, verbose=False)
     model = build_model(config, splits)
+    if checkpoint is None and config.tuning.weights is not None:
+        load_start(model, config.tuning.weights, config.model["name"])
+        config = prepared_as(model, config)
+    arrange(model, config.tuning)
     data = image_data(config, splits, model)
+    module = make_module(config, model, data.preprocessing, splits)
     folder = _claim(folder, numbered=numbered, resume=resume)
     history = History(folder / METRICS, show=not sys.stdout.isatty())
     trainer = _trainer(config, folder, history, steps=len(splits.train) // config.device_batch_size)
     if _is_first():
         _announce(config, folder, splits, model)
         write_config(config, folder / CONFIG)
-    module = Classifier(
-        model,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        label_smoothing=config.label_smoothing,
-    )
     fit(trainer, module, data, ckpt_path=checkpoint)
     if trainer.is_global_zero:
         report(config, folder, splits, skipped=data.bad)
@@ -93,7 +98,9 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     """
     best = find_checkpoint(folder, "best")
     model = build_model(config, splits)
+    arrange(model, config.tuning)
     model.load_state_dict(checkpoint_weights(best))
+    settle(model, config.tuning)
     data = image_data(config, splits, model)
     model.to(_device(config)).eval()
     classes, prep = splits.classes, data.preprocessing
@@ -129,7 +136,31 @@ def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
     arguments = {key: value for key, value in config.model.items() if key != "name"}
     channels = splits.train.channels if config.data.channels is None else config.data.channels
     entry = find_entry(config.model["name"])
+    if config.distillation.teacher is not None and entry.architecture in DISTILLABLE:
+        entry = replace(entry, architecture=DISTILLABLE[entry.architecture])
     return entry.build(**arguments, num_classes=len(splits.classes), channels=channels)
+
+
+def prepared_as(model: VisionModel, config: TrainConfig) -> TrainConfig:
+    """Write down how a model's weights want images prepared, where the configuration leaves it to them."""
+    told = {name: getattr(config.data, name) for name in PREPARE}
+    wanted = {name: model.default_cfg[name] for name, value in told.items() if value is None}
+    return replace(config, data=replace(config.data, **wanted))
+
+
+def make_module(
+    config: TrainConfig, model: VisionModel, preprocessing: Preprocessing, splits: Splits
+) -> Classifier:
+    """Make what trains the model: from labels, and from a teacher where a configuration names one."""
+    settings: dict[str, Any] = {
+        "optimizer": config.optimizer,
+        "schedule": config.schedule,
+        "label_smoothing": config.label_smoothing,
+    }
+    if config.distillation.teacher is None:
+        return Classifier(model, **settings)
+    teacher = make_teacher(config.distillation, splits, preprocessing)
+    return DistilledClassifier(model, teacher, distillation=config.distillation, **settings)
 
 
 def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> ImageData:
@@ -226,14 +257,16 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says about itself; warnings stay, but for three without use here."""
+    """Leave out what Lightning says about itself; warnings stay, but for four without use here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # frozen layers are in eval on purpose
     # the last is about 1 x 1 convolutions on channels-last images, whose gradients have strides of their own
     # for the same order in memory
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
+        r"Found \d+ module\(s\) in eval mode at the start of training",
         "Grad strides do not match bucket view strides",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -60,12 +60,18 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
     Raises:
         ValueError: Where there are not as many names as classes.
     """
-    cfg = model.default_cfg
-    classes = tuple(cfg.get("label_names") or map(str, range(model.num_classes)))
+    classes = tuple(model.default_cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
         raise ValueError(f"{source}: label_names must name {model.num_classes} classes, got {len(classes)}")
-    preprocessing = Preprocessing(
-        image_size=tuple(cfg["input_size"][-2:]),
+    return SavedClassifier(model, classes, preprocessing_for(model))
+
+
+def preprocessing_for(model: VisionModel) -> Preprocessing:
+    """Read how images are prepared for a model from what it says of itself."""
+    cfg = model.default_cfg
+    height, width = cfg["input_size"][-2:]
+    return Preprocessing(
+        image_size=(height, width),
         channels=model.channels,
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
@@ -74,4 +80,3 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
         max_tokens=cfg.get("max_tokens"),
         patch_size=tuple(cfg.get("patch_size", Preprocessing.patch_size)),
     )
-    return SavedClassifier(model, classes, preprocessing)

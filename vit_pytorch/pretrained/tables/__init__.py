@@ -9,9 +9,12 @@ from torch import nn
 from vit_pytorch.pretrained.rules import Format
 
 TABLES = {
+    "DistillableViT": "distill",
     "ViT": "vit",
     "XCiT": "xcit",
     "PiT": "pit",
+    "TwinsSVT": "twins_svt",
+    "SepViT": "sep_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

@@ -26,3 +26,19 @@ def timm_block(ours: str, theirs: str, *, qkv: bool = True) -> tuple[Rule, ...]:
         Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
         Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
     )
+
+
+def positioned_stages() -> tuple[Rule, ...]:
+    """Give what Twins and, after it, SepViT name alike: all but the attention."""
+    ours, theirs = "stages.{i}.encoder.blocks.{j}", "blocks.{i}.{j}"
+    return (
+        Rule("stages.{i}.down.0.layers.0.{p}", "patch_embeds.{i}.proj.{p}"),
+        Rule("stages.{i}.down.1.{p}", "patch_embeds.{i}.norm.{p}"),
+        Rule("stages.{i}.encoder.blocks.0.positions.conv.{p}", "pos_block.{i}.proj.0.{p}"),
+        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+        Rule("norm.{p}", "norm.{p}"),
+        Rule("head.{p}", "head.{p}"),
+    )

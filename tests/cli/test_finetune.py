@@ -1,0 +1,189 @@
+"""Training on from weights, and from a teacher, by the real command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import TINY, train
+from vit_pytorch import create_model
+from vit_pytorch.cli import main
+from vit_pytorch.create import load_model
+from vit_pytorch.distill import DistillableViT
+from vit_pytorch.training.history import read_rows
+from vit_pytorch.training.saved import load_classifier
+from vit_pytorch.vit import ViT
+
+SHORT = ["--accelerator=cpu", "--batch-size=64", "--epochs=1", "--schedule.warmup-epochs=0"]
+
+
+def finetune(*arguments: str | Path) -> int:
+    return main(["finetune", *SHORT, *map(str, arguments)])
+
+
+def distill(*arguments: str | Path) -> int:
+    return main(["distill", *SHORT, *map(str, arguments)])
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name, tensor in before.items() if not tensor.equal(after[name])}
+
+
+def accuracy(run: Path) -> float:
+    return json.loads((run / "summary.json").read_text())["test"]["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned something."""
+    folder = tmp_path_factory.mktemp("runs") / "good"
+    smaller = ["--model.dim=32", "--model.heads=2", "--model.depth=2", "--model.mlp-dim=64"]
+    assert train("--output", folder, "--epochs=12", "--schedule.warmup-epochs=1", *smaller) == 0
+    return folder
+
+
+def test_finetune_starts_where_a_run_ended(good_run: Path, tmp_path: Path):
+    """With a new classifier that must learn first, and weights that need not."""
+    assert finetune("--from", good_run, "--output", tmp_path / "run", "--epochs=3") == 0
+    from_scratch = ["--model.dim=32", "--model.heads=2", "--model.depth=2", "--model.mlp-dim=64", *SHORT]
+    assert train("--output", tmp_path / "scratch", *from_scratch, "--epochs=3") == 0
+    assert accuracy(tmp_path / "run") > accuracy(tmp_path / "scratch") + 0.2
+    saved = load_classifier(tmp_path / "run")
+    assert saved.preprocessing == load_classifier(good_run).preprocessing
+    # the first loss is that of a classifier of zeros
+    first = read_rows(tmp_path / "run" / "metrics.csv")[0]
+    assert first["val/loss"] < 2.31
+
+
+def test_another_size_and_other_classes(good_run: Path, image_folder: Path, tmp_path: Path):
+    arguments = ["--from", good_run, "--data", image_folder, "--image-size=32", "--workers=0"]
+    assert finetune(*arguments, "--output", tmp_path / "run") == 0
+    model = load_model(tmp_path / "run")
+    assert model.image_size == (32, 32)
+    assert model.num_classes == 3
+    assert model.positions.table.shape[1] == 64
+
+
+def test_head_alone(good_run: Path, tmp_path: Path):
+    """A linear probe leaves everything else as it was, the statistics of batch norm, too."""
+    assert finetune("--from", good_run, "--method=head", "--output", tmp_path / "run") == 0
+    assert changed(weights(good_run), weights(tmp_path / "run")) == {"head.weight", "head.bias"}
+
+
+def test_low_rank_updates(good_run: Path, tmp_path: Path):
+    """They end up in the weights of attention; what is saved is the plain model."""
+    options = ["--method=lora", "--tuning.rank=2", "--output", tmp_path / "run"]
+    assert finetune("--from", good_run, *options) == 0
+    before, after = weights(good_run), weights(tmp_path / "run")
+    names = {f"encoder.blocks.{i}.attention.branch.{x}.weight" for i in (0, 1) for x in ("to_qkv", "to_out")}
+    assert changed(before, after) == {*names, "head.weight", "head.bias"}
+    for name in names:
+        difference = after[name] - before[name]
+        assert torch.linalg.matrix_rank(difference, rtol=1e-3) == 2
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_resumed_run_goes_on(good_run: Path, tmp_path: Path, method):
+    """The same weights come out whether or not the run was interrupted after its first epoch."""
+    start = ["--from", good_run, f"--method={method}", "--ema=0.5"]
+    assert finetune(*start, "--epochs=2", "--output", tmp_path / "whole") == 0
+    assert finetune(*start, "--epochs=2", "--output", tmp_path / "parts") == 0
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    for path in checkpoints.glob("epoch-*"):
+        assert path.is_dir()
+    config = yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())
+    assert config["tuning"]["method"] == method
+    assert changed(weights(tmp_path / "whole"), weights(tmp_path / "parts")) == set()
+    # a third epoch, from the checkpoint of the second
+    assert main(["finetune", f"--resume={tmp_path / 'parts'}", "--epochs=3"]) == 0
+    assert [row["epoch"] for row in read_rows(tmp_path / "parts" / "metrics.csv")] == [1, 2, 3]
+
+
+def test_published_weights_in_the_cache(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A name fetches its release; the classifier and the images' colours change with the data."""
+    torch.manual_seed(0)
+    timm = pytest.importorskip("timm")
+    reference = timm.create_model("vit_tiny_patch16_224")
+    folder = tmp_path / "models--timm--vit_tiny_patch16_224.augreg_in21k"
+    snapshot = folder / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    save_file(reference.state_dict(), snapshot / "model.safetensors")
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (snapshot / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=True).eval()
+    images = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(model(images), reference.eval()(images), rtol=1e-4, atol=1e-4)
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    data = ["--data", image_folder, "--workers=0", "--batch-size=8"]
+    options = ["--image-size=80", "--output", tmp_path / "run", "--method=head"]
+    assert finetune("--from", name, *data, *options) == 0
+    saved = load_classifier(tmp_path / "run")
+    assert saved.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert saved.preprocessing.channels == 3
+    assert saved.classes == ("one", "two", "zero")
+    assert weights(tmp_path / "run")["norm.weight"].equal(reference.norm.weight)
+
+
+def test_a_file_of_weights(good_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = good_run / "model" / "model.safetensors"
+    assert finetune("--from", file) == 2
+    assert "name its model by --model" in capsys.readouterr().err
+    assert finetune("--from", file, "--model", "vit_tiny_patch16_224", "--output", tmp_path / "run") == 1
+    assert "does not fit ViT" in capsys.readouterr().err
+    sizes = ["dim=32", "depth=2", "heads=2", "dim-head=16", "mlp-dim=64", "image-size=24", "patch-size=4"]
+    sizes += ["stem=conv", "pool=mean"]
+    named = ["--model", "vit_tiny_patch16_224", *(f"--model.{size}" for size in sizes)]
+    options = ["--method=head", "--output", tmp_path / "run"]
+    assert finetune("--from", file, *named, *options) == 0
+    assert changed(weights(good_run), weights(tmp_path / "run")) == {"head.weight", "head.bias"}
+
+
+def test_distilled_student(good_run: Path, tmp_path: Path):
+    """A plain model's name builds its distillable twin; the teacher stays out of what is saved."""
+    options = ["--student=vit_tiny_patch16_224", "--epochs=2", *TINY]
+    assert distill("--teacher", good_run, "--output", tmp_path / "run", *options) == 0
+    model = load_model(tmp_path / "run")
+    assert type(model) is DistillableViT
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["distillation"]["teacher"] == str(good_run)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("epoch-0002")
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # weights, their average and two moments of the optimizer
+    assert size < 6 * 4 * parameters + 100_000
+    assert main(["distill", f"--resume={tmp_path / 'run'}", "--epochs=3"]) == 0
+    assert finetune("--from", tmp_path / "run", "--output", tmp_path / "plain", "--method=head") == 0
+    plain = load_model(tmp_path / "plain")
+    assert type(plain) is ViT
+    assert plain.prefix.registers.shape == (1, 1, 16)
+
+
+def test_wrong_usage(good_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]):
+    for command, arguments, status, message in (
+        ("finetune", [], 2, "vit finetune needs --from"),
+        ("distill", [], 2, "vit distill needs --teacher"),
+        ("finetune", ["--from", str(image_folder)], 1, "has no model"),
+        ("train", ["--tuning.method=head"], 1, "method 'head' needs weights to start from"),
+        ("distill", ["--teacher", str(good_run), "--alpha=2"], 1, r"alpha must be in [0, 1], got 2.0"),
+        (
+            "distill",
+            ["--teacher", str(good_run), "--student=xcit_nano_12_p16_224"],
+            1,
+            "got XCiT with Linear",
+        ),
+        ("distill", ["--teacher", str(good_run), "--data", str(image_folder)], 1, "has the classes 0, 1"),
+    ):
+        assert main([command, *arguments]) == status, message
+        assert message in capsys.readouterr().err

@@ -1,0 +1,263 @@
+"""Twins computes what timm's Twins computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.twins import Twins
+
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.layers.conv import PositionedBlock, PositionGenerator
+from vit_pytorch.layers.encoder import DropPath
+from vit_pytorch.layers.windows import GroupAttention
+from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
+from vit_pytorch.registry.twins_svt import stages
+from vit_pytorch.twins_svt import Subsampled, TwinsSVT
+
+OURS: dict[str, Any] = {
+    "image_size": 64,
+    "num_classes": 7,
+    "dim_head": 8,
+    **stages(
+        emb_dim=(16, 24, 32, 40),
+        depth=(1, 1, 2, 1),
+        local_patch_size=(4, 4, 2, 2),
+        global_k=(8, 4, 2, 1),
+    ),
+}
+THEIRS: dict[str, Any] = {
+    "img_size": 64,
+    "num_classes": 7,
+    "embed_dims": (16, 24, 32, 40),
+    "depths": (2, 2, 4, 2),
+    "num_heads": (2, 3, 4, 5),
+    "wss": (4, 4, 2, 2),
+    "sr_ratios": (8, 4, 2, 1),
+}
+
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "not square": ({"image_size": (96, 32)}, {}),
+    "windows that do not fill": (stages(local_patch_size=(7, 3, 3, 7)), {"wss": (7, 3, 3, 7)}),
+    "squares that do not fill": (stages(global_k=(5, 3, 3, 2)), {"sr_ratios": (5, 3, 3, 2)}),
+    "without windows": (
+        stages(local_patch_size=(None,) * 4, depth=(1, 3, 2, 1)),
+        {"wss": None, "depths": (1, 3, 2, 1)},
+    ),
+    "heads": ({"heads": (1, 2, 2, 4), "dim_head": None}, {"num_heads": (1, 2, 2, 4)}),
+    "feed-forward": ({"mlp_ratio": (8, 6, 2, 1)}, {"mlp_ratios": (8, 6, 2, 1)}),
+    "no head": ({"num_classes": 0}, {"num_classes": 0}),
+}
+
+
+def make_pair(name: str) -> tuple[TwinsSVT, Twins]:
+    """Ours and timm's with the same weights."""
+    ours, theirs = OPTIONS[name]
+    reference = Twins(**{**THEIRS, **theirs})
+    randomise(reference)
+    model = TwinsSVT(**{**OURS, **ours})
+    assert load_pretrained(model, reference.state_dict()).format == "timm"
+    return model.eval(), reference
+
+
+@pytest.fixture(params=OPTIONS)
+def pair(request: pytest.FixtureRequest) -> tuple[TwinsSVT, Twins]:
+    return make_pair(request.param)
+
+
+@torch.inference_mode()
+def test_logits_equal_timms(pair: tuple[TwinsSVT, Twins]) -> None:
+    model, reference = pair
+    x = images(*model.image_size)
+    assert difference(model(x), reference(x)) < TOLERANCE
+    features = model.forward_features(x)
+    assert difference(features.flatten(2).transpose(1, 2), reference.forward_features(x)) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(96, 96), (64, 160), (32, 32)])
+@pytest.mark.parametrize("name", ["plain", "without windows"])
+def test_other_sizes_equal_timms(name: str, size: tuple[int, int]) -> None:
+    model, reference = make_pair(name)
+    assert difference(model(images(*size)), reference(images(*size))) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("indices", [None, 2, [0, -1]])
+@pytest.mark.parametrize("name", ["not square", "without windows"])
+def test_maps_of_the_stages_equal_timms(name: str, indices: Any) -> None:
+    model, reference = make_pair(name)
+    x = images(*model.image_size)
+    for norm in (False, True):
+        ours = model.forward_intermediates(x, indices, norm=norm, intermediates_only=True)
+        theirs = reference.forward_intermediates(x, indices, norm=norm, intermediates_only=True)
+        assert len(ours) == len(theirs)
+        # Before the norm, entries reach 8.
+        assert all(difference(a, b) < 3 * TOLERANCE for a, b in zip(ours, theirs, strict=True))
+    infos = zip(model.feature_info, reference.feature_info, strict=True)
+    assert all(a["reduction"] == b["reduction"] for a, b in infos)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("twins_svt_small", (224, 224)), ("twins_svt_small", (192, 256)), ("twins_pcpvt_small", (224, 224))],
+)
+def test_named_model_equals_timms(name: str, size: tuple[int, int]) -> None:
+    reference = randomise(timm.create_model(name))
+    model = create_model(name).eval()
+    load_pretrained(model, reference.state_dict())
+    x = images(*size, batch=1)
+    assert difference(model(x), reference(x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", list_models("twins_*"))
+def test_parameter_count_equals_timms(name: str) -> None:
+    with torch.device("meta"):
+        model, reference = create_model(name), timm.create_model(name)
+    theirs = sum(p.numel() for p in reference.parameters())
+    assert sum(p.numel() for p in model.parameters()) == theirs == find_entry(name).parameters
+    assert to_format(model, "timm").keys() == reference.state_dict().keys()
+    assert model.default_cfg["mean"] == reference.default_cfg["mean"]
+    assert model.default_cfg["crop_pct"] == reference.default_cfg["crop_pct"]
+
+
+def test_all_of_timms_models_are_named() -> None:
+    assert set(list_models("twins_*")) == set(timm.list_models("twins_*"))
+
+
+def test_weights_go_back_to_timm(pair: tuple[TwinsSVT, Twins]) -> None:
+    model, reference = pair
+    written = to_format(model, "timm")
+    state = reference.state_dict()
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[name], state[name]) for name in state)
+
+
+def test_weight_decay_leaves_what_timm_leaves() -> None:
+    model, reference = make_pair("plain")
+    left = model.no_weight_decay()
+    matrices = {name for name in reference.no_weight_decay() if name.endswith("weight")}
+    assert left == {
+        f"stages.{name.split('.')[1]}.encoder.blocks.0.positions.conv.weight" for name in matrices
+    }
+
+
+# What other programs get wrong.
+
+
+def test_heads_are_as_wide_in_every_stage() -> None:
+    with torch.device("meta"):
+        model = create_model("twins_svt_base")
+    heads = [stage.encoder.blocks[1].attention.branch.attention.heads for stage in model.stages]
+    assert heads == [3, 6, 12, 24]
+    assert all(
+        stage.encoder.blocks[i].attention.branch.attention.dim_head == 32
+        for stage in model.stages
+        for i in (0, 1)
+    )
+
+
+def test_local_and_global_blocks_take_turns_in_every_stage() -> None:
+    model = TwinsSVT(**OURS)
+    kinds = [[type(b.attention.branch) for b in stage.encoder.blocks] for stage in model.stages]
+    pair = [GroupAttention, Subsampled]
+    assert kinds == [pair, pair, pair * 2, pair]
+    with torch.device("meta"):
+        small = create_model("twins_svt_small")
+    assert [len(stage.encoder.blocks) for stage in small.stages] == [2, 2, 10, 4]
+
+
+def test_places_are_told_once_behind_the_first_block() -> None:
+    model = TwinsSVT(**OURS)
+    for stage in model.stages:
+        first, *others = stage.encoder.blocks
+        assert isinstance(first, PositionedBlock)
+        assert not any(
+            isinstance(module, PositionGenerator) for block in others for module in block.modules()
+        )
+    block = model.stages[0].encoder.blocks[0]
+    x = torch.randn(1, 8, 8, 16)
+    torch.testing.assert_close(block(x), block.positions(block.feedforward(block.attention(x))))
+
+
+def test_summary_keeps_the_width_and_is_normed() -> None:
+    """Keys and values have biases and come from one small convolution, not from two large ones."""
+    summed = TwinsSVT(**OURS).stages[0].encoder.blocks[1].attention.branch
+    assert {name: tuple(p.shape) for name, p in summed.named_parameters()} == {
+        "attention.to_q.weight": (16, 16),
+        "attention.to_q.bias": (16,),
+        "attention.to_kv.weight": (32, 16),
+        "attention.to_kv.bias": (32,),
+        "attention.to_out.weight": (16, 16),
+        "attention.to_out.bias": (16,),
+        "summary.0.layers.0.weight": (16, 16, 8, 8),
+        "summary.0.layers.0.bias": (16,),
+        "summary.1.weight": (16,),
+        "summary.1.bias": (16,),
+    }
+    assert summed.summary(torch.randn(1, 16, 24, 16)).shape == (1, 2, 3, 16)
+
+
+def test_a_rate_of_one_is_attention_to_all_cells() -> None:
+    summed = TwinsSVT(**OURS).stages[3].encoder.blocks[1].attention.branch
+    x = torch.randn(2, 2, 3, 40)
+    assert len(summed.summary) == 0
+    torch.testing.assert_close(summed(x).flatten(1, 2), summed.attention(x.flatten(1, 2)))
+
+
+def test_patches_are_normed_behind_their_projection_alone() -> None:
+    model = TwinsSVT(**OURS)
+    x = images(64, 64)
+    conv, norm = model.stages[0].down[0].layers[0], model.stages[0].down[1]
+    torch.testing.assert_close(model.stages[0].down(x.permute(0, 2, 3, 1)), norm(conv(x).permute(0, 2, 3, 1)))
+    assert norm.eps == 1e-5
+    assert model.norm.eps == model.stages[0].encoder.blocks[0].attention.norm.eps == 1e-6
+
+
+def test_the_example_sums_up_seven_by_seven_cells() -> None:
+    with torch.device("meta"):
+        model = TwinsSVT(num_classes=5)
+    rates = [stage.encoder.blocks[1].attention.branch.summary[0].layers[0].stride for stage in model.stages]
+    assert rates == [(7, 7)] * 4
+    assert model.min_size == (224, 224)
+    assert model.size_multiple == (32, 32)
+
+
+def test_stochastic_depth_rises_over_all_stages() -> None:
+    model = TwinsSVT(**OURS, drop_path=0.9)
+    rates = [
+        sorted({m.p for m in block.modules() if isinstance(m, DropPath)})
+        for stage in model.stages
+        for block in stage.encoder.blocks
+    ]
+    assert rates == [[], *([pytest.approx(0.1 * layer)] for layer in range(1, 10))]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_size": 72}, r"image size \(72, 72\) is not a multiple of \(32, 32\)"),
+        ({"s4_global_k": 3}, r"at least \(96, 96\), got image size \(64, 64\)"),
+        ({"dim_head": 16}, r"widths \(16, 24, 32, 40\) are not multiples of dim_head 16"),
+        ({"heads": (3, 3, 4, 5), "dim_head": None}, "width 16 is not a multiple of 3 heads"),
+        ({"heads": (3, 3)}, r"got \(3, 3\), \(4, 4, 4, 4\) and depths \(1, 1, 2, 1\)"),
+        ({"mlp_ratio": (4, 4)}, r"four stages have four .*\(4, 4\)"),
+        ({"s2_depth": 0}, r"depths \(1, 0, 2, 1\)"),
+        ({"peg_kernel_size": 4}, "a kernel that keeps the size is odd, got 4"),
+    ],
+)
+def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwinsSVT(**{**OURS, **wrong})
+
+
+def test_too_small_images_are_refused() -> None:
+    model = TwinsSVT(**{**OURS, "s4_global_k": 2})
+    with pytest.raises(ValueError, match=r"at least \(64, 64\), got image size \(64, 32\)"):
+        model(images(64, 32))

@@ -1,0 +1,107 @@
+"""`vit finetune` and `vit distill`: trainings that begin with weights, or learn from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer
+from vit_pytorch.cli.train import carry_out, read_command, resumed_run
+from vit_pytorch.create import load_model
+from vit_pytorch.distill import Distillable
+from vit_pytorch.model import VisionModel
+from vit_pytorch.registry import entries
+from vit_pytorch.training.recipes import find_recipe
+
+FINETUNE = {
+    "from": "tuning.weights",
+    "method": "tuning.method",
+    "image_size": "model.image_size",
+    "layer_decay": "optimizer.layer_decay",
+}
+DISTILL = {
+    "student": "model.name",
+    **{name: f"distillation.{name}" for name in ("teacher", "temperature", "alpha", "hard")},
+}
+# arguments of a model that the data decides
+DECIDED = ("num_classes", "channels")
+
+
+def finetune(arguments: Sequence[str]) -> None:
+    """Train on from weights: `--from` a run, a model folder, a weight file, or a model's name.
+
+    All of it learns, with `--method head` the classifier alone, with `--method lora` low-rank updates.
+    `--image-size` may be another: positions are interpolated. Other options are those of `vit train`.
+    """
+    arguments = long_options(arguments, names=FINETUNE)
+    resumed = resumed_run(arguments)
+    more: dict[str, dict[str, Any]] = {}
+    if resumed is None:
+        weights = option_value(arguments, "tuning.weights")
+        if weights is None:
+            raise UsageError("vit finetune needs --from: a run, a model folder, a file or a model's name")
+        more = {"recipe finetune": read_layer(find_recipe("finetune"))}
+        found = start_layer(weights)
+        if found:
+            more[weights] = found
+            arguments = _without(arguments, "tuning.weights")
+        elif option_value(arguments, "model.name") is None:
+            raise UsageError(f"--from {weights} is a file of weights; name its model by --model")
+    carry_out(*read_command(arguments, resumed, more=more, command=finetune), resumed)
+
+
+def distill(arguments: Sequence[str]) -> None:
+    """Train a `--student` (a model's name) from labels and from a `--teacher` (a run, or a model's name).
+
+    Other options are those of `vit train`.
+    """
+    arguments = long_options(arguments, names=DISTILL)
+    resumed = resumed_run(arguments)
+    if resumed is None and option_value(arguments, "distillation.teacher") is None:
+        raise UsageError("vit distill needs --teacher: a run, a model folder or a model's name")
+    carry_out(*read_command(arguments, resumed, command=distill), resumed)
+
+
+def start_layer(weights: str) -> dict[str, Any]:
+    """Describe the model that weights belong to, and the weights, as a layer of settings.
+
+    Returns:
+        Nothing where the weights are a file, which does not name its model.
+
+    Raises:
+        ValueError: Where a folder holds a model without a name in the registry.
+    """
+    if Path(weights).is_dir():
+        model: VisionModel = load_model(weights)
+        name = model.default_cfg["architecture"]
+        if isinstance(model, Distillable):
+            model = model.to_vit()
+        if name not in entries():
+            raise ValueError(f"{weights} holds a {type(model).__name__} that has no name in the registry")
+        arguments = {key: value for key, value in model.config.items() if key not in DECIDED}
+        return {
+            "model": {"name": name, **arguments},
+            "data": {"channels": model.channels},
+            "tuning": {"weights": weights},
+        }
+    name, dot, _ = weights.partition(".")
+    if name in entries() and not Path(weights).is_file():
+        published = f"hf-hub:timm/{weights}" if dot else "published"
+        channels = entries()[name].config.get("channels", 3)
+        return {"model": {"name": name}, "data": {"channels": channels}, "tuning": {"weights": published}}
+    return {}
+
+
+def _without(arguments: Sequence[str], option: str) -> list[str]:
+    """Leave an option and its value out of a command line."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == f"--{option}":
+            skip = True
+        elif not argument.startswith(f"--{option}="):
+            kept.append(argument)
+    return kept

@@ -1,0 +1,119 @@
+"""Convolutions on maps whose channels come last, as linear layers and attention have them."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.layers.encoder import Block, activation
+
+
+class OnMap(nn.Module):
+    """Apply a module for channels-first maps to a channels-last one; both permutations are views.
+
+    Args:
+        layers: modules for channels-first maps, applied in turn.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Give the map, its channels last again."""
+        return self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias, batch norm, and an activation, on a channels-first map.
+
+    Args:
+        dim: channels that enter.
+        out_dim: channels that leave.
+        kernel: side of the kernel; odd, and padded to keep the size but for the stride.
+        stride: distance of the kernel's places.
+        groups: parts of the channels that are convolved apart.
+        act: name of the activation, or None.
+        eps: epsilon of the batch norm.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        act: str | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.add_module(
+            "conv", nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
+        )
+        self.add_module("norm", nn.BatchNorm2d(out_dim, eps=eps))
+        if act is not None:
+            self.add_module("act", activation(act))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the means of all (Hu et al. 2017, arXiv:1709.01507).
+
+    Args:
+        dim: channels of the map.
+        hidden_dim: channels between the two layers.
+        act: name of the activation between them.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu") -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(dim, hidden_dim)
+        self.act = activation(act)
+        self.excite = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Scale the channels of a channels-first map."""
+        gate = self.excite(self.act(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+class PositionGenerator(nn.Module):
+    """Add a depth-wise convolution of the map, which tells cells their places (CPVT, arXiv:2102.10882, 3.2).
+
+    Args:
+        dim: channels of the map.
+        kernel: side of the kernel, odd.
+        bias: whether the convolution has a bias.
+
+    Raises:
+        ValueError: where the kernel is not odd.
+    """
+
+    def __init__(self, dim: int, kernel: int = 3, *, bias: bool = True) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"a kernel that keeps the size is odd, got {kernel}")
+        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Add the convolution to the map."""
+        return x + self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PositionedBlock(Block):
+    """A block behind which cells are told their places (Twins, arXiv:2104.13840, section 3.1).
+
+    Args:
+        attention: mixes cells.
+        feedforward: transforms every cell by itself.
+        positions: acts on the map behind the block.
+    """
+
+    def __init__(self, attention: nn.Module, feedforward: nn.Module, positions: nn.Module) -> None:
+        super().__init__(attention, feedforward)
+        self.positions = positions
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Apply both residual branches, then tell places."""
+        return self.positions(super().forward(x))

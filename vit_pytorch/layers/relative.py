@@ -1,0 +1,162 @@
+"""Where two cells stand to each other: biases that are added to the scores of attention."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
+    """Give the coordinates of a grid's cells in row-major order."""
+    axes = torch.meshgrid(*(torch.arange(extent) for extent in grid), indexing="ij")
+    return torch.stack(axes, dim=-1).flatten(0, -2)
+
+
+def offsets(
+    queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
+) -> Int[Tensor, "n m"]:
+    """Number the offsets query - key between -(extent - 1) and extent - 1 along each axis, row-major."""
+    apart = queries[:, None] - keys[None]
+    number = torch.zeros_like(apart[..., 0])
+    for axis, extent in enumerate(extents):
+        number = number * (2 * extent - 1) + apart[..., axis] + extent - 1
+    return number
+
+
+def distances(
+    queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
+) -> Int[Tensor, "n m"]:
+    """Number the absolute offsets |query - key| between 0 and extent - 1 along each axis, row-major."""
+    apart = (queries[:, None] - keys[None]).abs()
+    number = torch.zeros_like(apart[..., 0])
+    for axis, extent in enumerate(extents):
+        number = number * extent + apart[..., axis]
+    return number
+
+
+def resize_offsets(
+    table: Float[Tensor, "k h"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "l h"]:
+    """Interpolate a table over the offsets of one window to those of another, bicubically.
+
+    Args:
+        table: a row for each offset, as `offsets` numbers them, a column for each head.
+        old: extents of the window that the table belongs to.
+        new: extents of the window wanted.
+
+    Raises:
+        ValueError: where the table does not have a row for each offset of the old window.
+    """
+    sides, wanted = ([2 * extent - 1 for extent in window] for window in (old, new))
+    if table.shape[0] != prod(sides):
+        raise ValueError(f"a window of {tuple(old)} has {prod(sides)} offsets, the table {table.shape[0]}")
+    if tuple(old) == tuple(new):
+        return table
+    maps = table.float().T.unflatten(1, sides)[None]
+    maps = F.interpolate(maps, wanted, mode="bicubic", align_corners=False)
+    return maps[0].flatten(1).T.to(table.dtype)
+
+
+class CachedBias(nn.Module):
+    """A bias that depends on parameters alone, and is computed once in inference.
+
+    What was computed serves as long as the parameters hold the same values, which are compared: they are
+    small, and no write to them can be missed. On other devices than the processor, where the comparison
+    would wait for the device, and in graphs that are traced, the bias is computed anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: tuple[list[Tensor], Tensor] | None = None
+
+    @abstractmethod
+    def compute(self) -> Float[Tensor, "h n m"]:
+        """Compute the bias from the parameters."""
+
+    def forward(self) -> Float[Tensor, "h n m"]:
+        """Give the bias of every head for every pair of cells."""
+        parameters = list(self.parameters())
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or any(parameter.device.type != "cpu" for parameter in parameters)
+        ):
+            return self.compute()
+        if self._kept is None or not all(map(_same, self._kept[0], parameters)):
+            self._kept = [parameter.clone() for parameter in parameters], self.compute()
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave what was computed out of copies and files."""
+        return {**self.__dict__, "_kept": None}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+class RelativeBias(CachedBias):
+    """A learned bias for each head and each offset within a window (Swin, arXiv:2103.14030, equation 4).
+
+    Args:
+        window: extents of the window, in cells.
+        heads: number of heads.
+    """
+
+    index: Tensor
+
+    def __init__(self, window: Sequence[int], heads: int) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.table = nn.Parameter(torch.empty(prod(2 * extent - 1 for extent in window), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        places = cells(window)
+        self.register_buffer("index", offsets(places, places, window).flatten(), persistent=False)
+
+    def compute(self) -> Float[Tensor, "h n n"]:
+        """Look up the offset of every pair of cells."""
+        n = prod(self.window)
+        return self.table[self.index].T.contiguous().unflatten(1, (n, n))
+
+
+class DynamicBias(CachedBias):
+    """A bias for each head that a small network computes from the offset (CrossFormer, arXiv:2108.00154).
+
+    Args:
+        window: extents of the window, in cells.
+        heads: number of heads.
+        dim: width of the network.
+        depth: number of hidden layers, each behind a LayerNorm and a ReLU.
+    """
+
+    index: Tensor
+    places: Tensor
+
+    def __init__(self, window: Sequence[int], heads: int, *, dim: int, depth: int = 2) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        widths = [dim] * (depth + 1)
+        self.embed = nn.Linear(len(window), dim)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(before), nn.ReLU(), nn.Linear(before, after))
+            for before, after in pairwise([*widths, heads])
+        )
+        inside = cells(window)
+        every = cells([2 * extent - 1 for extent in window]) - torch.tensor([extent - 1 for extent in window])
+        self.register_buffer("places", every, persistent=False)
+        self.register_buffer("index", offsets(inside, inside, window).flatten(), persistent=False)
+
+    def compute(self) -> Float[Tensor, "h n n"]:
+        """Compute the bias of every offset, then look up that of every pair of cells."""
+        n = prod(self.window)
+        x = self.embed(self.places.to(self.embed.weight.dtype))
+        for layer in self.layers:
+            x = layer(x)
+        return x[self.index].T.contiguous().unflatten(1, (n, n))

@@ -1,0 +1,129 @@
+"""Training a classifier from a teacher as well as from labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.create import create_model
+from vit_pytorch.distill import DistillWrapper
+from vit_pytorch.model import VisionModel
+from vit_pytorch.registry import entries
+from vit_pytorch.training.config import DistillationConfig
+from vit_pytorch.training.data import Preprocessing, Splits
+from vit_pytorch.training.data.transforms import Images
+from vit_pytorch.training.module import IGNORED, Classifier
+from vit_pytorch.training.saved import load_classifier, preprocessing_for
+
+
+class Teacher(nn.Module):
+    """A trained classifier that is shown the images of another model's training.
+
+    Args:
+        model: The classifier.
+        own: How its images are prepared.
+        given: How the images that it is given are prepared.
+
+    Raises:
+        ValueError: Where the channels differ.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, model: VisionModel, *, own: Preprocessing, given: Preprocessing) -> None:
+        super().__init__()
+        if own.channels != given.channels:
+            raise ValueError(f"the teacher takes {own.channels} channels, the student {given.channels}")
+        self.model = model
+        self.size = tuple(own.image_size)
+        mean, std = _colours(own.mean), _colours(own.std)
+        self.register_buffer("factor", _colours(given.std) / std)
+        self.register_buffer("shift", (_colours(given.mean) - mean) / std)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Prepare the images as the classifier knows them, and give its logits."""
+        if tuple(images.shape[2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return self.model(images * self.factor + self.shift)
+
+
+def _colours(values: Sequence[float]) -> Float[Tensor, "c 1 1"]:
+    return torch.tensor(tuple(values)).view(-1, 1, 1)
+
+
+class DistilledClassifier(Classifier):
+    """Trains a student by labels and by a teacher; validates it as any classifier.
+
+    The teacher is no part of the checkpoints.
+
+    Args:
+        model: The student.
+        teacher: Gives logits from the student's images.
+        distillation: The loss.
+        settings: As `Classifier` takes them.
+    """
+
+    def __init__(
+        self, model: VisionModel, teacher: nn.Module, *, distillation: DistillationConfig, **settings: Any
+    ) -> None:
+        super().__init__(model, **settings)
+        wrapper = DistillWrapper(
+            student=model,
+            teacher=teacher.requires_grad_(False),
+            temperature=distillation.temperature,
+            alpha=distillation.alpha,
+            hard=distillation.hard,
+        )
+        # in a tuple, where neither checkpoints nor averages of weights look for modules
+        self._wrapper = (wrapper,)
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to where the student is."""
+        (wrapper,) = self._wrapper
+        wrapper.teacher.to(next(self.model.parameters()))
+
+    def loss(self, images: Images, targets: Tensor) -> Tensor:
+        """The loss from labels and from the teacher.
+
+        Raises:
+            ValueError: If images differ in size, which no teacher takes.
+        """
+        if not isinstance(images, Tensor):
+            raise ValueError("a teacher takes images of one size, got a list of images of different sizes")
+        (wrapper,) = self._wrapper
+        return wrapper(images, targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing)
+
+
+def make_teacher(config: DistillationConfig, splits: Splits, given: Preprocessing) -> Teacher:
+    """Open the teacher that a configuration names.
+
+    Args:
+        config: Names the teacher.
+        splits: The data; a trained run has been trained on the same classes.
+        given: How the student's images are prepared.
+
+    Raises:
+        ValueError: Where the teacher has other classes or other channels.
+        OSError: Where there is no such run, or published weights cannot be fetched.
+    """
+    assert config.teacher is not None
+    if config.teacher in entries() and not Path(config.teacher).is_dir():
+        model = create_model(config.teacher, pretrained=True).eval()
+        if model.num_classes != len(splits.classes):
+            raise ValueError(
+                f"the teacher {config.teacher} has {model.num_classes} classes, "
+                f"the data {len(splits.classes)}"
+            )
+        return Teacher(model, own=preprocessing_for(model), given=given)
+    saved = load_classifier(config.teacher)
+    if saved.classes != tuple(splits.classes):
+        raise ValueError(
+            f"the teacher {config.teacher} has the classes {', '.join(saved.classes[:5])} …, "
+            f"the data {', '.join(splits.classes[:5])} …"
+        )
+    return Teacher(saved.model, own=saved.preprocessing, given=given)

@@ -1,0 +1,117 @@
+"""Starting from weights that exist, and choosing which of the model's weights learn."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vit_pytorch.create import architectures, load_model, model_folder, read_config
+from vit_pytorch.distill import Distillable
+from vit_pytorch.layers.attention import ClassAttention
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained import load_pretrained
+from vit_pytorch.pretrained.source import HUB
+from vit_pytorch.registry import find_entry
+from vit_pytorch.training.config import TuningConfig
+
+PUBLISHED = "published"
+
+
+def load_start(model: VisionModel, weights: str, name: str) -> None:
+    """Load the weights that a run starts from, positions resized, under a new classifier of zeros.
+
+    Args:
+        model: The run's model.
+        weights: A run, a model folder, a weight file, `hf-hub:NAME`, or `published`.
+        name: The model's name in the registry.
+
+    Raises:
+        ValueError: Where the weights do not fit, or none are published.
+        OSError: Where they cannot be read.
+    """
+    published = find_entry(name).hub_id
+    if weights == PUBLISHED:
+        if published is None:
+            raise ValueError(f"no published weights are known for {name}; name a run, a folder or a file")
+        weights = f"{HUB}{published}"
+    load_pretrained(model, _read_folder(model, weights) if Path(weights).is_dir() else weights)
+    init_linears(model.get_classifier(), nn.init.zeros_)
+
+
+def _read_folder(model: VisionModel, folder: str) -> Path | dict[str, Tensor]:
+    """Find a saved model's weights; of a distilled model those of the plain one, where that is wanted."""
+    saved = architectures()[read_config(model_folder(folder))["architecture"]]
+    if issubclass(saved, Distillable) and not isinstance(model, Distillable):
+        distilled = load_model(folder)
+        assert isinstance(distilled, Distillable)
+        return distilled.to_vit().state_dict()
+    return model_folder(folder)
+
+
+def arrange(model: VisionModel, config: TuningConfig) -> None:
+    """Let the weights learn that a configuration names, and no others."""
+    if config.method == "head":
+        freeze(model)
+    elif config.method == "lora":
+        add_lora(model, rank=config.rank, alpha=config.alpha)
+
+
+def settle(model: VisionModel, config: TuningConfig) -> None:
+    """Make a trained model again what it was built as."""
+    if config.method == "lora":
+        merge_lora(model)
+
+
+def freeze(model: VisionModel) -> None:
+    """Keep all weights but the classifier's as they are, and the layers in front of it in eval."""
+    model.requires_grad_(False).eval()
+    model.get_classifier().requires_grad_(True).train()
+
+
+def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
+    """Add low-rank updates to the linear layers of attention, which then learn alone with the classifier.
+
+    Raises:
+        ValueError: Where the model has no such layers, or peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ValueError("method 'lora' needs one more package: pip install 'vit-pytorch[lora]'")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = attention_layers(model)
+    if not targets:
+        raise ValueError(f"{type(model).__name__} has no linear layers of attention for low-rank updates")
+    freeze(model)
+    pattern = "|".join(map(re.escape, targets))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), model)
+    model.get_classifier().requires_grad_(True)
+
+
+def attention_layers(model: nn.Module) -> list[str]:
+    """Name the linear layers that project to queries, keys and values, and back.
+
+    Class attention computes with the weight of its keys and values instead of calling the layer, which an
+    update around the layer would not reach, so that it is left out.
+    """
+    silent = {id(module.to_kv) for module in model.modules() if isinstance(module, ClassAttention)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and id(module) not in silent
+        and re.fullmatch(r"to_(q|k|v|kv|qkv|out)", name.rpartition(".")[2])
+        and "feedforward" not in name.split(".")
+    ]
+
+
+def merge_lora(model: VisionModel) -> None:
+    """Add low-rank updates to the weights that they belong to; the model is then what it was built as."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.get_base_layer())

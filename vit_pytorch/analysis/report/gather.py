@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.analysis.attention import distance_of_map
 from vit_pytorch.analysis.components import colours_of_tokens
@@ -149,12 +149,12 @@ def relevance_by_attention(
 
 
 def relevance_by_input(
-    model: VisionModel, images: Float[Tensor, "1 c h w"], classes: Sequence[int], grid: tuple[int, int]
+    model: nn.Module, images: Float[Tensor, "1 c h w"], classes: Sequence[int], grid: tuple[int, int]
 ) -> Float[Tensor, "k rows columns"]:
     """Compute the positive part of gradient times input, summed over channels, averaged over cells of a grid.
 
     Args:
-        model: any model with a classifier.
+        model: gives logits from images.
         images: one image.
         classes: indices of logits.
         grid: rows and columns.

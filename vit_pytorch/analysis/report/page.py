@@ -134,7 +134,7 @@ def _describe_layer(layer: PackedLayer, name: str) -> dict[str, Any]:
     }
 
 
-def _describe_places(places: Places, block: int = 1) -> dict[str, float]:
+def _describe_places(places: Places, block: int = 1) -> dict[str, int | float]:
     """Say how many cells there are, and how many would cover the image exactly."""
     return {
         "prefix": places.prefix,

@@ -182,7 +182,7 @@ def test_listing_models_imports_nothing_heavy() -> None:
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     listed = capsys.readouterr().out
-    for command in ("train", "evaluate", "predict", "models"):
+    for command in ("train", "evaluate", "predict", "explain", "models"):
         assert command in listed
         with pytest.raises(SystemExit) as leave:
             main([command, "--help"])

@@ -13,6 +13,7 @@ COMMANDS = {
     "distill": ("finetune", "train an image classifier from labels and a teacher"),
     "evaluate": ("use", "measure a trained classifier on labelled images"),
     "predict": ("use", "classify images"),
+    "explain": ("explain", "show what a classifier looks at, in pictures and a page"),
     "models": ("models", "list the named models"),
 }
 

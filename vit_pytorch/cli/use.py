@@ -11,6 +11,7 @@ import torch
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import table
+from vit_pytorch.model import VisionModel
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import ImageLoader, Splits, eval_transform, load_images, open_data
 from vit_pytorch.training.data.loader import OnBad
@@ -75,7 +76,7 @@ def print_evaluation(
         for name, images in present.items()
         if split in ("all", name)
     ]
-    result = measure(_on_device(saved), loaders, saved.classes, saved.preprocessing)
+    result = measure(on_device(saved), loaders, saved.classes, saved.preprocessing)
     skipped = {name: reason for loader in loaders for name, reason in loader.bad.items()}
     if as_json:
         print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
@@ -125,7 +126,7 @@ def print_predictions(
 def _predict(
     saved: SavedClassifier, paths: Sequence[str], top: int, batch_size: int, on_bad: OnBad
 ) -> Iterator[dict[str, Any]]:
-    model, transform = _on_device(saved), eval_transform(saved.preprocessing)
+    model, transform = on_device(saved), eval_transform(saved.preprocessing)
     device = next(model.parameters()).device
     found = load_images(paths, channels=saved.preprocessing.channels, on_bad=on_bad)
     while batch := list(islice(found, batch_size)):
@@ -143,7 +144,8 @@ def _predict(
             }
 
 
-def _on_device(saved: SavedClassifier) -> torch.nn.Module:
+def on_device(saved: SavedClassifier) -> VisionModel:
+    """Put a classifier where it is used: on a GPU where there is one."""
     return saved.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -47,11 +47,22 @@ def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
         FileNotFoundError: Where there is no model.
         ValueError: Where the configuration is damaged or names an unknown architecture; weights do not fit.
     """
-    model = load_model(folder)
-    cfg = model.default_cfg
-    classes = tuple(cfg.get("label_names") or map(str, range(model.num_classes)))
+    return read_classifier(load_model(folder), folder)
+
+
+def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> SavedClassifier:
+    """Read from a model's `default_cfg` the names of its classes and how images are prepared for it.
+
+    Args:
+        model: In eval mode.
+        source: What to call it in messages.
+
+    Raises:
+        ValueError: Where there are not as many names as classes.
+    """
+    classes = tuple(model.default_cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
-        raise ValueError(f"{folder}: label_names must name {model.num_classes} classes, got {len(classes)}")
+        raise ValueError(f"{source}: label_names must name {model.num_classes} classes, got {len(classes)}")
     return SavedClassifier(model, classes, preprocessing_for(model))
 
 

@@ -1,0 +1,107 @@
+"""Maps of attention in a given space: as fine as fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+
+from vit_pytorch.analysis.report.pack import STEPS, Floats, Packed, merge_cells, pack, quantise_rows
+from vit_pytorch.analysis.report.places import Layer, Places
+
+# Cells of a grid at most, where patches must be merged: of the keys first, then of the queries, too.
+MOST_CELLS = (None, 1024, 576, 256, 144, 64, 36, 16)
+CELLS = [
+    (None, None),
+    *(pair for last, most in pairwise(MOST_CELLS) for pair in ((last, most), (most, most))),
+]
+SAMPLE = 4
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """Attention of one layer, packed.
+
+    Args:
+        layer: what was packed.
+        packed: heads, queries, keys.
+        block: patches of a cell along each side, of the queries and of the keys.
+    """
+
+    layer: Layer
+    packed: Packed
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The layers of one image, packed.
+
+    Args:
+        layers: in their order.
+        steps: of the scale of each row; see `pack`.
+    """
+
+    layers: list[PackedLayer]
+    steps: int
+
+    @property
+    def size(self) -> int:
+        """Characters of all layers."""
+        return sum(len(layer.packed.text) for layer in self.layers)
+
+    @property
+    def block(self) -> int:
+        """Patches along a side of the largest cell."""
+        return max((max(layer.block) for layer in self.layers), default=1)
+
+
+def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
+    """Pack layers as finely as they fit: first with fewer steps, then with merged patches.
+
+    Args:
+        layers: of one image.
+        most: characters at most.
+
+    Raises:
+        ValueError: where not even the coarsest fits.
+    """
+    # Every so many layers tell whether packing all is worth a try.
+    sample = layers[:: ceil(len(layers) / SAMPLE)] if layers else []
+    share = sum(x.maps.numel() for x in sample) / max(1, sum(x.maps.numel() for x in layers))
+    smallest = 0.0
+    for cells in CELLS:
+        for steps in STEPS:
+            smallest = _pack(sample, steps, cells).size / max(share, 1e-9)
+            if smallest <= 1.05 * most:
+                fitted = _pack(layers, steps, cells)
+                smallest = fitted.size
+                if smallest <= most:
+                    return fitted
+    raise ValueError(
+        f"{len(layers)} layers of attention take about {smallest / 1e6:.2f} MB for an image at the coarsest, "
+        f"got {max(0, most) / 1e6:.2f} MB for them: allow a larger page, or take fewer images"
+    )
+
+
+def _pack(layers: Sequence[Layer], steps: int, cells: tuple[int | None, int | None]) -> Fitted:
+    return Fitted([_pack_layer(layer, steps, cells) for layer in layers], steps)
+
+
+def _pack_layer(layer: Layer, steps: int, cells: tuple[int | None, int | None]) -> PackedLayer:
+    maps: Floats = layer.maps.detach().float().cpu().numpy()
+    blocks = [_block(places, most) for places, most in zip((layer.queries, layer.keys), cells, strict=True)]
+    for axis, places, block in ((1, layer.queries, blocks[0]), (2, layer.keys, blocks[1])):
+        maps = merge_cells(maps, axis, (places.rows, places.columns), block, mean=axis == 1)
+    return PackedLayer(layer, pack(quantise_rows(np.ascontiguousarray(maps), steps)), (blocks[0], blocks[1]))
+
+
+def _block(places: Places, most: int | None) -> int:
+    """Give the side of the smallest blocks that make at most so many cells."""
+    block = 1
+    while most is not None and ceil(places.rows / block) * ceil(places.columns / block) > most:
+        block += 1
+    return block

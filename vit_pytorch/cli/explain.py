@@ -1,0 +1,162 @@
+"""`vit explain`: what a classifier looks at."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
+from vit_pytorch.cli.functions import call
+from vit_pytorch.cli.tables import table
+from vit_pytorch.cli.use import on_device
+from vit_pytorch.create import create_model
+from vit_pytorch.registry import entries
+from vit_pytorch.training.data import Preprocessing, eval_transform, load_images
+from vit_pytorch.training.data.prediction import find_images
+from vit_pytorch.training.data.transforms import fit_size
+from vit_pytorch.training.runs import check_writable
+from vit_pytorch.training.saved import SavedClassifier, read_classifier
+
+REPORT = "report.html"
+# Pixels of a picture's longer side at most.
+SIDE = 512
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What was written for one image.
+
+    Args:
+        image: the image.
+        top: names and probabilities of classes.
+        pictures: the files.
+    """
+
+    image: Path
+    top: list[tuple[str, float]]
+    pictures: list[Path]
+
+
+def explain(arguments: Sequence[str]) -> None:
+    """Parse the options of `vit explain` and run it."""
+    call(print_explanation, "explain", arguments, positional=["model", "images"], several="images")
+
+
+def print_explanation(
+    model: str,
+    images: list[str],
+    output: str = "explained",
+    pretrained: bool | str = False,
+    top: int = 5,
+    megabytes: float = 14.0,
+    as_json: bool = False,
+) -> None:
+    """Show what a classifier looks at: pictures, and a page to explore its attention in a browser.
+
+    Args:
+        model: Folder of a run or of a model, or the name of a model.
+        images: Files, folders or patterns.
+        output: Folder for report.html and the pictures; files of the same names are replaced.
+        pretrained: For a named model: `true` for its published weights, or a checkpoint.
+        top: Number of classes whose relevance is shown, the most probable first.
+        megabytes: Size of the page at most; attention is stored as finely as fits.
+        as_json: Print JSON instead of a table.
+
+    Raises:
+        FileNotFoundError: Where there is no model or no such image.
+        ValueError: Where the model has no classifier, or the images do not fit in the page.
+    """
+    if top < 1 or megabytes <= 0:
+        raise ValueError(f"top is at least 1 and megabytes above 0, got {top} and {megabytes}")
+    paths = find_images(images)
+    saved = read_classifier(create_model(model, pretrained=pretrained).eval(), model)
+    check_writable(output)
+    report = Path(output) / REPORT
+    done: list[Explained] = []
+    subject = describe(model, saved, untrained=model in entries() and pretrained is False)
+    explanations = _explain(saved, paths, Path(output), top, done)
+    size = write_report(report, subject, explanations, count=len(paths), megabytes=megabytes)
+    if as_json:
+        shown = [
+            {
+                "image": str(one.image),
+                "top": [{"class": name, "probability": probability} for name, probability in one.top],
+                "pictures": [str(path) for path in one.pictures],
+            }
+            for one in done
+        ]
+        print(json.dumps({"report": str(report), "bytes": size, "images": shown}, indent=2))
+        return
+    rows = [[str(one.image), *(f"{name} {probability:.1%}" for name, probability in one.top)] for one in done]
+    print(table(["image", *(f"{i + 1}." for i in range(len(rows[0]) - 1))], rows))
+    print(f"{report} ({size / 1e6:.1f} MB), and {sum(len(one.pictures) for one in done)} pictures beside it")
+
+
+def describe(name: str, saved: SavedClassifier, *, untrained: bool) -> Subject:
+    """Say what a report says of its model.
+
+    Args:
+        name: what the command line calls it.
+        saved: the model.
+        untrained: whether its weights are random.
+    """
+    height, width = saved.preprocessing.image_size
+    facts = [
+        type(saved.model).__name__,
+        f"{sum(p.numel() for p in saved.model.parameters()):,} parameters",
+        f"input {width} × {height} pixels",
+        f"{len(saved.classes)} classes",
+    ]
+    warning = ""
+    if untrained:
+        warning = (
+            f"{name} has random weights here, so that the maps show what the architecture does before any "
+            "training. Published weights come with --pretrained=true, or a checkpoint's path."
+        )
+    return Subject(Path(name).resolve().name if Path(name).is_dir() else name, facts, saved.classes, warning)
+
+
+def _explain(
+    saved: SavedClassifier, paths: Sequence[Path], folder: Path, top: int, done: list[Explained]
+) -> Iterator[Explanation]:
+    """Explain one image after the other, and write its pictures."""
+    prep = saved.preprocessing
+    transform = eval_transform(prep)
+    model = on_device(saved)
+    device = next(model.parameters()).device
+    stems: set[str] = set()
+    for path, image in load_images(paths, channels=prep.channels):
+        shown = explain_image(
+            model, transform(image).to(device), name=path.name, picture=at_full_size(image, prep), top=top
+        )
+        named = [(saved.classes[index], probability) for index, probability in shown.top]
+        pictures = write_pictures(shown, folder, _free(path.stem, stems))
+        done.append(Explained(path, named, pictures))
+        yield shown
+
+
+def at_full_size(image: UInt8[Tensor, "c h w"], prep: Preprocessing) -> UInt8[Tensor, "c h2 w2"]:
+    """Give the part of an image that a model sees, with the image's own resolution where that is higher."""
+    if prep.max_tokens is None:
+        scale = min(
+            side / (own / prep.crop_pct) for side, own in zip(image.shape[1:], prep.image_size, strict=True)
+        )
+        scale = max(1.0, min(scale, SIDE / max(prep.image_size)))
+        height, width = (round(side * scale) for side in prep.image_size)
+        prep = replace(prep, image_size=(height, width))
+    with torch.no_grad():
+        return fit_size(prep)(image)
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """Give a stem that no other image has."""
+    free, number = stem, 1
+    while free in taken:
+        number += 1
+        free = f"{stem}-{number}"
+    taken.add(free)
+    return free

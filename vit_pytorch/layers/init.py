@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from torch import Tensor, nn
 
@@ -30,5 +31,21 @@ def init_linears(model: nn.Module, start: Callable[[Tensor], object]) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             start(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_convs(model: nn.Module) -> None:
+    """Start all convolutions of images with variance 2 / fan-out, of a group's channels; biases at zero.
+
+    He et al. 2015, arXiv:1502.01852, equation 14, as codes after EfficientNet's have it.
+
+    Args:
+        model: whose layers.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels // module.groups * prod(module.kernel_size)
+            nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

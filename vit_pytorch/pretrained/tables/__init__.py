@@ -12,6 +12,8 @@ TABLES = {
     "ViT": "vit",
     "XCiT": "xcit",
     "PiT": "pit",
+    "MaxViT": "max_vit",
+    "MobileViT": "mobile_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

@@ -20,6 +20,7 @@ FAMILIES = (
     "cross_vit",
     "pit",
     "max_vit",
+    "mobile_vit",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -276,5 +275,7 @@ def _sizes(
         window = pair(window_size)
         size = pair(image_size or (stride * window[0], stride * window[1]))
     if min(window) < 1:
-        raise ValueError(f"a window has at least one cell of {stride} pixels, got {window} for image size {size}")
+        raise ValueError(
+            f"a window has at least one cell of {stride} pixels, got {window} for image size {size}"
+        )
     return size, window

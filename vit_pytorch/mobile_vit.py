@@ -61,9 +61,7 @@ class PointwiseNorm(nn.Sequential):
     """
 
     def __init__(self, dim: int, out_dim: int, *, act: str = "silu") -> None:
-        super().__init__(
-            nn.Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act)
-        )
+        super().__init__(nn.Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))
 
 
 class MobileViTBlock(nn.Module):

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from vit_pytorch.layers.encoder import activation
 
 
+def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
+    """Give the mean of a channels-first map; the gradient lies in memory with its channels last."""
+    return x.permute(0, 2, 3, 1).mean(dim=(1, 2))
+
+
 class OnMap(nn.Module):
     """Apply a module for channels-first maps to a channels-last one; both permutations are views.
 
@@ -79,7 +84,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Scale the channels of a channels-first map."""
-        gate = self.excite(self.act(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
+        gate = self.excite(self.act(self.squeeze(pool_map(x)))).sigmoid()
         return x * gate[:, :, None, None]
 
 
@@ -102,7 +107,7 @@ class PositionGenerator(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """Widen each cell, convolve channel by channel, narrow again (MobileNetV2, arXiv:1801.04381, section 3.3).
+    """Widen each cell, convolve channel by channel, narrow again (MobileNetV2, arXiv:1801.04381, 3.3).
 
     The linear layers are that paper's 1 x 1 convolutions, on a map whose channels are last.
 
@@ -113,8 +118,8 @@ class InvertedBottleneck(nn.Module):
         depthwise: makes the convolution from the width.
         norm: makes a batch norm from a width; one follows each of the two layers before the last.
         act: name of the activation behind these two.
-        squeeze_dim: where given, `SqueezeExcite` of this width stands before the last layer (MBConv, Tan et al.
-            2018, arXiv:1807.11626).
+        squeeze_dim: where given, `SqueezeExcite` of this width stands before the last layer (MBConv, Tan et
+            al. 2018, arXiv:1807.11626).
         norm_out: whether a norm follows the last layer, too, which has a bias otherwise.
     """
 
@@ -134,7 +139,12 @@ class InvertedBottleneck(nn.Module):
         self.expand = nn.Linear(dim, hidden_dim, bias=False)
         excite = [] if squeeze_dim is None else [SqueezeExcite(hidden_dim, squeeze_dim)]
         self.depthwise = OnMap(
-            norm(hidden_dim), activation(act), depthwise(hidden_dim), norm(hidden_dim), activation(act), *excite
+            norm(hidden_dim),
+            activation(act),
+            depthwise(hidden_dim),
+            norm(hidden_dim),
+            activation(act),
+            *excite,
         )
         self.project = nn.Linear(hidden_dim, out_dim, bias=not norm_out)
         self.norm = OnMap(norm(out_dim)) if norm_out else nn.Identity()

@@ -89,9 +89,11 @@ def stretch_offsets(
     maps = table.float().unflatten(0, sides)
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
         weights = _stretching(before - 1, after - 1).to(maps)
-        maps = (weights @ maps.movedim(axis, 0).flatten(1)).unflatten(
-            1, maps.movedim(axis, 0).shape[1:]
-        ).movedim(0, axis)
+        maps = (
+            (weights @ maps.movedim(axis, 0).flatten(1))
+            .unflatten(1, maps.movedim(axis, 0).shape[1:])
+            .movedim(0, axis)
+        )
     return maps.flatten(0, -2).to(table.dtype)
 
 

@@ -26,8 +26,9 @@ def fit_positions(
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Bring the positions of a state dict to what a model takes; changes the state dict.
 
-    Learned embeddings are interpolated over the grid, biases over the offsets of a window. Rows of prefix tokens for which the model has no place are added to the tokens themselves, which
-    computes the same. A table that the model computes itself is held against it and taken out.
+    Learned embeddings are interpolated over the grid, biases over the offsets of a window. Rows of
+    prefix tokens for which the model has no place are added to the tokens themselves, which computes the
+    same. A table that the model computes itself is held against it and taken out.
 
     Args:
         model: what will take the weights.

@@ -1,4 +1,4 @@
-"""The MaxViT paper's models at five sizes for images of 224, 384 and 512 pixels, and torchvision's variant."""
+"""The MaxViT paper's models (Tu et al. 2022, table 1) at 224, 384 and 512 pixels, and torchvision's."""
 
 from vit_pytorch.max_vit import MaxViT
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry

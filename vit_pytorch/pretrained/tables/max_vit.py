@@ -119,9 +119,7 @@ TORCHVISION = Format(
         Rule(f"{BOTTLENECK}.depthwise.layers.0.{{name}}", f"{_MBCONV}.layers.conv_a.1.{{name}}"),
         Rule(f"{BOTTLENECK}.depthwise.layers.2.{{p}}", f"{_MBCONV}.layers.conv_b.0.{{p}}"),
         Rule(f"{BOTTLENECK}.depthwise.layers.3.{{name}}", f"{_MBCONV}.layers.conv_b.1.{{name}}"),
-        *_pointwise(
-            f"{BOTTLENECK}.depthwise.layers.5.squeeze", f"{_MBCONV}.layers.squeeze_excitation.fc1"
-        ),
+        *_pointwise(f"{BOTTLENECK}.depthwise.layers.5.squeeze", f"{_MBCONV}.layers.squeeze_excitation.fc1"),
         *_pointwise(f"{BOTTLENECK}.depthwise.layers.5.excite", f"{_MBCONV}.layers.squeeze_excitation.fc2"),
         *_pointwise(f"{BOTTLENECK}.project", f"{_MBCONV}.layers.conv_c"),
         *_torchvision("window", "window_attention"),

@@ -15,6 +15,8 @@ The catalogue, each with its paper, its module and its classes:
 - Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
 - CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
+- MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
+- MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`

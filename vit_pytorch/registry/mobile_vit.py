@@ -23,7 +23,7 @@ ENTRIES = [
     ModelEntry(
         name=f"mobilevit_{size}",
         architecture=MobileViT,
-        config={"image_size": 256, "num_classes": 1000, **SIZES[size]},
+        config={"image_size": 256, **SIZES[size], "num_classes": 1000},
         parameters=PARAMETERS[size],
         tiny=TINY,
         default_cfg=PREPARE,

@@ -77,7 +77,7 @@ def _transformers_mobilevit() -> nn.Module:
             logits: Tensor = super().forward(images).logits
             return logits
 
-    return Logits(MobileViTConfig(num_labels=1000))
+    return Logits(MobileViTConfig(num_labels=1000, hidden_dropout_prob=0.0, classifier_dropout_prob=0.0))
 
 
 def _timm_deit() -> nn.Module:

@@ -249,8 +249,9 @@ class MaxViT(StagedModel):
         init_convs(self)
         self.head_width = representation_size or dims[-1]
         self.fc_norm = nn.LayerNorm(dims[-1], eps=norm_eps)
-        self.pre_logits = nn.Sequential(nn.Linear(dims[-1], self.head_width), nn.Tanh())
-        init_xavier(self.pre_logits[0])
+        hidden = nn.Linear(dims[-1], self.head_width)
+        init_xavier(hidden)
+        self.pre_logits = nn.Sequential(hidden, nn.Tanh())
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

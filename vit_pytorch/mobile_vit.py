@@ -161,7 +161,7 @@ class MobileViT(StagedModel):
                 raise ValueError(
                     f"widths are given once; got {tuple(channels)} as channels and {tuple(widths)}"
                 )
-            channels, widths = 3, channels
+            widths, channels = channels, 3
         stem, *stages, last = _check_widths(widths)
         if len(dims) != 3 or len(depths) != 3:
             raise ValueError(

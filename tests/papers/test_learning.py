@@ -47,7 +47,7 @@ CASES = {
             "widths": (12, 12, 16, 16, 24, 24, 32, 32, 40, 40, 96),
             "depths": (1, 1, 1),
         },
-        8,
+        12,
     ),
     "vit_tiny_patch16_224": (PLAIN, 20),
     "simple_vit_tiny_patch16_224": (PLAIN, 20),

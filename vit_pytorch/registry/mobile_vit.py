@@ -1,9 +1,11 @@
 """The MobileViT paper's models at three sizes (Mehta and Rastegari 2021, appendix A, table 4)."""
 
+from typing import Any
+
 from vit_pytorch.mobile_vit import MobileViT
 from vit_pytorch.registry.entry import ModelEntry
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xxs": {"dims": (64, 80, 96), "widths": (16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 320), "expansion": 2.0},
     "xs": {"dims": (96, 120, 144), "widths": (16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)},
     "s": {"dims": (144, 192, 240), "widths": (16, 32, 64, 64, 96, 96, 128, 128, 160, 160, 640)},

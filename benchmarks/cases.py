@@ -69,15 +69,29 @@ def _torchvision_maxvit() -> nn.Module:
     return model
 
 
+class Logits(nn.Module):
+    """A classifier of transformers, which gives its logits alone.
+
+    Args:
+        model: the classifier.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits."""
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
 def _transformers_mobilevit() -> nn.Module:
     from transformers import MobileViTConfig, MobileViTForImageClassification
 
-    class Logits(MobileViTForImageClassification):  # type: ignore[misc]
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = super().forward(images).logits
-            return logits
-
-    return Logits(MobileViTConfig(num_labels=1000, hidden_dropout_prob=0.0, classifier_dropout_prob=0.0))
+    config = MobileViTConfig(hidden_dropout_prob=0.0, classifier_dropout_prob=0.0)
+    config.num_labels = 1000
+    return Logits(MobileViTForImageClassification(config))
 
 
 def _timm_deit() -> nn.Module:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 PUBLIC = "public vit-pytorch"
 Builder = Callable[[], nn.Module]
@@ -60,6 +60,38 @@ def _torchvision_vit() -> nn.Module:
     return VisionTransformer(
         image_size=224, patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
     )
+
+
+def _torchvision_maxvit() -> nn.Module:
+    from torchvision.models import maxvit_t
+
+    model: nn.Module = maxvit_t()
+    return model
+
+
+class Logits(nn.Module):
+    """A classifier of transformers, which gives its logits alone.
+
+    Args:
+        model: the classifier.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits."""
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
+def _transformers_mobilevit() -> nn.Module:
+    from transformers import MobileViTConfig, MobileViTForImageClassification
+
+    config = MobileViTConfig(hidden_dropout_prob=0.0, classifier_dropout_prob=0.0)
+    config.num_labels = 1000
+    return Logits(MobileViTForImageClassification(config))
 
 
 def _timm_deit() -> nn.Module:
@@ -180,6 +212,31 @@ CASES = {
                 "block_repeats": (2, 2, 8),
             },
         ),
+    # The public package has no norm in front of its convolutions, and no shortcuts around those that halve.
+    "maxvit_tiny_tf_224": Case(
+        timm="maxvit_tiny_tf_224",
+        others={"torchvision": _torchvision_maxvit},
+        public=(
+            "max_vit",
+            "MaxViT",
+            {"num_classes": 1000, "dim": 64, "dim_conv_stem": 64, "depth": (2, 2, 5, 2), "dropout": 0.0},
+        ),
+    ),
+    # The public package's transformers have heads of 8 channels and no norm behind them.
+    "mobilevit_s": Case(
+        timm="mobilevit_s",
+        others={"transformers": _transformers_mobilevit},
+        public=(
+            "mobile_vit",
+            "MobileViT",
+            {
+                "image_size": (256, 256),
+                "dims": (144, 192, 240),
+                "channels": (16, 32, 64, 64, 96, 96, 128, 128, 160, 160, 640),
+                "num_classes": 1000,
+            },
+        ),
+        image_size=(3, 256, 256),
     ),
     # The public package samples at random, up to the same numbers of tokens.
     "deit_small_patch16_224_ats": Case(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.conv import pool_map
 from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
@@ -155,7 +156,7 @@ class StagedModel(VisionModel):
         """Give one vector for each image: the mean of the map, or of the prefix tokens, if any."""
         if features.ndim == 3:
             return features[:, : self.num_prefix_tokens].mean(dim=1)
-        return features.mean(dim=(2, 3))
+        return pool_map(features)
 
     def forward_intermediates(
         self,

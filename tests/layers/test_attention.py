@@ -43,6 +43,27 @@ def test_masks(qkv, dtype):
             torch.testing.assert_close(kernel(q, k, v, mask.expand(7, 7)), expected)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_bias_of_each_head(qkv, learned):
+    """A bias without an axis for the samples is that of all; it receives its gradient."""
+    q, k, v = qkv
+    bias = torch.randn(4, 7, 7, requires_grad=learned)
+    want = torch.stack([((q[i] @ k[i].mT) / 6**0.5 + bias).softmax(dim=-1) @ v[i] for i in range(2)])
+    got = FusedAttention()(q, k, v, bias)
+    torch.testing.assert_close(got, want)
+    if learned:
+        ours, theirs = (torch.autograd.grad(x.square().sum(), bias)[0] for x in (got, want))
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="the kernel is a processor's")
+def test_bias_of_each_head_takes_the_fused_kernel(qkv):
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        FusedAttention()(*qkv, torch.randn(4, 7, 7))
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+
+
 def test_class_attention():
     """The class token's row of self-attention with the same weights."""
     ours, full = ClassAttention(24, heads=4, dim_head=6), Attention(24, heads=4, dim_head=6)

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from timm.layers import resize_rel_pos_bias_table
 
 from vit_pytorch.layers.relative import (
     DynamicBias,
@@ -11,6 +12,7 @@ from vit_pytorch.layers.relative import (
     distances,
     offsets,
     resize_offsets,
+    stretch_offsets,
 )
 
 
@@ -89,3 +91,31 @@ def test_resizing_a_table():
     assert (resized[:, 1:, 1] > resized[:, :-1, 1]).all()
     with pytest.raises(ValueError, match=r"\(2, 2\) has 9 offsets, the table 35"):
         resize_offsets(table, (2, 2), (3, 3))
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("new", [(5, 6), (2, 2), (3, 12), (1, 4), (20, 3)])
+@pytest.mark.parametrize("old", [(3, 3), (7, 7), (4, 6)])
+def test_stretching_a_table_as_timm_does(old, new):
+    table = torch.randn((2 * old[0] - 1) * (2 * old[1] - 1), 2)
+    sides = (2 * new[0] - 1, 2 * new[1] - 1)
+    want = resize_rel_pos_bias_table(table, new, (sides[0] * sides[1], 2), old_window_size=old)
+    got = stretch_offsets(table, old, new)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert got.shape == (sides[0] * sides[1], 2)
+
+
+def test_stretching_keeps_offset_0_and_the_outermost():
+    table = torch.randn(7 * 7, 3)
+    got = stretch_offsets(table, (4, 4), (6, 6)).unflatten(0, (11, 11))
+    table = table.unflatten(0, (7, 7))
+    torch.testing.assert_close(got[5, 5], table[3, 3])
+    torch.testing.assert_close(got[4:7, 4:7], table[2:5, 2:5])
+    torch.testing.assert_close(got[::10, ::10], table[::6, ::6], rtol=1e-3, atol=1e-3)
+
+
+def test_a_table_of_the_same_window_stays():
+    table = torch.randn(35, 2)
+    assert stretch_offsets(table, (3, 4), (3, 4)) is table
+    with pytest.raises(ValueError, match=r"a window of \(2, 2\) has 9 offsets, the table 35"):
+        stretch_offsets(table, (2, 2), (3, 3))

@@ -64,6 +64,19 @@ SCALABLE_VIT = {
 }
 # named model: what makes it tiny, and epochs
 CASES = {
+    "maxvit_tiny_tf_224": (
+        {"image_size": 16, "dim": 24, "depth": (1, 1), "dim_conv_stem": 16, "dim_head": 8, "window_size": 2},
+        8,
+    ),
+    "mobilevit_xxs": (
+        {
+            "image_size": 32,
+            "dims": (32, 40, 48),
+            "widths": (12, 12, 16, 16, 24, 24, 32, 32, 40, 40, 96),
+            "depths": (1, 1, 1),
+        },
+        12,
+    ),
     "vit_tiny_patch16_224": (PLAIN, 20),
     "simple_vit_tiny_patch16_224": (PLAIN, 20),
     "xcit_nano_12_p16_224": (

@@ -25,8 +25,8 @@ class FusedAttention(nn.Module):
     """softmax(q k^T * scale) v in one kernel, in memory linear in the number of tokens.
 
     On a processor two plain products serve where they take less time, up to 1024 keys, a bound that keeps
-    the memory linear: a half to a quarter of the fused kernel's in bf16 without AMX, and two thirds where
-    values are wider than keys, which that kernel does not know.
+    the memory linear: a half to a quarter of the fused kernel's in bf16 without AMX; two thirds where values
+    are wider than keys, and three quarters where the mask is learned, which that kernel does not know.
 
     Args:
         dropout: probability with which an attention weight is dropped in training.
@@ -47,9 +47,13 @@ class FusedAttention(nn.Module):
     ) -> Float[Tensor, "b h n f"]:
         """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         dropout = self.dropout if self.training else 0.0
-        slow = (q.dtype == torch.bfloat16 and BF16_LACKS_AMX) or q.shape[3] != v.shape[3]
+        learned = mask is not None and mask.requires_grad
+        slow = (q.dtype == torch.bfloat16 and BF16_LACKS_AMX) or q.shape[3] != v.shape[3] or learned
         if slow and q.device.type == "cpu" and k.shape[2] <= SHORT:
             return F.dropout(attention_weights(q, k, self.scale, mask), dropout) @ v
+        if mask is not None and mask.ndim == 3:
+            # The fused kernel of processors takes masks of two or four axes alone.
+            mask = mask[None]
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=self.scale)
 
     def explicit(self) -> ExplicitAttention:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Block, activation
 
 
+def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
+    """Give the mean of a channels-first map; the gradient lies in memory with its channels last."""
+    return x.permute(0, 2, 3, 1).mean(dim=(1, 2))
+
+
 class OnMap(nn.Module):
     """Apply a module for channels-first maps to a channels-last one; both permutations are views.
+
+    What the module is given lies in memory with its channels last, the order that convolutions of the
+    processor are fastest in.
 
     Args:
         layers: modules for channels-first maps, applied in turn.
@@ -21,7 +31,7 @@ class OnMap(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Give the map, its channels last again."""
-        return self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.layers(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ConvNorm(nn.Sequential):
@@ -74,7 +84,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Scale the channels of a channels-first map."""
-        gate = self.excite(self.act(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
+        gate = self.excite(self.act(self.squeeze(pool_map(x)))).sigmoid()
         return x * gate[:, :, None, None]
 
 
@@ -117,3 +127,55 @@ class PositionedBlock(Block):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Apply both residual branches, then tell places."""
         return self.positions(super().forward(x))
+
+
+class InvertedBottleneck(nn.Module):
+    """Widen each cell, convolve channel by channel, narrow again (MobileNetV2, arXiv:1801.04381, 3.3).
+
+    The linear layers are that paper's 1 x 1 convolutions, on a map whose channels are last.
+
+    Args:
+        dim: width of a cell that enters.
+        out_dim: width of a cell that leaves.
+        hidden_dim: width between the linear layers.
+        depthwise: makes the convolution from the width.
+        norm: makes a batch norm from a width; one follows each of the two layers before the last.
+        act: name of the activation behind these two.
+        squeeze_dim: where given, `SqueezeExcite` of this width stands before the last layer (MBConv, Tan et
+            al. 2018, arXiv:1807.11626).
+        norm_out: whether a norm follows the last layer, too, which has a bias otherwise.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        hidden_dim: int,
+        *,
+        depthwise: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        act: str = "silu",
+        squeeze_dim: int | None = None,
+        norm_out: bool = True,
+    ) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden_dim, bias=False)
+        excite = [] if squeeze_dim is None else [SqueezeExcite(hidden_dim, squeeze_dim)]
+        self.depthwise = OnMap(
+            norm(hidden_dim),
+            activation(act),
+            depthwise(hidden_dim),
+            norm(hidden_dim),
+            activation(act),
+            *excite,
+        )
+        self.project = nn.Linear(hidden_dim, out_dim, bias=not norm_out)
+        self.norm = OnMap(norm(out_dim)) if norm_out else nn.Identity()
+        for linear in (self.expand, self.project):
+            nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)
+        if not norm_out:
+            nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Transform the map."""
+        return self.norm(self.project(self.depthwise(self.expand(x))))

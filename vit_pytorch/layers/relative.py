@@ -64,6 +64,59 @@ def resize_offsets(
     return maps[0].flatten(1).T.to(table.dtype)
 
 
+def stretch_offsets(
+    table: Float[Tensor, "k h"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "l h"]:
+    """Interpolate a table over the offsets of one window to those of another, exactly near offset 0.
+
+    The old offsets are laid out over the new ones, 1 apart around offset 0 and by a constant factor of 1.01
+    to 1.5 wider from one to the next, so that the outermost ones meet; between them the table is linear (the
+    way of BEiT's program, arXiv:2106.08254, after which timm resizes).
+
+    Args:
+        table: a row for each offset, as `offsets` numbers them, a column for each head.
+        old: extents of the window that the table belongs to.
+        new: extents of the window wanted.
+
+    Raises:
+        ValueError: where the table does not have a row for each offset of the old window.
+    """
+    sides = [2 * extent - 1 for extent in old]
+    if table.shape[0] != prod(sides):
+        raise ValueError(f"a window of {tuple(old)} has {prod(sides)} offsets, the table {table.shape[0]}")
+    if tuple(old) == tuple(new):
+        return table
+    maps = table.float().unflatten(0, sides)
+    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
+        weights = _stretching(before - 1, after - 1).to(maps)
+        maps = (
+            (weights @ maps.movedim(axis, 0).flatten(1))
+            .unflatten(1, maps.movedim(axis, 0).shape[1:])
+            .movedim(0, axis)
+        )
+    return maps.flatten(0, -2).to(table.dtype)
+
+
+def _stretching(old: int, new: int) -> Float[Tensor, "m n"]:
+    """Give the weights of offsets up to `old` for each up to `new`, both signs, for `stretch_offsets`."""
+    low, factor, high = 1.01, 1.01, 1.5
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        too_far = sum(factor**step for step in range(old)) > new
+        low, high = (low, factor) if too_far else (factor, high)
+    steps = factor ** torch.arange(old, dtype=torch.float64)
+    outwards = steps.cumsum(0)
+    places = torch.cat([-outwards.flip(0), outwards.new_zeros(1), outwards])
+    wanted = torch.arange(-new, new + 1, dtype=torch.float64).clamp(places[0], places[-1])
+    right = torch.searchsorted(places, wanted)
+    left = (right - 1).clamp(min=0)
+    gap = (places[right] - places[left]).clamp(min=torch.finfo(torch.float64).tiny)
+    share = ((wanted - places[left]) / gap).clamp(max=1.0)
+    weights = torch.zeros(len(wanted), len(places), dtype=torch.float64)
+    weights.scatter_add_(1, left[:, None], 1 - share[:, None])
+    return weights.scatter_add_(1, right[:, None], share[:, None])
+
+
 class CachedBias(nn.Module):
     """A bias that depends on parameters alone, and is computed once in inference.
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, resize_table
+from vit_pytorch.layers.relative import RelativeBias, stretch_offsets
 from vit_pytorch.layers.tokens import PrefixTokens
 
 TOLERANCE = 1e-4
@@ -23,15 +24,17 @@ def fit_positions(
     antialias: bool = True,
     same_grid: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Bring the position embeddings of a state dict to what a model takes; changes the state dict.
+    """Bring the positions of a state dict to what a model takes; changes the state dict.
 
-    Rows of prefix tokens for which the model has no place are added to the tokens themselves, which
-    computes the same. A table that the model computes itself is held against it and taken out.
+    Learned embeddings are interpolated over the grid, biases over the offsets of a window. Rows of
+    prefix tokens for which the model has no place are added to the tokens themselves, which computes the
+    same. A table that the model computes itself is held against it and taken out.
 
     Args:
         model: what will take the weights.
         state: tensors by our names.
-        grid: the grid that the table belongs to; inferred from its number of rows unless told.
+        grid: the grid, or the cells of a window, that the table belongs to; inferred from its number of rows
+            unless told.
         antialias: low-pass before shrinking (see `resize_table`).
         same_grid: whether a table with the model's number of cells has the model's grid for certain.
 
@@ -45,6 +48,12 @@ def fit_positions(
     first: tuple[int, ...] | None = None
     for name, module in model.named_modules():
         key = f"{name}.table"
+        if key in state and isinstance(module, RelativeBias):
+            old = _window(state[key], module.window, grid, same_grid)
+            state[key] = stretch_offsets(state[key].flatten(0, -2), old, module.window)
+            if old != module.window:
+                resized[key] = (old, module.window)
+            continue
         if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
             continue
         table = state[key]
@@ -65,6 +74,30 @@ def fit_positions(
             resized[key] = (old, module.grid)
         state[key] = torch.cat([rows, resize_table(cells, old, module.grid, antialias=antialias)], dim=1)
     return resized
+
+
+def _window(
+    table: Tensor, wanted: tuple[int, ...], grid: Sequence[int] | None, same_grid: bool
+) -> tuple[int, ...]:
+    """Tell the window that a table over its offsets belongs to."""
+    if table.ndim > 2:
+        return tuple((side + 1) // 2 for side in table.shape[:-1])
+    if grid is not None:
+        return tuple(grid)
+    rows = table.shape[0]
+    side = isqrt(rows)
+    square = side % 2 == 1 and side**2 == rows
+    own = rows == prod(2 * extent - 1 for extent in wanted)
+    extents = ((side + 1) // 2,) * 2
+    if own and square and not same_grid and extents != wanted:
+        raise ValueError(
+            f"{rows} offsets may belong to a window of {wanted} or of {extents}; pass the checkpoint's"
+        )
+    if own:
+        return wanted
+    if square and len(wanted) == 2:
+        return extents
+    raise ValueError(f"{rows} offsets belong to no square window; pass the checkpoint's as the grid")
 
 
 def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:

@@ -26,6 +26,8 @@ FAMILIES = (
     "sep_vit",
     "scalable_vit",
     "nest",
+    "max_vit",
+    "mobile_vit",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

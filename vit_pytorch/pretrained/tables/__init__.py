@@ -17,6 +17,8 @@ TABLES = {
     "SepViT": "sep_vit",
     "ScalableViT": "scalable_vit",
     "NesT": "nest",
+    "MaxViT": "max_vit",
+    "MobileViT": "mobile_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

@@ -1,0 +1,246 @@
+"""MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer.
+
+S. Mehta, M. Rastegari 2021, arXiv:2110.02178.
+
+A small convolutional network in three of whose stages a transformer stands where a convolution would: it
+unfolds the map into patches, lets the cells at the same place of all patches attend to each other, and folds
+the patches back, so that a cell sees the whole map and its order stays as it is without positions.
+
+Family: pyramid
+Differs from the paper: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, activation, make_tail
+from vit_pytorch.layers.init import init_convs
+from vit_pytorch.layers.patches import pair
+from vit_pytorch.layers.windows import Partition
+from vit_pytorch.staged import Stage, StagedModel
+
+
+class InvertedResidual(InvertedBottleneck):
+    """An inverted bottleneck, with a residual where the map keeps its size and its width (section 3.1).
+
+    Args:
+        dim: width of a cell that enters.
+        out_dim: width of a cell that leaves.
+        stride: 2 to halve the map.
+        expansion: by what it widens, as a multiple of `dim`; rounded to a multiple of 8.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, stride: int = 1, expansion: float = 4.0) -> None:
+        def depthwise(width: int) -> nn.Conv2d:
+            return nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False)
+
+        super().__init__(dim, out_dim, round_to_eights(dim * expansion), depthwise=depthwise)
+        self.residual = stride == 1 and dim == out_dim
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Transform the map."""
+        return x + super().forward(x) if self.residual else super().forward(x)
+
+
+class PointwiseNorm(nn.Sequential):
+    """A linear layer without bias, batch norm and an activation, on a map whose channels are last.
+
+    Args:
+        dim: width of a cell that enters.
+        out_dim: width of a cell that leaves.
+        act: name of the activation.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, act: str = "silu") -> None:
+        super().__init__(nn.Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))
+
+
+class MobileViTBlock(nn.Module):
+    """Transformers as convolutions (section 3.1, figure 1b).
+
+    Args:
+        channels: width of a cell of the map that enters and leaves.
+        dim: width of a cell within the transformer.
+        transformer: acts on sequences of cells, one from each patch.
+        norm: acts on what leaves the transformer.
+        patch: extents of a patch, in cells.
+        kernel: side of the convolutions' kernel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int,
+        transformer: nn.Module,
+        norm: nn.Module,
+        *,
+        patch: tuple[int, int],
+        kernel: int,
+    ) -> None:
+        super().__init__()
+        self.local = OnMap(ConvNorm(channels, channels, kernel, act="silu"))
+        self.widen = nn.Linear(channels, dim, bias=False)
+        self.partition = Partition((None, None), patch)
+        self.transformer = transformer
+        self.norm = norm
+        self.narrow = PointwiseNorm(dim, channels)
+        self.fuse = OnMap(ConvNorm(2 * channels, channels, kernel, act="silu"))
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Transform the map."""
+        seen = self.narrow(self.look(self.widen(self.local(x))))
+        return self.fuse(torch.cat([x, seen], dim=3))
+
+    def look(self, x: Float[Tensor, "b h w e"]) -> Float[Tensor, "b h w e"]:
+        """Let cells at the same place of all patches attend to each other.
+
+        A map that is no multiple of the patch is stretched to the next one, and back, bilinearly.
+        """
+        size = tuple(x.shape[1:3])
+        whole = tuple(-(-extent // p) * p for extent, p in zip(size, self.partition.multiple, strict=True))
+        groups = self.norm(self.transformer(self.partition.split(stretch(x, whole))))
+        return stretch(self.partition.merge(groups, whole), size)
+
+
+class MobileViT(StagedModel):
+    """The light-weight vision transformer; takes images of any size.
+
+    Args:
+        image_size: the customary input, one number or (height, width) in pixels.
+        dims: width of the transformer in each of the last three stages.
+        num_classes: number of logits; 0 gives the pooled embedding.
+        channels: channels of the input; or, as a sequence, the model's `widths`, for an input of 3.
+        widths: widths of the maps, eleven numbers: of the stem; of the first stage; of the second stage's
+            first convolution and of its others; of each further stage's convolution and of its
+            transformer's block, which have to be the same; and of the map that is pooled.
+        expansion: by what the inverted bottlenecks widen, as a multiple of the width that enters.
+        kernel_size: side of the kernel of the convolutions around the transformers, odd.
+        patch_size: cells of a patch, one number or (height, width).
+        depths: number of transformer blocks in each of the last three stages.
+        heads: number of attention heads.
+        mlp_ratio: width inside the feed-forwards, as a multiple of `dims`.
+        dropout: dropout after the linear layers of the transformers, in [0, 1).
+        attn_dropout: dropout on the attention weights, in [0, 1).
+        drop_path: probability to drop a branch of the transformers, in [0, 1).
+        norm_eps: epsilon of the LayerNorms.
+
+    Raises:
+        ValueError: where the widths are not eleven, or those of a stage differ, or `dims` do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        dims: Sequence[int],
+        channels: int | Sequence[int] = 3,
+        num_classes: int,
+        expansion: float = 4.0,
+        kernel_size: int = 3,
+        patch_size: int | Sequence[int] = (2, 2),
+        depths: Sequence[int] = (2, 4, 3),
+        widths: Sequence[int] | None = None,
+        heads: int = 4,
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        if not isinstance(channels, int):
+            if widths is not None:
+                raise ValueError(
+                    f"widths are given once; got {tuple(channels)} as channels and {tuple(widths)}"
+                )
+            widths, channels = channels, 3
+        stem, *stages, last = _check_widths(widths)
+        if len(dims) != 3 or len(depths) != 3:
+            raise ValueError(
+                f"three stages have transformers; got dims {tuple(dims)} and depths {tuple(depths)}"
+            )
+        super().__init__(
+            image_size=pair(image_size),
+            num_classes=num_classes,
+            dims=stages,
+            strides=(2, 4, 8, 16, 32),
+            channels=channels,
+        )
+        self.num_features = self.head_width = last
+        self.stem = OnMap(ConvNorm(channels, stem, stride=2, act="silu"))
+
+        def transformer(dim: int) -> Block:
+            attention = Attention(
+                dim,
+                heads=heads,
+                dim_head=width_of_head(dim, heads),
+                dropout=dropout,
+                attend=partial(FusedAttention, attn_dropout),
+            )
+            feedforward = FeedForward(dim, int(dim * mlp_ratio), dropout=dropout, act="silu")
+            norm = partial(nn.LayerNorm, dim, eps=norm_eps)
+            tail = partial(make_tail, dim, drop_path=drop_path)
+            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+
+        def block(stage: int, layer: int) -> nn.Module:
+            if stage < 2:
+                return InvertedResidual(stages[stage], stages[stage], expansion=expansion)
+            dim = dims[stage - 2]
+            blocks = (transformer(dim) for _ in range(depths[stage - 2]))
+            return MobileViTBlock(
+                stages[stage],
+                dim,
+                nn.Sequential(*blocks),
+                nn.LayerNorm(dim, eps=norm_eps),
+                patch=pair(patch_size),
+                kernel=kernel_size,
+            )
+
+        before = [stem, *stages]
+        self.stages = nn.ModuleList(
+            Stage(
+                InvertedResidual(before[i], stages[i], stride=1 if i == 0 else 2, expansion=expansion),
+                Encoder(partial(block, i), depth=depth),
+            )
+            for i, depth in enumerate((0, 2, 1, 1, 1))
+        )
+        self.norm = PointwiseNorm(stages[-1], last)
+        init_convs(self)
+        self.reset_classifier(num_classes)
+
+
+def stretch(x: Float[Tensor, "b h w d"], size: Sequence[int]) -> Float[Tensor, "b y x d"]:
+    """Resize a map bilinearly, where its size is another."""
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    resized = F.interpolate(x.permute(0, 3, 1, 2), tuple(size), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
+def round_to_eights(width: float) -> int:
+    """Round a width to the nearest multiple of 8, upwards where it would lose more than a tenth."""
+    nearest = max(8, int(width + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * width else nearest
+
+
+def _check_widths(widths: Sequence[int] | None) -> list[int]:
+    """Give the widths of the stem, of the five stages and of the map that is pooled.
+
+    Raises:
+        ValueError: where they are not eleven, or those of a stage differ.
+    """
+    found = tuple(widths or ())
+    if len(found) != 11:
+        raise ValueError(f"the maps have 11 widths, got {len(found)}: {found}")
+    pairs = list(zip(found[2:10:2], found[3:10:2], strict=True))
+    if any(first != second for first, second in pairs):
+        raise ValueError(f"the two widths of each stage from the second on are the same, got {pairs}")
+    return [found[0], found[1], *(second for _, second in pairs), found[10]]

@@ -1,0 +1,104 @@
+"""Checkpoints of MobileViT."""
+
+from __future__ import annotations
+
+from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
+from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
+
+BLOCK = "stages.{i}.encoder.blocks.0"
+LAYER = f"{BLOCK}.transformer.{{j}}"
+
+
+def _conv(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
+    """Give the rules of a convolution and its batch norm."""
+    return (
+        Rule(f"{ours}.layers.0.conv.weight", f"{theirs}.{conv}.weight"),
+        Rule(f"{ours}.layers.0.norm.{{name}}", f"{theirs}.{norm}.{{name}}"),
+    )
+
+
+def _pointwise(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
+    """Give the rules of a linear layer, a 1 x 1 convolution of theirs, and its batch norm."""
+    return (
+        Rule(f"{ours}.0.weight", f"{theirs}.{conv}.weight", POINTWISE),
+        Rule(f"{ours}.1.layers.0.{{name}}", f"{theirs}.{norm}.{{name}}"),
+    )
+
+
+def _bottleneck(ours: str, layers: tuple[str, str, str], conv: str, norm: str) -> tuple[Rule, ...]:
+    """Give the rules of an inverted bottleneck from their names of its three layers."""
+    expand, depthwise, project = layers
+    return (
+        Rule(f"{ours}.expand.weight", f"{expand}.{conv}.weight", POINTWISE),
+        Rule(f"{ours}.depthwise.layers.0.{{name}}", f"{expand}.{norm}.{{name}}"),
+        Rule(f"{ours}.depthwise.layers.2.weight", f"{depthwise}.{conv}.weight"),
+        Rule(f"{ours}.depthwise.layers.3.{{name}}", f"{depthwise}.{norm}.{{name}}"),
+        Rule(f"{ours}.project.weight", f"{project}.{conv}.weight", POINTWISE),
+        Rule(f"{ours}.norm.layers.0.{{name}}", f"{project}.{norm}.{{name}}"),
+    )
+
+
+def _timm_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
+    layers = (f"{theirs}.conv1_1x1", f"{theirs}.conv2_kxk", f"{theirs}.conv3_1x1")
+    return _bottleneck(ours, layers, "conv", "bn")
+
+
+def _transformers_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
+    layers = (f"{theirs}.expand_1x1", f"{theirs}.conv_3x3", f"{theirs}.reduce_1x1")
+    return _bottleneck(ours, layers, "convolution", "normalization")
+
+
+_TIMM_LAYER = "stages.{i}.1.transformer.{j}"
+_LAYER = "encoder.layer.{i}.transformer.layer.{j}"
+_NAMES = ("convolution", "normalization")
+
+OURS = own_format("stages.2.encoder.blocks.0.widen.weight")
+TIMM = Format(
+    name="timm",
+    marks=("stages.2.1.conv_kxk.conv.weight",),
+    rules=(
+        *_conv("stem", "stem", "conv", "bn"),
+        *_timm_bottleneck("stages.{i}.down", "stages.{i}.0"),
+        *_timm_bottleneck("stages.1.encoder.blocks.0", "stages.1.1"),
+        *_timm_bottleneck("stages.1.encoder.blocks.1", "stages.1.2"),
+        *_conv(f"{BLOCK}.local", "stages.{i}.1.conv_kxk", "conv", "bn"),
+        Rule(f"{BLOCK}.widen.weight", "stages.{i}.1.conv_1x1.weight", POINTWISE),
+        *timm_block(LAYER, _TIMM_LAYER),
+        Rule(f"{BLOCK}.norm.{{p}}", "stages.{i}.1.norm.{p}"),
+        *_pointwise(f"{BLOCK}.narrow", "stages.{i}.1.conv_proj", "conv", "bn"),
+        *_conv(f"{BLOCK}.fuse", "stages.{i}.1.conv_fusion", "conv", "bn"),
+        *_pointwise("norm", "final_conv", "conv", "bn"),
+        Rule("head.{p}", "head.fc.{p}"),
+    ),
+)
+TRANSFORMERS = Format(
+    name="transformers",
+    marks=("encoder.layer.2.conv_kxk.convolution.weight",),
+    prefix="mobilevit.",
+    rules=(
+        *_conv("stem", "conv_stem", *_NAMES),
+        *_transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
+        *_transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
+        *_transformers_bottleneck("stages.1.encoder.blocks.0", "encoder.layer.1.layer.1"),
+        *_transformers_bottleneck("stages.1.encoder.blocks.1", "encoder.layer.1.layer.2"),
+        *_transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
+        *_conv(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *_NAMES),
+        Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
+        Rule(f"{LAYER}.attention.norm.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
+        Rule(
+            f"{LAYER}.attention.branch.to_qkv.{{p}}",
+            tuple(f"{_LAYER}.attention.attention.{x}.{{p}}" for x in ("query", "key", "value")),
+            stack(3),
+        ),
+        Rule(f"{LAYER}.attention.branch.to_out.{{p}}", f"{_LAYER}.attention.output.dense.{{p}}"),
+        Rule(f"{LAYER}.feedforward.norm.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
+        Rule(f"{LAYER}.feedforward.branch.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
+        Rule(f"{LAYER}.feedforward.branch.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
+        Rule(f"{BLOCK}.norm.{{p}}", "encoder.layer.{i}.layernorm.{p}"),
+        *_pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *_NAMES),
+        *_conv(f"{BLOCK}.fuse", "encoder.layer.{i}.fusion", *_NAMES),
+        *_pointwise("norm", "conv_1x1_exp", *_NAMES),
+        Rule("head.{p}", "/classifier.{p}"),
+    ),
+)
+FORMATS = (OURS, TIMM, TRANSFORMERS)

@@ -50,6 +50,7 @@ class StagedModel(VisionModel):
         dims: width of a cell in each stage.
         strides: pixels from one cell to the next in each stage.
         size_multiple: what the height and the width of an input are multiples of.
+        min_size: what the height and the width of an input are at least.
         any_size: whether an input may be larger than `image_size`, which is then only the customary one.
         stem: acts on the image, its channels last, in front of the stages.
         stages: give the map of each stage from that of the one before.
@@ -71,6 +72,7 @@ class StagedModel(VisionModel):
         strides: Sequence[int],
         channels: int = 3,
         size_multiple: tuple[int, int] = (1, 1),
+        min_size: tuple[int, int] = (1, 1),
         any_size: bool = True,
     ) -> None:
         super().__init__(
@@ -79,6 +81,7 @@ class StagedModel(VisionModel):
         self.dims = tuple(dims)
         self.strides = tuple(strides)
         self.size_multiple = size_multiple
+        self.min_size = min_size
         self.any_size = any_size
         self.num_prefix_tokens = 0
         self.stem: nn.Module = nn.Identity()
@@ -107,10 +110,11 @@ class StagedModel(VisionModel):
         """Hold the size of an input against what the architecture can take.
 
         Raises:
-            ValueError: where the input is empty, too large, or not the multiple that the stages need.
+            ValueError: where the input is too small or too large, or not the multiple that the stages need.
         """
-        if min(size) < 1:
-            raise ValueError(f"an image is at least {self.size_multiple}, got image size {tuple(size)}")
+        if any(s < least for s, least in zip(size, self.min_size, strict=True)):
+            least = tuple(map(max, self.min_size, self.size_multiple))
+            raise ValueError(f"an image is at least {least}, got image size {tuple(size)}")
         if not self.any_size and any(s > most for s, most in zip(size, self.image_size, strict=True)):
             raise ValueError(
                 f"image size {tuple(size)} exceeds the largest that the model takes, {self.image_size}"

@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quickgelu": QuickGELU,
+    "hardswish": nn.Hardswish,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }

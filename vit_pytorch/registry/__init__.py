@@ -19,6 +19,7 @@ FAMILIES = (
     "cct",
     "cross_vit",
     "pit",
+    "levit",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

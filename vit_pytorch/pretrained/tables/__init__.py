@@ -12,6 +12,7 @@ TABLES = {
     "ViT": "vit",
     "XCiT": "xcit",
     "PiT": "pit",
+    "LeViT": "levit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

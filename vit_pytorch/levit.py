@@ -46,10 +46,9 @@ class TokenNorm(nn.BatchNorm1d):
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Norm each channel over the batch."""
-        if self.training and len(x) == 1:
-            mean, variance = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+        if self.training and len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class LinearNorm(nn.Module):
@@ -152,7 +151,7 @@ class BiasedAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Let every query attend to all cells."""
         grid = tuple(x.shape[1:3])
-        mixed = self.attend(*self.project(x), self.bias(grid))
+        mixed = self.attend(*self.project(x), self.bias.fit(grid))
         return self.merge(mixed).unflatten(1, self.bias.queries(grid))
 
 
@@ -203,8 +202,8 @@ class NormHead(nn.Linear):
             # In inference the norm is affine: its value at 0, and for each channel a slope.
             ends = torch.stack([torch.zeros_like(self.norm.weight), torch.ones_like(self.norm.weight)])
             shift, top = self.norm.eval()(ends)
-            self.bias += self.weight @ shift
-            self.weight *= top - shift
+            self.bias.add_(self.weight @ shift)
+            self.weight.mul_(top - shift)
             self.norm = nn.Identity()
 
 
@@ -313,7 +312,7 @@ class LeViT(StagedModel):
             return Residual(branch, nn.Identity(), tail(width))
 
         def tail(width: int) -> list[nn.Module]:
-            return [nn.Dropout(dropout), *make_tail(width, drop_path=drop_path)]
+            return [*([nn.Dropout(dropout)] if dropout else []), *make_tail(width, drop_path=drop_path)]
 
         def block(stage: int, layer: int) -> Block:
             width = dims[stage]

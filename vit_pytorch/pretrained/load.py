@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.model import VisionModel
-from vit_pytorch.pretrained.positions import fit_positions
+from vit_pytorch.pretrained.positions import fit_biases, fit_positions
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for
@@ -114,9 +114,9 @@ def fit(
     layout, bare = recognise(model, state, source=source)
     found, unused = layout.read(bare, model)
     kept, dropped = _fit_classifier(model, found)
-    resized = fit_positions(
-        model, found, grid=grid, antialias=antialias, same_grid=layout is formats_for(model)[0]
-    )
+    own = layout is formats_for(model)[0]
+    resized = fit_positions(model, found, grid=grid, antialias=antialias, same_grid=own)
+    resized |= fit_biases(model, found, grid=grid, same_grid=own)
     difference = misfit(model, found)
     if difference:
         raise ValueError(

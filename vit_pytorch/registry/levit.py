@@ -4,11 +4,11 @@ from vit_pytorch.levit import LeViT
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 
 SIZES = {
-    "128s": {"dim": (128, 256, 384), "depth": (2, 3, 4), "heads": (4, 6, 8), "dim_key": 16},
-    "128": {"dim": (128, 256, 384), "depth": (4, 4, 4), "heads": (4, 8, 12), "dim_key": 16},
-    "192": {"dim": (192, 288, 384), "depth": (4, 4, 4), "heads": (3, 5, 6), "dim_key": 32},
-    "256": {"dim": (256, 384, 512), "depth": (4, 4, 4), "heads": (4, 6, 8), "dim_key": 32},
-    "384": {"dim": (384, 512, 768), "depth": (4, 4, 4), "heads": (6, 9, 12), "dim_key": 32},
+    "128s": {"dim": (128, 256, 384), "depth": (2, 3, 4), "heads": (4, 6, 8), "mlp_mult": 2, "dim_key": 16},
+    "128": {"dim": (128, 256, 384), "depth": (4, 4, 4), "heads": (4, 8, 12), "mlp_mult": 2, "dim_key": 16},
+    "192": {"dim": (192, 288, 384), "depth": (4, 4, 4), "heads": (3, 5, 6), "mlp_mult": 2, "dim_key": 32},
+    "256": {"dim": (256, 384, 512), "depth": (4, 4, 4), "heads": (4, 6, 8), "mlp_mult": 2, "dim_key": 32},
+    "384": {"dim": (384, 512, 768), "depth": (4, 4, 4), "heads": (6, 9, 12), "mlp_mult": 2, "dim_key": 32},
 }
 PARAMETERS = {
     "128s": 7_777_058,
@@ -37,7 +37,7 @@ def _entry(size: str) -> ModelEntry:
     return ModelEntry(
         name=name,
         architecture=LeViT,
-        config={"image_size": 224, "num_classes": 1000, "mlp_mult": 2, "distilled": True, **SIZES[size]},
+        config={"image_size": 224, "num_classes": 1000, **SIZES[size], "distilled": True},
         parameters=PARAMETERS[size],
         tiny=TINY,
         default_cfg=PREPARE,

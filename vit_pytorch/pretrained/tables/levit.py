@@ -49,7 +49,11 @@ class FlatFormat(Format):
 
     def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """Translate a state dict to our names; see `Format.read`."""
-        return super().read(_rename(state, self.places(model)), model)
+        places = self.places(model)
+        found, unused = super().read(_rename(state, places), model)
+        # What has no role is told by its own name.
+        back = {place: theirs for theirs, place in places.items()}
+        return _rename(found, back), list(_rename(dict.fromkeys(unused, torch.empty(0)), back))
 
     def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Translate our state dict to this format; see `Format.write`."""

@@ -20,6 +20,7 @@ FAMILIES = (
     "cross_vit",
     "pit",
     "levit",
+    "cvt",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

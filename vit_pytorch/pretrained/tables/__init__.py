@@ -13,6 +13,7 @@ TABLES = {
     "XCiT": "xcit",
     "PiT": "pit",
     "LeViT": "levit",
+    "CvT": "cvt",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models.levit import Levit, LevitDistilled
-from torch import Tensor, nn
+from torch import nn
 from transformers import LevitConfig, LevitForImageClassification, LevitForImageClassificationWithTeacher
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
@@ -190,9 +191,9 @@ def test_checkpoint_of_the_authors_is_read_and_goes_back() -> None:
     x = images(64, 64)
     assert again(x).equal(model(x))
     # Within a layer the rows are in the same order as in timm's release.
-    timm = to_format(model, "timm")
-    assert written["blocks.4.m.qkv.c.weight"].equal(timm["stages.1.blocks.0.attn.qkv.linear.weight"])
-    assert written["blocks.8.kv.bn.bias"].equal(timm["stages.2.downsample.attn_downsample.kv.bn.bias"])
+    other = to_format(model, "timm")
+    assert written["blocks.4.m.qkv.c.weight"].equal(other["stages.1.blocks.0.attn.qkv.linear.weight"])
+    assert written["blocks.8.kv.bn.bias"].equal(other["stages.2.downsample.attn_downsample.kv.bn.bias"])
 
 
 def test_checkpoint_of_another_depth_is_refused() -> None:
@@ -402,12 +403,12 @@ def test_larger_images_and_other_poolings_are_refused() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["levit_128s"])
-def test_named_model_equals_timms(name: str) -> None:
-    import timm
-
-    reference = randomise(timm.create_model(name))
-    model = create_model(name).eval()
+def test_named_model_equals_timms() -> None:
+    reference = randomise(timm.create_model("levit_128s"))
+    model = create_model("levit_128s").eval()
     load_pretrained(model, reference.state_dict(), strict=True)
-    x: Tensor = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
+    x = images(224, 224, batch=1)
+    want = reference(x)
+    # Without LayerNorm random weights let the stream grow from block to block.
+    for net in (model, model.fuse()):
+        assert difference(net(x), want) < 1e-6 * want.abs().max()

@@ -72,7 +72,8 @@ def _timm_deit() -> nn.Module:
 def _transformers_cvt() -> nn.Module:
     from transformers import CvtConfig, CvtForImageClassification
 
-    return CvtForImageClassification(CvtConfig(num_labels=1000))
+    model: nn.Module = CvtForImageClassification(CvtConfig(id2label=dict(enumerate(map(str, range(1000))))))
+    return model
 
 
 IMAGENET = {"image_size": 224, "num_classes": 1000}

@@ -15,28 +15,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import FusedAttention, width_of_head
+from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
 from vit_pytorch.layers.conv import ConvNorm, OnMap
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.tokens import PrefixTokens
 from vit_pytorch.staged import Stage, StagedModel, State
 
 
-class ConvAttention(nn.Module):
+class ConvAttention(Attention):
     """Attention whose queries, keys and values come from depth-wise convolutions (section 3.2).
 
     A class token in front of the map is projected by the linear layers alone.
 
     Args:
         dim: width of a token.
-        heads: number of heads.
+        heads: number of heads; they share the width.
         kernel: side of the convolutions' kernels, odd.
         kv_stride: stride of the convolutions of keys and values.
         qkv_bias: whether queries, keys and values have biases.
@@ -55,60 +57,53 @@ class ConvAttention(nn.Module):
         dropout: float = 0.0,
         attn_dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"the kernel of a projection is odd, got {kernel}")
-        self.dim_head = width_of_head(dim, heads)
+        super().__init__(
+            dim,
+            heads=heads,
+            dim_head=width_of_head(dim, heads),
+            qkv_bias=qkv_bias,
+            dropout=dropout,
+            attend=partial(FusedAttention, attn_dropout, scale=dim**-0.5),
+        )
         conv = partial(ConvNorm, dim, dim, kernel, groups=dim)
-        self.conv_q = OnMap(conv())
-        self.conv_k = OnMap(conv(stride=kv_stride))
-        self.conv_v = OnMap(conv(stride=kv_stride))
-        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
-        self.attend = FusedAttention(attn_dropout, scale=dim**-0.5)
-        self.to_out = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.convs = nn.ModuleList(OnMap(conv(stride=stride)) for stride in (1, kv_stride, kv_stride))
 
     def project(
-        self, x: Float[Tensor, "b n d"], grid: Sequence[int]
+        self, x: Float[Tensor, "b n d"], *grid: int
     ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h m e"], Float[Tensor, "b h m e"]]:
-        """Project tokens to queries, keys and values, split in heads; keys and values are fewer."""
-        prefix, cells = x.tensor_split((x.shape[1] - grid[0] * grid[1],), dim=1)
-        cells = cells.unflatten(1, tuple(grid))
+        """Project the tokens of a grid to queries, and to keys and values, which are fewer."""
+        prefix, cells = x.tensor_split((x.shape[1] - prod(grid),), dim=1)
+        cells = cells.unflatten(1, grid)
+        weights = self.to_qkv.weight.chunk(3)
+        biases = (None, None, None) if self.to_qkv.bias is None else self.to_qkv.bias.chunk(3)
 
-        def part(conv: nn.Module, linear: nn.Module) -> Float[Tensor, "b h m e"]:
-            tokens = conv(cells).flatten(1, 2)
+        def part(index: int) -> Float[Tensor, "b h m e"]:
+            tokens = self.convs[index](cells).flatten(1, 2)
             if prefix.shape[1]:
                 tokens = torch.cat([prefix, tokens], dim=1)
-            heads: Tensor = linear(tokens).unflatten(2, (-1, self.dim_head))
-            return heads.transpose(1, 2)
+            tokens = F.linear(tokens, weights[index], biases[index])
+            return tokens.unflatten(2, (self.heads, self.dim_head)).transpose(1, 2)
 
-        return part(self.conv_q, self.to_q), part(self.conv_k, self.to_k), part(self.conv_v, self.to_v)
+        return part(0), part(1), part(2)
 
-    def merge(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
-        """Concatenate the heads and project them."""
-        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
-
-    def forward(self, x: Float[Tensor, "b n d"], grid: Sequence[int]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], *grid: int) -> Float[Tensor, "b n d"]:
         """Let every token attend to the convolved cells of a grid, and to the class token in front."""
-        return self.merge(self.attend(*self.project(x, grid)))
+        return self.merge(self.attend(*self.project(x, *grid)))
 
 
-class ConvBlock(nn.Module):
-    """Attention by convolutional projections and a feed-forward, each in a residual.
+class ConvBlock(Block):
+    """A block whose attention is told the grid of the tokens.
 
     Args:
         attention: mixes tokens.
         feedforward: transforms every token by itself.
     """
 
-    def __init__(self, attention: Residual, feedforward: Residual) -> None:
-        super().__init__()
-        self.attention = attention
-        self.feedforward = feedforward
-
-    def forward(self, x: Float[Tensor, "b n d"], grid: Sequence[int]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], *grid: int) -> Float[Tensor, "b n d"]:
         """Apply both residual branches to the tokens of a grid, perhaps behind a class token."""
-        return self.feedforward(self.attention(x, grid))
+        return self.feedforward(self.attention(x, *grid))
 
 
 class ConvEmbed(nn.Module):
@@ -168,10 +163,10 @@ class ConvStage(Stage):
         grid = tuple(cells.shape[1:3])
         tokens = cells.flatten(1, 2)
         if self.prefix is None:
-            tokens = self.encoder(self.dropout(tokens), grid)
+            tokens = self.encoder(self.dropout(tokens), *grid)
             return tokens.unflatten(1, grid)
         tokens = torch.cat([self.prefix().expand(len(tokens), -1, -1), tokens], dim=1)
-        tokens = self.encoder(self.dropout(tokens), grid)
+        tokens = self.encoder(self.dropout(tokens), *grid)
         return tokens[:, 1:].unflatten(1, grid), tokens[:, :1]
 
 

@@ -98,8 +98,8 @@ class HeadsNorm(LinearNorm):
         return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
 
 
-class BiasedAttention(nn.Module):
-    """Attention over a map, with a learned bias for each absolute offset (sections 4.2 and 4.3, figure 4).
+class AttentionNorm(nn.Module):
+    """Attention over a map, with batch norm and a learned bias for each absolute offset (section 4.2).
 
     Args:
         dim: width of a cell that enters.
@@ -175,6 +175,19 @@ class FeedForwardNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every cell by itself."""
         return self.to_out(self.dropout(self.act(self.to_hidden(x))))
+
+
+class Shrink(Block):
+    """Attention from a quarter of the cells without a residual, then a feed-forward (section 4.2).
+
+    Args:
+        attention: gives the smaller map.
+        feedforward: transforms every cell by itself, in a residual.
+    """
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Give the map of the next stage."""
+        return self.feedforward(self.attention(x))
 
 
 class NormHead(nn.Linear):
@@ -316,7 +329,7 @@ class LeViT(StagedModel):
 
         def block(stage: int, layer: int) -> Block:
             width = dims[stage]
-            attention = BiasedAttention(
+            attention = AttentionNorm(
                 width,
                 width,
                 grid=self.grid(stage),
@@ -326,8 +339,8 @@ class LeViT(StagedModel):
             )
             return Block(Residual(attention, nn.Identity(), tail(width)), feedforward(width))
 
-        def down(stage: int) -> Block:
-            attention = BiasedAttention(
+        def down(stage: int) -> Shrink:
+            attention = AttentionNorm(
                 *dims[stage - 1 : stage + 1],
                 grid=self.grid(stage - 1),
                 heads=down_heads[stage - 1],
@@ -335,7 +348,7 @@ class LeViT(StagedModel):
                 stride=2,
                 **options,
             )
-            return Block(attention, feedforward(dims[stage]))
+            return Shrink(attention, feedforward(dims[stage]))
 
         widths = [channels, *(dims[0] // 2**i for i in reversed(range(STEM)))]
         self.stem = OnMap(

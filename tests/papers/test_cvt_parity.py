@@ -198,18 +198,18 @@ def test_keys_and_values_have_projections_of_their_own() -> None:
     x = torch.randn(1, 1 + 20, 6)
     cells = x[:, 1:].transpose(1, 2).unflatten(2, (4, 5))
     parts = []
-    for name, stride in (("q", 1), ("k", 2), ("v", 2)):
-        conv, norm = attention.get_submodule(f"conv_{name}").layers[0]
+    for i, stride in enumerate((1, 2, 2)):
+        conv, norm = attention.convs[i].layers[0]
         assert (conv.groups, conv.bias) == (6, None)
-        linear = attention.get_submodule(f"to_{name}")
-        assert linear.bias is not None
         moved = norm(nn.functional.conv2d(cells, conv.weight, None, stride, 1, 1, 6)).flatten(2).mT
-        parts.append(linear(torch.cat([x[:, :1], moved], dim=1)).unflatten(2, (2, 3)).transpose(1, 2))
+        tokens = attention.to_qkv(torch.cat([x[:, :1], moved], dim=1))[..., 6 * i : 6 * i + 6]
+        parts.append(tokens.unflatten(2, (2, 3)).transpose(1, 2))
+    assert attention.to_qkv.bias is not None
     q, k, v = parts
     assert (q.shape[2], k.shape[2]) == (21, 1 + 2 * 3)
     mixed = (q @ k.mT * 6**-0.5).softmax(dim=-1) @ v
     want = attention.to_out(mixed.transpose(1, 2).flatten(2))
-    torch.testing.assert_close(attention(x, (4, 5)), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, 4, 5), want, rtol=1e-5, atol=1e-5)
 
 
 def test_maps_are_the_strides_part_of_the_image() -> None:
@@ -229,7 +229,7 @@ def test_only_the_last_queries_convolution_has_no_gradient() -> None:
     logits = model(images(64, 64))
     (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    conv = "stages.2.encoder.blocks.2.attention.branch.conv_q.layers.0"
+    conv = "stages.2.encoder.blocks.2.attention.branch.convs.0.layers.0"
     assert without == {f"{conv}.conv.weight", f"{conv}.norm.weight", f"{conv}.norm.bias"}
 
 

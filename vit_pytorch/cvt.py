@@ -307,3 +307,20 @@ class CvT(StagedModel):
         self.norm = nn.LayerNorm(dims[-1], eps=norm_eps)
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
         self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one.
+
+        Args:
+            num_classes: number of logits; 0 for the pooled embedding.
+            global_pool: "cls" (timm's "token") where the last stage has a class token, "mean" ("avg")
+                otherwise; the only pooling.
+        """
+        known = ("cls", "token") if self.num_prefix_tokens else ("mean", "avg")
+        if global_pool is not None and global_pool not in known:
+            raise ValueError(f"this CvT pools by {known[0]!r}; pooling cannot be {global_pool!r}")
+        super().reset_classifier(num_classes)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of more than one axis that weight decay leaves alone: the class tokens."""
+        return {name for name, _ in self.named_parameters() if name.endswith("prefix.class_token")}

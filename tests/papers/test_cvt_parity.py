@@ -268,3 +268,28 @@ def test_example_of_other_heads() -> None:
     """Where the heads do not have 64 channels, they share the width."""
     model = CvT(num_classes=3, s3_heads=4, s3_depth=1)
     assert model.stages[2].encoder.blocks[0].attention.branch.dim_head == 96
+
+
+def test_pooling_is_by_the_class_token_or_the_mean() -> None:
+    for class_token, right, wrong in (((False, False, True), "token", "avg"), ((False,) * 3, "avg", "cls")):
+        model = CvT(**OURS, class_token=class_token)
+        model.reset_classifier(5, right)
+        assert model(images(64, 64)).shape == (2, 5)
+        with pytest.raises(ValueError, match=f"pooling cannot be '{wrong}'"):
+            model.reset_classifier(5, wrong)
+
+
+def test_class_tokens_do_not_decay() -> None:
+    model = CvT(**OURS, class_token=(True, False, True))
+    assert model.no_weight_decay() == {"stages.0.prefix.class_token", "stages.2.prefix.class_token"}
+
+
+@torch.inference_mode()
+def test_both_formats_hold_all_weights() -> None:
+    model, again = build(), CvT(**OURS).eval()
+    load_pretrained(again, to_format(model, "transformers"), strict=True)
+    x = images(64, 64)
+    assert again(x).equal(model(x))
+    again.stages[2].prefix.class_token.zero_()
+    load_pretrained(again, to_format(model, "CvT"), strict=True)
+    assert again(x).equal(model(x))

@@ -202,6 +202,19 @@ def test_checkpoint_of_another_depth_is_refused() -> None:
         load_pretrained(LeViT(**{**OURS, "depth": (2, 2, 1)}), state)
 
 
+def test_classifiers_of_other_classes_stay_new() -> None:
+    reference = build_timm(distilled=True)
+    model = LeViT(**{**OURS, "num_classes": 3, "distilled": True}).eval()
+    before = copy.deepcopy(model.head.state_dict())
+    report = load_pretrained(model, reference.state_dict())
+    assert set(report.kept) == {f"head.{name}" for name in before}
+    assert all(tensor.equal(before[name]) for name, tensor in model.head.state_dict().items())
+    x = images(64, 64)
+    with torch.inference_mode():
+        features = model.forward_features(x).flatten(2).transpose(1, 2)
+        assert difference(features, reference.forward_features(x)) < TOLERANCE
+
+
 # Fusing.
 
 

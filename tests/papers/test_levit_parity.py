@@ -196,10 +196,14 @@ def test_checkpoint_of_the_authors_is_read_and_goes_back() -> None:
     assert written["blocks.8.kv.bn.bias"].equal(other["stages.2.downsample.attn_downsample.kv.bn.bias"])
 
 
-def test_checkpoint_of_another_depth_is_refused() -> None:
-    state = to_format(build(), "LeViT")
-    with pytest.raises(ValueError, match="does not fit"):
-        load_pretrained(LeViT(**{**OURS, "depth": (2, 2, 1)}), state)
+@pytest.mark.parametrize("name", ["timm", "LeViT", "transformers"])
+@pytest.mark.parametrize("change", [{"depth": (2, 2, 1)}, {"depth": (1, 1, 1)}, {"stages": 2}, {"heads": 3}])
+def test_checkpoint_of_another_model_is_refused(name: str, change: dict[str, Any]) -> None:
+    if "stages" in change:
+        change = {**change, "dim": (16, 24), "depth": (1, 2), "heads": (2, 3)}
+    state = to_format(build(), name)
+    with pytest.raises(ValueError, match=r"does not fit|cannot be"):
+        load_pretrained(LeViT(**{**OURS, **change}), state)
 
 
 def test_classifiers_of_other_classes_stay_new() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_form
 FLAT = Transform(lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor,))
 
 
-def _read_heads(parts: Any, projection: Any) -> Tensor:
-    if not parts[0].ndim:
+def _read_heads(parts: Sequence[Tensor], projection: Any) -> Tensor:
+    # A count of batches has no rows; nor has a layer that the model does not have, which is told later.
+    if not parts[0].ndim or projection is None:
         return parts[0]
     heads = parts[0].unflatten(0, (projection.heads, -1)).split(projection.widths, dim=1)
     rows = torch.cat([part.flatten(0, 1) for part in heads])

@@ -250,14 +250,14 @@ class LeViT(StagedModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels; any size up to it is taken.
         num_classes: number of logits; 0 gives the pooled embedding.
+        stages: number of stages.
         dim: width of a cell; a multiple of 8 in the first stage, of `dim_key` in all but the last.
         depth: number of blocks.
         heads: number of attention heads.
         mlp_mult: width inside the feed-forward, as a multiple of the cell's.
-        stages: number of stages.
+        dropout: dropout in the feed-forwards and on what blocks add, in [0, 1).
         dim_key: width of a head's queries and keys.
         dim_value: width of a head's values; twice the keys' unless told.
-        dropout: dropout in the feed-forwards and on what blocks add, in [0, 1).
         channels: channels of the input.
         down_heads: number of heads of the attention between two stages; `dim / dim_key` unless told.
         down_dim_value: width of a head's values between two stages; four times the keys' unless told.
@@ -276,14 +276,14 @@ class LeViT(StagedModel):
         *,
         image_size: int | Sequence[int],
         num_classes: int,
+        stages: int = 3,
         dim: int | Sequence[int],
         depth: int | Sequence[int],
         heads: int | Sequence[int],
         mlp_mult: int,
-        stages: int = 3,
+        dropout: float = 0.0,
         dim_key: int = 32,
         dim_value: int | None = None,
-        dropout: float = 0.0,
         channels: int = 3,
         down_heads: Sequence[int] | None = None,
         down_dim_value: int | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 PUBLIC = "public vit-pytorch"
 Builder = Callable[[], nn.Module]
@@ -62,38 +62,6 @@ def _torchvision_vit() -> nn.Module:
     )
 
 
-def _torchvision_maxvit() -> nn.Module:
-    from torchvision.models import maxvit_t
-
-    model: nn.Module = maxvit_t()
-    return model
-
-
-class Logits(nn.Module):
-    """A classifier of transformers, which gives its logits alone.
-
-    Args:
-        model: the classifier.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits."""
-        logits: Tensor = self.model(images).logits
-        return logits
-
-
-def _transformers_mobilevit() -> nn.Module:
-    from transformers import MobileViTConfig, MobileViTForImageClassification
-
-    config = MobileViTConfig(hidden_dropout_prob=0.0, classifier_dropout_prob=0.0)
-    config.num_labels = 1000
-    return Logits(MobileViTForImageClassification(config))
-
-
 def _timm_deit() -> nn.Module:
     from timm import create_model
 
@@ -136,6 +104,32 @@ SCALABLE_VIT = {
     "window_size": (7, 7, 7, 7),
 }
 
+
+def _torchvision_maxvit() -> nn.Module:
+    from torchvision.models import maxvit_t
+
+    model: nn.Module = maxvit_t()
+    return model
+
+
+def _transformers_mobilevit() -> nn.Module:
+    from transformers import MobileViTConfig, MobileViTForImageClassification
+
+    config = MobileViTConfig(hidden_dropout_prob=0.0, classifier_dropout_prob=0.0)
+    config.num_labels = 1000
+    return Logits(MobileViTForImageClassification(config))
+
+
+def _transformers_cvt() -> nn.Module:
+    from transformers import CvtConfig, CvtForImageClassification
+
+    model: nn.Module = CvtForImageClassification(CvtConfig(id2label=dict(enumerate(map(str, range(1000))))))
+    return model
+
+
+DIMS_96 = (96, 192, 384, 768)
+
+
 CASES = {
     "vit_small_patch16_224": Case(
         timm="vit_small_patch16_224",
@@ -145,13 +139,35 @@ CASES = {
     "simple_vit_small_patch16_224": Case(
         public=("simple_vit", "SimpleViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
-    "xcit_small_12_p16_224": Case(
-        timm="xcit_small_12_p16_224",
+    # The public DeepViT normalises over heads by LayerNorm and has no biases in the mix.
+    "deepvit_patch16_224_re_attn_16b": Case(
         public=(
-            "xcit",
-            "XCiT",
-            {**IMAGENET, **SMALL, "patch_size": 16, "heads": 8, "dim_head": 48, "cls_depth": 2},
+            "deepvit",
+            "DeepViT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 384,
+                "depth": 16,
+                "heads": 12,
+                "dim_head": 32,
+                "mlp_dim": 1152,
+            },
         ),
+    ),
+    "cait_xxs24_224": Case(
+        timm="cait_xxs24_224",
+        public=("cait", "CaiT", {**IMAGENET, **CAIT, "patch_size": 16}),
+    ),
+    # The public T2TViT has tokens of 147 and 1323 channels where the paper has 64.
+    "t2t_vit_t_14": Case(
+        public=("t2t", "T2TViT", {**IMAGENET, "dim": 384, "depth": 14, "heads": 6, "mlp_dim": 1152}),
+    ),
+    "cct_14_7x2_224": Case(public=("cct", "cct_14", CCT_7X2)),
+    "crossvit_9_240": Case(
+        timm="crossvit_9_240",
+        public=("cross_vit", "CrossViT", {**CROSSVIT, "image_size": 240, "num_classes": 1000}),
+        image_size=(3, 240, 240),
     ),
     "pit_s_224": Case(
         timm="pit_s_224",
@@ -168,6 +184,20 @@ CASES = {
                 "mlp_dim": 1152,
             },
         ),
+    ),
+    # The public LeViT has neither batch norm nor activations in its stem, and other heads between stages.
+    "levit_256": Case(
+        timm="levit_256",
+        public=(
+            "levit",
+            "LeViT",
+            {**IMAGENET, "dim": (256, 384, 512), "depth": 4, "heads": (4, 6, 8), "mlp_mult": 2},
+        ),
+    ),
+    # The public CvT has no class token; transformers' activation is GELU, not its quick approximation.
+    "cvt_13": Case(
+        others={"transformers": _transformers_cvt},
+        public=("cvt", "CvT", {"num_classes": 1000, "s3_heads": 6}),
     ),
     # The public TwinsSVT has eight heads of 64 in every stage, and no windows in the last.
     "twins_svt_small": Case(
@@ -188,6 +218,20 @@ CASES = {
             },
         ),
     ),
+    # The public RegionViT has four heads of 32 channels in every stage; two more blocks make up for them.
+    "regionvit_small_224": Case(
+        public=(
+            "regionvit",
+            "RegionViT",
+            {"dim": DIMS_96, "depth": (2, 2, 10, 2), "num_classes": 1000, "tokenize_local_3_conv": True},
+        ),
+    ),
+    # The public CrossFormer counts pairs of blocks, and its groups of far cells are smaller.
+    "crossformer_small_patch4_group7_224": Case(
+        public=("crossformer", "CrossFormer", {"dim": DIMS_96, "depth": (1, 1, 3, 1), "num_classes": 1000}),
+    ),
+    # The public ScalableViT has dense convolutions, and half of its feed-forwards follow each other.
+    "scalable_vit_small": Case(public=("scalable_vit", "ScalableViT", SCALABLE_VIT)),
     # The public SepViT does not alternate windows of 7 and 14 cells.
     "sepvit_lite": Case(
         public=(
@@ -196,8 +240,16 @@ CASES = {
             {"num_classes": 1000, "dim": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)},
         ),
     ),
-    # The public ScalableViT has dense convolutions, and half of its feed-forwards follow each other.
-    "scalable_vit_small": Case(public=("scalable_vit", "ScalableViT", SCALABLE_VIT)),
+    # The public package has no norm in front of its convolutions, and no shortcuts around those that halve.
+    "maxvit_tiny_tf_224": Case(
+        timm="maxvit_tiny_tf_224",
+        others={"torchvision": _torchvision_maxvit},
+        public=(
+            "max_vit",
+            "MaxViT",
+            {"num_classes": 1000, "dim": 64, "dim_conv_stem": 64, "depth": (2, 2, 5, 2), "dropout": 0.0},
+        ),
+    ),
     "nest_tiny": Case(
         timm="nest_tiny",
         public=(
@@ -211,15 +263,6 @@ CASES = {
                 "num_hierarchies": 3,
                 "block_repeats": (2, 2, 8),
             },
-        ),
-    # The public package has no norm in front of its convolutions, and no shortcuts around those that halve.
-    "maxvit_tiny_tf_224": Case(
-        timm="maxvit_tiny_tf_224",
-        others={"torchvision": _torchvision_maxvit},
-        public=(
-            "max_vit",
-            "MaxViT",
-            {"num_classes": 1000, "dim": 64, "dim_conv_stem": 64, "depth": (2, 2, 5, 2), "dropout": 0.0},
         ),
     ),
     # The public package's transformers have heads of 8 channels and no norm behind them.
@@ -238,6 +281,14 @@ CASES = {
         ),
         image_size=(3, 256, 256),
     ),
+    "xcit_small_12_p16_224": Case(
+        timm="xcit_small_12_p16_224",
+        public=(
+            "xcit",
+            "XCiT",
+            {**IMAGENET, **SMALL, "patch_size": 16, "heads": 8, "dim_head": 48, "cls_depth": 2},
+        ),
+    ),
     # The public package samples at random, up to the same numbers of tokens.
     "deit_small_patch16_224_ats": Case(
         overrides={"max_tokens_per_depth": ATS, "ats_layers": None},
@@ -251,39 +302,9 @@ CASES = {
             {**IMAGENET, **SMALL, "patch_size": 16, "patch_merge_layer": 6, "patch_merge_num_tokens": 8},
         ),
     ),
-    "cct_14_7x2_224": Case(public=("cct", "cct_14", CCT_7X2)),
     "sl_vit_patch8_64": Case(
         public=("vit_for_small_dataset", "ViT", {"num_classes": 200, "image_size": 64, **SL_VIT}),
         image_size=(3, 64, 64),
-    ),
-    # The public DeepViT normalises over heads by LayerNorm and has no biases in the mix.
-    "deepvit_patch16_224_re_attn_16b": Case(
-        public=(
-            "deepvit",
-            "DeepViT",
-            {
-                **IMAGENET,
-                "patch_size": 16,
-                "dim": 384,
-                "depth": 16,
-                "heads": 12,
-                "dim_head": 32,
-                "mlp_dim": 1152,
-            },
-        ),
-    ),
-    # The public T2TViT has tokens of 147 and 1323 channels where the paper has 64.
-    "t2t_vit_t_14": Case(
-        public=("t2t", "T2TViT", {**IMAGENET, "dim": 384, "depth": 14, "heads": 6, "mlp_dim": 1152}),
-    ),
-    "cait_xxs24_224": Case(
-        timm="cait_xxs24_224",
-        public=("cait", "CaiT", {**IMAGENET, **CAIT, "patch_size": 16}),
-    ),
-    "crossvit_9_240": Case(
-        timm="crossvit_9_240",
-        public=("cross_vit", "CrossViT", {**CROSSVIT, "image_size": 240, "num_classes": 1000}),
-        image_size=(3, 240, 240),
     ),
     "vit_small_patch16_18x2_224": Case(
         timm="vit_small_patch16_18x2_224",

@@ -24,6 +24,8 @@ The catalogue, each with its paper, its module and its classes:
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
+- LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
+- CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`

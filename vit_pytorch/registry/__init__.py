@@ -28,6 +28,8 @@ FAMILIES = (
     "nest",
     "max_vit",
     "mobile_vit",
+    "levit",
+    "cvt",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

@@ -19,6 +19,8 @@ TABLES = {
     "NesT": "nest",
     "MaxViT": "max_vit",
     "MobileViT": "mobile_vit",
+    "LeViT": "levit",
+    "CvT": "cvt",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

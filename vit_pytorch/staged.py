@@ -44,12 +44,13 @@ class StagedModel(VisionModel):
 
     The constructor of a subclass calls this one, then sets `stages`, whatever else of the attributes below
     differs from nothing, and calls `reset_classifier` last. What passes from stage to stage is a map
-    (b, h, w, d), or a map and tokens in front of it (b, k, d).
+    (b, h, w, d), or a map and tokens in front of it, (b, k, d) or a map of their own.
 
     Attributes:
         dims: width of a cell in each stage.
         strides: pixels from one cell to the next in each stage.
         size_multiple: what the height and the width of an input are multiples of.
+        min_size: what the height and the width of an input are at least.
         any_size: whether an input may be larger than `image_size`, which is then only the customary one.
         stem: acts on the image, its channels last, in front of the stages.
         stages: give the map of each stage from that of the one before.
@@ -71,6 +72,7 @@ class StagedModel(VisionModel):
         strides: Sequence[int],
         channels: int = 3,
         size_multiple: tuple[int, int] = (1, 1),
+        min_size: tuple[int, int] = (1, 1),
         any_size: bool = True,
     ) -> None:
         super().__init__(
@@ -79,6 +81,7 @@ class StagedModel(VisionModel):
         self.dims = tuple(dims)
         self.strides = tuple(strides)
         self.size_multiple = size_multiple
+        self.min_size = min_size
         self.any_size = any_size
         self.num_prefix_tokens = 0
         self.stem: nn.Module = nn.Identity()
@@ -107,10 +110,11 @@ class StagedModel(VisionModel):
         """Hold the size of an input against what the architecture can take.
 
         Raises:
-            ValueError: where the input is empty, too large, or not the multiple that the stages need.
+            ValueError: where the input is too small or too large, or not the multiple that the stages need.
         """
-        if min(size) < 1:
-            raise ValueError(f"an image is at least {self.size_multiple}, got image size {tuple(size)}")
+        if any(s < least for s, least in zip(size, self.min_size, strict=True)):
+            least = tuple(map(max, self.min_size, self.size_multiple))
+            raise ValueError(f"an image is at least {least}, got image size {tuple(size)}")
         if not self.any_size and any(s > most for s, most in zip(size, self.image_size, strict=True)):
             raise ValueError(
                 f"image size {tuple(size)} exceeds the largest that the model takes, {self.image_size}"
@@ -135,7 +139,14 @@ class StagedModel(VisionModel):
         state = self.embed(images)
         for stage in self.stages:
             state = stage(state)
-        return _join(self.finish(state))
+        return self.join(self.finish(state))
+
+    def join(self, state: State) -> Tensor:
+        """Make of a state what leaves the model: a channels-first map, or all tokens in one sequence."""
+        x, prefix = _part(state)
+        if isinstance(state, tuple):
+            return torch.cat([prefix, x.flatten(1, 2)], dim=1)
+        return x.permute(0, 3, 1, 2)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Pool the last map and classify it.
@@ -185,7 +196,7 @@ class StagedModel(VisionModel):
         found: Intermediates = maps
         if return_prefix_tokens:
             found = [(x, prefix) for x, (_, prefix) in zip(maps, parts, strict=True)]
-        return found if intermediates_only else (_join(state), found)
+        return found if intermediates_only else (self.join(state), found)
 
     def get_classifier(self) -> nn.Module:
         """Give the layer that computes the logits; the identity where there is none."""
@@ -226,13 +237,6 @@ class StagedModel(VisionModel):
 def _part(state: State) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]:
     """Part a state into its map and the tokens in front of it, none as a rule."""
     if isinstance(state, tuple):
-        return state
-    return state, state.new_empty(state.shape[0], 0, state.shape[3])
-
-
-def _join(state: State) -> Tensor:
-    """Make of a state what leaves the model: a channels-first map, or all tokens in one sequence."""
-    if isinstance(state, tuple):
         x, prefix = state
-        return torch.cat([prefix, x.flatten(1, 2)], dim=1)
-    return state.permute(0, 3, 1, 2)
+        return x, prefix.flatten(1, -2)
+    return state, state.new_empty(state.shape[0], 0, state.shape[3])

@@ -67,7 +67,7 @@ class Partition:
         x = x.reshape(x.shape[0], *chain(*layout), x.shape[-1])
         outer = chain(*((1 + 3 * axis, 3 + 3 * axis) for axis in axes))
         x = x.permute(0, *outer, *(2 + 3 * axis for axis in axes), -1)
-        return x.reshape(-1, prod(cells for _, cells, _ in layout), x.shape[-1])
+        return x.reshape(-1, prod([cells for _, cells, _ in layout]), x.shape[-1])
 
     def merge(self, groups: Float[Tensor, "g n d"], grid: Sequence[int]) -> Float[Tensor, "b *grid d"]:
         """Put the groups back in their places on a map; the inverse of `split`."""

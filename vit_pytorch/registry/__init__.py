@@ -19,6 +19,8 @@ FAMILIES = (
     "cct",
     "cross_vit",
     "pit",
+    "regionvit",
+    "crossformer",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

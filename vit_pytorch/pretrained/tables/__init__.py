@@ -12,6 +12,8 @@ TABLES = {
     "ViT": "vit",
     "XCiT": "xcit",
     "PiT": "pit",
+    "RegionViT": "regionvit",
+    "CrossFormer": "crossformer",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

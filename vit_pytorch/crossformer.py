@@ -66,7 +66,8 @@ class CrossScaleEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Embed a channels-last map."""
-        x = x.permute(0, 3, 1, 2)
+        # The gradients of large kernels take many times as long where channels are last in memory, too.
+        x = x.permute(0, 3, 1, 2).contiguous()
         return torch.cat([conv(x).permute(0, 2, 3, 1) for conv in self.convs], dim=-1)
 
 
@@ -80,6 +81,8 @@ class LongShortAttention(GroupAttention):
         partition: which cells see each other on larger maps.
         bias: gives what is added to the scores of a group of any extents.
     """
+
+    bias: DynamicBias
 
     def __init__(self, attention: Attention, partition: Partition, bias: DynamicBias) -> None:
         super().__init__(attention, partition)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
 from vit_pytorch.layers.conv import OnMap, PositionGenerator
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -105,7 +106,7 @@ class RegionAttention(Attention):
         return self.merge(self.attend(*self.project(x), mask))
 
 
-class RegionBlock(Block):
+class RegionBlock(nn.Module):
     """Regional self-attention, local self-attention by the same weights, and a feed-forward (section 3.2).
 
     Args:
@@ -116,8 +117,6 @@ class RegionBlock(Block):
         positions: acts on both maps behind the block, if anything does.
     """
 
-    attention: Residual
-
     def __init__(
         self,
         attention: Residual,
@@ -126,7 +125,9 @@ class RegionBlock(Block):
         bias: LocalBias,
         positions: nn.Module | None = None,
     ) -> None:
-        super().__init__(attention, feedforward)
+        super().__init__()
+        self.attention = attention
+        self.feedforward = feedforward
         self.regional_norm = regional_norm
         self.bias = bias
         self.positions = positions
@@ -186,19 +187,22 @@ class RegionEmbedding(nn.Module):
         local: gives the map of local cells.
         regional: gives the map of regions, from squares of pixels that do not overlap.
         square: side of such a square; an image that is no multiple is filled up on all sides (see `lacking`).
+        dropout: dropout on the local cells.
     """
 
-    def __init__(self, local: nn.Module, regional: nn.Module, square: int) -> None:
+    def __init__(self, local: nn.Module, regional: nn.Module, square: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.local = local
         self.regional = regional
         self.square = square
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Float[Tensor, "b h w c"]) -> tuple[Tensor, Tensor]:
         """Embed channels-last images."""
         rows, columns = lacking(images.shape[1:3], self.square)
         sides = (0, 0, columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-        return self.local(images), self.regional(F.pad(images, sides) if any(sides) else images)
+        regional = self.regional(F.pad(images, sides) if any(sides) else images)
+        return self.dropout(self.local(images)), regional
 
 
 class Narrow(nn.Module):
@@ -273,7 +277,7 @@ class RegionViT(StagedModel):
         stages = len(dim)
         if len(depth) != stages:
             raise ValueError(f"depth is one for each of {stages} stages, got {tuple(depth)}")
-        if any(wide % narrow for narrow, wide in zip(dim, dim[1:], strict=False)):
+        if any(wide % narrow for narrow, wide in pairwise(dim)):
             raise ValueError(f"the width of a stage is a multiple of the one before, got {tuple(dim)}")
         all_heads = heads_per_stage(dim, heads)
         ratios = per_stage("mlp_ratio", mlp_ratio, stages, growth=1)
@@ -294,7 +298,7 @@ class RegionViT(StagedModel):
 
         local = _three_convs(channels, dim[0]) if tokenize_local_3_conv else _one_conv(channels, dim[0])
         regional = OnMap(nn.Conv2d(channels, dim[0], square, square))
-        self.stem = RegionEmbedding(nn.Sequential(*local, nn.Dropout(dropout)), regional, square)
+        self.stem = RegionEmbedding(local, regional, square, dropout)
 
         def block(stage: int, layer: int) -> RegionBlock:
             width = dim[stage]
@@ -340,12 +344,12 @@ class RegionViT(StagedModel):
         return features[:, : features.shape[1] // (1 + self.window**2)].mean(dim=1)
 
 
-def _one_conv(channels: int, dim: int) -> list[nn.Module]:
+def _one_conv(channels: int, dim: int) -> nn.Module:
     """Embed local cells by one convolution whose places overlap."""
-    return [OnMap(nn.Conv2d(channels, dim, 2 * PATCH, PATCH, PATCH - 1))]
+    return OnMap(nn.Conv2d(channels, dim, 2 * PATCH, PATCH, PATCH - 1))
 
 
-def _three_convs(channels: int, dim: int) -> list[nn.Module]:
+def _three_convs(channels: int, dim: int) -> nn.Module:
     """Embed local cells by three convolutions, of which two halve the map.
 
     Raises:
@@ -353,7 +357,7 @@ def _three_convs(channels: int, dim: int) -> list[nn.Module]:
     """
     if dim % 4:
         raise ValueError(f"three convolutions give a multiple of 4 channels, got {dim}")
-    return [
+    return nn.Sequential(
         OnMap(nn.Conv2d(channels, dim // 4, 3, 2, 1)),
         nn.LayerNorm(dim // 4),
         nn.GELU(),
@@ -361,4 +365,4 @@ def _three_convs(channels: int, dim: int) -> list[nn.Module]:
         nn.LayerNorm(dim // 2),
         nn.GELU(),
         OnMap(nn.Conv2d(dim // 2, dim, 3, 1, 1)),
-    ]
+    )

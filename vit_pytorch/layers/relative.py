@@ -75,8 +75,7 @@ class CachedBias(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: tuple[list[Tensor], Tensor] | None = None
-        self._kept_window: tuple[int, ...] = ()
+        self._kept: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
 
     @abstractmethod
     def compute(self, *window: int) -> Float[Tensor, "h n m"]:
@@ -96,11 +95,11 @@ class CachedBias(nn.Module):
             or any(parameter.device.type != "cpu" for parameter in parameters)
         ):
             return self.compute(*window)
-        stale = self._kept is None or window != self._kept_window
-        if stale or not all(map(_same, self._kept[0], parameters)):
-            self._kept = [parameter.clone() for parameter in parameters], self.compute(*window)
-            self._kept_window = window
-        return self._kept[1]
+        kept = self._kept
+        if kept is None or kept[0] != window or not all(map(_same, kept[1], parameters)):
+            kept = window, [parameter.clone() for parameter in parameters], self.compute(*window)
+            self._kept = kept
+        return kept[2]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what was computed out of copies and files."""

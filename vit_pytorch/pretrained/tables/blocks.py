@@ -10,9 +10,7 @@ POINTWISE = Transform(
 )
 
 
-def timm_block(
-    ours: str, theirs: str, *, qkv: bool = True, attention: str = "branch"
-) -> tuple[Rule, ...]:
+def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "branch") -> tuple[Rule, ...]:
     """Give a block's norms and linear layers, as timm and most authors after it name them.
 
     Args:

@@ -96,7 +96,7 @@ AUTHORS = Format(
         # Three convolutions, or one.
         *(Rule(f"stem.local.{k}.layers.0.{{p}}", f"patch_embed.proj.{k}.{{p}}") for k in (0, 3, 6)),
         *(Rule(f"stem.local.{k}.{{p}}", f"patch_embed.proj.{k}.{{p}}", CELL) for k in (1, 4)),
-        Rule("stem.local.0.layers.0.{p}", "patch_embed.proj.{p}"),
+        Rule("stem.local.layers.0.{p}", "patch_embed.proj.{p}"),
         Rule("stem.regional.layers.0.weight", "cls_token.proj.weight", SQUARE),
         Rule("stem.regional.layers.0.bias", "cls_token.proj.bias"),
         _narrow("norm", 0, CELL),

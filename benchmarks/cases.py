@@ -70,6 +70,7 @@ def _timm_deit() -> nn.Module:
 
 
 IMAGENET = {"image_size": 224, "num_classes": 1000}
+DIMS_96 = (96, 192, 384, 768)
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
 ATS = (196, 196, 196, 160, 128, 96, 80, 64, 48, 40, 32, 24)
 CCT_7X2 = {"img_size": 224, "n_conv_layers": 2, "kernel_size": 7, "positional_embedding": "learnable"}
@@ -126,6 +127,18 @@ CASES = {
                 "mlp_dim": 1152,
             },
         ),
+    ),
+    # The public RegionViT has four heads of 32 channels in every stage; two more blocks make up for them.
+    "regionvit_small_224": Case(
+        public=(
+            "regionvit",
+            "RegionViT",
+            {"dim": DIMS_96, "depth": (2, 2, 10, 2), "num_classes": 1000, "tokenize_local_3_conv": True},
+        ),
+    ),
+    # The public CrossFormer counts pairs of blocks, and its groups of far cells are smaller.
+    "crossformer_small_patch4_group7_224": Case(
+        public=("crossformer", "CrossFormer", {"dim": DIMS_96, "depth": (1, 1, 3, 1), "num_classes": 1000}),
     ),
     # The public package samples at random, up to the same numbers of tokens.
     "deit_small_patch16_224_ats": Case(

@@ -15,6 +15,8 @@ The catalogue, each with its paper, its module and its classes:
 - Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
 - CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
+- RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
+- CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`

@@ -34,6 +34,25 @@ CROSSVIT = {
     "lg_enc_mlp_dim": 128,
     "cross_attn_heads": 4,
 }
+REGIONVIT = {
+    "image_size": 32,
+    "dim": (32, 64, 128),
+    "depth": (1, 2, 1),
+    "heads": (2, 4, 4),
+    "window_size": 2,
+    "mlp_ratio": 2,
+}
+CROSSFORMER = {
+    "image_size": 16,
+    "dim": (32, 64, 96),
+    "depth": (2, 2, 2),
+    "heads": (2, 4, 6),
+    "global_window_size": (2, 1, 1),
+    "local_window_size": 4,
+    "cross_embed_kernel_sizes": ((2, 4), (2, 4), (2, 4)),
+    "cross_embed_strides": (2, 2, 2),
+    "mlp_ratio": 2,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "vit_tiny_patch16_224": (PLAIN, 20),
@@ -43,6 +62,8 @@ CASES = {
         10,
     ),
     "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
+    "regionvit_tiny_224": (REGIONVIT, 10),
+    "crossformer_tiny_patch4_group7_224": (CROSSFORMER, 10),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

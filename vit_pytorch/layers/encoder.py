@@ -168,8 +168,8 @@ class Block(nn.Module):
         self.attention = attention
         self.feedforward = feedforward
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Apply both residual branches."""
+    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """Apply both residual branches, to tokens or to a map whose channels are last."""
         return self.feedforward(self.attention(x))
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from math import prod
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention
@@ -60,7 +60,7 @@ class Partition:
             axes.append((extent // (cells * step), cells, step))
         return axes
 
-    def split(self, x: Float[Tensor, "b *grid d"]) -> Float[Tensor, "g n d"]:
+    def split(self, x: Shaped[Tensor, "b *grid d"]) -> Shaped[Tensor, "g n d"]:
         """Gather the groups of every sample, those of the first sample first, in row-major order."""
         layout = self.layout(x.shape[1:-1])
         axes = range(len(layout))

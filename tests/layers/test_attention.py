@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from vit_pytorch.layers.attention import Attention, ClassAttention, ExplicitAttention, FusedAttention
+from vit_pytorch.layers.attention import (
+    Attention,
+    ClassAttention,
+    ExplicitAttention,
+    FusedAttention,
+    heads_per_stage,
+)
 
 
 @pytest.fixture
@@ -41,6 +47,38 @@ def test_masks(qkv, dtype):
     for kernel in (FusedAttention(), ExplicitAttention()):
         for mask in (visible, bias):
             torch.testing.assert_close(kernel(q, k, v, mask.expand(7, 7)), expected)
+
+
+def test_a_mask_for_each_head(qkv):
+    """With the axis of the batch and without, and learned, where another way computes it on a processor."""
+    bias = torch.randn(4, 7, 7)
+    expected = ExplicitAttention()(*qkv, bias)
+    for mask in (bias, bias[None], bias[None].expand(2, -1, -1, -1), bias.clone().requires_grad_()):
+        torch.testing.assert_close(FusedAttention()(*qkv, mask), expected)
+
+
+def test_a_learned_mask_learns(qkv):
+    masks = [torch.zeros(4, 7, 7, requires_grad=True) for _ in range(2)]
+    for kernel, mask in zip((FusedAttention(), ExplicitAttention()), masks, strict=True):
+        kernel(*qkv, mask).square().sum().backward()
+    torch.testing.assert_close(masks[0].grad, masks[1].grad)
+    assert masks[0].grad.any()
+    torch.manual_seed(0)
+    dropped = FusedAttention(0.5)(*qkv, masks[0])
+    assert not dropped.allclose(FusedAttention(0.5)(*qkv, masks[0]))
+    torch.testing.assert_close(FusedAttention(0.5).eval()(*qkv, masks[0]), FusedAttention()(*qkv, masks[0]))
+
+
+def test_heads_per_stage():
+    assert heads_per_stage((64, 96), None) == (2, 3)
+    assert heads_per_stage((64, 96), (4, 1)) == (4, 1)
+    for heads, message in (
+        (None, r"widths \(48, 96\) are not multiples of 32"),
+        ((4,), r"one for each of 2 stages, got \(4,\)"),
+        ((5, 4), r"not multiples of \(5, 4\) heads"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            heads_per_stage((48, 96), heads)
 
 
 def test_class_attention():

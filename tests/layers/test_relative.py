@@ -71,6 +71,27 @@ def test_computed_once_in_inference(make):
 
 
 @torch.no_grad()
+def test_dynamic_bias_serves_any_window():
+    """A smaller window has the same offsets, in inference one after the other, too."""
+    bias = DynamicBias((3, 4), heads=2, dim=4)
+    whole = bias()
+    small = bias(2, 3)
+    places = [row * 4 + column for row in range(2) for column in range(3)]
+    torch.testing.assert_close(small, whole[:, places][:, :, places])
+    assert bias(2, 3) is small
+    assert bias().equal(whole)
+    assert bias(3, 4).equal(whole)
+    assert bias(5, 1).shape == (2, 5, 5)
+
+
+def test_a_table_serves_its_own_window_alone():
+    bias = RelativeBias((2, 3), heads=2)
+    assert bias(2, 3).equal(bias())
+    with pytest.raises(ValueError, match=r"a window of \(2, 3\) cells, got \(3, 2\)"):
+        bias(3, 2)
+
+
+@torch.no_grad()
 def test_what_was_computed_is_not_copied():
     bias = RelativeBias((2, 2), 3)
     kept = bias()

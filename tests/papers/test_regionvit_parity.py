@@ -12,7 +12,6 @@ from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.encoder import DropPath
-from vit_pytorch.layers.relative import resize_offsets
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.regionvit import Regions, RegionViT, lacking
 from vit_pytorch.registry import find_entry
@@ -146,15 +145,34 @@ def test_features_are_regions_and_their_cells(size: tuple[int, int]) -> None:
 
 def test_another_window_takes_the_weights_of_this_one() -> None:
     model, weights, _ = make_golden()
-    larger = RegionViT(**{**GOLDEN, "window_size": 6})
-    load_pretrained(larger, weights)
-    own = RegionViT(**{**GOLDEN, "window_size": 6})
+    larger, own = (RegionViT(**{**GOLDEN, "window_size": 6}) for _ in range(2))
+    with pytest.raises(ValueError, match="strictly"):
+        load_pretrained(larger, weights, strict=True)
+    report = load_pretrained(larger, weights)
+    assert set(report.resized.values()) == {((3, 3), (6, 6))}
+    assert len(report.resized) == 7
     load_pretrained(own, model.state_dict())
     assert all(larger.state_dict()[name].equal(tensor) for name, tensor in own.state_dict().items())
-    ours, theirs = (m.stages[1].encoder.blocks[0].bias.table for m in (model, own))
-    assert theirs.equal(resize_offsets(ours, (3, 3), (6, 6)))
+    ours, theirs = (
+        m.stages[1].encoder.blocks[0].bias.table.unflatten(0, (-1, n)) for m, n in ((model, 5), (own, 11))
+    )
+    torch.testing.assert_close(theirs[5, 5], ours[2, 2])
     want = nn.functional.interpolate(weights["cls_token.proj.weight"], (24, 24), mode="bicubic")
     assert own.stem.regional.layers[0].weight.equal(want)
+
+
+@pytest.mark.parametrize("window", [2, 3, 4, 7])
+def test_offsets_of_the_authors_table(window: int) -> None:
+    """Theirs looks (key - query + half a window) up, where what is negative counts from the end."""
+    model = RegionViT(**{**GOLDEN, "window_size": window, "image_size": 32})
+    side = 2 * window - 1
+    theirs = to_format(model, "regionvit")["layers.1.block.1.attn.rel_pos"].unflatten(1, (side, side))
+    bias = model.stages[1].encoder.blocks[0].bias()[:, 1:, 1:]
+    for query in range(window**2):
+        for key in range(window**2):
+            row, column = key // window - query // window, key % window - query % window
+            want = theirs[:, row + window // 2, column + window // 2]
+            assert bias[:, query, key].equal(want)
 
 
 # Independent computations, and what other programs get wrong.

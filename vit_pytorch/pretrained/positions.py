@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, resize_table
+from vit_pytorch.layers.relative import RelativeBias, resize_offsets
 from vit_pytorch.layers.tokens import PrefixTokens
 
 TOLERANCE = 1e-4
@@ -26,7 +27,8 @@ def fit_positions(
     """Bring the position embeddings of a state dict to what a model takes; changes the state dict.
 
     Rows of prefix tokens for which the model has no place are added to the tokens themselves, which
-    computes the same. A table that the model computes itself is held against it and taken out.
+    computes the same. A table that the model computes itself is held against it and taken out. A table of
+    offsets within another window, which is square, is interpolated.
 
     Args:
         model: what will take the weights.
@@ -36,7 +38,7 @@ def fit_positions(
         same_grid: whether a table with the model's number of cells has the model's grid for certain.
 
     Returns:
-        For each table that was resized, its grid and the model's.
+        For each table that was resized, its grid or window and the model's.
 
     Raises:
         ValueError: where the grid cannot be told, or fixed embeddings are not the model's.
@@ -44,6 +46,10 @@ def fit_positions(
     resized = {}
     for name, module in model.named_modules():
         key = f"{name}.table"
+        if key in state and isinstance(module, RelativeBias) and len(state[key]) != len(module.table):
+            window = ((isqrt(len(state[key])) + 1) // 2,) * len(module.window)
+            state[key] = resize_offsets(state[key], window, module.window)
+            resized[key] = (window, module.window)
         if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
             continue
         table = state[key]

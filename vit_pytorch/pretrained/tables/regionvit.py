@@ -9,7 +9,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_pytorch.layers.relative import resize_offsets
 from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
@@ -17,29 +16,22 @@ BLOCKS = range(64)
 BLOCK = "stages.{i}.encoder.blocks"
 
 
-def _side(table: Tensor, axis: int) -> int:
-    """Give the side of the window that a table of offsets belongs to."""
-    return (isqrt(table.shape[axis]) + 1) // 2
+def _maps(rows: Tensor) -> tuple[Tensor, int]:
+    """Give the offsets of each head as a map, and how far theirs, centred at half a window, is shifted."""
+    side = isqrt(rows.shape[1])
+    window = (side + 1) // 2
+    return rows.unflatten(1, (side, side)), window - 1 - window // 2
 
 
-def _fit_table(table: Tensor, block: Any) -> Tensor:
-    side = _side(table, 0)
-    return resize_offsets(table, (side, side), block.bias.window)
+def _from_theirs(parts: Sequence[Tensor], module: Any) -> Tensor:
+    """Theirs has a row for each head, and counts key - query around the end of the axes."""
+    maps, shift = _maps(parts[0])
+    return maps.flip(1, 2).roll((-shift, -shift), (1, 2)).flatten(1).T
 
 
-def _from_theirs(parts: Sequence[Tensor], block: Any) -> Tensor:
-    """Theirs has a row for each head, and counts key - query from half a window on, around the end."""
-    side = _side(parts[0], 1)
-    maps = parts[0].unflatten(1, (2 * side - 1, 2 * side - 1)).flip(1, 2)
-    shift = side // 2 - (side - 1)
-    return _fit_table(maps.roll((shift, shift), (1, 2)).flatten(1).T, block)
-
-
-def _to_theirs(table: Tensor, block: Any) -> tuple[Tensor]:
-    side = _side(table, 0)
-    shift = side - 1 - side // 2
-    maps = table.T.unflatten(1, (2 * side - 1, 2 * side - 1)).roll((shift, shift), (1, 2))
-    return (maps.flip(1, 2).flatten(1),)
+def _to_theirs(table: Tensor, module: Any) -> tuple[Tensor]:
+    maps, shift = _maps(table.T)
+    return (maps.roll((shift, shift), (1, 2)).flip(1, 2).flatten(1),)
 
 
 def _fit_square(parts: Sequence[Tensor], layers: Any) -> Tensor:
@@ -52,7 +44,6 @@ def _fit_square(parts: Sequence[Tensor], layers: Any) -> Tensor:
 
 
 TABLE = Transform(_from_theirs, _to_theirs)
-OWN_TABLE = Transform(lambda parts, block: _fit_table(parts[0], block), SAME.write)
 SQUARE = Transform(_fit_square, SAME.write)
 # A vector that theirs has as a map of one cell.
 CELL = Transform(
@@ -84,7 +75,6 @@ OURS = Format(
     name=OURS.name,
     marks=OURS.marks,
     rules=(
-        Rule(f"{BLOCK}.{{j}}.bias.table", f"{BLOCK}.{{j}}.bias.table", OWN_TABLE),
         Rule("stem.regional.layers.0.weight", "stem.regional.layers.0.weight", SQUARE),
         *OURS.rules,
     ),

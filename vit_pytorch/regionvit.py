@@ -69,8 +69,7 @@ class Regions:
     def part(self, tokens: Float[Tensor, "g n d"]) -> tuple[Tensor, Tensor]:
         """Give the map of local cells and that of regions again."""
         local = self.partition.merge(tokens[:, 1:], self.filled)[:, : self.grid[0], : self.grid[1]]
-        regional = tokens[:, 0].unflatten(0, (-1, *self.counts))
-        return local, regional
+        return local, tokens[:, 0].unflatten(0, (-1, *self.counts))
 
     def visible(self, like: Tensor) -> Bool[Tensor, "g 1 n n"] | None:
         """Tell who sees whom in the regions of one image; None for everyone.
@@ -296,7 +295,9 @@ class RegionViT(StagedModel):
         filled = map(sum, zip(self.image_size, lacking(self.image_size, square), strict=True))
         self.num_prefix_tokens = prod([-(-extent // (square * 2 ** (stages - 1))) for extent in filled])
 
-        local = _three_convs(channels, dim[0]) if tokenize_local_3_conv else _one_conv(channels, dim[0])
+        local: nn.Module = OnMap(nn.Conv2d(channels, dim[0], 2 * PATCH, PATCH, PATCH - 1))
+        if tokenize_local_3_conv:
+            local = _three_convs(channels, dim[0])
         regional = OnMap(nn.Conv2d(channels, dim[0], square, square))
         self.stem = RegionEmbedding(local, regional, square, dropout)
 
@@ -342,11 +343,6 @@ class RegionViT(StagedModel):
     def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Give the mean of the regions' tokens, of which there is one for so many local cells."""
         return features[:, : features.shape[1] // (1 + self.window**2)].mean(dim=1)
-
-
-def _one_conv(channels: int, dim: int) -> nn.Module:
-    """Embed local cells by one convolution whose places overlap."""
-    return OnMap(nn.Conv2d(channels, dim, 2 * PATCH, PATCH, PATCH - 1))
 
 
 def _three_convs(channels: int, dim: int) -> nn.Module:

@@ -33,7 +33,7 @@ def offsets(
 def distances(
     queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
 ) -> Int[Tensor, "n m"]:
-    """Number the absolute offsets |query - key| between 0 and extent - 1 along each axis, row-major."""
+    """Number the absolute offsets, query from key, between 0 and extent - 1 along each axis, row-major."""
     apart = (queries[:, None] - keys[None]).abs()
     number = torch.zeros_like(apart[..., 0])
     for axis, extent in enumerate(extents):

@@ -112,6 +112,23 @@ def _torchvision_maxvit() -> nn.Module:
     return model
 
 
+class Logits(nn.Module):
+    """A classifier of transformers, which gives its logits alone.
+
+    Args:
+        model: the classifier.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits."""
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
 def _transformers_mobilevit() -> nn.Module:
     from transformers import MobileViTConfig, MobileViTForImageClassification
 

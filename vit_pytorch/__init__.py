@@ -26,6 +26,8 @@ The catalogue, each with its paper, its module and its classes:
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
 - CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
+- RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
+- CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`

@@ -151,7 +151,7 @@ class AttentionNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Let every query attend to all cells."""
         grid = tuple(x.shape[1:3])
-        mixed = self.attend(*self.project(x), self.bias.fit(grid))
+        mixed = self.attend(*self.project(x), self.bias(*grid))
         return self.merge(mixed).unflatten(1, self.bias.queries(grid))
 
 

@@ -45,7 +45,7 @@ class StagedModel(VisionModel):
 
     The constructor of a subclass calls this one, then sets `stages`, whatever else of the attributes below
     differs from nothing, and calls `reset_classifier` last. What passes from stage to stage is a map
-    (b, h, w, d), or a map and tokens in front of it (b, k, d).
+    (b, h, w, d), or a map and tokens in front of it, (b, k, d) or a map of their own.
 
     Attributes:
         dims: width of a cell in each stage.
@@ -141,7 +141,14 @@ class StagedModel(VisionModel):
         state = self.embed(images)
         for stage in self.stages:
             state = stage(state)
-        return _join(self.finish(state))
+        return self.join(self.finish(state))
+
+    def join(self, state: State) -> Tensor:
+        """Make of a state what leaves the model: a channels-first map, or all tokens in one sequence."""
+        x, prefix = _part(state)
+        if isinstance(state, tuple):
+            return torch.cat([prefix, x.flatten(1, 2)], dim=1)
+        return x.permute(0, 3, 1, 2)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Pool the last map and classify it.
@@ -191,7 +198,7 @@ class StagedModel(VisionModel):
         found: Intermediates = maps
         if return_prefix_tokens:
             found = [(x, prefix) for x, (_, prefix) in zip(maps, parts, strict=True)]
-        return found if intermediates_only else (_join(state), found)
+        return found if intermediates_only else (self.join(state), found)
 
     def get_classifier(self) -> nn.Module:
         """Give the layer that computes the logits; the identity where there is none."""
@@ -232,13 +239,6 @@ class StagedModel(VisionModel):
 def _part(state: State) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]:
     """Part a state into its map and the tokens in front of it, none as a rule."""
     if isinstance(state, tuple):
-        return state
-    return state, state.new_empty(state.shape[0], 0, state.shape[3])
-
-
-def _join(state: State) -> Tensor:
-    """Make of a state what leaves the model: a channels-first map, or all tokens in one sequence."""
-    if isinstance(state, tuple):
         x, prefix = state
-        return torch.cat([prefix, x.flatten(1, 2)], dim=1)
-    return state.permute(0, 3, 1, 2)
+        return x, prefix.flatten(1, -2)
+    return state, state.new_empty(state.shape[0], 0, state.shape[3])

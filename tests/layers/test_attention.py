@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from vit_pytorch.layers.attention import Attention, ClassAttention, ExplicitAttention, FusedAttention
+from vit_pytorch.layers.attention import (
+    Attention,
+    ClassAttention,
+    ExplicitAttention,
+    FusedAttention,
+    heads_per_stage,
+)
 
 
 @pytest.fixture
@@ -72,6 +78,30 @@ def test_bias_of_each_head_takes_the_fused_kernel(qkv):
         FusedAttention()(*qkv, torch.randn(4, 7, 7))
     names = {event.key for event in profile.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+
+
+def test_a_learned_mask_learns(qkv):
+    masks = [torch.zeros(4, 7, 7, requires_grad=True) for _ in range(2)]
+    for kernel, mask in zip((FusedAttention(), ExplicitAttention()), masks, strict=True):
+        kernel(*qkv, mask).square().sum().backward()
+    torch.testing.assert_close(masks[0].grad, masks[1].grad)
+    assert masks[0].grad.any()
+    torch.manual_seed(0)
+    dropped = FusedAttention(0.5)(*qkv, masks[0])
+    assert not dropped.allclose(FusedAttention(0.5)(*qkv, masks[0]))
+    torch.testing.assert_close(FusedAttention(0.5).eval()(*qkv, masks[0]), FusedAttention()(*qkv, masks[0]))
+
+
+def test_heads_per_stage():
+    assert heads_per_stage((64, 96), None) == (2, 3)
+    assert heads_per_stage((64, 96), (4, 1)) == (4, 1)
+    for heads, message in (
+        (None, r"widths \(48, 96\) are not multiples of 32"),
+        ((4,), r"one for each of 2 stages, got \(4,\)"),
+        ((5, 4), r"not multiples of \(5, 4\) heads"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            heads_per_stage((48, 96), heads)
 
 
 def test_class_attention():

@@ -78,6 +78,27 @@ def test_computed_once_in_inference(make):
 
 
 @torch.no_grad()
+def test_dynamic_bias_serves_any_window():
+    """A smaller window has the same offsets, in inference one after the other, too."""
+    bias = DynamicBias((3, 4), heads=2, dim=4)
+    whole = bias()
+    small = bias(2, 3)
+    places = [row * 4 + column for row in range(2) for column in range(3)]
+    torch.testing.assert_close(small, whole[:, places][:, :, places])
+    assert bias(2, 3) is small
+    assert bias().equal(whole)
+    assert bias(3, 4).equal(whole)
+    assert bias(5, 1).shape == (2, 5, 5)
+
+
+def test_a_table_serves_its_own_window_alone():
+    bias = RelativeBias((2, 3), heads=2)
+    assert bias(2, 3).equal(bias())
+    with pytest.raises(ValueError, match=r"a window of \(2, 3\) cells, got \(3, 2\)"):
+        bias(3, 2)
+
+
+@torch.no_grad()
 def test_what_was_computed_is_not_copied():
     bias = RelativeBias((2, 2), 3)
     kept = bias()
@@ -144,8 +165,9 @@ def test_smaller_grid_has_the_biases_of_its_distances(stride, grid):
     torch.nn.init.normal_(bias.table)
     table = bias.table.unflatten(1, (3, 4))
     small.table.copy_(table[:, : grid[0], : grid[1]].flatten(1))
-    assert bias.fit(grid).equal(small())
-    assert bias.fit((3, 4)) is bias()
+    assert bias(*grid).equal(small())
+    assert bias(3, 4).equal(bias())
+    assert bias(3, 4) is bias(3, 4)
 
 
 def test_resizing_distances():

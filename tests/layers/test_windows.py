@@ -9,6 +9,7 @@ from vit_pytorch.layers.windows import (
     Partition,
     dilated,
     grid_groups,
+    hide,
     lines,
     pad_map,
     windows,
@@ -110,3 +111,26 @@ def test_padding_is_hidden(biased):
     seen = GroupAttention(attention, windows((2, 2)), groups.bias, mask_padding=False)(x)
     torch.testing.assert_close(seen[:, :2], mixed[:, :2])
     assert not seen[:, 2:].allclose(mixed[:, 2:], atol=1e-3)
+
+
+def test_a_group_of_nothing_real_sees_everything():
+    real = torch.tensor([[True, True, False], [False, False, False]])
+    assert hide(real, None)[:, 0, 0].tolist() == [[True, True, False], [True, True, True]]
+    bias = torch.randn(2, 3, 3)
+    mask = hide(real, bias)
+    assert mask.shape == (2, 2, 3, 3)
+    assert mask[1].equal(bias)
+    assert mask[0, ..., :2].equal(bias[..., :2])
+    assert mask[0, ..., 2].eq(-torch.inf).all()
+
+
+@torch.no_grad()
+def test_the_partition_may_depend_on_the_map():
+    class Whole(GroupAttention):
+        def arrange(self, grid):
+            return windows(grid), None
+
+    attention = Attention(8, heads=2, dim_head=4)
+    x = torch.randn(2, 3, 5, 8)
+    want = attention(x.flatten(1, 2)).view_as(x)
+    torch.testing.assert_close(Whole(attention, windows((2, 2)))(x), want)

@@ -62,6 +62,25 @@ SCALABLE_VIT = {
     "window_size": (4, 4, 2),
     "representation_size": 128,
 }
+REGIONVIT = {
+    "image_size": 32,
+    "dim": (32, 64, 128),
+    "depth": (1, 2, 1),
+    "heads": (2, 4, 4),
+    "window_size": 2,
+    "mlp_ratio": 2,
+}
+CROSSFORMER = {
+    "image_size": 16,
+    "dim": (32, 64, 96),
+    "depth": (2, 2, 2),
+    "heads": (2, 4, 6),
+    "global_window_size": (2, 1, 1),
+    "local_window_size": 4,
+    "cross_embed_kernel_sizes": ((2, 4), (2, 4), (2, 4)),
+    "cross_embed_strides": (2, 2, 2),
+    "mlp_ratio": 2,
+}
 # named model: what makes it tiny, and epochs
 CASES = {
     "maxvit_tiny_tf_224": (
@@ -110,6 +129,8 @@ CASES = {
         },
         10,
     ),
+    "regionvit_tiny_224": (REGIONVIT, 10),
+    "crossformer_tiny_patch4_group7_224": (CROSSFORMER, 10),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

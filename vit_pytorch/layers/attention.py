@@ -6,7 +6,7 @@ where it can be seen; one that mixes them afterwards passes what the values meet
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +139,23 @@ def width_of_head(dim: int, heads: int) -> int:
     if dim % heads:
         raise ValueError(f"width {dim} is not a multiple of {heads} heads")
     return dim // heads
+
+
+def heads_per_stage(dims: Sequence[int], heads: Sequence[int] | None) -> tuple[int, ...]:
+    """Give the number of heads in each stage of a model: as told, or one for 32 channels.
+
+    Raises:
+        ValueError: where the widths are not multiples of the heads.
+    """
+    if heads is None:
+        if any(dim % 32 for dim in dims):
+            raise ValueError(f"widths {tuple(dims)} are not multiples of 32, the width of a head")
+        return tuple(dim // 32 for dim in dims)
+    if len(heads) != len(dims):
+        raise ValueError(f"heads is one for each of {len(dims)} stages, got {tuple(heads)}")
+    if any(dim % head for dim, head in zip(dims, heads, strict=True)):
+        raise ValueError(f"widths {tuple(dims)} are not multiples of {tuple(heads)} heads")
+    return tuple(heads)
 
 
 class Attention(nn.Module):

@@ -151,29 +151,37 @@ class CachedBias(nn.Module):
 
     What was computed serves as long as the parameters hold the same values, which are compared: they are
     small, and no write to them can be missed. On other devices than the processor, where the comparison
-    would wait for the device, and in graphs that are traced, the bias is computed anew.
+    would wait for the device, and in graphs that are traced, the bias is computed anew; and so it is where
+    a bias that can be computed for any window is asked for another one.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: tuple[list[Tensor], Tensor] | None = None
+        self._kept: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
 
     @abstractmethod
-    def compute(self) -> Float[Tensor, "h n m"]:
+    def compute(self, *window: int) -> Float[Tensor, "h n m"]:
         """Compute the bias from the parameters."""
 
-    def forward(self) -> Float[Tensor, "h n m"]:
-        """Give the bias of every head for every pair of cells."""
+    def forward(self, *window: int) -> Float[Tensor, "h n m"]:
+        """Give the bias of every head for every pair of cells.
+
+        Args:
+            window: extents of the window in cells, for a bias that can be computed for any; its own window
+                unless told.
+        """
         parameters = list(self.parameters())
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or any(parameter.device.type != "cpu" for parameter in parameters)
         ):
-            return self.compute()
-        if self._kept is None or not all(map(_same, self._kept[0], parameters)):
-            self._kept = [parameter.clone() for parameter in parameters], self.compute()
-        return self._kept[1]
+            return self.compute(*window)
+        kept = self._kept
+        if kept is None or kept[0] != window or not all(map(_same, kept[1], parameters)):
+            kept = window, [parameter.clone() for parameter in parameters], self.compute(*window)
+            self._kept = kept
+        return kept[2]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what was computed out of copies and files."""
@@ -202,8 +210,14 @@ class RelativeBias(CachedBias):
         places = cells(window)
         self.register_buffer("index", offsets(places, places, window).flatten(), persistent=False)
 
-    def compute(self) -> Float[Tensor, "h n n"]:
-        """Look up the offset of every pair of cells."""
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Look up the offset of every pair of cells; only its own window has a table.
+
+        Raises:
+            ValueError: where another window is asked for.
+        """
+        if window and window != self.window:
+            raise ValueError(f"the table belongs to a window of {self.window} cells, got {window}")
         return _look_up(self.table, self.index, prod(self.window))
 
 
@@ -230,17 +244,14 @@ class DistanceBias(CachedBias):
         """Give the queries along each axis of a grid."""
         return tuple(-(-extent // self.stride) for extent in grid)
 
-    def compute(self) -> Float[Tensor, "h n m"]:
-        """Look up the offset of every query and cell of the largest grid."""
-        bias = self.table.gather(1, self.index.expand(len(self.table), -1))
-        return bias.unflatten(1, (-1, prod(self.grid)))
-
-    def fit(self, grid: Sequence[int]) -> Float[Tensor, "h n m"]:
-        """Give the bias of every head for every query and cell of a grid, which may be a smaller one."""
-        bias: Tensor = self()
-        if tuple(grid) == self.grid:
+    def compute(self, *window: int) -> Float[Tensor, "h n m"]:
+        """Look up the offset of every query and cell of a grid, the largest or a smaller one."""
+        bias = self.table.gather(1, self.index.expand(len(self.table), -1)).unflatten(
+            1, (-1, prod(self.grid))
+        )
+        if not window or window == self.grid:
             return bias
-        (y, x), (height, width) = self.queries(grid), grid
+        (y, x), (height, width) = self.queries(window), window
         bias = bias.unflatten(2, self.grid).unflatten(1, self.queries(self.grid))
         return bias[:, :y, :x, :height, :width].flatten(3).flatten(1, 2)
 
@@ -248,8 +259,10 @@ class DistanceBias(CachedBias):
 class DynamicBias(CachedBias):
     """A bias for each head that a small network computes from the offset (CrossFormer, arXiv:2108.00154).
 
+    Since nothing in it belongs to a window, it gives the bias of any (section 3.3).
+
     Args:
-        window: extents of the window, in cells.
+        window: extents of the customary window, in cells.
         heads: number of heads.
         dim: width of the network.
         depth: number of hidden layers, each behind a LayerNorm and a ReLU.
@@ -267,17 +280,27 @@ class DynamicBias(CachedBias):
             nn.Sequential(nn.LayerNorm(before), nn.ReLU(), nn.Linear(before, after))
             for before, after in pairwise([*widths, heads])
         )
-        inside = cells(window)
-        every = cells([2 * extent - 1 for extent in window]) - torch.tensor([extent - 1 for extent in window])
+        every, inside = _places(window)
         self.register_buffer("places", every, persistent=False)
-        self.register_buffer("index", offsets(inside, inside, window).flatten(), persistent=False)
+        self.register_buffer("index", inside, persistent=False)
 
-    def compute(self) -> Float[Tensor, "h n n"]:
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Compute the bias of every offset, then look up that of every pair of cells."""
-        x = self.embed(self.places.to(self.embed.weight.dtype))
+        places, index = self.places, self.index
+        if window and window != self.window:
+            places, index = (tensor.to(places.device) for tensor in _places(window))
+        n = prod(window or self.window)
+        x = self.embed(places.to(self.embed.weight.dtype))
         for layer in self.layers:
             x = layer(x)
-        return _look_up(x, self.index, prod(self.window))
+        return _look_up(x, index, n)
+
+
+def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"]]:
+    """Give all offsets within a window, and the number of that of every pair of cells."""
+    inside = cells(window)
+    every = cells([2 * extent - 1 for extent in window]) - torch.tensor([extent - 1 for extent in window])
+    return every, offsets(inside, inside, window).flatten()
 
 
 def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:

@@ -137,23 +137,30 @@ class GroupAttention(nn.Module):
         self.bias = bias
         self.mask_padding = mask_padding
 
+    def arrange(self, grid: tuple[int, int]) -> tuple[Partition, Tensor | None]:
+        """Give the partition of a map of this size, and what is added to the scores of its groups."""
+        return self.partition, None if self.bias is None else self.bias()
+
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Let every cell attend to the cells of its group."""
         height, width = x.shape[1:3]
-        padded = pad_map(x, self.partition.multiple)
-        mask = None if self.bias is None else self.bias()
+        partition, mask = self.arrange((height, width))
+        padded = pad_map(x, partition.multiple)
+        groups = partition.split(padded)
         if self.mask_padding and padded.shape != x.shape:
-            mask = self.hide_padding(padded, (height, width), mask)
-        q, k, v = self.attention.project(self.partition.split(padded))
+            real = partition.split(real_cells((height, width), padded.shape[1:3], padded))
+            mask = hide(real[..., 0], mask).repeat(x.shape[0], 1, 1, 1)
+        q, k, v = self.attention.project(groups)
         mixed = self.attention.merge(self.attention.attend(q, k, v, mask))
-        return self.partition.merge(mixed, padded.shape[1:3])[:, :height, :width]
+        return partition.merge(mixed, padded.shape[1:3])[:, :height, :width]
 
-    def hide_padding(
-        self, padded: Float[Tensor, "b y x d"], grid: Sequence[int], bias: Float[Tensor, "h n n"] | None
-    ) -> Tensor:
-        """Make the mask of all groups that hides padded keys; a group of nothing else sees them all."""
-        real = real_cells(grid, padded.shape[1:3], padded)
-        keys = self.partition.split(real)[:, None, :, 0][:, None]
-        keys = keys | ~keys.any(dim=-1, keepdim=True)
-        mask = keys if bias is None else bias.masked_fill(~keys, -float("inf"))
-        return mask.repeat(padded.shape[0], 1, 1, 1)
+
+def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "h n n"] | None) -> Tensor:
+    """Make the mask of groups that hides padded keys; a group of nothing else sees them all.
+
+    Args:
+        real: which cells of every group are not padding.
+        bias: what is added to the scores of all groups, if anything.
+    """
+    keys = (real | ~real.any(dim=-1, keepdim=True))[:, None, None]
+    return keys if bias is None else bias.masked_fill(~keys, -float("inf"))

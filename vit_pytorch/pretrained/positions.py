@@ -39,7 +39,7 @@ def fit_positions(
         same_grid: whether a table with the model's number of cells has the model's grid for certain.
 
     Returns:
-        For each table that was resized, its grid and the model's.
+        For each table that was resized, its grid or window and the model's.
 
     Raises:
         ValueError: where the grid cannot be told, or fixed embeddings are not the model's.

@@ -30,6 +30,8 @@ FAMILIES = (
     "mobile_vit",
     "levit",
     "cvt",
+    "regionvit",
+    "crossformer",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

@@ -21,6 +21,8 @@ TABLES = {
     "MobileViT": "mobile_vit",
     "LeViT": "levit",
     "CvT": "cvt",
+    "RegionViT": "regionvit",
+    "CrossFormer": "crossformer",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

@@ -10,18 +10,20 @@ POINTWISE = Transform(
 )
 
 
-def timm_block(ours: str, theirs: str, *, qkv: bool = True) -> tuple[Rule, ...]:
+def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "branch") -> tuple[Rule, ...]:
     """Give a block's norms and linear layers, as timm and most authors after it name them.
 
     Args:
         ours: our name of the block.
         theirs: their name of it.
         qkv: whether one projection gives queries, keys and values.
+        attention: where the projections of attention are in our residual.
     """
+    inner = f"{ours}.attention.{attention}"
     return (
         Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
-        *((Rule(f"{ours}.attention.branch.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),) if qkv else ()),
-        Rule(f"{ours}.attention.branch.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
+        *((Rule(f"{inner}.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),) if qkv else ()),
+        Rule(f"{inner}.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
         Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
         Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
         Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 PUBLIC = "public vit-pytorch"
 Builder = Callable[[], nn.Module]
@@ -140,8 +140,7 @@ def _transformers_mobilevit() -> nn.Module:
 def _transformers_cvt() -> nn.Module:
     from transformers import CvtConfig, CvtForImageClassification
 
-    model: nn.Module = CvtForImageClassification(CvtConfig(id2label=dict(enumerate(map(str, range(1000))))))
-    return model
+    return Logits(CvtForImageClassification(CvtConfig(id2label=dict(enumerate(map(str, range(1000)))))))
 
 
 DIMS_96 = (96, 192, 384, 768)

@@ -17,17 +17,17 @@ The catalogue, each with its paper, its module and its classes:
 - Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
 - CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
-- Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
-- SepViT: Separable Vision Transformer (arXiv:2203.15380): `vit_pytorch.sep_vit`, `SepViT`
-- ScalableViT: Rethinking the Context-oriented Generalization (arXiv:2203.10790):
-  `vit_pytorch.scalable_vit`, `ScalableViT`
-- Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
-- MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
-- MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
 - CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
+- Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
 - RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
 - CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`
+- ScalableViT: Rethinking the Context-oriented Generalization (arXiv:2203.10790):
+  `vit_pytorch.scalable_vit`, `ScalableViT`
+- SepViT: Separable Vision Transformer (arXiv:2203.15380): `vit_pytorch.sep_vit`, `SepViT`
+- MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
+- Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
+- MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`

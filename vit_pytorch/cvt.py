@@ -320,7 +320,3 @@ class CvT(StagedModel):
         if global_pool is not None and global_pool not in known:
             raise ValueError(f"this CvT pools by {known[0]!r}; pooling cannot be {global_pool!r}")
         super().reset_classifier(num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: the class tokens."""
-        return {name for name, _ in self.named_parameters() if name.endswith("prefix.class_token")}

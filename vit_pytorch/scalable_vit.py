@@ -241,7 +241,3 @@ class ScalableViT(StagedModel):
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
         init_convs(self)
         self.reset_classifier(num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: those of positions."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".positions.conv.weight")}

@@ -216,11 +216,6 @@ class SepViT(StagedModel):
         init_convs(self)
         self.reset_classifier(num_classes)
 
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tokens and places."""
-        places = {name for name, p in self.named_parameters() if ".positions." in name and p.ndim > 1}
-        return super().no_weight_decay() | places
-
 
 def _window_sides(
     window_size: int | Sequence[Sequence[int]], depth: Sequence[int], maps: Sequence[Grid]

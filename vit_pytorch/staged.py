@@ -224,8 +224,9 @@ class StagedModel(VisionModel):
                 module.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tables of positions."""
-        return {name for name, _ in self.named_parameters() if name.split(".")[-1] == "table"}
+        """Name the parameters of more than one axis that weight decay leaves alone: tokens and places."""
+        kept = (".table", ".positions.conv.weight", ".class_token")
+        return {name for name, _ in self.named_parameters() if name.endswith(kept)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth; the coarse ones by stage."""

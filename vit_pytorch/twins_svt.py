@@ -221,7 +221,3 @@ class TwinsSVT(StagedModel):
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
         init_convs(self)
         self.reset_classifier(num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: what tells places."""
-        return {name for name, p in self.named_parameters() if ".positions." in name and p.ndim > 1}

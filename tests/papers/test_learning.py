@@ -1,4 +1,4 @@
-"""Every architecture learns: a tiny one passes 90 % on the digits within moments."""
+"""Every architecture learns: a tiny one passes 90 % on the digits within moments, a pyramid 95 %."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from tests.papers.learning import accuracy_on_digits
 from vit_pytorch import create_model
 from vit_pytorch.registry.twins_svt import stages
+from vit_pytorch.staged import StagedModel
 
 SMALL = {"channels": 1, "num_classes": 10}
 SIZE = {"image_size": 20}
@@ -156,4 +157,5 @@ def test_learns_the_digits(name):
     torch.manual_seed(0)
     overrides, epochs = CASES[name]
     model = create_model(name, **SMALL, **overrides)
-    assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs) > 0.9
+    least = 0.95 if isinstance(model, StagedModel) else 0.9
+    assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs) > least

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import DistilledHead, PrefixTokens, make_distilled_classifier
+from vit_pytorch.layers.tokens import DistilledHead, PrefixTokens, TwoHeads, make_distilled_classifier
 from vit_pytorch.model import VisionModel
 from vit_pytorch.plain import PlainModel
 from vit_pytorch.t2t import T2TViT
@@ -137,7 +137,7 @@ class DistillWrapper(nn.Module):
     The teacher stays in eval, is given no gradients, and follows the wrapper from device to device.
 
     Args:
-        student: a model whose classifier is a `DistilledHead`: one of this module, or PiT with
+        student: a model with two classifiers (`TwoHeads`): one of this module, or PiT or LeViT with
             `distilled=True`.
         teacher: gives logits (b, k) from the student's images; any module. Of an output with an attribute
             `logits`, as models of transformers give it, that is taken.
@@ -161,7 +161,7 @@ class DistillWrapper(nn.Module):
     ) -> None:
         super().__init__()
         check_weights(temperature, alpha)
-        if not isinstance(student.get_classifier(), DistilledHead):
+        if not isinstance(student.get_classifier(), TwoHeads):
             raise ValueError(
                 "the student needs a classifier for its distillation token, such as DistillableViT has; "
                 f"got {type(student).__name__} with {type(student.get_classifier()).__name__}"
@@ -202,7 +202,7 @@ class DistillWrapper(nn.Module):
         alpha = self.alpha if alpha is None else alpha
         check_weights(temperature, alpha)
         head = self.student.get_classifier()
-        assert isinstance(head, DistilledHead)
+        assert isinstance(head, TwoHeads)
         features = self.student.forward_features(images)
         logits, distilled = head.separate(self.student.forward_head(features, pre_logits=True))
         taught = self.ask_teacher(images)

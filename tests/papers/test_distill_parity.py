@@ -13,6 +13,7 @@ from vit_pytorch.distill import DistillableEfficientViT, DistillableT2TViT, Dist
 from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual
+from vit_pytorch.levit import LeViT
 from vit_pytorch.pit import PiT
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.t2t import T2TViT
@@ -219,17 +220,16 @@ def test_teachers_of_transformers():
         DistillWrapper(student=student, teacher=Nothing())(batch, labels)
 
 
-def test_other_students():
-    student = PiT(
-        image_size=32,
-        patch_size=8,
-        num_classes=5,
-        dim=16,
-        depth=(1, 1),
-        heads=2,
-        mlp_dim=32,
-        distilled=True,
-    )
+OTHERS = {
+    "pit": lambda: PiT(patch_size=8, dim=16, depth=(1, 1), heads=2, mlp_dim=32, **OTHER),
+    "levit": lambda: LeViT(dim=(16, 24, 32), depth=1, heads=2, mlp_mult=2, dim_key=8, **OTHER),
+}
+OTHER = {"image_size": 32, "num_classes": 5, "distilled": True}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_other_students(make):
+    student = make()
     wrapper = DistillWrapper(student=student, teacher=Teacher())
     assert wrapper(images(32, 32, batch=2), torch.tensor([0, 1])).isfinite()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -82,6 +83,14 @@ class AttentionPool(nn.Module):
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+@runtime_checkable
+class TwoHeads(Protocol):
+    """A classifier that is two, of which the second learns from a teacher."""
+
+    def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Give the two classifiers' logits apart, as a distillation loss wants them."""
 
 
 class DistilledHead(nn.Linear):

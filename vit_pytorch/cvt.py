@@ -46,6 +46,9 @@ class ConvAttention(Attention):
         attn_dropout: dropout on the attention weights.
     """
 
+    # see `ClassAttention`
+    reads_weights = ("to_qkv",)
+
     def __init__(
         self,
         dim: int,

@@ -232,6 +232,8 @@ class ClassAttention(nn.Module):
     """
 
     heads_are_queries = True
+    # Layers whose weights are read while they are not called, so that what wraps a layer does not reach them.
+    reads_weights = ("to_kv",)
 
     def __init__(
         self,

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vit_pytorch.create import architectures, load_model, model_folder, read_config
 from vit_pytorch.distill import Distillable
-from vit_pytorch.layers.attention import ClassAttention
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_pretrained
@@ -90,10 +89,14 @@ def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
 def attention_layers(model: nn.Module) -> list[str]:
     """Name the linear layers that project to queries, keys and values, and back.
 
-    Class attention computes with the weight of its keys and values instead of calling the layer, which an
-    update around the layer would not reach, so that it is left out.
+    Layers whose weights are read instead of the layers being called are left out: an update around the layer
+    would not reach them.
     """
-    silent = {id(module.to_kv) for module in model.modules() if isinstance(module, ClassAttention)}
+    silent = {
+        id(getattr(module, name))
+        for module in model.modules()
+        for name in getattr(module, "reads_weights", ())
+    }
     return [
         name
         for name, module in model.named_modules()

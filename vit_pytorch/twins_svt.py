@@ -78,7 +78,7 @@ class Subsampled(nn.Module):
 class TwinsSVT(StagedModel):
     """Twins-SVT, the spatially separable vision transformer; without windows, Twins-PCPVT.
 
-    Arguments that begin with s1_ to s4_ belong to one stage each.
+    Arguments that begin with `s1_`, `s2_`, `s3_` or `s4_` belong to that stage.
 
     Args:
         num_classes: number of logits; 0 gives the pooled embedding.

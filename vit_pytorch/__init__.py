@@ -37,16 +37,19 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.parallel_vit`, `ViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
+- SimMIM: A Simple Framework for Masked Image Modeling (arXiv:2111.09886): `vit_pytorch.simmim`, `SimMIM`
+- Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
 """
 
 from vit_pytorch.create import create_model
+from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.registry import list_models
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
-__all__ = ["SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
+__all__ = ["MAE", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
 __version__ = "0.1.0"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.model import VisionModel
-from vit_pytorch.pretrained.positions import fit_biases, fit_positions
+from vit_pytorch.pretrained.biases import fit_biases
+from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for

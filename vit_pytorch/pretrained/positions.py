@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, resize_table
-from vit_pytorch.layers.relative import DistanceBias, RelativeBias, resize_distances, stretch_offsets
 from vit_pytorch.layers.tokens import PrefixTokens
 
 TOLERANCE = 1e-4
@@ -24,22 +23,20 @@ def fit_positions(
     antialias: bool = True,
     same_grid: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Bring the positions of a state dict to what a model takes; changes the state dict.
+    """Bring the position embeddings of a state dict to what a model takes; changes the state dict.
 
-    Learned embeddings are interpolated over the grid, biases over the offsets of a window. Rows of
-    prefix tokens for which the model has no place are added to the tokens themselves, which computes the
-    same. A table that the model computes itself is held against it and taken out.
+    Rows of prefix tokens for which the model has no place are added to the tokens themselves, which
+    computes the same. A table that the model computes itself is held against it and taken out.
 
     Args:
         model: what will take the weights.
         state: tensors by our names.
-        grid: the grid, or the cells of a window, that the table belongs to; inferred from its number of rows
-            unless told.
+        grid: the grid that the table belongs to; inferred from its number of rows unless told.
         antialias: low-pass before shrinking (see `resize_table`).
         same_grid: whether a table with the model's number of cells has the model's grid for certain.
 
     Returns:
-        For each table that was resized, its grid or window and the model's.
+        For each table that was resized, its grid and the model's.
 
     Raises:
         ValueError: where the grid cannot be told, or fixed embeddings are not the model's.
@@ -48,12 +45,6 @@ def fit_positions(
     first: tuple[int, ...] | None = None
     for name, module in model.named_modules():
         key = f"{name}.table"
-        if key in state and isinstance(module, RelativeBias):
-            old = _window(state[key], module.window, grid, same_grid)
-            state[key] = stretch_offsets(state[key].flatten(0, -2), old, module.window)
-            if old != module.window:
-                resized[key] = (old, module.window)
-            continue
         if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
             continue
         table = state[key]
@@ -74,89 +65,6 @@ def fit_positions(
             resized[key] = (old, module.grid)
         state[key] = torch.cat([rows, resize_table(cells, old, module.grid, antialias=antialias)], dim=1)
     return resized
-
-
-def _window(
-    table: Tensor, wanted: tuple[int, ...], grid: Sequence[int] | None, same_grid: bool
-) -> tuple[int, ...]:
-    """Tell the window that a table over its offsets belongs to."""
-    if table.ndim > 2:
-        return tuple((side + 1) // 2 for side in table.shape[:-1])
-    if grid is not None:
-        return tuple(grid)
-    rows = table.shape[0]
-    side = isqrt(rows)
-    square = side % 2 == 1 and side**2 == rows
-    own = rows == prod(2 * extent - 1 for extent in wanted)
-    extents = ((side + 1) // 2,) * 2
-    if own and square and not same_grid and extents != wanted:
-        raise ValueError(
-            f"{rows} offsets may belong to a window of {wanted} or of {extents}; pass the checkpoint's"
-        )
-    if own:
-        return wanted
-    if square and len(wanted) == 2:
-        return extents
-    raise ValueError(f"{rows} offsets belong to no square window; pass the checkpoint's as the grid")
-
-
-def fit_biases(
-    model: nn.Module,
-    state: dict[str, Tensor],
-    *,
-    grid: Sequence[int] | None = None,
-    same_grid: bool = False,
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Bring a state dict's biases by distance to the grids of a model; changes the state dict.
-
-    Args:
-        model: what will take the weights.
-        state: tensors by our names.
-        grid: the grid of patches that the biases belong to, which is halved from stage to stage; inferred
-            from their numbers unless told.
-        same_grid: whether a table with the model's number of cells has the model's grid for certain.
-
-    Returns:
-        For each table that was resized, its grid and the model's.
-
-    Raises:
-        ValueError: where the grid cannot be told.
-    """
-    resized = {}
-    for name, module in model.named_modules():
-        key = f"{name}.table"
-        if not isinstance(module, DistanceBias) or key not in state or state[key].ndim != 2:
-            continue
-        known = module.grid if same_grid and state[key].shape[1] == prod(module.grid) else None
-        old = known or _grid_of(state[key].shape[1], module.grid, grid)
-        if old != module.grid:
-            resized[key] = (old, module.grid)
-            state[key] = resize_distances(state[key], old, module.grid)
-    return resized
-
-
-def _grid_of(cells: int, wanted: tuple[int, ...], told: Sequence[int] | None) -> tuple[int, ...]:
-    """Tell the grid of so many cells: what is told, halved a few times, or the model's, or a square."""
-    if told is not None:
-        grid = tuple(told)
-        while prod(grid) > max(cells, 1):
-            grid = tuple(-(-extent // 2) for extent in grid)
-        if prod(grid) != cells:
-            raise ValueError(
-                f"no halving of a grid of {tuple(told)} has {cells} cells, as the checkpoint has"
-            )
-        return grid
-    square = isqrt(cells)
-    if prod(wanted) == cells and (len(set(wanted)) == 1 or square**2 != cells):
-        return wanted
-    if prod(wanted) == cells:
-        raise ValueError(
-            f"{cells} distances may belong to a grid of {wanted} or of {(square, square)}; "
-            "pass the checkpoint's grid"
-        )
-    if square**2 != cells:
-        raise ValueError(f"{cells} distances are no square grid; pass the checkpoint's grid")
-    return square, square
 
 
 def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:

@@ -8,6 +8,7 @@ from vit_pytorch import ViT, create_model
 from vit_pytorch.learning.masks import (
     as_maskable,
     check_ratio,
+    count_visible,
     cover,
     draw_mask,
     draw_noise,
@@ -69,6 +70,12 @@ def test_patches_without_prefix():
 def test_ratio(ratio):
     with pytest.raises(ValueError, match=f"share is between 0 and 1, got {ratio}"):
         check_ratio("share", ratio)
+
+
+def test_some_stay():
+    assert [count_visible(n, 0.75) for n in (16, 10, 5)] == [4, 2, 1]
+    with pytest.raises(ValueError, match=r"masking 0\.75 of 3 patches leaves 0 visible"):
+        count_visible(3, 0.75)
 
 
 def test_maskable():

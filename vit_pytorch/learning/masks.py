@@ -41,6 +41,21 @@ def check_ratio(name: str, ratio: float) -> None:
         raise ValueError(f"{name} is between 0 and 1, got {ratio}")
 
 
+def count_visible(patches: int, ratio: float) -> int:
+    """Give the number of patches that stay where a share of them, rounded up, is hidden.
+
+    Raises:
+        ValueError: where none would stay, or none be hidden.
+    """
+    visible = int(patches * (1 - ratio))
+    if not 0 < visible < patches:
+        raise ValueError(
+            f"masking {ratio} of {patches} patches leaves {visible} visible; "
+            "some must be visible and some hidden"
+        )
+    return visible
+
+
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     """Hold what is passed in against its shape.
 

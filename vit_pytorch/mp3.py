@@ -150,7 +150,7 @@ def check_blocks(model: nn.Module) -> PlainModel:
     as_maskable(model)
     if (
         isinstance(model, PlainModel)
-        and isinstance(model.encoder, Encoder)
+        and type(model.encoder) is Encoder
         and all(_is_plain(block) for block in model.encoder.blocks)
     ):
         return model

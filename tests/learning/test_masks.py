@@ -85,3 +85,9 @@ def test_maskable():
         as_maskable(create_model("cait_xxs24_224", depth=1))
     with pytest.raises(ValueError, match="got Linear"):
         as_maskable(nn.Linear(2, 2))
+
+
+def test_overlapping_patches_are_told():
+    vit = ViT(image_size=24, patch_size=4, num_classes=0, dim=8, depth=1, heads=1, mlp_dim=8, stem="conv")
+    with pytest.warns(UserWarning, match="ViT embeds patches by ConvStem, through which hidden pixels may"):
+        assert as_maskable(vit) is vit

@@ -141,8 +141,15 @@ def test_wrong_input():
 
 @pytest.mark.parametrize(
     "name",
-    ["sl_vit_patch4_32", "deepvit_S", "vit_small_patch16_18x2_224", "deit_small_patch16_224_ats"],
+    [
+        "deepvit_S",
+        "vit_small_patch16_18x2_224",
+        "deit_small_patch16_224_ats",
+        "vit_small_patch16_224_patch_merger",
+        "navit_tiny_patch16",
+    ],
 )
+@pytest.mark.filterwarnings("ignore:DeepViT embeds patches")
 def test_models_of_other_blocks_are_refused(name):
     with pytest.raises(ValueError, match="needs a model of plain self-attention blocks"):
         MP3(vit=create_model(name))

@@ -5,6 +5,7 @@ Randomness comes from torch's generators: the global one, or one that is passed 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import ceil, prod
 
@@ -12,11 +13,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.layers.patches import PatchEmbed
 from vit_pytorch.learning.backbone import Backbone, as_backbone
 
 
 def as_maskable(model: nn.Module) -> Backbone:
     """Give a model as learning by masking wants it: with all prefix tokens in the sequence from the start.
+
+    Warns where patches are not embedded one by one: overlapping ones, or convolutions, show other tokens the
+    pixels that are hidden.
 
     Raises:
         ValueError: where it is no model of one sequence, or its class token joins late.
@@ -27,6 +32,13 @@ def as_maskable(model: nn.Module) -> Backbone:
         raise ValueError(
             "learning by masking needs all prefix tokens in front of the encoder; "
             f"{type(model).__name__} has {backbone.num_prefix_tokens}, of which {early} are there"
+        )
+    stem = getattr(backbone, "patch_embed", None)
+    if stem is not None and not isinstance(stem, PatchEmbed):
+        warnings.warn(
+            f"{type(model).__name__} embeds patches by {type(stem).__name__}, "
+            "through which hidden pixels may reach other tokens",
+            stacklevel=3,
         )
     return backbone
 

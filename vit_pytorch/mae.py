@@ -40,7 +40,7 @@ VARIANCE_EPS = 1e-6
 class Reconstruction(NamedTuple):
     """Pictures of what an autoencoder saw and what it made of that, all of the images' shape.
 
-    Attributes:
+    Args:
         masked: the images, zero where patches were hidden.
         predicted: the prediction everywhere, also where the patches were seen, which nothing trains.
         pasted: the prediction with the visible patches pasted in.

@@ -31,9 +31,7 @@ from vit_pytorch.learning.masks import (
     patch_tokens,
 )
 from vit_pytorch.plain import PlainModel
-from vit_pytorch.vit import ViT
-
-__all__ = ["MP3", "ViT"]
+from vit_pytorch.vit import ViT as ViT
 
 
 class MP3(nn.Module):

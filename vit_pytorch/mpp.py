@@ -37,7 +37,7 @@ from vit_pytorch.learning.masks import (
 class Corruption(NamedTuple):
     """What happens to the embedded patches of images.
 
-    Attributes:
+    Args:
         chosen: the patches that are predicted, whatever happened to them.
         masked: those that become the mask token.
         source: the patch whose embedding stands in each place: its own, or another's.

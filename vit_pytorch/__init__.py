@@ -39,6 +39,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 - SimMIM: A Simple Framework for Masked Image Modeling (arXiv:2111.09886): `vit_pytorch.simmim`, `SimMIM`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`
+- An Image is Worth 16x16 Words, masked patch prediction (arXiv:2010.11929): `vit_pytorch.mpp`, `MPP`
+- Position Prediction as an Effective Pretraining Strategy (arXiv:2207.07611): `vit_pytorch.mp3`, `MP3`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.

@@ -28,6 +28,7 @@ from vit_pytorch.learning.masks import (
     as_maskable,
     check_ratio,
     check_shape,
+    count_visible,
     draw_noise,
     patch_tokens,
     take,
@@ -39,7 +40,7 @@ VARIANCE_EPS = 1e-6
 class Reconstruction(NamedTuple):
     """Pictures of what an autoencoder saw and what it made of that, all of the images' shape.
 
-    Attributes:
+    Args:
         masked: the images, zero where patches were hidden.
         predicted: the prediction everywhere, also where the patches were seen, which nothing trains.
         pasted: the prediction with the visible patches pasted in.
@@ -101,7 +102,7 @@ class MAE(nn.Module):
         grid = self.encoder.grid
         self.masking_ratio = masking_ratio
         self.norm_pix_loss = norm_pix_loss
-        self._count_visible(grid.num_patches)
+        count_visible(grid.num_patches, masking_ratio)
         if fixed_positions:
             fix_positions(encoder)
 
@@ -236,16 +237,7 @@ class MAE(nn.Module):
         if noise is None:
             noise = draw_noise(*shape, device=images.device, generator=generator)
         check_shape("noise", noise, shape)
-        return noise.argsort(dim=1), self._count_visible(shape[1])
-
-    def _count_visible(self, patches: int) -> int:
-        visible = int(patches * (1 - self.masking_ratio))
-        if not 0 < visible < patches:
-            raise ValueError(
-                f"masking {self.masking_ratio} of {patches} patches leaves {visible} visible; "
-                "some must be visible and some hidden"
-            )
-        return visible
+        return noise.argsort(dim=1), count_visible(shape[1], self.masking_ratio)
 
     def _brightness(self, patches: Float[Tensor, "b n p"]) -> tuple[Tensor, Tensor]:
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)

@@ -8,6 +8,7 @@ from vit_pytorch import ViT, create_model
 from vit_pytorch.learning.masks import (
     as_maskable,
     check_ratio,
+    count_visible,
     cover,
     draw_mask,
     draw_noise,
@@ -71,6 +72,12 @@ def test_ratio(ratio):
         check_ratio("share", ratio)
 
 
+def test_some_stay():
+    assert [count_visible(n, 0.75) for n in (16, 10, 5)] == [4, 2, 1]
+    with pytest.raises(ValueError, match=r"masking 0\.75 of 3 patches leaves 0 visible"):
+        count_visible(3, 0.75)
+
+
 def test_maskable():
     vit = ViT(image_size=20, patch_size=4, num_classes=0, dim=8, depth=1, heads=1, mlp_dim=8)
     assert as_maskable(vit) is vit
@@ -78,3 +85,9 @@ def test_maskable():
         as_maskable(create_model("cait_xxs24_224", depth=1))
     with pytest.raises(ValueError, match="got Linear"):
         as_maskable(nn.Linear(2, 2))
+
+
+def test_overlapping_patches_are_told():
+    vit = ViT(image_size=24, patch_size=4, num_classes=0, dim=8, depth=1, heads=1, mlp_dim=8, stem="conv")
+    with pytest.warns(UserWarning, match="ViT embeds patches by ConvStem, through which hidden pixels may"):
+        assert as_maskable(vit) is vit

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tests.learning.digits import SIZE, knn_on_digits, pretrain_on_digits
 from vit_pytorch import MAE, ViT
+from vit_pytorch.mp3 import MP3
+from vit_pytorch.mpp import MPP
 from vit_pytorch.simmim import SimMIM
 
 TINY = {"patch_size": 4, "dim": 64, "depth": 2, "heads": 4, "dim_head": 16, "mlp_dim": 128, "channels": 1}
@@ -25,11 +27,21 @@ def simmim(vit: ViT) -> nn.Module:
     return SimMIM(encoder=vit, masking_ratio=0.6, mask_patch_size=4)
 
 
+def mpp(vit: ViT) -> nn.Module:
+    return MPP(transformer=vit, mean=(0.5,), std=(0.5,))
+
+
+def mp3(vit: ViT) -> nn.Module:
+    return MP3(vit=vit, masking_ratio=0.5)
+
+
 # method: what makes it, what is probed, epochs, the share of the first loss that must be left at the end
 # at most, and how much the accuracy of the nearest neighbours must rise
 CASES: dict[str, tuple[Callable[[ViT], nn.Module], str, int, float, float]] = {
     "mae": (mae, "mean", 80, 0.2, 0.12),
     "simmim": (simmim, "mean", 80, 0.35, 0.08),
+    "mpp": (mpp, "mean", 80, 0.45, 0.05),
+    "mp3": (mp3, "mean", 40, 0.6, 0.08),
 }
 
 

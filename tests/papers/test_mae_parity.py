@@ -54,9 +54,7 @@ def load_decoder(mae: MAE, state: dict[str, Tensor]) -> None:
 def test_equals_the_authors_code(norm_pix_loss):
     _, weights, tensors = read_golden("mae")
     mae = make(norm_pix_loss=norm_pix_loss)
-    load_pretrained(
-        mae.encoder, {k: v for k, v in weights.items() if "decoder" not in k and k != "mask_token"}
-    )
+    load_pretrained(mae.encoder, weights)
     load_decoder(mae, weights)
     predicted, mask = mae.eval().predict(tensors["input"], tensors["noise"])
     assert difference(predicted, tensors["pred"]) < TOLERANCE
@@ -88,7 +86,7 @@ def test_equals_transformers(norm_pix_loss):
     # This release leaves the tables at zero; the authors' decoder table is compared in the test above.
     theirs.decoder.decoder_pos_embed.data = F.pad(ours.positions.table, (0, 0, 1, 0))
     state = theirs.state_dict()
-    load_pretrained(ours.encoder, {k: v for k, v in state.items() if k.startswith("vit.")})
+    load_pretrained(ours.encoder, state)
     load_decoder(ours, as_authors(state))
     noise = torch.rand(2, 16)
     pixels = images(32, 32)
@@ -119,6 +117,21 @@ def as_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for fc in ("fc1", "fc2"):
                 found[f"{authors}.mlp.{fc}.{kind}"] = found.pop(f"{theirs}.mlp.{fc}.{kind}")
     return found
+
+
+@pytest.mark.parametrize("num_classes", [0, 7])
+def test_whole_checkpoints_are_read_by_the_encoder(num_classes):
+    """The decoder is left out, and a classifier, which pretraining has none of, stays as it is."""
+    _, weights, _ = read_golden("mae")
+    vit = ViT(**{**SMALL, "num_classes": num_classes}, dim=48, depth=2)
+    head = [parameter.clone() for parameter in vit.head.parameters()]
+    report = load_pretrained(vit, weights)
+    assert {name.split(".")[0] for name in report.dropped} == {
+        "mask_token",
+        *("decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm", "decoder_pred"),
+    }
+    assert vit.patch_embed.proj.weight.equal(weights["patch_embed.proj.weight"])
+    assert all(new.equal(old) for new, old in zip(vit.head.parameters(), head, strict=True))
 
 
 def test_base_has_the_papers_size():

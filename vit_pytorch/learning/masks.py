@@ -5,6 +5,7 @@ Randomness comes from torch's generators: the global one, or one that is passed 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import ceil, prod
 
@@ -12,11 +13,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.layers.patches import PatchEmbed
 from vit_pytorch.learning.backbone import Backbone, as_backbone
 
 
 def as_maskable(model: nn.Module) -> Backbone:
     """Give a model as learning by masking wants it: with all prefix tokens in the sequence from the start.
+
+    Warns where patches are not embedded one by one: overlapping ones, or convolutions, show other tokens the
+    pixels that are hidden.
 
     Raises:
         ValueError: where it is no model of one sequence, or its class token joins late.
@@ -27,6 +32,13 @@ def as_maskable(model: nn.Module) -> Backbone:
         raise ValueError(
             "learning by masking needs all prefix tokens in front of the encoder; "
             f"{type(model).__name__} has {backbone.num_prefix_tokens}, of which {early} are there"
+        )
+    stem = getattr(backbone, "patch_embed", None)
+    if stem is not None and not isinstance(stem, PatchEmbed):
+        warnings.warn(
+            f"{type(model).__name__} embeds patches by {type(stem).__name__}, "
+            "through which hidden pixels may reach other tokens",
+            stacklevel=3,
         )
     return backbone
 
@@ -39,6 +51,21 @@ def check_ratio(name: str, ratio: float) -> None:
     """
     if not 0 < ratio < 1:
         raise ValueError(f"{name} is between 0 and 1, got {ratio}")
+
+
+def count_visible(patches: int, ratio: float) -> int:
+    """Give the number of patches that stay where a share of them, rounded up, is hidden.
+
+    Raises:
+        ValueError: where none would stay, or none be hidden.
+    """
+    visible = int(patches * (1 - ratio))
+    if not 0 < visible < patches:
+        raise ValueError(
+            f"masking {ratio} of {patches} patches leaves {visible} visible; "
+            "some must be visible and some hidden"
+        )
+    return visible
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:

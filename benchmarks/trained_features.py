@@ -64,7 +64,7 @@ def main() -> None:
         if name == "trained":
             load_pretrained(model, backbone, antialias=False)
         features = extract(model, prepare(model, pixels), batch=100)
-        accuracy = knn_accuracy(features[:600], labels[:600], features[600:], labels[600:])
+        accuracy = knn_accuracy(features[:600], labels[:600], features[600:], labels[600:], neighbours=5)
         print(f"{name} weights: {accuracy:.1%}")
 
 

@@ -140,3 +140,15 @@ def test_matplotlib_is_not_imported_before_something_is_drawn():
     code = "import sys, vit_pytorch.analysis; print('matplotlib' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_reconstructions_have_a_row_each():
+    parts = [draw(2, 3, 8, 6), 3 * draw(2, 3, 8, 6) - 1]
+    figure = rendered(analysis.plot_reconstruction(parts, ["images", "predicted"]))
+    assert len(figure.axes) == 4
+    np.testing.assert_allclose(shown(figure, 1)[0], parts[0][1].movedim(0, -1))
+    np.testing.assert_allclose(shown(figure, 3)[0], parts[1][1].clamp(0, 1).movedim(0, -1))
+    assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == ["images", "predicted"]
+    for wrong, titles in (([parts[0], parts[1][:1]], []), (parts, ["images"])):
+        with pytest.raises(ValueError, match="pictures of one shape and a title each"):
+            analysis.plot_reconstruction(wrong, titles)

@@ -29,6 +29,7 @@ from vit_pytorch.analysis.plots import (
     plot_embedding_filters,
     plot_layer_similarity,
     plot_position_similarity,
+    plot_reconstruction,
     plot_rollout,
     plot_token_colours,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "plot_embedding_filters",
     "plot_layer_similarity",
     "plot_position_similarity",
+    "plot_reconstruction",
     "plot_rollout",
     "plot_token_colours",
     "position_similarity",

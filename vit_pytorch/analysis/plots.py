@@ -181,6 +181,29 @@ def plot_token_colours(colours: Float[Tensor, "b *grid 3"], pictures: Float[Tens
     return figure
 
 
+def plot_reconstruction(parts: Sequence[Float[Tensor, "b c *size"]], titles: Sequence[str] = ()) -> Figure:
+    """Draw what an autoencoder saw, predicted, and both put together, in a row each.
+
+    Args:
+        parts: pictures of one shape in [0, 1]: as a rule the images and what `MAE.reconstruct` gives of them,
+            each through `to_pictures`. Values outside are cut.
+        titles: of each row.
+
+    Raises:
+        ValueError: where the parts differ in shape, or there are titles for other rows.
+    """
+    shapes = [tuple(part.shape) for part in parts]
+    if len(set(shapes)) != 1 or (titles and len(titles) != len(parts)):
+        raise ValueError(f"expected pictures of one shape and a title each, got {shapes} and {list(titles)}")
+    figure, grid = _grid(parts[0], rows=len(parts))
+    for row, part in enumerate(parts):
+        for axes, frame in zip(grid[row], _frames(part.clamp(0, 1)), strict=True):
+            _show(axes, frame)
+        if titles:
+            grid[row, 0].set_title(titles[row], fontsize=9, loc="left")
+    return figure
+
+
 def _plot_heat(
     heats: Sequence[Float[Tensor, " b *size"]],
     pictures: Float[Tensor, "b c *size"],

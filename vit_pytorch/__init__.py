@@ -28,16 +28,18 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.parallel_vit`, `ViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
+- Emerging Properties in Self-Supervised Vision Transformers (arXiv:2104.14294): `vit_pytorch.dino`, `Dino`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
 """
 
 from vit_pytorch.create import create_model
+from vit_pytorch.dino import Dino
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.registry import list_models
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
-__all__ = ["SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
+__all__ = ["Dino", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
 __version__ = "0.1.0"

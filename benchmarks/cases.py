@@ -69,6 +69,13 @@ def _timm_deit() -> nn.Module:
     return model
 
 
+def _transformers_cvt() -> nn.Module:
+    from transformers import CvtConfig, CvtForImageClassification
+
+    model: nn.Module = CvtForImageClassification(CvtConfig(id2label=dict(enumerate(map(str, range(1000))))))
+    return model
+
+
 IMAGENET = {"image_size": 224, "num_classes": 1000}
 SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
 ATS = (196, 196, 196, 160, 128, 96, 80, 64, 48, 40, 32, 24)
@@ -153,6 +160,20 @@ CASES = {
             "SepViT",
             {"num_classes": 1000, "dim": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)},
         ),
+    ),
+    # The public LeViT has neither batch norm nor activations in its stem, and other heads between stages.
+    "levit_256": Case(
+        timm="levit_256",
+        public=(
+            "levit",
+            "LeViT",
+            {**IMAGENET, "dim": (256, 384, 512), "depth": 4, "heads": (4, 6, 8), "mlp_mult": 2},
+        ),
+    ),
+    # The public CvT has no class token; transformers' activation is GELU, not its quick approximation.
+    "cvt_13": Case(
+        others={"transformers": _transformers_cvt},
+        public=("cvt", "CvT", {"num_classes": 1000, "s3_heads": 6}),
     ),
     # The public package samples at random, up to the same numbers of tokens.
     "deit_small_patch16_224_ats": Case(

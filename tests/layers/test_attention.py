@@ -31,6 +31,16 @@ def test_kernels_agree(qkv, scale):
     assert (seen[0] >= 0).all()
 
 
+@pytest.mark.parametrize("keys", [7, 1100])
+def test_values_of_another_width(keys):
+    """Each channel of the values is mixed alike, so that some of them can be mixed alone."""
+    q, k, v = torch.randn(2, 4, 5, 6), torch.randn(2, 4, keys, 6), torch.randn(2, 4, keys, 12)
+    bias = torch.randn(4, 5, keys)
+    halves = [FusedAttention()(q, k, half, bias) for half in v.chunk(2, dim=-1)]
+    for kernel in (FusedAttention(), ExplicitAttention()):
+        torch.testing.assert_close(kernel(q, k, v, bias), torch.cat(halves, dim=-1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_masks(qkv, dtype):
     """A key that a mask hides is as good as absent; a bias of minus infinity hides, too."""

@@ -32,6 +32,7 @@ def test_activations():
         "gelu": [v * (1 + erf(v / sqrt(2))) / 2 for v in x.tolist()],
         "gelu_tanh": x * (1 + torch.tanh(sqrt(2 / torch.pi) * (x + 0.044715 * x**3))) / 2,
         "quickgelu": x / (1 + torch.exp(-1.702 * x)),
+        "hardswish": x * (x + 3).clamp(0, 6) / 6,
         "relu": x.clamp(min=0),
         "silu": x / (1 + torch.exp(-x)),
     }

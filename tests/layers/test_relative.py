@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from vit_pytorch.layers.relative import (
+    DistanceBias,
     DynamicBias,
     RelativeBias,
     cells,
     distances,
     offsets,
+    resize_distances,
     resize_offsets,
 )
 
@@ -54,9 +56,12 @@ def test_dynamic_bias_computes_from_the_offset():
             torch.testing.assert_close(bias[:, i, j], want)
 
 
-@pytest.mark.parametrize("make", [RelativeBias, lambda window, heads: DynamicBias(window, heads, dim=4)])
+@pytest.mark.parametrize(
+    "make", [RelativeBias, DistanceBias, lambda window, heads: DynamicBias(window, heads, dim=4)]
+)
 def test_computed_once_in_inference(make):
     bias = make((2, 2), 3)
+    torch.nn.init.normal_(next(bias.parameters()))
     assert bias().requires_grad
     with torch.no_grad():
         first = bias()
@@ -89,3 +94,42 @@ def test_resizing_a_table():
     assert (resized[:, 1:, 1] > resized[:, :-1, 1]).all()
     with pytest.raises(ValueError, match=r"\(2, 2\) has 9 offsets, the table 35"):
         resize_offsets(table, (2, 2), (3, 3))
+
+
+@torch.no_grad()
+def test_bias_by_distance_has_no_sign():
+    bias = DistanceBias((3, 4), heads=2, stride=2)
+    torch.nn.init.normal_(bias.table)
+    table = bias.table.unflatten(1, (3, 4))
+    for i, (y, x) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+        for j, (v, u) in enumerate(cells((3, 4)).tolist()):
+            assert bias()[:, i, j].equal(table[:, abs(y - v), abs(x - u)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("grid", [(3, 4), (2, 3), (1, 4), (1, 1)])
+def test_smaller_grid_has_the_biases_of_its_distances(stride, grid):
+    bias, small = DistanceBias((3, 4), heads=2, stride=stride), DistanceBias(grid, heads=2, stride=stride)
+    torch.nn.init.normal_(bias.table)
+    table = bias.table.unflatten(1, (3, 4))
+    small.table.copy_(table[:, : grid[0], : grid[1]].flatten(1))
+    assert bias.fit(grid).equal(small())
+    assert bias.fit((3, 4)) is bias()
+
+
+def test_resizing_distances():
+    y, x = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing="ij")
+    table = torch.stack([y.square(), x.square(), torch.ones(3, 4)]).flatten(1)
+    resized = resize_distances(table, (3, 4), (6, 7)).unflatten(1, (6, 7))
+    assert resize_distances(table, (3, 4), (3, 4)) is table
+    assert (resized[0, 1:] > resized[0, :-1]).all()
+    assert (resized[1, :, 1:] > resized[1, :, :-1]).all()
+    torch.testing.assert_close(resized[2], torch.ones(6, 7))
+    # As the table of signed offsets that are alike in both directions.
+    signed = torch.cat([table.unflatten(1, (3, 4)).flip(1)[:, :-1], table.unflatten(1, (3, 4))], dim=1)
+    signed = torch.cat([signed.flip(2)[..., :-1], signed], dim=2).flatten(1).T
+    want = resize_offsets(signed, (3, 4), (6, 7)).T.unflatten(1, (11, 13))[:, 5:, 6:]
+    torch.testing.assert_close(resized, want)
+    with pytest.raises(ValueError, match=r"\(2, 2\) has 4 distances, the table 12"):
+        resize_distances(table, (2, 2), (3, 3))

@@ -63,6 +63,25 @@ CASES = {
     "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
     "twins_svt_small": (TWINS, 12),
     "sepvit_lite": (SEPVIT, 10),
+    "levit_128s": (
+        {"image_size": 32, "dim": (32, 48, 64), "depth": 1, "heads": 2, "mlp_mult": 2},
+        10,
+    ),
+    "cvt_13": (
+        {
+            "image_size": 24,
+            "s1_emb_dim": 24,
+            "s1_emb_kernel": 5,
+            "s1_emb_stride": 3,
+            "s2_emb_dim": 32,
+            "s2_heads": 2,
+            "s2_depth": 1,
+            "s3_emb_dim": 48,
+            "s3_heads": 3,
+            "s3_depth": 1,
+        },
+        10,
+    ),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
         20,

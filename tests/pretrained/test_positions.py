@@ -11,6 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from vit_pytorch import ViT, load_pretrained
+from vit_pytorch.levit import LeViT
 from vit_pytorch.pretrained import to_format
 
 
@@ -83,3 +84,36 @@ def test_tokens_without_places_get_one_of_zero() -> None:
     assert target.positions.table[:, 0].abs().max() == 0
     x = images(48, 48)
     assert difference(target(x), model(x)) < TOLERANCE
+
+
+def levit(size: Any) -> LeViT:
+    return LeViT(
+        image_size=size, num_classes=2, dim=(8, 8), depth=1, heads=1, mlp_mult=1, stages=2, dim_key=4
+    )
+
+
+@pytest.mark.parametrize("told", [(4, 6), None])
+def test_biases_of_a_grid_that_is_not_square_have_to_be_told(told: Any) -> None:
+    state = to_format(levit((64, 96)), "timm")
+    larger = levit((96, 96))
+    if told is None:
+        with pytest.raises(ValueError, match="24 distances are no square grid; pass the checkpoint's grid"):
+            load_pretrained(larger, state)
+    else:
+        report = load_pretrained(larger, state, grid=told)
+        assert {(4, 6), (2, 3)} == {old for old, _ in report.resized.values()}
+        assert {(6, 6), (3, 3)} == {new for _, new in report.resized.values()}
+
+
+def test_biases_of_a_wrong_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no halving of a grid of \(5, 6\) has 24 cells"):
+        load_pretrained(levit((96, 96)), to_format(levit((64, 96)), "timm"), grid=(5, 6))
+
+
+def test_square_count_of_distances_is_not_guessed() -> None:
+    model, other = levit((32, 128)), levit((64, 64))
+    with pytest.raises(ValueError, match=r"16 distances may belong to a grid of \(2, 8\) or of \(4, 4\)"):
+        load_pretrained(model, to_format(other, "timm"))
+    assert load_pretrained(model, to_format(other, "timm"), grid=(4, 4)).resized
+    # Our own files are of the model as it is.
+    assert not load_pretrained(model, model.state_dict()).resized

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_pytorch.layers.encoder import Block, activation
 
@@ -49,12 +50,15 @@ class ConvNorm(nn.Sequential):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.add_module(
-            "conv", nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
-        )
-        self.add_module("norm", nn.BatchNorm2d(out_dim, eps=eps))
+        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(out_dim, eps=eps)
         if act is not None:
-            self.add_module("act", activation(act))
+            self.act = activation(act)
+
+    def fuse(self) -> None:
+        """Fold the batch norm into the convolution, for inference alone; a second time changes nothing."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv, self.norm = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval()), nn.Identity()
 
 
 class SqueezeExcite(nn.Module):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,13 +21,15 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
         """Apply the activation to every element."""
-        return x * torch.sigmoid(1.702 * x)
+        # By one kernel that keeps one tensor for the backward pass, where the formula keeps two.
+        return F.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quickgelu": QuickGELU,
+    "hardswish": nn.Hardswish,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }

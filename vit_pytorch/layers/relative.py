@@ -64,6 +64,35 @@ def resize_offsets(
     return maps[0].flatten(1).T.to(table.dtype)
 
 
+def resize_distances(
+    table: Float[Tensor, "h n"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "h m"]:
+    """Interpolate a table over the absolute offsets of one grid to those of another, bicubically.
+
+    The table goes on beyond offset 0 as its mirror image, as the bias that it stands for does.
+
+    Args:
+        table: a column for each absolute offset, as `distances` numbers them, a row for each head.
+        old: extents of the grid that the table belongs to.
+        new: extents of the grid wanted.
+
+    Raises:
+        ValueError: where the table does not have a column for each absolute offset of the old grid.
+    """
+    if table.shape[1] != prod(old):
+        raise ValueError(f"a grid of {tuple(old)} has {prod(old)} distances, the table {table.shape[1]}")
+    if tuple(old) == tuple(new):
+        return table
+    maps = table.T.unflatten(0, tuple(old))
+    for axis in range(len(old)):
+        maps = torch.cat([maps.flip(axis).narrow(axis, 0, old[axis] - 1), maps], dim=axis)
+    resized = resize_offsets(maps.flatten(0, -2), old, new)
+    resized = resized.unflatten(0, [2 * extent - 1 for extent in new])
+    for axis, extent in enumerate(new):
+        resized = resized.narrow(axis, extent - 1, extent)
+    return resized.flatten(0, -2).T.contiguous()
+
+
 class CachedBias(nn.Module):
     """A bias that depends on parameters alone, and is computed once in inference.
 
@@ -122,8 +151,45 @@ class RelativeBias(CachedBias):
 
     def compute(self) -> Float[Tensor, "h n n"]:
         """Look up the offset of every pair of cells."""
-        n = prod(self.window)
-        return self.table[self.index].T.contiguous().unflatten(1, (n, n))
+        return _look_up(self.table, self.index, prod(self.window))
+
+
+class DistanceBias(CachedBias):
+    """A learned bias for each head and each absolute offset on a grid (LeViT, arXiv:2104.01136, section 4.2).
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        heads: number of heads.
+        stride: distance of neighbouring queries, in cells; keys are all cells.
+    """
+
+    index: Tensor
+
+    def __init__(self, grid: Sequence[int], heads: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        self.stride = stride
+        self.table = nn.Parameter(torch.zeros(heads, prod(grid)))
+        queries = cells(self.queries(grid)) * stride
+        self.register_buffer("index", distances(queries, cells(grid), grid).flatten()[None], persistent=False)
+
+    def queries(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Give the queries along each axis of a grid."""
+        return tuple(-(-extent // self.stride) for extent in grid)
+
+    def compute(self) -> Float[Tensor, "h n m"]:
+        """Look up the offset of every query and cell of the largest grid."""
+        bias = self.table.gather(1, self.index.expand(len(self.table), -1))
+        return bias.unflatten(1, (-1, prod(self.grid)))
+
+    def fit(self, grid: Sequence[int]) -> Float[Tensor, "h n m"]:
+        """Give the bias of every head for every query and cell of a grid, which may be a smaller one."""
+        bias: Tensor = self()
+        if tuple(grid) == self.grid:
+            return bias
+        (y, x), (height, width) = self.queries(grid), grid
+        bias = bias.unflatten(2, self.grid).unflatten(1, self.queries(self.grid))
+        return bias[:, :y, :x, :height, :width].flatten(3).flatten(1, 2)
 
 
 class DynamicBias(CachedBias):
@@ -155,8 +221,13 @@ class DynamicBias(CachedBias):
 
     def compute(self) -> Float[Tensor, "h n n"]:
         """Compute the bias of every offset, then look up that of every pair of cells."""
-        n = prod(self.window)
         x = self.embed(self.places.to(self.embed.weight.dtype))
         for layer in self.layers:
             x = layer(x)
-        return x[self.index].T.contiguous().unflatten(1, (n, n))
+        return _look_up(x, self.index, prod(self.window))
+
+
+def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
+    """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
+    table = table.T.contiguous()
+    return table.gather(1, index.expand(len(table), -1)).unflatten(1, (cells, cells))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.model import VisionModel
-from vit_pytorch.pretrained.positions import fit_positions
+from vit_pytorch.pretrained.positions import fit_biases, fit_positions
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for
@@ -30,7 +30,7 @@ class LoadReport:
         format: the format that was recognised.
         kept: parameters of the model that the checkpoint had nothing for and that stay as they were.
         dropped: what the checkpoint had and the model did not use; by our names, where there is one.
-        resized: position embeddings that were interpolated, each with its grid and the model's.
+        resized: position embeddings and biases that were interpolated, each with its grid and the model's.
     """
 
     source: str
@@ -61,8 +61,8 @@ def load_pretrained(
     """Load a published checkpoint into a model, all or nothing.
 
     The format is recognised by the names: ours, timm, torchvision, transformers, Google's `.npz`
-    (vit_jax and big_vision), the public vit-pytorch package. Position embeddings of another grid are
-    interpolated; a classifier for another number of classes is left out and the model's stays as it is.
+    (vit_jax and big_vision), the public vit-pytorch package. Position embeddings and biases of another grid
+    are interpolated; a classifier for another number of classes is left out and the model's stays as it is.
 
     Args:
         model: what takes the weights.
@@ -114,9 +114,9 @@ def fit(
     layout, bare = recognise(model, state, source=source)
     found, unused = layout.read(bare, model)
     kept, dropped = _fit_classifier(model, found)
-    resized = fit_positions(
-        model, found, grid=grid, antialias=antialias, same_grid=layout is formats_for(model)[0]
-    )
+    own = layout is formats_for(model)[0]
+    resized = fit_positions(model, found, grid=grid, antialias=antialias, same_grid=own)
+    resized |= fit_biases(model, found, grid=grid, same_grid=own)
     difference = misfit(model, found)
     if difference:
         raise ValueError(

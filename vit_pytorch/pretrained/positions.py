@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, resize_table
+from vit_pytorch.layers.relative import DistanceBias, resize_distances
 from vit_pytorch.layers.tokens import PrefixTokens
 
 TOLERANCE = 1e-4
@@ -61,6 +62,65 @@ def fit_positions(
             resized[key] = (old, module.grid)
         state[key] = torch.cat([rows, resize_table(cells, old, module.grid, antialias=antialias)], dim=1)
     return resized
+
+
+def fit_biases(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    grid: Sequence[int] | None = None,
+    same_grid: bool = False,
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Bring a state dict's biases by distance to the grids of a model; changes the state dict.
+
+    Args:
+        model: what will take the weights.
+        state: tensors by our names.
+        grid: the grid of patches that the biases belong to, which is halved from stage to stage; inferred
+            from their numbers unless told.
+        same_grid: whether a table with the model's number of cells has the model's grid for certain.
+
+    Returns:
+        For each table that was resized, its grid and the model's.
+
+    Raises:
+        ValueError: where the grid cannot be told.
+    """
+    resized = {}
+    for name, module in model.named_modules():
+        key = f"{name}.table"
+        if not isinstance(module, DistanceBias) or key not in state or state[key].ndim != 2:
+            continue
+        known = module.grid if same_grid and state[key].shape[1] == prod(module.grid) else None
+        old = known or _grid_of(state[key].shape[1], module.grid, grid)
+        if old != module.grid:
+            resized[key] = (old, module.grid)
+            state[key] = resize_distances(state[key], old, module.grid)
+    return resized
+
+
+def _grid_of(cells: int, wanted: tuple[int, ...], told: Sequence[int] | None) -> tuple[int, ...]:
+    """Tell the grid of so many cells: what is told, halved a few times, or the model's, or a square."""
+    if told is not None:
+        grid = tuple(told)
+        while prod(grid) > max(cells, 1):
+            grid = tuple(-(-extent // 2) for extent in grid)
+        if prod(grid) != cells:
+            raise ValueError(
+                f"no halving of a grid of {tuple(told)} has {cells} cells, as the checkpoint has"
+            )
+        return grid
+    square = isqrt(cells)
+    if prod(wanted) == cells and (len(set(wanted)) == 1 or square**2 != cells):
+        return wanted
+    if prod(wanted) == cells:
+        raise ValueError(
+            f"{cells} distances may belong to a grid of {wanted} or of {(square, square)}; "
+            "pass the checkpoint's grid"
+        )
+    if square**2 != cells:
+        raise ValueError(f"{cells} distances are no square grid; pass the checkpoint's grid")
+    return square, square
 
 
 def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:

@@ -22,6 +22,8 @@ FAMILIES = (
     "pit",
     "twins_svt",
     "sep_vit",
+    "levit",
+    "cvt",
     "xcit",
     "ats_vit",
     "vit_with_patch_merger",

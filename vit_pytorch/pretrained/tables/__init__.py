@@ -15,6 +15,8 @@ TABLES = {
     "PiT": "pit",
     "TwinsSVT": "twins_svt",
     "SepViT": "sep_vit",
+    "LeViT": "levit",
+    "CvT": "cvt",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
     "CCT": "cct",

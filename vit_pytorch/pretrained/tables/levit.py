@@ -1,0 +1,213 @@
+"""Checkpoints of LeViT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
+
+# A linear layer of theirs may be the 1 x 1 convolution that it equals.
+FLAT = Transform(lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor,))
+
+
+def _read_heads(parts: Sequence[Tensor], projection: Any) -> Tensor:
+    # A count of batches has no rows; nor has a layer that the model does not have, which is told later.
+    if not parts[0].ndim or projection is None:
+        return parts[0]
+    heads = parts[0].unflatten(0, (projection.heads, -1)).split(projection.widths, dim=1)
+    rows = torch.cat([part.flatten(0, 1) for part in heads])
+    return rows.flatten(1) if rows.ndim > 1 else rows
+
+
+def _write_heads(tensor: Tensor, projection: Any) -> tuple[Tensor]:
+    if not tensor.ndim:
+        return (tensor,)
+    parts = tensor.split([projection.heads * width for width in projection.widths])
+    heads = [part.unflatten(0, (projection.heads, -1)) for part in parts]
+    return (torch.cat(heads, dim=1).flatten(0, 1),)
+
+
+# Rows of all projections of one head stand together in theirs; in ours those of all heads of a projection.
+HEADS = Transform(_read_heads, _write_heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatFormat(Format):
+    """A layout that numbers attentions and feed-forwards in one sequence, and has the others' rules.
+
+    Args:
+        layer: name of a layer, from its `stage`, its number there, `inner`, and that in the model, `outer`.
+        residual: name of the branch in a layer that is a residual.
+    """
+
+    layer: str
+    residual: str
+
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names; see `Format.read`."""
+        places = self.places(model)
+        found, unused = super().read(_rename(state, places), model)
+        # What has no role is told by its own name.
+        back = {place: theirs for theirs, place in places.items()}
+        return _rename(found, back), list(_rename(dict.fromkeys(unused, torch.empty(0)), back))
+
+    def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Translate our state dict to this format; see `Format.write`."""
+        places = {self.prefix + place: self.prefix + theirs for theirs, place in self.places(model).items()}
+        return _rename(super().write(state, model), places)
+
+    def places(self, model: Any) -> dict[str, str]:
+        """Give the prefix of each layer's names and that in the rules."""
+        found: dict[str, str] = {}
+        for i, stage in enumerate(model.stages):
+            blocks = range(len(stage.encoder.blocks))
+            layers = [f"stages.{i}.blocks.{j}.{part}." for j in blocks for part in ("attn", "mlp")]
+            if i + 1 < len(model.stages):
+                layers += [f"stages.{i + 1}.down.attn.", f"stages.{i + 1}.down.mlp."]
+            for inner, place in enumerate(layers):
+                theirs = self.layer.format(stage=i, inner=inner, outer=len(found))
+                branch = "" if place.endswith("down.attn.") else f".{self.residual}"
+                found[f"{theirs}{branch}."] = place
+        return found
+
+
+def _rename(state: Mapping[str, Tensor], places: Mapping[str, str]) -> dict[str, Tensor]:
+    """Put another prefix in front of the names that begin with one of these."""
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = next((place for place in places if name.startswith(place)), "")
+        renamed[places.get(theirs, "") + name.removeprefix(theirs)] = tensor
+    return renamed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a layout calls the parts.
+
+    Args:
+        linear: a linear layer or convolution.
+        norm: the batch norm behind it, or in front of a classifier.
+        stem: the convolutions of the stem.
+        attn: the projections of an attention: to_qkv, to_kv, to_q and to_out.
+        mlp: the layers of a feed-forward.
+        heads: the classifier and the one that learns from a teacher.
+        classifier: the linear layer of a classifier.
+        down: the attention and the feed-forward between two stages.
+    """
+
+    linear: str
+    norm: str
+    stem: tuple[str, ...]
+    attn: tuple[str, str, str, str]
+    mlp: tuple[str, str]
+    heads: tuple[str, str]
+    classifier: str
+    down: tuple[str, str] = ("stages.{i}.down.attn", "stages.{i}.down.mlp")
+
+
+def _rules(names: Names) -> tuple[Rule, ...]:
+    """Give the table of a layout."""
+    blocks = ("stages.{i}.encoder.blocks.{j}", "stages.{i}.blocks.{j}")
+    attentions = (
+        (f"{blocks[0]}.attention.branch", f"{blocks[1]}.attn"),
+        ("stages.{i}.down.attention", names.down[0]),
+    )
+    mlps = (
+        (f"{blocks[0]}.feedforward.branch", f"{blocks[1]}.mlp"),
+        ("stages.{i}.down.feedforward.branch", names.down[1]),
+    )
+    split = tuple(zip(("to_qkv", "to_kv", "to_q"), names.attn, strict=False))
+    whole = tuple(zip(("to_hidden", "to_out"), names.mlp, strict=True))
+
+    def layer(ours: str, theirs: str, weight: Transform, vector: Transform = SAME) -> tuple[Rule, Rule]:
+        return (
+            Rule(f"{ours}.linear.weight", f"{theirs}.{names.linear}.weight", weight),
+            Rule(f"{ours}.norm.{{name}}", f"{theirs}.{names.norm}.{{name}}", vector),
+        )
+
+    rules: list[Rule] = []
+    for i, theirs in enumerate(names.stem):
+        ours = f"stem.layers.{i}"
+        rules.append(Rule(f"{ours}.conv.weight", f"{theirs}.{names.linear}.weight"))
+        rules.append(Rule(f"{ours}.norm.{{name}}", f"{theirs}.{names.norm}.{{name}}"))
+    for ours, theirs in attentions:
+        for part, name in split:
+            rules += layer(f"{ours}.{part}", f"{theirs}.{name}", HEADS, HEADS)
+        rules += layer(f"{ours}.to_out", f"{theirs}.{names.attn[3]}", FLAT)
+        rules.append(Rule(f"{ours}.bias.table", f"{theirs}.attention_biases"))
+    for ours, theirs in mlps:
+        for part, name in whole:
+            rules += layer(f"{ours}.{part}", f"{theirs}.{name}", FLAT)
+    for ours, theirs in zip(("head.distilled", "head"), reversed(names.heads), strict=True):
+        rules.append(Rule(f"{ours}.norm.{{name}}", f"{theirs}.{names.norm}.{{name}}"))
+        rules.append(Rule(f"{ours}.{{p}}", f"{theirs}.{names.classifier}.{{p}}"))
+    return tuple(rules)
+
+
+UNUSED = ("{name}.attention_bias_idxs",)
+OURS = own_format("stages.0.encoder.blocks.0.attention.branch.to_qkv.linear.weight")
+TIMM = Format(
+    name="timm",
+    marks=("stages.0.blocks.0.attn.qkv.linear.weight",),
+    unused=UNUSED,
+    rules=_rules(
+        Names(
+            linear="linear",
+            norm="bn",
+            stem=tuple(f"stem.conv{i}" for i in (1, 2, 3, 4)),
+            attn=("qkv", "kv", "q.ln", "proj.ln"),
+            mlp=("ln1", "ln2"),
+            heads=("head", "head_dist"),
+            classifier="linear",
+            down=("stages.{i}.downsample.attn_downsample", "stages.{i}.downsample.mlp"),
+        )
+    ),
+)
+AUTHORS = FlatFormat(
+    name="LeViT",
+    marks=("blocks.0.m.qkv.c.weight",),
+    unused=UNUSED,
+    layer="blocks.{outer}",
+    residual="m",
+    rules=_rules(
+        Names(
+            linear="c",
+            norm="bn",
+            stem=tuple(f"patch_embed.{i}" for i in (0, 2, 4, 6)),
+            attn=("qkv", "kv", "q.1", "proj.1"),
+            mlp=("0", "2"),
+            heads=("head", "head_dist"),
+            classifier="l",
+        )
+    ),
+)
+TRANSFORMERS = FlatFormat(
+    name="transformers",
+    marks=("encoder.stages.0.layers.0.module.queries_keys_values.linear.weight",),
+    prefix="levit.",
+    unused=UNUSED,
+    layer="encoder.stages.{stage}.layers.{inner}",
+    residual="module",
+    rules=_rules(
+        Names(
+            linear="linear",
+            norm="batch_norm",
+            stem=(),
+            attn=("queries_keys_values", "keys_values", "queries", "projection"),
+            mlp=("linear_up", "linear_down"),
+            heads=("/classifier", "/classifier_distill"),
+            classifier="linear",
+        )
+    )
+    + tuple(
+        Rule(f"stem.layers.{i}.{ours}", f"patch_embeddings.embedding_layer_{i + 1}.{theirs}")
+        for i in range(4)
+        for ours, theirs in (("conv.weight", "convolution.weight"), ("norm.{name}", "batch_norm.{name}"))
+    ),
+)
+FORMATS = (OURS, TIMM, AUTHORS, TRANSFORMERS)

@@ -26,7 +26,7 @@ from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import interpolated_positions
 from vit_pytorch.learning.centre import Centre
 from vit_pytorch.learning.heads import ProjectionHead
-from vit_pytorch.learning.nets import channels_of, evaluated, local_size, normalisation_of
+from vit_pytorch.learning.nets import black_image, evaluated, local_size, normalisation_of
 from vit_pytorch.learning.schedules import Schedule, as_schedule
 from vit_pytorch.learning.teacher import MeanTeacher
 from vit_pytorch.learning.views import MultiCrop, dino_views, join_by_size
@@ -91,7 +91,7 @@ class Student(nn.Module):
         self.net = net
         self.layer = None if layer is None or layer == "to_latent" else find_layer(net, layer)
         with evaluated(net), interpolated_positions(net):
-            tried = [self.embed(self._black(size)) for size in sizes]
+            tried = [self.embed(black_image(net, size)) for size in sizes]
         self.head = make_head(tried[0].shape[1])
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
@@ -120,9 +120,6 @@ class Student(nn.Module):
             embedded = torch.cat([self.embed(batch) for batch in join_by_size(crops)])
         logits: Tensor = self.head(embedded, freeze_last_layer=freeze_last_layer)
         return logits.unflatten(0, (len(crops), -1))
-
-    def _black(self, size: tuple[int, int]) -> Float[Tensor, "1 c h w"]:
-        return next(self.net.parameters()).new_zeros(1, channels_of(self.net), *size)
 
 
 class Dino(nn.Module):
@@ -228,7 +225,7 @@ class Dino(nn.Module):
         """Put a head, or more, on the model."""
         return Student(net, layer, make_head, sizes)
 
-    def make_criterion(self, num_classes: int, *, student_temp: float, center_decay: float) -> DinoLoss:
+    def make_criterion(self, num_classes: int, *, student_temp: float, center_decay: float) -> Any:
         """Make what compares the student's and the teacher's output."""
         return DinoLoss(num_classes, student_temp=student_temp, center_decay=center_decay)
 

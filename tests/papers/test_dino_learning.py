@@ -29,7 +29,18 @@ def neighbours(net, images, labels, test_images, test_labels, k=5):
 def pretrain(seed, epochs=20, batch=64, lr=1e-3, temp=0.07, m=0.98, pool="cls", **settings):
     torch.manual_seed(seed)
     data = digits(SIZE)
-    net = ViT(image_size=SIZE, patch_size=4, num_classes=0, dim=64, depth=2, heads=4, dim_head=16, mlp_dim=128, channels=1, pool=pool)
+    net = ViT(
+        image_size=SIZE,
+        patch_size=4,
+        num_classes=0,
+        dim=64,
+        depth=2,
+        heads=4,
+        dim_head=16,
+        mlp_dim=128,
+        channels=1,
+        pool=pool,
+    )
     before = neighbours(net.eval(), *data)
     steps = epochs * (len(data[0]) // batch)
     dino = Dino(
@@ -64,11 +75,21 @@ def pretrain(seed, epochs=20, batch=64, lr=1e-3, temp=0.07, m=0.98, pool="cls", 
     with torch.inference_mode():
         logits = (dino.teacher([data[2]])[0] - dino.criterion.centre.value) / 0.07
         feats = net.forward_head(net.forward_features(data[2]), pre_logits=True)
-    return dict(before=before, after=neighbours(net, *data), first=losses[0], curve=[round(sum(losses[i:i+40])/40,2) for i in range(0,len(losses)-39,40)], last=sum(losses[-10:]) / 10,
-        spread=feature_spread(feats).item(), entropy=prediction_entropy(logits).item(), usage=usage_entropy(logits).item())
+    return dict(
+        before=before,
+        after=neighbours(net, *data),
+        first=losses[0],
+        curve=[round(sum(losses[i : i + 40]) / 40, 2) for i in range(0, len(losses) - 39, 40)],
+        last=sum(losses[-10:]) / 10,
+        spread=feature_spread(feats).item(),
+        entropy=prediction_entropy(logits).item(),
+        usage=usage_entropy(logits).item(),
+    )
+
 
 if __name__ == "__main__":
     import sys, time
+
     for seed in range(int(sys.argv[1])):
-        t=time.perf_counter()
-        print(seed, pretrain(seed, epochs=int(sys.argv[2]), lr=float(sys.argv[3])), time.perf_counter()-t)
+        t = time.perf_counter()
+        print(seed, pretrain(seed, epochs=int(sys.argv[2]), lr=float(sys.argv[3])), time.perf_counter() - t)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil, lcm
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -37,6 +38,11 @@ def channels_of(net: nn.Module) -> int:
     if isinstance(getattr(embed, "proj", None), nn.Conv2d):
         return int(embed.proj.in_channels)  # type: ignore[union-attr]
     raise ValueError(f"{type(net).__name__} does not say how many channels it takes; it has no `channels`")
+
+
+def black_image(net: nn.Module, size: Sequence[int]) -> Float[Tensor, "1 c h w"]:
+    """Give a batch of one black image of a size, for a model."""
+    return next(net.parameters()).new_zeros(1, channels_of(net), *size)
 
 
 def normalisation_of(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from tests.papers.golden import read_golden
@@ -110,3 +111,18 @@ def test_a_centre_stays_in_full_precision():
 def test_a_centres_decay_is_a_part():
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 2"):
         Centre(6, decay=2)
+
+
+def centre_of_a_process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    centre = Centre(3, decay=0.5)
+    centre(torch.full((1 + 2 * rank, 3), 4.0 * rank), 1.0)
+    centre.update()
+    torch.save(centre.value, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_centre_counts_the_logits_of_all_processes(tmp_path):
+    torch.multiprocessing.spawn(centre_of_a_process, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), torch.full((3,), 0.5 * 12 / 4))

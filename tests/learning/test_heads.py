@@ -109,8 +109,8 @@ def test_a_centre_stays_in_full_precision():
 
 
 def test_a_centres_decay_is_a_part():
-    with pytest.raises(ValueError, match=r"in \[0, 1\], got 2"):
-        Centre(6, decay=2)
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 2.0"):
+        Centre(6, decay=2.0)
 
 
 def centre_of_a_process(rank: int, folder: str) -> None:

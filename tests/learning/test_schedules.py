@@ -20,10 +20,10 @@ def test_cosine_schedule_rises_and_stays():
 
 def test_a_number_stays():
     assert as_schedule(0.9)(7) == 0.9
-    assert as_schedule(CosineSchedule(1, 0, 2))(1) == pytest.approx(0.5)
+    assert as_schedule(CosineSchedule(1.0, 0.0, 2))(1) == pytest.approx(0.5)
 
 
 def test_schedules_have_a_step():
     for schedule in (LinearSchedule, CosineSchedule):
         with pytest.raises(ValueError, match="at least 1 step, got 0"):
-            schedule(0, 1, 0)
+            schedule(0.0, 1.0, 0)

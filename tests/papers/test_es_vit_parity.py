@@ -165,7 +165,8 @@ def test_weights_of_views_and_regions():
     student = read_regions(found, "student", 0, config["ncrops"], config)
     teacher = read_regions(found, "teacher", 0, 2, config)
     views, regions, both = (
-        EsViTLoss(config["out_dim"], region_weight=weight)(student, teacher, 0.04) for weight in (0, 1, 0.25)
+        EsViTLoss(config["out_dim"], region_weight=weight)(student, teacher, 0.04)
+        for weight in (0.0, 1.0, 0.25)
     )
     torch.testing.assert_close(both, 0.75 * views + 0.25 * regions)
     with pytest.raises(ValueError, match="weight of the regions"):

@@ -76,7 +76,7 @@ class View:
         return torch.where(self._chosen(x, self.solarize, generator) & (x >= 0.5), 1 - x, x)
 
     def _chosen(self, x: Tensor, probability: float, generator: Generator | None) -> Bool[Tensor, "b 1 1 1"]:
-        return _uniform(x, 0, 1, generator).view(-1, 1, 1, 1) < probability
+        return _uniform(x, 0.0, 1.0, generator).view(-1, 1, 1, 1) < probability
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def draw_boxes(
     ratio = _uniform(images, math.log(_RATIO[0]), math.log(_RATIO[1]), generator).exp()
     tall = ((area / ratio).sqrt() / height).clamp(max=1)
     wide = ((area * ratio).sqrt() / width).clamp(max=1)
-    top = _uniform(images, 0, 1, generator) * (1 - tall)
-    left = _uniform(images, 0, 1, generator) * (1 - wide)
+    top = _uniform(images, 0.0, 1.0, generator) * (1 - tall)
+    left = _uniform(images, 0.0, 1.0, generator) * (1 - wide)
     return torch.stack([top, left, tall, wide], dim=1)
 
 

@@ -23,6 +23,13 @@ def test_sincos_formula():
             torch.testing.assert_close(table[0, 5 * y + x], torch.tensor(want))
 
 
+def test_sincos_without_endpoint():
+    frequencies = [100.0 ** (-i / 3) for i in range(3)]
+    want = [wave(axis * w) for axis in (4, 2) for wave in (math.sin, math.cos) for w in frequencies]
+    table = sincos_table((3, 5), 12, temperature=100.0, endpoint=False)
+    torch.testing.assert_close(table[0, 14], torch.tensor(want))
+
+
 @pytest.mark.parametrize("dim", [4, 6, 10])
 def test_sincos_width(dim):
     with pytest.raises(ValueError, match=f"multiple of 4 from 8 on, got {dim}"):

@@ -38,11 +38,20 @@ def resize_table(
     return cells.flatten(2).transpose(1, 2).to(table.dtype)
 
 
-def sincos_table(grid: Sequence[int], dim: int, *, temperature: float = 10_000.0) -> Float[Tensor, "1 n d"]:
+def sincos_table(
+    grid: Sequence[int], dim: int, *, temperature: float = 10_000.0, endpoint: bool = True
+) -> Float[Tensor, "1 n d"]:
     """Compute fixed sine and cosine embeddings of a 2-D grid's cells.
 
     Per cell: sin(x w), cos(x w), sin(y w), cos(y w), a quarter of the channels each, with the
     frequencies w falling geometrically from 1 to 1 / temperature (Beyer et al. 2022, arXiv:2205.01580).
+
+    Args:
+        grid: cells along each axis.
+        dim: width of a token, a multiple of 4.
+        temperature: the inverse of the lowest frequency.
+        endpoint: whether the lowest frequency is among them; otherwise they stop one step before it, as in
+            Vaswani et al. 2017 and He et al. 2021 (arXiv:2111.06377).
 
     Raises:
         ValueError: where `dim` is not a multiple of 4, or is 4, or the grid is not 2-D.
@@ -52,7 +61,10 @@ def sincos_table(grid: Sequence[int], dim: int, *, temperature: float = 10_000.0
     if len(grid) != 2:
         raise ValueError(f"2-D sin-cos positions need a 2-D grid, got {tuple(grid)}")
     y, x = torch.meshgrid(*(torch.arange(g, dtype=torch.float64) for g in grid), indexing="ij")
-    frequency = temperature ** -torch.linspace(0, 1, dim // 4, dtype=torch.float64)
+    count = dim // 4
+    frequency = temperature ** (
+        -torch.arange(count, dtype=torch.float64) / (count - 1 if endpoint else count)
+    )
     angles = [axis.flatten()[:, None] * frequency for axis in (x, y)]
     table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
     return table[None].float()

@@ -60,7 +60,8 @@ OURS = own_format("encoder.blocks.0.attention.branch.to_qkv.weight")
 TIMM = Format(
     name="timm",
     marks=("blocks.0.attn.qkv.weight",),
-    unused=("mask_token",),
+    # The authors' masked autoencoder is such a model, and a decoder.
+    unused=("mask_token", "decoder_{name}"),
     fixed_positions=True,
     rules=(
         Rule("prefix.class_token", "cls_token"),
@@ -126,7 +127,8 @@ TRANSFORMERS = Format(
     name="transformers",
     marks=("encoder.layer.0.layernorm_before.weight", "layers.0.layernorm_before.weight"),
     prefix="vit.",
-    unused=("embeddings.mask_token", "pooler.dense.{p}"),
+    # The decoder is that of a model for masked images.
+    unused=("embeddings.mask_token", "pooler.dense.{p}", "/decoder.{name}"),
     rules=(
         *_EMBEDDINGS,
         Rule(f"{BLOCK}.attention.norm.{{p}}", "encoder.layer.{i}.layernorm_before.{p}"),

@@ -1,0 +1,168 @@
+"""Position Prediction as an Effective Pretraining Strategy.
+
+S. Zhai, N. Jaitly, J. Ramapuram, D. Busbridge, T. Likhomanenko et al. 2022, arXiv:2207.07611.
+
+Patches come without positions, and every one tells where it belongs. A random part of them is context: in
+every layer, all patches ask, and the context alone gives keys and values.
+
+Family: self-supervised
+Differs from the paper: nothing. Prefix tokens, where the model has them, belong to the context.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention
+from vit_pytorch.layers.encoder import Block, Encoder, Residual
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.learning.masks import (
+    as_maskable,
+    check_ratio,
+    check_shape,
+    count_visible,
+    draw_noise,
+    patch_tokens,
+)
+from vit_pytorch.plain import PlainModel
+from vit_pytorch.vit import ViT
+
+__all__ = ["MP3", "ViT"]
+
+
+class MP3(nn.Module):
+    """The loss of position prediction around a model, which learns.
+
+    The model is the object that was passed in, so that its own weights can be saved afterwards. Its positions
+    take no part and stay as they are. Patches must not know their places otherwise: the padding of a
+    convolutional stem would tell.
+
+    Args:
+        vit: a model of plain self-attention blocks, such as `ViT`.
+        masking_ratio: share of the patches that is no context, in (0, 1); rounded up to whole patches.
+        loss_on: "all" learns the positions of all patches, "masked" those of the patches outside the context.
+
+    Raises:
+        ValueError: where a number is out of range, or the model is of other blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        vit: nn.Module,
+        masking_ratio: float = 0.75,
+        loss_on: Literal["all", "masked"] = "all",
+    ) -> None:
+        super().__init__()
+        check_ratio("masking_ratio", masking_ratio)
+        check_choice("loss_on", loss_on, ("all", "masked"))
+        self.vit = check_blocks(vit)
+        self.masking_ratio = masking_ratio
+        self.loss_on = loss_on
+        self.context = count_visible(self.vit.grid.num_patches, masking_ratio)
+        self.head = nn.Linear(self.vit.num_features, self.vit.grid.num_patches)
+        init_linears(self.head, nn.init.xavier_uniform_)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b n"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Compute the loss: the mean cross entropy of the patches' positions.
+
+        Args:
+            images: input, of the model's largest size.
+            noise: a number for each patch; those with the smallest are context. Drawn unless given.
+            generator: where the noise is drawn from, instead of torch's global generator.
+
+        Raises:
+            ValueError: where the images are not what the model takes, or the noise has another shape.
+        """
+        logits, masked = self.predict(images, noise, generator)
+        places = torch.arange(masked.shape[1], device=images.device).expand(len(images), -1)
+        losses = F.cross_entropy(logits.transpose(1, 2), places, reduction="none")
+        if self.loss_on == "all":
+            return losses.mean()
+        return (losses * masked).sum() / masked.sum()
+
+    def predict(
+        self,
+        images: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b n"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "b n n"], Bool[Tensor, "b n"]]:
+        """Give the logits of every patch's position, and which patches were outside the context.
+
+        Args:
+            images: input, of the model's largest size.
+            noise: see `forward`.
+            generator: see `forward`.
+        """
+        self.vit.check_images(images)
+        grid = self.vit.grid.fit(images.shape[2:])
+        if grid != self.vit.grid.shape:
+            raise ValueError(
+                f"positions are those of images of size {self.vit.grid.size}, got {tuple(images.shape[2:])}"
+            )
+        shape = (len(images), self.vit.grid.num_patches)
+        if noise is None:
+            noise = draw_noise(*shape, device=images.device, generator=generator)
+        check_shape("noise", noise, shape)
+        order = noise.argsort(dim=1)
+        prefix = self.vit.num_prefix_tokens
+        first = torch.arange(prefix, device=images.device).expand(len(images), -1)
+        places = torch.cat([first, prefix + order[:, : self.context]], dim=1)
+        x = self.vit.embed(images, place=False)
+        for block in self.vit.encoder.blocks:
+            x = self.vit.encoder.run(attend_to, block, x, places)
+        features = patch_tokens(self.vit.finish(x), prefix, shape[1])
+        return self.head(features), order.argsort(dim=1) >= self.context
+
+
+def attend_to(block: Any, x: Float[Tensor, "b n d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b n d"]:
+    """Apply a block in which all tokens attend to those of some places alone, as they are in this layer.
+
+    Args:
+        block: a `Block` that `check_blocks` accepts.
+        x: tokens that enter the block.
+        places: of each image's tokens that give keys and values.
+    """
+    residual = block.attention
+    q, k, v = residual.branch.project(residual.norm(x))
+    k, v = (part.take_along_dim(places[:, None, :, None], dim=2) for part in (k, v))
+    x = x + residual.tail(residual.branch.merge(residual.branch.attend(q, k, v)))
+    return block.feedforward(x)
+
+
+def check_blocks(model: nn.Module) -> PlainModel:
+    """Hold that a model is of blocks in which `attend_to` computes what it says.
+
+    Raises:
+        ValueError: where one is not.
+    """
+    as_maskable(model)
+    if (
+        isinstance(model, PlainModel)
+        and type(model.encoder) is Encoder
+        and all(_is_plain(block) for block in model.encoder.blocks)
+    ):
+        return model
+    raise ValueError(
+        f"position prediction needs a model of plain self-attention blocks, got {type(model).__name__}"
+    )
+
+
+def _is_plain(block: nn.Module) -> bool:
+    return (
+        isinstance(block, Block)
+        and type(block.attention) is Residual
+        and type(block.attention.branch) is Attention
+        and type(block.attention.branch.attend) in (FusedAttention, ExplicitAttention)
+    )

@@ -49,6 +49,5 @@ from vit_pytorch.registry import list_models
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
-__all__ = ["Dino", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
-__all__ = ["MAE", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
+__all__ = ["MAE", "Dino", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
 __version__ = "0.1.0"

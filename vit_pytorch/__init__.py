@@ -37,21 +37,24 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.parallel_vit`, `ViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
-- SimMIM: A Simple Framework for Masked Image Modeling (arXiv:2111.09886): `vit_pytorch.simmim`, `SimMIM`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`
+- SimMIM: A Simple Framework for Masked Image Modeling (arXiv:2111.09886): `vit_pytorch.simmim`, `SimMIM`
 - An Image is Worth 16x16 Words, masked patch prediction (arXiv:2010.11929): `vit_pytorch.mpp`, `MPP`
 - Position Prediction as an Effective Pretraining Strategy (arXiv:2207.07611): `vit_pytorch.mp3`, `MP3`
+- Emerging Properties in Self-Supervised Vision Transformers (arXiv:2104.14294): `vit_pytorch.dino`, `Dino`
+- Efficient Self-supervised Vision Transformers (arXiv:2106.09785): `vit_pytorch.es_vit`, `EsViTTrainer`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
 """
 
 from vit_pytorch.create import create_model
+from vit_pytorch.dino import Dino
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.registry import list_models
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
-__all__ = ["MAE", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
+__all__ = ["MAE", "Dino", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
 __version__ = "0.1.0"

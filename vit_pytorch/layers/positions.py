@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -75,6 +76,9 @@ class Positions(nn.Module):
     Args:
         grid: cells along each axis, of the largest input.
         prefix: rows in front for prefix tokens (the class token's, as a rule).
+
+    Attributes:
+        interpolates: whether a smaller grid is one of larger cells, instead of a part of the largest grid.
     """
 
     table: Tensor
@@ -83,10 +87,17 @@ class Positions(nn.Module):
         super().__init__()
         self.grid = tuple(grid)
         self.prefix = prefix
+        self.interpolates = False
 
     def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
-        """Give the embeddings of a grid's cells: those of the same places in the largest grid."""
-        return crop_table(self.table[:, self.prefix :], self.grid, grid)
+        """Give the embeddings of a grid's cells: those of the same places in the largest grid.
+
+        Where `interpolates` is set, a smaller grid covers the whole picture, and the table is interpolated.
+        """
+        table = self.table[:, self.prefix :]
+        return (
+            resize_table(table, self.grid, grid) if self.interpolates else crop_table(table, self.grid, grid)
+        )
 
     def for_prefix(self, tokens: int) -> Float[Tensor, "1 k d"]:
         """Give what is added to the prefix tokens; zero for those without a place."""
@@ -168,6 +179,19 @@ class FactorisedPositions(Positions):
             rows, columns = _stretch(rows, extents[0]), _stretch(columns, extents[1])
         rows, columns = rows[:, : grid[0]], columns[:, : grid[1]]
         return (rows.unsqueeze(2) + columns.unsqueeze(1)).flatten(1, 2)
+
+
+@contextmanager
+def interpolated_positions(model: nn.Module) -> Iterator[None]:
+    """Let smaller inputs be whole pictures at a lower resolution, meanwhile: positions are interpolated."""
+    changed = [part for part in model.modules() if isinstance(part, Positions) and not part.interpolates]
+    for part in changed:
+        part.interpolates = True
+    try:
+        yield
+    finally:
+        for part in changed:
+            part.interpolates = False
 
 
 def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:

@@ -18,7 +18,6 @@ from functools import partial
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_hea
 from vit_pytorch.layers.conv import ConvNorm, OnMap
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.linear import linear
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.tokens import PrefixTokens
 from vit_pytorch.staged import Stage, StagedModel, State
@@ -86,7 +86,7 @@ class ConvAttention(Attention):
             tokens = self.convs[index](cells).flatten(1, 2)
             if prefix.shape[1]:
                 tokens = torch.cat([prefix, tokens], dim=1)
-            tokens = F.linear(tokens, weights[index], biases[index])
+            tokens = linear(tokens, weights[index], biases[index])
             return tokens.unflatten(2, (self.heads, self.dim_head)).transpose(1, 2)
 
         return part(0), part(1), part(2)

@@ -29,6 +29,7 @@ from vit_pytorch.layers.attention import FusedAttention
 from vit_pytorch.layers.conv import ConvNorm, OnMap
 from vit_pytorch.layers.encoder import Block, Encoder, Residual, activation, make_tail
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
@@ -62,7 +63,7 @@ class LinearNorm(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, *, gain: float = 1.0) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, out_dim, bias=False)
+        self.linear = Linear(dim, out_dim, bias=False)
         self.norm: nn.Module = TokenNorm(out_dim)
         init_xavier(self.linear)
         nn.init.constant_(self.norm.weight, gain)

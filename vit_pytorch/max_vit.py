@@ -31,6 +31,7 @@ from vit_pytorch.layers.encoder import (
     rising,
 )
 from vit_pytorch.layers.init import init_convs, init_xavier
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
@@ -208,7 +209,7 @@ class MaxViT(StagedModel):
                 pool = nn.AvgPool2d(2) if padding == "same" else nn.AvgPool2d(3, stride=2, padding=1)
                 shortcut.append(OnMap(pool))
             if before != width or (strided and project_shortcuts):
-                shortcut.append(nn.Linear(before, width))
+                shortcut.append(Linear(before, width))
             tail = make_tail(width, drop_path=drop)
             return MBConv(bottleneck, OnMap(norm(before)), tail, nn.Sequential(*shortcut))
 
@@ -249,7 +250,7 @@ class MaxViT(StagedModel):
         init_convs(self)
         self.head_width = representation_size or dims[-1]
         self.fc_norm = nn.LayerNorm(dims[-1], eps=norm_eps)
-        hidden = nn.Linear(dims[-1], self.head_width)
+        hidden = Linear(dims[-1], self.head_width)
         init_xavier(hidden)
         self.pre_logits = nn.Sequential(hidden, nn.Tanh())
         self.reset_classifier(num_classes)

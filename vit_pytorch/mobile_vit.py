@@ -24,6 +24,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_hea
 from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, activation, make_tail
 from vit_pytorch.layers.init import init_convs
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import Partition
 from vit_pytorch.staged import Stage, StagedModel
@@ -61,7 +62,7 @@ class PointwiseNorm(nn.Sequential):
     """
 
     def __init__(self, dim: int, out_dim: int, *, act: str = "silu") -> None:
-        super().__init__(nn.Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))
+        super().__init__(Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))
 
 
 class MobileViTBlock(nn.Module):
@@ -88,7 +89,7 @@ class MobileViTBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.local = OnMap(ConvNorm(channels, channels, kernel, act="silu"))
-        self.widen = nn.Linear(channels, dim, bias=False)
+        self.widen = Linear(channels, dim, bias=False)
         self.partition = Partition((None, None), patch)
         self.transformer = transformer
         self.norm = norm

@@ -21,6 +21,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_hea
 from vit_pytorch.layers.conv import OnMap
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice, per_stage
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -63,7 +64,7 @@ class MultiQueryAttention(BlockAttention):
         super().__init__(
             dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, dropout=dropout, attend=attend
         )
-        self.to_qkv = nn.Linear(dim, (heads + 2) * dim_head, bias=qkv_bias)
+        self.to_qkv = Linear(dim, (heads + 2) * dim_head, bias=qkv_bias)
 
     def project(
         self, x: Float[Tensor, "b n d"]

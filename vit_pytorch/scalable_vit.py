@@ -23,6 +23,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_hea
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_convs, init_linears
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import pad_map, real_cells, windows
@@ -110,8 +111,8 @@ class SSA(nn.Module):
         self.heads = heads
         inner = dim if reduction == 1 else heads * dim_key
         self.widths = (inner, dim)
-        self.to_q = nn.Linear(dim, inner, bias=qkv_bias)
-        self.to_kv: nn.Module = nn.Linear(inner, inner + dim, bias=qkv_bias)
+        self.to_q = Linear(dim, inner, bias=qkv_bias)
+        self.to_kv: nn.Module = Linear(inner, inner + dim, bias=qkv_bias)
         if reduction > 1:
             self.to_kv = nn.Sequential(
                 OnMap(nn.Conv2d(dim, dim, reduction, reduction, groups=dim)),
@@ -121,7 +122,7 @@ class SSA(nn.Module):
                 self.to_kv,
             )
         self.attend = attend(scale=dim_key**-0.5)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_out = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:

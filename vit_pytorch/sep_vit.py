@@ -27,6 +27,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_convs, init_linears
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -70,7 +71,7 @@ class SeparableAttention(Attention):
         if self.tokens is not None:
             nn.init.zeros_(self.tokens.table)
         self.token_norm = nn.Sequential(nn.LayerNorm(dim), nn.GELU())
-        self.to_token_qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.to_token_qk = Linear(dim, 2 * dim, bias=qkv_bias)
         self.attend_windows = attend()
 
     def mix(self, x: Float[Tensor, "g n d"]) -> Float[Tensor, "g n d"]:

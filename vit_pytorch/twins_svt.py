@@ -25,6 +25,7 @@ from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_hea
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_convs, init_linears
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import GroupAttention, windows
 from vit_pytorch.staged import Stage, StagedModel
@@ -39,8 +40,8 @@ class SummaryAttention(Attention):
     def __init__(self, dim: int, *, heads: int, dim_head: int, qkv_bias: bool = True, **options: Any) -> None:
         super().__init__(dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, **options)
         del self.to_qkv
-        self.to_q = nn.Linear(dim, heads * dim_head, bias=qkv_bias)
-        self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
+        self.to_q = Linear(dim, heads * dim_head, bias=qkv_bias)
+        self.to_kv = Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
 
     def forward(
         self, x: Float[Tensor, "b n d"], summary: Float[Tensor, "b m d"] | None = None

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.linear import Linear
 
 SHORT = 1024
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -188,11 +189,11 @@ class Attention(nn.Module):
         self.heads = heads
         self.dim_head = dim_head
         inner = heads * dim_head
-        self.to_qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.to_qkv = Linear(dim, 3 * inner, bias=qkv_bias)
         self.q_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.attend = attend()
-        self.to_out = nn.Linear(inner, dim, bias=out_bias)
+        self.to_out = Linear(inner, dim, bias=out_bias)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_qkv, parts=3)
         init_xavier(self.to_out)
@@ -247,10 +248,10 @@ class ClassAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(dim, heads * dim_head, bias=qkv_bias)
-        self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
+        self.to_q = Linear(dim, heads * dim_head, bias=qkv_bias)
+        self.to_kv = Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
         self.attend = attend()
-        self.to_out = nn.Linear(heads * dim_head, dim)
+        self.to_out = Linear(heads * dim_head, dim)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_q)
         init_xavier(self.to_kv, parts=2)

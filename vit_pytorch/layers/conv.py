@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_pytorch.layers.encoder import Block, activation
+from vit_pytorch.layers.linear import Linear
 
 
 def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
@@ -82,9 +83,9 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu") -> None:
         super().__init__()
-        self.squeeze = nn.Linear(dim, hidden_dim)
+        self.squeeze = Linear(dim, hidden_dim)
         self.act = activation(act)
-        self.excite = nn.Linear(hidden_dim, dim)
+        self.excite = Linear(hidden_dim, dim)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Scale the channels of a channels-first map."""
@@ -163,7 +164,7 @@ class InvertedBottleneck(nn.Module):
         norm_out: bool = True,
     ) -> None:
         super().__init__()
-        self.expand = nn.Linear(dim, hidden_dim, bias=False)
+        self.expand = Linear(dim, hidden_dim, bias=False)
         excite = [] if squeeze_dim is None else [SqueezeExcite(hidden_dim, squeeze_dim)]
         self.depthwise = OnMap(
             norm(hidden_dim),
@@ -173,7 +174,7 @@ class InvertedBottleneck(nn.Module):
             activation(act),
             *excite,
         )
-        self.project = nn.Linear(hidden_dim, out_dim, bias=not norm_out)
+        self.project = Linear(hidden_dim, out_dim, bias=not norm_out)
         self.norm = OnMap(norm(out_dim)) if norm_out else nn.Identity()
         for linear in (self.expand, self.project):
             nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 
 
@@ -53,9 +54,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
         super().__init__()
-        self.to_hidden = nn.Linear(dim, hidden_dim)
+        self.to_hidden = Linear(dim, hidden_dim)
         self.act = activation(act)
-        self.to_out = nn.Linear(hidden_dim, dim)
+        self.to_out = Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_hidden)
         init_xavier(self.to_out)

@@ -28,13 +28,13 @@ def linear(
     """
     if (
         MKL_IS_SLOW
+        and not torch.compiler.is_compiling()
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() >= FEW * x.shape[-1]
         # Weights of other types, such as quantised ones, have products of their own.
         and type(weight) in (nn.Parameter, Tensor)
         and weight.dtype == torch.float32
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     ):
         rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)

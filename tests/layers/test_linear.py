@@ -56,6 +56,4 @@ def test_is_a_linear_layer():
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(100, 12)
     torch.testing.assert_close(copy.deepcopy(layer)(x), plain(x))
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), plain(x))
     assert linear(x, plain.weight).shape == (100, 20)

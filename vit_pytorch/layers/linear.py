@@ -32,6 +32,8 @@ def linear(
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() >= FEW * x.shape[-1]
+        # Of other numbers of vectors, oneDNN's gradients take longer than MKL's.
+        and (x.numel() // x.shape[-1] % 8 == 0 or not torch.is_grad_enabled())
         # Weights of other types, such as quantised ones, have products of their own.
         and type(weight) in (nn.Parameter, Tensor)
         and weight.dtype == torch.float32

@@ -31,10 +31,7 @@ from vit_pytorch.learning.views import join_by_size
 class Regions(NamedTuple):
     """What a model and its two heads say of the crops of a batch.
 
-    Attributes:
-        views: logits of every crop, (v b k).
-        cells: for each crop, the logits of its cells, (b n k).
-        features: for each crop, the features of its cells, (b n d).
+    That is the logits of every crop, and for each crop the logits and the features of its cells.
     """
 
     views: Float[Tensor, "v b k"]

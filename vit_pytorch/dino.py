@@ -24,9 +24,10 @@ from torch import Generator, Tensor, nn
 from vit_pytorch.extractor import Extractor, find_layer
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import interpolated_positions
+from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.learning.centre import Centre
 from vit_pytorch.learning.heads import ProjectionHead
-from vit_pytorch.learning.nets import black_image, evaluated, local_size, normalisation_of
+from vit_pytorch.learning.nets import black_image, local_size, normalisation_of
 from vit_pytorch.learning.schedules import Schedule, as_schedule
 from vit_pytorch.learning.teacher import MeanTeacher
 from vit_pytorch.learning.views import MultiCrop, dino_views, join_by_size
@@ -90,7 +91,7 @@ class Student(nn.Module):
         super().__init__()
         self.net = net
         self.layer = None if layer is None or layer == "to_latent" else find_layer(net, layer)
-        with evaluated(net), interpolated_positions(net):
+        with evaluating(net), torch.no_grad(), interpolated_positions(net):
             tried = [self.embed(black_image(net, size)) for size in sizes]
         self.head = make_head(tried[0].shape[1])
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from vit_pytorch.dino import Dino, DinoLoss, Layer, MakeHead
 from vit_pytorch.extractor import find_layer
 from vit_pytorch.layers.positions import interpolated_positions
+from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.learning.centre import Centre
-from vit_pytorch.learning.nets import black_image, evaluated
+from vit_pytorch.learning.nets import black_image
 from vit_pytorch.learning.views import join_by_size
 
 
@@ -125,7 +126,7 @@ class RegionStudent(nn.Module):
         super().__init__()
         self.net = net
         self.layer = None if layer is None or layer == "layers" else _find_index(net, layer)
-        with evaluated(net), interpolated_positions(net):
+        with evaluating(net), torch.no_grad(), interpolated_positions(net):
             tried = [self.embed(black_image(net, size)) for size in sizes]
         view, cells = tried[0]
         self.head = make_head(view.shape[1])

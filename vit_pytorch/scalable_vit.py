@@ -26,7 +26,7 @@ from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.windows import pad_map, real_cells, windows
+from vit_pytorch.layers.windows import hide_padding, pad_map, windows
 from vit_pytorch.staged import Stage, StagedModel
 
 PATCH = 4
@@ -70,10 +70,7 @@ class IWSA(Attention):
         grid = x.shape[1:3]
         partition = windows([min(self.window or extent, extent) for extent in grid])
         padded = pad_map(x, partition.multiple)
-        mask = None
-        if padded is not x:
-            real = real_cells(grid, padded.shape[1:3], x).expand(x.shape[0], -1, -1, -1)
-            mask = partition.split(real).mT[:, None]
+        mask = None if padded is x else hide_padding(partition, grid, padded)
         q, k, v = self.project(partition.split(padded))
         mixed, values = (
             partition.merge(each.transpose(1, 2).flatten(2), padded.shape[1:3])[:, : grid[0], : grid[1]]

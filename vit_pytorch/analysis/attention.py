@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.analysis.flow import normalise_rows, read_out, rollout_of_maps
-from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, in_single, upsample
+from vit_pytorch.analysis.layout import Map, TokenLayout, in_single, upsample
+from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.xcit import CrossCovariance
 

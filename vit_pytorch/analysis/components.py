@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vit_pytorch.analysis.layout import evaluating
 from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.model import VisionModel
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -107,15 +106,3 @@ def to_pictures(model: VisionModel, images: Float[Tensor, "b c *size"]) -> Float
 def in_single(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """Give half-precision numbers in single precision, others as they are; products of layers need digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval, and every part of it back where it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

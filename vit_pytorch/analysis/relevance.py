@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vit_pytorch.analysis.attention import check_mixes_tokens
 from vit_pytorch.analysis.flow import compose, read_out
-from vit_pytorch.analysis.layout import Map, TokenLayout, evaluating, in_single, upsample
+from vit_pytorch.analysis.layout import Map, TokenLayout, in_single, upsample
+from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.model import VisionModel
 from vit_pytorch.recorder import Recorder
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.analysis.layout import evaluating
+from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.model import VisionModel
 
 

@@ -148,11 +148,28 @@ class GroupAttention(nn.Module):
         padded = pad_map(x, partition.multiple)
         groups = partition.split(padded)
         if self.mask_padding and padded.shape != x.shape:
-            real = partition.split(real_cells((height, width), padded.shape[1:3], padded))
-            mask = hide(real[..., 0], mask).repeat(x.shape[0], 1, 1, 1)
+            mask = hide_padding(partition, (height, width), padded, mask)
         q, k, v = self.attention.project(groups)
         mixed = self.attention.merge(self.attention.attend(q, k, v, mask))
         return partition.merge(mixed, padded.shape[1:3])[:, :height, :width]
+
+
+def hide_padding(
+    partition: Partition,
+    grid: Sequence[int],
+    padded: Float[Tensor, "b y x d"],
+    bias: Float[Tensor, "h n n"] | None = None,
+) -> Tensor:
+    """Make the mask of all groups of a batch that hides what fills the maps up; see `hide`.
+
+    Args:
+        partition: how the padded maps are parted.
+        grid: rows and columns of a map without padding.
+        padded: the maps.
+        bias: what is added to the scores of all groups, if anything.
+    """
+    real = partition.split(real_cells(grid, padded.shape[1:3], padded))
+    return hide(real[..., 0], bias).repeat(padded.shape[0], 1, 1, 1)
 
 
 def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "h n n"] | None) -> Tensor:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import ceil, lcm
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-
-@contextmanager
-def evaluated(net: nn.Module) -> Iterator[None]:
-    """Let a model compute without gradients, dropout and batch statistics, and leave it as it was."""
-    modes = [(part, part.training) for part in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def channels_of(net: nn.Module) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from vit_pytorch.layers.wrapper import evaluating
 
 
 @torch.no_grad()
@@ -23,15 +26,8 @@ def extract(
         images: input.
         batch: images at a time.
     """
-    modules = list(features.modules()) if isinstance(features, nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
+    with evaluating(features) if isinstance(features, nn.Module) else nullcontext():
         return torch.cat([features(part) for part in images.split(batch)])
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Encoder
@@ -79,7 +79,10 @@ class ViT(PlainModel):
         self.reset_classifier(num_classes)
 
     def encode(
-        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        kept: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Run the transformer, which knows of no grid, and the final norm.
 

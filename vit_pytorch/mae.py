@@ -218,8 +218,9 @@ class MAE(nn.Module):
         prefix = self.encoder.num_prefix_tokens
         tokens = self.encoder.embed(images)
         patches = patch_tokens(tokens, prefix, order.shape[1])
-        tokens = torch.cat([tokens[:, :prefix], take(patches, order[:, :visible])], dim=1)
-        encoded = self.encoder.encode(tokens)
+        kept = order[:, :visible]
+        tokens = torch.cat([tokens[:, :prefix], take(patches, kept)], dim=1)
+        encoded = self.encoder.encode(tokens, self.encoder.grid.fit(images.shape[2:]), kept)
         seen = patch_tokens(encoded, prefix, visible)
         x = self.to_decoder(torch.cat([encoded[:, :prefix], seen], dim=1))
         gaps = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - visible, -1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.encoder import Encoder
@@ -109,14 +109,14 @@ class PlainModel(VisionModel):
         """Width of what enters the classifier."""
         return self.head_width
 
-    def patchify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+    def patchify(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n p"]:
         """Flatten each patch of pixels to a vector (row, column, channel)."""
         self.check_images(images)
         return self.grid.patchify(images)
 
     def embed(
         self,
-        images: Float[Tensor, "b c h w"],
+        images: Float[Tensor, "b c *size"],
         *,
         corrupt: Callable[[Tensor], Tensor] | None = None,
         place: bool = True,
@@ -145,26 +145,37 @@ class PlainModel(VisionModel):
         return self.pre_norm(self.dropout(x))
 
     def encode(
-        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        kept: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Run the encoder and its final norm (equations 2 to 4).
 
         Args:
-            tokens: what `embed` gives.
+            tokens: what `embed` gives, or some of it.
             grid: patches along each axis; those of the largest input unless told. Only blocks that know
-                neighbours ask for it.
+                neighbours or places ask for it.
+            kept: places in the grid, in row-major order, of the patches that are among the tokens; all of
+                them unless told.
         """
-        return self.finish(self.encoder(tokens, *self.context(self.grid.shape if grid is None else grid)))
+        grid = self.grid.shape if grid is None else grid
+        return self.finish(self.encoder(tokens, *self.context(grid, kept)))
 
-    def context(self, grid: Sequence[int]) -> tuple[Any, ...]:
-        """Give what every block is handed beside the tokens of a grid: nothing, as a rule."""
+    def context(self, grid: Sequence[int], kept: Int[Tensor, "b k"] | None = None) -> tuple[Any, ...]:
+        """Give what every block is handed beside the tokens of a grid: nothing, as a rule.
+
+        Args:
+            grid: patches along each axis.
+            kept: see `encode`.
+        """
         return ()
 
     def finish(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """Turn the encoder's output into the features, by the final norm."""
         return self.norm(tokens)
 
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+    def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm, prefix tokens in front."""
         tokens = self.embed(images)
         return self.encode(tokens, self.grid.fit(images.shape[2:]))
@@ -189,7 +200,7 @@ class PlainModel(VisionModel):
 
     def forward_intermediates(
         self,
-        images: Float[Tensor, "b c h w"],
+        images: Float[Tensor, "b c *size"],
         indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
+from vit_pytorch.layers.attention import FusedAttention, MaskedAttention, heads_per_stage
 from vit_pytorch.layers.conv import OnMap, PositionGenerator
 from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
@@ -95,14 +95,6 @@ class LocalBias(RelativeBias):
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Look up the offset of every pair of cells."""
         return F.pad(super().compute(*window), (1, 0, 1, 0))
-
-
-class RegionAttention(Attention):
-    """Attention that is handed a mask, too."""
-
-    def forward(self, x: Float[Tensor, "g n d"], mask: Tensor | None = None) -> Float[Tensor, "g n d"]:
-        """Let every token attend to those of its group, with what the mask adds to the scores."""
-        return self.merge(self.attend(*self.project(x), mask))
 
 
 class RegionBlock(nn.Module):
@@ -303,7 +295,7 @@ class RegionViT(StagedModel):
 
         def block(stage: int, layer: int) -> RegionBlock:
             width = dim[stage]
-            attention = RegionAttention(
+            attention = MaskedAttention(
                 width,
                 heads=all_heads[stage],
                 dim_head=width // all_heads[stage],

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
@@ -287,8 +287,16 @@ class XCiT(LateClassModel):
         self.norm = norm()
         self.reset_classifier(num_classes)
 
-    def context(self, grid: Sequence[int]) -> tuple[Any, ...]:
-        """Give the grid, in which the blocks find neighbours."""
+    def context(self, grid: Sequence[int], kept: Int[Tensor, "b k"] | None = None) -> tuple[Any, ...]:
+        """Give the grid, in which the blocks find neighbours.
+
+        Raises:
+            ValueError: where patches are missing.
+        """
+        if kept is not None:
+            raise ValueError(
+                f"XCiT mixes neighbours and needs all patches, got {kept.shape[1]} that were kept"
+            )
         return (grid,)
 
     def no_weight_decay(self) -> set[str]:

@@ -215,6 +215,19 @@ class Attention(nn.Module):
         return self.merge(self.attend(*self.project(x)))
 
 
+class MaskedAttention(Attention):
+    """Attention that is handed a mask, too."""
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Tensor | None = None) -> Float[Tensor, "b n d"]:
+        """Let every token attend to those that the mask leaves, or with what it adds to the scores.
+
+        Args:
+            x: tokens.
+            mask: broadcasts to the scores (b h n n); see `attention_weights`.
+        """
+        return self.merge(self.attend(*self.project(x), mask))
+
+
 class ClassAttention(nn.Module):
     """Attention from the class token alone to itself and the patches (CaiT, arXiv:2103.17239, section 3).
 

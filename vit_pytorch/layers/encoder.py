@@ -172,9 +172,14 @@ class Block(nn.Module):
         self.attention = attention
         self.feedforward = feedforward
 
-    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Apply both residual branches, to tokens or to a map whose channels are last."""
-        return self.feedforward(self.attention(x))
+    def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
+        """Apply both residual branches, to tokens or to a map whose channels are last.
+
+        Args:
+            x: tokens, or a map.
+            context: what attention is handed beside them.
+        """
+        return self.feedforward(self.attention(x, *context))
 
 
 class Encoder(nn.Module):

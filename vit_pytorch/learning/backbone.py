@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.patches import PatchGrid
@@ -38,9 +38,12 @@ class Backbone(Protocol):
         """Turn images into tokens; `corrupt` acts on the patches before they are given their places."""
 
     def encode(
-        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        kept: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Run the encoder and its final norm on tokens, of which some may be left out."""
+        """Run the encoder and its final norm on tokens; `kept` are the places of those patches that are there."""
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm."""
@@ -92,7 +95,10 @@ class TimmBackbone(nn.Module):
         return self.model.norm_pre(x)
 
     def encode(
-        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        kept: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Run the blocks and the final norm."""
         return self.model.norm(self.model.blocks(tokens))

@@ -43,7 +43,7 @@ class Backbone(Protocol):
         grid: Sequence[int] | None = None,
         kept: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Run the encoder and its final norm on tokens; `kept` are the places of those patches that are there."""
+        """Run the encoder and its final norm on tokens; `kept` are the places of the patches among them."""
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm."""

@@ -51,10 +51,11 @@ class Task(nn.Module):
         like = next(vit.parameters())
         self.class_token = nn.Parameter(like.new_empty(1, 1, dim))
         self.memories = nn.Parameter(like.new_empty(len(vit.encoder.blocks), memories, dim))
-        self.head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
+        head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
         nn.init.normal_(self.memories, std=std)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        self.head: nn.Module = head
         with torch.no_grad():
             if vit.prefix.class_token is None:
                 nn.init.trunc_normal_(self.class_token, std=0.02)

@@ -87,7 +87,7 @@ class MemoryViT(VisionModel):
         """
         if type(vit) not in BASES.values():
             names = " or a ".join(BASES)
-            raise ValueError(f"the base of a MemoryViT is a {names}, got a {type(vit).__name__}")
+            raise ValueError(f"the base of a MemoryViT is a {names}, got {type(vit).__name__}")
         with torch.device("meta"):
             model = cls(base={"architecture": type(vit).__name__, **vit.config}, **options)
         model.adapter = Adapter(vit=vit, **{**model.adapter.config, "num_classes": max(model.num_classes, 1)})

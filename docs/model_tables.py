@@ -1,8 +1,10 @@
-"""A directive for the table of an architecture's named models, made from the registry."""
+"""Directives for tables: an architecture's named models, from the registry; what loads, from measurements."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -13,6 +15,7 @@ from vit_pytorch.registry import entries
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
+MEASURED = Path(__file__).parent / "measured" / "loading.json"
 COLUMNS = {
     "width": ("dim", "embedding_dim"),
     "depth": ("depth", "num_layers"),
@@ -40,13 +43,51 @@ class NamedModels(SphinxDirective):
                 for names in columns.values()
             ]
             rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])
-        lines = [".. list-table::", "   :header-rows: 1", ""]
-        for row in rows:
-            lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
-        return self.parse_text_to_nodes(StringList(lines, source="registry"))
+        return self.parse_text_to_nodes(StringList(list_table(rows), source="registry"))
+
+
+class LoadedFormats(SphinxDirective):
+    """`.. loaded-formats::` lists what loads, and the largest difference that was measured."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(MEASURED))
+        rows = [["model", "format", "held against", "direction", "largest difference"]]
+        for (architecture, name), found in by_format(json.loads(MEASURED.read_text())).items():
+            references = dict.fromkeys(entry["reference"] for entry in found)
+            written = all(entry["written"] for entry in found)
+            difference = max(entry["difference"] for entry in found)
+            rows.append(
+                [
+                    f"``{architecture}``",
+                    name,
+                    "; ".join(references).replace("`", "``"),
+                    "both" if written else "read",
+                    f"{difference:.1e}" if difference else "0",
+                ]
+            )
+        return self.parse_text_to_nodes(StringList(list_table(rows), source=str(MEASURED)))
+
+
+def by_format(found: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Sort measurements by model and format; all models' own format is one row."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in found:
+        own = entry["format"] == "vit_pytorch"
+        groups.setdefault(("all" if own else entry["architecture"], entry["format"]), []).append(entry)
+    return groups
+
+
+def list_table(rows: list[list[str]]) -> list[str]:
+    """Write rows as a table, the first as its header."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return lines
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("named-models", NamedModels)
+    app.add_directive("loaded-formats", LoadedFormats)
     return {"parallel_read_safe": True}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_pytorch.distill import DISTILLABLE
+from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.model import CONFIG_NAME, VisionModel
 from vit_pytorch.pretrained.load import load_pretrained
 from vit_pytorch.pretrained.source import HUB
@@ -89,7 +90,7 @@ def load_model(folder: str | os.PathLike[str]) -> VisionModel:
 def architectures() -> dict[str, type[VisionModel]]:
     """Give the classes that a saved model may be of, by name."""
     registered = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
-    return {**registered, **{student.__name__: student for student in DISTILLABLE.values()}}
+    return {**registered, **{found.__name__: found for found in (*DISTILLABLE.values(), MemoryViT)}}
 
 
 def model_folder(folder: str | os.PathLike[str]) -> Path:

@@ -13,6 +13,7 @@ divides it by the number of classes once more.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -95,15 +96,20 @@ class Distillable(PlainModel):
         state["prefix.registers"] = torch.cat(registers, dim=1)
         if isinstance(self.head, DistilledHead):
             del state["head.distilled.weight"], state["head.distilled.bias"]
-        plain = self._plain(num_registers=state["prefix.registers"].shape[1]).to(token)
+        plain = self._plain().to(token)
         plain.load_state_dict(state)
         plain.default_cfg.update({**self.default_cfg, "architecture": type(plain).__name__})
         return plain.train(self.training)
 
-    def _plain(self, num_registers: int) -> PlainModel:
-        """Build the model without the token, with so many registers."""
-        arguments: dict[str, Any] = {**self.config, "num_registers": num_registers}
-        return next(base for base in type(self).__bases__ if base is not Distillable)(**arguments)
+    @staticmethod
+    def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the arguments of the plain model that `to_vit` makes, whose token has become a register."""
+        return {**config, "num_registers": config.get("num_registers", 0) + 1}
+
+    def _plain(self) -> PlainModel:
+        """Build the model without the token."""
+        plain = next(base for base in type(self).__bases__ if base is not Distillable)
+        return plain(**self.plain_config(self.config))
 
 
 class DistillableViT(Distillable, ViT):
@@ -121,10 +127,9 @@ class DistillableT2TViT(Distillable, T2TViT):
 class DistillableEfficientViT(Distillable, EfficientViT):
     """A ViT around any encoder, with a distillation token; takes the arguments of `efficient.ViT`."""
 
-    def _plain(self, num_registers: int) -> PlainModel:
+    def _plain(self) -> PlainModel:
         """Build the model without the token, around a copy of the encoder."""
-        arguments: dict[str, Any] = {**self.config, "num_registers": num_registers}
-        return EfficientViT(**arguments, transformer=copy.deepcopy(self.encoder))
+        return EfficientViT(**self.plain_config(self.config), transformer=copy.deepcopy(self.encoder))
 
 
 # a plain model that has only a name, and the student to build in its place

@@ -32,6 +32,7 @@ from vit_pytorch.weights import load_weights, read_safetensors
 
 WEIGHTS_NAME = "adapter.safetensors"
 CONFIG_NAME = "adapter_config.json"
+Mode = Literal["extend", "finetune"]
 
 
 class Task(nn.Module):
@@ -50,10 +51,11 @@ class Task(nn.Module):
         like = next(vit.parameters())
         self.class_token = nn.Parameter(like.new_empty(1, 1, dim))
         self.memories = nn.Parameter(like.new_empty(len(vit.encoder.blocks), memories, dim))
-        self.head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
+        head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
         nn.init.normal_(self.memories, std=std)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        self.head: nn.Module = head
         with torch.no_grad():
             if vit.prefix.class_token is None:
                 nn.init.trunc_normal_(self.class_token, std=0.02)
@@ -89,7 +91,7 @@ class Adapter(nn.Module):
         vit: ViT,
         num_classes: int,
         num_memories_per_layer: int = 10,
-        mode: Literal["extend", "finetune"] = "extend",
+        mode: Mode = "extend",
         memory_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -126,10 +128,17 @@ class Adapter(nn.Module):
         Raises:
             ValueError: where rank, channels, size or dtype of the images are not what the base takes.
         """
+        *_, (_, new) = self.steps(images)
+        return self.classify(new[:, 0])
+
+    def steps(
+        self, images: Float[Tensor, "b c h w"]
+    ) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 d"]]]:
+        """Give what enters the first block and what each block gives: the other tokens, the class token."""
         tokens = self.vit.embed(images)
         if self.mode == "finetune":
-            return self.classify(_finetune(self.vit, tokens, self.task)[:, 0])
-        return self.classify(_extend(self.vit, tokens, [self.task])[1][:, 0])
+            return _finetune(self.vit, tokens, self.task)
+        return _extend(self.vit, tokens, [self.task])
 
     def classify(self, token: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """Compute logits from the task's class token behind the last block."""
@@ -195,7 +204,7 @@ class Adapters(nn.Module):
         adapters = list(cast("Iterable[Adapter]", self.adapters))
         vit = adapters[0].vit
         tasks = [adapter.task for adapter in adapters]
-        tokens, new = _extend(vit, vit.embed(images), tasks, mask=self.mask)
+        *_, (tokens, new) = _extend(vit, vit.embed(images), tasks, mask=self.mask)
         logits = [adapter.classify(new[:, i]) for i, adapter in enumerate(adapters)]
         return vit.forward_head(vit.norm(tokens)), logits
 
@@ -220,21 +229,31 @@ def visibility(memories: Sequence[int], tokens: int, *, extension: bool = False)
 
 def _extend(
     vit: ViT, tokens: Float[Tensor, "b n d"], tasks: Sequence[Task], mask: Tensor | None = None
-) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
+) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]]:
     """Run the base's tokens as the base does, and the tasks' class tokens beside them."""
     new = vit.pre_norm(torch.cat([task.class_token for task in tasks], dim=1)).expand(len(tokens), -1, -1)
     memories = torch.cat([task.memories for task in tasks], dim=1)
     if mask is not None:
         mask = mask[:, : new.shape[1] + memories.shape[1] + tokens.shape[1]]
-    for (residual, attention, feedforward), memory in zip(_layers(vit), memories, strict=True):
+
+    def layer(
+        tokens: Tensor, new: Tensor, memory: Tensor, parts: tuple[Residual, Attention, Residual]
+    ) -> tuple[Tensor, Tensor]:
+        residual, attention, feedforward = parts
         q, k, v = attention.project(residual.norm(tokens))
         new = feedforward(_attend(residual, attention, new, memory, [(k, v)], mask))
-        tokens = feedforward(tokens + residual.tail(attention.merge(attention.attend(q, k, v))))
-    return tokens, new
+        return feedforward(tokens + residual.tail(attention.merge(attention.attend(q, k, v)))), new
+
+    yield tokens, new
+    for parts, memory in zip(_layers(vit), memories, strict=True):
+        tokens, new = vit.encoder.run(layer, tokens, new, memory, parts)
+        yield tokens, new
 
 
-def _finetune(vit: ViT, tokens: Float[Tensor, "b n d"], task: Task) -> Float[Tensor, "b n d"]:
-    """Run all tokens with the task's class token in front, each layer with its memories."""
+def _finetune(
+    vit: ViT, tokens: Float[Tensor, "b n d"], task: Task
+) -> Iterator[tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 d"]]]:
+    """Run all tokens with the task's class token in the place of the base's, each layer with its memories."""
     token = vit.pre_norm(task.class_token).expand(len(tokens), -1, -1)
     x = torch.cat([token, tokens[:, 1:]], dim=1)
 
@@ -242,9 +261,10 @@ def _finetune(vit: ViT, tokens: Float[Tensor, "b n d"], task: Task) -> Float[Ten
         residual, attention, feedforward = parts
         return feedforward(_attend(residual, attention, x, memory))
 
+    yield x[:, 1:], x[:, :1]
     for parts, memory in zip(_layers(vit), task.memories, strict=True):
         x = vit.encoder.run(layer, x, memory, parts)
-    return x
+        yield x[:, 1:], x[:, :1]
 
 
 def _attend(

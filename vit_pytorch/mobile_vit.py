@@ -162,7 +162,7 @@ class MobileViT(StagedModel):
                 raise ValueError(
                     f"widths are given once; got {tuple(channels)} as channels and {tuple(widths)}"
                 )
-            widths, channels = channels, 3
+            widths, channels = tuple(channels), 3
         stem, *stages, last = _check_widths(widths)
         if len(dims) != 3 or len(depths) != 3:
             raise ValueError(
@@ -175,6 +175,8 @@ class MobileViT(StagedModel):
             strides=(2, 4, 8, 16, 32),
             channels=channels,
         )
+        # The configuration has one word for one thing.
+        self._record(channels=channels, widths=widths)
         self.num_features = self.head_width = last
         self.stem = OnMap(ConvNorm(channels, stem, stride=2, act="silu"))
 

@@ -11,12 +11,35 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import TINY, train
 from vit_pytorch import create_model
 from vit_pytorch.cli import main
+from vit_pytorch.cli.finetune import start_layer
+from vit_pytorch.cli.train import model_layer
 from vit_pytorch.create import load_model
 from vit_pytorch.distill import DistillableViT
+from vit_pytorch.learnable_memory_vit import Adapter
+from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.saved import load_classifier
 from vit_pytorch.vit import ViT
 
+SIZES = {
+    "image_size": 24,
+    "patch_size": 4,
+    "num_classes": 4,
+    "dim": 16,
+    "depth": 2,
+    "heads": 2,
+    "dim_head": 8,
+    "mlp_dim": 32,
+}
+PIT = {
+    "image_size": 24,
+    "patch_size": 4,
+    "dim": 16,
+    "depth": (1, 1),
+    "heads": 2,
+    "mlp_dim": 32,
+    "channels": 1,
+}
 SHORT = ["--accelerator=cpu", "--batch-size=64", "--epochs=1", "--schedule.warmup-epochs=0"]
 
 
@@ -47,6 +70,15 @@ def good_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "good"
     smaller = ["--model.dim=32", "--model.heads=2", "--model.depth=2", "--model.mlp-dim=64"]
     assert train("--output", folder, "--epochs=12", "--schedule.warmup-epochs=1", *smaller) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: a ViT with a class token, for the digits."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    create_model("vit_tiny_patch16_224", channels=1, **SIZES).save_pretrained(folder)
     return folder
 
 
@@ -90,7 +122,49 @@ def test_low_rank_updates(good_run: Path, tmp_path: Path):
         assert torch.linalg.matrix_rank(difference, rtol=1e-3) == 2
 
 
-@pytest.mark.parametrize("method", ["head", "lora"])
+@pytest.mark.parametrize("mode", ["extend", "finetune"])
+def test_memory(
+    base: Path, image_folder: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+):
+    """What learns lies beside a base that stays as it was, and what is saved is one model like any other."""
+    options = ["--method=memory", "--tuning.memories=3", f"--tuning.memory-mode={mode}", "--epochs=2"]
+    run = tmp_path / "run"
+    assert finetune("--from", base, *options, "--output", run) == 0
+    vit, model = load_model(base), load_model(run)
+    assert type(model) is MemoryViT
+    assert model.adapter.config == {
+        "num_classes": 10,
+        "num_memories_per_layer": 3,
+        "mode": mode,
+        "memory_std": 0.02,
+    }
+    kept = {name: tensor for name, tensor in vit.state_dict().items() if not name.startswith("head.")}
+    assert changed(kept, model.adapter.vit.state_dict()) == set()
+    images = torch.rand(3, 1, 24, 24)
+    alone = Adapter.from_pretrained(run / "adapter", vit=vit)
+    assert alone.task.memories.shape == (2, 3, 16)
+    assert alone(images).equal(model(images))
+    first, last = (row["val/loss"] for row in read_rows(run / "metrics.csv"))
+    assert last < first
+    picture = str(image_folder / "one" / "0.png")
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["predict", str(run), picture]) == 0
+    assert main(["explain", str(run), picture, f"--output={tmp_path / 'explained'}"]) == 0
+    assert f"accuracy {accuracy(run):.2%}" in capsys.readouterr().out
+    assert finetune("--from", run) == 1
+    assert "under the memory of one task" in capsys.readouterr().err
+
+
+def test_memory_needs_a_plain_vit(good_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert finetune("--from", good_run, "--method=memory", "--tuning.memory_mode=finetune") == 1
+    assert "the base has none" in capsys.readouterr().err
+    create_model("pit_ti_224", **PIT).save_pretrained(tmp_path)
+    assert finetune("--from", tmp_path, "--method=memory") == 1
+    assert "method 'memory' needs a plain ViT, got PiT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "memory"])
 def test_a_resumed_run_goes_on(good_run: Path, tmp_path: Path, method):
     """The same weights come out whether or not the run was interrupted after its first epoch."""
     start = ["--from", good_run, f"--method={method}", "--ema=0.5"]
@@ -187,3 +261,35 @@ def test_wrong_usage(good_run: Path, image_folder: Path, capsys: pytest.CaptureF
     ):
         assert main([command, *arguments]) == status, message
         assert message in capsys.readouterr().err
+
+
+def test_another_models_architecture(good_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A folder in the place of a name gives its arguments, of which the command line may change some."""
+    short = ["--accelerator=cpu", "--epochs=1", "--schedule.warmup-epochs=0", "--model.depth=1"]
+    assert main(["train", "--model", str(good_run), "--output", str(tmp_path / "run"), *short]) == 0
+    old, new = (load_model(run) for run in (good_run, tmp_path / "run"))
+    assert new.config == {**old.config, "depth": 1}
+    assert old.config["dim"] == 32
+    assert not new.state_dict()["norm.weight"].equal(old.state_dict()["norm.weight"])
+    assert main(["train", "--model", str(tmp_path)]) == 1
+    assert "has no model" in capsys.readouterr().err
+
+
+def test_a_distilled_architecture_is_the_plain_ones(tmp_path: Path):
+    distilled = DistillableViT(**SIZES, num_registers=2)
+    distilled.default_cfg["architecture"] = "vit_tiny_patch16_224"
+    distilled.save_pretrained(tmp_path)
+    arguments = model_layer(str(tmp_path))["model"]
+    assert arguments.pop("name") == "vit_tiny_patch16_224"
+    plain = distilled.to_vit().config
+    assert {**plain, "num_registers": 3} == plain == {**arguments, "num_classes": 4, "channels": 3}
+
+
+def test_weights_are_not_read_for_their_architecture(tmp_path: Path):
+    model = create_model("mobilevit_xxs", image_size=64, channels=1)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    layer = start_layer(str(tmp_path))
+    assert layer["data"] == {"channels": 1}
+    assert layer["model"]["widths"] == list(model.config["widths"])
+    assert layer["tuning"] == {"weights": str(tmp_path)}

@@ -175,7 +175,8 @@ def test_the_example_is_the_papers_extra_small_model() -> None:
             num_classes=1000,
         )
         named = create_model("mobilevit_xs")
-    assert example.channels == 3
+    assert example.channels == example.config["channels"] == 3
+    assert example.config["widths"] == named.config["widths"]
     ours, theirs = ({n: p.shape for n, p in m.named_parameters()} for m in (example, named))
     assert ours == theirs
 

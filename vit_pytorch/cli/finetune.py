@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer
-from vit_pytorch.cli.train import carry_out, read_command, resumed_run
-from vit_pytorch.create import load_model
-from vit_pytorch.distill import Distillable
-from vit_pytorch.model import VisionModel
+from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, without_option
+from vit_pytorch.cli.train import carry_out, model_layer, read_command, resumed_run
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import PUBLISHED
@@ -26,14 +23,13 @@ DISTILL = {
     "student": "model.name",
     **{name: f"distillation.{name}" for name in ("teacher", "temperature", "alpha", "hard")},
 }
-# arguments of a model that the data decides
-DECIDED = ("num_classes", "channels")
 
 
 def finetune(arguments: Sequence[str]) -> None:
     """Train on from weights: `--from` a run, a model folder, a weight file, or a model's name.
 
-    All of it learns, with `--method head` the classifier alone, with `--method lora` low-rank updates.
+    All of it learns, with `--method head` the classifier alone, with `--method lora` low-rank updates, with
+    `--method memory` memory tokens.
     `--image-size` may be another: positions are interpolated. Other options are those of `vit train`.
     """
     arguments = long_options(arguments, names=FINETUNE)
@@ -47,7 +43,7 @@ def finetune(arguments: Sequence[str]) -> None:
         found = start_layer(weights)
         if found:
             more[weights] = found
-            arguments = _without(arguments, "tuning.weights")
+            arguments = without_option(arguments, "tuning.weights")
         elif option_value(arguments, "model.name") is None:
             raise UsageError(f"--from {weights} is a file of weights; name its model by --model")
     carry_out(*read_command(arguments, resumed, more=more, command=finetune), resumed)
@@ -75,18 +71,7 @@ def start_layer(weights: str) -> dict[str, Any]:
         ValueError: Where a folder holds a model without a name in the registry.
     """
     if Path(weights).is_dir():
-        model: VisionModel = load_model(weights)
-        name = model.default_cfg["architecture"]
-        if isinstance(model, Distillable):
-            model = model.to_vit()
-        if name not in entries():
-            raise ValueError(f"{weights} holds a {type(model).__name__} that has no name in the registry")
-        arguments = {key: value for key, value in model.config.items() if key not in DECIDED}
-        return {
-            "model": {"name": name, **arguments},
-            "data": {"channels": model.channels},
-            "tuning": {"weights": weights},
-        }
+        return {**model_layer(weights), "tuning": {"weights": weights}}
     name, _, tag = weights.partition(".")
     if name in entries() and not Path(weights).is_file():
         entry = entries()[name]
@@ -94,17 +79,3 @@ def start_layer(weights: str) -> dict[str, Any]:
         channels = entry.config.get("channels", 3)
         return {"model": {"name": name}, "data": {"channels": channels}, "tuning": {"weights": published}}
     return {}
-
-
-def _without(arguments: Sequence[str], option: str) -> list[str]:
-    """Leave an option and its value out of a command line."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument == f"--{option}":
-            skip = True
-        elif not argument.startswith(f"--{option}="):
-            kept.append(argument)
-    return kept

@@ -50,6 +50,20 @@ def option_value(arguments: Sequence[str], option: str) -> str | None:
     return value
 
 
+def without_option(arguments: Sequence[str], option: str) -> list[str]:
+    """Leave an option and its value out of a command line."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == f"--{option}":
+            skip = True
+        elif not argument.startswith(f"--{option}="):
+            kept.append(argument)
+    return kept
+
+
 def read_layer(path: str | Path) -> dict[str, Any]:
     """Read a configuration file.
 

@@ -19,8 +19,12 @@ from vit_pytorch.cli.layers import (
     option_value,
     plain_message,
     read_layer,
+    without_option,
 )
-from vit_pytorch.registry import find_entry
+from vit_pytorch.create import architectures, model_folder, read_config
+from vit_pytorch.distill import Distillable
+from vit_pytorch.memory_vit import MemoryViT
+from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.training.config import CONFIG, TrainConfig
 from vit_pytorch.training.recipes import default_recipe, find_recipe
@@ -80,7 +84,11 @@ def read_command(
         UsageError: Where an option or a key does not exist or has a value of the wrong type.
         ValueError: Where values are out of range, or no model or recipe has the name.
     """
-    sources, layers = _layers(arguments, resumed, more or {})
+    more, chosen = dict(more or {}), option_value(arguments, "model.name")
+    if chosen is not None and chosen not in entries() and Path(chosen).is_dir():
+        more[chosen] = model_layer(chosen)
+        arguments = without_option(arguments, "model.name")
+    sources, layers = _layers(arguments, resumed, more)
     named = [found for layer in layers if (found := model_name(layer)) is not None]
     name = option_value(arguments, "model.name") or (named[-1] if named else MODEL)
     parser = train_parser(find_entry(name), command)
@@ -106,11 +114,38 @@ def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = t
         "--resume", type=str, nargs="?", help="go on with a run, the latest in runs/ by itself"
     )
     parser.add_class_arguments(TrainConfig, skip={"model"})
-    parser.add_argument("--model.name", type=str, default=entry.name, help="see `vit models`")
+    parser.add_argument(
+        "--model.name",
+        type=str,
+        default=entry.name,
+        help="see `vit models`; or a run or a model folder, whose architecture is taken",
+    )
     parser.add_class_arguments(entry.architecture, "model", skip=DECIDED, instantiate=False)
     config = {f"model.{key}": value for key, value in entry.config.items() if key not in DECIDED}
     parser.set_defaults(config)
     return parser
+
+
+def model_layer(folder: str) -> dict[str, Any]:
+    """Describe the architecture of a saved model, or of a run's, as a layer of settings.
+
+    Of a distilled model the plain one is described. Weights are not read.
+
+    Raises:
+        FileNotFoundError: Where there is no model.
+        ValueError: Where it has no name in the registry, or its memories belong to one task.
+    """
+    config = read_config(model_folder(folder))
+    architecture = architectures()[config.pop("architecture")]
+    name = config.pop("default_cfg", {}).get("architecture")
+    if issubclass(architecture, MemoryViT):
+        raise ValueError(f"{folder} holds a {name} under the memory of one task; name what it started from")
+    if name not in entries():
+        raise ValueError(f"{folder} holds a {architecture.__name__} that has no name in the registry")
+    if issubclass(architecture, Distillable):
+        config = architecture.plain_config(config)
+    arguments = {key: value for key, value in config.items() if key not in DECIDED}
+    return {"model": {"name": name, **arguments}, "data": {"channels": config.get("channels", 3)}}
 
 
 def resumed_run(arguments: Sequence[str]) -> Path | None:

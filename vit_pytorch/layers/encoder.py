@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.linear import Linear
@@ -203,9 +205,12 @@ class Encoder(nn.Module):
 
     def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """Apply one block, whose activations are recomputed in the backward pass where told."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        contexts = noop_context_fn
+        if isinstance(block, nn.Module) and not torch.compiler.is_compiling():
+            contexts = partial(_contexts, block)
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
     def forward(self, x: Any, *context: Any) -> Any:
         """Apply all blocks."""
@@ -232,3 +237,22 @@ class Encoder(nn.Module):
             if stop_early and len(taken) == len(layers):
                 break
         return x, taken
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Give what surrounds a block's forward pass and its recomputation, which no statistics learn from."""
+    return nullcontext(), spare_statistics(block)
+
+
+@contextmanager
+def spare_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms update copies of their running statistics meanwhile, so that a batch counts once."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({k: None if v is None else v.clone() for k, v in norm._buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

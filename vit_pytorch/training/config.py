@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from vit_pytorch.distill import check_weights
+from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.training.data import Augmentation
 from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
@@ -63,19 +64,27 @@ class TuningConfig:
         weights: A run, a model folder, a weight file, `hf-hub:NAME`, or `published` for the named model's
             own, under a new classifier of zeros; the model starts at random if left out.
         method: What learns: `full` for everything, `head` for the classifier alone (a linear probe), `lora`
-            for low-rank updates of the attention (arXiv:2106.09685) and the classifier.
+            for low-rank updates of the attention (arXiv:2106.09685) and the classifier, `memory` for memory
+            tokens in every layer, a class token and the classifier (arXiv:2203.15243).
         rank: Rank of the updates of `lora`.
         alpha: The updates of `lora` are scaled by alpha / rank.
+        memories: Memory tokens of a layer, for `memory`.
+        memory_mode: `extend` leaves the model's own tokens unaware of the memory; with `finetune` all tokens
+            see it, and the new class token takes the place of the old one.
     """
 
     weights: str | None = None
-    method: Literal["full", "head", "lora"] = "full"
+    method: Literal["full", "head", "lora", "memory"] = "full"
     rank: int = 8
     alpha: int = 16
+    memories: int = 10
+    memory_mode: Mode = "extend"
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank and alpha must be at least 1, got {self.rank} and {self.alpha}")
+        if self.memories < 0:
+            raise ValueError(f"memories must be at least 0, got {self.memories}")
         if self.method != "full" and self.weights is None:
             raise ValueError(f"method {self.method!r} needs weights to start from, got none")
 

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.create import MODEL
 from vit_pytorch.distill import DISTILLABLE
+from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
@@ -39,6 +40,8 @@ from vit_pytorch.training.trainer import fit, make_trainer
 from vit_pytorch.training.tuning import arrange, load_start, settle
 
 METRICS = "metrics.csv"
+# what was learned beside a frozen base, without the base
+ADAPTER = "adapter"
 # Lightning starts the other processes with this process's environment
 _FOLDER = "VIT_RUN_FOLDER"
 
@@ -73,7 +76,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     if checkpoint is None and config.tuning.weights is not None:
         load_start(model, config.tuning.weights, config.model["name"])
         config = prepared_as(model, config)
-    arrange(model, config.tuning)
+    model = arrange(model, config.tuning)
     data = image_data(config, splits, model)
     module = make_module(config, model, data.preprocessing, splits)
     folder = _claim(folder, numbered=numbered, resume=resume)
@@ -97,8 +100,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
         skipped: Images that training had to leave out, with the reason.
     """
     best = find_checkpoint(folder, "best")
-    model = build_model(config, splits)
-    arrange(model, config.tuning)
+    model = arrange(build_model(config, splits), config.tuning)
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
@@ -109,6 +111,8 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
         results["test"] = evaluate(model, [data.test_dataloader()], classes, prep)
     final = results.get("test", results["val"])
     save_classifier(SavedClassifier(model.cpu(), classes, prep), folder / MODEL)
+    if isinstance(model, MemoryViT):
+        model.adapter.save_pretrained(folder / ADAPTER)
     rows = read_rows(folder / METRICS)
     draw_curves(rows, folder / "curves.png")
     draw_confusion(final.confusion, classes, folder / "confusion.png")

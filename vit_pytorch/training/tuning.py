@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from vit_pytorch.create import architectures, load_model, model_folder, read_config
 from vit_pytorch.distill import Distillable
 from vit_pytorch.layers.init import init_linears
+from vit_pytorch.learnable_memory_vit import Mode
+from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.config import PUBLISHED, TuningConfig
+from vit_pytorch.vit import ViT
 
 
 def load_start(model: VisionModel, weights: str, name: str) -> None:
@@ -47,12 +50,19 @@ def _read_folder(model: VisionModel, folder: str) -> Path | dict[str, Tensor]:
     return model_folder(folder)
 
 
-def arrange(model: VisionModel, config: TuningConfig) -> None:
-    """Let the weights learn that a configuration names, and no others."""
+def arrange(model: VisionModel, config: TuningConfig) -> VisionModel:
+    """Let the weights learn that a configuration names, and no others; the same model, unless it gets memory.
+
+    Raises:
+        ValueError: Where the model has no place for what the method adds.
+    """
     if config.method == "head":
         freeze(model)
     elif config.method == "lora":
         add_lora(model, rank=config.rank, alpha=config.alpha)
+    elif config.method == "memory":
+        return add_memory(model, memories=config.memories, mode=config.memory_mode)
+    return model
 
 
 def settle(model: VisionModel, config: TuningConfig) -> None:
@@ -84,6 +94,21 @@ def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
     pattern = "|".join(map(re.escape, targets))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), model)
     model.get_classifier().requires_grad_(True)
+
+
+def add_memory(model: VisionModel, *, memories: int, mode: Mode) -> MemoryViT:
+    """Put a ViT under memory tokens and a class token, which learn alone with a new classifier of zeros.
+
+    Raises:
+        ValueError: Where the model is no plain ViT, or has no class token whose place the mode takes.
+    """
+    if not isinstance(model, ViT):
+        raise ValueError(f"method 'memory' needs a plain ViT, got {type(model).__name__}")
+    num_classes = model.num_classes
+    model.reset_classifier(0)
+    adapted = MemoryViT.around(model, num_classes=num_classes, num_memories_per_layer=memories, mode=mode)
+    init_linears(adapted.get_classifier(), nn.init.zeros_)
+    return adapted
 
 
 def attention_layers(model: nn.Module) -> list[str]:

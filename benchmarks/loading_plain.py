@@ -1,0 +1,194 @@
+"""Plain ViTs: timm, torchvision, transformers, Google's files, the public vit-pytorch package."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loading_case import (
+    VIT_OURS,
+    VIT_TIMM,
+    Case,
+    against,
+    config_of,
+    golden,
+    named,
+    ours,
+    random_model,
+    theirs,
+)
+from references import images, read_golden
+from torch import nn
+
+from vit_pytorch.pretrained import to_format
+
+VIT_TRANSFORMERS = {
+    "image_size": 48,
+    "patch_size": 8,
+    "hidden_size": 48,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+}
+# plain ViTs as timm publishes them: our name, and what is named in the table
+RELEASES = {
+    "vit_small_patch16_224": "timm `vit_small_patch16_224.augreg_in21k`",
+    "deit_tiny_patch16_224": "timm `deit_tiny_patch16_224.fb_in1k`",
+    "vit_small_patch14_dinov2": "timm `vit_small_patch14_dinov2.lvd142m`",
+    "vit_small_patch14_reg4_dinov2": "timm `vit_small_patch14_reg4_dinov2.lvd142m`",
+    "vit_base_patch16_clip_224": "timm `vit_base_patch16_clip_224.laion2b`",
+    "vit_base_patch16_clip_quickgelu_224": "timm `vit_base_patch16_clip_quickgelu_224.openai`",
+    "vit_base_patch16_siglip_224": "timm `vit_base_patch16_siglip_224.webli`",
+}
+TIMM_OPTIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("", {}, {}),
+    (", mean", {"pool": "mean", "class_token": True, "fc_norm": True}, {"global_pool": "avg"}),
+    (", `map`", {"pool": "map"}, {"global_pool": "map", "class_token": False}),
+    (", `qk_norm`", {"qk_norm": True}, {"qk_norm": True}),
+)
+
+
+def vit() -> Iterator[Case]:
+    timm = "timm.models.vision_transformer"
+    for option, mine, other in TIMM_OPTIONS:
+        model = theirs(timm, "VisionTransformer", **{**VIT_TIMM, **other})
+        yield against(
+            "timm", f"timm `VisionTransformer`{option}", ours("ViT", **VIT_OURS, **mine), model, 48, 48
+        )
+    for name, reference in RELEASES.items():
+        size = 5 * (14 if "patch14" in name else 16)
+        classes = 21_843 if "in21k" in reference else 10
+        model = theirs("timm", "create_model", name, depth=1, img_size=size, num_classes=classes)
+        build = named(name, depth=1, image_size=size, num_classes=classes)
+        yield against("timm", reference, build, model, size, size)
+    yield mae_encoder()
+    sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192, "num_classes": 7}
+    model = theirs("torchvision.models", "VisionTransformer", 48, 8, **sizes)
+    yield against("torchvision", "torchvision `VisionTransformer`", ours("ViT", **VIT_OURS), model, 48, 48)
+    yield from transformers_vits()
+    for name, reference in (("public_vit", "`ViT`"), ("public_vit_mean", "`ViT`, mean")):
+        yield golden(
+            "vit-pytorch ViT",
+            f"vit-pytorch 1.26.11 {reference}",
+            name,
+            lambda facts: ours("ViT", **facts, qkv_bias=False, patch_norm=True, norm_eps=1e-5),
+        )
+    options = {"qkv_bias": False, "patch_norm": True, "norm_eps": 1e-5, "out_bias": False, "act": "gelu"}
+    yield golden(
+        "vit-pytorch SimpleViT",
+        "vit-pytorch 1.26.11 `SimpleViT`",
+        "public_simple_vit",
+        lambda facts: ours("SimpleViT", **facts, **options),
+    )
+    yield from npz()
+
+
+def mae_encoder() -> Case:
+    """Compare timm's ViT, which reads the authors' encoder, with ours, which reads their whole file."""
+    _, weights, tensors = read_golden("mae")
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 0}
+    reference = theirs("timm.models.vision_transformer", "VisionTransformer", **sizes)
+    found = reference.load_state_dict(weights, strict=False)
+    assert not found.missing_keys
+    sizes = {"image_size": 32, "patch_size": 8, "num_classes": 0, "dim": 48, "depth": 2, "heads": 4}
+    return Case(
+        format="timm",
+        reference="facebookresearch/mae, encoder",
+        build=ours("ViT", **sizes, dim_head=12, mlp_dim=192),
+        checkpoint=weights,
+        inputs=tensors["input"],
+        outputs=reference(tensors["input"]),
+    )
+
+
+def transformers_vits() -> Iterator[Case]:
+    config = config_of("ViTConfig", **VIT_TRANSFORMERS, num_labels=7)
+    model = theirs("transformers", "ViTForImageClassification", config)
+    build = ours("ViT", **VIT_OURS, norm_eps=config.layer_norm_eps)
+    yield against("transformers", "transformers `ViTForImageClassification`", build, model, 48, 48)
+    x = images(48, 48)
+    bare = {**VIT_OURS, "num_classes": 0}
+    config = config_of("ViTMAEConfig", **VIT_TRANSFORMERS, mask_ratio=0.0)
+    mae = theirs("transformers", "ViTMAEModel", config)
+    noise = torch.arange(36.0).expand(2, -1)
+    yield Case(
+        format="transformers",
+        reference="transformers `ViTMAEModel`, encoder",
+        build=ours("ViT", **bare, norm_eps=config.layer_norm_eps),
+        checkpoint=mae.state_dict(),
+        inputs=x,
+        outputs=mae(x, noise=noise).last_hidden_state,
+        call=lambda model, inputs: model.forward_features(inputs),
+    )
+    dino = {**VIT_TRANSFORMERS, "layer_norm_eps": 1e-6}
+    del dino["intermediate_size"]
+    for kind, config, options in (
+        ("Dinov2Model", config_of("Dinov2Config", **dino), {}),
+        (
+            "Dinov2WithRegistersModel",
+            config_of("Dinov2WithRegistersConfig", **dino),
+            {"num_registers": 4},
+        ),
+    ):
+        other = theirs("transformers", kind, config)
+        yield Case(
+            format="transformers DINOv2",
+            reference=f"transformers `{kind}`",
+            build=ours("ViT", **bare, layer_scale=1e-5, **options),
+            checkpoint=other.state_dict(),
+            inputs=x,
+            outputs=other(x).last_hidden_state,
+            call=lambda model, inputs: model.forward_features(inputs),
+        )
+    clip = theirs("transformers", "CLIPVisionModel", config_of("CLIPVisionConfig", **VIT_TRANSFORMERS))
+    siglip = theirs("transformers", "SiglipVisionModel", config_of("SiglipVisionConfig", **VIT_TRANSFORMERS))
+    towers: tuple[tuple[str, nn.Module, dict[str, Any]], ...] = (
+        ("CLIP", clip, {"pre_norm": True, "norm_eps": 1e-5, "act": "quickgelu"}),
+        ("SigLIP", siglip, {"pool": "map", "act": "gelu_tanh"}),
+    )
+    for name, tower, options in towers:
+        yield Case(
+            format=f"transformers {name}",
+            reference=f"transformers `{type(tower).__name__}`",
+            build=ours("ViT", **bare, **options),
+            checkpoint=tower.state_dict(),
+            inputs=x,
+            outputs=tower(x).pooler_output,
+        )
+
+
+def npz() -> Iterator[Case]:
+    """Compare with timm's own reader of Google's files."""
+    for name in ("vit_jax", "big_vision"):
+        for pool in ("cls", "map"):
+            build = ours("ViT", **VIT_OURS, pool=pool)
+            arrays: dict[str, Any] = {
+                key: t.numpy() for key, t in to_format(random_model(build), name).items()
+            }
+            options = {"class_token": pool == "cls", "global_pool": "token" if pool == "cls" else "map"}
+            reference = theirs("timm.models.vision_transformer", "VisionTransformer", **VIT_TIMM, **options)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "vit.npz"
+                np.savez(path, **arrays)
+                reference.load_pretrained(str(path))  # type: ignore[operator]
+            yield replace(
+                against(name, f"timm's reader of `.npz`, {pool}", build, reference, 48, 48),
+                checkpoint={key: torch.from_numpy(array) for key, array in arrays.items()},
+            )
+
+
+def distilled() -> Iterator[Case]:
+    sizes = {**VIT_OURS, "image_size": 48}
+    model = theirs("timm", "create_model", "deit_tiny_distilled_patch16_224", **{**VIT_TIMM, "mlp_ratio": 4})
+    yield against(
+        "timm", "timm `deit_tiny_distilled_patch16_224`", ours("DistillableViT", **sizes), model, 48, 48
+    )
+    config = config_of("DeiTConfig", **VIT_TRANSFORMERS, num_labels=7, layer_norm_eps=1e-6)
+    model = theirs("transformers", "DeiTForImageClassificationWithTeacher", config)
+    reference = "transformers `DeiTForImageClassificationWithTeacher`"
+    yield against("transformers DeiT", reference, ours("DistillableViT", **sizes), model, 48, 48)

@@ -1,0 +1,332 @@
+"""Models in stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from loading_case import (
+    Build,
+    Case,
+    against,
+    config_of,
+    golden,
+    ours,
+    renamed,
+    theirs,
+    through_timms_reader,
+)
+from references import randomise, read_golden
+from torch import nn
+
+from vit_pytorch.registry.twins_svt import stages
+
+
+def cross_vit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"image_size": 60, "num_classes": 7, "depth": 3, "lg_image_size": 48}
+    for kind, dim, patch, depth in (("sm", 32, 6, 1), ("lg", 48, 8, 2)):
+        sizes |= {f"{kind}_dim": dim, f"{kind}_patch_size": patch, f"{kind}_enc_depth": depth}
+        sizes |= {f"{kind}_enc_heads": 4, f"{kind}_enc_mlp_dim": 96}
+    build = ours("CrossViT", **sizes, cross_attn_heads=4)
+    model = theirs(
+        "timm.models.crossvit",
+        "CrossVit",
+        img_size=60,
+        img_scale=(1.0, 48 / 60),
+        patch_size=(6, 8),
+        num_classes=7,
+        embed_dim=(32, 48),
+        depth=((1, 2, 0),) * 3,
+        num_heads=(4, 4),
+        mlp_ratio=(3, 2, 1),
+    )
+    yield against("timm", "timm `CrossVit`", build, model, 60, 60)
+    yield renamed("IBM CrossViT", "timm `CrossVit`, under the authors' names", build, model, 60)
+
+
+def pit() -> Iterator[Case]:
+    sizes = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 24, "depth": (1, 2, 1)}
+    build = ours("PiT", **sizes, heads=2, mlp_dim=96, distilled=True)
+    sizes = {"img_size": 48, "patch_size": 8, "stride": 4, "num_classes": 7, "depth": (1, 2, 1)}
+    model = theirs(
+        "timm.models.pit",
+        "PoolingVisionTransformer",
+        **sizes,
+        base_dims=(12,) * 3,
+        heads=(2, 4, 8),
+        distilled=True,
+    )
+    yield against("timm", "timm `PoolingVisionTransformer`", build, model, 48, 48)
+    yield through_timms_reader("pit", "timm's reader of the authors' files", build, model, 48)
+
+
+def levit() -> Iterator[Case]:
+    sizes = {"num_classes": 7, "depth": (1, 2, 1)}
+    build = ours(
+        "LeViT",
+        **sizes,
+        image_size=64,
+        dim=(16, 24, 32),
+        heads=(2, 3, 2),
+        mlp_mult=2,
+        dim_key=8,
+        distilled=True,
+    )
+    model = theirs(
+        "timm.models.levit",
+        "LevitDistilled",
+        **sizes,
+        img_size=64,
+        embed_dim=(16, 24, 32),
+        num_heads=(2, 3, 2),
+        key_dim=8,
+    )
+    yield against("timm", "timm `LevitDistilled`", build, model, 64, 64)
+    yield renamed("LeViT", "timm `LevitDistilled`, under the authors' names", build, model, 64)
+    config = config_of(
+        "LevitConfig",
+        image_size=64,
+        hidden_sizes=[16, 24, 32],
+        num_attention_heads=[2, 3, 2],
+        depths=[1, 2, 1],
+        key_dim=[8, 8, 8],
+        mlp_ratio=[2, 2, 2],
+        attention_ratio=[2, 2, 2],
+        num_labels=7,
+    )
+    other = theirs("transformers", "LevitForImageClassificationWithTeacher", config)
+    yield against(
+        "transformers", "transformers `LevitForImageClassificationWithTeacher`", build, other, 64, 64
+    )
+
+
+def cvt() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "act": "gelu"}
+    for stage, (dim, heads, depth) in enumerate(((16, 1, 1), (24, 2, 2), (32, 4, 3)), start=1):
+        sizes |= {f"s{stage}_emb_dim": dim, f"s{stage}_heads": heads, f"s{stage}_depth": depth}
+    config = config_of(
+        "CvtConfig", num_labels=7, embed_dim=[16, 24, 32], num_heads=[1, 2, 4], depth=[1, 2, 3]
+    )
+    model = theirs("transformers", "CvtForImageClassification", config)
+    yield against(
+        "transformers", "transformers `CvtForImageClassification`", ours("CvT", **sizes), model, 64, 64
+    )
+
+    def from_config(config: dict[str, Any]) -> Build:
+        spec = config["spec"]
+        arguments = {"num_classes": config["num_classes"], "norm_eps": config["norm_eps"], "image_size": 64}
+        names = {
+            "emb_dim": "DIM_EMBED",
+            "emb_kernel": "PATCH_SIZE",
+            "emb_stride": "PATCH_STRIDE",
+            "proj_kernel": "KERNEL_QKV",
+            "kv_proj_stride": "STRIDE_KV",
+            "heads": "NUM_HEADS",
+            "depth": "DEPTH",
+            "mlp_mult": "MLP_RATIO",
+        }
+        for stage in range(3):
+            for mine, other in names.items():
+                arguments[f"s{stage + 1}_{mine}"] = int(spec[other][stage])
+        return ours("CvT", **arguments, class_token=spec["CLS_TOKEN"])
+
+    yield golden("CvT", "microsoft/CvT", "cvt_quickgelu", from_config)
+
+
+def twins() -> Iterator[Case]:
+    sizes = stages(
+        emb_dim=(16, 24, 32, 40), depth=(1, 1, 2, 1), local_patch_size=(4, 4, 2, 2), global_k=(8, 4, 2, 1)
+    )
+    model = theirs(
+        "timm.models.twins",
+        "Twins",
+        img_size=64,
+        num_classes=7,
+        embed_dims=(16, 24, 32, 40),
+        depths=(2, 2, 4, 2),
+        num_heads=(2, 3, 4, 5),
+        wss=(4, 4, 2, 2),
+        sr_ratios=(8, 4, 2, 1),
+    )
+    build = ours("TwinsSVT", image_size=64, num_classes=7, dim_head=8, **sizes)
+    yield against("timm", "timm `Twins` (the authors' names are the same)", build, model, 64, 64)
+
+
+def staged() -> Iterator[Case]:
+    """Give the models in stages that are stored alone."""
+    yield golden(
+        "regionvit",
+        "IBM/RegionViT",
+        "regionvit",
+        lambda _: ours(
+            "RegionViT",
+            dim=(12, 24, 48, 96),
+            depth=(1, 2, 2, 2),
+            window_size=3,
+            num_classes=10,
+            tokenize_local_3_conv=True,
+            use_peg=True,
+            image_size=96,
+            heads=(2, 4, 8, 16),
+            mlp_ratio=3,
+        ),
+    )
+    yield golden(
+        "crossformer",
+        "cheerss/CrossFormer",
+        "crossformer",
+        lambda _: ours(
+            "CrossFormer",
+            num_classes=10,
+            dim=(48, 96),
+            depth=(2, 2),
+            global_window_size=(2, 1),
+            local_window_size=(4, 8),
+            image_size=64,
+            cross_embed_kernel_sizes=((4, 8, 16, 32), (2, 4)),
+            cross_embed_strides=(4, 2),
+            heads=(2, 4),
+            mlp_ratio=3,
+        ),
+    )
+    yield golden(
+        "sepvit",
+        "liwei109/SepViT",
+        "sepvit",
+        lambda config: ours(
+            "SepViT",
+            num_classes=config["num_classes"],
+            dim=config["embed_dims"],
+            dim_head=config["embed_dims"][0] // config["num_heads"][0],
+            heads=config["num_heads"],
+            depth=config["depths"],
+            window_size=config["ws"],
+            mlp_ratio=config["mlp_ratios"][0],
+        ),
+    )
+
+
+def scalable() -> Iterator[Case]:
+    def from_config(config: dict[str, Any], **options: Any) -> Build:
+        heads = config["num_heads"]
+        ratios = zip(config["embed_dims"], heads, config["c_ratios"], strict=True)
+        return ours(
+            "ScalableViT",
+            num_classes=config["num_classes"],
+            dim=config["embed_dims"],
+            heads=heads,
+            depth=config["depths"],
+            ssa_dim_key=[int(dim * ratio) // h for dim, h, ratio in ratios],
+            reduction_factor=config["sr_ratios"],
+            window_size=config["wss"],
+            image_size=config["img_size"],
+            qkv_bias=config["qkv_bias"],
+            **{"representation_size": 4096, **options},
+        )
+
+    reference = "Yangr116/ScalableViT"
+    yield golden("ScalableViT", reference, "scalablevit", from_config)
+    config, weights, tensors = read_golden("scalablevit")
+    head = nn.Linear(tensors["features"].shape[1], config["num_classes"])
+    randomise(head)
+    bare = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    yield Case(
+        format="ScalableViT with a plain head",
+        reference=f"{reference}, its pooled features under one linear layer",
+        build=from_config(config, representation_size=None),
+        checkpoint={**bare, **{f"head.{name}": tensor for name, tensor in head.state_dict().items()}},
+        inputs=tensors["input"],
+        outputs=head(tensors["features"]),
+    )
+
+
+def max_vit() -> Iterator[Case]:
+    maxxvit = import_module("timm.models.maxxvit")
+    cfg = maxxvit.MaxxVitCfg(
+        embed_dim=(16, 32),
+        depths=(1, 2),
+        block_type=("M", "M"),
+        stem_width=12,
+        stem_bias=True,
+        head_hidden_size=32,
+        **maxxvit._tf_cfg(),
+    )
+    options = {"img_size": 32, "num_classes": 7, "transformer_dim_head": 8, "transformer_window_size": (4, 4)}
+    sizes = {
+        "num_classes": 7,
+        "dim": 16,
+        "depth": (1, 2),
+        "dim_conv_stem": 12,
+        "dim_head": 8,
+        "window_size": 4,
+    }
+    model = theirs("timm.models.maxxvit", "MaxxVit", cfg, **options)
+    yield against("timm", "timm `MaxxVit`", ours("MaxViT", **sizes), model, 32, 32)
+    model = theirs(
+        "torchvision.models.maxvit",
+        "MaxVit",
+        input_size=(64, 64),
+        stem_channels=12,
+        partition_size=4,
+        block_channels=[16, 32],
+        block_layers=[1, 2],
+        head_dim=8,
+        stochastic_depth_prob=0.0,
+        num_classes=7,
+    )
+    form = {"act": "gelu", "padding": "symmetric", "project_shortcuts": True, "scale_by": "dim"}
+    build = ours("MaxViT", **sizes, **form, stem_bias=False, head_bias=False, image_size=64)
+    yield against("torchvision", "torchvision `MaxVit`", build, model, 64, 64)
+
+
+def nest() -> Iterator[Case]:
+    sizes = {"image_size": 32, "patch_size": 2, "dim": 24, "heads": 2, "num_hierarchies": 3, "num_classes": 7}
+    model = theirs(
+        "timm.models.nest",
+        "Nest",
+        img_size=32,
+        patch_size=2,
+        embed_dims=(24, 48, 96),
+        num_heads=(2, 4, 8),
+        num_levels=3,
+        depths=(1, 2, 2),
+        num_classes=7,
+        pad_type="same",
+    )
+    yield against("timm", "timm `Nest`", ours("NesT", **sizes, block_repeats=(1, 2, 2)), model, 32, 32)
+
+
+def mobile_vit() -> Iterator[Case]:
+    widths = (8, 16, 24, 24, 32, 32, 40, 40, 48, 48, 56)
+    sizes = {"image_size": 64, "dims": (16, 20, 24), "widths": widths, "num_classes": 7}
+    mobilevit, byobnet = import_module("timm.models.mobilevit"), import_module("timm.models.byobnet")
+    cfg = byobnet.ByoModelCfg(
+        blocks=(
+            mobilevit._inverted_residual_block(d=1, c=16, s=1),
+            mobilevit._inverted_residual_block(d=3, c=24, s=2),
+            *(
+                mobilevit._mobilevit_block(
+                    1, c, 2, transformer_dim=dim, transformer_depth=depth, patch_size=2
+                )
+                for c, dim, depth in ((32, 16, 1), (40, 20, 2), (48, 24, 1))
+            ),
+        ),
+        stem_chs=8,
+        stem_type="3x3",
+        stem_pool="",
+        downsample="",
+        act_layer="silu",
+        num_features=56,
+    )
+    model = theirs("timm.models.byobnet", "ByobNet", cfg, num_classes=7)
+    yield against("timm", "timm `ByobNet`", ours("MobileViT", **sizes, depths=(1, 2, 1)), model, 64, 64)
+    config = config_of(
+        "MobileViTConfig",
+        hidden_sizes=[16, 20, 24],
+        neck_hidden_sizes=[widths[i] for i in (0, 1, 3, 5, 7, 9, 10)],
+        num_labels=7,
+    )
+    model = theirs("transformers", "MobileViTForImageClassification", config)
+    reference = "transformers `MobileViTForImageClassification`"
+    yield against("transformers", reference, ours("MobileViT", **sizes, depths=(2, 4, 3)), model, 64, 64)

@@ -1,0 +1,40 @@
+"""What the documentation says of loading is complete, and close."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from vit_pytorch.pretrained.tables import TABLES
+
+ROWS = json.loads((Path(__file__).parents[2] / "docs" / "measured" / "loading.json").read_text())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_format_is_measured(table: str) -> None:
+    """A format that a table shares with the plain ViT's counts as measured there."""
+    formats = {layout.name for layout in formats_of(table)}
+    measured = {row["format"] for row in ROWS if row["table"] == table}
+    shared = {layout.name for layout in formats_of("ViT") if layout in formats_of(table)}
+    assert "vit_pytorch" in measured
+    assert len(measured) > 1
+    assert measured <= formats
+    if table == "ViT":
+        assert measured == formats
+    assert formats - measured <= shared - {"vit_pytorch"}
+
+
+def formats_of(table: str) -> tuple:
+    return import_module(f"vit_pytorch.pretrained.tables.{TABLES[table]}").FORMATS
+
+
+def test_plain_vits_that_are_published_are_measured() -> None:
+    references = " ".join(row["reference"] for row in ROWS if row["table"] == "ViT")
+    for word in ("augreg_in21k", "deit_", "dinov2.", "reg4_dinov2", "clip", "siglip", "mae", "ViTMAE", "npz"):
+        assert word in references
+
+
+def test_differences_are_those_of_rounding() -> None:
+    assert max(row["difference"] for row in ROWS) < 1e-5
+    assert all(row["written"] for row in ROWS)

@@ -1,0 +1,195 @@
+"""Fine-tuning Image Transformers using Learnable Memory.
+
+M. Sandler, A. Zhmoginov, M. Vladymyrov, A. Jackson 2022, arXiv:2203.15243.
+
+The adapter of `learnable_memory_vit` and its frozen ViT as one model, with the interface of all models: this
+is what `vit finetune --method memory` trains, and what its folder holds.
+
+Family: plain
+Differs from the paper: as `learnable_memory_vit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.tokens import make_classifier
+from vit_pytorch.learnable_memory_vit import Adapter, Mode
+from vit_pytorch.model import Intermediates, VisionModel, take_layers
+from vit_pytorch.simple_vit import SimpleViT
+from vit_pytorch.vit import ViT
+
+BASES: dict[str, type[ViT]] = {base.__name__: base for base in (ViT, SimpleViT)}
+
+
+class MemoryViT(VisionModel):
+    """A frozen ViT and an adapter as one model, which is saved and loaded like any other.
+
+    Its tokens are the task's class token, which is classified, and those of the base behind it; in mode
+    "finetune" without the base's own class token.
+
+    Args:
+        base: arguments of the base, and under "architecture" its class where that is not `ViT`.
+        num_classes: number of logits of the task; 0 gives the class token.
+        num_memories_per_layer: memory tokens of a layer.
+        mode: see `Adapter`.
+        memory_std: standard deviation that memories start with.
+
+    Raises:
+        ValueError: where the base is not a plain ViT, or arguments are out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: Mapping[str, Any],
+        num_classes: int,
+        num_memories_per_layer: int = 10,
+        mode: Mode = "extend",
+        memory_std: float = 0.02,
+    ) -> None:
+        arguments = dict(base)
+        architecture = arguments.pop("architecture", ViT.__name__)
+        check_choice("architecture", architecture, BASES)
+        vit = BASES[architecture](**arguments)
+        super().__init__(
+            num_classes=num_classes,
+            num_features=vit.num_features,
+            channels=vit.channels,
+            image_size=vit.image_size,
+        )
+        self.adapter = Adapter(
+            vit=vit,
+            num_classes=max(num_classes, 1),
+            num_memories_per_layer=num_memories_per_layer,
+            mode=mode,
+            memory_std=memory_std,
+        )
+        if not num_classes:
+            self.reset_classifier(0)
+
+    @classmethod
+    def around(cls, vit: ViT, **options: Any) -> MemoryViT:
+        """Build the model around a base that is there, which becomes part of it and is not copied.
+
+        Args:
+            vit: the base.
+            options: arguments of the class but for `base`.
+
+        Raises:
+            ValueError: where the base is neither a `ViT` nor a `SimpleViT`, or as the class does.
+        """
+        if type(vit) not in BASES.values():
+            names = " or a ".join(BASES)
+            raise ValueError(f"the base of a MemoryViT is a {names}, got {type(vit).__name__}")
+        with torch.device("meta"):
+            model = cls(base={"architecture": type(vit).__name__, **vit.config}, **options)
+        model.adapter = Adapter(vit=vit, **{**model.adapter.config, "num_classes": max(model.num_classes, 1)})
+        if not model.num_classes:
+            model.reset_classifier(0)
+        model.default_cfg = {**vit.default_cfg, "num_classes": model.num_classes}
+        return model
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens in front of the patches, the task's class token the first of them."""
+        return self.adapter.vit.num_prefix_tokens + int(self.adapter.mode == "extend")
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
+        return [
+            {**info, "module": f"adapter.vit.{info['module']}.feedforward"}
+            for info in self.adapter.vit.feature_info
+        ]
+
+    def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
+        """Compute the tokens after the final norm, the task's class token in front."""
+        *_, (tokens, new) = self.adapter.steps(images)
+        return self.adapter.vit.norm(torch.cat([new, tokens], dim=1))
+
+    def forward_head(
+        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
+    ) -> Float[Tensor, "b k"]:
+        """Classify the task's class token.
+
+        Args:
+            features: what `forward_features` gives.
+            pre_logits: whether to stop before the classifier.
+        """
+        x = self.adapter.vit.fc_norm(features[:, 0])
+        return x if pre_logits else self.adapter.task.head(x)
+
+    def forward_intermediates(
+        self,
+        images: Float[Tensor, "b c *size"],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Intermediates | tuple[Tensor, Intermediates]:
+        """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        vit = self.adapter.vit
+        layers = take_layers(indices, len(vit.encoder.blocks))
+        last, taken = torch.empty(0), []
+        for layer, (tokens, new) in enumerate(self.adapter.steps(images), start=-1):
+            last = torch.cat([new, tokens], dim=1)
+            if layer in layers:
+                taken.append(vit.norm(last) if norm else last)
+            if stop_early and len(taken) == len(layers):
+                break
+        count, grid = self.num_prefix_tokens, vit.grid.fit(images.shape[2:])
+        prefix = [x[:, :count] for x in taken]
+        patches = [x[:, count:] for x in taken]
+        if output_fmt == "NCHW":
+            patches = [x.transpose(1, 2).unflatten(2, grid) for x in patches]
+        found: Intermediates = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
+        return found if intermediates_only else (vit.norm(last), found)
+
+    def get_classifier(self) -> nn.Module:
+        """Give the layer that computes the task's logits; the identity where there is none."""
+        return self.adapter.task.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the task's classifier by a new one.
+
+        Args:
+            num_classes: number of logits; 0 for the class token.
+            global_pool: "cls" (timm's "token"), the only pooling.
+        """
+        if global_pool not in (None, "cls", "token"):
+            raise ValueError(f"MemoryViT classifies the class token; pooling cannot be {global_pool!r}")
+        self.adapter.task.head = make_classifier(
+            self.num_features, num_classes, like=self.adapter.task.memories
+        )
+        self.adapter.config["num_classes"] = num_classes
+        self.num_classes = num_classes
+        self._record(num_classes=num_classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.adapter.vit.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+        base = {f"adapter.vit.{name}" for name in self.adapter.vit.no_weight_decay()}
+        return base | {"adapter.task.class_token", "adapter.task.memories"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Give patterns that sort parameters by depth; the task's are the uppermost."""
+        return {
+            "stem": r"^adapter\.vit\.(?:prefix|positions|patch_embed|pre_norm)\.",
+            "blocks": [
+                (r"^adapter\.vit\.encoder\.blocks\.(\d+)", None),
+                (r"^adapter\.vit\.norm\.", (99999,)),
+            ],
+        }

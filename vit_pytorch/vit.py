@@ -21,14 +21,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention, MaskedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.encoder import Block, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.hyper_connections import HyperConnection, HyperResidual, make_encoder
 from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions
 from vit_pytorch.layers.relative import RelativeAttention, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryAttention
 from vit_pytorch.layers.tokens import AttentionPool, PatchDropout, PrefixTokens
+from vit_pytorch.layers.value_residual import WITH_VALUES, make_value_mix
 from vit_pytorch.plain import PlainModel, has_class_token
 
 Pool = Literal["cls", "mean", "cls+mean", "map"]
@@ -71,6 +74,12 @@ class ViT(PlainModel):
         layer_scale: what LayerScale's factors start at; None for no LayerScale.
         act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
         norm_eps: epsilon of the LayerNorms.
+        zero_centered_norm: whether LayerNorms store by how much their gain exceeds 1, which weight decay then
+            pulls it to.
+        value_residual: whether layers mix the first layer's values into their own, by two learned numbers; or
+            how: "learnable", "identity" (evenly) or "gated", or the indices of layers that do so, evenly.
+        hyper_connections: number of residual streams that learned connections mix; None for plain residuals.
+        hyper_static: whether these connections are the same for all tokens.
         stem: "linear" projects patches, "conv" stacks small convolutions.
         patch_norm: whether LayerNorms stand before and after the linear patch projection.
         positions: what is added to the tokens: "none", "learned" (one embedding for each place), "learned_2d"
@@ -117,6 +126,10 @@ class ViT(PlainModel):
         layer_scale: float | None = None,
         act: str = "gelu",
         norm_eps: float = 1e-6,
+        zero_centered_norm: bool = False,
+        value_residual: bool | str | Sequence[int] = False,
+        hyper_connections: int | None = None,
+        hyper_static: bool = False,
         stem: Stem = "linear",
         patch_norm: bool = False,
         positions: str = "learned",
@@ -132,6 +145,8 @@ class ViT(PlainModel):
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         _check_options(pool, stem, patch_norm, fc_norm)
+        if hyper_static and hyper_connections is None:
+            raise ValueError("hyper_static says what hyper_connections are, and there are none")
         added, inside = read_positions(positions, rope_theta)
         class_token = has_class_token(pool, class_token)
         if grid.num_patches <= 16:
@@ -140,7 +155,10 @@ class ViT(PlainModel):
                 f"make the patch smaller than {grid.patch}, so that there are more than 16",
                 stacklevel=2,
             )
-        norm = partial(nn.LayerNorm, dim, eps=norm_eps)
+        make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else nn.LayerNorm, eps=norm_eps)
+        norm = partial(make_norm, dim)
+        values = value_residual is not False
+        mix = make_value_mix(value_residual, dim=dim, heads=heads, depth=depth) if values else None
 
         self.patch_embed = (
             ConvStem(grid, channels, dim)
@@ -173,23 +191,34 @@ class ViT(PlainModel):
             own: dict[str, Any] = {"rope_mixed": {"layer": layer}}.get(inside, {})
             if inside == "relative_by_layer":
                 own = {"bias": bias()}
-            attention = INSIDE.get(inside, Attention)(
+            kind = INSIDE.get(inside, Attention)
+            if mix is not None:
+                kind, own = WITH_VALUES[kind], {**own, "mix": mix(layer)}
+            attention = kind(
                 dim,
                 heads=heads,
                 dim_head=dim_head,
                 qkv_bias=qkv_bias,
                 out_bias=out_bias,
                 dropout=dropout,
-                qk_norm=partial(nn.LayerNorm, eps=norm_eps) if qk_norm else None,
+                qk_norm=make_norm if qk_norm else None,
                 attend=attend,
                 **own,
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
             drop = rising(drop_path, layer, depth)
             tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=drop)
-            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+            if hyper_connections is None:
+                return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+            connect = partial(
+                HyperConnection, dim, hyper_connections, dynamic=not hyper_static, norm=make_norm
+            )
+            return Block(
+                HyperResidual(attention, norm(), tail(), connection=connect(2 * layer)),
+                HyperResidual(feedforward, norm(), tail(), connection=connect(2 * layer + 1)),
+            )
 
-        self.encoder = Encoder(block, depth=depth)
+        self.encoder = make_encoder(block, depth=depth, streams=hyper_connections, values=values)
         self.norm = nn.Identity() if fc_norm else norm()
         self.fc_norm = norm() if fc_norm else nn.Identity()
         self.attention_pool = (
@@ -227,7 +256,7 @@ class ViT(PlainModel):
         """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
         names = [name for name, _ in self.named_parameters()]
         placed = {name for name in names if name.startswith(("positions.", "relative.", "rotary."))}
-        inside = {name for name in names if ".branch.bias." in name}
+        inside = {name for name in names if ".branch.bias." in name or name.endswith(".connection.alpha")}
         query = {"attention_pool.query"} if self.attention_pool is not None else set()
         return super().no_weight_decay() | placed | inside | query
 

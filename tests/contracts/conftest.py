@@ -37,6 +37,12 @@ OPTIONS = {
         "head_zero_init": True,
         "out_bias": False,
     },
+    "values_hyper_connections": {
+        "value_residual": "gated",
+        "hyper_connections": 2,
+        "zero_centered_norm": True,
+        "positions": "rope",
+    },
 }
 
 

@@ -1,7 +1,7 @@
 """Hyper-connections: several residual streams, and learned connections between them and the layers.
 
-D. Zhu, H. Huang, Z. Huang, Y. Zeng, Y. Mao, B. Wu, Q. Min, X. Zhou 2024, arXiv:2409.19606. A residual network
-fixes how much of its input a layer keeps; here that is learned, for each layer and, where dynamic, each token.
+D. Zhu, H. Huang, Z. Huang, Y. Zeng, Y. Mao, B. Wu, Q. Min, X. Zhou 2024, arXiv:2409.19606. What a residual
+network fixes, how much of its input a layer keeps, is learned here: for each layer and, where dynamic, token.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ class HyperConnection(nn.Module):
 
     The layer reads sum_i a_i h_i, and stream j becomes sum_i A_ij h_i + b_j layer(...). At first, the layer
     reads one stream, the streams stay apart, and each gets the whole of the layer's output. Where dynamic,
-    scale * tanh(norm(h_i) W) is added to a, A and b for each token, with W of zeros and small scales at first.
+    scale * tanh(norm(h_i) W) is added to a, A and b for each token; W is zero at first.
 
     Args:
         dim: width of a token.
         streams: number of streams.
         index: of the layer, attention and feed-forward counted by themselves; says which stream it reads.
         dynamic: whether the connections depend on the token, too.
-        norm_eps: epsilon of the LayerNorm.
+        norm: makes the norm from the width of a token.
     """
 
     def __init__(
-        self, dim: int, streams: int, index: int, *, dynamic: bool = True, norm_eps: float = 1e-6
+        self,
+        dim: int,
+        streams: int,
+        index: int,
+        *,
+        dynamic: bool = True,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         if streams < 1:
@@ -45,7 +51,7 @@ class HyperConnection(nn.Module):
         self.beta = nn.Parameter(torch.ones(streams))
         self.dynamic = dynamic
         if dynamic:
-            self.norm = nn.LayerNorm(dim, eps=norm_eps)
+            self.norm = norm(dim)
             self.to_alpha_beta = nn.Linear(dim, streams + 2, bias=False)
             nn.init.zeros_(self.to_alpha_beta.weight)
             self.alpha_scale = nn.Parameter(torch.tensor([0.01]))
@@ -61,10 +67,7 @@ class HyperConnection(nn.Module):
             found = self.to_alpha_beta(self.norm(streams)).tanh()
             alpha = alpha + self.alpha_scale * found[..., :width]
             beta = beta + self.beta_scale * found[..., width]
-        if self.dynamic:
-            mixed = alpha.mT @ streams
-        else:
-            mixed = torch.einsum("si,bnsd->bnid", alpha, streams)
+        mixed = alpha.mT @ streams if self.dynamic else torch.einsum("si,bnsd->bnid", alpha, streams)
         return mixed[:, :, 0], mixed[:, :, 1:], beta
 
 
@@ -117,3 +120,19 @@ class HyperEncoder(Encoder):
 
 class HyperValueEncoder(HyperEncoder, ValueResidualEncoder):
     """A stack of blocks over streams, each of which is handed the first one's values, too."""
+
+
+def make_encoder(
+    block: Callable[[int], nn.Module], *, depth: int, streams: int | None = None, values: bool = False
+) -> Encoder:
+    """Make the stack of blocks for the residuals that they have.
+
+    Args:
+        block: makes the block of a layer from its index.
+        depth: number of blocks.
+        streams: number of streams, where blocks are of `HyperResidual`.
+        values: whether attention is a `ValueResidualAttention`.
+    """
+    if streams is None:
+        return (ValueResidualEncoder if values else Encoder)(block, depth=depth)
+    return (HyperValueEncoder if values else HyperEncoder)(block, depth=depth, streams=streams)

@@ -1,7 +1,7 @@
 """Value residual: every layer mixes the first layer's values into its own.
 
-Z. Zhou, T. Wu, Z. Jiang, F. Obeid, Z. Lan 2024, arXiv:2410.17897 (ResFormer). What a token was at first is kept
-within reach of all layers, without passing through the residual stream.
+Z. Zhou, T. Wu, Z. Jiang, F. Obeid, Z. Lan 2024, arXiv:2410.17897 (ResFormer). What a token was at first stays
+within reach of all layers, beside the residual stream.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention
+from vit_pytorch.layers.attention import Attention, MaskedAttention
 from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.relative import RelativeAttention
+from vit_pytorch.layers.rotary import RotaryAttention
 
 
 class EvenMix(nn.Module):
@@ -87,14 +89,14 @@ def make_value_mix(
         raise ValueError(f"value residuals go from the first layer to later ones; the depth is {depth}")
     make: Callable[[], nn.Module] = EvenMix
     if isinstance(kind, bool | str):
-        kind = "learnable" if kind is True else kind
-        mixes: dict[object, Callable[[], nn.Module]] = {
+        name = "learnable" if kind is True else str(kind)
+        mixes: dict[str, Callable[[], nn.Module]] = {
             "identity": EvenMix,
             "learnable": LearnedMix,
             "gated": partial(GatedMix, dim, heads),
         }
-        check_choice("value_residual", kind, mixes)
-        make, layers = mixes[kind], list(range(1, depth))
+        check_choice("value_residual", name, mixes)
+        make, layers = mixes[name], list(range(1, depth))
     else:
         layers = list(kind)
         if not layers or not all(0 < layer < depth for layer in layers):
@@ -134,6 +136,26 @@ class ValueResidualAttention(Attention):
         return self.merge(self.relate(q, k, v, *context))
 
 
+class ValueMaskedAttention(ValueResidualAttention, MaskedAttention):
+    """The same, handed a mask, too."""
+
+
+class ValueRelativeAttention(ValueResidualAttention, RelativeAttention):
+    """The same, with a bias of its own for each offset."""
+
+
+class ValueRotaryAttention(ValueResidualAttention, RotaryAttention):
+    """The same, its queries and keys turned by their places."""
+
+
+WITH_VALUES: dict[type[Attention], type[ValueResidualAttention]] = {
+    Attention: ValueResidualAttention,
+    MaskedAttention: ValueMaskedAttention,
+    RelativeAttention: ValueRelativeAttention,
+    RotaryAttention: ValueRotaryAttention,
+}
+
+
 class ValueResidualEncoder(Encoder):
     """A stack of blocks, each of which is handed the first one's values in front of the other context."""
 
@@ -147,5 +169,6 @@ class ValueResidualEncoder(Encoder):
 
     def _open(self, x: Any, *context: Any) -> tuple[Any, Tensor]:
         values: list[Tensor] = []
-        x = self.blocks[0](x, values, *context)
+        block: nn.Module = next(iter(self.blocks))
+        x = block(x, values, *context)
         return x, values[0]

@@ -96,8 +96,9 @@ def parameter_groups(
     """Sort a model's trainable parameters into groups for an optimizer.
 
     Norms, biases and every other parameter with at most one dimension have no weight decay, nor have those
-    that the model's ``no_weight_decay()`` names. With `layer_decay`, each layer of the model's
-    ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
+    that the model's ``no_weight_decay()`` names. Parameters that a layer lists in ``decayed`` have it all the
+    same: the gains of :class:`~vit_pytorch.layers.norm.ZeroCenteredLayerNorm`. With `layer_decay`, each layer
+    of the model's ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
 
     Args:
         model: The model.
@@ -112,12 +113,18 @@ def parameter_groups(
         ValueError: If nothing is trainable, or if the model has no ``group_matcher`` for a `layer_decay`.
     """
     exempt = model.no_weight_decay() if isinstance(model, HasNoWeightDecay) else set()
+    decayed = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in getattr(module, "decayed", ())
+    }
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale, decays = scales.get(name, 1.0), parameter.ndim > 1 and name not in exempt
+        scale = scales.get(name, 1.0)
+        decays = name in decayed or (parameter.ndim > 1 and name not in exempt)
         group = groups.setdefault(
             (scale, decays),
             {"params": [], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0},

@@ -294,4 +294,4 @@ class UnitHead(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         """Compute the logits."""
-        return super().forward(x) * self.s_z()
+        return F.linear(x, self.weight * self.s_z()[:, None])

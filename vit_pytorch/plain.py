@@ -268,7 +268,7 @@ class PlainModel(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth, as timm's tools read them."""
         return {
-            "stem": r"^(?:prefix|positions|patch_embed|pre_norm)\.",
+            "stem": r"^(?:prefix|positions|rotary|relative|patch_embed|pre_norm)\.",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 

@@ -45,6 +45,7 @@ class Distillable(PlainModel):
         """
         between = {"fc_norm": self.fc_norm, "representation_size": self.pre_logits}
         given = [name for name, module in between.items() if not isinstance(module, nn.Identity)]
+        given += ["pool='cls+mean'"] if self.pool == "cls+mean" else []
         if given:
             raise ValueError(f"a distilled model classifies its tokens as they are; got {', '.join(given)}")
         registers = 0 if self.prefix.registers is None else self.prefix.registers.shape[1]

@@ -6,6 +6,7 @@ A paper that changes a seam sets the part that stands there and inherits the res
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import PrefixTokens, make_classifier
+from vit_pytorch.layers.tokens import PatchDropout, PrefixTokens, make_classifier
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
@@ -28,9 +29,9 @@ def has_class_token(pool: str, told: bool | None) -> bool:
     Raises:
         ValueError: where the class token is classified and there is none.
     """
-    if pool == "cls" and told is False:
-        raise ValueError("pool='cls' needs a class token, got class_token=False")
-    return pool == "cls" if told is None else told
+    if pool in ("cls", "cls+mean") and told is False:
+        raise ValueError(f"pool={pool!r} needs a class token, got class_token=False")
+    return pool in ("cls", "cls+mean") if told is None else told
 
 
 class PlainModel(VisionModel):
@@ -41,11 +42,13 @@ class PlainModel(VisionModel):
 
     Attributes:
         grid: how images are cut.
-        pool: "cls" or "mean", or a name that the subclass's `pool_tokens` knows.
+        pool: "cls", "mean" or "cls+mean" (one after the other), or a name that the subclass's `pool_tokens`
+            knows.
         patch_embed: gives tokens from images.
         prefix: tokens in front of the patches.
         positions: gives what is added to the tokens of a grid; None for nothing.
         dropout: acts on the embedded tokens.
+        patch_dropout: leaves patches out in training.
         pre_norm: acts in front of the encoder.
         encoder: the blocks.
         norm: acts on the tokens behind the encoder.
@@ -74,13 +77,14 @@ class PlainModel(VisionModel):
         self.positions = None
         self.dropout: nn.Module = nn.Identity()
         self.pre_norm: nn.Module = nn.Identity()
+        self.patch_dropout = PatchDropout()
         self.encoder = Encoder(lambda layer: nn.Identity(), depth=0)
         self.norm: nn.Module = nn.Identity()
         self.fc_norm: nn.Module = nn.Identity()
         self.pre_logits: nn.Module = nn.Identity()
         self.to_latent = nn.Identity()
         self.head = nn.Identity()
-        self.head_width = dim
+        self.head_width = 2 * dim if pool == "cls+mean" else dim
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -177,8 +181,8 @@ class PlainModel(VisionModel):
 
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm, prefix tokens in front."""
-        tokens = self.embed(images)
-        return self.encode(tokens, self.grid.fit(images.shape[2:]))
+        tokens, kept = self.patch_dropout(self.embed(images), self.encoder_prefix)
+        return self.encode(tokens, self.grid.fit(images.shape[2:]), kept)
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
@@ -196,7 +200,8 @@ class PlainModel(VisionModel):
         """Give one vector for each image."""
         if self.pool == "cls":
             return features[:, 0]
-        return features[:, self.num_prefix_tokens :].mean(dim=1)
+        mean = features[:, self.num_prefix_tokens :].mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     def forward_intermediates(
         self,
@@ -208,12 +213,22 @@ class PlainModel(VisionModel):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
+        """Compute features between the blocks; see `VisionModel.forward_intermediates`.
+
+        Raises:
+            ValueError: where a layer is outside the model, or maps are asked for while patches are left out.
+        """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = take_layers(indices, len(self.feature_info))
-        tokens = self.embed(images)
+        tokens, kept = self.patch_dropout(self.embed(images), self.encoder_prefix)
         grid = self.grid.fit(images.shape[2:])
-        last, taken = self.encoder.intermediates(tokens, layers, *self.context(grid), stop_early=stop_early)
+        if kept is not None and output_fmt == "NCHW":
+            raise ValueError(
+                f"a map needs all {prod(grid)} patches, and patch_dropout leaves {kept.shape[1]} of them: "
+                "use output_fmt='NLC', or eval mode"
+            )
+        context = self.context(grid, kept)
+        last, taken = self.encoder.intermediates(tokens, layers, *context, stop_early=stop_early)
         if norm:
             taken = [self.norm(tokens) for tokens in taken]
         prefix = [tokens[:, : self.encoder_prefix] for tokens in taken]
@@ -253,7 +268,7 @@ class PlainModel(VisionModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Give patterns that sort parameters by depth, as timm's tools read them."""
         return {
-            "stem": r"^(?:prefix|positions|patch_embed|pre_norm)\.",
+            "stem": r"^(?:prefix|positions|rotary|relative|patch_embed|pre_norm)\.",
             "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 

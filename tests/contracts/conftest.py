@@ -28,6 +28,25 @@ OPTIONS = {
         "layer_scale": 1e-5,
     },
     "map_qk_norm": {"pool": "map", "qk_norm": True, "qkv_bias": False, "patch_norm": True, "act": "silu"},
+    "relative_both_pools": {
+        "positions": "relative",
+        "pool": "cls+mean",
+        "num_registers": 2,
+        "qk_scale": 0.4,
+        "image_size": (32, 48),
+    },
+    # The last layer's bias counts where patches are pooled.
+    "relative_by_layer": {
+        "positions": "learned_2d+relative_by_layer",
+        "pool": "mean",
+        "class_token": True,
+    },
+    "mixed_patch_dropout": {
+        "positions": "sincos+rope_mixed",
+        "patch_dropout": 0.25,
+        "num_registers": 4,
+        "qk_norm": True,
+    },
     "prenorm_no_positions": {
         "positions": "none",
         "pre_norm": True,
@@ -36,6 +55,12 @@ OPTIONS = {
         "image_size": (32, 48),
         "head_zero_init": True,
         "out_bias": False,
+    },
+    "values_hyper_connections": {
+        "value_residual": "gated",
+        "hyper_connections": 2,
+        "zero_centered_norm": True,
+        "positions": "rope",
     },
 }
 

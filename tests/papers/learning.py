@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from vit_pytorch.training.optim import HasUnitWeights, normalize_after_steps
+
 
 def digits(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give images and labels to train on, then to test on: grey, enlarged to `size`, in [-1, 1]."""
@@ -48,6 +50,8 @@ def learn(
 ) -> None:
     """Train by AdamW with warm-up and cosine, each batch moved by up to a twelfth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
+    if isinstance(model, HasUnitWeights):
+        normalize_after_steps(optimizer, model)
     steps = epochs * (len(labels) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))

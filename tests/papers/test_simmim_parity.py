@@ -11,6 +11,7 @@ from transformers import ViTConfig, ViTForMaskedImageModeling
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, load_pretrained
+from vit_pytorch.pretrained import to_format
 from vit_pytorch.simmim import SimMIM
 
 SMALL = {"image_size": 32, "patch_size": 8, "num_classes": 0, "heads": 4, "dim_head": 12, "mlp_dim": 192}
@@ -44,6 +45,23 @@ def test_equals_the_authors_code():
     assert difference(method.encoder.grid.unpatchify(predicted), tensors["reconstruction"]) < TOLERANCE
     assert (method(tensors["input"], tensors["mask"]) - tensors["loss"]).abs() < TOLERANCE
     assert (method(tensors["input"], tensors["mask"].flatten(1)) - tensors["loss"]).abs() < TOLERANCE
+
+
+def test_relative_positions_equal_the_authors_code():
+    """As the authors train it: one bias for all layers, LayerScale, and nothing added to the tokens."""
+    _, weights, tensors = read_golden("simmim_relpos")
+    encoder = ViT(**SMALL, dim=48, depth=2, positions="relative", layer_scale=0.1)
+    method = SimMIM(encoder=encoder, mask_patch_size=16).eval()
+    report = load_pretrained(encoder, weights)
+    assert report.format == "BEiT"
+    assert report.kept == ()
+    token = weights["encoder.mask_token"]
+    load_decoder(method, weights["decoder.0.weight"], weights["decoder.0.bias"], token)
+    predicted = method.predict(tensors["input"], tensors["mask"])
+    assert difference(encoder.grid.unpatchify(predicted), tensors["reconstruction"]) < TOLERANCE
+    assert (method(tensors["input"], tensors["mask"]) - tensors["loss"]).abs() < TOLERANCE
+    written = to_format(encoder, "BEiT")
+    assert all(weights[f"encoder.{name}"].equal(tensor) for name, tensor in written.items())
 
 
 def test_equals_transformers():

@@ -61,13 +61,13 @@ def test_format_without_a_place_for_a_tensor_refuses() -> None:
 
 
 def test_unknown_format_name_is_refused(model: ViT) -> None:
-    with pytest.raises(ValueError, match=r"a format is one of vit_pytorch, timm, .*; got 'keras'"):
+    with pytest.raises(ValueError, match=r"a format is one of vit_pytorch, .*timm, .*; got 'keras'"):
         to_format(model, "keras")
 
 
 def test_unknown_layout_is_refused_with_the_formats_tried(model: ViT) -> None:
     state = {"stem.conv.weight": torch.ones(3, 3), "stem.conv.bias": torch.ones(3)}
-    with pytest.raises(ValueError, match=r"none of the formats known for ViT \(vit_pytorch, timm, .*stem"):
+    with pytest.raises(ValueError, match=r"none of the formats known for ViT \(vit_pytorch, .*timm, .*stem"):
         load_pretrained(model, state)
 
 

@@ -1,4 +1,4 @@
-"""Attention in three public steps: project, attend, merge; and the kernels that attend.
+"""Attention in three public steps: project, relate, merge; and the kernels that attend.
 
 A kernel that computes the weights passes what its softmax gives through a submodule `weights`, an identity,
 where it can be seen; one that mixes them afterwards passes what the values meet through another one, `mixed`.
@@ -7,6 +7,7 @@ where it can be seen; one that mixes them afterwards passes what the values meet
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -210,22 +211,44 @@ class Attention(nn.Module):
         """Concatenate the heads and project them back to the model's width."""
         return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Let every token attend to all tokens of its sample."""
-        return self.merge(self.attend(*self.project(x)))
+    def relate(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n f"],
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend; a subclass that is handed something beside the tokens uses it here."""
+        return self.attend(q, k, v)
+
+    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b n d"]:
+        """Let every token attend to all tokens of its sample.
+
+        Args:
+            x: tokens.
+            context: what `relate` is handed beside queries, keys and values.
+        """
+        return self.merge(self.relate(*self.project(x), *context))
 
 
 class MaskedAttention(Attention):
     """Attention that is handed a mask, too."""
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Tensor | None = None) -> Float[Tensor, "b n d"]:
-        """Let every token attend to those that the mask leaves, or with what it adds to the scores.
+    def relate(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n f"],
+        mask: Tensor | None = None,
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend to those that the mask leaves, or with what it adds to the scores.
 
         Args:
-            x: tokens.
+            q: queries.
+            k: keys.
+            v: values.
             mask: broadcasts to the scores (b h n n); see `attention_weights`.
         """
-        return self.merge(self.attend(*self.project(x), mask))
+        return self.attend(q, k, v, mask)
 
 
 class ClassAttention(nn.Module):

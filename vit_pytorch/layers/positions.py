@@ -119,6 +119,40 @@ class LearnedPositions(Positions):
         nn.init.trunc_normal_(self.table, std=0.02)
 
 
+class Learned2DPositions(Positions):
+    """A learned embedding of the column and one of the row, half of the width each (ViT, appendix D.4).
+
+    Args:
+        grid: cells along each of two axes, of the largest input.
+        dim: width of a token, a multiple of 2.
+        prefix: rows in front for prefix tokens, which are learned whole.
+
+    Raises:
+        ValueError: where the width is odd, or the grid is not 2-D.
+    """
+
+    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+        super().__init__(grid, prefix=prefix)
+        if dim % 2 or len(grid) != 2:
+            raise ValueError(
+                f"learned 2-D positions need an even width and a 2-D grid, got {dim} and {tuple(grid)}"
+            )
+        self.rows = nn.Parameter(torch.empty(1, grid[0], dim // 2))
+        self.columns = nn.Parameter(torch.empty(1, grid[1], dim // 2))
+        self.first = nn.Parameter(torch.empty(1, prefix, dim)) if prefix else None
+        for table in self.parameters():
+            nn.init.trunc_normal_(table, std=0.02)
+
+    @property
+    def table(self) -> Float[Tensor, "1 n d"]:  # type: ignore[override]
+        """The embeddings of prefix tokens and of the cells of the largest grid."""
+        rows, columns = self.grid
+        x = self.columns.unsqueeze(1).expand(-1, rows, -1, -1)
+        y = self.rows.unsqueeze(2).expand(-1, -1, columns, -1)
+        cells = torch.cat([x, y], dim=-1).flatten(1, 2)
+        return cells if self.first is None else torch.cat([self.first, cells], dim=1)
+
+
 class SinCosPositions(Positions):
     """Fixed sine and cosine embeddings of a 2-D grid (see `sincos_table`).
 

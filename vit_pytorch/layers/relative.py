@@ -6,17 +6,43 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.layers.attention import Attention
+
 
 def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
     """Give the coordinates of a grid's cells in row-major order."""
     axes = torch.meshgrid(*(torch.arange(extent) for extent in grid), indexing="ij")
     return torch.stack(axes, dim=-1).flatten(0, -2)
+
+
+def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: int) -> Tensor:
+    """Take, on the axis of a grid's cells, those that a smaller grid shares with it, from the origin on.
+
+    Args:
+        x: values of the cells, in row-major order.
+        grid: cells along each axis of the grid.
+        wanted: cells along each axis of the smaller one.
+        dim: which axis of the tensor the cells are.
+    """
+    if tuple(grid) == tuple(wanted):
+        return x
+    x = x.unflatten(dim, tuple(grid))
+    for axis, extent in enumerate(wanted):
+        x = x.narrow(dim + axis, 0, extent)
+    return x.flatten(dim, dim + len(wanted) - 1)
+
+
+def places_of(kept: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
+    """Give the places in the sequence of prefix tokens and of the patches that are kept."""
+    first = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
+    return torch.cat([first, prefix + kept], dim=1)
 
 
 def offsets(
@@ -219,6 +245,100 @@ class RelativeBias(CachedBias):
         if window and window != self.window:
             raise ValueError(f"the table belongs to a window of {self.window} cells, got {window}")
         return _look_up(self.table, self.index, prod(self.window))
+
+
+class TokenBias(CachedBias):
+    """A learned bias for each head and each offset on a grid, and for pairs with tokens in front of them.
+
+    The latter are one number each for a prefix token that looks at a patch, a patch that looks at a prefix
+    token, and two prefix tokens (BEiT, arXiv:2106.08254; the authors' program).
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        heads: number of heads.
+        prefix: whether there are prefix tokens.
+    """
+
+    def __init__(self, grid: Sequence[int], heads: int, *, prefix: bool) -> None:
+        super().__init__()
+        self.patches = RelativeBias(grid, heads)
+        self.prefix = nn.Parameter(torch.empty(3, heads)) if prefix else None
+        if self.prefix is not None:
+            nn.init.trunc_normal_(self.prefix, std=0.02)
+
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Compute the bias of every pair of tokens.
+
+        Args:
+            window: number of prefix tokens, then cells along each axis: those of the largest grid, or fewer.
+
+        Raises:
+            ValueError: where there are prefix tokens and the bias was made without.
+        """
+        prefix, *grid = window
+        if prefix and self.prefix is None:
+            raise ValueError(f"this bias knows no prefix tokens, got {prefix}")
+        bias = self.patches.compute()
+        for axis in (1, 2):
+            bias = crop_cells(bias, self.patches.window, grid, dim=axis)
+        if self.prefix is None:
+            return bias
+        heads, n, _ = bias.shape
+        to_patch, from_patch, within = self.prefix[..., None, None]
+        above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
+        return torch.cat([above, torch.cat([from_patch.expand(heads, n, prefix), bias], dim=2)], dim=1)
+
+    def context(
+        self, grid: Sequence[int], prefix: int = 0, kept: Int[Tensor, "b k"] | None = None
+    ) -> tuple[Float[Tensor, "*b h n n"]]:
+        """Give what every block is handed: what is added to the scores.
+
+        Args:
+            grid: patches along each axis.
+            prefix: number of tokens in front.
+            kept: places in the grid of the patches that are among the tokens; all of them unless told.
+        """
+        bias = self(prefix, *grid)
+        if kept is not None:
+            places = places_of(kept, prefix)
+            bias = bias[:, places[:, :, None], places[:, None, :]].transpose(0, 1)
+        return (bias,)
+
+
+class RelativeAttention(Attention):
+    """Attention with a bias of its own for each pair of tokens.
+
+    Args:
+        bias: the bias.
+        arguments: see `Attention`.
+        options: see `Attention`.
+    """
+
+    def __init__(self, *arguments: Any, bias: TokenBias, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.bias = bias
+
+    def relate(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n f"],
+        grid: Sequence[int] | None = None,
+        prefix: int = 0,
+        kept: Int[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend with the bias added to the scores.
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values.
+            grid: patches along each axis; those of the largest input unless told.
+            prefix: number of tokens in front.
+            kept: see `TokenBias.context`.
+        """
+        window = self.bias.patches.window if grid is None else grid
+        return self.attend(q, k, v, *self.bias.context(window, prefix, kept))
 
 
 class DistanceBias(CachedBias):

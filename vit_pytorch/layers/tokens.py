@@ -6,12 +6,13 @@ from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
 from vit_pytorch.layers.encoder import FeedForward
 from vit_pytorch.layers.init import init_linears, init_xavier
+from vit_pytorch.layers.relative import places_of
 
 
 class PrefixTokens(nn.Module):
@@ -42,6 +43,46 @@ class PrefixTokens(nn.Module):
         """Give the tokens, the class token first."""
         tokens = (self.class_token, self.distillation_token, self.registers)
         return torch.cat([token for token in tokens if token is not None], dim=1)
+
+
+class PatchDropout(nn.Module):
+    """Leave patches out in training, others of each sample (Liu et al. 2022, arXiv:2208.07220, section 3).
+
+    What stays keeps its order. Prefix tokens always stay.
+
+    Args:
+        p: share of the patches that is left out, in [0, 1); of n patches max(1, int(n (1 - p))) stay.
+
+    Raises:
+        ValueError: where the share is out of range.
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"the share of patches that is left out is in [0, 1), got {p}")
+        self.p = p
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], prefix: int = 0
+    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b k"] | None]:
+        """Give the tokens that stay, and the places of their patches; all and None in eval.
+
+        Args:
+            tokens: prefix tokens and patches.
+            prefix: number of the former.
+        """
+        if not self.training or self.p == 0:
+            return tokens, None
+        patches = tokens.shape[1] - prefix
+        count = max(1, int(patches * (1 - self.p)))
+        drawn = torch.rand(len(tokens), patches, device=tokens.device)
+        kept = drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+        return tokens.take_along_dim(places_of(kept, prefix)[..., None], dim=1), kept
+
+    def extra_repr(self) -> str:
+        """Show the settings when printed."""
+        return f"p={self.p}"
 
 
 class AttentionPool(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, resize_table
+from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions, resize_table
 from vit_pytorch.layers.tokens import PrefixTokens
 
 TOLERANCE = 1e-4
@@ -41,9 +41,12 @@ def fit_positions(
     Raises:
         ValueError: where the grid cannot be told, or fixed embeddings are not the model's.
     """
-    resized = {}
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     first: tuple[int, ...] | None = None
     for name, module in model.named_modules():
+        if isinstance(module, Learned2DPositions):
+            resized |= _stretch_axes(name, module, state)
+            continue
         key = f"{name}.table"
         if key not in state or not isinstance(module, (LearnedPositions, SinCosPositions)):
             continue
@@ -65,6 +68,19 @@ def fit_positions(
             resized[key] = (old, module.grid)
         state[key] = torch.cat([rows, resize_table(cells, old, module.grid, antialias=antialias)], dim=1)
     return resized
+
+
+def _stretch_axes(
+    name: str, module: Learned2DPositions, state: dict[str, Tensor]
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Interpolate the embeddings of rows and of columns, each along its axis; changes the state dict."""
+    axes = [f"{name}.{axis}" for axis in ("rows", "columns")]
+    if any(axis not in state for axis in axes):
+        return {}
+    old = tuple(state[axis].shape[1] for axis in axes)
+    for axis, extent, wanted in zip(axes, old, module.grid, strict=True):
+        state[axis] = resize_table(state[axis], (extent,), (wanted,))
+    return {} if old == module.grid else {f"{name}.table": (old, module.grid)}
 
 
 def _prefix_tokens(model: nn.Module, state: dict[str, Tensor], *, dim: int) -> list[str]:

@@ -15,6 +15,7 @@ FAMILIES = (
     "na_vit",
     "deit",
     "dinov2",
+    "rope",
     "towers",
     "deepvit",
     "cait",
@@ -37,6 +38,7 @@ FAMILIES = (
     "vit_with_patch_merger",
     "vit_for_small_dataset",
     "parallel_vit",
+    "normalized_vit",
 )
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -29,6 +30,14 @@ class HasGroupMatcher(Protocol):
 
     def group_matcher(self, coarse: bool = False) -> Mapping[str, Any]:
         """Regular expressions by group, from the input to the output."""
+
+
+@runtime_checkable
+class HasUnitWeights(Protocol):
+    """A model whose weights are put back on a sphere behind every step of the optimizer."""
+
+    def normalize_weights(self) -> None:
+        """Scale the weights' vectors to length 1."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,9 @@ def parameter_groups(
     """Sort a model's trainable parameters into groups for an optimizer.
 
     Norms, biases and every other parameter with at most one dimension have no weight decay, nor have those
-    that the model's ``no_weight_decay()`` names. With `layer_decay`, each layer of the model's
-    ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
+    that the model's ``no_weight_decay()`` names. Parameters that a layer lists in ``decayed`` have it all the
+    same: the gains of :class:`~vit_pytorch.layers.norm.ZeroCenteredLayerNorm`. With `layer_decay`, each layer
+    of the model's ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
 
     Args:
         model: The model.
@@ -103,12 +113,18 @@ def parameter_groups(
         ValueError: If nothing is trainable, or if the model has no ``group_matcher`` for a `layer_decay`.
     """
     exempt = model.no_weight_decay() if isinstance(model, HasNoWeightDecay) else set()
+    decayed = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in getattr(module, "decayed", ())
+    }
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale, decays = scales.get(name, 1.0), parameter.ndim > 1 and name not in exempt
+        scale = scales.get(name, 1.0)
+        decays = name in decayed or (parameter.ndim > 1 and name not in exempt)
         group = groups.setdefault(
             (scale, decays),
             {"params": [], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0},
@@ -188,7 +204,8 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 def make_optimizer(model: nn.Module, config: OptimizerConfig, *, scaled: bool = False) -> Optimizer:
     """Build the optimizer that a configuration describes over a model's parameter groups.
 
-    AdamW takes one fused step over all parameters where PyTorch can do that.
+    AdamW takes one fused step over all parameters where PyTorch can do that. Behind each step, the weights of
+    a model that has `normalize_weights` are put back on their sphere.
 
     Args:
         model: Whose parameters are trained.
@@ -196,6 +213,22 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, scaled: bool = 
         scaled: Whether a gradient scaler is at work (fp16): a fused step would undo the scaling by itself,
             after the gradients were clipped.
     """
+    optimizer = _make_optimizer(model, config, scaled)
+    if isinstance(model, HasUnitWeights):
+        normalize_after_steps(optimizer, model)
+    return optimizer
+
+
+def normalize_after_steps(optimizer: Optimizer, model: HasUnitWeights) -> None:
+    """Let an optimizer put a model's weights back on their sphere behind each of its steps."""
+    optimizer.register_step_post_hook(partial(_normalize_weights, model))
+
+
+def _normalize_weights(model: HasUnitWeights, *_: Any) -> None:
+    model.normalize_weights()
+
+
+def _make_optimizer(model: nn.Module, config: OptimizerConfig, scaled: bool) -> Optimizer:
     groups = parameter_groups(
         model, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
     )

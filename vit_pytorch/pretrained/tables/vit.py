@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables import towers
+from vit_pytorch.pretrained.tables import beit, towers
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "encoder.blocks.{i}"
@@ -272,6 +272,7 @@ BIG_VISION = _flax(
 
 FORMATS = (
     OURS,
+    *beit.formats_beside(TIMM),
     TIMM,
     TORCHVISION,
     TRANSFORMERS,

@@ -1,0 +1,85 @@
+"""Names that came with BEiT and DeiT III: gamma_1 and gamma_2, biases of queries and values apart.
+
+RoPE-ViT's authors name theirs as DeiT III's do, SimMIM's as BEiT's; timm's Eva and Beit keep these names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_pytorch.layers.rotary import RotaryAttention
+from vit_pytorch.pretrained.rules import Format, Rule, Transform
+
+BLOCK = "encoder.blocks.{i}"
+BRANCH = f"{BLOCK}.attention.branch"
+TABLE = "relative_position_bias_table"
+
+
+def _without_keys(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
+    query, key, value = tensor.chunk(3)
+    if isinstance(attention, RotaryAttention) and key.any():
+        raise ValueError("the format of BEiT has no place for biases of keys, which rotations make count")
+    return query, value
+
+
+# Keys have no bias: without rotations it would add the same to all scores of a query.
+NO_KEY_BIAS = Transform(
+    lambda parts, module: torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]]), _without_keys
+)
+# The numbers of pairs with prefix tokens are the last three rows of one table.
+APART = Transform(
+    lambda parts, module: (parts[0][:-3], parts[0][-3:]), lambda tensors, module: (torch.cat(tensors),)
+)
+FREQS = Transform(
+    lambda parts, rotary: parts[0].unflatten(2, rotary.freqs.shape[2:]),
+    lambda tensor, rotary: (tensor.flatten(2),),
+)
+SCALES = (
+    Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma_1"),
+    Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma_2"),
+)
+
+
+def formats_beside(timm: Format) -> tuple[Format, ...]:
+    """Give the formats whose other names are those of timm's plain ViT."""
+    return (
+        Format(
+            name="BEiT",
+            marks=("blocks.0.attn.q_bias",),
+            unused=(
+                *timm.unused,
+                "{name}relative_position_index",
+                # SimMIM's decoder.
+                "/decoder.{name}",
+            ),
+            rules=(
+                Rule(
+                    f"{BRANCH}.to_qkv.bias", tuple(f"blocks.{{i}}.attn.{x}_bias" for x in "qv"), NO_KEY_BIAS
+                ),
+                Rule(("relative.patches.table", "relative.prefix"), f"rel_pos_bias.{TABLE}", APART),
+                Rule(
+                    (f"{BRANCH}.bias.patches.table", f"{BRANCH}.bias.prefix"),
+                    f"blocks.{{i}}.attn.{TABLE}",
+                    APART,
+                ),
+                *SCALES,
+                *timm.rules,
+            ),
+        ),
+        Format(
+            name="RoPE-ViT",
+            marks=("freqs_t_x",),
+            unused=("freqs_t_x", "freqs_t_y"),
+            rules=(Rule("rotary.freqs", "freqs", FREQS), *SCALES, *timm.rules),
+        ),
+        Format(
+            name="timm Eva",
+            marks=("blocks.0.gamma_1",),
+            unused=timm.unused,
+            rules=(Rule("rotary.freqs", "rope.freqs"), *SCALES, *timm.rules),
+        ),
+    )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from vit_pytorch.layers.hyper_connections import HyperConnection, HyperResidual,
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, extents
 from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions
 from vit_pytorch.layers.relative import RelativeAttention, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryAttention
@@ -99,7 +99,14 @@ class ViT(PlainModel):
 
     Raises:
         ValueError: where sizes do not divide, or options contradict each other.
+
+    Attributes:
+        rank: number of axes of the input, apart from the batch and the channels.
+        attention: what attends where positions do not act inside attention.
     """
+
+    rank: ClassVar[int] = 2
+    attention: ClassVar[type[Attention]] = Attention
 
     def __init__(
         self,
@@ -142,7 +149,7 @@ class ViT(PlainModel):
         representation_size: int | None = None,
         head_zero_init: bool = False,
     ) -> None:
-        grid = PatchGrid(pair(image_size), pair(patch_size))
+        grid = PatchGrid(extents(image_size, self.rank), extents(patch_size, self.rank))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         _check_options(pool, stem, patch_norm, fc_norm)
         if hyper_static and hyper_connections is None:
@@ -191,7 +198,7 @@ class ViT(PlainModel):
             own: dict[str, Any] = {"rope_mixed": {"layer": layer}}.get(inside, {})
             if inside == "relative_by_layer":
                 own = {"bias": bias()}
-            kind = INSIDE.get(inside, Attention)
+            kind = INSIDE.get(inside, self.attention)
             if mix is not None:
                 kind, own = WITH_VALUES[kind], {**own, "mix": mix(layer)}
             attention = kind(

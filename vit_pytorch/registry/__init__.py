@@ -39,6 +39,11 @@ FAMILIES = (
     "vit_for_small_dataset",
     "parallel_vit",
     "normalized_vit",
+    "vit_3d",
+    "simple_vit_3d",
+    "vivit",
+    "cct_3d",
+    "vit_1d",
 )
 
 

@@ -11,6 +11,8 @@ from vit_pytorch.pretrained.rules import Format
 TABLES = {
     "DistillableViT": "distill",
     "ViT": "vit",
+    "ViT3D": "vit_3d",
+    "ViT1D": "vit_1d",
     "XCiT": "xcit",
     "PiT": "pit",
     "LeViT": "levit",
@@ -25,7 +27,7 @@ TABLES = {
     "MobileViT": "mobile_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
-    "CCT": "cct",
+    "CompactTransformer": "cct",
     "SLViT": "vit_for_small_dataset",
     "DeepViT": "deepvit",
     "T2TViT": "t2t",

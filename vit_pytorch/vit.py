@@ -7,7 +7,8 @@ token, and runs a plain pre-norm transformer encoder; the class token's output i
 
 Family: plain
 Differs from the paper: the pre-training head of two layers is the option `representation_size`;
-the classifier starts from small random values instead of zeros.
+the classifier starts from small random values instead of zeros; the relative positions that it compares
+(appendix D.4) are BEiT's biases (arXiv:2106.08254) instead of products with the query.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ class ViT(PlainModel):
             return self.relative.context(grid, self.encoder_prefix, kept)
         return (tuple(grid), self.encoder_prefix, kept) if self.relative_by_layer else ()
 
-    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Give one vector for each image, by the attention pool where there is one."""
         if self.attention_pool is None:
             return super().pool_tokens(features)

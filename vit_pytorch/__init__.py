@@ -35,6 +35,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.vit_for_small_dataset`, `ViT`, `SPT`
 - Three things everyone should know about Vision Transformers (arXiv:2203.09795):
   `vit_pytorch.parallel_vit`, `ViT`
+- nGPT: Normalized Transformer on the Hypersphere (arXiv:2410.01131):
+  `vit_pytorch.normalized_vit`, `NormalizedViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`
@@ -43,6 +45,8 @@ The catalogue, each with its paper, its module and its classes:
 - Position Prediction as an Effective Pretraining Strategy (arXiv:2207.07611): `vit_pytorch.mp3`, `MP3`
 - Emerging Properties in Self-Supervised Vision Transformers (arXiv:2104.14294): `vit_pytorch.dino`, `Dino`
 - Efficient Self-supervised Vision Transformers (arXiv:2106.09785): `vit_pytorch.es_vit`, `EsViTTrainer`
+- Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
+  `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.

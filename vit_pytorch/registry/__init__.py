@@ -15,6 +15,7 @@ FAMILIES = (
     "na_vit",
     "deit",
     "dinov2",
+    "registers",
     "rope",
     "towers",
     "deepvit",

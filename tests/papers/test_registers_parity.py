@@ -1,0 +1,129 @@
+"""Registers: timm's models that have them, and transformers' DINOv2, which pools without them."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
+
+from tests.papers.golden import read_golden
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import ViT, create_model, list_models, load_pretrained
+from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
+
+NAMES = list_models("vit_*_reg?_gap_*")
+CONFIG = {
+    "image_size": 40,
+    "patch_size": 8,
+    "num_labels": 7,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+}
+SMALL = {"image_size": 40, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3}
+DINOV2 = {**SMALL, "dim_head": 16, "mlp_dim": 192, "pool": "cls+mean", "num_registers": 4, "layer_scale": 1.0}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*(n for n in NAMES if n.endswith("256")), "vit_small_patch14_reg4_dinov2"])
+def test_named_models_equal_timms(name):
+    size = 5 * find_entry(name).config["patch_size"]
+    reference = randomise(timm.create_model(name, depth=1, img_size=size, num_classes=10))
+    model = create_model(name, depth=1, image_size=size, num_classes=10).eval()
+    load_pretrained(model, reference.state_dict())
+    batch = images(size, size)
+    assert difference(model(batch), reference(batch)) < TOLERANCE
+    written, state = to_format(model, "timm"), reference.state_dict()
+    assert written.keys() == state.keys()
+    assert all(written[key].equal(state[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *list_models("*reg4_dinov2")])
+def test_counts_and_preparation(name):
+    entry = find_entry(name)
+    with torch.device("meta"):
+        reference = timm.create_model(name, num_classes=1000)
+    assert sum(parameter.numel() for parameter in reference.parameters()) == entry.parameters
+    tag = None if entry.hub_id is None else entry.hub_id.removeprefix(f"timm/{name}.")
+    cfg = timm.models.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
+    assert cfg.tag == (tag or "untrained")
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        assert entry.default_cfg[key] == getattr(cfg, key), key
+
+
+@torch.no_grad()
+def test_headless_counts():
+    for name, count in (("small", 22_057_344), ("base", 86_582_016)):
+        with torch.device("meta"):
+            model = create_model(f"vit_{name}_patch14_reg4_dinov2")
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@torch.no_grad()
+def test_classifier_equals_transformers(tmp_path):
+    """It sees the class token and the mean of the patches, the registers left out."""
+    reference = randomise(Dinov2WithRegistersForImageClassification(Dinov2WithRegistersConfig(**CONFIG)))
+    batch = images(40, 40)
+    want = reference(batch).logits
+    reference.save_pretrained(tmp_path)
+    for checkpoint in (reference.state_dict(), tmp_path):
+        model = ViT(**DINOV2).eval()
+        report = load_pretrained(model, checkpoint)
+        assert (report.format, report.kept) == ("transformers DINOv2", ())
+        assert report.dropped == ("embeddings.mask_token",)
+        assert difference(model(batch), want) < TOLERANCE
+    features = model.forward_features(batch)
+    embedding = model.forward_head(features, pre_logits=True)
+    assert embedding.equal(torch.cat([features[:, 0], features[:, 5:].mean(dim=1)], dim=1))
+    assert model.head_hidden_size == 96
+    again = ViT(**DINOV2).eval()
+    load_pretrained(again, to_format(model, "transformers DINOv2"))
+    assert again(batch).equal(model(batch))
+
+
+@torch.no_grad()
+def test_golden_classifier():
+    facts, state, tensors = read_golden("dinov2_registers")
+    sizes = {"image_size": 32, "dim": 48, "depth": 3, "heads": 4, "dim_head": 12, "num_classes": 10}
+    assert facts["num_register_tokens"] == 4
+    with pytest.warns(UserWarning, match="16 patches are few"):
+        model = ViT(**{**DINOV2, **sizes}).eval()
+    load_pretrained(model, state)
+    assert difference(model.forward_features(tensors["input"]), tensors["last_hidden_state"]) < TOLERANCE
+    assert difference(model(tensors["input"]), tensors["output"]) < TOLERANCE
+
+
+def test_size_of_transformers_default():
+    with torch.device("meta"):
+        model = create_model("vit_base_patch16_224", pool="cls+mean", num_registers=4, layer_scale=1.0)
+        reference = Dinov2WithRegistersForImageClassification(Dinov2WithRegistersConfig(num_labels=1000))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    theirs = sum(parameter.numel() for parameter in reference.parameters())
+    # A mask token is theirs alone.
+    assert theirs == count + 768 == 87_357_928
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls+mean", "map"])
+def test_registers_with_any_pooling(pool):
+    """They change the logits, they are not what is pooled, and they have no positions."""
+    model = randomise(ViT(**{**DINOV2, "pool": pool}))
+    batch = images(40, 40)
+    before = model(batch)
+    features = model.forward_features(batch)
+    first = int(model.prefix.class_token is not None)
+    changed = features.clone()
+    changed[:, first : first + 4] += 1
+    assert model.forward_head(changed).equal(model.forward_head(features))
+    assert model.embed(batch)[0, first : first + 4].equal(model.prefix.registers[0])
+    with torch.no_grad():
+        model.prefix.registers.mul_(-1)
+    assert not model(batch).isclose(before).any()
+
+
+def test_both_pools_need_what_they_pool():
+    with pytest.raises(ValueError, match=r"pool='cls\+mean' needs a class token"):
+        ViT(**DINOV2, class_token=False)
+    with pytest.raises(ValueError, match=r"fc_norm .* pool='cls\+mean' gives two"):
+        ViT(**DINOV2, fc_norm=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from docutils import nodes
@@ -22,15 +23,24 @@ COLUMNS = {
 
 
 class NamedModels(SphinxDirective):
-    """`.. named-models:: ViT` lists the models of a class: sizes, exact parameters, published weights."""
+    """`.. named-models:: ViT` lists the models of a class: sizes, exact parameters, published weights.
+
+    A second argument is a pattern that their names match.
+    """
 
     required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Write the table."""
-        found = [entry for entry in entries().values() if entry.architecture.__name__ == self.arguments[0]]
+        architecture, pattern = (*self.arguments, "*")[:2]
+        found = [
+            entry
+            for entry in entries().values()
+            if entry.architecture.__name__ == architecture and fnmatchcase(entry.name, pattern)
+        ]
         if not found:
-            raise self.error(f"no named model is a {self.arguments[0]}")
+            raise self.error(f"no named model is a {' '.join(self.arguments)}")
         known = {key for entry in found for key in entry.config}
         columns = {title: names for title, names in COLUMNS.items() if known.intersection(names)}
         rows = [["name", "parameters", *columns, "published weights"]]

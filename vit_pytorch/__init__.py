@@ -6,6 +6,7 @@ Build a model by its class, `ViT(image_size=224, patch_size=16, …)`, or by its
 The catalogue, each with its paper, its module and its classes:
 
 - An Image is Worth 16x16 Words (arXiv:2010.11929): `vit_pytorch.vit`, `ViT`
+- An Image is Worth 16x16 Words, hybrid (arXiv:2010.11929): `vit_pytorch.hybrid`, `HybridViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
 - NaViT: any Aspect Ratio and Resolution (arXiv:2307.06304): `vit_pytorch.na_vit`, `NaViT`
 - NaViT in nested tensors (arXiv:2307.06304): `vit_pytorch.na_vit_nested_tensor`, `NaViT`
@@ -47,6 +48,9 @@ The catalogue, each with its paper, its module and its classes:
 - Efficient Self-supervised Vision Transformers (arXiv:2106.09785): `vit_pytorch.es_vit`, `EsViTTrainer`
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
+
+Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, arXiv:2403.13298), registers
+(arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327).
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.

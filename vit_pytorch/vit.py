@@ -7,7 +7,8 @@ token, and runs a plain pre-norm transformer encoder; the class token's output i
 
 Family: plain
 Differs from the paper: the pre-training head of two layers is the option `representation_size`;
-the classifier starts from small random values instead of zeros.
+the classifier starts from small random values instead of zeros; the relative positions that it compares
+(appendix D.4) are BEiT's biases (arXiv:2106.08254) instead of products with the query.
 """
 
 from __future__ import annotations

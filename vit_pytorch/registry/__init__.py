@@ -17,6 +17,7 @@ FAMILIES = (
     "dinov2",
     "registers",
     "rope",
+    "hybrid",
     "towers",
     "deepvit",
     "cait",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ KERNEL = Transform(
 )
 CONV = Transform(
     lambda parts, module: parts[0].permute(3, 2, 0, 1), lambda tensor, module: (tensor.permute(2, 3, 1, 0),)
+)
+# Flax: a norm of a map has the map's axes.
+CHANNELS = Transform(
+    lambda parts, module: parts[0].flatten(), lambda tensor, module: (tensor[None, None, None],)
 )
 OUT_KERNEL = Transform(
     lambda parts, module: parts[0].flatten(0, 1).mT,
@@ -70,6 +75,8 @@ TIMM = Format(
         Rule("prefix.registers", "register_tokens"),
         Rule("positions.table", "pos_embed"),
         Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
+        # The network in front of a hybrid; the names of ours are timm's.
+        Rule("patch_embed.backbone.{name}", "patch_embed.backbone.{name}"),
         Rule("pre_norm.{p}", "norm_pre.{p}"),
         *timm_block(BLOCK, "blocks.{i}"),
         Rule(f"{BLOCK}.attention.branch.q_norm.{{p}}", "blocks.{i}.attn.q_norm.{p}"),
@@ -221,6 +228,28 @@ def _flax_out(ours: str, theirs: str) -> tuple[Rule, Rule]:
     return Rule(f"{ours}.weight", f"{theirs}/kernel", OUT_KERNEL), Rule(f"{ours}.bias", f"{theirs}/bias")
 
 
+def _flax_group_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(f"{ours}.weight", f"{theirs}/scale", CHANNELS),
+        Rule(f"{ours}.bias", f"{theirs}/bias", CHANNELS),
+    )
+
+
+def _flax_resnet() -> tuple[Rule, ...]:
+    """The network in front of a hybrid, whose stages and blocks Google counts from 1."""
+    ours = "patch_embed.backbone"
+    rules = [Rule(f"{ours}.stem.conv.weight", "conv_root/kernel", CONV)]
+    rules += _flax_group_norm(f"{ours}.stem.norm", "gn_root")
+    for stage, block in product(range(4), range(9)):
+        unit, theirs = f"{ours}.stages.{stage}.blocks.{block}", f"block{stage + 1}/unit{block + 1}"
+        for conv in (1, 2, 3):
+            rules.append(Rule(f"{unit}.conv{conv}.weight", f"{theirs}/conv{conv}/kernel", CONV))
+            rules += _flax_group_norm(f"{unit}.norm{conv}", f"{theirs}/gn{conv}")
+        rules.append(Rule(f"{unit}.downsample.conv.weight", f"{theirs}/conv_proj/kernel", CONV))
+        rules += _flax_group_norm(f"{unit}.downsample.norm", f"{theirs}/gn_proj")
+    return tuple(rules)
+
+
 def _flax(name: str, *, positions: str, attention: str, norm: str, mlp: str, prefix: str = "") -> Format:
     """The layouts of Google's two programs, which number their layers differently."""
     block = "Transformer/encoderblock_{i}"
@@ -248,6 +277,7 @@ def _flax(name: str, *, positions: str, attention: str, norm: str, mlp: str, pre
             *_flax_norm(f"{MAP}.norm", f"{pool}/LayerNorm_0"),
             *_flax_dense(f"{MAP}.mlp.to_hidden", f"{pool}/MlpBlock_0/Dense_0"),
             *_flax_dense(f"{MAP}.mlp.to_out", f"{pool}/MlpBlock_0/Dense_1"),
+            *_flax_resnet(),
             *_flax_dense("pre_logits.0", "pre_logits"),
             *_flax_dense("head", "head"),
         ),

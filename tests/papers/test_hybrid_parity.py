@@ -1,0 +1,192 @@
+"""Hybrids: timm's models on ResNets, and maps of any network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from tests.papers.reference import difference, images, randomise
+from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, StandardisedConv
+from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
+
+NAMES = list_models("vit_*_r[25]?_s??_*")
+SIZES = {"num_classes": 7, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16, "mlp_dim": 96}
+OURS = {"image_size": 80, **SIZES, "resnet_depths": (1, 2), "resnet_width": 32}
+# In double precision: the rounding of many convolutions adds up in single.
+TOLERANCE = 1e-10
+
+
+def reference(name: str, **options) -> nn.Module:
+    return randomise(timm.create_model(name, depth=1, num_classes=10, **options)).double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_small_r26_s32_224", "vit_base_r50_s16_224"])
+def test_named_models_equal_timms(name):
+    theirs = reference(name)
+    model = create_model(name, depth=1, num_classes=10).eval().double()
+    report = load_pretrained(model, theirs.state_dict())
+    assert (report.format, report.kept, report.dropped) == ("timm", (), ())
+    batch = images(224, 224, batch=1).double()
+    assert difference(model(batch), theirs(batch)) < TOLERANCE
+    assert difference(model.patch_embed(batch), theirs.patch_embed(batch)) < TOLERANCE
+    written, state = to_format(model, "timm"), theirs.state_dict()
+    assert written.keys() == state.keys()
+    assert all(written[key].equal(state[key]) for key in state)
+
+
+@torch.no_grad()
+def test_single_precision_is_near():
+    name = "vit_small_r26_s32_224"
+    theirs, model = reference(name).float(), create_model(name, depth=1, num_classes=10).eval()
+    load_pretrained(model, theirs.state_dict())
+    batch = images(224, 224, batch=1)
+    assert difference(model(batch), theirs(batch)) < 1e-4
+
+
+@torch.no_grad()
+def test_reads_googles_names(tmp_path):
+    """What is written under Google's names is what timm's reader of such files understands."""
+    name = "vit_small_r26_s32_224"
+    torch.manual_seed(0)
+    model = randomise(create_model(name, depth=1)).eval()
+    written = to_format(model, "vit_jax")
+    assert written["block1/unit1/gn_proj/scale"].shape == (1, 1, 1, 256)
+    np.savez(tmp_path / "hybrid.npz", **{key: tensor.numpy() for key, tensor in written.items()})
+    theirs = timm.create_model(name, depth=1).eval()
+    theirs.load_pretrained(str(tmp_path / "hybrid.npz"))
+    batch = images(224, 224, batch=1)
+    assert difference(model.double()(batch.double()), theirs.double()(batch.double())) < TOLERANCE
+    again = create_model(name, depth=1).eval()
+    assert load_pretrained(again, tmp_path / "hybrid.npz").format == "vit_jax"
+    assert again.double()(batch.double()).equal(model(batch.double()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_and_preparation(name):
+    entry = find_entry(name)
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=1000)
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == entry.parameters
+    tag = None if entry.hub_id is None else entry.hub_id.removeprefix(f"timm/{name}.")
+    cfg = timm.models.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
+    assert cfg.tag == (tag or "untrained")
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        assert entry.default_cfg[key] == getattr(cfg, key), key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(7, 2, (9, 12)), (3, 2, (5, 8)), (3, 1, (4, 7)), (1, 2, (5, 6))]
+)
+def test_standardised_convolution(kernel, stride, size):
+    """The kernels of a channel have mean 0 and variance 1; the map is divided by the stride, rounded up."""
+    conv = StandardisedConv(4, 6, kernel, stride=stride)
+    batch = torch.randn(2, 4, *size)
+    weight = conv.weight.flatten(1)
+    weight = (weight - weight.mean(1, keepdim=True)) / (
+        weight.var(1, correction=0, keepdim=True) + 1e-8
+    ) ** 0.5
+    missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
+    padded = batch.new_zeros(2, 4, *(n + m for n, m in zip(size, missing, strict=True)))
+    top, left = (m // 2 for m in missing)
+    padded[:, :, top : top + size[0], left : left + size[1]] = batch
+    want = nn.functional.conv2d(padded, weight.view_as(conv.weight), stride=stride)
+    assert want.shape[2:] == tuple(-(-n // stride) for n in size)
+    torch.testing.assert_close(conv(batch), want, rtol=1e-4, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """A network that gives a map of a given reduction, as a tensor or among others."""
+
+    def __init__(self, kind: str, reduction: tuple[int, int] = (8, 8)) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(5)
+        self.kind = kind
+        self.reduction = reduction
+
+    def forward(self, x: Tensor) -> object:
+        first = self.norm(self.conv(x))
+        last = nn.functional.avg_pool2d(first, self.reduction)
+        return {"map": last, "list": [first, last], "dict": {"a": first, "b": last}}[self.kind]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["map", "list", "dict"])
+def test_any_network_that_gives_a_map(kind):
+    network = Pooled(kind).train()
+    model = randomise(HybridViT(image_size=40, **SIZES, backbone=network))
+    assert model.grid.patch == (8, 8)
+    assert model.patch_embed.backbone is network
+    assert network.norm.num_batches_tracked == 0
+    batch = images(40, 24)
+    last = nn.functional.avg_pool2d(network.norm(network.conv(batch)), 8)
+    tokens = last.flatten(2).mT @ model.patch_embed.proj.weight[:, :, 0, 0].T + model.patch_embed.proj.bias
+    torch.testing.assert_close(model.patch_embed(batch), tokens)
+    assert model(batch).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_patches_of_several_cells():
+    """Patch size counts cells of the map, along each axis for itself."""
+    network = Pooled("map", (2, 4))
+    model = HybridViT(image_size=(60, 80), patch_size=(3, 2), **SIZES, backbone=network)
+    assert model.grid.patch == (6, 8)
+    assert model.forward_features(images(60, 80)).shape == (2, 101, 48)
+    # One cell a patch: the network may be the identity, a ViT of pixels.
+    pixels = HybridViT(image_size=8, **SIZES, backbone=nn.Identity())
+    assert pixels.forward_features(images(8, 8)).shape == (2, 65, 48)
+
+
+@torch.no_grad()
+def test_networks_of_timm_and_torchvision():
+    resnet = timm.create_model("resnet18", features_only=True, out_indices=(1, 2))
+    model = HybridViT(image_size=64, **SIZES, backbone=resnet).eval()
+    assert model.grid.patch == (8, 8)
+    assert model(images(64, 48)).shape == (2, 7)
+    whole = torchvision.models.resnet18()
+    getter = torchvision.models.feature_extraction.create_feature_extractor(whole, ["layer2"])
+    model = HybridViT(image_size=64, **SIZES, backbone=getter).eval()
+    batch = images(64, 64)
+    assert model.patch_embed.proj.in_channels == 128
+    want = model.patch_embed.proj(getter(batch)["layer2"]).flatten(2).mT
+    assert model.patch_embed(batch).equal(want)
+
+
+def test_everything_learns_and_is_saved(tmp_path):
+    model = HybridViT(**OURS)
+    model(images(80, 80)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    model.eval().save_pretrained(tmp_path)
+    again = HybridViT.from_pretrained(tmp_path)
+    assert again(images(80, 80)).equal(model(images(80, 80)))
+    handed = HybridViT(image_size=40, **SIZES, backbone=Pooled("map"))
+    with pytest.raises(ValueError, match="no configuration file can hold: backbone"):
+        handed.save_pretrained(tmp_path / "handed")
+
+
+def test_options_of_the_vit():
+    model = HybridViT(**OURS, positions="rope", num_registers=2, patch_dropout=0.5).train()
+    assert isinstance(model.patch_embed, MapEmbed)
+    assert model.forward_features(images(80, 80)).shape == (2, 3 + 50, 48)
+
+
+def test_wrong_networks():
+    with pytest.raises(ValueError, match=r"a backbone gives maps .*, got \(1, 3, 64\)"):
+        HybridViT(image_size=8, **SIZES, backbone=nn.Flatten(2))
+    with pytest.raises(ValueError, match=r"\(40, 40\) is not a multiple of the backbone's map, \(19, 19\)"):
+        HybridViT(image_size=40, **SIZES, backbone=nn.MaxPool2d(3, 2))
+    with pytest.raises(ValueError, match=r"a multiple of 32; got \(2,\) blocks and width 48"):
+        ResNet(3, (2,), width=48)
+    model = HybridViT(image_size=40, **SIZES, backbone=nn.AdaptiveAvgPool2d(5))
+    with pytest.raises(
+        ValueError, match=r"gives \(5, 5\) patches for images of size \(24, 40\), expected \(3, 5\)"
+    ):
+        model(images(24, 40))

@@ -1,0 +1,46 @@
+"""The hybrid models of the ViT paper and of arXiv:2106.10270: a ResNet's map in front of the transformer."""
+
+from vit_pytorch.hybrid import HybridViT
+from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
+
+RESNETS = {("r26", "s32"): (2, 2, 2, 2), ("r50", "s16"): (3, 4, 9), ("r50", "s32"): (3, 4, 6, 3)}
+# name: parameters, timm's release
+MODELS = {
+    "vit_small_r26_s32_224": (36_431_912, "augreg_in21k_ft_in1k"),
+    "vit_small_r26_s32_384": (36_468_392, "augreg_in21k_ft_in1k"),
+    "vit_base_r26_s32_224": (101_383_976, None),
+    "vit_base_r50_s16_224": (98_659_112, "orig_in21k"),
+    "vit_base_r50_s16_384": (98_950_952, "orig_in21k_ft_in1k"),
+    "vit_large_r50_s32_224": (328_994_856, "augreg_in21k_ft_in1k"),
+    "vit_large_r50_s32_384": (329_092_136, "augreg_in21k_ft_in1k"),
+}
+SMALL = {
+    "image_size": 48,
+    "patch_size": 1,
+    "num_classes": 7,
+    "resnet_depths": (1, 1),
+    "resnet_width": 32,
+}
+
+
+def _entry(name: str) -> ModelEntry:
+    parameters, tag = MODELS[name]
+    _, size, network, stride, image_size = name.split("_")
+    return ModelEntry(
+        name=name,
+        architecture=HybridViT,
+        config={
+            "image_size": int(image_size),
+            "num_classes": 1000,
+            **SIZES[size],
+            "resnet_depths": RESNETS[network, stride],
+        },
+        parameters=parameters,
+        tiny={**TINY, **SMALL},
+        default_cfg={**PREPARE, "crop_pct": 1.0 if image_size == "384" else 0.9},
+        hub_id=None if tag is None else f"timm/{name}.{tag}",
+    )
+
+
+ENTRIES = [_entry(name) for name in MODELS]

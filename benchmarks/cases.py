@@ -360,6 +360,10 @@ CASES = {
         timm="vit_small_patch16_36x1_224",
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 36}),
     ),
+    # The public package takes two thirds of this width.
+    "nvit_small_patch16_224": Case(
+        public=("normalized_vit", "nViT", {**IMAGENET, **SMALL, "patch_size": 16, "mlp_dim": 2304}),
+    ),
     # On images of mixed sizes, its reason to be, NaViT has a benchmark of its own: navit.py.
     "naflexvit_base_patch16_parfac_gap": Case(
         timm="naflexvit_base_patch16_parfac_gap", image_size=(3, 256, 256)

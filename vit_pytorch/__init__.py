@@ -42,6 +42,8 @@ The catalogue, each with its paper, its module and its classes:
 - ViViT: A Video Vision Transformer (arXiv:2103.15691): `vit_pytorch.vivit`, `ViT`
 - Compact Transformers, for videos and volumes (arXiv:2104.05704): `vit_pytorch.cct_3d`, `CCT`
 - An Image is Worth 16x16 Words, for signals (arXiv:2010.11929): `vit_pytorch.vit_1d`, `ViT`
+- nGPT: Normalized Transformer on the Hypersphere (arXiv:2410.01131):
+  `vit_pytorch.normalized_vit`, `NormalizedViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 - Learnable Memory, base and adapter as one model (arXiv:2203.15243): `vit_pytorch.memory_vit`, `MemoryViT`
@@ -51,6 +53,8 @@ The catalogue, each with its paper, its module and its classes:
 - Position Prediction as an Effective Pretraining Strategy (arXiv:2207.07611): `vit_pytorch.mp3`, `MP3`
 - Emerging Properties in Self-Supervised Vision Transformers (arXiv:2104.14294): `vit_pytorch.dino`, `Dino`
 - Efficient Self-supervised Vision Transformers (arXiv:2106.09785): `vit_pytorch.es_vit`, `EsViTTrainer`
+- Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
+  `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 
 Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, arXiv:2403.13298), registers
 (arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327).

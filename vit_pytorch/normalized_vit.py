@@ -107,7 +107,7 @@ class NormalizedViT(PlainModel):
             attention = UnitAttention(
                 dim, heads=heads, dim_head=dim_head, base_scale=scale, attn_dropout=attn_dropout
             )
-            feedforward = UnitFeedForward(dim, mlp_dim, dropout=dropout)
+            feedforward = UnitMLP(dim, mlp_dim, dropout=dropout)
             return Block(SphereStep(attention, rate()), SphereStep(feedforward, rate()))
 
         self.patch_embed = UnitPatchEmbed(grid, channels, dim, bias=False)
@@ -130,7 +130,7 @@ class NormalizedViT(PlainModel):
         for module in self.modules():
             if isinstance(module, UnitAttention):
                 yield from ((module.to_qkv.weight, 1), (module.to_out.weight, 0))
-            elif isinstance(module, UnitFeedForward):
+            elif isinstance(module, UnitMLP):
                 yield from ((module.to_uv.weight, 1), (module.to_out.weight, 0))
             elif isinstance(module, UnitHead):
                 yield module.weight, 1
@@ -252,7 +252,7 @@ class UnitAttention(Attention):
         return unit(q) * s_qk, unit(k), v
 
 
-class UnitFeedForward(nn.Module):
+class UnitMLP(nn.Module):
     """W_out (u * silu(v)), of u = s_u W_u h and v = s_v sqrt(d) W_v h (section 2.4.2).
 
     Args:

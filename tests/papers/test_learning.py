@@ -152,7 +152,7 @@ CASES = {
     "crossvit_tiny_240": (CROSSVIT, 15),
     "vit_small_patch16_18x2_224": ({**PLAIN, "depth": 2}, 12),
     "navit_tiny_patch16": (PLAIN, 15),
-    "nvit_tiny_patch16_224": ({**PLAIN, "depth": 2}, 5),
+    "nvit_tiny_patch16_224": ({**PLAIN, "depth": 2}, 8),
 }
 
 

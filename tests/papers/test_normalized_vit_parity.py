@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
-from vit_pytorch import create_model
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.normalized_vit import NormalizedViT
 from vit_pytorch.training.optim import OptimizerConfig, make_optimizer
 
@@ -147,6 +147,12 @@ def test_new_classifiers_are_on_the_sphere() -> None:
     model.reset_classifier(0)
     assert torch.allclose(model(images(24, 32)).norm(dim=1), torch.ones(2))
     assert len(list(model.vectors())) == 11
+
+
+def test_loads_its_own_checkpoints() -> None:
+    model, other = NormalizedViT(**SMALL), NormalizedViT(**SMALL)
+    load_pretrained(other, model.state_dict())
+    assert other(images(24, 32)).equal(model(images(24, 32)))
 
 
 @pytest.mark.parametrize("wrong", [{"base_scale": 0.0}, {"alpha_init": -0.1}, {"sz_init": 0.0}])

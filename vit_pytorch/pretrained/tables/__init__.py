@@ -35,6 +35,7 @@ TABLES = {
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
     "NaViT": "na_vit",
+    "NormalizedViT": "normalized_vit",
 }
 
 

@@ -149,6 +149,7 @@ CASES = {
     "crossvit_tiny_240": (CROSSVIT, 15),
     "vit_small_patch16_18x2_224": ({**PLAIN, "depth": 2}, 12),
     "navit_tiny_patch16": (PLAIN, 15),
+    "localvit_tiny_mlp4_act3_r192": ({**PLAIN, "depth": 2, "reduction": 4}, 5),
 }
 
 

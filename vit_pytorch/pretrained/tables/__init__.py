@@ -32,6 +32,7 @@ TABLES = {
     "CaiT": "cait",
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
+    "LocalViT": "local_vit",
     "NaViT": "na_vit",
 }
 

@@ -330,6 +330,24 @@ CASES = {
         timm="vit_small_patch16_36x1_224",
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 36}),
     ),
+    # The public JumboViT counts widths in multiples; its token is classified by the mean of its pieces.
+    "jumbo_tiny": Case(
+        public=(
+            "jumbo_vit",
+            "JumboViT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 192,
+                "depth": 12,
+                "heads": 3,
+                "mlp_dim": 4,
+                "jumbo_cls_k": 6,
+                # Of this product with the token's width the whole part is taken, 4, and that is the multiple.
+                "jumbo_ff_mult": 4.5 / (6 * 192),
+            },
+        ),
+    ),
     # On images of mixed sizes, its reason to be, NaViT has a benchmark of its own: navit.py.
     "naflexvit_base_patch16_parfac_gap": Case(
         timm="naflexvit_base_patch16_parfac_gap", image_size=(3, 256, 256)

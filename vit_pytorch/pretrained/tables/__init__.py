@@ -33,6 +33,7 @@ TABLES = {
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
     "LocalViT": "local_vit",
+    "JumboViT": "jumbo_vit",
     "NaViT": "na_vit",
 }
 

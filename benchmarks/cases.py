@@ -330,6 +330,23 @@ CASES = {
         timm="vit_small_patch16_36x1_224",
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16, "depth": 36}),
     ),
+    # The public SimpleUViT has one block less, fixed positions and four registers.
+    "uvit_small_patch2_32": Case(
+        public=(
+            "simple_uvit",
+            "SimpleUViT",
+            {
+                "image_size": 32,
+                "patch_size": 2,
+                "num_classes": 1000,
+                "dim": 512,
+                "depth": 12,
+                "heads": 8,
+                "mlp_dim": 2048,
+            },
+        ),
+        image_size=(3, 32, 32),
+    ),
     # The public JumboViT counts widths in multiples; its token is classified by the mean of its pieces.
     "jumbo_tiny": Case(
         public=(

@@ -150,6 +150,7 @@ CASES = {
     "vit_small_patch16_18x2_224": ({**PLAIN, "depth": 2}, 12),
     "navit_tiny_patch16": (PLAIN, 15),
     "localvit_tiny_mlp4_act3_r192": ({**PLAIN, "depth": 2, "reduction": 4}, 5),
+    "uvit_small_patch2_32": ({**PLAIN, "depth": 2, "patch_size": 5}, 15),
     "jumbo_tiny": ({**PLAIN, "depth": 2, "jumbo_pieces": 2}, 10),
 }
 

@@ -38,6 +38,7 @@ FAMILIES = (
     "vit_for_small_dataset",
     "parallel_vit",
     "local_vit",
+    "uvit",
     "jumbo_vit",
 )
 

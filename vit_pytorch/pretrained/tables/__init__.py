@@ -33,6 +33,8 @@ TABLES = {
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
     "LocalViT": "local_vit",
+    "UViT": "uvit",
+    "NoisePredictor": "noise_predictor",
     "JumboViT": "jumbo_vit",
     "NaViT": "na_vit",
 }

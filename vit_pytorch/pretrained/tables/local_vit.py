@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from vit_pytorch.pretrained.rules import Format, Rule, own_format
+from vit_pytorch.pretrained.rules import NumberedFormat, Rule, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
 BLOCK = "encoder.blocks.{i}"
 LOCAL = f"{BLOCK}.feedforward.branch"
 THEIRS = "blocks.{i}.conv.conv"
-# The last layer and its norm, which come one place earlier where there is no gate.
-BEHIND = {f".conv.conv.{place}.": f".conv.conv.{place + 1}." for place in (6, 7)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class NumberedFormat(Format):
-    """A layout that numbers the layers of the feed-forward; the rules have the numbers with a gate."""
+class GateFormat(NumberedFormat):
+    """A layout in which the last layer and its norm come one place earlier where there is no gate."""
 
-    def read(self, state: Mapping[str, Tensor], model: Any) -> tuple[dict[str, Tensor], list[str]]:
-        """Translate a state dict to our names; see `Format.read`."""
-        gated = any(".conv.conv.8." in name for name in state)
-        return super().read(state if gated else _move(state, BEHIND), model)
-
-    def write(self, state: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """Translate our state dict to this format; see `Format.write`."""
-        written = super().write(state, model)
-        gated = any(".conv.conv.6." in name for name in written)
-        return written if gated else _move(written, {moved: place for place, moved in BEHIND.items()})
-
-
-def _move(state: Mapping[str, Tensor], places: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename layers from one place to another."""
-    moved = {}
-    for name, tensor in state.items():
-        place = next((place for place in places if place in name), None)
-        moved[name if place is None else name.replace(place, places[place])] = tensor
-    return moved
+    def places(self, model: Any) -> dict[str, str]:
+        """Give where layers are in a block with a gate; see `NumberedFormat.places`."""
+        blocks = enumerate(model.encoder.blocks)
+        bare = [layer for layer, block in blocks if len(block.feedforward.branch.depthwise.layers) == 5]
+        conv = "blocks.{}.conv.conv.{}."
+        return {conv.format(layer, n): conv.format(layer, n + 1) for layer in bare for n in (7, 6)}
 
 
 OURS = own_format("encoder.blocks.0.feedforward.branch.expand.weight")
-AUTHORS = NumberedFormat(
+AUTHORS = GateFormat(
     name="LocalViT",
     marks=("blocks.0.conv.conv.0.weight",),
     rules=(

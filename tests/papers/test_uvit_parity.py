@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, export
 
 from tests.papers.golden import read_golden
 from tests.papers.learning import digits
@@ -17,6 +18,7 @@ from vit_pytorch import ViT, load_pretrained
 from vit_pytorch.jumbo_vit import JumboViT
 from vit_pytorch.layers.encoder import Block
 from vit_pytorch.pretrained import to_format
+from vit_pytorch.recorder import Recorder
 from vit_pytorch.registry.uvit import NOISE_PREDICTORS, create_noise_predictor
 from vit_pytorch.uvit import NoisePredictor, SkipBlock, UViT, embed_times
 
@@ -203,6 +205,38 @@ def test_other_models_predict_noise(build: Callable[[], nn.Module]) -> None:
     assert noise.shape == (2, 3, 24, 40)
     patch = model.to_pixels(seen[0])[1, 7].unflatten(0, (8, 8, 3)).permute(2, 0, 1)
     assert noise[1, :, 8:16, 16:24].equal(patch)
+
+
+@torch.no_grad()
+def test_noise_predictors_compile_export_and_are_recorded() -> None:
+    model = randomise(NoisePredictor(UViT(**SMALL, depth=2), num_labels=5, time_mlp=True))
+    inputs = (torch.cat([images(24, 40)] * 2)[:3], torch.tensor([1.0, 20.0, 999.0]), torch.tensor([0, 4, 2]))
+    want = model(*inputs)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), want)
+    torch.compiler.reset()
+    batch = {0: Dim("batch")}
+    program = export(
+        model, tuple(tensor[:2] for tensor in inputs), dynamic_shapes=(batch, batch, batch), strict=True
+    )
+    torch.testing.assert_close(program.module()(*inputs), want)
+    recorded, maps = Recorder(model)(*inputs)
+    torch.testing.assert_close(recorded, want)
+    # Label, time and 15 patches, in each of three blocks.
+    assert maps.shape == (3, 3, 4, 17, 17)
+
+
+@torch.no_grad()
+def test_noise_predictors_take_bf16() -> None:
+    model = randomise(NoisePredictor(UViT(**SMALL, depth=2), num_labels=5, time_mlp=True))
+    inputs = (images(24, 40), TIMES, torch.tensor([4, 1]))
+    want = model(*inputs)
+    close = {"rtol": 0, "atol": 0.05 * want.abs().max().item()}
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(*inputs).float(), want, **close)
+    noise = model.bfloat16()(inputs[0].bfloat16(), *inputs[1:])
+    assert noise.dtype == torch.bfloat16
+    torch.testing.assert_close(noise.float(), want, **close)
 
 
 @torch.inference_mode()

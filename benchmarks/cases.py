@@ -364,6 +364,41 @@ CASES = {
     "nvit_small_patch16_224": Case(
         public=("normalized_vit", "nViT", {**IMAGENET, **SMALL, "patch_size": 16, "mlp_dim": 2304}),
     ),
+    # The public SimpleUViT has one block less, fixed positions and four registers.
+    "uvit_small_patch2_32": Case(
+        public=(
+            "simple_uvit",
+            "SimpleUViT",
+            {
+                "image_size": 32,
+                "patch_size": 2,
+                "num_classes": 1000,
+                "dim": 512,
+                "depth": 12,
+                "heads": 8,
+                "mlp_dim": 2048,
+            },
+        ),
+        image_size=(3, 32, 32),
+    ),
+    # The public JumboViT counts widths in multiples; its token is classified by the mean of its pieces.
+    "jumbo_tiny": Case(
+        public=(
+            "jumbo_vit",
+            "JumboViT",
+            {
+                **IMAGENET,
+                "patch_size": 16,
+                "dim": 192,
+                "depth": 12,
+                "heads": 3,
+                "mlp_dim": 4,
+                "jumbo_cls_k": 6,
+                # Of this product with the token's width the whole part is taken, 4, and that is the multiple.
+                "jumbo_ff_mult": 4.5 / (6 * 192),
+            },
+        ),
+    ),
     # On images of mixed sizes, its reason to be, NaViT has a benchmark of its own: navit.py.
     "naflexvit_base_patch16_parfac_gap": Case(
         timm="naflexvit_base_patch16_parfac_gap", image_size=(3, 256, 256)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.conv import InvertedBottleneck, OnMap
+from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
 from vit_pytorch.layers.encoder import (
     Block,
     Encoder,
@@ -201,7 +201,7 @@ class MaxViT(StagedModel):
                 depthwise=depthwise,
                 norm=norm,
                 act=act,
-                squeeze_dim=int(width * mbconv_shrinkage_rate),
+                excite=partial(SqueezeExcite, hidden_dim=int(width * mbconv_shrinkage_rate)),
                 norm_out=False,
             )
             shortcut: list[nn.Module] = []

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,22 +32,26 @@ def test_the_gradient_of_pooling_has_its_channels_last():
     torch.testing.assert_close(gradient, (2 * pooled / 30)[:, :, None, None].expand_as(x))
 
 
-def test_squeeze_and_excitation_in_plain_steps():
-    layer = SqueezeExcite(4, 3, act="relu")
+@pytest.mark.parametrize(
+    ("hard", "gate"), [(False, lambda y: 1 / (1 + (-y).exp())), (True, lambda y: ((y + 3) / 6).clamp(0, 1))]
+)
+def test_squeeze_and_excitation_in_plain_steps(hard, gate):
+    layer = SqueezeExcite(4, 3, act="relu", hard=hard)
+    layer.excite.bias.data = torch.tensor([-5.0, -1.0, 1.0, 5.0])
     x = torch.randn(2, 4, 5, 6)
-    gate = layer.excite(layer.squeeze(x.mean(dim=(2, 3))).relu()).sigmoid()
-    torch.testing.assert_close(layer(x), x * gate[:, :, None, None])
+    want = gate(layer.excite(layer.squeeze(x.mean(dim=(2, 3))).relu()))
+    torch.testing.assert_close(layer(x), x * want[:, :, None, None])
 
 
-@pytest.mark.parametrize("squeeze_dim", [None, 3])
+@pytest.mark.parametrize("excite", [None, partial(SqueezeExcite, hidden_dim=3)])
 @pytest.mark.parametrize("norm_out", [False, True])
-def test_inverted_bottleneck_in_plain_steps(squeeze_dim, norm_out):
+def test_inverted_bottleneck_in_plain_steps(excite, norm_out):
     layer = InvertedBottleneck(
         4,
         6,
         8,
         depthwise=lambda width: nn.Conv2d(width, width, 3, 2, 1, groups=width),
-        squeeze_dim=squeeze_dim,
+        excite=excite,
         norm_out=norm_out,
     )
     x = torch.randn(2, 5, 6, 4)
@@ -57,10 +63,10 @@ def test_inverted_bottleneck_in_plain_steps(squeeze_dim, norm_out):
     middle = layer.depthwise.layers
     y = F.conv2d(x.permute(0, 3, 1, 2), layer.expand.weight[:, :, None, None])
     y = F.silu(norm(middle[2](F.silu(norm(y)))))
-    if squeeze_dim is not None:
+    if excite is not None:
         y = middle[5](y)
     y = F.conv2d(y, layer.project.weight[:, :, None, None], layer.project.bias)
     y = norm(y) if norm_out else y
     torch.testing.assert_close(got.permute(0, 3, 1, 2), y, rtol=1e-4, atol=1e-5)
     assert (layer.project.bias is None) is norm_out
-    assert len(middle) == (5 if squeeze_dim is None else 6)
+    assert len(middle) == (5 if excite is None else 6)

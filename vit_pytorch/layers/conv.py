@@ -79,17 +79,19 @@ class SqueezeExcite(nn.Module):
         dim: channels of the map.
         hidden_dim: channels between the two layers.
         act: name of the activation between them.
+        hard: whether the gate is the hard sigmoid, relu6(x + 3) / 6.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu") -> None:
+    def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu", hard: bool = False) -> None:
         super().__init__()
         self.squeeze = Linear(dim, hidden_dim)
         self.act = activation(act)
         self.excite = Linear(hidden_dim, dim)
+        self.gate = nn.Hardsigmoid() if hard else nn.Sigmoid()
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Scale the channels of a channels-first map."""
-        gate = self.excite(self.act(self.squeeze(pool_map(x)))).sigmoid()
+        gate = self.gate(self.excite(self.act(self.squeeze(pool_map(x)))))
         return x * gate[:, :, None, None]
 
 
@@ -146,8 +148,8 @@ class InvertedBottleneck(nn.Module):
         depthwise: makes the convolution from the width.
         norm: makes a batch norm from a width; one follows each of the two layers before the last.
         act: name of the activation behind these two.
-        squeeze_dim: where given, `SqueezeExcite` of this width stands before the last layer (MBConv, Tan et
-            al. 2018, arXiv:1807.11626).
+        excite: where given, makes a gate of the channels from the width, which stands before the last layer
+            (`SqueezeExcite` in MBConv, Tan et al. 2018, arXiv:1807.11626).
         norm_out: whether a norm follows the last layer, too, which has a bias otherwise.
     """
 
@@ -160,19 +162,18 @@ class InvertedBottleneck(nn.Module):
         depthwise: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act: str = "silu",
-        squeeze_dim: int | None = None,
+        excite: Callable[[int], nn.Module] | None = None,
         norm_out: bool = True,
     ) -> None:
         super().__init__()
         self.expand = Linear(dim, hidden_dim, bias=False)
-        excite = [] if squeeze_dim is None else [SqueezeExcite(hidden_dim, squeeze_dim)]
         self.depthwise = OnMap(
             norm(hidden_dim),
             activation(act),
             depthwise(hidden_dim),
             norm(hidden_dim),
             activation(act),
-            *excite,
+            *([] if excite is None else [excite(hidden_dim)]),
         )
         self.project = Linear(hidden_dim, out_dim, bias=not norm_out)
         self.norm = OnMap(norm(out_dim)) if norm_out else nn.Identity()

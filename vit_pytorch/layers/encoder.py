@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "quickgelu": QuickGELU,
     "hardswish": nn.Hardswish,
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "silu": nn.SiLU,
 }
 

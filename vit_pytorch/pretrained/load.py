@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.model import VisionModel
@@ -55,7 +55,7 @@ class LoadReport:
 
 
 def load_pretrained(
-    model: VisionModel,
+    model: nn.Module,
     checkpoint: Checkpoint,
     *,
     strict: bool = False,
@@ -69,7 +69,7 @@ def load_pretrained(
     are interpolated; a classifier for another number of classes is left out and the model's stays as it is.
 
     Args:
-        model: what takes the weights.
+        model: what takes the weights: a model, or a noise predictor.
         checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
             `hf-hub:organisation/name`; or a state dict.
         strict: refuse to resize positions and to leave the classifier out.
@@ -95,16 +95,17 @@ def load_pretrained(
         raise ValueError(f"{error}{hint}") from error
     report = replace(report, license=source.license)
     load_weights(model, state, source=source.name)
-    channels = model.channels
-    model.default_cfg.update(
-        {k: v for k, v in source.prepare.items() if k not in ("mean", "std") or len(v) == channels}
-    )
+    if isinstance(model, VisionModel):
+        channels = model.channels
+        model.default_cfg.update(
+            {k: v for k, v in source.prepare.items() if k not in ("mean", "std") or len(v) == channels}
+        )
     logger.info("%s", report)
     return report
 
 
 def fit(
-    model: VisionModel,
+    model: nn.Module,
     state: Mapping[str, Tensor],
     *,
     source: str,
@@ -118,7 +119,7 @@ def fit(
     """
     layout, bare = recognise(model, state, source=source)
     found, unused = layout.read(bare, model)
-    kept, dropped = _fit_classifier(model, found)
+    kept, dropped = _fit_classifier(model, found) if isinstance(model, VisionModel) else ([], [])
     own = layout is formats_for(model)[0]
     resized = fit_positions(model, found, grid=grid, antialias=antialias, same_grid=own)
     resized |= fit_biases(model, found, grid=grid, same_grid=own)
@@ -137,7 +138,7 @@ def fit(
 
 
 def recognise(
-    model: VisionModel, state: Mapping[str, Tensor], *, source: str
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str
 ) -> tuple[Format, dict[str, Tensor]]:
     """Tell a state dict's format by its names, and give it under the format's bare names.
 
@@ -155,7 +156,7 @@ def recognise(
     )
 
 
-def to_format(model: VisionModel, name: str) -> dict[str, Tensor]:
+def to_format(model: nn.Module, name: str) -> dict[str, Tensor]:
     """Give a model's weights as another library's state dict.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -178,6 +179,37 @@ class Format:
             theirs = ", ".join(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in parts)
             raise ValueError(f"{theirs} cannot be {', '.join(ours)}: {str(error).splitlines()[0]}") from error
         return (made,) if isinstance(made, Tensor) else made
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedFormat(Format, ABC):
+    """A layout that numbers layers in its own way, which depends on the model; the rules have one for all."""
+
+    @abstractmethod
+    def places(self, model: Any) -> dict[str, str]:
+        """Give, by the beginning of their names of a layer, that of its names in the rules."""
+
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names; see `Format.read`."""
+        places = self.places(model)
+        found, unused = super().read(_rename(state, places), model)
+        # What has no role is told by its own name.
+        back = {place: theirs for theirs, place in places.items()}
+        return _rename(found, back), list(_rename(dict.fromkeys(unused, torch.empty(0)), back))
+
+    def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Translate our state dict to this format; see `Format.write`."""
+        places = {self.prefix + place: self.prefix + theirs for theirs, place in self.places(model).items()}
+        return _rename(super().write(state, model), places)
+
+
+def _rename(state: Mapping[str, Tensor], places: Mapping[str, str]) -> dict[str, Tensor]:
+    """Put another beginning to the names that begin with one of these."""
+    renamed = {}
+    for name, tensor in state.items():
+        theirs = next((place for place in places if name.startswith(place)), "")
+        renamed[places.get(theirs, "") + name.removeprefix(theirs)] = tensor
+    return renamed
 
 
 def stack(count: int) -> Transform:

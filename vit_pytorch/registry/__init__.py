@@ -46,6 +46,9 @@ FAMILIES = (
     "vivit",
     "cct_3d",
     "vit_1d",
+    "local_vit",
+    "uvit",
+    "jumbo_vit",
 )
 
 

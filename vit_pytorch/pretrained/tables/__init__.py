@@ -34,6 +34,10 @@ TABLES = {
     "CaiT": "cait",
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
+    "LocalViT": "local_vit",
+    "UViT": "uvit",
+    "NoisePredictor": "noise_predictor",
+    "JumboViT": "jumbo_vit",
     "NaViT": "na_vit",
     "NormalizedViT": "normalized_vit",
 }

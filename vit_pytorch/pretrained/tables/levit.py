@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
+from vit_pytorch.pretrained.rules import SAME, Format, NumberedFormat, Rule, Transform, own_format
 
 # A linear layer of theirs may be the 1 x 1 convolution that it equals.
 FLAT = Transform(lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor,))
@@ -37,7 +37,7 @@ HEADS = Transform(_read_heads, _write_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlatFormat(Format):
+class FlatFormat(NumberedFormat):
     """A layout that numbers attentions and feed-forwards in one sequence, and has the others' rules.
 
     Args:
@@ -47,19 +47,6 @@ class FlatFormat(Format):
 
     layer: str
     residual: str
-
-    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-        """Translate a state dict to our names; see `Format.read`."""
-        places = self.places(model)
-        found, unused = super().read(_rename(state, places), model)
-        # What has no role is told by its own name.
-        back = {place: theirs for theirs, place in places.items()}
-        return _rename(found, back), list(_rename(dict.fromkeys(unused, torch.empty(0)), back))
-
-    def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Translate our state dict to this format; see `Format.write`."""
-        places = {self.prefix + place: self.prefix + theirs for theirs, place in self.places(model).items()}
-        return _rename(super().write(state, model), places)
 
     def places(self, model: Any) -> dict[str, str]:
         """Give the prefix of each layer's names and that in the rules."""
@@ -74,15 +61,6 @@ class FlatFormat(Format):
                 branch = "" if place.endswith("down.attn.") else f".{self.residual}"
                 found[f"{theirs}{branch}."] = place
         return found
-
-
-def _rename(state: Mapping[str, Tensor], places: Mapping[str, str]) -> dict[str, Tensor]:
-    """Put another prefix in front of the names that begin with one of these."""
-    renamed = {}
-    for name, tensor in state.items():
-        theirs = next((place for place in places if name.startswith(place)), "")
-        renamed[places.get(theirs, "") + name.removeprefix(theirs)] = tensor
-    return renamed
 
 
 @dataclass(frozen=True, kw_only=True)

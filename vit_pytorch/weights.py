@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,25 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
+
+
+def check_cached(path: Path) -> None:
+    """Hold a file of the Hub's cache against its SHA-256, where that is known: large files are named by it.
+
+    Raises:
+        ValueError: where it is another; names the file.
+    """
+    wanted = path.resolve().name
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    if digest.hexdigest() != wanted:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is not the published {wanted[:12]}…; remove it to get it again"
+        )
 
 
 def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:

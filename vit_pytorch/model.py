@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.weights import check_cached, load_weights, read_safetensors
+from vit_pytorch.weights import check_cached, load_weights, read_safetensors, without_values
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -260,7 +260,8 @@ class VisionModel(
                 )
             )
             check_cached(weights)
-        model = cls(**arguments)
+        with without_values():
+            model = cls(**arguments)
         for name, value in config.get("default_cfg", {}).items():
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vit_pytorch.model import CONFIG_NAME, VisionModel
 from vit_pytorch.pretrained.load import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
+from vit_pytorch.weights import without_values
 
 # where the folder of a run has its model
 MODEL = "model"
@@ -61,9 +63,15 @@ def create_model(
         raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    model = entry.build(**overrides)
-    if pretrained is not False:
-        load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained)
+    if pretrained is False:
+        return entry.build(**overrides)
+    # A classifier of its own, where the checkpoint's has other classes, is the only part that starts anew.
+    with nullcontext() if num_classes else without_values():
+        model = entry.build(**overrides)
+    report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained)
+    if report.kept and not num_classes:
+        classifier = entry.build(**overrides).get_classifier()
+        model.get_classifier().load_state_dict(classifier.state_dict(), assign=True)
     return model
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.weights import load_weights, read_safetensors
+from vit_pytorch.weights import check_cached, load_weights, read_safetensors, without_values
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -203,6 +204,31 @@ class VisionModel(
         (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VisionModel:
+        """Build a model from a folder that `save_pretrained` wrote, or from a repository on the Hub.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the repository's name.
+            options: `revision`, `cache_dir`, `force_download`, `local_files_only` and `token`, of a
+                repository; and arguments of the class that shall differ.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            ValueError: where it holds another architecture, or files are damaged or do not fit.
+            OSError: where there is no such model, or the Hub cannot be reached and nothing is cached.
+        """
+        name = str(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(name, **options)
+        except LocalEntryNotFoundError as error:
+            cache = options.get("cache_dir") or constants.HF_HUB_CACHE
+            raise OSError(
+                f"cannot get {name}: the Hugging Face Hub cannot be reached and {cache} does not hold it"
+            ) from error
+
+    @classmethod
     def _from_pretrained(
         cls,
         *,
@@ -233,7 +259,9 @@ class VisionModel(
                     token=token,
                 )
             )
-        model = cls(**arguments)
+            check_cached(weights)
+        with without_values():
+            model = cls(**arguments)
         for name, value in config.get("default_cfg", {}).items():
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +64,25 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
+
+
+def check_cached(path: Path) -> None:
+    """Hold a file of the Hub's cache against its SHA-256, where that is known: large files are named by it.
+
+    Raises:
+        ValueError: where it is another; names the file.
+    """
+    wanted = path.resolve().name
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    if digest.hexdigest() != wanted:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is not the published {wanted[:12]}…; remove it to get it again"
+        )
 
 
 def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
@@ -173,7 +196,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     """Copy a state dict into a model, all or nothing.
 
     Args:
-        model: what takes the weights.
+        model: what takes the weights, also one that was built `without_values`.
         state: weights under the model's own names.
         source: where they come from, for the error.
 
@@ -183,7 +206,37 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     difference = misfit(model, state)
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
-    model.load_state_dict(dict(state))
+    own = model.state_dict()
+    if not any(tensor.is_meta for tensor in own.values()):
+        model.load_state_dict(dict(state))
+        return
+    # Copies, since a file that is mapped into memory may be written again.
+    values = {
+        name: tensor if tensor.is_meta else torch.empty(tensor.shape, dtype=own[name].dtype).copy_(tensor)
+        for name, tensor in state.items()
+    }
+    model.load_state_dict(values, assign=True)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Give the parameters of what is built meanwhile, in this thread, no values but shapes (device "meta").
+
+    `load_weights` then gives them their values, and none is drawn at random before. Buffers are computed.
+    """
+    thread = get_ident()
+
+    def empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    # PyTorch takes what a hook gives, though its annotation does not say so.
+    hook = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _few(names: Iterable[str], most: int = 4) -> str:

@@ -1,3 +1,4 @@
+import copy
 from math import erf, sqrt
 
 import pytest
@@ -113,3 +114,19 @@ def test_intermediates(layers, stop_early, last, taken):
     x, found = encoder.intermediates(torch.zeros(1, 2, 3), layers, stop_early=stop_early)
     assert x[0, 0, 0] == last
     assert [tokens[0, 0, 0].item() for tokens in found] == taken
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_statistics_and_gradients_under_checkpointing(compiled):
+    """A batch counts once in running statistics, in code as it is written and in compiled code."""
+    torch.manual_seed(0)
+    plain = Encoder(lambda layer: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.GELU()), depth=2)
+    encoder = copy.deepcopy(plain)
+    encoder.grad_checkpointing = True
+    x = torch.randn(5, 4)
+    plain(x).square().sum().backward()
+    run = torch.compile(encoder, backend="aot_eager") if compiled else encoder
+    run(x).square().sum().backward()
+    for ours, theirs in zip(encoder.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(dict(encoder.named_buffers()), dict(plain.named_buffers()))

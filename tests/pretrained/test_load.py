@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from vit_pytorch import ViT, create_model, load_pretrained
 from vit_pytorch.pretrained import to_format
+from vit_pytorch.weights import load_weights, without_values
 
 
 def snapshot(model: ViT) -> dict[str, torch.Tensor]:
@@ -158,3 +162,47 @@ def test_checkpoint_with_the_tensors_of_a_different_seed_changes_the_output(mode
     assert difference(other.eval()(x), model(x)) > 0.1
     load_pretrained(other, model.state_dict())
     assert difference(other(x), model(x)) < TOLERANCE
+
+
+def test_no_weights_are_drawn_that_a_checkpoint_replaces(tmp_path: Path) -> None:
+    """Neither from a folder nor for a named model; and the file may be written again afterwards."""
+    sizes = {"dim": 24, "depth": 1, "heads": 2, "dim_head": 12, "mlp_dim": 48}
+    model = create_model("vit_tiny_patch16_224", **sizes).eval()
+    model.save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    for again in (create_model(tmp_path), create_model("vit_tiny_patch16_224", pretrained=tmp_path, **sizes)):
+        assert all(parameter.requires_grad and not parameter.is_meta for parameter in again.parameters())
+        again.save_pretrained(tmp_path)
+        again.eval()
+        x = images(224, 224)
+        assert again(x).equal(model(x))
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("told", [{}, {"num_classes": 1000}])
+def test_a_classifier_that_no_checkpoint_replaces_is_drawn(tmp_path: Path, told: dict[str, int]) -> None:
+    sizes = {"dim": 24, "depth": 1, "heads": 2, "dim_head": 12, "mlp_dim": 48}
+    create_model("vit_tiny_patch16_224", num_classes=3, **sizes).save_pretrained(tmp_path)
+    model = create_model("vit_tiny_patch16_224", pretrained=tmp_path, **sizes, **told)
+    assert model(images(224, 224)).shape == (2, 1000)
+    assert 0.01 < model.head.weight.std() < 0.03
+
+
+def test_values_are_left_out_in_one_thread_alone() -> None:
+    built: list[nn.Module] = []
+    with without_values():
+        thread = Thread(target=lambda: built.append(nn.Linear(3, 3)))
+        thread.start()
+        thread.join()
+        here = nn.Linear(3, 3)
+    assert here.weight.is_meta
+    assert not built[0].weight.is_meta
+    assert not nn.Linear(3, 3).weight.is_meta
+
+
+def test_dtype_of_a_model_without_values_is_its_own() -> None:
+    with without_values():
+        layer = nn.Linear(3, 2)
+    load_weights(layer, {"weight": torch.ones(3, 2).bfloat16().T, "bias": torch.ones(2)}, source="here")
+    assert layer.weight.dtype == torch.float32
+    assert layer.weight.is_contiguous()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.linear import Linear
@@ -208,10 +208,9 @@ class Encoder(nn.Module):
         """Apply one block, whose activations are recomputed in the backward pass where told."""
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
-        contexts = noop_context_fn
         if isinstance(block, nn.Module) and not torch.compiler.is_compiling():
-            contexts = partial(_contexts, block)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=partial(_contexts, block))
+        return checkpoint(block, *inputs, use_reentrant=False)
 
     def forward(self, x: Any, *context: Any) -> Any:
         """Apply all blocks."""

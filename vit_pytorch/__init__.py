@@ -35,6 +35,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.vit_for_small_dataset`, `ViT`, `SPT`
 - Three things everyone should know about Vision Transformers (arXiv:2203.09795):
   `vit_pytorch.parallel_vit`, `ViT`
+- LookupViT: Compressing visual information (arXiv:2407.12753): `vit_pytorch.look_vit`, `LookupViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`

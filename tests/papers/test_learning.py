@@ -148,6 +148,7 @@ CASES = {
     ),
     "crossvit_tiny_240": (CROSSVIT, 15),
     "vit_small_patch16_18x2_224": ({**PLAIN, "depth": 2}, 12),
+    "lookupvit_base_patch16_224_3x3": ({**PLAIN, "depth": 2, "num_compressed": 9}, 20),
     "navit_tiny_patch16": (PLAIN, 15),
 }
 

@@ -37,6 +37,7 @@ FAMILIES = (
     "vit_with_patch_merger",
     "vit_for_small_dataset",
     "parallel_vit",
+    "look_vit",
 )
 
 

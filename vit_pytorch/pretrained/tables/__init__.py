@@ -32,6 +32,7 @@ TABLES = {
     "CaiT": "cait",
     "CrossViT": "cross_vit",
     "ParallelViT": "parallel_vit",
+    "LookupViT": "look_vit",
     "NaViT": "na_vit",
 }
 

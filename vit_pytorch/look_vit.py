@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, FusedAttention, attention_weights
+from vit_pytorch.layers.attention import Attention, CrossAttention, FusedAttention, attention_weights
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.linear import Linear
@@ -62,47 +62,18 @@ class GatherKernel(nn.Module):
         return self.dropout(self.weights(scores.softmax(dim=-1))) @ v, scores
 
 
-class Gather(nn.Module):
+class Gather(CrossAttention):
     """Attention from the compressed tokens to the patches ("information gathering", section 3).
 
-    Args:
-        dim: width of a token.
-        heads: number of heads.
-        dim_head: width of a head.
-        qkv_bias: whether the projections to queries, keys and values have biases.
-        dropout: dropout on the output.
-        attend: makes the kernel, which gives its map beside the values.
+    Its kernel gives its map beside the values; see `GatherKernel`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int,
-        dim_head: int,
-        qkv_bias: bool = True,
-        dropout: float = 0.0,
-        attend: Callable[[], nn.Module] = GatherKernel,
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = Linear(dim, heads * dim_head, bias=qkv_bias)
-        self.to_kv = Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
-        self.attend = attend()
-        self.to_out = Linear(heads * dim_head, dim)
-        self.dropout = nn.Dropout(dropout)
-        init_xavier(self.to_q)
-        init_xavier(self.to_kv, parts=2)
-        init_xavier(self.to_out)
-
-    def forward(
-        self, compressed: Float[Tensor, "b m d"], lookup: Float[Tensor, "b n d"]
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n d"]
     ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b h m n"]]:
-        """Give the compressed tokens' update and the map; all tokens are normed."""
-        q = self.to_q(compressed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.to_kv(lookup).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed, seen = self.attend(q, k, v)
-        return self.dropout(self.to_out(mixed.transpose(1, 2).flatten(2))), seen
+        """Give the update of the compressed tokens from the patches, all normed, and the map."""
+        mixed, seen = self.attend(*self.project(x, context))
+        return self.merge(mixed), seen
 
 
 class SpreadKernel(nn.Module):

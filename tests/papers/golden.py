@@ -6,8 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from tests.papers.reference import TOLERANCE, difference
+from vit_pytorch import load_pretrained
+from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained import to_format
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -19,3 +25,30 @@ def read_golden(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str,
         config = json.loads(file.metadata()["config"])
     weights = {key.removeprefix("weights/"): t for key, t in tensors.items() if key.startswith("weights/")}
     return config, weights, {key: t for key, t in tensors.items() if not key.startswith("weights/")}
+
+
+def as_golden(model: VisionModel, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Put a fixture's weights in a model, all of them; give these and the other tensors."""
+    _, weights, tensors = read_golden(name)
+    load_pretrained(model.eval(), weights, strict=True)
+    return weights, tensors
+
+
+def assert_golden(model: VisionModel, tensors: dict[str, Tensor]) -> None:
+    """Hold logits and pooled embedding against a fixture, in inference and, the logits, in training.
+
+    With gradients, another kernel may attend, and biases are computed anew.
+    """
+    with torch.inference_mode():
+        features = model.forward_features(tensors["input"])
+        assert difference(model.forward_head(features), tensors["output"]) < TOLERANCE
+        pooled = model.forward_head(features, pre_logits=True)
+        assert difference(pooled, tensors["features"]) < TOLERANCE
+    assert difference(model.train()(tensors["input"]), tensors["output"]) < TOLERANCE
+
+
+def assert_goes_back(model: VisionModel, form: str, weights: dict[str, Tensor]) -> None:
+    """Hold that a model, written in a format, gives these weights to the bit, and no others."""
+    written = to_format(model, form)
+    assert written.keys() == weights.keys()
+    assert [name for name, tensor in weights.items() if not written[name].equal(tensor)] == []

@@ -261,7 +261,7 @@ def take_stages(
 
 
 def give_stages(
-    parts: Iterable[tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]],
+    parts: Iterable[tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _"]]],
     output_fmt: str,
     return_prefix_tokens: bool,
 ) -> Intermediates:

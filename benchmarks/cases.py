@@ -74,6 +74,15 @@ SMALL = {"dim": 384, "depth": 12, "heads": 6, "dim_head": 64, "mlp_dim": 1536}
 ATS = (196, 196, 196, 160, 128, 96, 80, 64, 48, 40, 32, 24)
 CCT_7X2 = {"img_size": 224, "n_conv_layers": 2, "kernel_size": 7, "positional_embedding": "learnable"}
 SL_VIT = {"patch_size": 8, "dim": 192, "depth": 9, "heads": 12, "dim_head": 16, "mlp_dim": 384}
+LOOKUP = {
+    **{name: SMALL[name] for name in ("dim", "depth", "heads", "dim_head")},
+    "patch_size": 32,
+    "highres_patch_size": 16,
+    "highres_mlp_factor": 0.5,
+    "cross_attn_heads": 6,
+    "patch_conv_kernel_size": 1,
+    "dropout": 0.0,
+}
 CAIT = {"dim": 192, "depth": 24, "cls_depth": 2, "heads": 4, "dim_head": 48, "mlp_dim": 768}
 # The public package does not resize the image for the large branch, which has 15 x 15 patches there.
 CROSSVIT = {
@@ -347,6 +356,11 @@ CASES = {
             "ViT",
             {**IMAGENET, **SMALL, "patch_size": 16, "patch_merge_layer": 6, "patch_merge_num_tokens": 8},
         ),
+    ),
+    # The public package's way back is another, its patches are normed.
+    "lookupvit_base_patch16_224_7x7": Case(
+        overrides=SMALL,
+        public=("look_vit", "LookViT", {**IMAGENET, **LOOKUP}),
     ),
     "sl_vit_patch8_64": Case(
         public=("vit_for_small_dataset", "ViT", {"num_classes": 200, "image_size": 64, **SL_VIT}),

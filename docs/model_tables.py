@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from docutils import nodes
 from docutils.statemachine import StringList

@@ -51,6 +51,10 @@ The catalogue, each with its paper, its module and its classes:
 - All are Worth Words: A ViT Backbone for Diffusion Models (arXiv:2209.12152):
   `vit_pytorch.uvit`, `UViT`, `NoisePredictor`
 - A Jumbo Token for Fast Plain Vision Transformers (arXiv:2502.15021): `vit_pytorch.jumbo_vit`, `JumboViT`
+- LookupViT: Compressing visual information (arXiv:2407.12753): `vit_pytorch.look_vit`, `LookupViT`
+- Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
+  `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
+- VAT: Vision Action Transformer (arXiv:2512.06013): `vit_pytorch.vat`, `VAT`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`
 - SimMIM: A Simple Framework for Masked Image Modeling (arXiv:2111.09886): `vit_pytorch.simmim`, `SimMIM`
 - An Image is Worth 16x16 Words, masked patch prediction (arXiv:2010.11929): `vit_pytorch.mpp`, `MPP`

@@ -83,20 +83,33 @@ class Student(nn.Module):
 
     Raises:
         ValueError: where the model has no such layer, or does not take such crops.
+
+    Attributes:
+        end: what the end of the model is called as a layer.
     """
+
+    end = "to_latent"
 
     def __init__(
         self, net: nn.Module, layer: Layer | None, make_head: MakeHead, sizes: Sequence[tuple[int, int]]
     ) -> None:
         super().__init__()
         self.net = net
-        self.layer = None if layer is None or layer == "to_latent" else find_layer(net, layer)
+        self.layer: Any = None if layer is None or layer == self.end else self.find(layer)
         with evaluating(net), torch.no_grad(), interpolated_positions(net):
             tried = [self.embed(black_image(net, size)) for size in sizes]
-        self.head = make_head(tried[0].shape[1])
+        self.add_heads(make_head, tried[0])
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Compute the embeddings of images of one size."""
+    def find(self, layer: Layer) -> str | int:
+        """Name a layer of the model as `embed` wants it."""
+        return find_layer(self.net, layer)
+
+    def add_heads(self, make_head: MakeHead, embedded: Any) -> None:
+        """Make the head for what `embed` gives."""
+        self.head = make_head(embedded.shape[1])
+
+    def embed(self, images: Float[Tensor, "b c h w"]) -> Any:
+        """Compute the embeddings (b, d) of images of one size."""
         net: Any = self.net
         if self.layer is None:
             return net.forward_head(net.forward_features(images), pre_logits=True)
@@ -108,10 +121,8 @@ class Student(nn.Module):
             return found
         return found[:, 0] if getattr(net, "num_prefix_tokens", 0) else found.mean(dim=1)
 
-    def forward(
-        self, crops: Sequence[Float[Tensor, "b c _ _"]], *, freeze_last_layer: bool = False
-    ) -> Float[Tensor, "v b k"]:
-        """Compute the logits of all crops; the model runs once for each size, the head once.
+    def forward(self, crops: Sequence[Float[Tensor, "b c _ _"]], *, freeze_last_layer: bool = False) -> Any:
+        """Compute the logits (v, b, k) of all crops; the model runs once for each size, the head once.
 
         Args:
             crops: views of one batch, those of one size beside each other.

@@ -20,12 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.dino import Dino, DinoLoss, Layer, MakeHead
+from vit_pytorch.dino import Dino, DinoLoss, Layer, MakeHead, Student
 from vit_pytorch.extractor import find_layer
 from vit_pytorch.layers.positions import interpolated_positions
-from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.learning.centre import Centre
-from vit_pytorch.learning.nets import black_image
 from vit_pytorch.learning.views import join_by_size
 
 
@@ -107,28 +105,23 @@ def match_regions(student: Float[Tensor, "b n d"], teacher: Float[Tensor, "b m d
         return (ours @ theirs.transpose(1, 2)).argmax(dim=2)
 
 
-class RegionStudent(nn.Module):
-    """A model, a head on its embedding, and one on the cells of its map.
+class RegionStudent(Student):
+    """A model, a head on its embedding, and one on the cells of its map; takes the arguments of `Student`."""
 
-    Args:
-        net: the model; the object is kept.
-        layer: which layer the map comes from; see `EsViTTrainer`.
-        make_head: makes a head from the width of what enters it.
-        sizes: of the crops that will come, (height, width) in pixels.
+    end = "layers"
 
-    Raises:
-        ValueError: where the model has no such layer, or does not take such crops.
-    """
+    def find(self, layer: Layer) -> int:
+        """Give the index in `feature_info` of a layer that is asked for by index, by name, or as a module."""
+        name = find_layer(self.net, layer)
+        info: Any = getattr(self.net, "feature_info", [])
+        modules = [entry["module"] for entry in info]
+        if name not in modules:
+            raise ValueError(f"layers that give a map are {', '.join(modules) or 'none'}; got {name}")
+        return modules.index(name)
 
-    def __init__(
-        self, net: nn.Module, layer: Layer | None, make_head: MakeHead, sizes: Sequence[tuple[int, int]]
-    ) -> None:
-        super().__init__()
-        self.net = net
-        self.layer = None if layer is None or layer == "layers" else _find_index(net, layer)
-        with evaluating(net), torch.no_grad(), interpolated_positions(net):
-            tried = [self.embed(black_image(net, size)) for size in sizes]
-        view, cells = tried[0]
+    def add_heads(self, make_head: MakeHead, embedded: tuple[Tensor, Tensor]) -> None:
+        """Make the heads of the embedding and of the cells."""
+        view, cells = embedded
         self.head = make_head(view.shape[1])
         self.region_head = make_head(cells.shape[2])
 
@@ -193,13 +186,3 @@ class EsViTTrainer(Dino):
     def make_criterion(self, num_classes: int, *, student_temp: float, center_decay: float) -> EsViTLoss:
         """Make what compares views and regions."""
         return EsViTLoss(num_classes, student_temp=student_temp, center_decay=center_decay)
-
-
-def _find_index(net: nn.Module, layer: Layer) -> int:
-    """Give the index in `feature_info` of a layer that is asked for by index, by name, or as a module."""
-    name = find_layer(net, layer)
-    info: Any = getattr(net, "feature_info", [])
-    modules = [entry["module"] for entry in info]
-    if name not in modules:
-        raise ValueError(f"layers that give a map are {', '.join(modules) or 'none'}; got {name}")
-    return modules.index(name)

@@ -11,7 +11,7 @@ Differs from the paper: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -28,8 +28,10 @@ from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import make_classifier, make_distilled_classifier
 from vit_pytorch.model import Intermediates, VisionModel, take_layers
+from vit_pytorch.staged import give_stages, take_stages
 
 Grid = tuple[int, ...]
+State = tuple[Float[Tensor, "b n d"], Grid]
 
 
 class HeadPool(nn.Module):
@@ -222,11 +224,20 @@ class PiT(VisionModel):
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the last stage's tokens after the final norm, class (and distillation) token in front."""
-        x = self.embed(images)
-        grid = self.fit(images.shape[2:])
+        (x, _), _ = take_stages(self.steps(images), (), len(self.stages), self.finish)
+        return x
+
+    def steps(self, images: Float[Tensor, "b c h w"]) -> Iterator[State]:
+        """Give the tokens that leave every stage in turn, and the grid of those that are patches."""
+        state = self.embed(images), self.fit(images.shape[2:])
         for stage in self.stages:
-            x, grid = stage(x, grid)
-        return self.norm(x)
+            state = stage(*state)
+            yield state
+
+    def finish(self, state: State) -> State:
+        """Apply the final norm to what leaves the last stage."""
+        x, grid = state
+        return self.norm(x), grid
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
@@ -256,22 +267,13 @@ class PiT(VisionModel):
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = take_layers(indices, len(self.stages))
-        x = self.embed(images)
-        grid = self.fit(images.shape[2:])
-        taken, prefix = [], []
-        for i, stage in enumerate(self.stages):
-            if stop_early and i > layers[-1]:
-                break
-            x, grid = stage(x, grid)
-            if i in layers:
-                tokens = self.norm(x) if norm and stage is self.stages[-1] else x
-                prefix.append(tokens[:, : self.num_prefix_tokens])
-                tokens = tokens[:, self.num_prefix_tokens :]
-                taken.append(tokens.transpose(1, 2).unflatten(2, grid) if output_fmt == "NCHW" else tokens)
-        found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
-        if intermediates_only:
-            return found
-        return self.norm(x) if x.shape[2] == self.num_features else x, found
+        (last, _), taken = take_stages(
+            self.steps(images), layers, len(self.stages), self.finish, norm=norm, stop_early=stop_early
+        )
+        k = self.num_prefix_tokens
+        parts = [(x[:, k:].unflatten(1, grid), x[:, :k]) for x, grid in taken]
+        found = give_stages(parts, output_fmt, return_prefix_tokens)
+        return found if intermediates_only else (last, found)
 
     def get_classifier(self) -> nn.Module:
         """Give the layer that computes the logits; the identity where there is none."""

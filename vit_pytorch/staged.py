@@ -6,7 +6,7 @@ with their channels first; both are views of the same memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -138,10 +138,15 @@ class StagedModel(VisionModel):
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Tensor:
         """Compute the last map, or a sequence (b, k + h * w, d) of its cells behind prefix tokens."""
+        last, _ = take_stages(self.steps(images), (), len(self.stages), self.finish)
+        return self.join(last)
+
+    def steps(self, images: Float[Tensor, "b c h w"]) -> Iterator[State]:
+        """Give what leaves every stage in turn."""
         state = self.embed(images)
         for stage in self.stages:
             state = stage(state)
-        return self.join(self.finish(state))
+            yield state
 
     def join(self, state: State) -> Tensor:
         """Make of a state what leaves the model: a channels-first map, or all tokens in one sequence."""
@@ -182,23 +187,11 @@ class StagedModel(VisionModel):
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = take_layers(indices, len(self.stages))
-        state = self.embed(images)
-        taken: list[State] = []
-        for i, stage in enumerate(self.stages):
-            state = stage(state)
-            last = i == len(self.stages) - 1
-            if i in layers:
-                taken.append(self.finish(state) if norm and last else state)
-            if last:
-                state = self.finish(state)
-            elif stop_early and i == layers[-1]:
-                break
-        parts = [_part(each) for each in taken]
-        maps = [x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2) for x, _ in parts]
-        found: Intermediates = maps
-        if return_prefix_tokens:
-            found = [(x, prefix) for x, (_, prefix) in zip(maps, parts, strict=True)]
-        return found if intermediates_only else (self.join(state), found)
+        last, taken = take_stages(
+            self.steps(images), layers, len(self.stages), self.finish, norm=norm, stop_early=stop_early
+        )
+        found = give_stages([_part(state) for state in taken], output_fmt, return_prefix_tokens)
+        return found if intermediates_only else (self.join(last), found)
 
     def get_classifier(self) -> nn.Module:
         """Give the layer that computes the logits; the identity where there is none."""
@@ -235,6 +228,48 @@ class StagedModel(VisionModel):
             "stem": r"^(?:stem|stages\.0\.down)\.",
             "blocks": [*([] if coarse else [block]), stage, (r"^norm\.", (99999,))],
         }
+
+
+def take_stages(
+    states: Iterable[Any],
+    layers: Collection[int],
+    stages: int,
+    finish: Callable[[Any], Any],
+    *,
+    norm: bool = False,
+    stop_early: bool = False,
+) -> tuple[Any, list[Any]]:
+    """Give what leaves the model, and what leaves the stages asked for.
+
+    Args:
+        states: what leaves every stage in turn; stages run as these are asked for.
+        layers: indices of stages, in order.
+        stages: number of stages.
+        finish: applies the final norm, to what leaves the last stage alone.
+        norm: whether what is given of the last stage is finished, too.
+        stop_early: whether to leave out the stages behind the last one asked for.
+    """
+    taken: list[Any] = []
+    last = None
+    for i, state in enumerate(states):
+        last = finish(state) if i == stages - 1 else state
+        if i in layers:
+            taken.append(last if norm else state)
+        if stop_early and i == max(layers):
+            break
+    return last, taken
+
+
+def give_stages(
+    parts: Iterable[tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _"]]],
+    output_fmt: str,
+    return_prefix_tokens: bool,
+) -> Intermediates:
+    """Give maps and the tokens in front of them as `VisionModel.forward_intermediates` does."""
+    pairs = [
+        (x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2), prefix) for x, prefix in parts
+    ]
+    return pairs if return_prefix_tokens else [x for x, _ in pairs]
 
 
 def _part(state: State) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]:

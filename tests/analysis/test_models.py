@@ -37,6 +37,7 @@ CANNOT = {
     "xcit_nano_12_p16_224": ALL_TOKENS | {"filters"},
     "deit_small_patch16_224_ats": ALL_TOKENS,
     "vit_small_patch16_224_patch_merger": ALL_TOKENS | {"class attention"},
+    "lookupvit_base_patch16_224_3x3": ALL_TOKENS | {"class attention"},
     "lsa_vit_patch4_32": set(),
     "vit_small_patch16_18x2_224": set(),
 }

@@ -151,9 +151,9 @@ CASES = {
     ),
     "crossvit_tiny_240": (CROSSVIT, 15),
     "vit_small_patch16_18x2_224": ({**PLAIN, "depth": 2}, 12),
+    "lookupvit_base_patch16_224_3x3": ({**PLAIN, "depth": 2, "num_compressed": 9}, 20),
     "navit_tiny_patch16": (PLAIN, 15),
     "nvit_tiny_patch16_224": ({**PLAIN, "depth": 2}, 8),
-}
     "localvit_tiny_mlp4_act3_r192": ({**PLAIN, "depth": 2, "reduction": 4}, 5),
     "uvit_small_patch2_32": ({**PLAIN, "depth": 2, "patch_size": 5}, 15),
     "jumbo_tiny": ({**PLAIN, "depth": 2, "jumbo_pieces": 2}, 10),

@@ -386,16 +386,6 @@ def test_a_dropped_branch_is_dropped_in_all_blocks_of_a_sample() -> None:
     assert drop(torch.ones(64, 4, 3, 2)).flatten(1).std(dim=1).max() == 0
 
 
-def test_stochastic_depth_rises_over_all_levels() -> None:
-    model = NesT(**OURS, drop_path=0.4)
-    rates = [
-        sorted({m.p for m in block.modules() if isinstance(m, DropPath)})
-        for level in model.stages
-        for block in level.encoder.blocks
-    ]
-    assert rates == [[], *([pytest.approx(rate)] for rate in (0.1, 0.2, 0.3, 0.4))]
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

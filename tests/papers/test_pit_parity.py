@@ -12,7 +12,6 @@ from timm.models.pit import PoolingVisionTransformer, checkpoint_filter_fn
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.layers.encoder import DropPath
 from vit_pytorch.layers.tokens import DistilledHead
 from vit_pytorch.pit import HeadPool, PiT
 from vit_pytorch.pretrained import to_format
@@ -289,16 +288,6 @@ def test_distilled_model_keeps_two_heads() -> None:
     assert model.head.distilled.weight.shape == (5, 96)
     model.reset_classifier(0)
     assert model(images(48, 48)).shape == (2, 2 * 96)
-
-
-def test_stochastic_depth_rises_over_all_stages() -> None:
-    model = PiT(**OURS, drop_path=0.3)
-    rates = [
-        sorted({m.p for m in block.modules() if isinstance(m, DropPath)})
-        for stage in model.stages
-        for block in stage.encoder.blocks
-    ]
-    assert rates == [[], [pytest.approx(0.1)], [pytest.approx(0.2)], [pytest.approx(0.3)]]
 
 
 @pytest.mark.parametrize(

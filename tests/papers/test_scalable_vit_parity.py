@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.papers.golden import read_golden
+from tests.papers.golden import assert_goes_back, read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.conv import PositionedBlock
-from vit_pytorch.layers.encoder import DropPath
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.scalable_vit import (
@@ -67,9 +66,7 @@ def test_logits_equal_the_authors() -> None:
     features = model.forward_features(golden["input"])
     assert difference(features.mean(dim=(2, 3)), golden["features"]) < TOLERANCE
     assert difference(model(golden["input"]), golden["output"]) < TOLERANCE
-    written = to_format(model, "ScalableViT")
-    assert written.keys() == weights.keys()
-    assert all(written[name].equal(tensor) for name, tensor in weights.items())
+    assert_goes_back(model, "ScalableViT", weights)
 
 
 def test_checkpoint_with_a_plain_head_loads_and_goes_back() -> None:
@@ -272,15 +269,6 @@ def test_epsilons_are_the_authors() -> None:
         m.eps for name, m in build().named_modules() if isinstance(m, nn.LayerNorm) and ".to_kv." not in name
     }
     assert (found, others) == ({1e-5}, {1e-6})
-
-
-def test_stochastic_depth_rises_over_all_stages() -> None:
-    rates = [
-        sorted({m.p for m in block.modules() if isinstance(m, DropPath)})
-        for stage in build(drop_path=0.5).stages
-        for block in stage.encoder.blocks
-    ]
-    assert rates == [[], *([pytest.approx(0.1 * i)] for i in range(1, 6))]
 
 
 def test_convolutions_of_positions_are_not_decayed() -> None:

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.papers.golden import read_golden
+from tests.papers.golden import assert_goes_back, read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.conv import PositionedBlock, PositionGenerator
-from vit_pytorch.layers.encoder import DropPath
 from vit_pytorch.layers.positions import resize_table
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
@@ -72,9 +71,7 @@ def test_outputs_equal_the_authors(golden: tuple[SepViT, dict[str, Tensor], dict
 
 def test_weights_go_back(golden: tuple[SepViT, dict[str, Tensor], dict[str, Tensor]]) -> None:
     model, weights, _ = golden
-    written = to_format(model, "sepvit")
-    assert written.keys() == weights.keys()
-    assert all(torch.equal(written[name], weights[name]) for name in weights)
+    assert_goes_back(model, "sepvit", weights)
 
 
 @pytest.mark.parametrize(
@@ -251,13 +248,3 @@ def test_tokens_are_resized_to_other_images(layout: str) -> None:
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SepViT(**{**OURS, **wrong})
-
-
-def test_stochastic_depth_rises_over_all_stages() -> None:
-    model = SepViT(**OURS, drop_path=0.6)
-    rates = [
-        sorted({m.p for m in block.modules() if isinstance(m, DropPath)})
-        for stage in model.stages
-        for block in stage.encoder.blocks
-    ]
-    assert rates == [[], *([pytest.approx(0.1 * layer)] for layer in range(1, 7))]

@@ -160,21 +160,10 @@ def test_all_weights_learn(pool):
     assert [name for name, p in method.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_randomness_is_torchs():
+def test_masks_are_drawn_anew():
     method, pixels = make().eval(), images(32, 32)
-    first, second = (method(pixels, generator=torch.Generator().manual_seed(0)) for _ in range(2))
-    assert first == second
     masks = {tuple(method.draw_mask(pixels).flatten().tolist()) for _ in range(8)}
     assert len(masks) > 1
-
-
-def test_encoder_is_the_model_passed_in():
-    vit = ViT(**SMALL, dim=48, depth=3)
-    method = SimMIM(encoder=vit, mask_patch_size=8)
-    assert method.encoder is vit
-    other, pixels, mask = make(mask_patch_size=8), images(32, 32), torch.rand(2, 16) < 0.5
-    other.load_state_dict(method.state_dict())
-    assert other(pixels, mask) == method(pixels, mask)
 
 
 def test_around_timm():
@@ -197,20 +186,6 @@ def test_smaller_images():
     mask = method.draw_mask(images(16, 32))
     assert mask.shape == (2, 8)
     assert method.predict(images(16, 32), mask).shape == (2, 8, 192)
-
-
-def test_compiles_whole():
-    method, pixels, mask = make().eval(), images(32, 32), torch.rand(2, 16) < 0.5
-    compiled = torch.compile(method, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(pixels, mask), method(pixels, mask))
-
-
-def test_autocast():
-    method, pixels, mask = make(), images(32, 32), torch.rand(2, 16) < 0.5
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = method(pixels, mask)
-    loss.backward()
-    torch.testing.assert_close(loss, method(pixels, mask), rtol=2e-2, atol=1e-2)
 
 
 def test_wrong_input():

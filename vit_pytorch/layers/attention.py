@@ -306,3 +306,55 @@ class ClassAttention(nn.Module):
         if self.to_kv.bias is not None:
             values = values + self.to_kv.bias.chunk(2)[1]
         return self.dropout(self.to_out(values)[:, None])
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to those of another sequence, which may have another width.
+
+    Args:
+        dim: width of a token that asks.
+        context_dim: width of a token that is asked; that of the others unless told.
+        heads: number of heads.
+        dim_head: width of a head.
+        qkv_bias: whether the projections to queries, keys and values have biases.
+        dropout: dropout on the output.
+        attend: makes the kernel that mixes the values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int | None = None,
+        *,
+        heads: int,
+        dim_head: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        attend: Callable[[], nn.Module] = FusedAttention,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = Linear(dim, heads * dim_head, bias=qkv_bias)
+        self.to_kv = Linear(context_dim or dim, 2 * heads * dim_head, bias=qkv_bias)
+        self.attend = attend()
+        self.to_out = Linear(heads * dim_head, dim)
+        self.dropout = nn.Dropout(dropout)
+        init_xavier(self.to_q)
+        init_xavier(self.to_kv, parts=2)
+        init_xavier(self.to_out)
+
+    def project(
+        self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]
+    ) -> tuple[Float[Tensor, "b h m e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+        """Project tokens to queries, and the context to keys and values, split in heads."""
+        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def merge(self, x: Float[Tensor, "b h m e"]) -> Float[Tensor, "b m d"]:
+        """Concatenate the heads and project them back to the tokens' width."""
+        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
+
+    def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
+        """Let every token attend to all tokens of the context."""
+        return self.merge(self.attend(*self.project(x, context)))

@@ -219,8 +219,8 @@ class Encoder(nn.Module):
         return x
 
     def intermediates(
-        self, x: Float[Tensor, "b n d"], layers: Collection[int], *context: Any, stop_early: bool = False
-    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b _ d"]]]:
+        self, x: Any, layers: Collection[int], *context: Any, stop_early: bool = False
+    ) -> tuple[Any, list[Any]]:
         """Give the last tokens and those after the blocks asked for, in the order of depth.
 
         Args:

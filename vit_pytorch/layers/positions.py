@@ -15,15 +15,21 @@ INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
 def resize_table(
-    table: Float[Tensor, "1 n d"], old: Sequence[int], new: Sequence[int], *, antialias: bool = True
-) -> Float[Tensor, "1 m d"]:
-    """Interpolate position embeddings from one grid to another (ViT, section 3.2).
+    table: Float[Tensor, "b n d"],
+    old: Sequence[int],
+    new: Sequence[int],
+    *,
+    antialias: bool = True,
+    mode: str | None = None,
+) -> Float[Tensor, "b m d"]:
+    """Interpolate position embeddings, or other tokens, from one grid to another (ViT, section 3.2).
 
     Args:
         table: embeddings of the old grid's cells, in row-major order, without prefix tokens.
         old: the grid that the table belongs to.
         new: the grid wanted.
         antialias: low-pass before shrinking (2-D grids), as timm does; transformers does not.
+        mode: how cells are interpolated, as PyTorch names it; that of `INTERPOLATION` unless told.
 
     Raises:
         ValueError: where the table does not have the old grid's number of rows.
@@ -32,7 +38,7 @@ def resize_table(
         raise ValueError(f"a grid of {tuple(old)} has {prod(old)} positions, the table {table.shape[1]}")
     if tuple(old) == tuple(new):
         return table
-    mode = INTERPOLATION[len(old)]
+    mode = INTERPOLATION[len(old)] if mode is None else mode
     cells = table.float().transpose(1, 2).unflatten(2, tuple(old))
     cells = F.interpolate(cells, tuple(new), mode=mode, antialias=antialias and len(old) == 2)
     return cells.flatten(2).transpose(1, 2).to(table.dtype)

@@ -49,6 +49,7 @@ FAMILIES = (
     "local_vit",
     "uvit",
     "jumbo_vit",
+    "look_vit",
 )
 
 

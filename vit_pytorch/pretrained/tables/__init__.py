@@ -38,6 +38,7 @@ TABLES = {
     "UViT": "uvit",
     "NoisePredictor": "noise_predictor",
     "JumboViT": "jumbo_vit",
+    "LookupViT": "look_vit",
     "NaViT": "na_vit",
     "NormalizedViT": "normalized_vit",
 }

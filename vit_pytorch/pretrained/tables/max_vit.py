@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
+from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE
 
 BLOCK = "stages.{i}.encoder.blocks.{j}"
@@ -19,114 +19,122 @@ OFFSETS = Transform(
 )
 
 
-def _pointwise(ours: str, theirs: str) -> tuple[Rule, Rule]:
-    return Rule(f"{ours}.weight", f"{theirs}.weight", POINTWISE), Rule(f"{ours}.bias", f"{theirs}.bias")
+# Layers of ours, and what kind of rule carries them: "{p}" weights and biases, "{name}" batch norms whole.
+AROUND = (
+    ("stem.layers.0", "{p}"),
+    ("stem.layers.1", "{name}"),
+    ("stem.layers.3", "{p}"),
+    (f"{BLOCK}.conv.shortcut.1", "1 x 1"),
+    (f"{BLOCK}.conv.norm.layers.0", "{name}"),
+    (f"{BOTTLENECK}.expand", "1 x 1"),
+    (f"{BOTTLENECK}.depthwise.layers.0", "{name}"),
+    (f"{BOTTLENECK}.depthwise.layers.2", "{p}"),
+    (f"{BOTTLENECK}.depthwise.layers.3", "{name}"),
+    (f"{BOTTLENECK}.depthwise.layers.5.squeeze", "1 x 1"),
+    (f"{BOTTLENECK}.depthwise.layers.5.excite", "1 x 1"),
+    (f"{BOTTLENECK}.project", "1 x 1"),
+    ("fc_norm", "{p}"),
+    ("pre_logits.0", "{p}"),
+    ("head", "{p}"),
+)
+TRANSFORMER = (
+    "attention.norm",
+    "attention.branch.attention.to_qkv",
+    "attention.branch.attention.to_out",
+    "feedforward.norm",
+    "feedforward.branch.to_hidden",
+    "feedforward.branch.to_out",
+)
 
 
-def _transformer(part: str, **names: str) -> tuple[Rule, ...]:
-    """Give the rules of a transformer block from their names of its layers."""
+def _rule(ours: str, theirs: str, kind: str) -> tuple[Rule, ...]:
+    if kind == "1 x 1":
+        return Rule(f"{ours}.weight", f"{theirs}.weight", POINTWISE), Rule(f"{ours}.bias", f"{theirs}.bias")
+    return (Rule(f"{ours}.{kind}", f"{theirs}.{kind}"),)
+
+
+def _around(*theirs: str) -> tuple[Rule, ...]:
+    """Give the rules of all but the transformer blocks, from their names in the order of `AROUND`."""
+    named = zip(AROUND, theirs, strict=True)
+    return tuple(rule for (ours, kind), name in named for rule in _rule(ours, name, kind))
+
+
+def _transformer(part: str, block: str, theirs: tuple[str, ...], read: Transform = SAME) -> tuple[Rule, ...]:
+    """Give the rules of a transformer block.
+
+    Args:
+        part: what it is called here.
+        block: what it is called there.
+        theirs: their names of its layers, in the order of `TRANSFORMER`, and of the table of positions.
+        read: how that table is read.
+    """
+    *layers, table = theirs
+    named = zip(TRANSFORMER, layers, strict=True)
     ours = f"{BLOCK}.{part}"
     return (
-        Rule(f"{ours}.attention.norm.{{p}}", f"{names['norm1']}.{{p}}"),
-        Rule(f"{ours}.attention.branch.attention.to_qkv.{{p}}", f"{names['qkv']}.{{p}}"),
-        Rule(f"{ours}.attention.branch.attention.to_out.{{p}}", f"{names['proj']}.{{p}}"),
-        Rule(f"{ours}.feedforward.norm.{{p}}", f"{names['norm2']}.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{names['fc1']}.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{names['fc2']}.{{p}}"),
+        *(Rule(f"{ours}.{name}.{{p}}", f"{block}.{other}.{{p}}") for name, other in named),
+        Rule(f"{ours}.attention.branch.bias.table", f"{block}.{table}", read),
     )
 
 
-def _timm(part: str, theirs: str) -> tuple[Rule, ...]:
-    block = f"stages.{{i}}.blocks.{{j}}.{theirs}"
-    return (
-        *_transformer(
-            part,
-            norm1=f"{block}.norm1",
-            qkv=f"{block}.attn.qkv",
-            proj=f"{block}.attn.proj",
-            norm2=f"{block}.norm2",
-            fc1=f"{block}.mlp.fc1",
-            fc2=f"{block}.mlp.fc2",
-        ),
-        Rule(
-            f"{BLOCK}.{part}.attention.branch.bias.table",
-            f"{block}.attn.rel_pos.relative_position_bias_table",
-            OFFSETS,
-        ),
-    )
-
-
-def _torchvision(part: str, theirs: str) -> tuple[Rule, ...]:
-    block = f"blocks.{{i}}.layers.{{j}}.layers.{theirs}"
-    return (
-        *_transformer(
-            part,
-            norm1=f"{block}.attn_layer.0",
-            qkv=f"{block}.attn_layer.1.to_qkv",
-            proj=f"{block}.attn_layer.1.merge",
-            norm2=f"{block}.mlp_layer.0",
-            fc1=f"{block}.mlp_layer.1",
-            fc2=f"{block}.mlp_layer.3",
-        ),
-        Rule(
-            f"{BLOCK}.{part}.attention.branch.bias.table",
-            f"{block}.attn_layer.1.relative_position_bias_table",
-        ),
-    )
-
-
-_CONV = "stages.{i}.blocks.{j}.conv"
-_MBCONV = "blocks.{i}.layers.{j}.layers.MBconv"
+_BLOCK = "stages.{i}.blocks.{j}"
+_CONV = f"{_BLOCK}.conv"
+_TIMM = (
+    *("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
+    "attn.rel_pos.relative_position_bias_table",
+)
+_LAYERS = "blocks.{i}.layers.{j}.layers"
+_MBCONV = f"{_LAYERS}.MBconv"
+_TORCHVISION = (
+    *("attn_layer.0", "attn_layer.1.to_qkv", "attn_layer.1.merge"),
+    *("mlp_layer.0", "mlp_layer.1", "mlp_layer.3"),
+    "attn_layer.1.relative_position_bias_table",
+)
 
 OURS = own_format("stages.0.encoder.blocks.0.window.attention.branch.bias.table")
 TIMM = Format(
     name="timm",
     marks=("stages.0.blocks.0.attn_block.attn.qkv.weight",),
     rules=(
-        Rule("stem.layers.0.{p}", "stem.conv1.{p}"),
-        Rule("stem.layers.1.{name}", "stem.norm1.{name}"),
-        Rule("stem.layers.3.{p}", "stem.conv2.{p}"),
-        *_pointwise(f"{BLOCK}.conv.shortcut.1", f"{_CONV}.shortcut.expand"),
-        Rule(f"{BLOCK}.conv.norm.layers.0.{{name}}", f"{_CONV}.pre_norm.{{name}}"),
-        *_pointwise(f"{BOTTLENECK}.expand", f"{_CONV}.conv1_1x1"),
-        Rule(f"{BOTTLENECK}.depthwise.layers.0.{{name}}", f"{_CONV}.norm1.{{name}}"),
-        Rule(f"{BOTTLENECK}.depthwise.layers.2.{{p}}", f"{_CONV}.conv2_kxk.{{p}}"),
-        Rule(f"{BOTTLENECK}.depthwise.layers.3.{{name}}", f"{_CONV}.norm2.{{name}}"),
-        *_pointwise(f"{BOTTLENECK}.depthwise.layers.5.squeeze", f"{_CONV}.se.fc1"),
-        *_pointwise(f"{BOTTLENECK}.depthwise.layers.5.excite", f"{_CONV}.se.fc2"),
-        *_pointwise(f"{BOTTLENECK}.project", f"{_CONV}.conv3_1x1"),
-        *_timm("window", "attn_block"),
-        *_timm("grid", "attn_grid"),
-        Rule("fc_norm.{p}", "head.norm.{p}"),
-        Rule("pre_logits.0.{p}", "head.pre_logits.fc.{p}"),
-        Rule("head.{p}", "head.fc.{p}"),
+        *_around(
+            *("stem.conv1", "stem.norm1", "stem.conv2"),
+            f"{_CONV}.shortcut.expand",
+            f"{_CONV}.pre_norm",
+            f"{_CONV}.conv1_1x1",
+            f"{_CONV}.norm1",
+            f"{_CONV}.conv2_kxk",
+            f"{_CONV}.norm2",
+            f"{_CONV}.se.fc1",
+            f"{_CONV}.se.fc2",
+            f"{_CONV}.conv3_1x1",
+            *("head.norm", "head.pre_logits.fc", "head.fc"),
+        ),
+        *_transformer("window", f"{_BLOCK}.attn_block", _TIMM, OFFSETS),
+        *_transformer("grid", f"{_BLOCK}.attn_grid", _TIMM, OFFSETS),
     ),
 )
 TORCHVISION = Format(
     name="torchvision",
     marks=("blocks.0.layers.0.layers.MBconv.layers.conv_a.0.weight",),
-    unused=(
-        "blocks.{i}.layers.{j}.layers.window_attention.attn_layer.1.relative_position_index",
-        "blocks.{i}.layers.{j}.layers.grid_attention.attn_layer.1.relative_position_index",
+    unused=tuple(
+        f"{_LAYERS}.{part}_attention.attn_layer.1.relative_position_index" for part in ("window", "grid")
     ),
     rules=(
-        Rule("stem.layers.0.{p}", "stem.0.0.{p}"),
-        Rule("stem.layers.1.{name}", "stem.0.1.{name}"),
-        Rule("stem.layers.3.{p}", "stem.1.0.{p}"),
-        *_pointwise(f"{BLOCK}.conv.shortcut.1", f"{_MBCONV}.proj.1"),
-        Rule(f"{BLOCK}.conv.norm.layers.0.{{name}}", f"{_MBCONV}.layers.pre_norm.{{name}}"),
-        *_pointwise(f"{BOTTLENECK}.expand", f"{_MBCONV}.layers.conv_a.0"),
-        Rule(f"{BOTTLENECK}.depthwise.layers.0.{{name}}", f"{_MBCONV}.layers.conv_a.1.{{name}}"),
-        Rule(f"{BOTTLENECK}.depthwise.layers.2.{{p}}", f"{_MBCONV}.layers.conv_b.0.{{p}}"),
-        Rule(f"{BOTTLENECK}.depthwise.layers.3.{{name}}", f"{_MBCONV}.layers.conv_b.1.{{name}}"),
-        *_pointwise(f"{BOTTLENECK}.depthwise.layers.5.squeeze", f"{_MBCONV}.layers.squeeze_excitation.fc1"),
-        *_pointwise(f"{BOTTLENECK}.depthwise.layers.5.excite", f"{_MBCONV}.layers.squeeze_excitation.fc2"),
-        *_pointwise(f"{BOTTLENECK}.project", f"{_MBCONV}.layers.conv_c"),
-        *_torchvision("window", "window_attention"),
-        *_torchvision("grid", "grid_attention"),
-        Rule("fc_norm.{p}", "classifier.2.{p}"),
-        Rule("pre_logits.0.{p}", "classifier.3.{p}"),
-        Rule("head.{p}", "classifier.5.{p}"),
+        *_around(
+            *("stem.0.0", "stem.0.1", "stem.1.0"),
+            f"{_MBCONV}.proj.1",
+            f"{_MBCONV}.layers.pre_norm",
+            f"{_MBCONV}.layers.conv_a.0",
+            f"{_MBCONV}.layers.conv_a.1",
+            f"{_MBCONV}.layers.conv_b.0",
+            f"{_MBCONV}.layers.conv_b.1",
+            f"{_MBCONV}.layers.squeeze_excitation.fc1",
+            f"{_MBCONV}.layers.squeeze_excitation.fc2",
+            f"{_MBCONV}.layers.conv_c",
+            *("classifier.2", "classifier.3", "classifier.5"),
+        ),
+        *_transformer("window", f"{_LAYERS}.window_attention", _TORCHVISION),
+        *_transformer("grid", f"{_LAYERS}.grid_attention", _TORCHVISION),
     ),
 )
 FORMATS = (OURS, TIMM, TORCHVISION)

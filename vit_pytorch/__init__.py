@@ -52,8 +52,6 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.uvit`, `UViT`, `NoisePredictor`
 - A Jumbo Token for Fast Plain Vision Transformers (arXiv:2502.15021): `vit_pytorch.jumbo_vit`, `JumboViT`
 - LookupViT: Compressing visual information (arXiv:2407.12753): `vit_pytorch.look_vit`, `LookupViT`
-- Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
-  `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 - VAT: Vision Action Transformer (arXiv:2512.06013): `vit_pytorch.vat`, `VAT`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`
 - SimMIM: A Simple Framework for Masked Image Modeling (arXiv:2111.09886): `vit_pytorch.simmim`, `SimMIM`
@@ -65,7 +63,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 
 Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, arXiv:2403.13298), registers
-(arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327).
+(arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327),
+value residuals (arXiv:2410.17897), hyper-connections (arXiv:2409.19606).
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.

@@ -1,4 +1,4 @@
-"""Reading a fixture of `tests/golden/`, official weights, input and output, and holding a model against it."""
+"""Reading a fixture of `tests/golden/`, and holding a model against it: official weights, input, output."""
 
 from __future__ import annotations
 

@@ -40,6 +40,9 @@ CANNOT = {
     "lookupvit_base_patch16_224_3x3": ALL_TOKENS | {"class attention"},
     "lsa_vit_patch4_32": set(),
     "vit_small_patch16_18x2_224": set(),
+    "localvit_tiny_mlp6_act1": set(),
+    "uvit_small_patch2_32": {"class attention"},
+    "jumbo_pico": {"class attention"},
 }
 
 

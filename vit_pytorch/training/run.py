@@ -114,7 +114,14 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     draw_confusion(final.confusion, classes, folder / "confusion.png")
     draw_wrong(final.wrong, classes, folder / "wrong.png")
     summary = summarize(
-        config, model, results, rows, best=best.path.name, sizes=data.sizes, skipped={**skipped, **data.bad}
+        config,
+        model,
+        results,
+        rows,
+        best=best.path.name,
+        sizes=data.sizes,
+        skipped={**skipped, **data.bad},
+        kind=splits.train.kind,
     )
     write_summary(summary, folder)
     print((folder / "summary.md").read_text(encoding="utf-8"))

@@ -35,6 +35,11 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.vit_for_small_dataset`, `ViT`, `SPT`
 - Three things everyone should know about Vision Transformers (arXiv:2203.09795):
   `vit_pytorch.parallel_vit`, `ViT`
+- An Image is Worth 16x16 Words, for videos and volumes (arXiv:2010.11929): `vit_pytorch.vit_3d`, `ViT`
+- Better plain ViT baselines, for videos and volumes (arXiv:2205.01580):
+  `vit_pytorch.simple_vit_3d`, `SimpleViT`
+- ViViT: A Video Vision Transformer (arXiv:2103.15691): `vit_pytorch.vivit`, `ViT`
+- An Image is Worth 16x16 Words, for signals (arXiv:2010.11929): `vit_pytorch.vit_1d`, `ViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`
 - Masked Autoencoders Are Scalable Vision Learners (arXiv:2111.06377): `vit_pytorch.mae`, `MAE`

@@ -94,12 +94,13 @@ class PlainModel(VisionModel):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
+        """What each intermediate feature is: module, num_chs, reduction (stride in pixels), and by axis."""
         return [
             {
                 "module": f"encoder.blocks.{layer}",
                 "num_chs": self.num_features,
                 "reduction": max(self.grid.patch),
+                "reductions": self.grid.patch,
             }
             for layer in range(len(self.encoder.blocks))
         ]

@@ -15,16 +15,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.attention import FusedAttention, MaskedAttention
 from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, extents
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
 from vit_pytorch.layers.tokens import AttentionPool, PrefixTokens
 from vit_pytorch.plain import PlainModel, has_class_token
@@ -72,7 +72,12 @@ class ViT(PlainModel):
 
     Raises:
         ValueError: where sizes do not divide, or options contradict each other.
+
+    Attributes:
+        rank: number of axes of the input, apart from the batch and the channels.
     """
+
+    rank: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -108,7 +113,7 @@ class ViT(PlainModel):
         representation_size: int | None = None,
         head_zero_init: bool = False,
     ) -> None:
-        grid = PatchGrid(pair(image_size), pair(patch_size))
+        grid = PatchGrid(extents(image_size, self.rank), extents(patch_size, self.rank))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         _check_options(pool, stem, patch_norm, positions)
         class_token = has_class_token(pool, class_token)
@@ -136,7 +141,7 @@ class ViT(PlainModel):
 
         def block(layer: int) -> Block:
             attend = partial(FusedAttention, attn_dropout)
-            attention = Attention(
+            attention = MaskedAttention(
                 dim,
                 heads=heads,
                 dim_head=dim_head,

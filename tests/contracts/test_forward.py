@@ -44,9 +44,9 @@ def test_sample_independence(model: VisionModel, images: Tensor):
 
 
 def test_smaller_inputs(model: VisionModel, images: Tensor):
-    half = images[..., : images.shape[-2] // 2, :]
-    assert model(half).shape == (3, model.num_classes)
-    assert model(half.transpose(-2, -1)[..., : images.shape[-2], :]).shape == (3, model.num_classes)
+    for axis in range(2, images.ndim):
+        half = images.narrow(axis, 0, images.shape[axis] // 2)
+        assert model(half).shape == (3, model.num_classes)
 
 
 def test_dropout_only_in_training(build, entry):

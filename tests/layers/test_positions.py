@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -36,9 +37,36 @@ def test_sincos_width(dim):
         sincos_table((2, 2), dim)
 
 
-def test_sincos_rank():
-    with pytest.raises(ValueError, match=r"2-D grid, got \(2, 2, 2\)"):
-        sincos_table((2, 2, 2), 8)
+@pytest.mark.parametrize("dim", [18, 20, 22])
+def test_sincos_of_three_axes(dim):
+    """The last axis has the first channels; what three axes cannot share is zero."""
+    table = sincos_table((2, 3, 5), dim, temperature=100.0).unflatten(1, (2, 3, 5))
+    frequencies = [100.0 ** (-i / 2) for i in range(3)]
+    for place in product(range(2), range(3), range(5)):
+        axes = reversed(place)
+        want = [wave(axis * w) for axis in axes for wave in (math.sin, math.cos) for w in frequencies]
+        torch.testing.assert_close(table[0][place], torch.tensor([*want, *[0.0] * (dim - 18)]))
+
+
+def test_sincos_of_one_axis():
+    frequencies = [100.0 ** (-i / 2) for i in range(3)]
+    for place, found in enumerate(sincos_table((7,), 6, temperature=100.0)[0]):
+        want = [wave(place * w) for wave in (math.sin, math.cos) for w in frequencies]
+        torch.testing.assert_close(found, torch.tensor(want))
+
+
+@pytest.mark.parametrize(
+    ("grid", "dim", "words"),
+    [
+        ((2, 2, 2), 10, "3-D .* multiple of 2 from 12 on, got 10"),
+        ((2, 2, 2), 13, "3-D .* multiple of 2 from 12 on, got 13"),
+        ((5,), 5, "1-D .* multiple of 2 from 4 on, got 5"),
+        ((1, 1, 1, 1), 32, r"1 to 3 axes, got \(1, 1, 1, 1\)"),
+    ],
+)
+def test_sincos_limits(grid, dim, words):
+    with pytest.raises(ValueError, match=words):
+        sincos_table(grid, dim)
 
 
 @pytest.mark.parametrize("new", [(2, 3), (4, 5), (1, 1), (4, 2)])

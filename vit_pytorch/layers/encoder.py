@@ -215,7 +215,7 @@ class Encoder(nn.Module):
 
     def intermediates(
         self, x: Float[Tensor, "b n d"], layers: Collection[int], *context: Any, stop_early: bool = False
-    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b n d"]]]:
+    ) -> tuple[Float[Tensor, "b m d"], list[Float[Tensor, "b _ d"]]]:
         """Give the last tokens and those after the blocks asked for, in the order of depth.
 
         Args:

@@ -18,13 +18,22 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
+AXES = ("frames", "height", "width")
+
+
+def extents(size: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """Read the size of an array of one to three axes, given as one number for all or one for each."""
+    if isinstance(size, int):
+        return (size,) * rank
+    if len(size) != rank:
+        raise ValueError(f"a size is one number or ({', '.join(AXES[-rank:])}), got {tuple(size)}")
+    return tuple(size)
+
+
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Read a size given as one number, for a square, or as (height, width)."""
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise ValueError(f"a size is one number or (height, width), got {tuple(size)}")
-    return size[0], size[1]
+    height, width = extents(size, 2)
+    return height, width
 
 
 @dataclass(frozen=True)

@@ -41,33 +41,39 @@ def resize_table(
 def sincos_table(
     grid: Sequence[int], dim: int, *, temperature: float = 10_000.0, endpoint: bool = True
 ) -> Float[Tensor, "1 n d"]:
-    """Compute fixed sine and cosine embeddings of a 2-D grid's cells.
+    """Compute fixed sine and cosine embeddings of the cells of a grid of one to three axes.
 
-    Per cell: sin(x w), cos(x w), sin(y w), cos(y w), a quarter of the channels each, with the
-    frequencies w falling geometrically from 1 to 1 / temperature (Beyer et al. 2022, arXiv:2205.01580).
+    Per cell, for each axis from the last to the first: sin(x w), cos(x w), with the frequencies w falling
+    geometrically from 1 to 1 / temperature (Beyer et al. 2022, arXiv:2205.01580, for two axes). Channels that
+    three axes cannot share out evenly stay zero.
 
     Args:
         grid: cells along each axis.
-        dim: width of a token, a multiple of 4.
+        dim: width of a token, a multiple of 2 for one axis and of 4 for two.
         temperature: the inverse of the lowest frequency.
         endpoint: whether the lowest frequency is among them; otherwise they stop one step before it, as in
             Vaswani et al. 2017 and He et al. 2021 (arXiv:2111.06377).
 
     Raises:
-        ValueError: where `dim` is not a multiple of 4, or is 4, or the grid is not 2-D.
+        ValueError: where there are more axes, or `dim` has no place for two frequencies of each.
     """
-    if dim % 4 or dim < 8:
-        raise ValueError(f"2-D sin-cos positions need a width that is a multiple of 4 from 8 on, got {dim}")
-    if len(grid) != 2:
-        raise ValueError(f"2-D sin-cos positions need a 2-D grid, got {tuple(grid)}")
-    y, x = torch.meshgrid(*(torch.arange(g, dtype=torch.float64) for g in grid), indexing="ij")
-    count = dim // 4
+    rank = len(grid)
+    if not 1 <= rank <= 3:
+        raise ValueError(f"sin-cos positions need a grid of 1 to 3 axes, got {tuple(grid)}")
+    step = 2 if rank == 3 else 2 * rank
+    if dim % step or dim < 4 * rank:
+        raise ValueError(
+            f"{rank}-D sin-cos positions need a width that is a multiple of {step} from {4 * rank} on, "
+            f"got {dim}"
+        )
+    places = torch.meshgrid(*(torch.arange(g, dtype=torch.float64) for g in grid), indexing="ij")
+    count = dim // (2 * rank)
     frequency = temperature ** (
         -torch.arange(count, dtype=torch.float64) / (count - 1 if endpoint else count)
     )
-    angles = [axis.flatten()[:, None] * frequency for axis in (x, y)]
+    angles = [axis.flatten()[:, None] * frequency for axis in reversed(places)]
     table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    return table[None].float()
+    return F.pad(table, (0, dim - table.shape[1]))[None].float()
 
 
 class Positions(nn.Module):
@@ -120,11 +126,11 @@ class LearnedPositions(Positions):
 
 
 class SinCosPositions(Positions):
-    """Fixed sine and cosine embeddings of a 2-D grid (see `sincos_table`).
+    """Fixed sine and cosine embeddings of a grid of one to three axes (see `sincos_table`).
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim: width of a token, a multiple of 4.
+        dim: width of a token, a multiple of 4 for two axes.
         prefix: rows in front for prefix tokens.
     """
 

@@ -37,6 +37,10 @@ FAMILIES = (
     "vit_with_patch_merger",
     "vit_for_small_dataset",
     "parallel_vit",
+    "vit_3d",
+    "simple_vit_3d",
+    "vivit",
+    "vit_1d",
 )
 
 

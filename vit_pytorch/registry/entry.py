@@ -39,7 +39,8 @@ class ModelEntry:
     @property
     def image_size(self) -> Any:
         """The largest input of the named model, as its class takes it."""
-        return next(self.config[name] for name in ("image_size", "img_size") if name in self.config)
+        names = ("image_size", "img_size", "seq_len")
+        return next(self.config[name] for name in names if name in self.config)
 
     def repository(self, tag: str = "") -> str | None:
         """Name the repository on the Hub of a release, or of that which is known; None where none is.

@@ -11,6 +11,8 @@ from vit_pytorch.pretrained.rules import Format
 TABLES = {
     "DistillableViT": "distill",
     "ViT": "vit",
+    "ViT3D": "vit_3d",
+    "ViT1D": "vit_1d",
     "XCiT": "xcit",
     "PiT": "pit",
     "LeViT": "levit",

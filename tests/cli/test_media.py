@@ -177,7 +177,7 @@ def test_another_run_goes_on_from_a_run_on_videos(films: Path, films_run: Path, 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (["--model=vit_tiny_patch16_224"], "input of 32 x 32, but video:.* holds videos"),
+        (["--model=vit_tiny_patch16_224"], "input of 224 x 224, but video:.* holds videos"),
         ([*TINY, "--data=digits"], "input of 8 x 16 x 16, but digits holds images"),
     ],
 )

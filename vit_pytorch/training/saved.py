@@ -70,8 +70,16 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
 
 
 def preprocessing_for(model: VisionModel) -> Preprocessing:
-    """Read how images are prepared for a model from what it says of itself."""
+    """Read how images are prepared for a model from what it says of itself.
+
+    Raises:
+        ValueError: Where the model takes no images, videos or volumes.
+    """
     cfg = model.default_cfg
+    if len(cfg["input_size"]) not in (3, 4):
+        raise ValueError(
+            f"a model of images, videos or volumes is wanted, got one whose input is {cfg['input_size']}"
+        )
     _, *frames, height, width = cfg["input_size"]
     return Preprocessing(
         image_size=(height, width),

@@ -189,6 +189,18 @@ def test_a_film_held_upright_is_turned(tmp_path: Path) -> None:
     assert clip[:, :, 20:].mean() < 15
 
 
+def test_a_recording_begins_with_its_first_key_frame(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.ts", numbered(COUNT))
+    content = path.read_bytes()
+    packet = 188
+    path.write_bytes(content[: 3 * packet] + content[len(content) // 5 // packet * packet :])
+    with VideoReader(path) as reader:
+        found = numbers(reader.read(range(reader.count)))
+        assert found[0] in (10, 20)
+        assert found == list(range(found[0], COUNT))
+        assert numbers(reader.read([0, 3, 24])) == [found[0], found[3], found[24]]
+
+
 def test_frames_have_times(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4", numbered(12), rate=4)
     with VideoReader(path) as reader:

@@ -26,6 +26,9 @@ SLACK_SECONDS, SLACK_PART = 0.25, 0.1
 # Formats that hold their data themselves; others, such as playlists, can name files and addresses.
 FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,m4v,mjpeg,gif"
 
+# Formats whose header says how long the data last; for others the length is an estimate.
+WITH_LENGTH = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf")
+
 
 @dataclass(frozen=True)
 class Times:
@@ -120,7 +123,7 @@ class VideoReader:
         By the frame rate, where the file does not give the times of its frames.
         """
         with self._faults_named():
-            stream = self._open().streams.video[0]
+            stream = _stream(self._open())
         times = self._times.shown
         if not times:
             return number / float(stream.average_rate)
@@ -140,7 +143,7 @@ class VideoReader:
         if self._place < 0 or self._place >= number:
             self.close()
             container = self._open()
-            self._decoded = enumerate(container.decode(container.streams.video[0]))
+            self._decoded = enumerate(container.decode(_stream(container)))
         frame = self._advance(number)
         if frame is None:
             reason = f"frame {number} of {self.count} cannot be decoded"
@@ -158,7 +161,7 @@ class VideoReader:
         # formats differ in which of the two times of a key frame finds it
         for clock in (self._clock, 1 - self._clock):
             container = self._open()
-            stream = container.streams.video[0]
+            stream = _stream(container)
             container.seek(times.keys[before - 1][clock], stream=stream)
             self._decoded = (
                 (times.number[frame.pts], frame)
@@ -187,7 +190,7 @@ class VideoReader:
         if self._container is None:
             self._container = _open(self.path)
             # loading has processes of its own
-            self._container.streams.video[0].codec_context.thread_count = 1
+            _stream(self._container).codec_context.thread_count = 1
         return self._container
 
     @contextmanager
@@ -205,12 +208,11 @@ def _list_packets(path: Path) -> Times:
     """List the frames of a file without decoding them, and make sure that it is whole."""
     shown: list[int | None] = []
     keys: list[tuple[int, int]] = []
-    reached = 0.0
-    damaged = 0
+    reached, damaged, begun = 0.0, 0, False
     with _open(path) as container:
-        if not container.streams.video:
+        stream = _stream(container)
+        if stream is None:
             raise BadImageError(str(path), "it has no video stream", "video")
-        stream = container.streams.video[0]
         size = stream.codec_context.width, stream.codec_context.height
         if size[0] * size[1] > MAX_PIXELS:
             reason = f"{size[0]} x {size[1]} pixels exceed the limit of {MAX_PIXELS}"
@@ -223,13 +225,18 @@ def _list_packets(path: Path) -> Times:
             if time is not None:
                 end = (time + (packet.duration or 0)) * packet.time_base
                 reached = max(reached, float(end) - start)
-            if packet.stream.index == stream.index:
-                damaged += packet.is_corrupt
+            if packet.stream.index != stream.index:
+                continue
+            damaged += packet.is_corrupt
+            # a recording may begin between two key frames; what comes before the first shows nothing
+            begun = begun or packet.is_keyframe
+            if begun:
                 shown.append(packet.pts)
                 if packet.is_keyframe and packet.pts is not None:
                     keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-        promised = (container.duration or 0) / 1_000_000
-    if damaged:
+        promised = (container.duration or 0) / 1_000_000 if container.format.name in WITH_LENGTH else 0.0
+        broadcast = container.format.name == "mpegts"
+    if damaged and not broadcast:
         raise BadImageError(str(path), f"it is truncated: {damaged} frames are not whole", "video")
     if reached < promised * (1 - SLACK_PART) - SLACK_SECONDS:
         reason = f"it is truncated: it should last {promised:.2f} s, and ends after {reached:.2f} s"
@@ -238,12 +245,19 @@ def _list_packets(path: Path) -> Times:
         raise BadImageError(str(path), "it has no frames", "video")
     known = sorted({time for time in shown if time is not None})
     if len(known) < len(shown):
-        known = []
-    return Times(len(shown), known, {time: i for i, time in enumerate(known)}, sorted(keys))
+        return Times(len(shown), [], {}, [])
+    keys.sort()
+    known = [time for time in known if time >= keys[0][0]]
+    return Times(len(known), known, {time: i for i, time in enumerate(known)}, keys)
 
 
 def _open(path: Path) -> Any:
     return _av().open(str(path), options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
+
+
+def _stream(container: Any) -> Any:
+    """The film itself, and not a still that is its cover; None where there is no film."""
+    return container.streams.best("video")
 
 
 def _pixels(frame: Any) -> UInt8[Tensor, "3 h w"]:

@@ -25,7 +25,7 @@ class Case:
         timm: timm's name of the model, where timm has it.
         public: where the public vit-pytorch has it, its module, its class and the arguments.
         others: builders of further libraries' models, by library.
-        image_size: (channels, height, width) of the input.
+        image_size: (channels, height, width) of the input, with frames in front of the height for videos.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -143,7 +143,34 @@ def _transformers_cvt() -> nn.Module:
     return Logits(CvtForImageClassification(CvtConfig(id2label=dict(enumerate(map(str, range(1000)))))))
 
 
+class FramesFirst(Logits):
+    """A classifier of videos whose input is (batch, frames, channels, height, width)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits."""
+        return super().forward(images.transpose(1, 2))
+
+
+def _transformers_vivit() -> nn.Module:
+    from transformers import VivitConfig, VivitForVideoClassification
+
+    config = VivitConfig()
+    config.num_labels = 400
+    return FramesFirst(VivitForVideoClassification(config))
+
+
+def _transformers_videomae() -> nn.Module:
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    config = VideoMAEConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+    config.num_labels = 400
+    return FramesFirst(VideoMAEForVideoClassification(config))
+
+
 DIMS_96 = (96, 192, 384, 768)
+# How the public package cuts videos.
+TUBELETS = {"image_size": 224, "image_patch_size": 16, "frame_patch_size": 2}
+BASE = {"dim": 768, "heads": 12, "mlp_dim": 3072}
 
 
 CASES = {
@@ -333,5 +360,48 @@ CASES = {
     # On images of mixed sizes, its reason to be, NaViT has a benchmark of its own: navit.py.
     "naflexvit_base_patch16_parfac_gap": Case(
         timm="naflexvit_base_patch16_parfac_gap", image_size=(3, 256, 256)
+    ),
+    # The public model has a class token.
+    "videomae_small_patch16_224": Case(
+        others={"transformers": _transformers_videomae},
+        public=("vit_3d", "ViT", {**TUBELETS, **SMALL, "frames": 16, "num_classes": 400}),
+        image_size=(3, 16, 224, 224),
+    ),
+    "simple_vit_3d_small_patch16_224": Case(
+        public=("simple_vit_3d", "SimpleViT", {**TUBELETS, **SMALL, "frames": 16, "num_classes": 1000}),
+        image_size=(3, 16, 224, 224),
+    ),
+    "vivit_b_16x2": Case(others={"transformers": _transformers_vivit}, image_size=(3, 32, 224, 224)),
+    "vivit_b_16x2_fe": Case(
+        public=(
+            "vivit",
+            "ViViT",
+            {**TUBELETS, **BASE, "frames": 32, "spatial_depth": 12, "temporal_depth": 4, "num_classes": 400},
+        ),
+        image_size=(3, 32, 224, 224),
+    ),
+    "vivit_b_16x2_fsa": Case(
+        public=(
+            "vivit",
+            "ViViT",
+            {
+                **TUBELETS,
+                **BASE,
+                "frames": 32,
+                "spatial_depth": 12,
+                "temporal_depth": 12,
+                "num_classes": 400,
+                "variant": "factorized_self_attention",
+            },
+        ),
+        image_size=(3, 32, 224, 224),
+    ),
+    "cct_3d_14_7x2_8x224": Case(
+        public=("cct_3d", "cct_14", {**CCT_7X2, "num_frames": 8, "num_classes": 1000}),
+        image_size=(3, 8, 224, 224),
+    ),
+    "vit_1d_small_patch16_1024": Case(
+        public=("vit_1d", "ViT", {**SMALL, "seq_len": 1024, "patch_size": 16, "num_classes": 1000}),
+        image_size=(3, 1024),
     ),
 }

@@ -39,6 +39,7 @@ The catalogue, each with its paper, its module and its classes:
 - Better plain ViT baselines, for videos and volumes (arXiv:2205.01580):
   `vit_pytorch.simple_vit_3d`, `SimpleViT`
 - ViViT: A Video Vision Transformer (arXiv:2103.15691): `vit_pytorch.vivit`, `ViT`
+- Compact Transformers, for videos and volumes (arXiv:2104.05704): `vit_pytorch.cct_3d`, `CCT`
 - An Image is Worth 16x16 Words, for signals (arXiv:2010.11929): `vit_pytorch.vit_1d`, `ViT`
 - Fine-tuning Image Transformers using Learnable Memory (arXiv:2203.15243):
   `vit_pytorch.learnable_memory_vit`, `Adapter`, `Adapters`

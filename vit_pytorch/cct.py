@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -317,23 +317,27 @@ class CCT(CompactTransformer):
         )
 
 
-def build_cct(layers: int, kernel_size: int = 3, **arguments: Any) -> CCT:
+Model = TypeVar("Model", bound=CompactTransformer)
+
+
+def build_cct(layers: int, kernel_size: int = 3, *, kind: Callable[..., Model], **arguments: Any) -> Model:
     """Build one of the paper's sizes.
 
     Args:
         layers: the size, by its number of blocks: 2, 4, 6, 7, 8, 14 or 16.
         kernel_size: size of the convolutions' window; stride and padding follow from it unless told.
-        arguments: those of `CCT`.
+        kind: the class.
+        arguments: those of the class.
     """
     half = kernel_size // 2
     window = {"kernel_size": kernel_size, "stride": max(half - 1, 1), "padding": max(half, 1)}
-    return CCT(**{**SIZES[layers], **window, **arguments})
+    return kind(**{**SIZES[layers], **window, **arguments})
 
 
-cct_2 = partial(build_cct, 2)
-cct_4 = partial(build_cct, 4)
-cct_6 = partial(build_cct, 6)
-cct_7 = partial(build_cct, 7)
-cct_8 = partial(build_cct, 8)
-cct_14 = partial(build_cct, 14)
-cct_16 = partial(build_cct, 16)
+cct_2 = partial(build_cct, 2, kind=CCT)
+cct_4 = partial(build_cct, 4, kind=CCT)
+cct_6 = partial(build_cct, 6, kind=CCT)
+cct_7 = partial(build_cct, 7, kind=CCT)
+cct_8 = partial(build_cct, 8, kind=CCT)
+cct_14 = partial(build_cct, 14, kind=CCT)
+cct_16 = partial(build_cct, 16, kind=CCT)

@@ -59,7 +59,7 @@ def learn(
         order = torch.randperm(len(labels), generator=generator)
         for chosen in order[: len(order) // batch * batch].split(batch):
             down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-            value = loss(images[chosen].roll((down, right), dims=(2, 3)), labels[chosen])
+            value = loss(images[chosen].roll((down, right), dims=(-2, -1)), labels[chosen])
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

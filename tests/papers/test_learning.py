@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tests.papers.learning import accuracy_on_digits
+from tests.papers.learning import accuracy, accuracy_on_digits, digits, learn
 from vit_pytorch import create_model
 from vit_pytorch.registry.twins_svt import stages
 from vit_pytorch.staged import StagedModel
@@ -159,3 +160,17 @@ def test_learns_the_digits(name):
     model = create_model(name, **SMALL, **overrides)
     least = 0.95 if isinstance(model, StagedModel) else 0.9
     assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs) > least
+
+
+def test_learns_the_digits_row_by_row():
+    """A digit as a signal of 256 values."""
+    torch.manual_seed(0)
+    sizes = {"seq_len": 256, "patch_size": 8, **{key: PLAIN[key] for key in PLAIN if "size" not in key}}
+    model = create_model("vit_1d_tiny_patch16_1024", **SMALL, **sizes)
+    images, labels, test_images, test_labels = digits(16)
+
+    def loss(batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(batch.flatten(2)), targets)
+
+    learn(model, loss, images, labels, epochs=12)
+    assert accuracy(model, test_images.flatten(2), test_labels) > 0.9

@@ -88,22 +88,36 @@ def _split(
     wanted = module.grid if grid is None else tuple(grid)
     for prefix in prefixes:
         if rows - prefix == prod(wanted):
-            square = isqrt(rows - prefix)
-            if grid is None and not same_grid and len(set(wanted)) > 1 and square**2 == rows - prefix:
+            others = [found for found in _guess(rows - prefix, wanted) if found != wanted]
+            if grid is None and not same_grid and len(wanted) == 2 and others:
                 raise ValueError(
-                    f"{rows - prefix} positions may belong to a grid of {wanted} or of {(square, square)}; "
+                    f"{rows - prefix} positions may belong to a grid of {wanted} or of {others[0]}; "
                     "pass the checkpoint's grid"
                 )
             return prefix, wanted
     for prefix in prefixes:
-        square = isqrt(rows - prefix)
-        if grid is None and len(wanted) == 2 and square**2 == rows - prefix > 0:
-            return prefix, (square, square)
+        guesses = [] if grid is not None or rows == prefix else _guess(rows - prefix, wanted)
+        if len(guesses) == 1:
+            return prefix, guesses[0]
     if grid is not None:
         raise ValueError(f"a grid of {wanted} has {prod(wanted)} positions, the checkpoint's table {rows}")
     raise ValueError(
         f"{rows} positions with {tokens} prefix tokens are no square grid; pass the checkpoint's grid"
     )
+
+
+def _guess(cells: int, wanted: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Give the grids that so many cells may have: a line, a square, or a video with one of the model's sizes.
+
+    Those of a video are the model's frames of another, square size, and more or fewer frames of its size.
+    """
+    if len(wanted) == 1:
+        return [(cells,)]
+    side = isqrt(cells // wanted[0] if len(wanted) == 3 else cells)
+    square = (*wanted[:-2], side, side)
+    longer = (cells // prod(wanted[1:]), *wanted[1:])
+    guesses = [square, longer] if len(wanted) == 3 else [square]
+    return list(dict.fromkeys(grid for grid in guesses if prod(grid) == cells))
 
 
 def _fold(state: dict[str, Tensor], tokens: list[str], rows: Tensor, *, keep: int) -> Tensor:

@@ -40,6 +40,7 @@ FAMILIES = (
     "vit_3d",
     "simple_vit_3d",
     "vivit",
+    "cct_3d",
     "vit_1d",
 )
 

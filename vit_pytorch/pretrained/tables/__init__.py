@@ -27,7 +27,7 @@ TABLES = {
     "MobileViT": "mobile_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",
-    "CCT": "cct",
+    "CompactTransformer": "cct",
     "SLViT": "vit_for_small_dataset",
     "DeepViT": "deepvit",
     "T2TViT": "t2t",

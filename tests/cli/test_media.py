@@ -224,8 +224,10 @@ def test_trains_on_volumes(scans: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert saved.model.channels == 1
     assert saved.preprocessing.volume == VolumeConfig(window=(900, 1500))
     assert answer(capsys, "evaluate", run)["confusion"] == summary["test"]["confusion"]
+    assert train("--resume", run, "--epochs=11") == 0
+    assert [row["epoch"] for row in read_rows(run / "metrics.csv")] == list(range(1, 12))
 
-    found = answer(capsys, "predict", run, scans)
+    found = answer(capsys, "predict", run, scans, "--batch-size=4")
     assert [Path(volume["volume"]).name for volume in found] == [f"{i}.nii.gz" for i in range(8)] * 2
     named = [Path(volume["volume"]).parent.name == volume["top"][0]["class"] for volume in found]
     assert sum(named) >= 12

@@ -185,7 +185,10 @@ def test_real_brains() -> None:
     brain = decode_volume(REAL / "anatomical.nii", VolumeConfig(), (25, 32, 32))
     assert brain.shape == (25, 1, 41, 33)
     assert 0 <= brain.min() < 0.01 < 0.9 < brain.max() <= 1
-    # two scans of one head, in files whose axes run the other way: they are alike only where sides are right
-    moved = decode_volume(REAL / "reoriented_anat_moved.nii", VolumeConfig(), (22, 32, 32))
-    assert nibabel.aff2axcodes(nibabel.load(REAL / "reoriented_anat_moved.nii").affine) == ("R", "A", "S")
-    assert moved.shape == (22, 1, 26, 21)
+    # stored from left to right, the other from right to left
+    files = [nibabel.load(REAL / name) for name in ("anatomical.nii", "reoriented_anat_moved.nii")]
+    assert [nibabel.aff2axcodes(file.affine)[0] for file in files] == ["L", "R"]
+    other = decode_volume(REAL / "reoriented_anat_moved.nii", VolumeConfig(), (22, 32, 32))
+    assert other.shape == (22, 1, 26, 21)
+    stored = np.asarray(files[1].dataobj, np.float32)[::-1, ::-1].T
+    assert np.corrcoef(stored.ravel(), other.flatten())[0, 1] > 0.99

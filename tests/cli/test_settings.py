@@ -35,6 +35,10 @@ def test_without_options_the_digits_recipe() -> None:
 def test_other_data_take_the_light_recipe() -> None:
     assert settings("--data", "idx:somewhere").model["stem"] == "conv"
     assert settings("--data", "idx:somewhere").augmentation.flip == 0.5
+    for source in ("video:somewhere", "nifti:somewhere"):
+        config = settings("--data", source)
+        assert (config.model["name"], config.augmentation.flip) == ("simple_vit_3d_tiny_patch16_224", 0)
+        assert config.data.video.stride == 2
 
 
 def test_the_command_line_beats_the_file_and_the_file_beats_the_recipe(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ CCT = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "videomae_small_patch16_224": {**VIT, "depth": 2},
-    "simple_vit_3d_tiny_patch16_224": {**VIT, "depth": 2},
+    "simple_vit_3d_tiny_16x2": {**VIT, "depth": 2},
     "vivit_b_16x2": {**VIT, "spatial_depth": 2},
     "vivit_b_16x2_fe": {**VIT, "spatial_depth": 2, "temporal_depth": 1},
     "vivit_b_16x2_fsa": {**VIT, "spatial_depth": 2},

@@ -87,3 +87,23 @@ def test_accuracies_from_a_confusion_matrix() -> None:
     assert (result.images, result.accuracy) == (6, pytest.approx(5 / 6))
     assert result.class_accuracy == {"cat": 0.75, "dog": 1.0, "owl": None}
     assert class_table(result.as_dict())[2:4] == ["| cat | 4 | 75.0% | dog (1) |", "| dog | 2 | 100.0% |  |"]
+
+
+def test_of_a_clip_the_middle_is_shown() -> None:
+    prep = Preprocessing(image_size=(1, 2), channels=1, mean=(0.25,), std=(2.0,), frames=4)
+    clip = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 1, 4, 1, 1).expand(1, 1, 4, 1, 2) / 8
+    result = evaluate(Constant(), [[(clip, torch.tensor([1]))]], "ab", prep)
+    assert result.confusion.tolist() == [[0, 0], [1, 0]]
+    (wrong,) = result.wrong
+    assert wrong.image.tolist() == [[[0.75, 0.75]]]
+
+
+class Constant(nn.Module):
+    """Says the first of two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([[1.0, 0.0]]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1)

@@ -68,12 +68,16 @@ def print_explanation(
 
     Raises:
         FileNotFoundError: Where there is no model or no such image.
-        ValueError: Where the model has no classifier, or the images do not fit in the page.
+        ValueError: Where the model has no classifier or takes no images, or the images do not fit in the
+            page.
     """
     if top < 1 or megabytes <= 0:
         raise ValueError(f"top is at least 1 and megabytes above 0, got {top} and {megabytes}")
     paths = find_images(images)
     saved = read_classifier(create_model(model, pretrained=pretrained).eval(), model)
+    if len(saved.preprocessing.size) != 2:
+        extent = " x ".join(map(str, saved.preprocessing.size))
+        raise ValueError(f"images are explained, but {model} takes an input of {extent}")
     check_writable(output)
     report = Path(output) / REPORT
     done: list[Explained] = []

@@ -107,7 +107,9 @@ def read_command(
 def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = train) -> ArgumentParser:
     """Build the parser of a training for one named model, whose arguments have that model's defaults."""
     parser = ArgumentParser(prog=f"vit {command.__name__}", description=command.__doc__, exit_on_error=False)
-    parser.add_argument("--recipe", type=str, help="digits, light, simple_vit, deit, or a YAML file")
+    parser.add_argument(
+        "--recipe", type=str, help="digits, light, light_3d, simple_vit, deit, or a YAML file"
+    )
     parser.add_argument("--config", type=str, help="YAML file of settings, such as another run's config.yaml")
     parser.add_argument("--output", type=str, help="folder of the run; a new one in runs/ by itself")
     parser.add_argument(

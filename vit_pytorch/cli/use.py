@@ -1,19 +1,30 @@
 """`vit evaluate` and `vit predict`: using what was trained."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import table
 from vit_pytorch.model import VisionModel
 from vit_pytorch.training.config import CONFIG, DataConfig
-from vit_pytorch.training.data import ImageLoader, Splits, eval_transform, load_images, open_data
+from vit_pytorch.training.data import (
+    BadImageError,
+    ImageLoader,
+    Splits,
+    eval_transform,
+    find_clips,
+    load_images,
+    open_data,
+    read_parts,
+)
 from vit_pytorch.training.data.loader import OnBad
 from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
@@ -46,7 +57,7 @@ def print_evaluation(
 
     Args:
         run: Folder of a run, or of a model.
-        data: `digits`, FOLDER, `idx:FOLDER`, `hf:NAME` or `wds:PATTERN`; the run's own data if left out.
+        data: As for `vit train`; the run's own data if left out.
         split: Which images; `all` takes every split.
         batch_size: Images that are classified at once.
         workers: Processes that load images.
@@ -81,7 +92,7 @@ def print_evaluation(
     if as_json:
         print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
     else:
-        _print_result(result, split, skipped=len(skipped))
+        _print_result(result, split, splits.train.kind, skipped=len(skipped))
 
 
 def print_predictions(
@@ -90,37 +101,41 @@ def print_predictions(
     top: int = 3,
     batch_size: int = 64,
     on_bad: OnBad = "stop",
+    step: int | None = None,
     as_json: bool = False,
 ) -> None:
-    """Classify images.
+    """Classify images; the clips of videos, one after the other; or volumes.
 
     Args:
         run: Folder of a run, or of a model.
         images: Files, folders or patterns.
         top: Number of classes to show for each image, the most probable first.
-        batch_size: Images that are classified at once.
-        on_bad: Whether an image that cannot be decoded stops the command or is skipped.
+        batch_size: Images, or clips of a video, that are classified at once.
+        on_bad: Whether a file that cannot be decoded stops the command or is skipped.
+        step: Frames of a video from the start of one clip to that of the next; a clip's length if left out.
         as_json: Print JSON instead of a table.
 
     Raises:
         FileNotFoundError: Where there is no model or no such image.
     """
-    if top < 1 or batch_size < 1:
-        raise ValueError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
+    for name, value in (("top", top), ("batch_size", batch_size), ("step", step)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     saved = load_classifier(run)
-    predictions = list(_predict(saved, images, top, batch_size, on_bad))
+    if saved.preprocessing.frames is None:
+        predictions = list(_predict(saved, images, top, batch_size, on_bad))
+    else:
+        predictions = list(_predict_parts(saved, images, top, batch_size, on_bad, step))
     if as_json:
         print(json.dumps(predictions, indent=2))
         return
-    rows = [
-        [
-            prediction["image"],
-            *(f"{entry['class']} {entry['probability']:.1%}" for entry in prediction["top"]),
-        ]
-        for prediction in predictions
-    ]
-    count = len(rows[0]) - 1 if rows else 0
-    print(table(["image", *(f"{i + 1}." for i in range(count))], rows))
+    rows = [row for prediction in predictions for row in _rows(prediction)]
+    count = max((len(row) for row in rows), default=2) - 2
+    kinds = {next(iter(prediction)) for prediction in predictions}
+    header = [kinds.pop() if len(kinds) == 1 else "file", "seconds", *(f"{i + 1}." for i in range(count))]
+    if not any("clips" in prediction for prediction in predictions):
+        header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
+    print(table(header, rows))
 
 
 def _predict(
@@ -135,13 +150,77 @@ def _predict(
         with torch.no_grad():
             probabilities, indices = model(images).softmax(1).topk(min(top, len(saved.classes)))
         for (path, _), values, chosen in zip(batch, probabilities.tolist(), indices.tolist(), strict=True):
-            yield {
-                "image": str(path),
-                "top": [
-                    {"class": saved.classes[index], "probability": value}
-                    for index, value in zip(chosen, values, strict=True)
-                ],
-            }
+            yield {"image": str(path), "top": _named(values, chosen, saved)}
+
+
+def _predict_parts(
+    saved: SavedClassifier,
+    paths: Sequence[str],
+    top: int,
+    batch_size: int,
+    on_bad: OnBad,
+    step: int | None,
+) -> Iterator[dict[str, Any]]:
+    """Classify each clip of each video, and the video by the mean over its clips; or each volume."""
+    on_device(saved)
+    for path in find_clips(paths):
+        try:
+            spans, probabilities = _classify_parts(saved, path, batch_size, step)
+        except BadImageError as error:
+            if on_bad == "stop":
+                raise
+            warnings.warn(f"skipped {error}", stacklevel=2)
+            continue
+        values, indices = probabilities.mean(0).topk(min(top, len(saved.classes)))
+        found = _named(values.tolist(), indices.tolist(), saved)
+        if spans is None:
+            yield {"volume": str(path), "top": found}
+            continue
+        each = probabilities.topk(min(top, len(saved.classes)))
+        clips = [
+            {"start": start, "end": end, "top": _named(values, chosen, saved)}
+            for (start, end), values, chosen in zip(
+                spans, each.values.tolist(), each.indices.tolist(), strict=True
+            )
+        ]
+        yield {"video": str(path), "top": found, "clips": clips}
+
+
+@torch.no_grad()
+def _classify_parts(
+    saved: SavedClassifier, path: Path, batch_size: int, step: int | None
+) -> tuple[list[tuple[float, float]] | None, Tensor]:
+    """Start and end of the clips of a video, None for a volume; and probabilities (clip, class)."""
+    prep = saved.preprocessing
+    transform = eval_transform(prep)
+    device = next(saved.model.parameters()).device
+    parts = read_parts(path, prep, step=step)
+    spans: list[tuple[float, float]] = []
+    probabilities = []
+    while batch := list(islice(parts, batch_size)):
+        clips = move(collate([transform(part.clip) for part in batch], prep), device)
+        probabilities.append(saved.model(clips).softmax(1).cpu())
+        spans += [part.seconds for part in batch if part.seconds is not None]
+    return spans or None, torch.cat(probabilities)
+
+
+def _named(values: Sequence[float], indices: Sequence[int], saved: SavedClassifier) -> list[dict[str, Any]]:
+    return [
+        {"class": saved.classes[index], "probability": value}
+        for index, value in zip(indices, values, strict=True)
+    ]
+
+
+def _rows(prediction: dict[str, Any]) -> Iterator[list[str]]:
+    """What a table says of a file: its name, the time in it, and classes; for a video also of each clip."""
+    kind = next(iter(prediction))
+    for clip in prediction.get("clips", []):
+        yield [prediction[kind], f"{clip['start']:.2f} - {clip['end']:.2f}", *_cells(clip)]
+    yield [prediction[kind], "all" if "clips" in prediction else "", *_cells(prediction)]
+
+
+def _cells(prediction: dict[str, Any]) -> list[str]:
+    return [f"{entry['class']} {entry['probability']:.1%}" for entry in prediction["top"]]
 
 
 def on_device(saved: SavedClassifier) -> VisionModel:
@@ -160,7 +239,9 @@ def _data_config(run: Path, source: str | None) -> DataConfig:
     settings = read_layer(run / CONFIG)
     data = settings["data"]
     seed = settings["seed"] if data["split_seed"] is None else data["split_seed"]
-    return DataConfig(**{**data, "split_seed": seed})
+    # how the data are prepared is a part of the saved model
+    opened = {key: data[key] for key in ("source", "val_fraction", "test_fraction")}
+    return DataConfig(**opened, split_seed=seed)
 
 
 def _open(config: DataConfig) -> Splits:
@@ -183,13 +264,13 @@ def _check_classes(known: Sequence[str], found: Sequence[str]) -> None:
         )
 
 
-def _print_result(result: Evaluation, split: str, *, skipped: int) -> None:
-    print(f"{split}: accuracy {result.accuracy:.2%} of {result.images} images, loss {result.loss:.4f}")
+def _print_result(result: Evaluation, split: str, kind: str, *, skipped: int) -> None:
+    print(f"{split}: accuracy {result.accuracy:.2%} of {result.images} {kind}s, loss {result.loss:.4f}")
     if skipped:
-        print(f"{skipped} images could not be decoded and are left out")
+        print(f"{skipped} {kind}s could not be decoded and are left out")
     totals = result.confusion.sum(1).tolist()
     rows = [
         [name, str(total), "" if accuracy is None else f"{accuracy:.1%}"]
         for (name, accuracy), total in zip(result.class_accuracy.items(), totals, strict=True)
     ]
-    print(table(["class", "images", "accuracy"], rows, right=(1, 2)))
+    print(table(["class", f"{kind}s", "accuracy"], rows, right=(1, 2)))

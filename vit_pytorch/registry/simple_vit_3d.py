@@ -9,7 +9,7 @@ PARAMETERS = {"tiny": 5_826_856, "small": 22_269_544, "base": 87_005_416}
 
 ENTRIES = [
     ModelEntry(
-        name=f"simple_vit_3d_{size}_patch16_224",
+        name=f"simple_vit_3d_{size}_16x2",
         architecture=SimpleViT3D,
         config={**VIDEO, **SIZES[size], "num_classes": 1000},
         parameters=parameters,

@@ -10,7 +10,7 @@ import yaml
 
 from vit_pytorch.distill import check_weights
 from vit_pytorch.learnable_memory_vit import Mode
-from vit_pytorch.training.data import Augmentation
+from vit_pytorch.training.data import Augmentation, VideoConfig, VolumeConfig
 from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.strategies import StrategyName
@@ -27,7 +27,7 @@ class DataConfig:
     """Which images, how they are split, and how they are prepared for the model.
 
     Args:
-        source: `digits`, FOLDER, `idx:FOLDER`, `hf:NAME` or `wds:PATTERN`.
+        source: `digits`, FOLDER, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `video:FOLDER` or `nifti:FOLDER`.
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
         mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
         std: Divides after that; likewise.
@@ -35,6 +35,8 @@ class DataConfig:
         crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
         max_tokens: Patches of an image at most, for models that take images of different sizes (`navit_*`):
             images then keep their aspect ratio. One size, the model's, if left out.
+        video: Which frames of a video are taken.
+        volume: How volumes are brought to one intensity and size.
         val_fraction: Part of each class held out for validation, where the data has no such split.
         test_fraction: Part of each class held out for the test, where the data is not split at all.
         split_seed: Chooses the images that are held out; the run's seed if left out.
@@ -49,6 +51,8 @@ class DataConfig:
     interpolation: Interpolation | None = None
     crop_pct: float | None = None
     max_tokens: int | None = None
+    video: VideoConfig = field(default_factory=VideoConfig)
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     split_seed: int | None = None

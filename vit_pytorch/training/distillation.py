@@ -29,7 +29,7 @@ class Teacher(nn.Module):
         given: How the images that it is given are prepared.
 
     Raises:
-        ValueError: Where the channels differ.
+        ValueError: Where the channels differ, or one of the two takes no images.
     """
 
     factor: Tensor
@@ -39,6 +39,8 @@ class Teacher(nn.Module):
         super().__init__()
         if own.channels != given.channels:
             raise ValueError(f"the teacher takes {own.channels} channels, the student {given.channels}")
+        if len(own.size) != 2 or len(given.size) != 2:
+            raise ValueError(f"a teacher takes images, as the student does, got {own.size} and {given.size}")
         self.model = model
         self.size = tuple(own.image_size)
         mean, std = _colours(own.mean), _colours(own.std)

@@ -21,7 +21,7 @@ class Wrong:
     """An image that was classified wrongly.
 
     Args:
-        image: Values 0 to 1, as the model saw it.
+        image: Values 0 to 1, as the model saw it; of a clip or a volume the middle.
         true: Its class.
         predicted: The class that the model gave it.
         probability: What the model gave that class.
@@ -115,7 +115,10 @@ def evaluate(
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
         confusion += torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)
         for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
-            image = (images[shown[i]] * std + mean).clamp(0, 1)
+            image = images[shown[i]]
+            if preprocessing.frames is not None:
+                image = image[:, preprocessing.frames // 2]
+            image = (image * std + mean).clamp(0, 1)
             wrong.append(Wrong(image, int(labels[i]), int(predicted[i]), float(probabilities[i])))
     model.train(training)
     return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), tuple(wrong))

@@ -118,7 +118,14 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     draw_confusion(final.confusion, classes, folder / "confusion.png")
     draw_wrong(final.wrong, classes, folder / "wrong.png")
     summary = summarize(
-        config, model, results, rows, best=best.path.name, sizes=data.sizes, skipped={**skipped, **data.bad}
+        config,
+        model,
+        results,
+        rows,
+        best=best.path.name,
+        sizes=data.sizes,
+        skipped={**skipped, **data.bad},
+        kind=splits.train.kind,
     )
     write_summary(summary, folder)
     print((folder / "summary.md").read_text(encoding="utf-8"))
@@ -171,16 +178,22 @@ def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> Image
     """Prepare the data as a configuration says, or as the model wants it where that says nothing.
 
     Raises:
-        ValueError: Where images shall differ in size, and the model takes those of one size.
+        ValueError: Where the data are images and the model takes videos or volumes, or the other way round;
+            where images shall differ in size, and the model takes those of one size.
     """
     cfg, data = model.default_cfg, config.data
+    if len(model.image_size) != splits.train.axes:
+        raise ValueError(
+            f"{config.model['name']} takes an input of {' x '.join(map(str, model.image_size))}, "
+            f"but {data.source} holds {splits.train.kind}s, which have {splits.train.axes} axes"
+        )
     if data.max_tokens is not None and model.native_patch is None:
         raise ValueError(
             "data.max_tokens needs a model that takes images of different sizes, such as "
             f"navit_small_patch16; got {config.model['name']}"
         )
     patch = model.native_patch or Preprocessing.patch_size
-    height, width = model.image_size
+    height, width = model.image_size[-2:]
     return ImageData(
         splits,
         image_size=(height, width),
@@ -194,6 +207,9 @@ def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> Image
         crop_pct=cfg["crop_pct"] if data.crop_pct is None else data.crop_pct,
         max_tokens=data.max_tokens,
         patch_size=(patch[0], patch[1]),
+        frames=model.image_size[0] if splits.train.axes == 3 else None,
+        video=data.video,
+        volume=data.volume,
         seed=config.seed,
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
@@ -249,7 +265,7 @@ def _announce(config: TrainConfig, folder: Path, splits: Splits, model: VisionMo
     if splits.test is not None:
         sizes += f", {len(splits.test)} to test"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"data   {config.data.source}: {len(splits.classes)} classes, images: {sizes}")
+    print(f"data   {config.data.source}: {len(splits.classes)} classes, {splits.train.kind}s: {sizes}")
     size = " x ".join(map(str, model.image_size))
     print(f"model  {config.model['name']}: {parameters:,} parameters, input {size}")
     print(f"run    {folder}", flush=True)

@@ -1,12 +1,13 @@
 """Trained classifiers as folders: weights, configuration, class names and how images are prepared."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vit_pytorch.create import load_model
 from vit_pytorch.model import VisionModel
-from vit_pytorch.training.data import Preprocessing
+from vit_pytorch.training.data import Preprocessing, VideoConfig, VolumeConfig
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> N
     """Write `config.json` and `model.safetensors`; class names and preprocessing go to `default_cfg`."""
     prep = saved.preprocessing
     saved.model.default_cfg.update(
-        input_size=(prep.channels, *prep.image_size),
+        input_size=(prep.channels, *prep.size),
         mean=tuple(prep.mean),
         std=tuple(prep.std),
         interpolation=prep.interpolation,
@@ -37,6 +38,8 @@ def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> N
         patch_size=prep.patch_size,
         label_names=saved.classes,
     )
+    if prep.frames is not None:
+        saved.model.default_cfg.update(video=asdict(prep.video), volume=asdict(prep.volume))
     saved.model.save_pretrained(Path(folder))
 
 
@@ -67,9 +70,17 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
 
 
 def preprocessing_for(model: VisionModel) -> Preprocessing:
-    """Read how images are prepared for a model from what it says of itself."""
+    """Read how images are prepared for a model from what it says of itself.
+
+    Raises:
+        ValueError: Where the model takes no images, videos or volumes.
+    """
     cfg = model.default_cfg
-    height, width = cfg["input_size"][-2:]
+    if len(cfg["input_size"]) not in (3, 4):
+        raise ValueError(
+            f"a model of images, videos or volumes is wanted, got one whose input is {cfg['input_size']}"
+        )
+    _, *frames, height, width = cfg["input_size"]
     return Preprocessing(
         image_size=(height, width),
         channels=model.channels,
@@ -79,4 +90,12 @@ def preprocessing_for(model: VisionModel) -> Preprocessing:
         crop_pct=cfg["crop_pct"],
         max_tokens=cfg.get("max_tokens"),
         patch_size=tuple(cfg.get("patch_size", Preprocessing.patch_size)),
+        frames=frames[0] if frames else None,
+        video=VideoConfig(**cfg.get("video", {})),
+        volume=VolumeConfig(**{key: _whole(value) for key, value in cfg.get("volume", {}).items()}),
     )
+
+
+def _whole(value: Any) -> Any:
+    """A list of JSON as the tuple that it was."""
+    return tuple(value) if isinstance(value, list) else value

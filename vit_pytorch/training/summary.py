@@ -29,6 +29,7 @@ def summarize(
     best: str,
     sizes: Mapping[str, int],
     skipped: Mapping[str, str],
+    kind: str = "image",
 ) -> dict[str, Any]:
     """Collect what a run gave.
 
@@ -40,9 +41,11 @@ def summarize(
         best: Name of the best checkpoint.
         sizes: Images in each split.
         skipped: Images that could not be decoded, with the reason.
+        kind: What the images are, where they are videos or volumes.
     """
     return {
         "data": config.data.source,
+        "kind": kind,
         "model": config.model["name"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seed": config.seed,
@@ -73,26 +76,27 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
 def render(summary: Mapping[str, Any]) -> str:
     """Say in Markdown what a run gave; figures by class are the test's, or validation's."""
     split = "test" if "test" in summary else "val"
+    kind = summary["kind"]
     lines = [f"# {summary['model']} on {summary['data']}", ""]
     if "test" in summary:
         lines.append(
-            f"- test accuracy: **{summary['test']['accuracy']:.2%}** of {summary['test']['images']} images"
+            f"- test accuracy: **{summary['test']['accuracy']:.2%}** of {summary['test']['images']} {kind}s"
         )
     lines += [
-        f"- validation accuracy: {summary['val']['accuracy']:.2%} of {summary['val']['images']} images",
+        f"- validation accuracy: {summary['val']['accuracy']:.2%} of {summary['val']['images']} {kind}s",
         f"- parameters: {summary['parameters']:,}",
         f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s",
         f"- seed: {summary['seed']}",
         f"- weights: {summary['best_checkpoint']}, the best in validation",
         "",
     ]
-    return "\n".join([*lines, *class_table(summary[split])])
+    return "\n".join([*lines, *class_table(summary[split], kind)])
 
 
-def class_table(result: Mapping[str, Any]) -> list[str]:
+def class_table(result: Mapping[str, Any], kind: str = "image") -> list[str]:
     """The accuracy by class, and what each class was most often taken for, as rows of a Markdown table."""
     names = list(result["class_accuracy"])
-    lines = ["| class | images | accuracy | most often taken for |", "|---|---|---|---|"]
+    lines = [f"| class | {kind}s | accuracy | most often taken for |", "|---|---|---|---|"]
     for name, counts in zip(names, result["confusion"], strict=True):
         accuracy = result["class_accuracy"][name]
         mistakes = [

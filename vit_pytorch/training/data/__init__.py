@@ -1,15 +1,18 @@
-"""Images for training, evaluation and prediction.
+"""Images, videos and volumes for training, evaluation and prediction.
 
 ``open_data`` names every kind of data, ``ImageData`` feeds it to Lightning.
 """
 
+from vit_pytorch.training.data.clips import VideoConfig
 from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits
 from vit_pytorch.training.data.decode import BadImageError, decode_image
 from vit_pytorch.training.data.loader import ImageLoader
+from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.module import ImageData
-from vit_pytorch.training.data.prediction import find_images, load_images
+from vit_pytorch.training.data.prediction import find_clips, find_images, load_images, read_parts
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
+from vit_pytorch.training.data.volumes import VolumeConfig
 
 __all__ = [
     "ArrayImages",
@@ -21,10 +24,16 @@ __all__ = [
     "ImageLoader",
     "Preprocessing",
     "Splits",
+    "VideoConfig",
+    "VideoFiles",
+    "VolumeConfig",
+    "VolumeFiles",
     "decode_image",
     "eval_transform",
+    "find_clips",
     "find_images",
     "load_images",
     "open_data",
+    "read_parts",
     "train_transform",
 ]

@@ -1,17 +1,19 @@
-"""Labelled images: in memory, in files, and as splits that are checked once."""
+"""Labelled images: in memory, in files, and as splits that are checked once; base of videos and volumes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.training.data.decode import decode_image
+from vit_pytorch.training.data.decode import EXTENSIONS, decode_image
 from vit_pytorch.training.data.seeding import generator_for
+from vit_pytorch.training.data.transforms import Preprocessing
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -24,6 +26,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         labels: The class of each image; -1 where it is not known.
         channels: Channels that the images have by themselves.
     """
+
+    # what one of them is called
+    kind: ClassVar[str] = "image"
+    # those of one of them, beside its channels: 2, or 3 for videos and volumes
+    axes: ClassVar[int] = 2
+    # whether training sees another part of it each time, such as a clip of a video
+    varies: ClassVar[bool] = False
 
     def __init__(self, labels: Int64[Tensor, "n"], channels: int) -> None:
         self.labels = labels
@@ -38,6 +47,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, with the number of channels that is asked for."""
         raise NotImplementedError
+
+    def look(
+        self, index: int, prep: Preprocessing, generator: torch.Generator | None = None
+    ) -> Shaped[Tensor, "*t c h w"]:
+        """Return what is prepared for the model: the image, or the clip or the slices that it takes.
+
+        Args:
+            index: Which image.
+            prep: The model's input.
+            generator: Draws the part that training sees, where it varies; None for that of evaluation.
+        """
+        return self.read(index, prep.channels)
 
     def name(self, index: int) -> str:
         """Return what messages call one image: its path if it has one."""
@@ -98,8 +119,13 @@ class FileImages(ImageDataset):
         labels: The class of each file; unknown if left out.
     """
 
+    # how names of such files end, in small letters
+    extensions: ClassVar[frozenset[str]] = EXTENSIONS
+    own_channels: ClassVar[int] = 3
+
     def __init__(self, paths: Sequence[Path], labels: Int64[Tensor, "n"] | None = None) -> None:
-        super().__init__(torch.full((len(paths),), -1) if labels is None else labels, channels=3)
+        unknown = torch.full((len(paths),), -1)
+        super().__init__(unknown if labels is None else labels, channels=self.own_channels)
         self.paths = list(paths)
 
     def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
@@ -112,7 +138,7 @@ class FileImages(ImageDataset):
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "FileImages":
         """Return the images at these indices, in this order."""
-        return FileImages([self.paths[i] for i in indices.tolist()], self.labels[indices])
+        return type(self)([self.paths[i] for i in indices.tolist()], self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -145,7 +171,7 @@ class Splits:
             if images is None:
                 continue
             if len(images) == 0:
-                raise ValueError(f"the {split} split has no images")
+                raise ValueError(f"the {split} split has no {images.kind}s")
             outside = (
                 ((images.labels < 0) | (images.labels >= len(self.classes))).nonzero().flatten().tolist()
             )
@@ -153,17 +179,18 @@ class Splits:
                 raise ValueError(
                     f"labels must be 0 to {len(self.classes) - 1} for {len(self.classes)} classes; "
                     f"{images.name(outside[0])} in {split} has label {int(images.labels[outside[0]])}"
-                    + (f" ({len(outside)} such images)" if len(outside) > 1 else "")
+                    + (f" ({len(outside)} such {images.kind}s)" if len(outside) > 1 else "")
                 )
         present = set(self.train.labels.tolist())
         if len(present) < 2:
+            kind = self.train.kind
             raise ValueError(
-                "training needs images of at least 2 classes; all "
-                f"{len(self.train)} training images are of class {self.classes[min(present)]!r}"
+                f"training needs {kind}s of at least 2 classes; all "
+                f"{len(self.train)} training {kind}s are of class {self.classes[min(present)]!r}"
             )
 
 
-def convert_channels(images: UInt8[Tensor, "*b c h w"], channels: int) -> UInt8[Tensor, "*b d h w"]:
+def convert_channels(images: Shaped[Tensor, "*b c h w"], channels: int) -> Shaped[Tensor, "*b d h w"]:
     """Turn grey into RGB by repetition, or RGB into grey by ITU-R 601 luma.
 
     Raises:
@@ -206,7 +233,7 @@ def split_off(
         if len(members) < 2:
             known = classes[label] if 0 <= label < len(classes) else label
             raise ValueError(
-                f"class {known!r} has {len(members)} image left ({images.name(int(members[0]))}); "
+                f"class {known!r} has {len(members)} {images.kind} left ({images.name(int(members[0]))}); "
                 f"holding out a {purpose} split needs at least 2 in each class"
             )
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)

@@ -23,15 +23,17 @@ class BadImageError(ValueError):
     Args:
         name: The path of the file, or where else the image comes from.
         reason: What is wrong with it.
+        kind: What it is: an image, a video or a volume.
     """
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
+    def __init__(self, name: str, reason: str, kind: str = "image") -> None:
+        super().__init__(name, reason, kind)
         self.name = name
         self.reason = reason
+        self.kind = kind
 
     def __str__(self) -> str:
-        return f"bad image {self.name}: {self.reason}"
+        return f"bad {self.kind} {self.name}: {self.reason}"
 
 
 def decode_image(

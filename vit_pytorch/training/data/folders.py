@@ -1,23 +1,23 @@
 """A folder per class, with or without folders for the splits above."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
 
 from vit_pytorch.training.data.datasets import FileImages
-from vit_pytorch.training.data.decode import EXTENSIONS
 
 
 def read_class_folders(
-    folder: Path, classes: tuple[str, ...] | None = None
+    folder: Path, classes: tuple[str, ...] | None = None, files: type[FileImages] = FileImages
 ) -> tuple[FileImages, tuple[str, ...]]:
     """List the images below a folder that has one folder per class.
 
     Args:
         folder: Its folders are the classes; images may lie at any depth below them.
         classes: The classes that it must have, if they are known from the training split.
+        files: What the files are: images, videos or volumes.
 
     Returns:
         The images, ordered by class and path, and the classes, sorted by name.
@@ -39,18 +39,26 @@ def read_class_folders(
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(found):
-        members = list(image_files(folder / name))
+        members = list(files_below(folder / name, files.extensions))
         if not members:
-            raise ValueError(f"class {name!r} has no images: {folder / name} holds no file of a known type")
+            raise ValueError(
+                f"class {name!r} has no {files.kind}s: {folder / name} holds no file of a known type"
+            )
         paths += members
         labels += [label] * len(members)
-    return FileImages(paths, torch.tensor(labels)), found
+    return files(paths, torch.tensor(labels)), found
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Yield the image files at any depth below a folder, ordered by name, without hidden ones."""
+def files_below(folder: Path, extensions: Container[str]) -> Iterator[Path]:
+    """Yield the files of some types at any depth below a folder, ordered by name, without hidden ones."""
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(files):
-            if name[0] != "." and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if name[0] != "." and extension(name) in extensions:
                 yield Path(root, name)
+
+
+def extension(name: str) -> str:
+    """Give the extension of a file's name in small letters, with that before a final ``.gz``."""
+    stem, last = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + last if last == ".gz" else last

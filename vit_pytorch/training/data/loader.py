@@ -66,6 +66,11 @@ class ImageLoader:
         worker_timeout: float = 120.0,
         on_bad: OnBad = "stop",
     ) -> None:
+        if images.axes != len(prep.size):
+            raise ValueError(
+                f"the model takes {' x '.join(map(str, prep.size))}, which {images.kind}s do not have: "
+                f"they have {images.axes} axes"
+            )
         if workers < 0:
             raise ValueError(f"workers must not be negative, got {workers}")
         if worker_timeout <= 0:
@@ -152,13 +157,14 @@ class ImageLoader:
     def _check(self, batch: Batch, number: int) -> None:
         for name, reason in batch.bad:
             if self.on_bad == "stop":
-                raise BadImageError(name, reason)
+                raise BadImageError(name, reason, self.images.kind)
             if name not in self.bad:
-                warnings.warn(f"skipped bad image {name}: {reason}", stacklevel=3)
+                warnings.warn(f"skipped bad {self.images.kind} {name}: {reason}", stacklevel=3)
             self.bad[name] = reason
         if not len(batch.images):
             raise ValueError(
-                f"batch {number} of epoch {self.sampler.epoch} is empty: all {len(batch.bad)} images are bad"
+                f"batch {number} of epoch {self.sampler.epoch} is empty: "
+                f"all {len(batch.bad)} {self.images.kind}s are bad"
             )
 
     @contextmanager

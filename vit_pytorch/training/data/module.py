@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 
+from vit_pytorch.training.data.clips import VideoConfig
 from vit_pytorch.training.data.datasets import ImageDataset, Splits
 from vit_pytorch.training.data.loader import ImageLoader, OnBad
 from vit_pytorch.training.data.sources import open_data
@@ -15,10 +16,11 @@ from vit_pytorch.training.data.transforms import (
     Preprocessing,
     check_native,
 )
+from vit_pytorch.training.data.volumes import VolumeConfig
 
 
 class ImageData(L.LightningDataModule):
-    """Labelled images for training, validation and test.
+    """Labelled images, videos or volumes for training, validation and test.
 
     Order and augmentation are functions of (seed, epoch, image), the mixing of batches one of (seed, epoch,
     batch): they depend neither on the number of workers nor on where a run was interrupted. With several
@@ -26,9 +28,10 @@ class ImageData(L.LightningDataModule):
     sampler of its own, whatever ``Trainer(use_distributed_sampler=…)`` says; ``Trainer(overfit_batches=…)``
     does not stop the shuffling.
 
-    A batch is (images, labels): float ``b c h w``, and integers ``b``, or probabilities ``b num_classes``
-    where a training batch is mixed by MixUp or CutMix. Images are mixed within one process's part of a batch,
-    so with mixing, unlike without, two processes do not see what one would.
+    A batch is (images, labels): float ``b c h w``, or ``b c t h w`` where there are ``frames``; and integers
+    ``b``, or probabilities ``b num_classes`` where a training batch is mixed by MixUp or CutMix. Images are
+    mixed within one process's part of a batch, so with mixing, unlike without, two processes do not see what
+    one would.
 
     Args:
         data: What :func:`open_data` opens, or splits that are open already.
@@ -44,6 +47,9 @@ class ImageData(L.LightningDataModule):
         max_tokens: Patches of an image at most, for models that take images of different sizes: images then
             keep their aspect ratio, and a batch is (list of images ``c h w``, labels). None for one size.
         patch_size: Height and width of a patch, where ``max_tokens`` is given.
+        frames: Frames of a clip or slices of a volume, for data of videos or volumes.
+        video: Which frames of a video are taken.
+        volume: How volumes are brought to one intensity and size.
         seed: Of order, augmentation and mixing.
         split_seed: Chooses which images are held out where the data is not split by itself.
         val_fraction: Part of each class held out for validation, where the data has no such split.
@@ -71,6 +77,9 @@ class ImageData(L.LightningDataModule):
         crop_pct: float = 1.0,
         max_tokens: int | None = None,
         patch_size: tuple[int, int] = (16, 16),
+        frames: int | None = None,
+        video: VideoConfig | None = None,
+        volume: VolumeConfig | None = None,
         seed: int = 0,
         split_seed: int = 0,
         val_fraction: float = 0.1,
@@ -94,6 +103,9 @@ class ImageData(L.LightningDataModule):
         self.crop_pct = crop_pct
         self.max_tokens = max_tokens
         self.patch_size = patch_size
+        self.frames = frames
+        self.video = video or VideoConfig()
+        self.volume = volume or VolumeConfig()
         self.seed = seed
         self.split_seed = split_seed
         self.val_fraction = val_fraction
@@ -159,6 +171,9 @@ class ImageData(L.LightningDataModule):
             crop_pct=self.crop_pct,
             max_tokens=self.max_tokens,
             patch_size=self.patch_size,
+            frames=self.frames,
+            video=self.video,
+            volume=self.volume,
         )
 
     @property

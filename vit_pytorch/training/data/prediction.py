@@ -1,22 +1,46 @@
-"""Images for prediction: files, folders and patterns as one stream."""
+"""Images, videos and volumes for prediction: files, folders and patterns as one stream."""
 
 import glob
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from vit_pytorch.training.data.decode import BadImageError, decode_image
-from vit_pytorch.training.data.folders import image_files
+from vit_pytorch.training.data import video, volumes
+from vit_pytorch.training.data.clips import sliding_clips
+from vit_pytorch.training.data.datasets import convert_channels
+from vit_pytorch.training.data.decode import EXTENSIONS, BadImageError, decode_image
+from vit_pytorch.training.data.folders import extension, files_below
 from vit_pytorch.training.data.loader import OnBad
+from vit_pytorch.training.data.transforms import Preprocessing
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
+class Part(NamedTuple):
+    """What a model looks at at once: a clip of a video, or a volume.
+
+    Args:
+        seconds: Start and end of the part of the video that the clip stands for; None for a volume.
+        clip: Frames or slices, not yet prepared for the model.
+    """
+
+    seconds: tuple[float, float] | None
+    clip: Shaped[Tensor, "t c h w"]
+
+
+def find_images(
+    paths: Iterable[str | Path], extensions: Container[str] = EXTENSIONS, kind: str = "image"
+) -> list[Path]:
     """Return the files that paths, folders (searched at any depth) and patterns name, each once, in order.
 
     A file named outright is taken whatever its extension; patterns may use ``**``.
+
+    Args:
+        paths: Files, folders and patterns.
+        extensions: How names of files in folders end.
+        kind: What messages call the files.
 
     Raises:
         FileNotFoundError: A path or pattern names nothing.
@@ -26,11 +50,11 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(str, paths):
         names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
-            raise FileNotFoundError(f"no such image, folder or pattern: {path}")
+            raise FileNotFoundError(f"no such {kind}, folder or pattern: {path}")
         for name in map(Path, names):
-            members = list(image_files(name)) if name.is_dir() else [name]
+            members = list(files_below(name, extensions)) if name.is_dir() else [name]
             if not members and len(names) == 1:
-                raise ValueError(f"{name} holds no image files")
+                raise ValueError(f"{name} holds no {kind} files")
             found.update(dict.fromkeys(members))
     return list(found)
 
@@ -64,3 +88,30 @@ def load_images(
             warnings.warn(f"skipped {error}", stacklevel=2)
             continue
         yield path, image
+
+
+def find_clips(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the videos and volumes that paths, folders and patterns name, as :func:`find_images` does."""
+    return find_images(paths, video.EXTENSIONS | volumes.EXTENSIONS, "video or volume")
+
+
+def read_parts(path: Path, prep: Preprocessing, *, step: int | None = None) -> Iterator[Part]:
+    """Yield the clips of a video one after the other, or the volume that a NIfTI file holds.
+
+    Args:
+        path: The file; a volume where its name says so.
+        prep: The model's input.
+        step: Frames from the start of one clip to that of the next; the clip's own length if left out.
+
+    Raises:
+        BadImageError: The file cannot be decoded.
+    """
+    assert prep.frames is not None, "models of videos and volumes take frames"
+    if extension(path.name) in volumes.EXTENSIONS:
+        volume = volumes.decode_volume(path, prep.volume, (prep.frames, *prep.image_size))
+        yield Part(None, convert_channels(volume, prep.channels))
+        return
+    with video.VideoReader(path) as reader:
+        for start, end, frames in sliding_clips(reader.count, prep.frames, prep.video, step):
+            seconds = reader.seconds(start), reader.seconds(end)
+            yield Part(seconds, convert_channels(reader.read(frames), prep.channels))

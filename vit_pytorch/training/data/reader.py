@@ -71,6 +71,7 @@ class BatchReader(Dataset[Batch]):
         self.reading = reading
         one_by_one = prep.max_tokens is not None or (augmentation is not None and augmentation.recolors)
         self.together = isinstance(images, ArrayImages) and not one_by_one
+        self.varies = images.varies and augmentation is not None
         self.mix = mix_transform(augmentation, num_classes) if augmentation else None
         self.transform = train_transform(prep, augmentation) if augmentation else eval_transform(prep)
         self.augment = BatchAugment(prep, augmentation) if augmentation and self.together else None
@@ -110,8 +111,10 @@ class BatchReader(Dataset[Batch]):
         bad: list[tuple[str, str]] = []
         for index in request.indices:
             self._note(index)
+            # the fourth key keeps this stream apart from that of the transforms
+            draw = generator_for(self.seed, request.epoch, index, 1) if self.varies else None
             try:
-                image = self.images.read(index, self.prep.channels)
+                image = self.images.look(index, self.prep, draw)
             except BadImageError as error:
                 bad.append((error.name, error.reason))
                 continue
@@ -130,7 +133,9 @@ class BatchReader(Dataset[Batch]):
             self.reading[worker.id, 1] = index
 
 
-def _channels_last(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def _channels_last(images: Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b c *t h w"]:
+    if images.ndim != 4:
+        return images.contiguous()
     _, channels, height, width = images.shape
     if channels == 1:
         # the same memory in both formats; convolutions tell them by the strides

@@ -7,11 +7,14 @@ from urllib.parse import parse_qs
 import numpy as np
 import torch
 
-from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, Splits, split_off
+from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
 from vit_pytorch.training.data.folders import read_class_folders
 from vit_pytorch.training.data.hub import read_hub
 from vit_pytorch.training.data.idx import read_idx_split
+from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.shards import read_shards
+
+FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
 
 
 def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2) -> Splits:
@@ -25,6 +28,8 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
       ``?config=NAME&image=COLUMN&label=COLUMN``.
     - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
       ``data/val-*.tar``.
+    - ``video:FOLDER``: videos, in folders like those of images.
+    - ``nifti:FOLDER``: volumes in NIfTI files (``.nii``, ``.nii.gz``), likewise.
 
     What the data does not split by itself is split by class: first the test part (not for data that comes
     with a validation or test part), then the validation part of what is left.
@@ -61,7 +66,9 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
     elif kind == "wds" and separator:
         parts, classes = _shard_parts(rest)
     else:
-        parts, classes = _folder_parts(_existing_folder(rest if kind == "folder" and separator else spec))
+        named = kind in FILES and bool(separator)
+        files = FILES[kind] if named else FileImages
+        parts, classes = _folder_parts(_existing_folder(rest if named else spec), files)
     return _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
 
 
@@ -108,22 +115,23 @@ def _existing_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no such folder: {name} (data is digits, FOLDER, idx:FOLDER, hf:NAME or wds:PATTERN)"
+            f"no such folder: {name} (data is digits, FOLDER, idx:FOLDER, hf:NAME, wds:PATTERN, "
+            "video:FOLDER or nifti:FOLDER)"
         )
     return folder
 
 
-def _folder_parts(folder: Path) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+def _folder_parts(folder: Path, files: type[FileImages]) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     names = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
     if names and "train" not in names:
         raise ValueError(f"{folder} has {' and '.join(names)}, but no folder 'train'")
     if not names:
-        images, classes = read_class_folders(folder)
+        images, classes = read_class_folders(folder, files=files)
         return {"train": images}, classes
-    train, classes = read_class_folders(folder / "train")
+    train, classes = read_class_folders(folder / "train", files=files)
     parts: dict[str, ImageDataset] = {"train": train}
     for name in names[1:]:
-        parts[name], _ = read_class_folders(folder / name, classes)
+        parts[name], _ = read_class_folders(folder / name, classes, files)
     return parts, classes
 
 

@@ -1,19 +1,25 @@
-"""From decoded images to what a model sees: preprocessing, and augmentation of single images."""
+"""From decoded images to what a model sees: preprocessing, and augmentation of single images.
+
+The frames of a clip and the slices of a volume are treated alike: one crop, one flip and so on for all.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import Video
 
+from vit_pytorch.training.data.clips import VideoConfig
 from vit_pytorch.training.data.native import FitTokens, RandomRegion
+from vit_pytorch.training.data.volumes import VolumeConfig
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-Images = Float[Tensor, "b c h w"] | list[Float[Tensor, "c h w"]]
+Images = Float[Tensor, "b c *t h w"] | list[Float[Tensor, "c h w"]]
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,9 @@ class Preprocessing:
         max_tokens: Patches of an image at most, where images keep their aspect ratio and come as a list
             of different sizes, each a multiple of the patch and ``image_size`` at most; None for one size.
         patch_size: Height and width of a patch, where ``max_tokens`` is given.
+        frames: Frames of a clip, or slices of a volume; None for images.
+        video: Which frames of a video are taken.
+        volume: How volumes are brought to one intensity and size.
 
     Raises:
         ValueError: A value is out of its range.
@@ -120,8 +129,16 @@ class Preprocessing:
     crop_pct: float = 1.0
     max_tokens: int | None = None
     patch_size: tuple[int, int] = (16, 16)
+    frames: int | None = None
+    video: VideoConfig = field(default_factory=VideoConfig)
+    volume: VolumeConfig = field(default_factory=VolumeConfig)
 
     def __post_init__(self) -> None:
+        if self.frames is not None and (self.frames < 1 or self.max_tokens is not None):
+            raise ValueError(
+                "frames must be at least 1, without max_tokens, "
+                f"got {self.frames} and max_tokens={self.max_tokens}"
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if min(self.image_size) < 1:
@@ -140,12 +157,17 @@ class Preprocessing:
         """The interpolation, as torchvision names it."""
         return v2.InterpolationMode(self.interpolation)
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Extent of the model's input along each of its axes."""
+        return self.image_size if self.frames is None else (self.frames, *self.image_size)
 
-def collate(images: Sequence[Float[Tensor, "c h w"]], prep: Preprocessing) -> Images:
+
+def collate(images: Sequence[Float[Tensor, "c *t h w"]], prep: Preprocessing) -> Images:
     """Make a batch of images: one tensor, or the list of them where sizes differ."""
     if prep.max_tokens is not None:
         return list(images)
-    return torch.stack(list(images)) if images else torch.empty(0, prep.channels, *prep.image_size)
+    return torch.stack(list(images)) if images else torch.empty(0, prep.channels, *prep.size)
 
 
 def move(images: Images, device: torch.device) -> Images:
@@ -185,7 +207,7 @@ class CoverAndCrop(v2.Transform):
         self.cover = [int(side / prep.crop_pct) for side in prep.image_size]
         self.mode = prep.mode
 
-    def forward(self, image: UInt8[Tensor, "*b c h w"]) -> UInt8[Tensor, "*b c h2 w2"]:
+    def forward(self, image: Shaped[Tensor, "*b c h w"]) -> Shaped[Tensor, "*b c h2 w2"]:
         """Return the image at the model's size."""
         height, width = image.shape[-2:]
         factor = max(self.cover[0] / height, self.cover[1] / width)
@@ -195,22 +217,34 @@ class CoverAndCrop(v2.Transform):
         return F.center_crop(image, self.size)
 
 
+class ChannelsFirst(v2.Transform):
+    """Put the channels of a clip before its frames, as models take it."""
+
+    def forward(self, clip: Float[Tensor, "t c h w"]) -> Float[Tensor, "c t h w"]:
+        """Return the clip with its first two axes exchanged."""
+        return clip.transpose(0, 1)
+
+
 def normalize(prep: Preprocessing) -> v2.Transform:
-    """Return the transform from values 0 to 255 to normalised floats."""
+    """Return the transform from values 0 to 255, or floats 0 to 1, to normalised floats."""
     mean, std = (list(values) * (prep.channels // len(values)) for values in (prep.mean, prep.std))
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 def eval_transform(prep: Preprocessing) -> v2.Transform:
-    """Return the transform of evaluation (resize, centre crop, normalise) for one image or a batch."""
-    return v2.Compose([fit_size(prep), normalize(prep)])
+    """Return the transform of evaluation (resize, centre crop, normalise).
+
+    It takes one image or a batch, or one clip ``t c h w``, of which it makes ``c t h w``.
+    """
+    steps = [fit_size(prep), normalize(prep)]
+    return v2.Compose(steps if prep.frames is None else [*steps, ChannelsFirst()])
 
 
 def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Transform:
-    """Return the transform of training for one image (``c h w``, values 0 to 255).
+    """Return the transform of training for one image (``c h w``, values 0 to 255), or one clip (``t c h w``).
 
     The order is that of DeiT: crop, flip, affine changes, RandAugment, colour, normalise, erase. It draws
-    from torch's global generator.
+    from torch's global generator, once for all frames of a clip, of which it makes ``c t h w``.
 
     Raises:
         ValueError: Images shall keep their aspect ratio, and be augmented in a way that needs one size.
@@ -257,10 +291,12 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
     steps.append(normalize(prep))
     if a.random_erasing:
         steps.append(v2.RandomErasing(a.random_erasing))
+    if prep.frames is not None:
+        steps.append(ChannelsFirst())
     return v2.Compose(steps)
 
 
-Mix = Callable[[Tensor, Tensor], tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]]
+Mix = Callable[[Tensor, Tensor], tuple[Float[Tensor, "b c *t h w"], Float[Tensor, "b k"]]]
 
 
 def mix_transform(augmentation: Augmentation, num_classes: int) -> Mix | None:
@@ -275,4 +311,14 @@ def mix_transform(augmentation: Augmentation, num_classes: int) -> Mix | None:
         choices.append(v2.MixUp(alpha=a.mixup, num_classes=num_classes))
     if a.cutmix:
         choices.append(v2.CutMix(alpha=a.cutmix, num_classes=num_classes))
-    return v2.RandomChoice(choices) if choices else None
+    if not choices:
+        return None
+    mix = v2.RandomChoice(choices)
+
+    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if images.ndim == 4:
+            return mix(images, labels)
+        clips, probabilities = mix(Video(images), labels)
+        return clips.as_subclass(Tensor), probabilities
+
+    return mixed

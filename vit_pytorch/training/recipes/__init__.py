@@ -28,4 +28,6 @@ def find_recipe(name: str) -> Path:
 
 def default_recipe(source: str) -> str:
     """Name the recipe that suits a data source."""
+    if source.startswith(("video:", "nifti:")):
+        return "light_3d"
     return "digits" if source == "digits" else "light"

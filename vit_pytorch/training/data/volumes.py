@@ -1,0 +1,170 @@
+"""Reading NIfTI volumes: their orientation, intensity and size made the same for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_pytorch.training.data.decode import BadImageError
+
+EXTENSIONS = frozenset({".nii", ".nii.gz"})
+MAX_VOXELS = 2**29
+# Axes as they are shown: a slice has the patient's front at its top and the right side on its left.
+ORIENTATION = "LPS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeConfig:
+    """How volumes are brought to the intensity and the size that the model takes.
+
+    Args:
+        window: Values that become 0 and 1, such as Hounsfield units; what lies outside is clipped. By
+            default the percentiles of each volume.
+        percentiles: Of a volume's voxels, which become 0 and 1 where there is no window.
+        spacing: Size of a voxel in mm, from slice to slice, down and across: volumes are resampled to it,
+            then cut or filled with zeros about their centre. By default all slices together become the
+            model's `frames`, and each is prepared as an image is.
+        series: What happens to a file of several volumes (4-D): it is `refuse`d as a bad file, or its `first`
+            volume is taken.
+    """
+
+    window: tuple[float, float] | None = None
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    spacing: tuple[float, float, float] | None = None
+    series: Literal["refuse", "first"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(
+                f"percentiles must be a range (low, high) with 0 <= low < high <= 100, got {self.percentiles}"
+            )
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError(f"spacing must be positive, got {self.spacing}")
+
+
+def decode_volume(
+    path: Path, config: VolumeConfig, size: tuple[int, int, int] | None = None
+) -> Float[Tensor, "depth 1 h w"]:
+    """Read a volume as a stack of slices.
+
+    The slices are axial, from the feet to the head, in the orientation in which radiologists look at them,
+    whatever the order of axes in the file (by its affine). Voxels that are not finite count as the darkest.
+    Without ``spacing`` the pixels of a slice are made square, and its height and width stay its own.
+
+    Args:
+        path: The file.
+        config: Intensity and size.
+        size: Slices, height and width that the model takes; the volume's own if left out.
+
+    Returns:
+        Values 0 to 1; the first axis, with ``spacing`` all of them, in the size asked for.
+
+    Raises:
+        BadImageError: The file is no NIfTI file, is truncated, holds several volumes that are refused, values
+            that are not numbers, one value only, or more than ``MAX_VOXELS``.
+        OSError: The file cannot be read at all.
+        ImportError: nibabel is not installed.
+    """
+    try:
+        import nibabel
+    except ImportError as error:
+        raise ImportError("volumes need nibabel: pip install 'vit-pytorch[volumes]'") from error
+    with path.open("rb") as file:
+        if not file.read(1):
+            raise BadImageError(str(path), "the file is empty", "volume")
+    try:
+        image = nibabel.load(path)
+        voxels, spacing = _voxels(image, config, str(path))
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:  # readers raise many types on broken bytes, and nibabel has no list of them
+        raise BadImageError(str(path), f"{type(error).__name__}: {error}", "volume") from error
+    volume = torch.from_numpy(_scaled(voxels, config, str(path)))
+    if config.spacing is None:
+        pixel = min(spacing[1:])
+        _, height, width = volume.shape
+        square = max(1, round(height * spacing[1] / pixel)), max(1, round(width * spacing[2] / pixel))
+        return _resize(volume, (len(volume) if size is None else size[0], *square)).unsqueeze(1)
+    scaled = [
+        max(1, round(n * old / new))
+        for n, old, new in zip(volume.shape, spacing, config.spacing, strict=True)
+    ]
+    volume = _resize(volume, (scaled[0], scaled[1], scaled[2]))
+    return (volume if size is None else _cut(volume, size)).unsqueeze(1)
+
+
+def _voxels(
+    image: Any, config: VolumeConfig, name: str
+) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[float]]:
+    """Voxels (slice, down, across) of a file, and their size in mm."""
+    import nibabel
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+    if not isinstance(image, nibabel.Nifti1Pair):
+        raise BadImageError(name, f"it is no NIfTI file but {type(image).__name__}", "volume")
+    shape = image.shape
+    if image.get_data_dtype().kind not in "buif":
+        raise BadImageError(name, f"its voxels are no numbers but {image.get_data_dtype()}", "volume")
+    if len(shape) < 3 or 0 in shape or prod(shape[:3]) > MAX_VOXELS:
+        reason = f"it must have three axes and at most {MAX_VOXELS} voxels, got the shape {shape}"
+        raise BadImageError(name, reason, "volume")
+    if prod(shape[3:]) > 1 and config.series == "refuse":
+        reason = f"it holds {prod(shape[3:])} volumes (shape {shape}); volume.series first takes the first"
+        raise BadImageError(name, reason, "volume")
+    place = (slice(None),) * 3 + (0,) * (len(shape) - 3)
+    first = np.asarray(image.dataobj[place], dtype=np.float32)
+    volume = nibabel.Nifti1Image(first, image.affine)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
+    volume = volume.as_reoriented(turn)
+    spacing = [float(side) for side in reversed(volume.header.get_zooms()[:3])]
+    if not all(0 < side < float("inf") for side in spacing):
+        raise BadImageError(name, f"its voxels must have a positive size in mm, got {spacing}", "volume")
+    return np.asarray(volume.dataobj).T, spacing
+
+
+def _scaled(
+    voxels: np.ndarray[Any, np.dtype[np.float32]], config: VolumeConfig, name: str
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    finite = np.isfinite(voxels)
+    whole = bool(finite.all())
+    known = voxels.ravel() if whole else voxels[finite]
+    if not known.size or known.min() == known.max():
+        value = f"the value {known[0]}" if known.size else "no finite value"
+        raise BadImageError(name, f"all its voxels have {value}", "volume")
+    low, high = map(float, config.window or np.percentile(known, config.percentiles))
+    if low == high:
+        # nearly all voxels are alike
+        low, high = float(known.min()), float(known.max())
+    scaled = np.clip((voxels - np.float32(low)) / np.float32(high - low), 0, 1)
+    return np.ascontiguousarray(scaled if whole else np.where(finite, scaled, 0), dtype=np.float32)
+
+
+def _resize(volume: Float[Tensor, "d h w"], size: tuple[int, int, int]) -> Float[Tensor, "d2 h2 w2"]:
+    """Resample linearly, with a low-pass where it shrinks."""
+    depth, height, width = size
+    if volume.shape[1:] != (height, width):
+        volume = F.interpolate(volume[None], (height, width), mode="bilinear", antialias=True)[0]
+    if len(volume) != depth:
+        flat = volume.reshape(1, 1, len(volume), height * width)
+        volume = F.interpolate(flat, (depth, height * width), mode="bilinear", antialias=True)
+        volume = volume.view(depth, height, width)
+    return volume
+
+
+def _cut(volume: Float[Tensor, "d h w"], size: tuple[int, int, int]) -> Float[Tensor, "d2 h2 w2"]:
+    """Cut each axis to a size about its centre, or fill it up with zeros."""
+    margins: list[int] = []
+    for length, wanted in zip(reversed(volume.shape), reversed(size), strict=True):
+        before = (wanted - length) // 2
+        margins += [before, wanted - length - before]
+    return F.pad(volume, margins)

@@ -75,8 +75,8 @@ class ViT(PlainModel):
         layer_scale: what LayerScale's factors start at; None for no LayerScale.
         act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
         norm_eps: epsilon of the LayerNorms.
-        zero_centered_norm: whether LayerNorms, but those of `patch_norm` and the attention pool, store by how much
-            their gain exceeds 1, so that weight decay pulls it there.
+        zero_centered_norm: whether LayerNorms, but those of `patch_norm` and the attention pool, store by how
+            much their gain exceeds 1, so that weight decay pulls it there.
         value_residual: whether layers mix the first layer's values into their own, by two learned numbers; or
             how: "learnable", "identity" (evenly) or "gated", or the indices of layers that do so, evenly.
         hyper_connections: number of residual streams that learned connections mix; None for plain residuals.

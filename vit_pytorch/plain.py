@@ -196,7 +196,7 @@ class PlainModel(VisionModel):
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_tokens(features))))
         return x if pre_logits else self.head(x)
 
-    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Give one vector for each image."""
         if self.pool == "cls":
             return features[:, 0]

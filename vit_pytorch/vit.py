@@ -247,7 +247,7 @@ class ViT(PlainModel):
             return self.relative.context(grid, self.encoder_prefix, kept)
         return (tuple(grid), self.encoder_prefix, kept) if self.relative_by_layer else ()
 
-    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Give one vector for each image, by the attention pool where there is one."""
         if self.attention_pool is None:
             return super().pool_tokens(features)

@@ -99,6 +99,8 @@ CASES = {
     ),
     "vit_tiny_patch16_224": (PLAIN, 20),
     "simple_vit_tiny_patch16_224": (PLAIN, 20),
+    "vit_small_patch16_rope_mixed_224": ({**PLAIN, "layer_scale": None}, 12),
+    "vit_small_r26_s32_224": ({**PLAIN, "patch_size": 1, "resnet_depths": (1,), "resnet_width": 32}, 4),
     "xcit_nano_12_p16_224": (
         {**SIZE, "patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
         10,

@@ -10,8 +10,11 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
-from vit_pytorch import ViT, load_pretrained
+from vit_pytorch import MAE, ViT, load_pretrained
+from vit_pytorch.distill import DistillableViT
 from vit_pytorch.layers.relative import TokenBias, stretch_offsets
+from vit_pytorch.learnable_memory_vit import Adapter
+from vit_pytorch.mp3 import MP3
 from vit_pytorch.pretrained import to_format
 
 SMALL = {"image_size": 40, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3}
@@ -194,3 +197,42 @@ def test_qk_scale_is_timms():
     load_pretrained(model, reference.state_dict())
     batch = images(40, 40)
     assert difference(model(batch), reference(batch)) < TOLERANCE
+
+
+@pytest.mark.parametrize("positions", KINDS)
+def test_a_masked_autoencoder_keeps_places(positions):
+    """In whatever order the visible patches come, each keeps its place: the loss is that of any order."""
+    vit = randomise(ViT(**OURS, positions=positions))
+    method = MAE(encoder=vit, decoder_dim=24, decoder_depth=1, decoder_heads=2, decoder_dim_head=12)
+    noise = torch.rand(2, 25, generator=torch.Generator().manual_seed(0))
+    other = noise.clone()
+    # The same six patches are visible, in another order.
+    lowest = noise.argsort(dim=1)[:, :6]
+    other.scatter_(1, lowest, noise.gather(1, lowest.flip(1)))
+    batch = images(40, 40)
+    torch.testing.assert_close(method(batch, noise=other), method(batch, noise=noise))
+    method(batch, noise=noise).backward()
+    assert vit.encoder.blocks[0].attention.branch.to_qkv.weight.grad.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", KINDS)
+def test_a_distillation_token_stands_in_front(positions):
+    model = randomise(DistillableViT(**OURS, positions=positions))
+    batch = images(40, 40)
+    tokens = model.forward_features(batch)
+    assert tokens.shape == (2, 27, 48)
+    plain = model.to_vit()
+    torch.testing.assert_close(plain.forward_features(batch), tokens)
+    with pytest.raises(ValueError, match=r"classifies its tokens as they are; got pool='cls\+mean'"):
+        DistillableViT(**OURS, positions=positions, pool="cls+mean")
+
+
+@pytest.mark.parametrize("positions", ["relative", "relative_by_layer", "rope", "rope_mixed"])
+def test_what_leads_attention_itself_refuses(positions):
+    """Memories and position prediction call the steps of attention, and know no places inside it."""
+    vit = ViT(**OURS, positions=positions)
+    with pytest.raises(ValueError, match="memories need blocks of plain attention"):
+        Adapter(vit=vit, num_classes=3)
+    with pytest.raises(ValueError, match="position prediction needs a model of plain self-attention"):
+        MP3(vit=vit, masking_ratio=0.5)

@@ -186,10 +186,10 @@ class CachedBias(nn.Module):
         self._kept: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
 
     @abstractmethod
-    def compute(self, *window: int) -> Float[Tensor, "h n m"]:
+    def compute(self, *window: int) -> Float[Tensor, h * n]:
         """Compute the bias from the parameters."""
 
-    def forward(self, *window: int) -> Float[Tensor, "h n m"]:
+    def forward(self, *window: int) -> Float[Tensor, h * n]:
         """Give the bias of every head for every pair of cells.
 
         Args:

@@ -86,7 +86,7 @@ class DecorLinear(Linear):
         (arXiv:2405.02385).
 
         Returns:
-            What the step makes smaller: ((1 - kappa) |C|^2 + kappa |V|^2) / d^2, of before the step.
+            What the step makes smaller, of before it: `((1 - kappa) |C|^2 + kappa |V|^2) / d^2`.
 
         Raises:
             RuntimeError: where the layer has not run in training mode since its last update.

@@ -36,7 +36,7 @@ Pool = Literal["cls", "mean"]
 
 
 def unit(x: Float[Tensor, "*s"], dim: int = -1) -> Float[Tensor, "*s"]:
-    """Scale vectors to length 1: the paper's Norm(x) = x / |x|."""
+    """Scale vectors to length 1: the paper's `Norm(x) = x / |x|`."""
     return F.normalize(x, dim=dim)
 
 
@@ -201,7 +201,7 @@ class UnitPatchEmbed(PatchEmbed):
 
 
 class SphereStep(nn.Module):
-    """h <- Norm(h + |alpha| (Norm(branch(h)) - h)): a step on the sphere (section 2.2.2).
+    """`h <- Norm(h + |alpha| (Norm(branch(h)) - h))`: a step on the sphere (section 2.2.2).
 
     Args:
         branch: gives where to go.

@@ -127,6 +127,8 @@ class MixedRotary(CachedBias):
         ValueError: where the width of a head does not divide.
     """
 
+    places: Tensor
+
     def __init__(
         self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int, theta: float = 10.0
     ) -> None:
@@ -137,11 +139,12 @@ class MixedRotary(CachedBias):
         directions = _directions(depth * heads, axes).unflatten(0, (depth, heads))
         freqs = directions[..., None] * frequency
         self.freqs = nn.Parameter(freqs.movedim(3, 0).flatten(3).contiguous())
+        self.register_buffer("places", cells(grid).flip(-1), persistent=False)
 
     def compute(self, *window: int) -> Float[Tensor, "l h n f 2"]:
         """Compute the rotations of all layers, for a grid of so many cells along each axis."""
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
-        places = cells(window).flip(-1).to(freqs)
+        places = crop_cells(self.places, self.grid, window, dim=0).to(freqs)
         angles = (places.T[:, None, None, :, None] * freqs.unsqueeze(-2)).sum(dim=0)
         return turns(angles)
 

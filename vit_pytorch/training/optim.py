@@ -87,8 +87,8 @@ def parameter_groups(
     """Sort a model's trainable parameters into groups for an optimizer.
 
     Norms, biases and every other parameter with at most one dimension have no weight decay, nor have those
-    that the model's ``no_weight_decay()`` names. With `layer_decay`, each layer of the model's
-    ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
+    that ``no_weight_decay()`` of the model, or of a model inside it, names. With `layer_decay`, each layer of
+    the model's ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
 
     Args:
         model: The model.
@@ -102,7 +102,12 @@ def parameter_groups(
     Raises:
         ValueError: If nothing is trainable, or if the model has no ``group_matcher`` for a `layer_decay`.
     """
-    exempt = model.no_weight_decay() if isinstance(model, HasNoWeightDecay) else set()
+    exempt = {
+        f"{part}.{name}" if part else name
+        for part, module in model.named_modules()
+        if isinstance(module, HasNoWeightDecay)
+        for name in module.no_weight_decay()
+    }
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

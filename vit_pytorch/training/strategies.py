@@ -119,7 +119,11 @@ def shard(model: nn.Module, mesh: Any) -> None:
 
 
 def make_strategy(
-    name: StrategyName, *, devices: int = 1, timeout: timedelta = timedelta(minutes=10)
+    name: StrategyName,
+    *,
+    devices: int = 1,
+    timeout: timedelta = timedelta(minutes=10),
+    find_unused: bool = False,
 ) -> Strategy | str:
     """Lightning's strategy for a name.
 
@@ -128,6 +132,7 @@ def make_strategy(
             device, and ``ddp`` for several.
         devices: Number of processes on this machine.
         timeout: How long a process waits for the others before it gives up with an error.
+        find_unused: Whether ``ddp`` looks, in every step, for parameters that it gave no gradients.
 
     Returns:
         What ``Trainer(strategy=...)`` takes.
@@ -135,7 +140,7 @@ def make_strategy(
     if name == "auto" and devices == 1:
         return "auto"
     if name in ("auto", "ddp"):
-        return DDPStrategy(timeout=timeout)
+        return DDPStrategy(timeout=timeout, find_unused_parameters=find_unused)
     if name == "fsdp":
         return FullyShardedStrategy(timeout)
     raise ValueError(f"strategy must be 'auto', 'ddp' or 'fsdp', got {name!r}")

@@ -30,12 +30,13 @@ def make_trainer(
     strategy: StrategyName = "auto",
     accelerator: str = "auto",
     timeout: timedelta = timedelta(minutes=10),
-    monitor: str = "val/loss",
+    monitor: str | None = "val/loss",
     mode: Literal["min", "max"] = "min",
     every_n_steps: int | None = None,
     keep: int = 2,
     on_nonfinite: Literal["stop", "skip"] = "stop",
     ema_decay: float | None = None,
+    find_unused: bool = False,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     **options: Any,
@@ -56,6 +57,7 @@ def make_trainer(
         on_nonfinite: See :class:`FiniteGuard`.
         ema_decay: Decay of an exponential moving average of the weights and of batch norm's statistics (see
             :func:`average`), which validation and checkpoints then use.
+        find_unused: See :func:`make_strategy`.
         callbacks: More callbacks.
         loggers: Where metrics go.
         options: Any other argument of ``Trainer``, such as ``precision``, ``accumulate_grad_batches``,
@@ -80,7 +82,7 @@ def make_trainer(
     return L.Trainer(
         max_epochs=max_epochs,
         devices=devices,
-        strategy=make_strategy(strategy, devices=devices, timeout=timeout),
+        strategy=make_strategy(strategy, devices=devices, timeout=timeout, find_unused=find_unused),
         accelerator=accelerator,
         callbacks=[*callbacks, *own],
         logger=list(loggers),

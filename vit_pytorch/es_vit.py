@@ -129,6 +129,8 @@ class RegionStudent(nn.Module):
         with evaluating(net), torch.no_grad(), interpolated_positions(net):
             tried = [self.embed(black_image(net, size)) for size in sizes]
         view, cells = tried[0]
+        if not all(cells.shape[1] for _, cells in tried):
+            raise ValueError(f"regions are cells of a map, and {type(net).__name__} gives none")
         self.head = make_head(view.shape[1])
         self.region_head = make_head(cells.shape[2])
 

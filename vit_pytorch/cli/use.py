@@ -11,14 +11,24 @@ import torch
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import table
+from vit_pytorch.create import load_model
 from vit_pytorch.model import VisionModel
 from vit_pytorch.training.config import CONFIG, DataConfig
-from vit_pytorch.training.data import ImageLoader, Splits, eval_transform, load_images, open_data
+from vit_pytorch.training.data import (
+    ImageDataset,
+    ImageLoader,
+    Splits,
+    eval_transform,
+    load_images,
+    open_data,
+)
 from vit_pytorch.training.data.loader import OnBad
 from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
-from vit_pytorch.training.saved import SavedClassifier, load_classifier
+from vit_pytorch.training.probing import Labelled, Probe, embed, read_features
+from vit_pytorch.training.probing import measure as run_probe
+from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
 
 SPLITS = ("train", "val", "test")
 
@@ -40,9 +50,11 @@ def print_evaluation(
     batch_size: int = 64,
     workers: int = 0,
     on_bad: OnBad = "stop",
+    probe: Probe | None = None,
+    neighbours: int = 20,
     as_json: bool = False,
 ) -> None:
-    """Measure a trained classifier on labelled images.
+    """Measure a trained classifier, or with a probe the features of any model, on labelled images.
 
     Args:
         run: Folder of a run, or of a model.
@@ -51,12 +63,18 @@ def print_evaluation(
         batch_size: Images that are classified at once.
         workers: Processes that load images.
         on_bad: Whether an image that cannot be decoded stops the command or is skipped.
+        probe: Measure features instead of the classifier, which need not be there: `knn` lets the nearest
+            training images vote, `linear` fits a logistic regression to the training images.
+        neighbours: How many images vote.
         as_json: Print JSON instead of a table.
 
     Raises:
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
-        ValueError: Where the data has other classes than the model.
+        ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
+    if probe is not None:
+        _print_probe(run, data, split, probe, neighbours, batch_size, workers, on_bad, as_json)
+        return
     saved = load_classifier(run)
     splits = _open(_data_config(Path(run), data))
     _check_classes(saved.classes, splits.classes)
@@ -82,6 +100,55 @@ def print_evaluation(
         print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
     else:
         _print_result(result, split, skipped=len(skipped))
+
+
+def _print_probe(
+    run: str,
+    data: str | None,
+    split: str,
+    probe: Probe,
+    neighbours: int,
+    batch_size: int,
+    workers: int,
+    on_bad: OnBad,
+    as_json: bool,
+) -> None:
+    """Measure the features of a model; see `print_evaluation`."""
+    if split not in ("test", "val"):
+        raise ValueError(f"a probe knows the train split; it is asked val or test, got {split}")
+    model = load_model(run)
+    splits = _open(_data_config(Path(run), data))
+    asked = splits.test if split == "test" else splits.val
+    if asked is None:
+        raise ValueError("the data has no test split; it has train, val")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = next(model.parameters()).device
+    bad: dict[str, str] = {}
+
+    def features(images: ImageDataset) -> Labelled:
+        loader = ImageLoader(
+            images,
+            preprocessing_for(model),
+            None,
+            batch_size=batch_size,
+            num_classes=len(splits.classes),
+            workers=workers,
+            on_bad=on_bad,
+        )
+        found = read_features(lambda batch: embed(model, batch), loader, device)
+        bad.update(loader.bad)
+        return found
+
+    known, queries = features(splits.train), features(asked)
+    accuracy = run_probe(probe, known, queries, neighbours=neighbours)
+    count = len(queries.labels)
+    if as_json:
+        figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
+        print(json.dumps({**figures, "skipped_images": bad}, indent=2))
+        return
+    print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
+    if bad:
+        print(f"{len(bad)} images could not be decoded and are left out")
 
 
 def print_predictions(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from vit_pytorch.dino import Dino
 from vit_pytorch.es_vit import EsViTTrainer
+from vit_pytorch.layers.wrapper import evaluating
+from vit_pytorch.learning.backbone import Backbone
 from vit_pytorch.learning.centre import Centre
 from vit_pytorch.learning.nets import local_size
 from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule, Schedule
@@ -22,6 +24,7 @@ from vit_pytorch.mp3 import MP3
 from vit_pytorch.mpp import MPP
 from vit_pytorch.simmim import SimMIM
 from vit_pytorch.training.data import Preprocessing
+from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
     MAEConfig,
@@ -30,6 +33,8 @@ from vit_pytorch.training.pretraining.config import (
     MPPConfig,
     SimMIMConfig,
 )
+
+HINT = "; dino and esvit teach models that are no such sequence"
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,20 @@ def make_method(
     if len(model.image_size) != 2:
         raise ValueError(f"method {config.name} teaches models of images, {name} takes other input")
     try:
-        return make(config, model, prep, length)
+        method = make(config, model, prep, length)
+        _try(method, prep)
     except ValueError as error:
-        raise ValueError(f"method {config.name} cannot teach {name}: {error}") from error
+        hint = "" if isinstance(config, DinoConfig) or isinstance(model, Backbone) else HINT
+        raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
+    return method
+
+
+@torch.no_grad()
+def _try(method: nn.Module, prep: Preprocessing) -> None:
+    """Compute a loss of black images, so that what does not fit is known before anything is written."""
+    weight = next(method.parameters())
+    with evaluating(method):
+        method(weight.new_zeros(2, prep.channels, *prep.image_size), generator=generator_for(0))
 
 
 def _mae(config: MAEConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:

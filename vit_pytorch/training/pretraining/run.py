@@ -61,14 +61,7 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
     """
     checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
     model, data, method = build(config, splits)
-    length = length_of(config, splits)
-    module = Pretrainer(
-        method,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        weight_decay=_weight_decay(config, length),
-        seed=config.seed,
-    )
+    module = make_module(config, method, splits)
     monitor = Monitor(config.monitor, data)
     folder = claim(folder, numbered=numbered, resume=resume)
     callbacks = [monitor, Pictures(config.monitor, data, folder)]
@@ -91,6 +84,17 @@ def build(config: PretrainConfig, splits: Splits) -> tuple[VisionModel, ImageDat
         config.method, model, data.preprocessing, length_of(config, splits), name=config.model["name"]
     )
     return model, data, method
+
+
+def make_module(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
+    """Make what trains by a method."""
+    return Pretrainer(
+        method,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        weight_decay=_weight_decay(config, length_of(config, splits)),
+        seed=config.seed,
+    )
 
 
 def length_of(config: PretrainConfig, splits: Splits) -> Length:

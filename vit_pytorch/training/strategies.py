@@ -119,11 +119,7 @@ def shard(model: nn.Module, mesh: Any) -> None:
 
 
 def make_strategy(
-    name: StrategyName,
-    *,
-    devices: int = 1,
-    timeout: timedelta = timedelta(minutes=10),
-    find_unused: bool = False,
+    name: StrategyName, *, devices: int = 1, timeout: timedelta = timedelta(minutes=10)
 ) -> Strategy | str:
     """Lightning's strategy for a name.
 
@@ -132,7 +128,6 @@ def make_strategy(
             device, and ``ddp`` for several.
         devices: Number of processes on this machine.
         timeout: How long a process waits for the others before it gives up with an error.
-        find_unused: Whether ``ddp`` looks, in every step, for parameters that it gave no gradients.
 
     Returns:
         What ``Trainer(strategy=...)`` takes.
@@ -140,7 +135,7 @@ def make_strategy(
     if name == "auto" and devices == 1:
         return "auto"
     if name in ("auto", "ddp"):
-        return DDPStrategy(timeout=timeout, find_unused_parameters=find_unused)
+        return DDPStrategy(timeout=timeout)
     if name == "fsdp":
         return FullyShardedStrategy(timeout)
     raise ValueError(f"strategy must be 'auto', 'ddp' or 'fsdp', got {name!r}")

@@ -36,7 +36,6 @@ def make_trainer(
     keep: int = 2,
     on_nonfinite: Literal["stop", "skip"] = "stop",
     ema_decay: float | None = None,
-    find_unused: bool = False,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     **options: Any,
@@ -57,7 +56,6 @@ def make_trainer(
         on_nonfinite: See :class:`FiniteGuard`.
         ema_decay: Decay of an exponential moving average of the weights and of batch norm's statistics (see
             :func:`average`), which validation and checkpoints then use.
-        find_unused: See :func:`make_strategy`.
         callbacks: More callbacks.
         loggers: Where metrics go.
         options: Any other argument of ``Trainer``, such as ``precision``, ``accumulate_grad_batches``,
@@ -82,7 +80,7 @@ def make_trainer(
     return L.Trainer(
         max_epochs=max_epochs,
         devices=devices,
-        strategy=make_strategy(strategy, devices=devices, timeout=timeout, find_unused=find_unused),
+        strategy=make_strategy(strategy, devices=devices, timeout=timeout),
         accelerator=accelerator,
         callbacks=[*callbacks, *own],
         logger=list(loggers),

@@ -15,6 +15,7 @@ from vit_pytorch.es_vit import EsViTTrainer
 from vit_pytorch.layers.wrapper import evaluating
 from vit_pytorch.learning.backbone import Backbone
 from vit_pytorch.learning.centre import Centre
+from vit_pytorch.learning.heads import NormedLinear
 from vit_pytorch.learning.nets import local_size
 from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule, Schedule
 from vit_pytorch.learning.views import MultiCrop, View, dino_views
@@ -98,12 +99,28 @@ def make_method(
     return method
 
 
-@torch.no_grad()
 def _try(method: nn.Module, prep: Preprocessing) -> None:
-    """Compute a loss of black images, so that what does not fit is known before anything is written."""
-    weight = next(method.parameters())
-    with evaluating(method):
-        method(weight.new_zeros(2, prep.channels, *prep.image_size), generator=generator_for(0))
+    """Compute a loss of black images, so that what does not fit is known before anything is written.
+
+    What takes no part in it, such as positions that a method leaves out, does not learn: several processes
+    wait for the gradients of everything that does.
+    """
+    images = next(method.parameters()).new_zeros(2, prep.channels, *prep.image_size)
+    with evaluating(method), torch.enable_grad():
+        method(images, generator=generator_for(0)).backward()
+    last = {id(parameter) for parameter in last_layers(method)}
+    for parameter in method.parameters():
+        if parameter.grad is None and id(parameter) not in last:
+            parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+def last_layers(method: nn.Module) -> list[nn.Parameter]:
+    """Give what learns of the student's heads' last layers; nothing where there is no teacher."""
+    if not isinstance(method, Dino):
+        return []
+    heads = (module for module in method.student.modules() if isinstance(module, NormedLinear))
+    return [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]
 
 
 def _mae(config: MAEConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:

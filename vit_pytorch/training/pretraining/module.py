@@ -14,7 +14,7 @@ from vit_pytorch.learning.schedules import Schedule
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.module import OptimizedModule
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.pretraining.methods import backbone_of, forget_step, teacher_says
+from vit_pytorch.training.pretraining.methods import backbone_of, forget_step, last_layers, teacher_says
 from vit_pytorch.training.probing import embed
 
 # what a stream of random numbers is for
@@ -60,6 +60,8 @@ class Pretrainer(OptimizedModule):
         """Loss of a batch, whose labels are not looked at."""
         generator = generator_for(self.seed, TRAINING, self.current_epoch, batch_idx, self.global_rank)
         loss = self.model(batch[0], generator=generator)
+        # several processes wait for gradients also of what is frozen for a while
+        loss = loss + 0 * sum((parameter.sum() for parameter in self._frozen()), loss.new_zeros(()))
         self.log_step(loss)
         if isinstance(self.model, Dino):
             step = int(self.model.steps)
@@ -79,6 +81,17 @@ class Pretrainer(OptimizedModule):
             features, said = teacher_says(self.model, images)
             return {"features": features, "said": said}
         return {"features": embed(backbone_of(self.model), images)}
+
+    def on_after_backward(self) -> None:
+        """Let what is frozen have no gradients, so that neither moments nor weight decay move it."""
+        for parameter in self._frozen():
+            parameter.grad = None
+
+    def _frozen(self) -> list[nn.Parameter]:
+        """Give the last layers at the start, where they do not learn yet."""
+        method = self.model
+        frozen = isinstance(method, Dino) and int(method.steps) < method.freeze_last_layer
+        return last_layers(method) if frozen else []
 
     def optimizer_step(
         self,

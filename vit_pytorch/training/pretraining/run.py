@@ -65,7 +65,7 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
     monitor = Monitor(config.monitor, data)
     folder = claim(folder, numbered=numbered, resume=resume)
     callbacks = [monitor, Pictures(config.monitor, data, folder)]
-    trainer = run_trainer(config, folder, splits, callbacks, monitor=None, find_unused=True)
+    trainer = run_trainer(config, folder, splits, callbacks, monitor=None)
     announce(config, folder, splits, model)
     fit(trainer, module, data, ckpt_path=checkpoint)
     if trainer.is_global_zero:

@@ -239,9 +239,12 @@ class PretrainConfig(RunConfig):
     Args:
         method: How the model learns.
         monitor: What is watched meanwhile.
+        weights: What the model starts from: a run, a model folder, a weight file or `hf-hub:NAME`; of a whole
+            masked autoencoder the decoder, too. At random if left out.
     """
 
     method: MethodConfig
+    weights: str | None = None
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:

@@ -9,9 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from vit_pytorch.create import MODEL
+from vit_pytorch.create import MODEL, model_folder
 from vit_pytorch.learning.schedules import CosineSchedule
+from vit_pytorch.mae import MAE
 from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained import load_autoencoder, load_pretrained
+from vit_pytorch.pretrained.autoencoder import find_format
+from vit_pytorch.pretrained.source import open_source
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.data import ImageData, ImageDataset, ImageLoader, Splits
@@ -60,7 +64,7 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
     """
     checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
-    model, data, method = build(config, splits)
+    model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
     module = make_module(config, method, splits)
     monitor = Monitor(config.monitor, data)
     folder = claim(folder, numbered=numbered, resume=resume)
@@ -72,10 +76,25 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
 
 
-def build(config: PretrainConfig, splits: Splits) -> tuple[VisionModel, ImageData, nn.Module]:
-    """Build a configuration's model, without classifier, its data, and the method around the model."""
+def build(
+    config: PretrainConfig, splits: Splits, weights: str | None = None
+) -> tuple[VisionModel, ImageData, nn.Module]:
+    """Build a configuration's model, without classifier, its data, and the method around the model.
+
+    Args:
+        config: What to build.
+        splits: The images.
+        weights: What the model starts from; see `PretrainConfig`.
+
+    Raises:
+        ValueError: Where the method cannot teach the model, or the weights do not fit.
+        OSError: Where the weights cannot be read.
+    """
     arguments, channels = model_arguments(config, splits)
     model = find_entry(config.model["name"]).build(**arguments, num_classes=0, channels=channels)
+    start = model_folder(weights) if weights is not None and Path(weights).is_dir() else weights
+    if start is not None:
+        load_pretrained(model, start)
     data = image_data(config, splits, model)
     if config.source_size is not None:
         data.train_size = (config.source_size, config.source_size)
@@ -83,6 +102,8 @@ def build(config: PretrainConfig, splits: Splits) -> tuple[VisionModel, ImageDat
     method = make_method(
         config.method, model, data.preprocessing, length_of(config, splits), name=config.model["name"]
     )
+    if isinstance(method, MAE) and start is not None and find_format(open_source(start).state) is not None:
+        load_autoencoder(method, start)
     return model, data, method
 
 

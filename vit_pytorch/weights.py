@@ -28,7 +28,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a weight file of any kind: safetensors, PyTorch's pickles, or NumPy's `.npz`.
 
     Nothing in the file is executed. State dicts are taken out of `{"state_dict": …}`, `{"model": …}` and
-    `{"teacher": …}`, and names lose the prefixes that wrappers give to all of them (`module.`, `_orig_mod.`, `model.`).
+    `{"teacher": …}`, and names lose the prefixes that wrappers give to all of them (`module.`, `_orig_mod.`,
+    `model.`).
 
     Raises:
         FileNotFoundError: where there is no such file.

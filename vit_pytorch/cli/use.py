@@ -1,7 +1,7 @@
 """`vit evaluate` and `vit predict`: using what was trained."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import (
     ImageDataset,
     ImageLoader,
+    Preprocessing,
     Splits,
     eval_transform,
     load_images,
@@ -26,11 +27,12 @@ from vit_pytorch.training.data.loader import OnBad
 from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
-from vit_pytorch.training.probing import Labelled, Probe, embed, read_features
+from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
 
 SPLITS = ("train", "val", "test")
+Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -72,8 +74,20 @@ def print_evaluation(
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
         ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
+
+    def load(images: ImageDataset, prep: Preprocessing, classes: int) -> ImageLoader:
+        return ImageLoader(
+            images,
+            prep,
+            None,
+            batch_size=batch_size,
+            num_classes=classes,
+            workers=workers,
+            on_bad=on_bad,
+        )
+
     if probe is not None:
-        _print_probe(run, data, split, probe, neighbours, batch_size, workers, on_bad, as_json)
+        _print_probe(run, data, split, load, probe, neighbours, as_json)
         return
     saved = load_classifier(run)
     splits = _open(_data_config(Path(run), data))
@@ -82,20 +96,12 @@ def print_evaluation(
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     loaders = [
-        ImageLoader(
-            images,
-            saved.preprocessing,
-            None,
-            batch_size=batch_size,
-            num_classes=len(saved.classes),
-            workers=workers,
-            on_bad=on_bad,
-        )
+        load(images, saved.preprocessing, len(saved.classes))
         for name, images in present.items()
         if split in ("all", name)
     ]
     result = measure(on_device(saved), loaders, saved.classes, saved.preprocessing)
-    skipped = {name: reason for loader in loaders for name, reason in loader.bad.items()}
+    skipped = _skipped(loaders)
     if as_json:
         print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
     else:
@@ -103,15 +109,7 @@ def print_evaluation(
 
 
 def _print_probe(
-    run: str,
-    data: str | None,
-    split: str,
-    probe: Probe,
-    neighbours: int,
-    batch_size: int,
-    workers: int,
-    on_bad: OnBad,
-    as_json: bool,
+    run: str, data: str | None, split: str, load: Load, probe: Probe, neighbours: int, as_json: bool
 ) -> None:
     """Measure the features of a model; see `print_evaluation`."""
     if split not in ("test", "val"):
@@ -122,26 +120,13 @@ def _print_probe(
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    device = next(model.parameters()).device
-    bad: dict[str, str] = {}
-
-    def features(images: ImageDataset) -> Labelled:
-        loader = ImageLoader(
-            images,
-            preprocessing_for(model),
-            None,
-            batch_size=batch_size,
-            num_classes=len(splits.classes),
-            workers=workers,
-            on_bad=on_bad,
-        )
-        found = read_features(lambda batch: embed(model, batch), loader, device)
-        bad.update(loader.bad)
-        return found
-
-    known, queries = features(splits.train), features(asked)
+    device, prep = next(model.parameters()).device, preprocessing_for(model)
+    loaders = [load(images, prep, len(splits.classes)) for images in (splits.train, asked)]
+    known, queries = (
+        read_features(lambda images: embed(model, images), loader, device) for loader in loaders
+    )
     accuracy = run_probe(probe, known, queries, neighbours=neighbours)
-    count = len(queries.labels)
+    count, bad = len(queries.labels), _skipped(loaders)
     if as_json:
         figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
         print(json.dumps({**figures, "skipped_images": bad}, indent=2))
@@ -149,6 +134,11 @@ def _print_probe(
     print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
     if bad:
         print(f"{len(bad)} images could not be decoded and are left out")
+
+
+def _skipped(loaders: Sequence[ImageLoader]) -> dict[str, str]:
+    """Name the images that loaders have left out, with the reasons."""
+    return {name: reason for loader in loaders for name, reason in loader.bad.items()}
 
 
 def print_predictions(

@@ -99,16 +99,18 @@ def test_a_collapse_is_named(tmp_path: Path, splits, caplog, changes, lr, epochs
     assert rows[-1][USAGE] - rows[-1][ENTROPY] < 0.01
 
 
-def test_figures_are_those_of_the_functions(tmp_path: Path, splits):
+@pytest.mark.parametrize("layer", [None, 0])
+def test_figures_are_those_of_the_functions(tmp_path: Path, splits, layer):
     """Over the whole validation split, whatever its batches; of the teacher, not of the student."""
-    _, rows, module = watch(tmp_path, splits, 0.003, 5)
+    _, rows, module = watch(tmp_path, splits, 0.003, 5, hidden_layer=layer)
     method = module.model.eval()
     _, data, _ = build(settings("dino"), splits)
     transform = eval_transform(data.preprocessing)
     with torch.no_grad():
         val, known = (transform(part.images) for part in (splits.val, splits.train))
         features, bank = (embed(backbone_of(method), part) for part in (val, known))
-        logits = method.teacher.model.head(features) - centre_of(method).value
+        student = method.teacher.model
+        logits = student.head(student.embed(val)) - centre_of(method).value
     said = logits / method.teacher_temp(int(method.steps))
     last = rows[-1]
     assert last[SPREAD] == pytest.approx(float(feature_spread(features)), rel=1e-4)

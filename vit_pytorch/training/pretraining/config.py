@@ -99,7 +99,8 @@ class DinoConfig(MethodConfig):
         use_bn: Whether the heads have batch norm.
         norm_last_layer: Whether the rows of the last layer keep the length 1.
         freeze_last_layer_epochs: Length of the start in which the last layer does not learn; fractions count.
-        hidden_layer: The layer that gives the embedding; what enters the classifier if left out.
+        hidden_layer: The layer that gives the embedding, by index or name; what enters the classifier if left
+            out.
         student_temp: The student's temperature.
         teacher_temp: The teacher's temperature after its warm-up.
         warmup_teacher_temp: The teacher's temperature at the start.
@@ -130,7 +131,7 @@ class DinoConfig(MethodConfig):
     use_bn: bool = False
     norm_last_layer: bool = True
     freeze_last_layer_epochs: float = 1.0
-    hidden_layer: str | None = None
+    hidden_layer: int | str | None = None
     student_temp: float = 0.1
     teacher_temp: float = 0.07
     warmup_teacher_temp: float = 0.04

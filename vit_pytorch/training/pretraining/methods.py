@@ -34,6 +34,7 @@ from vit_pytorch.training.pretraining.config import (
     MPPConfig,
     SimMIMConfig,
 )
+from vit_pytorch.training.probing import embed
 
 HINT = "; dino and esvit teach models that are no such sequence"
 
@@ -232,7 +233,9 @@ def backbone_of(method: nn.Module) -> VisionModel:
 def teacher_says(
     method: Dino, images: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
-    """Give a teacher's embeddings of images, and its centred and sharpened distributions.
+    """Give a teacher's features of images, which would enter the classifier, and what it says of them.
+
+    That is its centred and sharpened distributions.
 
     Args:
         method: In eval, where its centre takes no note of what is asked.
@@ -242,7 +245,8 @@ def teacher_says(
     student = learned.teacher.model
     embedded = student.embed(images)
     view = embedded[0] if isinstance(embedded, tuple) else embedded
-    return view, centre_of(method)(student.head(view), method.teacher_temp(int(method.steps)))
+    features = view if student.layer is None else embed(student.net, images)
+    return features, centre_of(method)(student.head(view), method.teacher_temp(int(method.steps)))
 
 
 def centre_of(method: Dino) -> Centre:

@@ -122,6 +122,8 @@ class RegionStudent(Student):
     def add_heads(self, make_head: MakeHead, embedded: tuple[Tensor, Tensor]) -> None:
         """Make the heads of the embedding and of the cells."""
         view, cells = embedded
+        if not cells.shape[1]:
+            raise ValueError(f"regions are cells of a map, and {type(self.net).__name__} gives none")
         self.head = make_head(view.shape[1])
         self.region_head = make_head(cells.shape[2])
 

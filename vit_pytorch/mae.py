@@ -125,6 +125,10 @@ class MAE(nn.Module):
         init_xavier(self.to_decoder)
         init_xavier(self.to_pixels)
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of more than one axis that weight decay leaves alone, beside the model's."""
+        return {"mask_token"}
+
     def forward(
         self,
         images: Float[Tensor, "b c h w"],

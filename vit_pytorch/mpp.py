@@ -122,6 +122,10 @@ class MPP(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         init_linears(self.head, nn.init.xavier_uniform_)
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of more than one axis that weight decay leaves alone, beside the model's."""
+        return {"mask_token"}
+
     def forward(
         self,
         images: Float[Tensor, "b c h w"],

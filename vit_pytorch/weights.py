@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-WRAPPERS = ("state_dict", "model")
+# of a student and its teacher, which is what is used, DINO keeps both
+WRAPPERS = ("state_dict", "model", "teacher")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a weight file of any kind: safetensors, PyTorch's pickles, or NumPy's `.npz`.
 
-    Nothing in the file is executed. State dicts are taken out of `{"state_dict": …}` and `{"model": …}`,
-    and names lose the prefixes that wrappers give to all of them (`module.`, `_orig_mod.`, `model.`).
+    Nothing in the file is executed. State dicts are taken out of `{"state_dict": …}`, `{"model": …}` and
+    `{"teacher": …}`, and names lose the prefixes that wrappers give to all of them (`module.`, `_orig_mod.`,
+    `model.`).
 
     Raises:
         FileNotFoundError: where there is no such file.

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import MAE, SimpleViT, ViT, create_model, load_pretrained
 from vit_pytorch.mae import fix_positions
+from vit_pytorch.pretrained import load_autoencoder
 
 SMALL = {"image_size": 32, "patch_size": 8, "num_classes": 0, "heads": 4, "dim_head": 12, "mlp_dim": 192}
 DECODER = {"decoder_dim": 32, "decoder_depth": 2, "decoder_heads": 4}
-PARTS = {"to_qkv": "attn.qkv", "to_out": "attn.proj"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:16 patches are few")
 
@@ -25,37 +26,12 @@ def make(*, dim: int = 48, depth: int = 2, **options) -> MAE:
     return MAE(encoder=ViT(**SMALL, dim=dim, depth=depth), **DECODER, **options)
 
 
-def load_decoder(mae: MAE, state: dict[str, Tensor]) -> None:
-    """Load a decoder under the authors' names; its table of positions must be the one computed here."""
-    torch.testing.assert_close(mae.positions.table, state["decoder_pos_embed"][:, 1:])
-    assert not state["decoder_pos_embed"][:, 0].any()
-    names = {"decoder_embed": "to_decoder", "decoder_norm": "norm", "decoder_pred": "to_pixels"}
-    found = {"mask_token": state["mask_token"]}
-    for name, tensor in state.items():
-        module, _, rest = name.partition(".")
-        if module in names:
-            found[f"{names[module]}.{rest}"] = tensor
-        elif module == "decoder_blocks":
-            layer, *part, kind = rest.split(".")
-            ours = {
-                "norm1": "attention.norm",
-                "attn.qkv": "attention.branch.to_qkv",
-                "attn.proj": "attention.branch.to_out",
-                "norm2": "feedforward.norm",
-                "mlp.fc1": "feedforward.branch.to_hidden",
-                "mlp.fc2": "feedforward.branch.to_out",
-            }[".".join(part)]
-            found[f"decoder.blocks.{layer}.{ours}.{kind}"] = tensor
-    missing = mae.load_state_dict(found, strict=False).missing_keys
-    assert all(name.startswith("encoder.") for name in missing)
-
-
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_equals_the_authors_code(norm_pix_loss):
     _, weights, tensors = read_golden("mae")
     mae = make(norm_pix_loss=norm_pix_loss)
-    load_pretrained(mae.encoder, weights)
-    load_decoder(mae, weights)
+    report = load_autoencoder(mae, weights)
+    assert (report.format, report.kept, report.dropped) == ("MAE", (), ())
     predicted, mask = mae.eval().predict(tensors["input"], tensors["noise"])
     assert difference(predicted, tensors["pred"]) < TOLERANCE
     assert mask.equal(tensors["mask"].bool())
@@ -86,8 +62,7 @@ def test_equals_transformers(norm_pix_loss):
     # This release leaves the tables at zero; the authors' decoder table is compared in the test above.
     theirs.decoder.decoder_pos_embed.data = F.pad(ours.positions.table, (0, 0, 1, 0))
     state = theirs.state_dict()
-    load_pretrained(ours.encoder, state)
-    load_decoder(ours, as_authors(state))
+    load_autoencoder(ours, state)
     noise = torch.rand(2, 16)
     pixels = images(32, 32)
     want = theirs(pixels, noise=noise)
@@ -103,20 +78,32 @@ def test_equals_transformers(norm_pix_loss):
     torch.testing.assert_close(grad, want_grad, rtol=1e-4, atol=1e-6)
 
 
-def as_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Name transformers' decoder as the authors do."""
-    found = {k.removeprefix("decoder."): v for k, v in state.items() if k.startswith("decoder.")}
-    for layer in range(2):
-        theirs, authors = f"decoder_layers.{layer}", f"decoder_blocks.{layer}"
-        for kind in ("weight", "bias"):
-            parts = [found.pop(f"{theirs}.attention.{x}_proj.{kind}") for x in "qkv"]
-            found[f"{authors}.attn.qkv.{kind}"] = torch.cat(parts)
-            found[f"{authors}.attn.proj.{kind}"] = found.pop(f"{theirs}.attention.o_proj.{kind}")
-            found[f"{authors}.norm1.{kind}"] = found.pop(f"{theirs}.layernorm_before.{kind}")
-            found[f"{authors}.norm2.{kind}"] = found.pop(f"{theirs}.layernorm_after.{kind}")
-            for fc in ("fc1", "fc2"):
-                found[f"{authors}.mlp.{fc}.{kind}"] = found.pop(f"{theirs}.mlp.{fc}.{kind}")
-    return found
+def test_an_autoencoder_is_loaded_whole_or_not_at_all(tmp_path):
+    """From the authors' files, too; the encoder alone, another width and other positions are refused."""
+    _, weights, tensors = read_golden("mae")
+    torch.save({"model": weights, "args": Namespace(epochs=800)}, tmp_path / "mae.pth")
+    mae = make().eval()
+    load_autoencoder(mae, tmp_path / "mae.pth")
+    assert difference(mae.predict(tensors["input"], tensors["noise"])[0], tensors["pred"]) < TOLERANCE
+    alone = {name: tensor for name, tensor in weights.items() if not name.startswith("decoder_")}
+    moved = {**weights, "decoder_pos_embed": weights["decoder_pos_embed"] + 0.1}
+    for state, size, message in (
+        (alone, {}, "holds no autoencoder"),
+        (moved, {}, "differ by up to 0.1"),
+        (weights, {"decoder_depth": 1}, r"left over \(12\): decoder.blocks.1"),
+        (weights, {"dim": 36, "depth": 2}, "does not fit"),
+    ):
+        other = (
+            make(**size)
+            if "dim" in size
+            else MAE(encoder=ViT(**SMALL, dim=48, depth=2), **{**DECODER, **size})
+        )
+        before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            load_autoencoder(other, state)
+        assert all(tensor.equal(before[name]) for name, tensor in other.state_dict().items())
+    with pytest.raises(ValueError, match="got TimmBackbone"):
+        load_autoencoder(MAE(encoder=timm.create_model("vit_tiny_patch16_224", depth=1)), weights)
 
 
 @pytest.mark.parametrize("num_classes", [0, 7])

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 COMMANDS = {
     "train": ("train", "train an image classifier"),
     "finetune": ("finetune", "train on from published weights or from another run"),
+    "pretrain": ("pretrain", "train a model without labels"),
     "distill": ("finetune", "train an image classifier from labels and a teacher"),
     "evaluate": ("use", "measure a trained classifier on labelled images"),
     "predict": ("use", "classify images"),

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 # `--data digits` and `data: digits` are short for these
-SHORT = {"data": "source", "model": "name"}
+SHORT = {"data": "source", "model": "name", "method": "name"}
 
 
 class UsageError(ValueError):
@@ -86,18 +86,20 @@ def read_layer(path: str | Path) -> dict[str, Any]:
     }
 
 
-def drop_other_models(layers: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Leave out what a layer says about the arguments of another model than the one that is built."""
+def drop_others(
+    layers: Sequence[Mapping[str, Any]], name: str, *, part: str = "model"
+) -> list[dict[str, Any]]:
+    """Leave out what a layer says about the arguments of another model, or method, than the one wanted."""
     return [
-        {key: value for key, value in layer.items() if key != "model" or model_name(layer) in (None, name)}
+        {key: value for key, value in layer.items() if key != part or name_in(layer, part) in (None, name)}
         for layer in layers
     ]
 
 
-def model_name(layer: Mapping[str, Any]) -> str | None:
-    """Give the name of the model that a layer asks for; None where it names none."""
-    model = layer.get("model")
-    name = model.get("name") if isinstance(model, Mapping) else None
+def name_in(layer: Mapping[str, Any], part: str = "model") -> str | None:
+    """Give the name of the model, or method, that a layer asks for; None where it names none."""
+    settings = layer.get(part)
+    name = settings.get("name") if isinstance(settings, Mapping) else None
     return name if isinstance(name, str) else None
 
 

@@ -13,9 +13,9 @@ from vit_pytorch.cli.layers import (
     UsageError,
     check_layer,
     check_options,
-    drop_other_models,
+    drop_others,
     long_options,
-    model_name,
+    name_in,
     option_value,
     plain_message,
     read_layer,
@@ -26,8 +26,8 @@ from vit_pytorch.distill import Distillable
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
-from vit_pytorch.training.config import CONFIG, TrainConfig
-from vit_pytorch.training.recipes import default_recipe, find_recipe
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig
+from vit_pytorch.training.recipes import TRAIN, default_recipe, find_recipe
 from vit_pytorch.training.runs import CHECKPOINTS
 
 MODEL = "vit_small_patch16_224"
@@ -53,13 +53,20 @@ def carry_out(config: TrainConfig, output: Path | None, resumed: Path | None) ->
     # heavy, and not needed to find a mistake in the command line
     from vit_pytorch.training.run import run
 
+    start(run, config, output, resumed, name=config.model["name"])
+
+
+def start(
+    run: Callable[..., None], config: RunConfig, output: Path | None, resumed: Path | None, *, name: str
+) -> None:
+    """Start a run, or go on with it, in its folder; a new one's name begins with date, data and `name`."""
     if resumed is not None:
         run(config, resumed, resume=True)
     elif output is not None:
         run(config, output)
     else:
-        name = f"{date.today()}-{_short(config.data.source)}-{config.model['name']}"
-        run(config, Path(RUNS) / name, numbered=True)
+        folder = f"{date.today()}-{_short(config.data.source)}-{name}"
+        run(config, Path(RUNS) / folder, numbered=True)
 
 
 def read_command(
@@ -88,20 +95,41 @@ def read_command(
     if chosen is not None and chosen not in entries() and Path(chosen).is_dir():
         more[chosen] = model_layer(chosen)
         arguments = without_option(arguments, "model.name")
-    sources, layers = _layers(arguments, resumed, more)
-    named = [found for layer in layers if (found := model_name(layer)) is not None]
-    name = option_value(arguments, "model.name") or (named[-1] if named else MODEL)
+    sources, layers = read_layers(arguments, resumed, more)
+    if any("method" in layer for layer in layers):
+        raise UsageError("these settings are those of a pretraining (they have a method): use vit pretrain")
+    name = last_name(arguments, layers, "model") or MODEL
     parser = train_parser(find_entry(name), command)
+    parsed = parse_layers(parser, arguments, sources, drop_others(layers, name))
+    return TrainConfig(**settings_of(parser, parsed, name)), Path(parsed.output) if parsed.output else None
+
+
+def last_name(arguments: Sequence[str], layers: Sequence[Mapping[str, Any]], part: str) -> str | None:
+    """Give the name of the model, or method, that is asked for last, on the command line or in a layer."""
+    named = [found for layer in layers if (found := name_in(layer, part)) is not None]
+    return option_value(arguments, f"{part}.name") or (named[-1] if named else None)
+
+
+def parse_layers(
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    sources: Sequence[str],
+    layers: Sequence[Mapping[str, Any]],
+) -> Namespace:
+    """Parse a command line over layers of settings, the lowest first, every key checked.
+
+    Raises:
+        UsageError: Where an option or a key does not exist or has a value of the wrong type.
+    """
     known = {*parser.get_defaults().keys(), "help"}
     check_options(arguments, known)
-    for source, layer in zip(sources, drop_other_models(layers, name), strict=True):
+    for source, layer in zip(sources, layers, strict=True):
         check_layer(layer, known - {*STARTING, "help"}, source)
         _set_defaults(parser, layer, source)
     try:
-        parsed = parser.parse_args(list(arguments))
+        return parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UsageError(plain_message(error)) from error
-    return _instantiate(parser, parsed, name), Path(parsed.output) if parsed.output else None
 
 
 def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = train) -> ArgumentParser:
@@ -110,12 +138,18 @@ def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = t
     parser.add_argument(
         "--recipe", type=str, help="digits, light, light_3d, simple_vit, deit, or a YAML file"
     )
+    parser.add_class_arguments(TrainConfig, skip={"model"})
+    add_common(parser, entry)
+    return parser
+
+
+def add_common(parser: ArgumentParser, entry: ModelEntry) -> None:
+    """Add what says how to start a run, and the arguments of its model."""
     parser.add_argument("--config", type=str, help="YAML file of settings, such as another run's config.yaml")
     parser.add_argument("--output", type=str, help="folder of the run; a new one in runs/ by itself")
     parser.add_argument(
         "--resume", type=str, nargs="?", help="go on with a run, the latest in runs/ by itself"
     )
-    parser.add_class_arguments(TrainConfig, skip={"model"})
     parser.add_argument(
         "--model.name",
         type=str,
@@ -125,7 +159,6 @@ def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = t
     parser.add_class_arguments(entry.architecture, "model", skip=DECIDED, instantiate=False)
     config = {f"model.{key}": value for key, value in entry.config.items() if key not in DECIDED}
     parser.set_defaults(config)
-    return parser
 
 
 def model_layer(folder: str) -> dict[str, Any]:
@@ -171,10 +204,14 @@ def resumed_run(arguments: Sequence[str]) -> Path | None:
     return folder
 
 
-def _layers(
-    arguments: Sequence[str], resumed: Path | None, more: Mapping[str, dict[str, Any]]
+def read_layers(
+    arguments: Sequence[str],
+    resumed: Path | None,
+    more: Mapping[str, dict[str, Any]],
+    *,
+    kind: str = TRAIN,
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Sources and contents of the layers under the command line, the lowest first."""
+    """Sources and contents of the layers under the command line, the lowest first; recipes of a kind."""
     file = str(resumed / CONFIG) if resumed is not None else option_value(arguments, "config")
     layer = read_layer(file) if file is not None else None
     recipe = option_value(arguments, "recipe")
@@ -183,7 +220,7 @@ def _layers(
     if recipe is None:
         source = option_value(arguments, "data.source") or _source(layer or {}) or "digits"
         recipe = default_recipe(source)
-    path = find_recipe(recipe)
+    path = find_recipe(recipe, kind)
     base = read_layer(path)
     if more:
         # what the weights belong to decides the model
@@ -202,16 +239,16 @@ def _source(layer: dict[str, Any]) -> str | None:
     return source if isinstance(source, str) else None
 
 
-def _set_defaults(parser: ArgumentParser, layer: dict[str, Any], source: str) -> None:
+def _set_defaults(parser: ArgumentParser, layer: Mapping[str, Any], source: str) -> None:
     try:
-        parsed = parser.parse_object(layer)
+        parsed = parser.parse_object(dict(layer))
     except ArgumentError as error:
         raise UsageError(f"{source}: {plain_message(error)}") from error
     known = set(parser.get_defaults().keys())
     parser.set_defaults({key: parsed[key] for key in _leaves(layer, known)})
 
 
-def _leaves(layer: dict[str, Any], known: set[str], prefix: str = "") -> list[str]:
+def _leaves(layer: Mapping[str, Any], known: set[str], prefix: str = "") -> list[str]:
     keys = []
     for key, value in layer.items():
         name = f"{prefix}{key}"
@@ -219,11 +256,12 @@ def _leaves(layer: dict[str, Any], known: set[str], prefix: str = "") -> list[st
     return keys
 
 
-def _instantiate(parser: ArgumentParser, parsed: Namespace, name: str) -> TrainConfig:
+def settings_of(parser: ArgumentParser, parsed: Namespace, name: str) -> dict[str, Any]:
+    """Give what was parsed as the arguments of a run's configuration."""
     settings = vars(parser.instantiate(parsed))
     model = {"name": name, **{key: value for key, value in vars(parsed.model).items() if key != "name"}}
     rest = {key: value for key, value in settings.items() if key not in (*STARTING, "model")}
-    return TrainConfig(model=model, **rest)
+    return {"model": model, **rest}
 
 
 def _short(source: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,14 @@ from torch import Tensor
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import table
+from vit_pytorch.create import load_model
 from vit_pytorch.model import VisionModel
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import (
     BadImageError,
+    ImageDataset,
     ImageLoader,
+    Preprocessing,
     Splits,
     eval_transform,
     find_clips,
@@ -29,9 +32,12 @@ from vit_pytorch.training.data.loader import OnBad
 from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
-from vit_pytorch.training.saved import SavedClassifier, load_classifier
+from vit_pytorch.training.probing import Probe, embed, read_features
+from vit_pytorch.training.probing import measure as run_probe
+from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
 
 SPLITS = ("train", "val", "test")
+Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -51,9 +57,11 @@ def print_evaluation(
     batch_size: int = 64,
     workers: int = 0,
     on_bad: OnBad = "stop",
+    probe: Probe | None = None,
+    neighbours: int = 20,
     as_json: bool = False,
 ) -> None:
-    """Measure a trained classifier on labelled images.
+    """Measure a trained classifier, or with a probe the features of any model, on labelled images.
 
     Args:
         run: Folder of a run, or of a model.
@@ -62,12 +70,30 @@ def print_evaluation(
         batch_size: Images that are classified at once.
         workers: Processes that load images.
         on_bad: Whether an image that cannot be decoded stops the command or is skipped.
+        probe: Measure features instead of the classifier, which need not be there: `knn` lets the nearest
+            training images vote, `linear` fits a logistic regression to the training images.
+        neighbours: How many images vote.
         as_json: Print JSON instead of a table.
 
     Raises:
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
-        ValueError: Where the data has other classes than the model.
+        ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
+
+    def load(images: ImageDataset, prep: Preprocessing, classes: int) -> ImageLoader:
+        return ImageLoader(
+            images,
+            prep,
+            None,
+            batch_size=batch_size,
+            num_classes=classes,
+            workers=workers,
+            on_bad=on_bad,
+        )
+
+    if probe is not None:
+        _print_probe(run, data, split, load, probe, neighbours, as_json)
+        return
     saved = load_classifier(run)
     splits = _open(_data_config(Path(run), data))
     _check_classes(saved.classes, splits.classes)
@@ -75,24 +101,49 @@ def print_evaluation(
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     loaders = [
-        ImageLoader(
-            images,
-            saved.preprocessing,
-            None,
-            batch_size=batch_size,
-            num_classes=len(saved.classes),
-            workers=workers,
-            on_bad=on_bad,
-        )
+        load(images, saved.preprocessing, len(saved.classes))
         for name, images in present.items()
         if split in ("all", name)
     ]
     result = measure(on_device(saved), loaders, saved.classes, saved.preprocessing)
-    skipped = {name: reason for loader in loaders for name, reason in loader.bad.items()}
+    skipped = _skipped(loaders)
     if as_json:
         print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
     else:
         _print_result(result, split, splits.train.kind, skipped=len(skipped))
+
+
+def _print_probe(
+    run: str, data: str | None, split: str, load: Load, probe: Probe, neighbours: int, as_json: bool
+) -> None:
+    """Measure the features of a model; see `print_evaluation`."""
+    if split not in ("test", "val"):
+        raise ValueError(f"a probe knows the train split; it is asked val or test, got {split}")
+    model = load_model(run)
+    splits = _open(_data_config(Path(run), data))
+    asked = splits.test if split == "test" else splits.val
+    if asked is None:
+        raise ValueError("the data has no test split; it has train, val")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device, prep = next(model.parameters()).device, preprocessing_for(model)
+    loaders = [load(images, prep, len(splits.classes)) for images in (splits.train, asked)]
+    known, queries = (
+        read_features(lambda images: embed(model, images), loader, device) for loader in loaders
+    )
+    accuracy = run_probe(probe, known, queries, neighbours=neighbours)
+    count, bad = len(queries.labels), _skipped(loaders)
+    if as_json:
+        figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
+        print(json.dumps({**figures, "skipped_images": bad}, indent=2))
+        return
+    print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
+    if bad:
+        print(f"{len(bad)} images could not be decoded and are left out")
+
+
+def _skipped(loaders: Sequence[ImageLoader]) -> dict[str, str]:
+    """Name the images that loaders have left out, with the reasons."""
+    return {name: reason for loader in loaders for name, reason in loader.bad.items()}
 
 
 def print_predictions(

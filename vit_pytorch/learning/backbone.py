@@ -119,6 +119,6 @@ def as_backbone(model: nn.Module) -> Backbone:
     if type(model).__module__.startswith("timm."):
         return TimmBackbone(model)
     raise ValueError(
-        "expected a model of one sequence of tokens with embed, encode and patchify; "
+        "expected a model of one sequence of tokens with embed, encode and patchify, such as ViT; "
         f"got {type(model).__name__}"
     )

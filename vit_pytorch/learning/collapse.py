@@ -36,7 +36,12 @@ def usage_entropy(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
         ValueError: for less than two distributions.
     """
     _check_batch(logits)
-    return _entropy(logits.float().softmax(dim=1).mean(dim=0).clamp_min(1e-30).log())
+    return entropy_of(logits.float().softmax(dim=1).mean(dim=0))
+
+
+def entropy_of(distribution: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    """Give the entropy of distributions, in nats."""
+    return _entropy(distribution.clamp_min(1e-30).log())
 
 
 def _check_batch(rows: Tensor) -> None:

@@ -131,7 +131,7 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: Where checkpoints are written.
-        monitor: Name of the logged value that decides which checkpoint is best.
+        monitor: Name of the logged value that decides which checkpoint is best; None where none is best.
         mode: Whether the least (``min``) or the greatest (``max``) value is best.
         keep: How many of the latest checkpoints are kept beside the best one; with two of them, a damaged one
             has a predecessor.
@@ -142,7 +142,7 @@ class Checkpoints(Checkpoint):
         self,
         folder: str | os.PathLike[str],
         *,
-        monitor: str = "val/loss",
+        monitor: str | None = "val/loss",
         mode: Literal["min", "max"] = "min",
         keep: int = 2,
         every_n_steps: int | None = None,
@@ -197,7 +197,8 @@ class Checkpoints(Checkpoint):
         """Compare with the best; inside an epoch, save if it is time."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._compare(trainer)
+        if self.monitor is not None:
+            self._compare(trainer, self.monitor)
         if not self._is_last_batch(trainer) and not trainer.fit_loop._should_accumulate():
             self._save_inside_epoch(trainer)
 
@@ -217,13 +218,11 @@ class Checkpoints(Checkpoint):
                 trainer, checkpoint_name(trainer.current_epoch, trainer.fit_loop.batch_idx + 1), signum
             )
 
-    def _compare(self, trainer: L.Trainer) -> None:
-        if self.monitor not in trainer.callback_metrics:
+    def _compare(self, trainer: L.Trainer, monitor: str) -> None:
+        if monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            raise ValueError(
-                f"the best checkpoint is chosen by {self.monitor!r}, but validation logged {logged}"
-            )
-        score = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+            raise ValueError(f"the best checkpoint is chosen by {monitor!r}, but validation logged {logged}")
+        score = trainer.strategy.broadcast(float(trainer.callback_metrics[monitor]))
         if not math.isfinite(score):
             return
         better = self.best_score is None or (

@@ -115,8 +115,8 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What defines a training run.
+class RunConfig:
+    """What every run is defined by, whatever it learns.
 
     Args:
         model: The `name` of a model in the registry, and arguments of its class that differ.
@@ -124,14 +124,10 @@ class TrainConfig:
         augmentation: How training images vary.
         optimizer: How weights are updated.
         schedule: The course of the learning rate.
-        tuning: What the run starts from, and which weights learn.
-        distillation: The teacher that the run learns from, if any.
-        label_smoothing: Share of a target's probability that is spread over all classes, in [0, 1).
         epochs: Passes over the training images.
         batch_size: Images of one optimizer step, over all devices and accumulated batches together.
         accumulate: Batches whose gradients one optimizer step adds up.
         clip: Largest norm of the gradients; not clipped if left out.
-        ema: Decay of a moving average of the weights, which is then what is validated and kept.
         seed: Of weights, order, augmentation and dropout.
         devices: Number of processes on this machine.
         strategy: `ddp` copies the model to each process, `fsdp` shards it.
@@ -147,14 +143,10 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    tuning: TuningConfig = field(default_factory=TuningConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    label_smoothing: float = 0.0
     epochs: int = 100
     batch_size: int = 64
     accumulate: int = 1
     clip: float | None = 1.0
-    ema: float | None = None
     seed: int = 0
     devices: int = 1
     strategy: StrategyName = "auto"
@@ -200,8 +192,25 @@ class TrainConfig:
         return 0 if self.data.source.startswith(IN_MEMORY) else min(8, os.cpu_count() or 1)
 
 
-def write_config(config: TrainConfig, path: Path) -> None:
-    """Write a configuration so that `vit train --config` reads it back as it is."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """What defines the training of a classifier.
+
+    Args:
+        tuning: What the run starts from, and which weights learn.
+        distillation: The teacher that the run learns from, if any.
+        label_smoothing: Share of a target's probability that is spread over all classes, in [0, 1).
+        ema: Decay of a moving average of the weights, which is then what is validated and kept.
+    """
+
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    label_smoothing: float = 0.0
+    ema: float | None = None
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write a configuration so that the command's `--config` reads it back as it is."""
     path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
 
 

@@ -12,6 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 Row = dict[str, float]
+# what the terminal shows of a row, where it is measured
+SHOWN = {
+    "val/loss": ".4f",
+    "val/accuracy": ".2%",
+    "val/knn_accuracy": ".2%",
+    "val/feature_std": ".3f",
+    "val/teacher_entropy": ".3f",
+}
 
 
 class History(Callback):
@@ -84,27 +92,32 @@ class History(Callback):
 
 def describe(row: Row, epochs: int) -> str:
     """A row as a line for people."""
-    return (
-        f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  train loss {row['train/loss']:.4f}  "
-        f"val loss {row['val/loss']:.4f}  val accuracy {row['val/accuracy']:.2%}  {row['seconds']:.0f} s"
-    )
+    shown = [f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}", f"train loss {row['train/loss']:.4f}"]
+    for key, form in SHOWN.items():
+        if key in row:
+            shown.append(f"{key.replace('/', ' ').replace('_', ' ')} {row[key]:{form}}")
+    return "  ".join([*shown, f"{row['seconds']:.0f} s"])
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read the file that `History` writes."""
+    """Read the file that `History` writes; what an epoch did not measure is not in its row."""
     with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)
+        ]
 
 
 def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
-    """Write rows of the same columns, replacing the file in one step."""
+    """Write rows, replacing the file in one step; what a row lacks is left empty."""
     path = Path(path)
     if not rows:
         path.unlink(missing_ok=True)
         return
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        columns = dict.fromkeys(key for row in rows for key in row)
+        columns["seconds"] = columns.pop("seconds", None)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
             whole = {key: int(value) if key in ("epoch", "step") else value for key, value in row.items()}

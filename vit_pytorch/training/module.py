@@ -19,24 +19,15 @@ from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, make_opt
 IGNORED = -100
 
 
-class Classifier(L.LightningModule):
-    """Trains a model that maps images to logits, and validates it.
+class OptimizedModule(L.LightningModule):
+    """What every training shares: a model, its optimizer and schedule, and how gradients are clipped.
 
-    Logged: ``train/loss`` and ``lr`` for each step; ``val/loss``, ``val/accuracy`` and, with more than five
-    classes, ``val/accuracy_top5`` for each validation. ``val/objective`` is the loss with the label smoothing
-    of the training, by which weights of different epochs compare better: the plain loss of a model that was
-    taught to be unsure grows while it still improves. A trained classifier is measured by
-    :func:`~vit_pytorch.training.evaluation.evaluate`.
+    Logged: ``train/loss`` and ``lr`` for each step.
 
     Args:
-        model: Maps images to logits; its ``num_classes`` is the number of logits.
+        model: What learns.
         optimizer: The optimizer.
         schedule: The learning rate's course over the training.
-        label_smoothing: Share of each target's probability that is spread over all classes, in [0, 1).
-            ``val/loss`` is without it.
-
-    Raises:
-        ValueError: If the model has fewer than two classes, or `label_smoothing` is out of range.
     """
 
     def __init__(
@@ -45,60 +36,17 @@ class Classifier(L.LightningModule):
         *,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
-        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        num_classes = model.num_classes
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, the model has {num_classes}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.model = model
-        self.num_classes = num_classes
         self.optimizer_config = optimizer or OptimizerConfig()
         self.schedule_config = schedule or ScheduleConfig()
-        self.label_smoothing = label_smoothing
-        accuracies: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
-        }
-        if num_classes > 5:
-            top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro", ignore_index=IGNORED)
-            accuracies["accuracy_top5"] = top5
-        self.val_metrics = MetricCollection(accuracies, prefix="val/")
 
-    def forward(self, images: Images) -> Tensor:
-        """Logits of a batch of images, or of a list of images of different sizes."""
-        return self.model(images)
-
-    def training_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch of images and targets: labels ``(b,)``, or probabilities ``(b, num_classes)``."""
-        images, targets = batch
-        check_targets(targets, self.num_classes)
-        loss = self.loss(images, targets)
+    def log_step(self, loss: Tensor) -> None:
+        """Log a training step's loss and its learning rate."""
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, sync_dist=True)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         self.log("lr", rate, on_step=True, on_epoch=False)
-        return loss
-
-    def loss(self, images: Images, targets: Tensor) -> Tensor:
-        """What training minimises on a batch."""
-        return F.cross_entropy(
-            self(images), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
-        )
-
-    def validation_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> None:
-        """Measure a batch for validation."""
-        images, labels = batch
-        counted = check_targets(labels, self.num_classes)
-        logits = self(images)
-        loss, objective = (
-            F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=smoothing)
-            for smoothing in (0.0, self.label_smoothing)
-        )
-        self.val_metrics.update(logits, labels)
-        self.log("val/loss", loss, on_epoch=True, batch_size=counted, sync_dist=True, prog_bar=True)
-        self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
-        self.log_dict(self.val_metrics, on_epoch=True, prog_bar=True)
 
     def configure_gradient_clipping(
         self,
@@ -133,6 +81,83 @@ class Classifier(L.LightningModule):
             total=total,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Classifier(OptimizedModule):
+    """Trains a model that maps images to logits, and validates it.
+
+    Logged: ``train/loss`` and ``lr`` for each step; ``val/loss``, ``val/accuracy`` and, with more than five
+    classes, ``val/accuracy_top5`` for each validation. ``val/objective`` is the loss with the label smoothing
+    of the training, by which weights of different epochs compare better: the plain loss of a model that was
+    taught to be unsure grows while it still improves. A trained classifier is measured by
+    :func:`~vit_pytorch.training.evaluation.evaluate`.
+
+    Args:
+        model: Maps images to logits; its ``num_classes`` is the number of logits.
+        optimizer: The optimizer.
+        schedule: The learning rate's course over the training.
+        label_smoothing: Share of each target's probability that is spread over all classes, in [0, 1).
+            ``val/loss`` is without it.
+
+    Raises:
+        ValueError: If the model has fewer than two classes, or `label_smoothing` is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(model, optimizer=optimizer, schedule=schedule)
+        num_classes = model.num_classes
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, the model has {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        accuracies: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED)
+        }
+        if num_classes > 5:
+            top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro", ignore_index=IGNORED)
+            accuracies["accuracy_top5"] = top5
+        self.val_metrics = MetricCollection(accuracies, prefix="val/")
+
+    def forward(self, images: Images) -> Tensor:
+        """Logits of a batch of images, or of a list of images of different sizes."""
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch of images and targets: labels ``(b,)``, or probabilities ``(b, num_classes)``."""
+        images, targets = batch
+        check_targets(targets, self.num_classes)
+        loss = self.loss(images, targets)
+        self.log_step(loss)
+        return loss
+
+    def loss(self, images: Images, targets: Tensor) -> Tensor:
+        """What training minimises on a batch."""
+        return F.cross_entropy(
+            self(images), targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+        )
+
+    def validation_step(self, batch: tuple[Images, Tensor], batch_idx: int) -> None:
+        """Measure a batch for validation."""
+        images, labels = batch
+        counted = check_targets(labels, self.num_classes)
+        logits = self(images)
+        loss, objective = (
+            F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=smoothing)
+            for smoothing in (0.0, self.label_smoothing)
+        )
+        self.val_metrics.update(logits, labels)
+        self.log("val/loss", loss, on_epoch=True, batch_size=counted, sync_dist=True, prog_bar=True)
+        self.log("val/objective", objective, on_epoch=True, batch_size=counted, sync_dist=True)
+        self.log_dict(self.val_metrics, on_epoch=True, prog_bar=True)
 
 
 def check_targets(targets: Tensor, num_classes: int) -> int:

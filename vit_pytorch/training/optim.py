@@ -96,9 +96,10 @@ def parameter_groups(
     """Sort a model's trainable parameters into groups for an optimizer.
 
     Norms, biases and every other parameter with at most one dimension have no weight decay, nor have those
-    that the model's ``no_weight_decay()`` names. Parameters that a layer lists in ``decayed`` have it all the
-    same: the gains of :class:`~vit_pytorch.layers.norm.ZeroCenteredLayerNorm`. With `layer_decay`, each layer
-    of the model's ``group_matcher()`` gets ``lr * layer_decay ** (number of layers above it)``.
+    that ``no_weight_decay()`` of the model, or of a model inside it, names. Parameters that a layer lists in
+    ``decayed`` have it all the same: the gains of :class:`~vit_pytorch.layers.norm.ZeroCenteredLayerNorm`.
+    With `layer_decay`, each layer of the model's ``group_matcher()`` gets
+    ``lr * layer_decay ** (number of layers above it)``.
 
     Args:
         model: The model.
@@ -112,7 +113,12 @@ def parameter_groups(
     Raises:
         ValueError: If nothing is trainable, or if the model has no ``group_matcher`` for a `layer_decay`.
     """
-    exempt = model.no_weight_decay() if isinstance(model, HasNoWeightDecay) else set()
+    exempt = {
+        f"{part}.{name}" if part else name
+        for part, module in model.named_modules()
+        if isinstance(module, HasNoWeightDecay)
+        for name in module.no_weight_decay()
+    }
     decayed = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()

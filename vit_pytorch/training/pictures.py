@@ -1,7 +1,7 @@
 """Pictures of a training: its curves, the confusion matrix, what was classified wrongly."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Int64
 from matplotlib.axes import Axes
@@ -12,32 +12,41 @@ from vit_pytorch.training.evaluation import Wrong
 from vit_pytorch.training.history import Row
 
 MOST_NUMBERS = 30
+PANELS = {
+    "loss": ("train/loss", "val/loss"),
+    "accuracy": ("val/accuracy", "val/accuracy_top5"),
+    "learning rate": ("lr",),
+}
 
 
-def draw_curves(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Draw losses, accuracies and the learning rate over the epochs.
+def draw_curves(
+    rows: Sequence[Row],
+    path: str | os.PathLike[str],
+    panels: Mapping[str, Sequence[str]] = PANELS,
+) -> None:
+    """Draw what was measured over the epochs: by itself losses, accuracies and the learning rate.
 
     Args:
         rows: From `read_rows`.
         path: The PNG file.
+        panels: Titles, and which columns each shows where an epoch measured them; losses first.
     """
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    losses, accuracies, rates = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in rows]
-    for axes, title, keys in (
-        (losses, "loss", ("train/loss", "val/loss")),
-        (accuracies, "accuracy", ("val/accuracy", "val/accuracy_top5")),
-        (rates, "learning rate", ("lr",)),
+    measured = {
+        title: [key for key in keys if any(key in row for row in rows)] for title, keys in panels.items()
+    }
+    shown = {title: keys for title, keys in measured.items() if keys}
+    figure = Figure(figsize=(4 * len(shown), 3.6), layout="constrained")
+    for axes, (title, keys) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
         for key in keys:
-            if key in rows[0]:
-                axes.plot(
-                    epochs, [row[key] for row in rows], label=key, marker="." if len(rows) < 20 else None
-                )
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            axes.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 20 else None)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend()
-    losses.set_yscale("log")
+        if title == "loss":
+            axes.set_yscale("log")
     figure.savefig(path, dpi=120)
 
 

@@ -4,13 +4,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vit_pytorch.create import MODEL
@@ -19,8 +20,8 @@ from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
-from vit_pytorch.training.checkpoints import checkpoint_weights
-from vit_pytorch.training.config import CONFIG, TrainConfig, write_config
+from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, write_config
 from vit_pytorch.training.data import ImageData, Preprocessing, Splits, open_data
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.evaluation import Evaluation, evaluate
@@ -63,6 +64,26 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         OSError: Where the folder cannot be written.
         SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
     """
+    checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
+    model = build_model(config, splits)
+    if checkpoint is None and config.tuning.weights is not None:
+        load_start(model, config.tuning.weights, config.model["name"])
+        config = prepared_as(model, config)
+    model = arrange(model, config.tuning)
+    data = image_data(config, splits, model)
+    module = make_module(config, model, data.preprocessing, splits)
+    folder = claim(folder, numbered=numbered, resume=resume)
+    trainer = run_trainer(config, folder, splits, monitor="val/objective", ema_decay=config.ema)
+    announce(config, folder, splits, model)
+    fit(trainer, module, data, ckpt_path=checkpoint)
+    if trainer.is_global_zero:
+        report(config, folder, splits, skipped=data.bad)
+
+
+def prepare(
+    config: RunConfig, folder: Path, *, numbered: bool, resume: bool
+) -> tuple[Checkpoint | None, Splits]:
+    """Find the checkpoint to resume from, open the data and seed the generators; see `run`."""
     _quieten()
     checkpoint = find_checkpoint(folder) if resume else None
     if checkpoint is not None and (folder / SUMMARY).exists():
@@ -72,22 +93,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     check_writable(folder.parent if numbered else folder)
     splits = open_splits(config)
     L.seed_everything(config.seed, verbose=False)
-    model = build_model(config, splits)
-    if checkpoint is None and config.tuning.weights is not None:
-        load_start(model, config.tuning.weights, config.model["name"])
-        config = prepared_as(model, config)
-    model = arrange(model, config.tuning)
-    data = image_data(config, splits, model)
-    module = make_module(config, model, data.preprocessing, splits)
-    folder = _claim(folder, numbered=numbered, resume=resume)
-    history = History(folder / METRICS, show=not sys.stdout.isatty())
-    trainer = _trainer(config, folder, history, steps=len(splits.train) // config.device_batch_size)
-    if _is_first():
-        _announce(config, folder, splits, model)
-        write_config(config, folder / CONFIG)
-    fit(trainer, module, data, ckpt_path=checkpoint)
-    if trainer.is_global_zero:
-        report(config, folder, splits, skipped=data.bad)
+    return checkpoint, splits
 
 
 def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:
@@ -104,7 +110,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
-    model.to(_device(config)).eval()
+    model.to(usable_device(config)).eval()
     classes, prep = splits.classes, data.preprocessing
     results: dict[str, Evaluation] = {"val": evaluate(model, [data.val_dataloader()], classes, prep)}
     if splits.test is not None:
@@ -132,7 +138,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     print(f"all of it is in {folder}")
 
 
-def open_splits(config: TrainConfig) -> Splits:
+def open_splits(config: RunConfig) -> Splits:
     """Open a configuration's data."""
     return open_data(
         config.data.source,
@@ -144,12 +150,17 @@ def open_splits(config: TrainConfig) -> Splits:
 
 def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
     """Build a configuration's model, for the classes and channels of its data."""
-    arguments = {key: value for key, value in config.model.items() if key != "name"}
-    channels = splits.train.channels if config.data.channels is None else config.data.channels
+    arguments, channels = model_arguments(config, splits)
     entry = find_entry(config.model["name"])
     if config.distillation.teacher is not None and entry.architecture in DISTILLABLE:
         entry = replace(entry, architecture=DISTILLABLE[entry.architecture])
     return entry.build(**arguments, num_classes=len(splits.classes), channels=channels)
+
+
+def model_arguments(config: RunConfig, splits: Splits) -> tuple[dict[str, Any], int]:
+    """Give the arguments of a configuration's model, and the channels that it shall take."""
+    arguments = {key: value for key, value in config.model.items() if key != "name"}
+    return arguments, splits.train.channels if config.data.channels is None else config.data.channels
 
 
 def prepared_as(model: VisionModel, config: TrainConfig) -> TrainConfig:
@@ -174,7 +185,7 @@ def make_module(
     return DistilledClassifier(model, teacher, distillation=config.distillation, **settings)
 
 
-def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> ImageData:
+def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageData:
     """Prepare the data as a configuration says, or as the model wants it where that says nothing.
 
     Raises:
@@ -216,18 +227,29 @@ def image_data(config: TrainConfig, splits: Splits, model: VisionModel) -> Image
     )
 
 
-def _trainer(config: TrainConfig, folder: Path, history: History, *, steps: int) -> L.Trainer:
+def run_trainer(
+    config: RunConfig, folder: Path, splits: Splits, callbacks: Sequence[Callback] = (), **options: Any
+) -> L.Trainer:
+    """Make the trainer of a run, which writes to its folder.
+
+    Args:
+        config: What to train, on what, and how.
+        folder: The run's folder.
+        splits: The images.
+        callbacks: More of them; they come before the one that writes a row an epoch.
+        options: More arguments of `make_trainer`.
+    """
+    history = History(folder / METRICS, show=not sys.stdout.isatty())
+    steps = len(splits.train) // config.device_batch_size
     return make_trainer(
         folder / CHECKPOINTS,
         max_epochs=config.epochs,
         devices=config.devices,
         strategy=config.strategy,
         accelerator=config.accelerator,
-        monitor="val/objective",
         every_n_steps=config.save_every,
         on_nonfinite=config.on_nonfinite,
-        ema_decay=config.ema,
-        callbacks=[history],
+        callbacks=[*callbacks, history],
         loggers=[TensorBoardLogger(folder, name="", version="tensorboard")],
         precision=config.precision,
         accumulate_grad_batches=config.accumulate,
@@ -236,10 +258,11 @@ def _trainer(config: TrainConfig, folder: Path, history: History, *, steps: int)
         enable_progress_bar=not history.show,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        **options,
     )
 
 
-def _claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
+def claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
     """Let the first process take the folder, and the others follow."""
     if _is_first():
         if numbered and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -260,7 +283,11 @@ def _is_first() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def _announce(config: TrainConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
+def announce(config: RunConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
+    """Let the first process say what will be done, and write it down."""
+    if not _is_first():
+        return
+    write_config(config, folder / CONFIG)
     sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
     if splits.test is not None:
         sizes += f", {len(splits.test)} to test"
@@ -271,7 +298,8 @@ def _announce(config: TrainConfig, folder: Path, splits: Splits, model: VisionMo
     print(f"run    {folder}", flush=True)
 
 
-def _device(config: TrainConfig) -> torch.device:
+def usable_device(config: RunConfig) -> torch.device:
+    """Give where a run's results are measured: on a GPU where there is one and the run may take it."""
     usable = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if usable else "cpu")
 

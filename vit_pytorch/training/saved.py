@@ -27,8 +27,14 @@ class SavedClassifier:
 
 def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors`; class names and preprocessing go to `default_cfg`."""
-    prep = saved.preprocessing
-    saved.model.default_cfg.update(
+    note_preprocessing(saved.model, saved.preprocessing)
+    saved.model.default_cfg.update(label_names=saved.classes)
+    saved.model.save_pretrained(Path(folder))
+
+
+def note_preprocessing(model: VisionModel, prep: Preprocessing) -> None:
+    """Let a model say how images are prepared for it."""
+    model.default_cfg.update(
         input_size=(prep.channels, *prep.size),
         mean=tuple(prep.mean),
         std=tuple(prep.std),
@@ -36,11 +42,9 @@ def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> N
         crop_pct=prep.crop_pct,
         max_tokens=prep.max_tokens,
         patch_size=prep.patch_size,
-        label_names=saved.classes,
     )
     if prep.frames is not None:
-        saved.model.default_cfg.update(video=asdict(prep.video), volume=asdict(prep.volume))
-    saved.model.save_pretrained(Path(folder))
+        model.default_cfg.update(video=asdict(prep.video), volume=asdict(prep.volume))
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:
@@ -61,8 +65,13 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
         source: What to call it in messages.
 
     Raises:
-        ValueError: Where there are not as many names as classes.
+        ValueError: Where there are not as many names as classes, or no classes.
     """
+    if not model.num_classes:
+        raise ValueError(
+            f"{source} holds a model without a classifier: fine-tune it with `vit finetune --from`, "
+            "or measure its features with `vit evaluate --probe`"
+        )
     classes = tuple(model.default_cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
         raise ValueError(f"{source}: label_names must name {model.num_classes} classes, got {len(classes)}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import vit_pytorch
-from vit_pytorch.training.config import TrainConfig
+from vit_pytorch.training.config import RunConfig, TrainConfig
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.history import Row
 
@@ -44,8 +44,24 @@ def summarize(
         kind: What the images are, where they are videos or volumes.
     """
     return {
-        "data": config.data.source,
+        **describe_run(config, model, rows, sizes=sizes, skipped=skipped),
         "kind": kind,
+        "best_checkpoint": best,
+        **{split: result.as_dict() for split, result in results.items()},
+    }
+
+
+def describe_run(
+    config: RunConfig,
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    sizes: Mapping[str, int],
+    skipped: Mapping[str, str],
+) -> dict[str, Any]:
+    """Collect what every run has to tell, whatever it learned; see `summarize`."""
+    return {
+        "data": config.data.source,
         "model": config.model["name"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seed": config.seed,
@@ -53,9 +69,7 @@ def summarize(
         "images": dict(sizes),
         "skipped_images": dict(skipped),
         "epochs": int(rows[-1]["epoch"]),
-        "best_checkpoint": best,
         "training_seconds": rows[-1]["seconds"],
-        **{split: result.as_dict() for split, result in results.items()},
         "versions": {
             "vit_pytorch": vit_pytorch.__version__,
             "python": platform.python_version(),
@@ -69,8 +83,13 @@ def summarize(
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Write `summary.json` and `summary.md`."""
+    write_page(summary, render(summary), folder)
+
+
+def write_page(summary: Mapping[str, Any], page: str, folder: Path) -> None:
+    """Write a summary as `summary.json`, and its words as `summary.md`."""
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (folder / PAGE).write_text(render(summary), encoding="utf-8")
+    (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def render(summary: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def make_trainer(
     strategy: StrategyName = "auto",
     accelerator: str = "auto",
     timeout: timedelta = timedelta(minutes=10),
-    monitor: str = "val/loss",
+    monitor: str | None = "val/loss",
     mode: Literal["min", "max"] = "min",
     every_n_steps: int | None = None,
     keep: int = 2,

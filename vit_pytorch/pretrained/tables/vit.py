@@ -66,8 +66,9 @@ OURS = own_format("encoder.blocks.0.attention.branch.to_qkv.weight")
 TIMM = Format(
     name="timm",
     marks=("blocks.0.attn.qkv.weight",),
-    # The authors' masked autoencoder is such a model, and a decoder.
-    unused=("mask_token", "decoder_{name}"),
+    # The authors' masked autoencoder is such a model, and a decoder; DINO's student and teacher are
+    # `backbone` and a projection `head`.
+    unused=("mask_token", "decoder_{name}", "/head.{name}"),
     fixed_positions=True,
     rules=(
         Rule("prefix.class_token", "cls_token"),

@@ -1,6 +1,7 @@
 """The data of a run, as Lightning takes it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -60,6 +61,7 @@ class ImageData(L.LightningDataModule):
 
     Attributes:
         splits: The images, after ``setup``.
+        train_size: Height and width of the training images, where they are not the model's input.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class ImageData(L.LightningDataModule):
         self.worker_timeout = worker_timeout
         self.on_bad: OnBad = on_bad
         self.splits: Splits | None = data if isinstance(data, Splits) else None
+        self.train_size: tuple[int, int] | None = None
         self._channels = channels
         self._loaders: dict[str, ImageLoader] = {}
         self._state: dict[str, Any] | None = None
@@ -226,9 +229,12 @@ class ImageData(L.LightningDataModule):
         images = self._split(name)
         if images is None:
             raise ValueError(f"the data has no {name} split; it has {', '.join(self.sizes)}")
+        prep = self.preprocessing
+        if name == "train" and self.train_size is not None:
+            prep = replace(prep, image_size=self.train_size)
         self._loaders[name] = ImageLoader(
             images,
-            self.preprocessing,
+            prep,
             augmentation,
             batch_size=self.batch_size,
             num_classes=self.num_classes,

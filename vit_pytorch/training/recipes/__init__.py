@@ -3,27 +3,30 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+# kinds of recipes, and where they are
+TRAIN, PRETRAIN = ".", "pretrain"
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+def list_recipes(kind: str = TRAIN) -> list[str]:
+    """Names of the recipes of a kind that come with the package."""
+    return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, kind: str = TRAIN) -> Path:
     """Give the file of a recipe.
 
     Args:
-        name: One of `list_recipes()`, or the path of a YAML file.
+        name: One of `list_recipes(kind)`, or the path of a YAML file.
+        kind: For what: `TRAIN` or `PRETRAIN`.
 
     Raises:
         ValueError: Where it is neither.
     """
-    if name in list_recipes():
-        return FOLDER / f"{name}.yaml"
+    if name in list_recipes(kind):
+        return FOLDER / kind / f"{name}.yaml"
     if Path(name).is_file():
         return Path(name)
-    raise ValueError(f"a recipe is one of {', '.join(list_recipes())} or a YAML file, got {name!r}")
+    raise ValueError(f"a recipe is one of {', '.join(list_recipes(kind))} or a YAML file, got {name!r}")
 
 
 def default_recipe(source: str) -> str:

@@ -1,0 +1,264 @@
+"""From a method's settings to what learns, and from what learned to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.dino import Dino
+from vit_pytorch.es_vit import EsViTTrainer
+from vit_pytorch.layers.wrapper import evaluating
+from vit_pytorch.learning.backbone import Backbone
+from vit_pytorch.learning.centre import Centre
+from vit_pytorch.learning.heads import NormedLinear
+from vit_pytorch.learning.nets import local_size
+from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule, Schedule
+from vit_pytorch.learning.views import MultiCrop, View, dino_views
+from vit_pytorch.mae import MAE
+from vit_pytorch.model import VisionModel
+from vit_pytorch.mp3 import MP3
+from vit_pytorch.mpp import MPP
+from vit_pytorch.simmim import SimMIM
+from vit_pytorch.training.data import Preprocessing
+from vit_pytorch.training.data.seeding import generator_for
+from vit_pytorch.training.pretraining.config import (
+    DinoConfig,
+    MAEConfig,
+    MethodConfig,
+    MP3Config,
+    MPPConfig,
+    SimMIMConfig,
+)
+from vit_pytorch.training.probing import embed
+
+HINT = "; dino and esvit teach models that are no such sequence"
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is.
+
+    Args:
+        epochs: Passes over the images.
+        epoch_steps: Steps of the optimizer in each.
+    """
+
+    epochs: int
+    epoch_steps: int
+
+    @classmethod
+    def of(cls, images: int, *, epochs: int, batch: int, accumulate: int) -> Length:
+        """Count the steps of a training.
+
+        Args:
+            images: In an epoch; those that do not fill a batch are left out.
+            epochs: Passes over them.
+            batch: Images of all processes in one batch.
+            accumulate: Batches of one step; the last step of an epoch may have fewer.
+        """
+        return cls(epochs, -(-max(1, images // batch) // accumulate))
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.epochs * self.epoch_steps
+
+    def after(self, epochs: float) -> int:
+        """Steps in so many epochs."""
+        return round(epochs * self.epoch_steps)
+
+
+def make_method(
+    config: MethodConfig, model: VisionModel, prep: Preprocessing, length: Length, *, name: str
+) -> nn.Module:
+    """Put a method around a model, which learns.
+
+    Args:
+        config: The method's settings.
+        model: The model; the object is kept.
+        prep: How its images are prepared.
+        length: Of the training, for what moves with the step.
+        name: What to call the model in messages.
+
+    Raises:
+        ValueError: Where the method cannot teach such a model; says why.
+    """
+    make = next(make for kind, make in MAKERS.items() if isinstance(config, kind))
+    if len(model.image_size) != 2:
+        raise ValueError(f"method {config.name} teaches models of images, {name} takes other input")
+    try:
+        method = make(config, model, prep, length)
+        _try(method, prep)
+    except ValueError as error:
+        hint = "" if isinstance(config, DinoConfig) or isinstance(model, Backbone) else HINT
+        raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
+    return method
+
+
+def _try(method: nn.Module, prep: Preprocessing) -> None:
+    """Compute a loss of black images, so that what does not fit is known before anything is written.
+
+    What takes no part in it, such as positions that a method leaves out, does not learn: several processes
+    wait for the gradients of everything that does.
+    """
+    images = next(method.parameters()).new_zeros(2, prep.channels, *prep.image_size)
+    with evaluating(method), torch.enable_grad():
+        method(images, generator=generator_for(0)).backward()
+    last = {id(parameter) for parameter in last_layers(method)}
+    for parameter in method.parameters():
+        if parameter.grad is None and id(parameter) not in last:
+            parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+def last_layers(method: nn.Module) -> list[nn.Parameter]:
+    """Give what learns of the student's heads' last layers; nothing where there is no teacher."""
+    if not isinstance(method, Dino):
+        return []
+    heads = (module for module in method.student.modules() if isinstance(module, NormedLinear))
+    return [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]
+
+
+def _mae(config: MAEConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
+    return MAE(
+        encoder=model,
+        masking_ratio=config.masking_ratio,
+        decoder_dim=config.decoder_dim,
+        decoder_depth=config.decoder_depth,
+        decoder_heads=config.decoder_heads,
+        norm_pix_loss=config.norm_pix_loss,
+        fixed_positions=config.fixed_positions,
+    )
+
+
+def _simmim(config: SimMIMConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
+    return SimMIM(encoder=model, masking_ratio=config.masking_ratio, mask_patch_size=config.mask_patch_size)
+
+
+def _mpp(config: MPPConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
+    mean, std = (tuple(v) * (prep.channels // len(v)) for v in (prep.mean, prep.std))
+    return MPP(
+        transformer=model,
+        mask_prob=config.mask_prob,
+        replace_prob=config.replace_prob,
+        random_patch_prob=config.random_patch_prob,
+        output_channel_bits=config.output_channel_bits,
+        mean=mean,
+        std=std,
+    )
+
+
+def _mp3(config: MP3Config, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
+    return MP3(vit=model, masking_ratio=config.masking_ratio, loss_on=config.loss_on)
+
+
+def _dino(config: DinoConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
+    size = (prep.image_size[0], prep.image_size[1])
+    small = local_size(model, size) if config.local_size is None else (config.local_size,) * 2
+    kind = EsViTTrainer if config.name == "esvit" else Dino
+    method = kind(
+        model,
+        image_size=size,
+        hidden_layer=config.hidden_layer,
+        projection_hidden_size=config.hidden_dim,
+        projection_layers=config.projection_layers,
+        num_classes_K=config.num_logits,
+        student_temp=config.student_temp,
+        teacher_temp=_warm_up(config, length),
+        moving_average_decay=CosineSchedule(config.momentum, config.momentum_end, length.steps),
+        center_moving_average_decay=config.center_decay,
+        bottleneck_dim=config.bottleneck_dim,
+        use_bn=config.use_bn,
+        norm_last_layer=config.norm_last_layer,
+        freeze_last_layer=length.after(config.freeze_last_layer_epochs),
+        num_local_crops=config.num_local_crops,
+        local_image_size=small,
+    )
+    method.views = MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std))
+    return method
+
+
+def views_of(config: DinoConfig, size: tuple[int, int], small: tuple[int, int]) -> tuple[View, ...]:
+    """Give DINO's views with the distortions that a configuration asks for."""
+    drawn = dino_views(size, small, num_local=config.num_local_crops)
+    whole = (config.global_lower_crop_scale, 1.0)
+    part = (config.local_lower_crop_scale, config.local_upper_crop_scale)
+    solarize = (0.0, config.solarize)
+    return tuple(
+        replace(
+            view,
+            scale=whole if number < len(solarize) else part,
+            flip=config.flip,
+            colour=config.colour,
+            grey=config.grey,
+            blur=view.blur * config.blur,
+            solarize=solarize[number] if number < len(solarize) else 0.0,
+        )
+        for number, view in enumerate(drawn)
+    )
+
+
+def _warm_up(config: DinoConfig, length: Length) -> float | Schedule:
+    steps = length.after(config.warmup_teacher_temp_epochs)
+    if not steps:
+        return config.teacher_temp
+    return LinearSchedule(config.warmup_teacher_temp, config.teacher_temp, steps)
+
+
+MAKERS: dict[type[MethodConfig], Callable[..., nn.Module]] = {
+    MAEConfig: _mae,
+    SimMIMConfig: _simmim,
+    MPPConfig: _mpp,
+    MP3Config: _mp3,
+    DinoConfig: _dino,
+}
+
+
+def backbone_of(method: nn.Module) -> VisionModel:
+    """Give the model that a method leaves: that of the teacher where there is one."""
+    learned: Any = method
+    if isinstance(method, Dino):
+        return learned.teacher.model.net
+    for name in ("encoder", "transformer", "vit"):
+        if hasattr(learned, name):
+            return getattr(learned, name)
+    raise ValueError(f"{type(method).__name__} is no method that teaches a model")
+
+
+def teacher_says(
+    method: Dino, images: Float[Tensor, "b c h w"]
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
+    """Give a teacher's features of images, which would enter the classifier, and what it says of them.
+
+    That is its centred and sharpened distributions.
+
+    Args:
+        method: In eval, where its centre takes no note of what is asked.
+        images: As the model takes them.
+    """
+    learned: Any = method
+    student = learned.teacher.model
+    embedded = student.embed(images)
+    view = embedded[0] if isinstance(embedded, tuple) else embedded
+    features = view if student.layer is None else embed(student.net, images)
+    return features, centre_of(method)(student.head(view), method.teacher_temp(int(method.steps)))
+
+
+def centre_of(method: Dino) -> Centre:
+    """Give the centre of the views' logits."""
+    loss = method.criterion
+    return loss.views.centre if isinstance(method, EsViTTrainer) else loss.centre
+
+
+@torch.no_grad()
+def forget_step(method: Dino) -> None:
+    """Let a step that was not taken leave no trace: the teacher stays, and so do the centres."""
+    for module in method.modules():
+        if isinstance(module, Centre):
+            module.total.zero_()
+    method.steps += 1

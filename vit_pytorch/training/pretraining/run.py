@@ -1,0 +1,221 @@
+"""A run that learns without labels: from a configuration to a folder with everything that came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vit_pytorch.create import MODEL, model_folder
+from vit_pytorch.learning.schedules import CosineSchedule
+from vit_pytorch.mae import MAE
+from vit_pytorch.model import VisionModel
+from vit_pytorch.pretrained import load_autoencoder, load_pretrained
+from vit_pytorch.pretrained.autoencoder import find_format
+from vit_pytorch.pretrained.source import open_source
+from vit_pytorch.registry import find_entry
+from vit_pytorch.training.checkpoints import checkpoint_weights
+from vit_pytorch.training.data import ImageData, ImageDataset, ImageLoader, Splits
+from vit_pytorch.training.history import Row, read_rows
+from vit_pytorch.training.pictures import PANELS, draw_curves
+from vit_pytorch.training.pretraining.config import DinoConfig, PretrainConfig
+from vit_pytorch.training.pretraining.methods import Length, backbone_of, make_method
+from vit_pytorch.training.pretraining.module import Pretrainer
+from vit_pytorch.training.pretraining.monitor import ENTROPY, KNN, SPREAD, USAGE, Monitor
+from vit_pytorch.training.pretraining.pictures import Pictures
+from vit_pytorch.training.probing import embed, measure, read_features, spread_over
+from vit_pytorch.training.run import (
+    METRICS,
+    announce,
+    claim,
+    image_data,
+    model_arguments,
+    prepare,
+    run_trainer,
+    usable_device,
+)
+from vit_pytorch.training.runs import find_checkpoint
+from vit_pytorch.training.saved import note_preprocessing
+from vit_pytorch.training.summary import PAGE, describe_run, write_page
+from vit_pytorch.training.trainer import fit
+
+CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
+
+
+def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
+    """Train without labels, then write the model, what its features are worth, and the report.
+
+    The weights of the last epoch are kept: a loss without labels does not tell which are best.
+
+    Args:
+        config: What to train, on what, and how.
+        folder: The run's folder.
+        numbered: Whether to add the first free number to the folder's name.
+        resume: Whether to go on with the run in the folder, from its latest checkpoint.
+
+    Raises:
+        ValueError: Where the method cannot teach the model.
+        FileExistsError: Where the folder holds anything already.
+        FileNotFoundError: Where there is nothing to resume from.
+        OSError: Where the folder cannot be written.
+        SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
+    """
+    checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
+    model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
+    module = make_module(config, method, splits)
+    monitor = Monitor(config.monitor, data)
+    folder = claim(folder, numbered=numbered, resume=resume)
+    callbacks = [monitor, Pictures(config.monitor, data, folder)]
+    trainer = run_trainer(config, folder, splits, callbacks, monitor=None)
+    announce(config, folder, splits, model)
+    fit(trainer, module, data, ckpt_path=checkpoint)
+    if trainer.is_global_zero:
+        report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
+
+
+def build(
+    config: PretrainConfig, splits: Splits, weights: str | None = None
+) -> tuple[VisionModel, ImageData, nn.Module]:
+    """Build a configuration's model, without classifier, its data, and the method around the model.
+
+    Args:
+        config: What to build.
+        splits: The images.
+        weights: What the model starts from; see `PretrainConfig`.
+
+    Raises:
+        ValueError: Where the method cannot teach the model, or the weights do not fit.
+        OSError: Where the weights cannot be read.
+    """
+    arguments, channels = model_arguments(config, splits)
+    model = find_entry(config.model["name"]).build(**arguments, num_classes=0, channels=channels)
+    start = model_folder(weights) if weights is not None and Path(weights).is_dir() else weights
+    if start is not None:
+        load_pretrained(model, start)
+    data = image_data(config, splits, model)
+    if config.source_size is not None:
+        data.train_size = (config.source_size, config.source_size)
+    note_preprocessing(model, data.preprocessing)
+    method = make_method(
+        config.method, model, data.preprocessing, length_of(config, splits), name=config.model["name"]
+    )
+    if isinstance(method, MAE) and start is not None and find_format(open_source(start).state) is not None:
+        load_autoencoder(method, start)
+    return model, data, method
+
+
+def make_module(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
+    """Make what trains by a method."""
+    return Pretrainer(
+        method,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        weight_decay=_weight_decay(config, length_of(config, splits)),
+        seed=config.seed,
+    )
+
+
+def length_of(config: PretrainConfig, splits: Splits) -> Length:
+    """Count the steps of a configuration's training."""
+    return Length.of(
+        len(splits.train),
+        epochs=config.epochs,
+        batch=config.device_batch_size * config.devices,
+        accumulate=config.accumulate,
+    )
+
+
+def report(
+    config: PretrainConfig,
+    folder: Path,
+    splits: Splits,
+    *,
+    alarms: Sequence[Mapping[str, Any]],
+    skipped: Mapping[str, str],
+) -> None:
+    """Write the model of a run's last weights, the curves and the summary.
+
+    Args:
+        config: What was trained, on what, and how.
+        folder: The run's folder.
+        splits: The images.
+        alarms: Collapses that were seen.
+        skipped: Images that training had to leave out, with the reason.
+    """
+    last = find_checkpoint(folder)
+    _, data, method = build(config, splits)
+    method.load_state_dict(checkpoint_weights(last))
+    model = backbone_of(method).to(usable_device(config)).eval()
+    known = _features(spread_over(splits.train, config.monitor.knn_images), model, data)
+    neighbours = min(config.monitor.neighbours, len(known.features))
+    accuracy = {
+        name: measure("knn", known, _features(images, model, data), neighbours=neighbours)
+        for name, images in (("val", splits.val), ("test", splits.test))
+        if images is not None
+    }
+    note_preprocessing(model, data.preprocessing)
+    model.cpu().save_pretrained(folder / MODEL)
+    rows = read_rows(folder / METRICS)
+    draw_curves(rows, folder / "curves.png", CURVES)
+    summary = {
+        "method": asdict(config.method),
+        **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
+        "checkpoint": last.path.name,
+        "knn_accuracy": accuracy,
+        "neighbours": neighbours,
+        "last_epoch": rows[-1],
+        "collapse": list(alarms),
+    }
+    write_page(summary, render(summary, rows), folder)
+    print((folder / PAGE).read_text(encoding="utf-8"))
+    print(f"all of it is in {folder}")
+
+
+def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Say in Markdown what a run gave."""
+    last = rows[-1]
+    lines = [f"# {summary['model']} on {summary['data']} by {summary['method']['name']}", ""]
+    lines += [f"- **collapse** in epoch {alarm['epoch']}: {alarm['what']}" for alarm in summary["collapse"]]
+    if not summary["collapse"]:
+        lines.append("- collapse: none seen")
+    lines += [
+        f"- nearest neighbours on {split}: {value:.2%} of {summary['images'][split]} images"
+        for split, value in summary["knn_accuracy"].items()
+    ]
+    lines.append(f"- loss: {last['train/loss']:.4f} in training, {last['val/loss']:.4f} in validation")
+    if SPREAD in last:
+        lines.append(f"- spread of the features: {last[SPREAD]:.3f}")
+    if ENTROPY in last:
+        lines.append(f"- teacher: mean entropy {last[ENTROPY]:.3f}, of its mean {last[USAGE]:.3f} nats")
+    lines += [
+        f"- parameters: {summary['parameters']:,}",
+        f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s",
+        f"- seed: {summary['seed']}",
+        f"- weights: {summary['checkpoint']}, the last",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _features(images: ImageDataset, model: VisionModel, data: ImageData) -> Any:
+    loader = ImageLoader(
+        images,
+        data.preprocessing,
+        None,
+        batch_size=data.batch_size,
+        num_classes=data.num_classes,
+        workers=data.workers,
+        worker_timeout=data.worker_timeout,
+        on_bad=data.on_bad,
+    )
+    return read_features(lambda batch: embed(model, batch), loader, next(model.parameters()).device)
+
+
+def _weight_decay(config: PretrainConfig, length: Length) -> CosineSchedule | None:
+    method = config.method
+    if not isinstance(method, DinoConfig) or method.weight_decay_end is None:
+        return None
+    return CosineSchedule(config.optimizer.weight_decay, method.weight_decay_end, length.steps)

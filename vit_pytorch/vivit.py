@@ -151,7 +151,8 @@ class ViViT(ViT3D):
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         qkv_bias: whether queries, keys and values have biases.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0,
+            in each of the two encoders of model 2.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
         norm_eps: epsilon of the LayerNorms.
 
@@ -225,8 +226,13 @@ class ViViT(ViT3D):
         )
 
         def block(layer: int) -> Block:
+            place, blocks = layer, spatial_depth
+            if layer >= spatial_depth:
+                place, blocks = layer - spatial_depth, depth - spatial_depth
+            drop = rising(drop_path, place, blocks)
+
             def residual(branch: nn.Module) -> Residual:
-                return Residual(branch, norm(), make_tail(dim, drop_path=rising(drop_path, layer, depth)))
+                return Residual(branch, norm(), make_tail(dim, drop_path=drop))
 
             feedforward = residual(FeedForward(dim, mlp_dim, dropout=dropout, act=act))
             if variant == "factorized_self_attention":

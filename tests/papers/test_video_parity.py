@@ -385,3 +385,15 @@ def test_intermediates_of_the_factorised_encoder() -> None:
     first = model.encoder.prefix() + model.encoder.positions.for_prefix(1)
     tokens = block(torch.cat([first.expand(2, -1, -1), frames], dim=1))
     torch.testing.assert_close(model.norm(tokens)[:, 1:].mT[..., None, None], taken[2][0])
+
+
+def test_paths_are_dropped_as_in_the_authors_code() -> None:
+    """The probability rises linearly from 0 in each encoder by itself."""
+    for variant, want in (
+        ("joint", [0, 0.2, 0.4]),
+        ("factorized_encoder", [0, 0.2, 0.4, 0, 0.4]),
+        ("factorized_self_attention", [0, 0.2, 0.4]),
+    ):
+        model = build(variant, **depths(variant), spatial_depth=3, drop_path=0.4)
+        found = [[part.p for part in block.feedforward.tail] for block in model.encoder.blocks]
+        assert found == [[pytest.approx(p)] if p else [] for p in want]

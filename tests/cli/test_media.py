@@ -20,7 +20,7 @@ from vit_pytorch.training.saved import load_classifier
 nibabel = pytest.importorskip("nibabel", reason="volumes need nibabel: pip install nibabel")
 
 TINY = [
-    "--model=simple_vit_3d_tiny_patch16_224",
+    "--model=simple_vit_3d_tiny_16x2",
     "--model.image-size=16",
     "--model.frames=8",
     "--model.image-patch-size=4",

@@ -37,7 +37,7 @@ def test_other_data_take_the_light_recipe() -> None:
     assert settings("--data", "idx:somewhere").augmentation.flip == 0.5
     for source in ("video:somewhere", "nifti:somewhere"):
         config = settings("--data", source)
-        assert (config.model["name"], config.augmentation.flip) == ("simple_vit_3d_tiny_patch16_224", 0)
+        assert (config.model["name"], config.augmentation.flip) == ("simple_vit_3d_tiny_16x2", 0)
         assert config.data.video.stride == 2
 
 

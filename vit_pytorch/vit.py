@@ -72,11 +72,9 @@ class ViT(PlainModel):
 
     Raises:
         ValueError: where sizes do not divide, or options contradict each other.
-
-    Attributes:
-        rank: number of axes of the input, apart from the batch and the channels.
     """
 
+    # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
 
     def __init__(

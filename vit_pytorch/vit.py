@@ -100,13 +100,11 @@ class ViT(PlainModel):
 
     Raises:
         ValueError: where sizes do not divide, or options contradict each other.
-
-    Attributes:
-        rank: number of axes of the input, apart from the batch and the channels.
-        attention: what attends where positions do not act inside attention.
     """
 
+    # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
+    # What attends where positions do not act inside attention.
     attention: ClassVar[type[Attention]] = Attention
 
     def __init__(

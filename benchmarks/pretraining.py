@@ -3,8 +3,8 @@
     python benchmarks/pretraining.py digits idx:/usr/share/datasets/fashion-mnist --json pretraining.json
 
 Three seeds each: all digits, and 3000 pictures of clothes (1000 asked). Features are read by the 20 nearest
-neighbours and by a linear classifier, which both know the labels of the images learned from. EsViT teaches a
-Twins-SVT, the others a ViT of width 64. `--fine-tune` measures instead what MAE's weights are worth as a start,
+neighbours and by a linear classifier, which know the labels of the images learned from. EsViT teaches a
+Twins-SVT, the others a ViT of width 64. `--fine-tune` measures what MAE's weights are worth as a start,
 where a tenth of the labels is known.
 """
 

@@ -29,7 +29,7 @@ def splits() -> Splits:
         ("mae", {}),
         ("mae", {"precision": "bf16-mixed", "accumulate": 2, "batch_size": 32}),
         ("dino", {}),
-        ("dino", {"accumulate": 2, "batch_size": 32}),
+        ("dino", {"precision": "bf16-mixed", "accumulate": 2, "batch_size": 32}),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, splits, method, options):

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "mlp_dim": 40,
     "dim_head": 8,
 }
-FORMS = ["identity", "learnable", "gated", (2,)]
+FORMS = ["identity", "learnable", "gated", "sparse", (2,)]
 
 
 def own_values(model: ViT, tokens: Tensor, layer: int) -> Tensor:
@@ -53,7 +53,7 @@ def written_out(model: ViT, form: object, x: Tensor) -> Tensor:
             gates = torch.sigmoid(normed @ attention.mix.gate.weight.T + attention.mix.gate.bias)
             gates = gates.repeat_interleave(8, dim=-1)
             values = gates * first + (1 - gates) * values
-        elif layer == 2 and form == (2,):
+        elif layer == 2 and form in ("sparse", (2,)):
             values = (first + values) / 2
         q, k = (
             normed @ weight.T + bias
@@ -131,7 +131,7 @@ def test_pickles(form: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"value_residual": "sparse"}, "identity, learnable, gated; got 'sparse'"),
+        ({"value_residual": "dense"}, "identity, learnable, gated, sparse; got 'dense'"),
         ({"value_residual": (0, 1)}, r"1 to 2, got \[0, 1\]"),
         ({"value_residual": (3,)}, r"1 to 2, got \[3\]"),
         ({"value_residual": ()}, r"1 to 2, got \[\]"),

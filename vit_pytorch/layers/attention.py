@@ -251,65 +251,8 @@ class MaskedAttention(Attention):
         return self.attend(q, k, v, mask)
 
 
-class ClassAttention(nn.Module):
-    """Attention from the class token alone to itself and the patches (CaiT, arXiv:2103.17239, section 3).
-
-    With one query, keys and values need not be computed: a head's scores are those of `q W_k` with the
-    tokens, and its output is that of `W_v` on the tokens' mean under its weights. The kernel is given one
-    head, in which the heads are the queries: its weights have the shape (batch, 1, heads, tokens). Biases of
-    keys cancel in the softmax; those of values are added to the output, whole also where weights are dropped.
-
-    Args:
-        dim: width of a token.
-        heads: number of heads.
-        dim_head: width of a head.
-        qkv_bias: whether the projections to queries, keys and values have biases.
-        dropout: dropout on the output.
-        attend: makes the kernel that mixes the values.
-    """
-
-    heads_are_queries = True
-    # Layers whose weights are read while they are not called, so that what wraps a layer does not reach them.
-    reads_weights = ("to_kv",)
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int,
-        dim_head: int,
-        qkv_bias: bool = True,
-        dropout: float = 0.0,
-        attend: Callable[[], nn.Module] = FusedAttention,
-    ) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = Linear(dim, heads * dim_head, bias=qkv_bias)
-        self.to_kv = Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
-        self.attend = attend()
-        self.to_out = Linear(heads * dim_head, dim)
-        self.dropout = nn.Dropout(dropout)
-        init_xavier(self.to_q)
-        init_xavier(self.to_kv, parts=2)
-        init_xavier(self.to_out)
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
-        """Give the class token's update from normed tokens, the class token in front."""
-        to_k, to_v = self.to_kv.weight.unflatten(0, (2, self.heads, -1))
-        width = to_k.shape[1]
-        q = self.to_q(x[:, 0]).unflatten(-1, (self.heads, 1, width))
-        # The kernel scales by the width of a token, the paper by that of a head.
-        q = (q * (x.shape[-1] / width) ** 0.5) @ to_k
-        tokens = x[:, None]
-        mixed = self.attend(q.transpose(1, 2), tokens, tokens).transpose(1, 2)
-        values = (mixed @ to_v.mT).flatten(1)
-        if self.to_kv.bias is not None:
-            values = values + self.to_kv.bias.chunk(2)[1]
-        return self.dropout(self.to_out(values)[:, None])
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention from tokens to those of another sequence, which may have another width.
+class QueryAttention(nn.Module):
+    """What attention has whose queries come from elsewhere than its keys and values.
 
     Args:
         dim: width of a token that asks.
@@ -342,6 +285,38 @@ class CrossAttention(nn.Module):
         init_xavier(self.to_q)
         init_xavier(self.to_kv, parts=2)
         init_xavier(self.to_out)
+
+
+class ClassAttention(QueryAttention):
+    """Attention from the class token alone to itself and the patches (CaiT, arXiv:2103.17239, section 3).
+
+    With one query, keys and values need not be computed: a head's scores are those of `q W_k` with the
+    tokens, and its output is that of `W_v` on the tokens' mean under its weights. The kernel is given one
+    head, in which the heads are the queries: its weights have the shape (batch, 1, heads, tokens). Biases of
+    keys cancel in the softmax; those of values are added to the output, whole also where weights are dropped.
+    """
+
+    heads_are_queries = True
+    # Layers whose weights are read while they are not called, so that what wraps a layer does not reach them.
+    reads_weights = ("to_kv",)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
+        """Give the class token's update from normed tokens, the class token in front."""
+        to_k, to_v = self.to_kv.weight.unflatten(0, (2, self.heads, -1))
+        width = to_k.shape[1]
+        q = self.to_q(x[:, 0]).unflatten(-1, (self.heads, 1, width))
+        # The kernel scales by the width of a token, the paper by that of a head.
+        q = (q * (x.shape[-1] / width) ** 0.5) @ to_k
+        tokens = x[:, None]
+        mixed = self.attend(q.transpose(1, 2), tokens, tokens).transpose(1, 2)
+        values = (mixed @ to_v.mT).flatten(1)
+        if self.to_kv.bias is not None:
+            values = values + self.to_kv.bias.chunk(2)[1]
+        return self.dropout(self.to_out(values)[:, None])
+
+
+class CrossAttention(QueryAttention):
+    """Multi-head attention from tokens to those of another sequence, which may have another width."""
 
     def project(
         self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -76,8 +77,8 @@ def make_value_mix(
     """Give what makes the mix of a layer from its index; None for a layer that keeps to its own values.
 
     Args:
-        kind: "identity", "learnable" or "gated", in all layers but the first; True is "learnable". Or the
-            indices of the layers that mix evenly while the others do not, the paper's sparse form.
+        kind: "identity", "learnable" or "gated", in all layers but the first; True is "learnable". "sparse" for
+            the last third of the layers, which mix evenly while the others do not, or the indices of such.
         dim: width of a token.
         heads: number of heads.
         depth: number of layers.
@@ -94,9 +95,11 @@ def make_value_mix(
             "identity": EvenMix,
             "learnable": LearnedMix,
             "gated": partial(GatedMix, dim, heads),
+            "sparse": EvenMix,
         }
         check_choice("value_residual", name, mixes)
-        make, layers = mixes[name], list(range(1, depth))
+        first = max(depth - ceil(depth / 3), 1) if name == "sparse" else 1
+        make, layers = mixes[name], list(range(first, depth))
     else:
         layers = list(kind)
         if not layers or not all(0 < layer < depth for layer in layers):

@@ -78,8 +78,8 @@ class ViT(PlainModel):
         zero_centered_norm: whether LayerNorms, but those of `patch_norm` and the attention pool, store by how
             much their gain exceeds 1, so that weight decay pulls it there.
         value_residual: whether layers mix the first layer's values into their own, by two learned numbers; or
-            how: "learnable", "identity" (evenly), "gated" or "sparse" (evenly, in the last third of the layers
-            alone), or the indices of layers that do so, evenly.
+            how: "learnable", "identity" (evenly), "gated" or "sparse" (evenly, in the last third of the
+            layers alone), or the indices of layers that do so, evenly.
         hyper_connections: number of residual streams that learned connections mix; None for plain residuals.
         hyper_static: whether these connections are the same for all tokens.
         stem: "linear" projects patches, "conv" stacks small convolutions.

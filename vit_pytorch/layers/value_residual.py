@@ -77,8 +77,8 @@ def make_value_mix(
     """Give what makes the mix of a layer from its index; None for a layer that keeps to its own values.
 
     Args:
-        kind: "identity", "learnable" or "gated", in all layers but the first; True is "learnable". "sparse" for
-            the last third of the layers, which mix evenly while the others do not, or the indices of such.
+        kind: "identity", "learnable" or "gated", in all layers but the first; True is "learnable". "sparse"
+            for the last third of the layers, which mix evenly while the others do not, or the indices of such.
         dim: width of a token.
         heads: number of heads.
         depth: number of layers.

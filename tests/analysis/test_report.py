@@ -138,10 +138,14 @@ def test_gradient_times_input_of_a_linear_model_is_exact() -> None:
 
 
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in cases()])
-def test_every_model_has_a_report(entry: ModelEntry, tmp_path: Path) -> None:
+def test_every_model_of_images_has_a_report(entry: ModelEntry, tmp_path: Path) -> None:
     model = entry.build(**entry.tiny).eval()
     image = torch.randn(model.channels, *model.image_size)
     picture = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    if image.ndim != 3:
+        with pytest.raises(ValueError, match="a report shows images"):
+            explain_image(model, image, picture=picture)
+        return
     shown = explain_image(model, image, picture=picture)
     assert torch.isfinite(shown.relevance.maps).all()
     assert shown.relevance.maps.min() >= 0

@@ -35,6 +35,7 @@ def test_activations():
         "quickgelu": x / (1 + torch.exp(-1.702 * x)),
         "hardswish": x * (x + 3).clamp(0, 6) / 6,
         "relu": x.clamp(min=0),
+        "relu6": x.clamp(0, 6),
         "silu": x / (1 + torch.exp(-x)),
     }
     assert want.keys() == ACTIVATIONS.keys()

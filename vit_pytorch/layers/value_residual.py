@@ -78,7 +78,7 @@ def make_value_mix(
 
     Args:
         kind: "identity", "learnable" or "gated", in all layers but the first; True is "learnable". "sparse"
-            for the last third of the layers, which mix evenly while the others do not, or the indices of such.
+            for the last third of the layers, which mix evenly while the others do not; or their indices.
         dim: width of a token.
         heads: number of heads.
         depth: number of layers.

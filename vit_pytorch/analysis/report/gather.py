@@ -89,8 +89,11 @@ def explain_image(
         top: number of classes.
 
     Raises:
-        ValueError: where the model has no classifier, or does not take the image.
+        ValueError: where the model has no classifier, is one of videos, volumes or signals, or does not take
+            the image.
     """
+    if len(model.image_size) != 2:
+        raise ValueError(f"a report shows images, and the model takes inputs of size {model.image_size}")
     if model.num_classes < 1 or top < 1:
         raise ValueError(
             f"a report needs a model with a classifier and at least 1 class to show, got num_classes="

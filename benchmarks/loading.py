@@ -1,7 +1,9 @@
 """How close loaded models come to the programs that their checkpoints are of.
 
     python benchmarks/loading.py docs/measured/loading.json
+    python benchmarks/loading.py docs/measured/loading.json --tables UViT NoisePredictor
 
+With `--tables` the file keeps its rows of the others.
 Each reference is small, with random weights of which none is trivially zero or one; where a program is not
 installed, what it computed is in `tests/golden/`. The documentation's table is made from the file.
 """
@@ -17,14 +19,15 @@ from typing import Any
 
 import torch
 from loading_case import Case
-from loading_cases import cases
+from loading_cases import FAMILIES, cases
 from references import images, randomise
+from torch import nn
 
 from vit_pytorch.create import architectures, create_model
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.pretrained.tables import TABLES
 from vit_pytorch.registry import entries
+from vit_pytorch.registry.uvit import create_noise_predictor
 
 # Logits of references must differ from image to image, or equality says nothing.
 SPREAD = 0.05
@@ -53,7 +56,7 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def goes_back(model: VisionModel, case: Case) -> bool:
+def goes_back(model: nn.Module, case: Case) -> bool:
     """Tell whether the format can be written, too, so that reading that gives the same model."""
     try:
         written = to_format(model, case.format)
@@ -64,24 +67,31 @@ def goes_back(model: VisionModel, case: Case) -> bool:
     return (case.call(again, case.inputs) - case.call(model, case.inputs)).abs().max().item() < 1e-6
 
 
-def table_of(model: VisionModel) -> str:
+def table_of(model: nn.Module) -> str:
     """Name the table of formats that a model's checkpoints are looked up in."""
     return next(kind.__name__ for kind in type(model).__mro__ if kind.__name__ in TABLES)
 
 
 def own(table: str) -> dict[str, Any]:
     """Save a model of ours and load it again."""
+    if table == "NoisePredictor":
+        return own_predictor()
     tiny = {e.architecture.__name__: {**e.config, **e.tiny} for e in reversed(entries().values())}
-    arguments = tiny["ViT"] if table == "DistillableViT" else tiny[table]
+    # A table may be of what several architectures have in common.
+    name, kind = next(
+        (name, kind)
+        for name, kind in architectures().items()
+        if table in {parent.__name__ for parent in kind.__mro__}
+    )
     torch.manual_seed(0)
-    model = architectures()[table](**arguments)
+    model = kind(**tiny["ViT" if table == "DistillableViT" else name])
     randomise(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = create_model(folder)
     inputs = images(*model.image_size)
     return {
-        "architecture": table,
+        "architecture": name,
         "table": table,
         "format": "vit_pytorch",
         "reference": "a folder that `save_pretrained` wrote",
@@ -90,17 +100,58 @@ def own(table: str) -> dict[str, Any]:
     }
 
 
+def own_predictor() -> dict[str, Any]:
+    """Load the state dict of a model that is not saved with its configuration."""
+
+    def build() -> nn.Module:
+        return create_noise_predictor("imagenet64_uvit_mid", image_size=16, dim=32, depth=2, heads=4)
+
+    torch.manual_seed(0)
+    model = randomise(build())
+    inputs = (images(16, 16), torch.tensor([3.0, 712.5]), torch.tensor([4, 1]))
+    return measure(
+        Case(
+            format="vit_pytorch",
+            reference="a state dict",
+            build=build,
+            checkpoint=model.state_dict(),
+            inputs=inputs,
+            outputs=model(*inputs),
+            call=lambda model, inputs: model(*inputs),
+        )
+    )
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort rows by their tables, our own format last."""
+    own_last = {False: list(FAMILIES), True: list(TABLES)}
+
+    def place(row: dict[str, Any]) -> tuple[bool, int]:
+        own = row["format"] == "vit_pytorch"
+        return own, own_last[own].index(row["table"])
+
+    return sorted(rows, key=place)
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure everything and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("output", type=Path, help="the JSON file to write")
-    output = parser.parse_args().output
+    parser.add_argument(
+        "--tables", nargs="+", choices=TABLES, help="measure these alone, keep the others' rows"
+    )
+    arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    rows = [measure(case) for case in cases()] + [own(table) for table in TABLES]
+    tables = arguments.tables or list(TABLES)
+    rows = [measure(case) for case in cases(tables)] + [own(table) for table in tables]
     for row in rows:
         print(f"{row['architecture']:16} {row['format']:30} {row['difference']:.1e}  {row['reference']}")
-    output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    others = set(TABLES).difference(tables)
+    if others:
+        old = json.loads(arguments.output.read_text(encoding="utf-8"))
+        rows += [row for row in old if row["table"] in others]
+    arguments.output.write_text(json.dumps(in_order(rows), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

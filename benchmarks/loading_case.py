@@ -13,11 +13,10 @@ from references import images, randomise, read_golden
 from torch import Tensor, nn
 
 from vit_pytorch.create import architectures, create_model
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.pretrained.source import Checkpoint
 
-Build = Callable[[], VisionModel]
+Build = Callable[[], nn.Module]
 VIT = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3}
 VIT_OURS = {**VIT, "dim_head": 16, "mlp_dim": 192}
 VIT_TIMM = {"img_size": 48, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -91,7 +90,7 @@ def golden(format: str, reference: str, name: str, build: Callable[[dict[str, An
     )
 
 
-def random_model(build: Build) -> VisionModel:
+def random_model(build: Build) -> nn.Module:
     torch.manual_seed(0)
     model = build()
     randomise(model)

@@ -41,6 +41,7 @@ RELEASES = {
     "deit_tiny_patch16_224": "timm `deit_tiny_patch16_224.fb_in1k`",
     "vit_small_patch14_dinov2": "timm `vit_small_patch14_dinov2.lvd142m`",
     "vit_small_patch14_reg4_dinov2": "timm `vit_small_patch14_reg4_dinov2.lvd142m`",
+    "vit_betwixt_patch16_reg4_gap_256": "timm `vit_betwixt_patch16_reg4_gap_256.sbb2_e200_in12k_ft_in1k`",
     "vit_base_patch16_clip_224": "timm `vit_base_patch16_clip_224.laion2b`",
     "vit_base_patch16_clip_quickgelu_224": "timm `vit_base_patch16_clip_quickgelu_224.openai`",
     "vit_base_patch16_siglip_224": "timm `vit_base_patch16_siglip_224.webli`",
@@ -145,6 +146,11 @@ def transformers_vits() -> Iterator[Case]:
             outputs=other(x).last_hidden_state,
             call=lambda model, inputs: model.forward_features(inputs),
         )
+    config = config_of("Dinov2WithRegistersConfig", **dino, num_labels=7)
+    model = theirs("transformers", "Dinov2WithRegistersForImageClassification", config)
+    build = ours("ViT", **VIT_OURS, layer_scale=1e-5, num_registers=4, pool="cls+mean")
+    reference = "transformers `Dinov2WithRegistersForImageClassification`"
+    yield against("transformers DINOv2", reference, build, model, 48, 48)
     clip = theirs("transformers", "CLIPVisionModel", config_of("CLIPVisionConfig", **VIT_TRANSFORMERS))
     siglip = theirs("transformers", "SiglipVisionModel", config_of("SiglipVisionConfig", **VIT_TRANSFORMERS))
     towers: tuple[tuple[str, nn.Module, dict[str, Any]], ...] = (

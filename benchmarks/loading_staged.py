@@ -153,8 +153,7 @@ def twins() -> Iterator[Case]:
     yield against("timm", "timm `Twins` (the authors' names are the same)", build, model, 64, 64)
 
 
-def staged() -> Iterator[Case]:
-    """Give the models in stages that are stored alone."""
+def region_vit() -> Iterator[Case]:
     yield golden(
         "regionvit",
         "IBM/RegionViT",
@@ -172,6 +171,9 @@ def staged() -> Iterator[Case]:
             mlp_ratio=3,
         ),
     )
+
+
+def crossformer() -> Iterator[Case]:
     yield golden(
         "crossformer",
         "cheerss/CrossFormer",
@@ -190,6 +192,9 @@ def staged() -> Iterator[Case]:
             mlp_ratio=3,
         ),
     )
+
+
+def sep_vit() -> Iterator[Case]:
     yield golden(
         "sepvit",
         "liwei109/SepViT",

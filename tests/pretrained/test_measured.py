@@ -18,7 +18,7 @@ def test_every_format_is_measured(table: str) -> None:
     measured = {row["format"] for row in ROWS if row["table"] == table}
     shared = {layout.name for layout in formats_of("ViT") if layout in formats_of(table)}
     assert "vit_pytorch" in measured
-    assert len(measured) > 1
+    assert len(measured) > 1 or formats == {"vit_pytorch"}
     assert measured <= formats
     if table == "ViT":
         assert measured == formats
@@ -37,4 +37,9 @@ def test_plain_vits_that_are_published_are_measured() -> None:
 
 def test_differences_are_those_of_rounding() -> None:
     assert max(row["difference"] for row in ROWS) < 1e-5
-    assert all(row["written"] for row in ROWS)
+
+
+def test_every_format_is_written_but_the_backbone_of_noise_predictors() -> None:
+    """A classifier has no place for the time."""
+    read_only = {(row["table"], row["format"]) for row in ROWS if not row["written"]}
+    assert read_only == {("UViT", "U-ViT")}

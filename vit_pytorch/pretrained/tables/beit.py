@@ -34,9 +34,10 @@ NO_KEY_BIAS = Transform(
 APART = Transform(
     lambda parts, module: (parts[0][:-3], parts[0][-3:]), lambda tensors, module: (torch.cat(tensors),)
 )
+# Beside the frequencies stand the columns and the rows of the patches, which the grid tells.
 FREQS = Transform(
     lambda parts, rotary: parts[0].unflatten(2, rotary.freqs.shape[2:]),
-    lambda tensor, rotary: (tensor.flatten(2),),
+    lambda tensor, rotary: (tensor.flatten(2), *rotary.places.T.to(tensor)),
 )
 SCALES = (
     Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma_1"),
@@ -73,8 +74,11 @@ def formats_beside(timm: Format) -> tuple[Format, ...]:
         Format(
             name="RoPE-ViT",
             marks=("freqs_t_x",),
-            unused=("freqs_t_x", "freqs_t_y"),
-            rules=(Rule("rotary.freqs", "freqs", FREQS), *SCALES, *timm.rules),
+            rules=(
+                Rule("rotary.freqs", ("freqs", "freqs_t_x", "freqs_t_y"), FREQS),
+                *SCALES,
+                *timm.rules,
+            ),
         ),
         Format(
             name="timm Eva",

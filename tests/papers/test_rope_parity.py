@@ -269,3 +269,9 @@ def test_wrong_arguments():
         ValueError, match="rope_theta is above 0 and belongs to rotary positions, got 10 for 'learned'"
     ):
         ViT(**OURS, rope_theta=10)
+
+
+def test_a_model_that_does_not_turn_refuses_frequencies():
+    written = to_format(ViT(**OURS, layer_scale=0.1, positions="rope_mixed"), "RoPE-ViT")
+    with pytest.raises(ValueError, match=r"left over \(1\): rotary.freqs"):
+        load_pretrained(ViT(**OURS, layer_scale=0.1), written)

@@ -34,9 +34,10 @@ NO_KEY_BIAS = Transform(
 APART = Transform(
     lambda parts, module: (parts[0][:-3], parts[0][-3:]), lambda tensors, module: (torch.cat(tensors),)
 )
-# Beside the frequencies stand the columns and the rows of the patches, which the grid tells.
+# Beside the frequencies stand the columns and the rows of the patches, which the grid tells. A model that
+# does not rotate has no place for them, which loading says.
 FREQS = Transform(
-    lambda parts, rotary: parts[0].unflatten(2, rotary.freqs.shape[2:]),
+    lambda parts, rotary: parts[0] if rotary is None else parts[0].unflatten(2, rotary.freqs.shape[2:]),
     lambda tensor, rotary: (tensor.flatten(2), *rotary.places.T.to(tensor)),
 )
 SCALES = (

@@ -35,7 +35,7 @@ from vit_pytorch.twins_svt import TwinsSVT
 BATCH = 64
 DISTORTIONS: dict[str, Any] = {"flip": 0.0, "grey": 0.0, "colour": 0.5, "blur": 0.1, "sigma": (0.1, 0.5)}
 # epochs on the digits and on the clothes
-MASKED, VIEWED, STAGED = (60, 30), (40, 15), (12, 10)
+MASKED, VIEWED, STAGED = (60, 15), (40, 10), (12, 3)
 FINE_TUNING = 40
 
 

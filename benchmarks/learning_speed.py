@@ -152,15 +152,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--methods", nargs="+", default=["MAE", "DINO"])
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     images = torch.randn(given.batch, 3, 224, 224)
-    makers = {"ours": our_mae, "transformers": transformers_mae, "lightly": lightly_mae}
-    compare("MAE", {library: make(images) for library, make in makers.items()}, given.rounds)
-    local = torch.randn(LOCALS, given.batch, 3, LOCAL_SIZE, LOCAL_SIZE)
-    crops = [images, images.flip(3), *local]
-    steps = {"ours": our_dino(crops), "lightly": lightly_dino(crops)}
-    compare("DINO", steps, given.rounds)
+    if "MAE" in given.methods:
+        makers = {"ours": our_mae, "transformers": transformers_mae, "lightly": lightly_mae}
+        compare("MAE", {library: make(images) for library, make in makers.items()}, given.rounds)
+    if "DINO" in given.methods:
+        local = torch.randn(LOCALS, given.batch, 3, LOCAL_SIZE, LOCAL_SIZE)
+        crops = [images, images.flip(3), *local]
+        compare("DINO", {"ours": our_dino(crops), "lightly": lightly_dino(crops)}, given.rounds)
 
 
 if __name__ == "__main__":

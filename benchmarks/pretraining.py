@@ -35,7 +35,7 @@ from vit_pytorch.twins_svt import TwinsSVT
 BATCH = 64
 DISTORTIONS: dict[str, Any] = {"flip": 0.0, "grey": 0.0, "colour": 0.5, "blur": 0.1, "sigma": (0.1, 0.5)}
 # epochs on the digits and on the clothes
-MASKED, VIEWED, STAGED = (60, 15), (40, 10), (12, 3)
+MASKED, PAINTED, VIEWED, STAGED = (60, 15), (60, 45), (40, 10), (12, 3)
 FINE_TUNING = 40
 
 
@@ -90,7 +90,7 @@ def make_dino(kind: type[Dino], net: nn.Module, size: int, steps: int) -> Dino:
 # method: what makes it, the epochs, the learning rate
 METHODS: Mapping[str, tuple[Callable[[Any, int, int], nn.Module], tuple[int, int], float]] = {
     "MAE": (make_mae, MASKED, 5e-3),
-    "SimMIM": (lambda net, *_: SimMIM(encoder=net, masking_ratio=0.6, mask_patch_size=4), MASKED, 5e-3),
+    "SimMIM": (lambda net, *_: SimMIM(encoder=net, masking_ratio=0.6, mask_patch_size=4), PAINTED, 5e-3),
     "MPP": (lambda net, *_: MPP(transformer=net, mean=(0.5,), std=(0.5,)), MASKED, 5e-3),
     "MP3": (lambda net, *_: MP3(vit=net, masking_ratio=0.5), MASKED, 5e-3),
     "DINO": (partial(make_dino, Dino), VIEWED, 5e-3),

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from vit_pytorch import MAE, Dino, ViT
 from vit_pytorch.es_vit import EsViTTrainer
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.learning.probes import extract, knn_accuracy, linear_accuracy
-from vit_pytorch.learning.schedules import CosineSchedule
-from vit_pytorch.learning.views import MultiCrop, View
+from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.mp3 import MP3
 from vit_pytorch.mpp import MPP
 from vit_pytorch.simmim import SimMIM
+from vit_pytorch.ssl.probes import extract, knn_accuracy, linear_accuracy
+from vit_pytorch.ssl.schedules import CosineSchedule
+from vit_pytorch.ssl.views import MultiCrop, View
 from vit_pytorch.twins_svt import TwinsSVT
 
 BATCH = 64
@@ -104,7 +104,7 @@ def worth(net: Any, data: Data) -> tuple[float, float]:
     def features(images: Tensor) -> Tensor:
         return net.forward_head(net.forward_features(images), pre_logits=True)
 
-    with evaluating(net):
+    with eval_mode(net):
         known, asked = extract(features, data.images), extract(features, data.test_images)
     parts = known, data.labels, asked, data.test_labels
     return knn_accuracy(*parts), linear_accuracy(*parts)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.tokens import make_classifier
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.learning.probes import extract, knn_accuracy, linear_accuracy
+from vit_pytorch.layers.wrapper import eval_mode
+from vit_pytorch.ssl.probes import extract, knn_accuracy, linear_accuracy
 from vit_pytorch.training.data import open_data
 from vit_pytorch.vit import ViT
 
@@ -100,7 +100,7 @@ def main() -> None:
     for name in ("random", "trained"):
         if name == "trained":
             load_pretrained(model, backbone, antialias=False)
-        with evaluating(model):
+        with eval_mode(model):
             features = extract(partial(pool, model), pictures, batch=50)
         report(name, features, labels)
 

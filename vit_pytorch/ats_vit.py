@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, attention_weights
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
 
 
 def score_tokens(
@@ -174,7 +174,7 @@ class SamplingEncoder(Encoder):
             yield tokens
 
 
-class ATSViT(PlainModel):
+class ATSViT(IsotropicModel):
     """A Vision Transformer that keeps fewer patches from layer to layer, as many as the image asks for.
 
     Its features are the class token and slots for patches, in the order of score at the last sampling. A slot
@@ -256,7 +256,7 @@ class ATSViT(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
             return SamplingBlock(
                 Residual(attention, norm(), tail()),
                 Residual(feedforward, norm(), tail()),

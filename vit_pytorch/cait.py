@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import LateClassModel
 from vit_pytorch.layers.attention import Attention, ClassAttention, MixHeads, width_of_head
-from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.blocks import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import LateClassModel
 
 
 class CaiT(LateClassModel):

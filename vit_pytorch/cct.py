@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, SequencePositions
-from vit_pytorch.plain import PlainModel
 
 Positions = Literal["learnable", "sine", "none"]
 MAX_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -170,7 +170,7 @@ class StreamNormResidual(Residual):
         return x + self.tail(self.branch(x, *context))
 
 
-class CompactTransformer(PlainModel):
+class CompactTransformer(IsotropicModel):
     """A compact transformer on arrays of any rank.
 
     Args:
@@ -234,7 +234,7 @@ class CompactTransformer(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, int(dim * mlp_ratio), dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
             return Block(Residual(attention, norm(), tail()), StreamNormResidual(feedforward, norm(), tail()))
 
         self.encoder = Encoder(block, depth=depth)

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from vit_pytorch.base import CONFIG_NAME, VisionModel
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
-from vit_pytorch.model import CONFIG_NAME, VisionModel
 from vit_pytorch.pretrained.load import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
-from vit_pytorch.weights import without_values
+from vit_pytorch.weights import init_empty_weights
 
 # where the folder of a run has its model
 MODEL = "model"
@@ -66,7 +66,7 @@ def create_model(
     if pretrained is False:
         return entry.build(**overrides)
     # A classifier of its own, where the checkpoint's has other classes, is the only part that starts anew.
-    with nullcontext() if num_classes else without_values():
+    with nullcontext() if num_classes else init_empty_weights():
         model = entry.build(**overrides)
     report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained)
     if report.kept and not num_classes:

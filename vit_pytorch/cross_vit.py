@@ -20,13 +20,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
 from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
-from vit_pytorch.layers.encoder import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import (
+    Block,
+    ClassResidual,
+    Encoder,
+    FeedForward,
+    Residual,
+    drop_path_rate,
+    make_tail,
+)
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 Branches = tuple[Float[Tensor, "b n d"], Float[Tensor, "b m e"]]
 STRIDES = {12: (4, 3, 1), 16: (4, 2, 2)}
@@ -149,7 +157,7 @@ class CrossViT(VisionModel):
         attend = partial(FusedAttention, attn_dropout)
 
         def drop(stage: int, layer: int) -> float:
-            return rising(drop_path, stage * blocks + layer, depth * blocks)
+            return drop_path_rate(drop_path, stage * blocks + layer, depth * blocks)
 
         self.branches = nn.ModuleList(
             Branch(grid, channels, dim, full=small.size, stem=stem, dropout=emb_dropout, norm_eps=norm_eps)
@@ -224,7 +232,7 @@ class CrossViT(VisionModel):
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         depth = len(self.multi_scale_encoder.blocks)
-        layers = take_layers(indices, 2 * depth)
+        layers = resolve_indices(indices, 2 * depth)
         tokens = self.embed(images)
         taken: dict[int, Tensor] = {}
         for layer, after in enumerate(self.multi_scale_encoder.steps(tokens)):

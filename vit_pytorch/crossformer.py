@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DynamicBias
 from vit_pytorch.layers.windows import GroupAttention, Partition, dilated, windows
-from vit_pytorch.staged import Stage, StagedModel
 
 
 class CrossScaleEmbedding(nn.Module):
@@ -95,7 +95,7 @@ class LongShortAttention(GroupAttention):
         return self.partition, self.bias()
 
 
-class CrossFormer(StagedModel):
+class CrossFormer(HierarchicalModel):
     """The CrossFormer.
 
     Args:
@@ -181,7 +181,7 @@ class CrossFormer(StagedModel):
             mix = LongShortAttention(attention, far if layer % 2 else windows(group), bias)
             feedforward = FeedForward(width, width * ratios[stage], dropout=dropout)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             return Block(Residual(mix, norm(), tail()), Residual(feedforward, norm(), tail()))
 

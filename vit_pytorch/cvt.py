@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage, State
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import ConvNorm, OnMap
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.linear import linear
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.staged import Stage, StagedModel, State
 
 
 class ConvAttention(Attention):
@@ -173,7 +173,7 @@ class ConvStage(Stage):
         return tokens[:, 1:].unflatten(1, grid), tokens[:, :1]
 
 
-class CvT(StagedModel):
+class CvT(HierarchicalModel):
     """The convolutional vision transformer in three stages.
 
     Images of any size are taken, `image_size` being only the customary one.
@@ -214,7 +214,7 @@ class CvT(StagedModel):
         drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0
             over the last stage, and the others drop none, as in the paper's models.
         norm_eps: epsilon of the LayerNorms.
-        act: name of the feed-forward's activation (see `layers.encoder.ACTIVATIONS`); the authors' weights
+        act: name of the feed-forward's activation (see `layers.blocks.ACTIVATIONS`); the authors' weights
             belong to "quickgelu", transformers computes "gelu" with them.
 
     Raises:
@@ -294,7 +294,7 @@ class CvT(StagedModel):
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
             last = stage == len(dims) - 1
             tail = partial(
-                make_tail, width, drop_path=rising(drop_path, layer, depths[stage]) if last else 0.0
+                make_tail, width, drop_path=drop_path_rate(drop_path, layer, depths[stage]) if last else 0.0
             )
             return ConvBlock(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 

@@ -20,6 +20,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import (
     Attention,
     ExplicitAttention,
@@ -27,18 +28,17 @@ from vit_pytorch.layers.attention import (
     MixHeads,
     attention_weights,
 )
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
 
 Pool = Literal["cls", "mean"]
 Stem = Literal["linear", "conv"]
 
 
-class DeepViT(PlainModel):
+class DeepViT(IsotropicModel):
     """The Vision Transformer with re-attention.
 
     Args:
@@ -115,7 +115,7 @@ class DeepViT(PlainModel):
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
             # norm(s x) is the norm of x with another epsilon.
             norm = partial(nn.LayerNorm, dim, eps=norm_eps / scale_adjustment**2)
-            drop = rising(drop_path, layer, depth)
+            drop = drop_path_rate(drop_path, layer, depth)
 
             def tail() -> list[nn.Module]:
                 scale = [] if scale_adjustment == 1 else [Scale(1 / scale_adjustment)]

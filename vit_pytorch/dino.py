@@ -24,13 +24,13 @@ from torch import Generator, Tensor, nn
 from vit_pytorch.extractor import Extractor, find_layer
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import interpolated_positions
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.learning.centre import Centre
-from vit_pytorch.learning.heads import ProjectionHead
-from vit_pytorch.learning.nets import black_image, local_size, normalisation_of
-from vit_pytorch.learning.schedules import Schedule, as_schedule
-from vit_pytorch.learning.teacher import MeanTeacher
-from vit_pytorch.learning.views import MultiCrop, dino_views, join_by_size
+from vit_pytorch.layers.wrapper import eval_mode
+from vit_pytorch.ssl.backbone_utils import dummy_input, local_size, normalisation_of
+from vit_pytorch.ssl.center import Centre
+from vit_pytorch.ssl.heads import ProjectionHead
+from vit_pytorch.ssl.schedules import Schedule, as_schedule
+from vit_pytorch.ssl.teacher import MeanTeacher
+from vit_pytorch.ssl.views import MultiCrop, dino_views, join_by_size
 
 Layer = str | int | nn.Module
 Views = Callable[[Tensor, Generator | None], Sequence[Tensor]]
@@ -96,8 +96,8 @@ class Student(nn.Module):
         super().__init__()
         self.net = net
         self.layer: Any = None if layer is None or layer == self.end else self.find(layer)
-        with evaluating(net), torch.no_grad(), interpolated_positions(net):
-            tried = [self.embed(black_image(net, size)) for size in sizes]
+        with eval_mode(net), torch.no_grad(), interpolated_positions(net):
+            tried = [self.embed(dummy_input(net, size)) for size in sizes]
         self.add_heads(make_head, tried[0])
 
     def find(self, layer: Layer) -> str | int:

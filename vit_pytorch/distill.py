@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.efficient import ViT as EfficientViT
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import DistilledHead, PrefixTokens, TwoHeads, make_distilled_classifier
-from vit_pytorch.model import VisionModel
-from vit_pytorch.plain import PlainModel
 from vit_pytorch.t2t import T2TViT
 from vit_pytorch.vit import ViT
 
 
-class Distillable(PlainModel):
+class Distillable(IsotropicModel):
     """A plain model with a distillation token behind the class token, and a classifier for each.
 
     The token has a position of its own where positions are learned. The pooled embedding is what the model
@@ -81,7 +81,7 @@ class Distillable(PlainModel):
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
-    def to_vit(self) -> PlainModel:
+    def to_vit(self) -> IsotropicModel:
         """Give the plain model that computes the class token's logits.
 
         The distillation token takes part in attention, so it stays, as a register that nothing classifies;
@@ -107,7 +107,7 @@ class Distillable(PlainModel):
         """Give the arguments of the plain model that `to_vit` makes, whose token has become a register."""
         return {**config, "num_registers": config.get("num_registers", 0) + 1}
 
-    def _plain(self) -> PlainModel:
+    def _plain(self) -> IsotropicModel:
         """Build the model without the token."""
         plain = next(base for base in type(self).__bases__ if base is not Distillable)
         return plain(**self.plain_config(self.config))
@@ -128,7 +128,7 @@ class DistillableT2TViT(Distillable, T2TViT):
 class DistillableEfficientViT(Distillable, EfficientViT):
     """A ViT around any encoder, with a distillation token; takes the arguments of `efficient.ViT`."""
 
-    def _plain(self) -> PlainModel:
+    def _plain(self) -> IsotropicModel:
         """Build the model without the token, around a copy of the encoder."""
         return EfficientViT(**self.plain_config(self.config), transformer=copy.deepcopy(self.encoder))
 

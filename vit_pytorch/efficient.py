@@ -2,7 +2,7 @@
 
 Patches, positions, class token and head are those of the plain ViT; what stands between them is a module
 that is passed in, from (b, n, d) to (b, n, d): an encoder of another library, as a rule one whose attention
-costs less than quadratic in the number of tokens, or `layers.encoder.Encoder`.
+costs less than quadratic in the number of tokens, or `layers.blocks.Encoder`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.encoder import Encoder
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
+from vit_pytorch.layers.blocks import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel, has_class_token
 
 
-class ViT(PlainModel):
+class ViT(IsotropicModel):
     """The Vision Transformer with the encoder of your choice.
 
     A module is nothing that a configuration file can hold: `save_pretrained` refuses; save the state dict.

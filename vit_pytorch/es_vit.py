@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from vit_pytorch.dino import Dino, DinoLoss, Layer, MakeHead, Student
 from vit_pytorch.extractor import find_layer
 from vit_pytorch.layers.positions import interpolated_positions
-from vit_pytorch.learning.centre import Centre
-from vit_pytorch.learning.views import join_by_size
+from vit_pytorch.ssl.center import Centre
+from vit_pytorch.ssl.views import join_by_size
 
 
 class Regions(NamedTuple):

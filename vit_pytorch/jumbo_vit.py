@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
 
 
 class Handed(nn.Module):
@@ -81,7 +81,7 @@ class JumboEncoder(Encoder):
         return super().steps(x, self.shared, *context)
 
 
-class JumboViT(PlainModel):
+class JumboViT(IsotropicModel):
     """The Vision Transformer with a jumbo class token.
 
     Args:
@@ -154,7 +154,7 @@ class JumboViT(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
             return JumboBlock(
                 Residual(attention, norm(dim), tail()),
                 Residual(feedforward, norm(dim), tail()),

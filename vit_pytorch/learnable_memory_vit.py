@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.encoder import Block, Residual
+from vit_pytorch.layers.blocks import Block, Residual
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.vit import ViT as ViT

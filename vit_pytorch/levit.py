@@ -25,15 +25,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import FusedAttention
+from vit_pytorch.layers.blocks import Block, Encoder, Residual, activation, make_tail
 from vit_pytorch.layers.conv import ConvNorm, OnMap
-from vit_pytorch.layers.encoder import Block, Encoder, Residual, activation, make_tail
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
-from vit_pytorch.staged import Stage, StagedModel
 
 STEM = 4
 
@@ -243,7 +243,7 @@ class DistilledNormHead(NormHead):
         return (labels + teacher) / 2
 
 
-class LeViT(StagedModel):
+class LeViT(HierarchicalModel):
     """The pyramid of attention with batch norm.
 
     `dim`, `depth` and `heads` are one number for each stage, or one for all.
@@ -266,7 +266,7 @@ class LeViT(StagedModel):
         drop_path: probability to drop a residual branch, in [0, 1); the same in every layer.
         distilled: whether there are two classifiers, one of which learns from a teacher; the logits are the
             mean of both, in training, too (see `DistilledNormHead.separate`).
-        act: name of the activation (see `layers.encoder.ACTIVATIONS`).
+        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
 
     Raises:
         ValueError: where sizes do not divide, or an option is none of those above.

@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.blocks import Block, Encoder, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import InvertedBottleneck, SqueezeExcite, pool_map
-from vit_pytorch.layers.encoder import Block, Encoder, Residual, make_tail, rising
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel, has_class_token
 
 Gate = Literal["se", "eca", "eca_hard", "none"]
 
@@ -81,7 +81,7 @@ class LocalBlock(Block):
         return self.feedforward(self.attention(x), *context)
 
 
-class LocalViT(PlainModel):
+class LocalViT(IsotropicModel):
     """The Vision Transformer with a convolution in its feed-forward.
 
     The authors number what the feed-forward has: their `act` 1 is `act="relu6", gate="none"`, and 2 to 5 are
@@ -171,7 +171,7 @@ class LocalViT(PlainModel):
             local = InvertedBottleneck(
                 dim, dim, mlp_dim, depthwise=_convolve_channels, act=act, excite=gates[gate]
             )
-            tail = make_tail(dim, drop_path=rising(drop_path, layer, depth))
+            tail = make_tail(dim, drop_path=drop_path_rate(drop_path, layer, depth))
             return LocalBlock(
                 Residual(attention, nn.LayerNorm(dim, eps=norm_eps), tail),
                 PatchResidual(local, nn.Identity()),

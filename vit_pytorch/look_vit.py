@@ -24,15 +24,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
 from vit_pytorch.layers.attention import Attention, CrossAttention, FusedAttention, attention_weights
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, resize_table
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel, has_class_token
 
 Streams = tuple[Float[Tensor, "b m d"], Float[Tensor, "b n d"]]
 
@@ -220,7 +220,7 @@ class LookupEncoder(Encoder):
         return last, [torch.cat([few[:, : self.prefix], lookup], dim=1) for few, lookup in taken]
 
 
-class LookupViT(PlainModel):
+class LookupViT(IsotropicModel):
     """A Vision Transformer that does its work on a few compressed tokens, which look patches up.
 
     Its features are the class token and the compressed tokens, and the patches behind them where the head
@@ -298,7 +298,7 @@ class LookupViT(PlainModel):
 
         def block(layer: int) -> LookupBlock:
             sizes: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "dropout": dropout}
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
             gather = Gather(
                 dim, **sizes, qkv_bias=qkv_bias, attend=partial(GatherKernel, attn_dropout, reuse)
             )

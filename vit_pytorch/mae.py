@@ -21,17 +21,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, width_of_head
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, sincos_table
-from vit_pytorch.learning.masks import (
+from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
     check_shape,
     count_visible,
     draw_noise,
+    gather_tokens,
     patch_tokens,
-    take,
 )
 
 VARIANCE_EPS = 1e-6
@@ -147,8 +147,8 @@ class MAE(nn.Module):
         """
         order, visible = self._order(images, noise, generator)
         hidden = order[:, visible:]
-        predicted = self.to_pixels(take(self.decode(images, order, visible), hidden))
-        return F.mse_loss(predicted, take(self.targets(images), hidden))
+        predicted = self.to_pixels(gather_tokens(self.decode(images, order, visible), hidden))
+        return F.mse_loss(predicted, gather_tokens(self.targets(images), hidden))
 
     def predict(
         self,
@@ -223,12 +223,12 @@ class MAE(nn.Module):
         tokens = self.encoder.embed(images)
         patches = patch_tokens(tokens, prefix, order.shape[1])
         kept = order[:, :visible]
-        tokens = torch.cat([tokens[:, :prefix], take(patches, kept)], dim=1)
+        tokens = torch.cat([tokens[:, :prefix], gather_tokens(patches, kept)], dim=1)
         encoded = self.encoder.encode(tokens, self.encoder.grid.fit(images.shape[2:]), kept)
         seen = patch_tokens(encoded, prefix, visible)
         x = self.to_decoder(torch.cat([encoded[:, :prefix], seen], dim=1))
         gaps = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - visible, -1)
-        patches = take(torch.cat([x[:, prefix:], gaps], dim=1), order.argsort(dim=1))
+        patches = gather_tokens(torch.cat([x[:, prefix:], gaps], dim=1), order.argsort(dim=1))
         patches = patches + self.positions(self.encoder.grid.fit(images.shape[2:]))
         x = self.norm(self.decoder(torch.cat([x[:, :prefix], patches], dim=1)))
         return x[:, prefix:]

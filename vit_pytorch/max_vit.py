@@ -19,24 +19,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
-from vit_pytorch.layers.encoder import (
+from vit_pytorch.layers.blocks import (
     Block,
     Encoder,
     FeedForward,
     Residual,
     activation,
+    drop_path_rate,
     make_tail,
-    rising,
 )
+from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
 from vit_pytorch.layers.init import init_convs, init_xavier
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
 from vit_pytorch.layers.windows import GroupAttention, grid_groups, windows
-from vit_pytorch.staged import Stage, StagedModel
 
 
 class HalvingConv(nn.Conv2d):
@@ -91,7 +91,7 @@ class MaxViTBlock(nn.Module):
         return self.grid(self.window(self.conv(x)))
 
 
-class MaxViT(StagedModel):
+class MaxViT(HierarchicalModel):
     """The multi-axis vision transformer.
 
     Height and width of an input are multiples of 32 windows, 224 pixels for windows of 7 cells: the map of
@@ -112,7 +112,7 @@ class MaxViT(StagedModel):
         image_size: the customary input, one number or (height, width) in pixels; 32 windows, or 224 pixels,
             unless told.
         mlp_ratio: width inside the feed-forwards, as a multiple of the stage's.
-        act: name of the activation (see `layers.encoder.ACTIVATIONS`).
+        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
         attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability to drop a branch at the last block, in [0, 1); rises linearly from 0.
         padding: "same" pads strided convolutions as TensorFlow does and pools 2 x 2 cells around them;
@@ -236,7 +236,7 @@ class MaxViT(StagedModel):
         def block(stage: int, layer: int) -> MaxViTBlock:
             width, first = dims[stage], layer == 0
             before = width if layer else [stem_dim, *dims][stage]
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             return MaxViTBlock(
                 conv(before, width, first, drop),
                 transformer(width, drop, spread=False),

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.learnable_memory_vit import Adapter, Mode
-from vit_pytorch.model import Intermediates, VisionModel, take_layers
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
@@ -139,7 +139,7 @@ class MemoryViT(VisionModel):
         """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         vit = self.adapter.vit
-        layers = take_layers(indices, len(vit.encoder.blocks))
+        layers = resolve_indices(indices, len(vit.encoder.blocks))
         last, taken = torch.empty(0), []
         for layer, (tokens, new) in enumerate(self.adapter.steps(images), start=-1):
             last = torch.cat([new, tokens], dim=1)

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, activation, make_tail
 from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, activation, make_tail
 from vit_pytorch.layers.init import init_convs
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import Partition
-from vit_pytorch.staged import Stage, StagedModel
 
 
 class InvertedResidual(InvertedBottleneck):
@@ -112,7 +112,7 @@ class MobileViTBlock(nn.Module):
         return stretch(self.partition.merge(groups, whole), size)
 
 
-class MobileViT(StagedModel):
+class MobileViT(HierarchicalModel):
     """The light-weight vision transformer; takes images of any size.
 
     Args:

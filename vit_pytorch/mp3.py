@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, Residual
+from vit_pytorch.layers.blocks import Block, Encoder, Residual
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.learning.masks import (
+from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
     check_shape,
@@ -30,7 +31,6 @@ from vit_pytorch.learning.masks import (
     draw_noise,
     patch_tokens,
 )
-from vit_pytorch.plain import PlainModel
 from vit_pytorch.vit import ViT as ViT
 
 
@@ -117,7 +117,7 @@ class MP3(nn.Module):
         prefix = self.vit.num_prefix_tokens
         first = torch.arange(prefix, device=images.device).expand(len(images), -1)
         places = torch.cat([first, prefix + order[:, : self.context]], dim=1)
-        x = self.vit.embed(images, place=False)
+        x = self.vit.embed(images, add_positions=False)
         for block in self.vit.encoder.blocks:
             x = self.vit.encoder.run(attend_to, block, x, places)
         features = patch_tokens(self.vit.finish(x), prefix, shape[1])
@@ -139,7 +139,7 @@ def attend_to(block: Any, x: Float[Tensor, "b n d"], places: Int[Tensor, "b m"])
     return block.feedforward(x)
 
 
-def check_blocks(model: nn.Module) -> PlainModel:
+def check_blocks(model: nn.Module) -> IsotropicModel:
     """Hold that a model is of blocks in which `attend_to` computes what it says.
 
     Raises:
@@ -147,7 +147,7 @@ def check_blocks(model: nn.Module) -> PlainModel:
     """
     as_maskable(model)
     if (
-        isinstance(model, PlainModel)
+        isinstance(model, IsotropicModel)
         and type(model.encoder) is Encoder
         and all(_is_plain(block) for block in model.encoder.blocks)
     ):

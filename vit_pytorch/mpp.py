@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import pair
-from vit_pytorch.learning.masks import (
+from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
     check_shape,
     cover,
     draw_mask,
     draw_noise,
+    gather_tokens,
     patch_tokens,
-    take,
 )
 
 
@@ -180,9 +180,9 @@ class MPP(nn.Module):
             check_shape(name, tensor, (len(images), grid[0] * grid[1]))
 
         def corrupt(patches: Tensor) -> Tensor:
-            return cover(take(patches, corruption.source), corruption.masked, self.mask_token)
+            return cover(gather_tokens(patches, corruption.source), corruption.masked, self.mask_token)
 
-        features = self.transformer.encode(self.transformer.embed(images, corrupt=corrupt), grid)
+        features = self.transformer.encode(self.transformer.embed(images, mask_fn=corrupt), grid)
         return self.head(patch_tokens(features, self.transformer.num_prefix_tokens, grid[0] * grid[1]))
 
     def colours(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b n"]:

@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.packing import (
     HeadNorm,
@@ -40,7 +41,6 @@ from vit_pytorch.layers.packing import (
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import FactorisedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
 TokenDropout = float | Callable[[int, int], float]
@@ -49,7 +49,7 @@ Pool = Literal["map", "mean"]
 QKNorm = Literal["rms", "layer", "none"]
 
 
-class NaViT(PlainModel):
+class NaViT(IsotropicModel):
     """The Native Resolution ViT.
 
     A call takes a list of images (c h w) of any sizes; a list of such lists, the rows in which somebody has
@@ -151,7 +151,9 @@ class NaViT(PlainModel):
         shape |= {"qkv_bias": qkv_bias, "out_bias": out_bias}
 
         def block(layer: int) -> PackedBlock:
-            tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=rising(drop_path, layer, depth))
+            tail = partial(
+                make_tail, dim, layer_scale=layer_scale, drop_path=drop_path_rate(drop_path, layer, depth)
+            )
             attention = PackedAttention(
                 dim, **shape, dropout=dropout, attend=partial(FusedAttention, attn_dropout)
             )
@@ -239,8 +241,8 @@ class NaViT(PlainModel):
         self,
         images: Float[Tensor, "b c h w"],
         *,
-        corrupt: Callable[[Tensor], Tensor] | None = None,
-        place: bool = True,
+        mask_fn: Callable[[Tensor], Tensor] | None = None,
+        add_positions: bool = True,
     ) -> Float[Tensor, "b n d"]:
         """Turn a batch into the tokens that enter the encoder, registers in front; drops in training."""
         if not isinstance(images, Tensor):
@@ -250,9 +252,9 @@ class NaViT(PlainModel):
         self.check_images(images)
         grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
-        if corrupt is not None:
-            x = corrupt(x)
-        if place:
+        if mask_fn is not None:
+            x = mask_fn(x)
+        if add_positions:
             x = x + self.positions(grid)
         kept = self._kept(images.shape[2:])
         if kept < x.shape[1]:

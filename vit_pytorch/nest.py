@@ -17,16 +17,16 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import OnMap
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice, per_stage
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.windows import windows
-from vit_pytorch.staged import Stage, StagedModel
 
 PADDINGS = ("same", "symmetric")
 
@@ -122,7 +122,7 @@ class Level(Stage):
         return blocks.merge(self.encoder(tokens).flatten(0, 1), grid)
 
 
-class NesT(StagedModel):
+class NesT(HierarchicalModel):
     """The nested hierarchical transformer.
 
     `dim` and `heads` are one number for each level, or that of the first level, which then doubles from
@@ -208,7 +208,7 @@ class NesT(StagedModel):
             )
             feedforward = FeedForward(width, int(width * mlp_ratio), dropout=dropout, act=act)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:level]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:level]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 

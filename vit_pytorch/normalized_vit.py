@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder
+from vit_pytorch.layers.blocks import Block, Encoder
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel, has_class_token
 
 Pool = Literal["cls", "mean"]
 
@@ -40,7 +40,7 @@ def unit(x: Float[Tensor, "*s"], dim: int = -1) -> Float[Tensor, "*s"]:
     return F.normalize(x, dim=dim)
 
 
-class NormalizedViT(PlainModel):
+class NormalizedViT(IsotropicModel):
     """The Vision Transformer on the hypersphere.
 
     Args:

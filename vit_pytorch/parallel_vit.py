@@ -19,13 +19,13 @@ from typing import Literal, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel, has_class_token
 
 
 class Parallel(nn.Module):
@@ -47,7 +47,7 @@ class Parallel(nn.Module):
         return x + sum(branch.update(x) for branch in cast("Iterable[Residual]", self.branches))
 
 
-class ParallelViT(PlainModel):
+class ParallelViT(IsotropicModel):
     """The Vision Transformer with parallel branches.
 
     Args:
@@ -119,7 +119,7 @@ class ParallelViT(PlainModel):
         self.dropout = nn.Dropout(emb_dropout)
 
         def block(layer: int) -> Block:
-            drop = rising(drop_path, layer, depth)
+            drop = drop_path_rate(drop_path, layer, depth)
             tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=drop)
 
             def attention() -> Attention:

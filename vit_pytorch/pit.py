@@ -20,15 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.hierarchical import give_stages, take_stages
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice, per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import make_classifier, make_distilled_classifier
-from vit_pytorch.model import Intermediates, VisionModel, take_layers
-from vit_pytorch.staged import give_stages, take_stages
 
 Grid = tuple[int, ...]
 State = tuple[Float[Tensor, "b n d"], Grid]
@@ -169,7 +169,7 @@ class PiT(VisionModel):
             )
             feedforward = FeedForward(width, mlp_dims[stage], dropout=dropout)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
@@ -266,7 +266,7 @@ class PiT(VisionModel):
         The final norm has the last stage's width and acts on no other.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = take_layers(indices, len(self.stages))
+        layers = resolve_indices(indices, len(self.stages))
         (last, _), taken = take_stages(
             self.steps(images), layers, len(self.stages), self.finish, norm=norm, stop_early=stop_early
         )

@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage, State
 from vit_pytorch.layers.attention import FusedAttention, MaskedAttention, heads_per_stage
+from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import OnMap, PositionGenerator
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
 from vit_pytorch.layers.windows import Partition, pad_map, real_cells, windows
-from vit_pytorch.staged import Stage, StagedModel, State
 
 PATCH = 4
 
@@ -216,7 +216,7 @@ class Narrow(nn.Module):
         return local, regional
 
 
-class RegionViT(StagedModel):
+class RegionViT(HierarchicalModel):
     """The RegionViT.
 
     `forward_features` gives a sequence: the tokens of all regions of the last stage, then its local cells,
@@ -305,7 +305,7 @@ class RegionViT(StagedModel):
             )
             feedforward = FeedForward(width, width * ratios[stage], dropout=dropout)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             return RegionBlock(
                 Residual(attention, norm(), tail()),

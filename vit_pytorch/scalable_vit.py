@@ -19,15 +19,15 @@ from math import lcm
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import hide_padding, pad_map, windows
-from vit_pytorch.staged import Stage, StagedModel
 
 PATCH = 4
 
@@ -130,7 +130,7 @@ class SSA(nn.Module):
         return self.dropout(self.to_out(mixed)).view_as(x)
 
 
-class ScalableViT(StagedModel):
+class ScalableViT(HierarchicalModel):
     """The scalable vision transformer.
 
     `dim` and `heads` are one number for each stage, or that of the first stage, which then doubles from
@@ -211,7 +211,7 @@ class ScalableViT(StagedModel):
 
         def block(stage: int, layer: int) -> Block:
             norm = partial(nn.LayerNorm, dims[stage], eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, dims[stage], drop_path=drop)
             feedforward = FeedForward(dims[stage], int(dims[stage] * mlp_ratio), dropout=dropout)
             attention = Residual(mixer(stage, layer), norm(), tail())

@@ -23,16 +23,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.windows import pad_map, windows
-from vit_pytorch.staged import Stage, StagedModel
 
 Grid = tuple[int, int]
 
@@ -119,7 +119,7 @@ class WindowResidual(Residual):
         return self.tail(self.branch(x, self.norm, *context))
 
 
-class SepViT(StagedModel):
+class SepViT(HierarchicalModel):
     """The separable vision transformer.
 
     Args:
@@ -200,7 +200,7 @@ class SepViT(StagedModel):
             )
             feedforward = FeedForward(width, mlp_ratio * width, dropout=dropout)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             branches = WindowResidual(attention, norm(), tail()), Residual(feedforward, norm(), tail())
             return Block(*branches) if layer else PositionedBlock(*branches, PositionGenerator(width))

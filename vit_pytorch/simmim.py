@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.patches import pair
-from vit_pytorch.learning.masks import as_maskable, check_ratio, check_shape, cover, draw_mask, patch_tokens
+from vit_pytorch.ssl.masks import as_maskable, check_ratio, check_shape, cover, draw_mask, patch_tokens
 
 
 class SimMIM(nn.Module):
@@ -125,6 +125,6 @@ class SimMIM(nn.Module):
         if mask.dtype != torch.bool:
             raise ValueError(f"a mask is of dtype {torch.bool}, got {mask.dtype}")
         covered = mask.flatten(1)
-        tokens = self.encoder.embed(images, corrupt=lambda patches: cover(patches, covered, self.mask_token))
+        tokens = self.encoder.embed(images, mask_fn=lambda patches: cover(patches, covered, self.mask_token))
         features = self.encoder.encode(tokens, grid)
         return self.to_pixels(patch_tokens(features, self.encoder.num_prefix_tokens, covered.shape[1]))

@@ -23,20 +23,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.layers.positions import SequencePositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
 
 TokensType = Literal["transformer", "performer"]
 Pool = Literal["cls", "mean"]
 
 
-class T2TViT(PlainModel):
+class T2TViT(IsotropicModel):
     """The Tokens-to-Token Vision Transformer.
 
     Args:
@@ -129,7 +129,7 @@ class T2TViT(PlainModel):
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
             norm = partial(nn.LayerNorm, dim, eps=norm_eps)
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
         self.patch_embed = TokensToToken(splits, channels, dim, token_dim=token_dim, block=token_block)

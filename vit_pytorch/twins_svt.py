@@ -21,14 +21,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import GroupAttention, windows
-from vit_pytorch.staged import Stage, StagedModel
 
 
 class SummaryAttention(Attention):
@@ -76,7 +76,7 @@ class Subsampled(nn.Module):
         return self.attention(x.flatten(1, 2), summary).unflatten(1, x.shape[1:3])
 
 
-class TwinsSVT(StagedModel):
+class TwinsSVT(HierarchicalModel):
     """Twins-SVT, the spatially separable vision transformer; without windows, Twins-PCPVT.
 
     Arguments that begin with `s1_`, `s2_`, `s3_` or `s4_` belong to that stage.
@@ -204,7 +204,7 @@ class TwinsSVT(StagedModel):
                 attention = GroupAttention(Attention(width, **options), window, mask_padding=False)
             feedforward = FeedForward(width, ratios[stage] * width, dropout=dropout)
             norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = rising(drop_path, sum(depth[:stage]) + layer, sum(depth))
+            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
             tail = partial(make_tail, width, drop_path=drop)
             branches = Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail())
             if layer:

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
 from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.init import init_linears, init_xavier
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.learning.backbone import as_backbone
-from vit_pytorch.plain import PlainModel, has_class_token
+from vit_pytorch.ssl.backbone import as_backbone
 
 
 class SkipBlock(Block):
@@ -84,7 +84,7 @@ class LongSkipEncoder(Encoder):
             yield x
 
 
-class UViT(PlainModel):
+class UViT(IsotropicModel):
     """The U-ViT as a classifier; the backbone of `NoisePredictor`.
 
     Args:
@@ -155,7 +155,7 @@ class UViT(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, 2 * middle + 1))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, 2 * middle + 1))
             parts = Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail())
             return SkipBlock(*parts, dim) if layer > middle else Block(*parts)
 

@@ -26,11 +26,11 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vit_pytorch.base import CONFIG_NAME, WEIGHTS_NAME
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, CrossAttention, FusedAttention
-from vit_pytorch.layers.encoder import Encoder, FeedForward, Residual
+from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual
 from vit_pytorch.layers.linear import Linear
-from vit_pytorch.model import CONFIG_NAME, WEIGHTS_NAME
-from vit_pytorch.plain import PlainModel
 from vit_pytorch.weights import load_weights, read_safetensors
 
 # What of a plain model stands in front of its blocks; the rest comes behind them.
@@ -174,7 +174,7 @@ class VAT(nn.Module):
 
     def __init__(
         self,
-        vit: PlainModel,
+        vit: IsotropicModel,
         *,
         action_dim: int,
         action_chunk: int = 8,
@@ -193,7 +193,7 @@ class VAT(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if not isinstance(vit, PlainModel) or type(vit.encoder) is not Encoder:
+        if not isinstance(vit, IsotropicModel) or type(vit.encoder) is not Encoder:
             raise ValueError(
                 f"a VAT sees by a plain model whose blocks keep every token, got {type(vit).__name__}"
             )
@@ -314,7 +314,7 @@ class VAT(nn.Module):
         (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, vit: PlainModel) -> VAT:
+    def from_pretrained(cls, folder: str | Path, *, vit: IsotropicModel) -> VAT:
         """Build a policy that `save_pretrained` wrote; in eval.
 
         Args:
@@ -374,11 +374,11 @@ def _learned(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=0.02))
 
 
-def _freeze_unread(vit: PlainModel, last: int) -> None:
+def _freeze_unread(vit: IsotropicModel, last: int) -> None:
     """Freeze what stands behind a model's block of this number, which nothing reads."""
     behind: list[nn.Module] = [part for name, part in vit.named_children() if name not in FRONT]
     behind += list(vit.encoder.blocks)[last:]
-    if not vit.encoder_prefix:
+    if not vit.num_encoder_prefix_tokens:
         behind.append(vit.prefix)
     for part in behind:
         part.requires_grad_(False)

@@ -21,19 +21,19 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel, has_class_token
 from vit_pytorch.layers.attention import Attention, FusedAttention, MaskedAttention
-from vit_pytorch.layers.encoder import Block, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.hyper_connections import HyperConnection, HyperResidual, make_encoder
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, extents
+from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, to_ntuple
 from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions
 from vit_pytorch.layers.relative import RelativeAttention, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryAttention
 from vit_pytorch.layers.tokens import AttentionPool, PatchDropout, PrefixTokens
 from vit_pytorch.layers.value_residual import WITH_VALUES, make_value_mix
-from vit_pytorch.plain import PlainModel, has_class_token
 
 Pool = Literal["cls", "mean", "cls+mean", "map"]
 Stem = Literal["linear", "conv"]
@@ -48,7 +48,7 @@ INSIDE: dict[str, type[Attention]] = {
 ROPE_THETA = {"rope": 100.0, "rope_mixed": 10.0}
 
 
-class ViT(PlainModel):
+class ViT(IsotropicModel):
     """The Vision Transformer.
 
     Args:
@@ -149,7 +149,7 @@ class ViT(PlainModel):
         representation_size: int | None = None,
         head_zero_init: bool = False,
     ) -> None:
-        grid = PatchGrid(extents(image_size, self.rank), extents(patch_size, self.rank))
+        grid = PatchGrid(to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         _check_options(pool, stem, patch_norm, fc_norm)
         if hyper_static and hyper_connections is None:
@@ -213,7 +213,7 @@ class ViT(PlainModel):
                 **own,
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
-            drop = rising(drop_path, layer, depth)
+            drop = drop_path_rate(drop_path, layer, depth)
             tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=drop)
             if hyper_connections is None:
                 return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
@@ -248,10 +248,10 @@ class ViT(PlainModel):
             kept: places in the grid of the patches that are among the tokens; all of them unless told.
         """
         if self.rotary is not None:
-            return self.rotary.context(grid, self.encoder_prefix, kept)
+            return self.rotary.context(grid, self.num_encoder_prefix_tokens, kept)
         if self.relative is not None:
-            return self.relative.context(grid, self.encoder_prefix, kept)
-        return (tuple(grid), self.encoder_prefix, kept) if self.relative_by_layer else ()
+            return self.relative.context(grid, self.num_encoder_prefix_tokens, kept)
+        return (tuple(grid), self.num_encoder_prefix_tokens, kept) if self.relative_by_layer else ()
 
     def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Give one vector for each image, by the attention pool where there is one."""

@@ -180,7 +180,7 @@ class ViT3D(ViT2D):
         """
         if seen is None:
             return super().context(grid, kept)
-        return (_of_tokens(seen, grid, self.encoder_prefix)[:, None, None],)
+        return (_of_tokens(seen, grid, self.num_encoder_prefix_tokens)[:, None, None],)
 
     def forward_head(
         self,

@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, make_tail
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.plain import PlainModel
 
 
 class SPT(nn.Module):
@@ -100,7 +100,7 @@ class Locality(nn.Module):
         return self.attend(q * self.temperature[:, None, None], k, v, others)
 
 
-class SLViT(PlainModel):
+class SLViT(IsotropicModel):
     """The Vision Transformer with shifted patch tokenization and locality self-attention.
 
     Args:

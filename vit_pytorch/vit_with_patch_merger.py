@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.plain import PlainModel
 
 
 class PatchMerger(nn.Module):
@@ -77,7 +77,7 @@ class MergingEncoder(Encoder):
             yield x
 
 
-class PatchMergerViT(PlainModel):
+class PatchMergerViT(IsotropicModel):
     """A Vision Transformer whose patches are merged into a few tokens on the way; the mean is classified.
 
     Args:
@@ -151,7 +151,7 @@ class PatchMergerViT(PlainModel):
                 attend=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=rising(drop_path, layer, depth))
+            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
             return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
 
         merger = PatchMerger(dim, patch_merge_num_tokens, scale=scale, norm_eps=norm_eps)

@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.base import Intermediates, resolve_indices
 from vit_pytorch.layers.attention import Attention, FusedAttention, MaskedAttention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual, make_tail, rising
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.space_time import SpaceAndTimeAttention, SpaceAttention, SpaceTimeBlock, TimeAttention
 from vit_pytorch.layers.tokens import PrefixTokens
-from vit_pytorch.model import Intermediates, take_layers
 from vit_pytorch.vit_3d import Pool, ViT3D
 
 Variant = Literal["joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]
@@ -229,7 +229,7 @@ class ViViT(ViT3D):
             place, blocks = layer, spatial_depth
             if layer >= spatial_depth:
                 place, blocks = layer - spatial_depth, depth - spatial_depth
-            drop = rising(drop_path, place, blocks)
+            drop = drop_path_rate(drop_path, place, blocks)
 
             def residual(branch: nn.Module) -> Residual:
                 return Residual(branch, norm(), make_tail(dim, drop_path=drop))
@@ -255,7 +255,7 @@ class ViViT(ViT3D):
             self.encoder = Encoder(block, depth=depth)
 
     @property
-    def encoder_prefix(self) -> int:
+    def num_encoder_prefix_tokens(self) -> int:
         """Number of prefix tokens in front of the sequence: none in model 2, whose frames have their own."""
         return 0 if self.variant == "factorized_encoder" else self.num_prefix_tokens
 
@@ -318,7 +318,7 @@ class ViViT(ViT3D):
                 images, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
             )
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = take_layers(indices, len(encoder.blocks))
+        layers = resolve_indices(indices, len(encoder.blocks))
         tokens = self.embed(images)
         grid = self.grid.fit(images.shape[2:])
         last, taken = encoder.intermediates(tokens, layers, *self.context(grid), stop_early=stop_early)

@@ -68,7 +68,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
 
 
-def check_cached(path: Path) -> None:
+def verify_hub_checksum(path: Path) -> None:
     """Hold a file of the Hub's cache against its SHA-256, where that is known: large files are named by it.
 
     Raises:
@@ -150,7 +150,7 @@ def _from_numpy(array: NDArray[Any]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Misfit:
+class IncompatibleKeys:
     """How a state dict differs from what a model wants.
 
     Args:
@@ -180,10 +180,10 @@ class Misfit:
         return "\n".join(lines)
 
 
-def misfit(model: nn.Module, state: Mapping[str, Tensor]) -> Misfit:
+def state_dict_diff(model: nn.Module, state: Mapping[str, Tensor]) -> IncompatibleKeys:
     """Compare a state dict with the one that a model wants."""
     want = model.state_dict()
-    return Misfit(
+    return IncompatibleKeys(
         missing=tuple(name for name in want if name not in state),
         unexpected=tuple(name for name in state if name not in want),
         sizes={
@@ -198,14 +198,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     """Copy a state dict into a model, all or nothing.
 
     Args:
-        model: what takes the weights, also one that was built `without_values`.
+        model: what takes the weights, also one that was built `init_empty_weights`.
         state: weights under the model's own names.
         source: where they come from, for the error.
 
     Raises:
         ValueError: where anything is missing, left over or of another size; the model is unchanged then.
     """
-    difference = misfit(model, state)
+    difference = state_dict_diff(model, state)
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
     own = model.state_dict()
@@ -221,7 +221,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Give the parameters of what is built meanwhile, in this thread, no values but shapes (device "meta").
 
     `load_weights` then gives them their values, and none is drawn at random before. Buffers are computed.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 # of the patches of `make_vit`
 ROWS, COLUMNS = 5, 7

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vit_pytorch import ViT
 from vit_pytorch.analysis.report import Subject, explain_image, write_report
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 
 def make_vit(**changes: Any) -> VisionModel:

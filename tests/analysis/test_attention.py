@@ -167,7 +167,7 @@ def test_class_attention_refuses(build, images):
         class_attention(build(), images(32, 32), layer=2)
     with pytest.raises(ValueError, match="does not classify a class token"):
         class_attention(build("simple_vit_tiny_patch16_224"), images(32, 32))
-    with pytest.raises(ValueError, match=r"PlainModel.*, got a CrossViT"):
+    with pytest.raises(ValueError, match=r"IsotropicModel.*, got a CrossViT"):
         class_attention(build("crossvit_tiny_240"), images(64, 64))
     layout = TokenLayout((8, 8), (4, 4), prefix=1, class_token=True)
     with pytest.raises(ValueError, match=r"1 prefix tokens and the 64 patches .* got 64"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts.conftest import cases, enliven
+from tests.contracts.conftest import cases, randomize_
 from vit_pytorch import analysis
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 from vit_pytorch.registry import ModelEntry
 
 FUNCTIONS: dict[str, Callable[[VisionModel, Tensor], Tensor]] = {
@@ -49,7 +49,7 @@ CANNOT = {
 @pytest.mark.parametrize("entry", cases(), ids=lambda entry: entry.name)
 def test_every_model(entry: ModelEntry):
     torch.manual_seed(0)
-    model = enliven(entry.build(**entry.tiny)).eval()
+    model = randomize_(entry.build(**entry.tiny)).eval()
     images = torch.randn(4, model.channels, *model.image_size)
     cannot = {}
     for name, function in FUNCTIONS.items():

@@ -15,7 +15,7 @@ from tests.analysis.browser import COLUMNS, ROWS, Page, brightness, contrast, op
 from tests.analysis.reports import make_report, make_vit
 from vit_pytorch.analysis import record_maps
 from vit_pytorch.analysis.report import Subject, explain_image, write_report
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 from vit_pytorch.registry import find_entry
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -14,7 +14,7 @@ from vit_pytorch.analysis import (
     read_relevance,
     relevance_of_maps,
 )
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 
 class SlowViT:

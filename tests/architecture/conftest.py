@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vit_pytorch"
-MACHINERY = {"__init__", "__main__", "model", "plain", "staged", "weights", "create", "cli"}
+MACHINERY = {"__init__", "__main__", "base", "isotropic", "hierarchical", "weights", "create", "cli"}
 WRAPPERS = {"recorder", "extractor", "efficient"}
 
 

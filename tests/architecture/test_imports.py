@@ -8,8 +8,8 @@ import vit_pytorch
 
 ORDER = (
     {"layers"},
-    {"weights", "model", "learning"},
-    {"plain", "staged"},
+    {"weights", "base", "ssl"},
+    {"isotropic", "hierarchical"},
     {"papers"},
     {"registry"},
     {"pretrained"},

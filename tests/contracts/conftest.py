@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vit_pytorch import list_models
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 from vit_pytorch.registry import ModelEntry, find_entry
 
 OPTIONS = {
@@ -90,7 +90,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @torch.no_grad()
-def enliven(model: nn.Module) -> nn.Module:
+def randomize_(model: nn.Module) -> nn.Module:
     """Move every parameter and statistic off the values at which it would not be noticed: zeros and ones."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -104,7 +104,7 @@ def enliven(model: nn.Module) -> nn.Module:
 @pytest.fixture
 def build(entry: ModelEntry) -> Callable[..., VisionModel]:
     """Build the tiny model, with some arguments changed, with random parameters, in eval."""
-    return lambda **overrides: enliven(entry.build(**{**entry.tiny, **overrides})).eval()
+    return lambda **overrides: randomize_(entry.build(**{**entry.tiny, **overrides})).eval()
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram, export
 
-from tests.contracts.conftest import enliven
+from tests.contracts.conftest import randomize_
 from tests.contracts.test_gradients import backward
+from vit_pytorch.base import VisionModel
 from vit_pytorch.extractor import Extractor
-from vit_pytorch.model import VisionModel
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.registry import ModelEntry, find_entry
 
@@ -24,7 +24,7 @@ def _forget_graphs() -> Iterator[None]:
 def exported(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
     """Export the tiny model with a dynamic batch, once for the tests below."""
     torch.manual_seed(0)
-    model = enliven(entry.build(**entry.tiny)).eval()
+    model = randomize_(entry.build(**entry.tiny)).eval()
     images = torch.randn(5, model.channels, *model.image_size)
     return model, images, export(model, (images[:2],), dynamic_shapes=({0: Dim("batch")},), strict=True)
 
@@ -53,7 +53,7 @@ def test_onnx(exported):
 
 def test_inductor():
     entry = find_entry("vit_tiny_patch16_224")
-    model = enliven(entry.build(**{**entry.tiny, "depth": 1})).eval()
+    model = randomize_(entry.build(**{**entry.tiny, "depth": 1})).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images))
 
@@ -61,7 +61,7 @@ def test_inductor():
 def test_compiled_models_are_looked_into():
     """Recorder and extractor run them as they are written; they stay compiled."""
     entry = find_entry("vit_tiny_patch16_224")
-    model = enliven(entry.build(**entry.tiny)).eval()
+    model = randomize_(entry.build(**entry.tiny)).eval()
     images = torch.randn(2, 3, 32, 32)
     graphs = []
 

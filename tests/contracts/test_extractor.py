@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tests.contracts.conftest import enliven
+from tests.contracts.conftest import randomize_
 from tests.contracts.test_recorder import unchanged
 from vit_pytorch import ViT
 from vit_pytorch.ats_vit import ATSViT
+from vit_pytorch.base import VisionModel
 from vit_pytorch.cross_vit import CrossViT
 from vit_pytorch.extractor import Extractor
-from vit_pytorch.model import VisionModel
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.recorder import Recorder
 
@@ -208,7 +208,7 @@ def test_structures_pass_through():
 
 
 def test_keys_of_several_layers():
-    vit = enliven(ViT(**SIZES)).eval()
+    vit = randomize_(ViT(**SIZES)).eval()
     images = torch.randn(2, 3, 20, 20)
     found = Extractor(vit, [vit.norm, -1, "patch_embed"])(images)[1]
     assert list(found) == ["norm", -1, "patch_embed"]
@@ -226,7 +226,7 @@ def test_layers_that_run_twice():
 
 
 def test_layers_with_several_inputs():
-    model = enliven(ATSViT(**SIZES, max_tokens_per_depth=(9, 4))).eval()
+    model = randomize_(ATSViT(**SIZES, max_tokens_per_depth=(9, 4))).eval()
     images = torch.randn(2, 3, 20, 20)
     tokens, ids, points = Extractor(model, "encoder.blocks.1", layer_save_input=True)(images)[1]
     given, given_ids = Extractor(model, "encoder.blocks.0")(images)[1]
@@ -236,7 +236,7 @@ def test_layers_with_several_inputs():
 
 
 def test_images_of_several_sizes():
-    model = enliven(NaViT(**SIZES)).eval()
+    model = randomize_(NaViT(**SIZES)).eval()
     images = [torch.randn(3, 20, 8), torch.randn(3, 4, 12)]
     logits, embeddings = Extractor(model)(images)
     assert logits.equal(model(images))
@@ -261,7 +261,7 @@ def test_extractor_survives_an_error():
 
 
 def test_around_a_recorder():
-    vit = enliven(ViT(**SIZES)).eval()
+    vit = randomize_(ViT(**SIZES)).eval()
     images = torch.randn(2, 3, 20, 20)
     (logits, maps), tokens = Extractor(Recorder(vit), "model.norm")(images)
     torch.testing.assert_close(logits, vit(images), rtol=1e-5, atol=1e-5)
@@ -270,7 +270,7 @@ def test_around_a_recorder():
 
 
 def test_copies():
-    vit = enliven(ViT(**SIZES)).eval()
+    vit = randomize_(ViT(**SIZES)).eval()
     images = torch.randn(2, 3, 20, 20)
     extractor = Extractor(vit, vit.encoder.blocks[1])
     want = extractor(images)[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 
 def as_tokens(features: Tensor) -> Tensor:

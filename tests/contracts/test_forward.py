@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 DROPOUTS = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "drop_path")
 

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 
 def backward(model: VisionModel, images: Tensor) -> dict[str, Tensor]:

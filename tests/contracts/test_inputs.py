@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 
 def refuse(model: VisionModel, images: Tensor, expected: object, got: object) -> None:

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.contracts.conftest import enliven
+from tests.contracts.conftest import randomize_
 from tests.contracts.test_gradients import backward
 from vit_pytorch import ViT
+from vit_pytorch.base import VisionModel
 from vit_pytorch.cait import CaiT, TalkingHeads
 from vit_pytorch.deepvit import DeepViT
 from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.layers.attention import Attention, ClassAttention, ExplicitAttention, FusedAttention
 from vit_pytorch.learnable_memory_vit import Adapter
-from vit_pytorch.model import VisionModel
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.recorder import Recorder
 
@@ -238,7 +238,7 @@ def test_one_tensor_of_all_layers():
 
 
 def test_maps_are_the_softmax_of_the_scores():
-    vit = enliven(ViT(**SIZES)).eval()
+    vit = randomize_(ViT(**SIZES)).eval()
     images = torch.randn(3, 3, 20, 20)
     first, second = Recorder(vit).maps(images)
     tokens = vit.embed(images)
@@ -277,8 +277,8 @@ def test_heads_of_class_attention():
 
 def test_mixed_maps():
     """Behind the mix, the maps are what the values are multiplied with."""
-    deep = enliven(DeepViT(**SIZES)).eval()
-    talking = enliven(CaiT(**SIZES, cls_depth=1)).eval()
+    deep = randomize_(DeepViT(**SIZES)).eval()
+    talking = randomize_(CaiT(**SIZES, cls_depth=1)).eval()
     images = torch.randn(3, 3, 20, 20)
     for model, heads in ((deep, 2), (talking, 2)):
         attention = model.encoder.blocks[0].attention
@@ -298,7 +298,7 @@ def test_mixed_maps():
 
 def test_images_of_several_sizes():
     """A list gives one stack a shape; the maps of an image are those it has by itself."""
-    model = enliven(NaViT(**SIZES)).eval()
+    model = randomize_(NaViT(**SIZES)).eval()
     sizes = [(16, 16), (8, 4), (16, 16), (4, 8)]
     images = [torch.randn(3, *size) for size in sizes]
     recorder = Recorder(model)
@@ -321,8 +321,8 @@ def test_arguments_are_passed_on():
 
 
 def test_adapters_are_recorded():
-    base = enliven(ViT(**SIZES)).eval()
-    adapter = enliven(Adapter(vit=base, num_classes=3, num_memories_per_layer=2))
+    base = randomize_(ViT(**SIZES)).eval()
+    adapter = randomize_(Adapter(vit=base, num_classes=3, num_memories_per_layer=2))
     images = torch.randn(3, 3, 20, 20)
     logits, maps = Recorder(adapter)(images)
     torch.testing.assert_close(logits, adapter(images), rtol=1e-5, atol=1e-5)
@@ -414,7 +414,7 @@ def test_graph_needs_gradients():
 
 
 def test_modes_of_gradients():
-    recorder = Recorder(enliven(ViT(**SIZES)).eval())
+    recorder = Recorder(randomize_(ViT(**SIZES)).eval())
     images = torch.randn(1, 3, 20, 20)
     want = recorder(images)[1]
     for mode in (torch.no_grad, torch.inference_mode):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vit_pytorch import create_model, list_models
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 from vit_pytorch.registry import find_entry
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vit_pytorch import create_model
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 
 def test_deepcopy(model: VisionModel, images: Tensor):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.contracts.conftest import cases, enliven
+from tests.contracts.conftest import cases, randomize_
 from tests.contracts.test_gradients import backward
 from vit_pytorch.registry import ModelEntry
 
@@ -24,7 +24,7 @@ def normed() -> list[ModelEntry]:
 def test_a_batch_counts_once(case: ModelEntry):
     """Though its activations, and with them its statistics, are computed twice."""
     torch.manual_seed(0)
-    model = enliven(case.build(**case.tiny)).train()
+    model = randomize_(case.build(**case.tiny)).train()
     again = copy.deepcopy(model)
     again.set_grad_checkpointing()
     images = torch.randn(3, model.channels, *model.image_size)

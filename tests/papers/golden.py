@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.references import GOLDEN, read_golden
 from tests.papers.reference import TOLERANCE, difference
 from vit_pytorch import load_pretrained
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 from vit_pytorch.pretrained import to_format
 
 __all__ = ["GOLDEN", "as_golden", "assert_goes_back", "assert_golden", "read_golden"]

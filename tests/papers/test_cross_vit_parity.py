@@ -16,7 +16,7 @@ from torch import nn
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.cross_vit import CrossViT
-from vit_pytorch.layers.encoder import DropPath
+from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 

@@ -13,7 +13,7 @@ from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.cvt import ConvAttention, CvT, embed_padding
-from vit_pytorch.layers.encoder import DropPath, QuickGELU
+from vit_pytorch.layers.blocks import DropPath, QuickGELU
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 

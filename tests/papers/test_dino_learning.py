@@ -6,13 +6,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tests.learning.digits import SIZE, knn_on_digits
 from tests.papers.learning import digits
+from tests.ssl.digits import SIZE, knn_on_digits
 from vit_pytorch import Dino, ViT
 from vit_pytorch.es_vit import EsViTTrainer, Regions
-from vit_pytorch.learning.collapse import feature_spread, prediction_entropy, usage_entropy
-from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule
-from vit_pytorch.learning.views import MultiCrop, View
+from vit_pytorch.ssl.collapse import feature_spread, prediction_entropy, usage_entropy
+from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule
+from vit_pytorch.ssl.views import MultiCrop, View
 from vit_pytorch.twins_svt import TwinsSVT
 
 LOCAL, CLASSES, TEMPERATURE = 12, 64, 0.04

@@ -14,8 +14,8 @@ from vit_pytorch import Dino, ViT
 from vit_pytorch.dino import DinoLoss
 from vit_pytorch.extractor import Extractor
 from vit_pytorch.layers.positions import interpolated_positions
-from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule
 from vit_pytorch.simple_vit import SimpleViT
+from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule
 from vit_pytorch.twins_svt import TwinsSVT
 
 VIT = {"image_size": 32, "patch_size": 4, "num_classes": 5, "dim": 24, "depth": 2, "heads": 2, "dim_head": 12}

@@ -12,7 +12,7 @@ from vit_pytorch import load_pretrained
 from vit_pytorch.distill import DistillableEfficientViT, DistillableT2TViT, DistillableViT, DistillWrapper
 from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual
 from vit_pytorch.levit import LeViT
 from vit_pytorch.pit import PiT
 from vit_pytorch.pretrained import to_format

@@ -20,12 +20,12 @@ from tests.contracts import test_features as features
 from tests.contracts import test_forward as forward
 from tests.contracts import test_gradients as gradients
 from tests.contracts import test_inputs as inputs
-from tests.contracts.conftest import enliven
+from tests.contracts.conftest import randomize_
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT as PlainViT
 from vit_pytorch.efficient import ViT
 from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.encoder import Block, Encoder, FeedForward, Residual
+from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual
 
 with warnings.catch_warnings():
     # Their import uses a part of PyTorch that is deprecated.
@@ -58,7 +58,7 @@ MAKERS = {"encoder": make_encoder, "x-transformers": make_x_transformer, "nystro
 
 def build(maker: str, **options: Any) -> ViT:
     model = ViT(**{**SIZES, **options}, transformer=MAKERS[maker]()).eval()
-    enliven(model)
+    randomize_(model)
     return model
 
 

@@ -12,7 +12,7 @@ from tests.papers.reference import TOLERANCE, randomise
 from vit_pytorch import ViT
 from vit_pytorch.cvt import CvT
 from vit_pytorch.es_vit import EsViTLoss, EsViTTrainer, Regions, match_regions
-from vit_pytorch.learning.schedules import LinearSchedule
+from vit_pytorch.ssl.schedules import LinearSchedule
 from vit_pytorch.twins_svt import TwinsSVT
 
 TWINS = {

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from tests.papers.learning import accuracy, accuracy_on_digits, digits, learn
 from vit_pytorch import create_model
+from vit_pytorch.hierarchical import HierarchicalModel
 from vit_pytorch.registry.twins_svt import stages
-from vit_pytorch.staged import StagedModel
 
 SMALL = {"channels": 1, "num_classes": 10}
 SIZE = {"image_size": 20}
@@ -165,7 +165,7 @@ def test_learns_the_digits(name):
     torch.manual_seed(0)
     overrides, epochs = CASES[name]
     model = create_model(name, **SMALL, **overrides)
-    least = 0.95 if isinstance(model, StagedModel) else 0.9
+    least = 0.95 if isinstance(model, HierarchicalModel) else 0.9
     assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs) > least
 
 

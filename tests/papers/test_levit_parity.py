@@ -16,8 +16,8 @@ from transformers import LevitConfig, LevitForImageClassification, LevitForImage
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, load_pretrained
+from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.layers.conv import ConvNorm
-from vit_pytorch.layers.encoder import DropPath
 from vit_pytorch.levit import DistilledNormHead, LeViT, NormHead, TokenNorm
 from vit_pytorch.pretrained import to_format
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.layers.encoder import DropPath
+from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.layers.windows import windows
 from vit_pytorch.nest import Aggregation, NesT
 from vit_pytorch.pretrained import to_format

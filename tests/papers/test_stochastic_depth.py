@@ -3,7 +3,7 @@
 import pytest
 
 from vit_pytorch import create_model
-from vit_pytorch.layers.encoder import DropPath
+from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.registry import find_entry
 
 RISING = (

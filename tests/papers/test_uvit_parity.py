@@ -16,7 +16,7 @@ from tests.papers.learning import digits
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, load_pretrained
 from vit_pytorch.jumbo_vit import JumboViT
-from vit_pytorch.layers.encoder import Block
+from vit_pytorch.layers.blocks import Block
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.registry.uvit import NOISE_PREDICTORS, create_noise_predictor

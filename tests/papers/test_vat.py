@@ -18,8 +18,8 @@ from torch.export import Dim, export
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.plain import PlainModel
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.registry import find_entry
 from vit_pytorch.vat import VAT, FiLM
@@ -51,7 +51,7 @@ def see(**options: Any) -> ViT:
     return vit
 
 
-def build(vit: PlainModel | None = None, **options: Any) -> VAT:
+def build(vit: IsotropicModel | None = None, **options: Any) -> VAT:
     policy = VAT(see() if vit is None else vit, **{**POLICY, **options})
     randomise(policy, 3)
     return policy

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.papers.learning import accuracy, digits, learn
 from vit_pytorch import create_model
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 FRAMES, SIZE = 6, 16
 DIRECTIONS = torch.tensor([(0, 1), (0, -1), (1, 0), (-1, 0)])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.export import Dim, export
 
-from tests.contracts.conftest import enliven
+from tests.contracts.conftest import randomize_
 from vit_pytorch import ViT
 
 SIZES: dict[str, Any] = {
@@ -111,7 +111,7 @@ GOOD, BAD = combinations()
 
 def build(options: dict[str, Any]) -> ViT:
     torch.manual_seed(0)
-    model = enliven(ViT(**SIZES, **options)).eval()
+    model = randomize_(ViT(**SIZES, **options)).eval()
     assert isinstance(model, ViT)
     return model
 

@@ -15,7 +15,7 @@ from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from vit_pytorch import ViT, create_model, load_pretrained
 from vit_pytorch.pretrained import to_format
-from vit_pytorch.weights import load_weights, without_values
+from vit_pytorch.weights import init_empty_weights, load_weights
 
 
 def snapshot(model: ViT) -> dict[str, torch.Tensor]:
@@ -190,7 +190,7 @@ def test_a_classifier_that_no_checkpoint_replaces_is_drawn(tmp_path: Path, told:
 
 def test_values_are_left_out_in_one_thread_alone() -> None:
     built: list[nn.Module] = []
-    with without_values():
+    with init_empty_weights():
         thread = Thread(target=lambda: built.append(nn.Linear(3, 3)))
         thread.start()
         thread.join()
@@ -201,7 +201,7 @@ def test_values_are_left_out_in_one_thread_alone() -> None:
 
 
 def test_dtype_of_a_model_without_values_is_its_own() -> None:
-    with without_values():
+    with init_empty_weights():
         layer = nn.Linear(3, 2)
     load_weights(layer, {"weight": torch.ones(3, 2).bfloat16().T, "bias": torch.ones(2)}, source="here")
     assert layer.weight.dtype == torch.float32

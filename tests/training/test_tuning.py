@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contracts.conftest import cases, enliven
+from tests.contracts.conftest import cases, randomize_
 from vit_pytorch.training.tuning import add_lora, attention_layers, merge_lora
 
 ENTRIES = {type_name: entry for entry in cases() if (type_name := entry.architecture.__name__)}
@@ -12,7 +12,7 @@ ENTRIES = {type_name: entry for entry in cases() if (type_name := entry.architec
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 def test_updates_act_and_merge(entry):
     torch.manual_seed(0)
-    model = enliven(entry.build(**entry.tiny))
+    model = randomize_(entry.build(**entry.tiny))
     names = attention_layers(model)
     if not names:
         with pytest.raises(ValueError, match="no linear layers of attention"):

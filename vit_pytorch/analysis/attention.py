@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.analysis.flow import normalise_rows, read_out, rollout_of_maps
 from vit_pytorch.analysis.layout import Map, TokenLayout, in_single, upsample
-from vit_pytorch.layers.wrapper import evaluating
+from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.xcit import CrossCovariance
 
@@ -18,7 +18,7 @@ def record_maps(model: nn.Module, images: Float[Tensor, "b c *size"]) -> list[Ma
     """Record the maps of every attention of a model in the order in which it runs, in eval."""
     recorder = Recorder(model)
     try:
-        with evaluating(model):
+        with eval_mode(model):
             return recorder.maps(images)
     finally:
         recorder.eject()

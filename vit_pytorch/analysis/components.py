@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.model import VisionModel
+from vit_pytorch.layers.wrapper import eval_mode
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def token_colours(
     Raises:
         ValueError: where there is no such layer, or too few patches are kept for three components.
     """
-    with evaluating(model):
+    with eval_mode(model):
         maps: Any = model.forward_intermediates(images, [layer], norm=norm, intermediates_only=True)
     return colours_of_tokens(maps[0].movedim(1, -1), foreground=foreground, threshold=threshold)
 

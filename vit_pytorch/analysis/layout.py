@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.model import VisionModel
-from vit_pytorch.plain import PlainModel
 
 # The map of one attention, (b heads queries keys); those of a model's layers may differ in all but the batch.
 Map = Float[Tensor, "b _ _ _"]
@@ -43,9 +43,9 @@ class TokenLayout:
         Raises:
             ValueError: where the model is not one sequence of tokens on one grid.
         """
-        if not isinstance(model, PlainModel):
+        if not isinstance(model, IsotropicModel):
             raise ValueError(
-                "expected a model of one sequence of tokens on one grid (a PlainModel), "
+                "expected a model of one sequence of tokens on one grid (a IsotropicModel), "
                 f"got a {type(model).__name__}"
             )
         grid = model.grid.fit(images.shape[2:])

@@ -14,8 +14,8 @@ from torch import Tensor
 from vit_pytorch.analysis.attention import check_mixes_tokens
 from vit_pytorch.analysis.flow import compose, read_out
 from vit_pytorch.analysis.layout import Map, TokenLayout, in_single, upsample
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
+from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.recorder import Recorder
 
 
@@ -66,7 +66,7 @@ def maps_and_gradients(
     """
     recorder = Recorder(model)
     try:
-        with evaluating(model), torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             recording = recorder.record(images, keep_graph=True)
             logits, maps = recording.output, recording.maps
             chosen = check_classes(logits, classes, model.num_classes)

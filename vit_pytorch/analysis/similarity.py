@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
+from vit_pytorch.layers.wrapper import eval_mode
 
 
 def gram_matrix(features: Float[Tensor, "n ..."]) -> Float[Tensor, "n n"]:
@@ -111,12 +111,12 @@ def layer_similarity(
     """
     totals: list[Tensor] = []
     count = 0
-    with evaluating(model):
+    with eval_mode(model):
         for images in batches:
             rows = _grams(model, images)
             columns = rows
             if other is not None:
-                with evaluating(other):
+                with eval_mode(other):
                     columns = _grams(other, images)
             values = [
                 hsic(rows, columns, unbiased=unbiased),

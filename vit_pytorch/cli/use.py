@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import table
 from vit_pytorch.create import load_model
-from vit_pytorch.model import VisionModel
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import (
     BadImageError,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vit_pytorch.layers.encoder import Block, activation
+from vit_pytorch.layers.blocks import Block, activation
 from vit_pytorch.layers.linear import Linear
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.encoder import Encoder, Residual
+from vit_pytorch.layers.blocks import Encoder, Residual
 from vit_pytorch.layers.value_residual import ValueResidualEncoder
 
 

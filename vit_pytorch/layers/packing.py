@@ -18,7 +18,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.encoder import Block, DropPath, Residual
+from vit_pytorch.layers.blocks import Block, DropPath, Residual
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.tokens import AttentionPool
 

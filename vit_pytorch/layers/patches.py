@@ -21,7 +21,7 @@ CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d
 AXES = ("frames", "height", "width")
 
 
-def extents(size: int | Sequence[int], rank: int) -> tuple[int, ...]:
+def to_ntuple(size: int | Sequence[int], rank: int) -> tuple[int, ...]:
     """Read the size of an array of one to three axes, given as one number for all or one for each."""
     if isinstance(size, int):
         return (size,) * rank
@@ -32,7 +32,7 @@ def extents(size: int | Sequence[int], rank: int) -> tuple[int, ...]:
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Read a size given as one number, for a square, or as (height, width)."""
-    height, width = extents(size, 2)
+    height, width = to_ntuple(size, 2)
     return height, width
 
 

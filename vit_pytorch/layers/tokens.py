@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.encoder import FeedForward
+from vit_pytorch.layers.blocks import FeedForward
 from vit_pytorch.layers.init import init_linears, init_xavier
 from vit_pytorch.layers.relative import places_of
 
@@ -95,7 +95,7 @@ class AttentionPool(nn.Module):
         heads: attention heads; `dim` is a multiple.
         mlp_dim: width inside the feed-forward.
         norm_eps: epsilon of the LayerNorm.
-        act: name of the activation (see `layers.encoder.ACTIVATIONS`).
+        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
     """
 
     def __init__(

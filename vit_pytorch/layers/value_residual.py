@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import Attention, MaskedAttention
-from vit_pytorch.layers.encoder import Encoder
+from vit_pytorch.layers.blocks import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.relative import RelativeAttention
 from vit_pytorch.layers.rotary import RotaryAttention

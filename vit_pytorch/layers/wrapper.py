@@ -45,7 +45,7 @@ def uncompiled() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval meanwhile, and every part of it back where it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

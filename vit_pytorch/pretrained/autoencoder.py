@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.mae import MAE
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained.load import LoadReport, load_pretrained
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables.mae import FORMATS, POSITIONS
-from vit_pytorch.weights import Misfit, misfit
+from vit_pytorch.weights import IncompatibleKeys, state_dict_diff
 
 
 def load_autoencoder(mae: MAE, checkpoint: Checkpoint) -> LoadReport:
@@ -64,10 +64,10 @@ def _split(bare: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
     return beside, rest
 
 
-def _decoder_misfit(mae: MAE, found: Mapping[str, Tensor]) -> Misfit:
-    whole = misfit(mae, found)
+def _decoder_misfit(mae: MAE, found: Mapping[str, Tensor]) -> IncompatibleKeys:
+    whole = state_dict_diff(mae, found)
     missing = tuple(name for name in whole.missing if not name.startswith("encoder."))
-    return Misfit(missing, whole.unexpected, whole.sizes)
+    return IncompatibleKeys(missing, whole.unexpected, whole.sizes)
 
 
 def _check_positions(mae: MAE, decoder: Mapping[str, Tensor], source: str) -> None:

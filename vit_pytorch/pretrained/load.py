@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.positions import SinCosPositions
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained.biases import fit_biases
 from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for
 from vit_pytorch.registry import entries
-from vit_pytorch.weights import load_weights, misfit
+from vit_pytorch.weights import load_weights, state_dict_diff
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def load_pretrained(
         if strict and (report.resized or report.kept):
             raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")
     except ValueError as error:
-        fitting = find_fitting(source.state)
+        fitting = matching_models(source.state)
         hint = f"\nit fits {', '.join(fitting)}" if fitting else ""
         raise ValueError(f"{error}{hint}") from error
     report = replace(report, license=source.license)
@@ -123,7 +123,7 @@ def fit(
     own = layout is formats_for(model)[0]
     resized = fit_positions(model, found, grid=grid, antialias=antialias, same_grid=own)
     resized |= fit_biases(model, found, grid=grid, same_grid=own)
-    difference = misfit(model, found)
+    difference = state_dict_diff(model, found)
     if difference:
         raise ValueError(
             f"{source} (format {layout.name}) does not fit {type(model).__name__}:\n{difference}"
@@ -177,7 +177,7 @@ def to_format(model: nn.Module, name: str) -> dict[str, Tensor]:
     return formats[name].write(state, model)
 
 
-def find_fitting(state: Mapping[str, Tensor]) -> list[str]:
+def matching_models(state: Mapping[str, Tensor]) -> list[str]:
     """Name the registered models that a checkpoint fits as they are, apart from the number of classes."""
     shapes = {name: tensor.to("meta") for name, tensor in state.items()}
     size = sum(tensor.numel() for tensor in shapes.values())

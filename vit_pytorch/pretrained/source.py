@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
-from vit_pytorch.weights import check_cached, read_weights, unwrap
+from vit_pytorch.weights import read_weights, unwrap, verify_hub_checksum
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -88,7 +88,7 @@ def _open_hub(name: str) -> Source:
             return None
         except HfHubHTTPError as error:
             raise OSError(f"cannot get {file} of {repository}: {str(error).splitlines()[0]}") from error
-        check_cached(path)
+        verify_hub_checksum(path)
         return path
 
     return _read_folder(name, find)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 
 # The mean and standard deviation of ImageNet's colours, by which most published models prepare images.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
 from vit_pytorch.parallel_vit import ParallelViT
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import PREPARE, SIZES, TINY

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.create import create_model
 from vit_pytorch.distill import DistillWrapper
-from vit_pytorch.model import VisionModel
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import DistillationConfig
 from vit_pytorch.training.data import Preprocessing, Splits

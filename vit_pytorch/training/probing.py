@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_pytorch.learning.probes import knn_accuracy, linear_accuracy
-from vit_pytorch.model import VisionModel
+from vit_pytorch.base import VisionModel
+from vit_pytorch.ssl.probes import knn_accuracy, linear_accuracy
 from vit_pytorch.training.data import ImageDataset
 from vit_pytorch.training.data.transforms import Images, move
 

@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights

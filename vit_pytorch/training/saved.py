@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.create import load_model
-from vit_pytorch.model import VisionModel
 from vit_pytorch.training.data import Preprocessing, VideoConfig, VolumeConfig
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.create import architectures, load_model, model_folder, read_config
 from vit_pytorch.distill import Distillable
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.memory_vit import MemoryViT
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import find_entry

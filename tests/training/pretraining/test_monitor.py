@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.training.pretraining.small import HEADS, VIT, few_digits, pretrain, settings
-from vit_pytorch.learning.collapse import feature_spread, prediction_entropy, usage_entropy
-from vit_pytorch.learning.probes import knn_accuracy
+from vit_pytorch.ssl.collapse import feature_spread, prediction_entropy, usage_entropy
+from vit_pytorch.ssl.probes import knn_accuracy
 from vit_pytorch.training.data import Augmentation, Splits, eval_transform
 from vit_pytorch.training.optim import OptimizerConfig
 from vit_pytorch.training.pretraining.config import DinoConfig, MonitorConfig

@@ -17,8 +17,8 @@ from vit_pytorch.analysis.flow import rollout_of_maps
 from vit_pytorch.analysis.layout import TokenLayout
 from vit_pytorch.analysis.relevance import maps_and_gradients, read_relevance, relevance_of_maps
 from vit_pytorch.analysis.report.places import Found, Layer, Places, find_layers, names_of_prefix
-from vit_pytorch.model import VisionModel
-from vit_pytorch.plain import PlainModel
+from vit_pytorch.base import VisionModel
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.recorder import Recorder, Recording
 
 CHEFER = "gradient-weighted attention (Chefer et al. 2021)"
@@ -128,7 +128,7 @@ def explain_image(
         uniform=[None if pair is None else pair[1] for pair in distances],
         colours=colours_of_tokens(features[-1].movedim(1, -1)).colours[0],
         prefix=names_of_prefix(model),
-        pooled=isinstance(model, PlainModel) and model.pool == "mean",
+        pooled=isinstance(model, IsotropicModel) and model.pool == "mean",
         notes=notes,
     )
 

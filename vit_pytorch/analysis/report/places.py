@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.model import VisionModel
-from vit_pytorch.plain import PlainModel
+from vit_pytorch.base import VisionModel
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.recorder import Recording
 from vit_pytorch.xcit import CrossCovariance
 
@@ -99,7 +99,7 @@ def prefix_of(model: VisionModel) -> int:
 
 def names_of_prefix(model: VisionModel) -> list[str]:
     """Name the tokens in front of a model's patches."""
-    if isinstance(model, PlainModel):
+    if isinstance(model, IsotropicModel):
         registers = 0 if model.prefix.registers is None else model.prefix.registers.shape[1]
         named = ["class token"] * (model.prefix.class_token is not None)
         named += [f"register {i + 1}" for i in range(registers)]
@@ -117,7 +117,7 @@ def _reason_against(model: VisionModel, name: str, maps: Tensor) -> str | None:
         return "they mix channels, not patches"
     if maps.ndim != 4 or maps.shape[0] != 1:
         return "they attend within windows or groups"
-    if isinstance(model, PlainModel):
+    if isinstance(model, IsotropicModel):
         # What a model gives no features of has dropped, merged or moved its patches.
         lost = list(model.encoder.blocks)[len(model.feature_info) :]
         if any(part is block for part in around for block in lost):

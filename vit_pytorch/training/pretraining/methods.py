@@ -10,20 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.dino import Dino
 from vit_pytorch.es_vit import EsViTTrainer
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.learning.backbone import Backbone
-from vit_pytorch.learning.centre import Centre
-from vit_pytorch.learning.heads import NormedLinear
-from vit_pytorch.learning.nets import local_size
-from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule, Schedule
-from vit_pytorch.learning.views import MultiCrop, View, dino_views
+from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.mae import MAE
-from vit_pytorch.model import VisionModel
 from vit_pytorch.mp3 import MP3
 from vit_pytorch.mpp import MPP
 from vit_pytorch.simmim import SimMIM
+from vit_pytorch.ssl.backbone import Backbone
+from vit_pytorch.ssl.backbone_utils import local_size
+from vit_pytorch.ssl.center import Centre
+from vit_pytorch.ssl.heads import NormedLinear
+from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule, Schedule
+from vit_pytorch.ssl.views import MultiCrop, View, dino_views
 from vit_pytorch.training.data import Preprocessing
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.pretraining.config import (
@@ -107,7 +107,7 @@ def _try(method: nn.Module, prep: Preprocessing) -> None:
     wait for the gradients of everything that does.
     """
     images = next(method.parameters()).new_zeros(2, prep.channels, *prep.image_size)
-    with evaluating(method), torch.enable_grad():
+    with eval_mode(method), torch.enable_grad():
         method(images, generator=generator_for(0)).backward()
     last = {id(parameter) for parameter in last_layers(method)}
     for parameter in method.parameters():
@@ -230,7 +230,7 @@ def backbone_of(method: nn.Module) -> VisionModel:
     raise ValueError(f"{type(method).__name__} is no method that teaches a model")
 
 
-def teacher_says(
+def teacher_outputs(
     method: Dino, images: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
     """Give a teacher's features of images, which would enter the classifier, and what it says of them.

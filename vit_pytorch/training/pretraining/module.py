@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit_pytorch.dino import Dino
-from vit_pytorch.learning.schedules import Schedule
+from vit_pytorch.ssl.schedules import Schedule
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.module import OptimizedModule
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.pretraining.methods import backbone_of, forget_step, last_layers, teacher_says
+from vit_pytorch.training.pretraining.methods import backbone_of, forget_step, last_layers, teacher_outputs
 from vit_pytorch.training.probing import embed
 
 # what a stream of random numbers is for
@@ -78,7 +78,7 @@ class Pretrainer(OptimizedModule):
         loss = self.model(images, generator=generator)
         self.log("val/loss", loss, on_epoch=True, batch_size=len(images), sync_dist=True, prog_bar=True)
         if isinstance(self.model, Dino):
-            features, said = teacher_says(self.model, images)
+            features, said = teacher_outputs(self.model, images)
             return {"features": features, "said": said}
         return {"features": embed(backbone_of(self.model), images)}
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from vit_pytorch.learning.collapse import entropy_of, feature_spread
+from vit_pytorch.ssl.collapse import entropy_of, feature_spread
 from vit_pytorch.training.data import ImageData, ImageLoader
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of

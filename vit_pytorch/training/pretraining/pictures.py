@@ -13,13 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from vit_pytorch.analysis.attention import class_attention
+from vit_pytorch.base import VisionModel
 from vit_pytorch.dino import Dino
-from vit_pytorch.layers.wrapper import evaluating
-from vit_pytorch.learning.probes import extract
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.mae import MAE
-from vit_pytorch.model import VisionModel
-from vit_pytorch.plain import PlainModel
 from vit_pytorch.simmim import SimMIM
+from vit_pytorch.ssl.probes import extract
 from vit_pytorch.training.data import ImageData, eval_transform
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.pretraining.config import MonitorConfig
@@ -93,12 +93,12 @@ def picture_rows(method: nn.Module, images: Float[Tensor, "b c h w"], pixels: An
         pixels: Gives values in [0, 1] from such images.
     """
     if isinstance(method, MAE):
-        with evaluating(method), torch.no_grad():
+        with eval_mode(method), torch.no_grad():
             _, mask = method.predict(images, generator=generator_for(0))
             made = method.reconstruct(images, generator=generator_for(0))
         return [pixels(images), _seen(method, mask, images, pixels), pixels(made.pasted)]
     if isinstance(method, SimMIM):
-        with evaluating(method), torch.no_grad():
+        with eval_mode(method), torch.no_grad():
             mask = method.draw_mask(images, generator_for(0))
             predicted = method.predict(images, mask)
         grid = method.encoder.grid
@@ -121,7 +121,7 @@ def _seen(method: MAE | SimMIM, mask: Tensor, images: Float[Tensor, "b c h w"], 
 
 def attention_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
     """Give where the class token looks, a row a head, each picture between its least and greatest value."""
-    if not isinstance(model, PlainModel) or model.pool != "cls" or not model.num_prefix_tokens:
+    if not isinstance(model, IsotropicModel) or model.pool != "cls" or not model.num_prefix_tokens:
         return []
     maps = class_attention(model, images, mode="nearest").float().cpu()
     return [_stretch(head[:, None]) for head in maps.unbind(dim=1)]
@@ -136,7 +136,7 @@ def component_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list
         assert isinstance(maps[0], Tensor)
         return maps[0]
 
-    with evaluating(model):
+    with eval_mode(model):
         maps = extract(cells, images).float().cpu()
     flat = maps.flatten(2).transpose(1, 2).flatten(0, 1)
     flat = flat - flat.mean(dim=0)

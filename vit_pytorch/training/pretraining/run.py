@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL, model_folder
-from vit_pytorch.learning.schedules import CosineSchedule
 from vit_pytorch.mae import MAE
-from vit_pytorch.model import VisionModel
 from vit_pytorch.pretrained import load_autoencoder, load_pretrained
 from vit_pytorch.pretrained.autoencoder import find_format
 from vit_pytorch.pretrained.source import open_source
 from vit_pytorch.registry import find_entry
+from vit_pytorch.ssl.schedules import CosineSchedule
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.data import ImageData, ImageDataset, ImageLoader, Splits
 from vit_pytorch.training.history import Row, read_rows

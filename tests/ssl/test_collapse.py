@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vit_pytorch.learning.collapse import feature_spread, prediction_entropy, usage_entropy
+from vit_pytorch.ssl.collapse import feature_spread, prediction_entropy, usage_entropy
 
 
 def test_spread_of_features():

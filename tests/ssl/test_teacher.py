@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vit_pytorch.learning.teacher import MeanTeacher
+from vit_pytorch.ssl.teacher import MeanTeacher
 
 
 def student() -> nn.Sequential:

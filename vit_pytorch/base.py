@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.weights import check_cached, load_weights, read_safetensors, without_values
+from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -259,8 +259,8 @@ class VisionModel(
                     token=token,
                 )
             )
-            check_cached(weights)
-        with without_values():
+            verify_hub_checksum(weights)
+        with init_empty_weights():
             model = cls(**arguments)
         for name, value in config.get("default_cfg", {}).items():
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
@@ -268,7 +268,7 @@ class VisionModel(
         return model.eval()
 
 
-def take_layers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     """Resolve the `indices` of `forward_intermediates` to layers in the order of depth.
 
     Raises:

@@ -5,7 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from vit_pytorch.learning.probes import extract, fit_linear, knn_accuracy, linear_accuracy, nearest_neighbours
+from vit_pytorch.ssl.probes import extract, fit_linear, knn_accuracy, linear_accuracy, nearest_neighbours
 
 
 def clusters(count: int = 60, spread: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,7 +25,7 @@ def channels_of(net: nn.Module) -> int:
     raise ValueError(f"{type(net).__name__} does not say how many channels it takes; it has no `channels`")
 
 
-def black_image(net: nn.Module, size: Sequence[int]) -> Float[Tensor, "1 c h w"]:
+def dummy_input(net: nn.Module, size: Sequence[int]) -> Float[Tensor, "1 c h w"]:
     """Give a batch of one black image of a size, for a model."""
     return next(net.parameters()).new_zeros(1, channels_of(net), *size)
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, randomise
-from vit_pytorch.learning.centre import Centre
-from vit_pytorch.learning.heads import NormedLinear, ProjectionHead
+from vit_pytorch.ssl.center import Centre
+from vit_pytorch.ssl.heads import NormedLinear, ProjectionHead
 
 
 def load_official(head: ProjectionHead, weights: dict[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vit_pytorch.learning.schedules import CosineSchedule, LinearSchedule, as_schedule
+from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule, as_schedule
 
 
 def test_linear_schedule_rises_and_stays():

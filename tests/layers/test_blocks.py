@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vit_pytorch.layers.encoder import (
+from vit_pytorch.layers.blocks import (
     ACTIVATIONS,
     Block,
     DropPath,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from tests.papers.learning import digits, learn
-from vit_pytorch.learning.probes import extract, knn_accuracy
+from vit_pytorch.ssl.probes import extract, knn_accuracy
 
 SIZE = 20
 

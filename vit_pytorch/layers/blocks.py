@@ -113,7 +113,7 @@ class DropPath(nn.Module):
         return f"p={self.p}"
 
 
-def rising(drop_path: float, layer: int, depth: int) -> float:
+def drop_path_rate(drop_path: float, layer: int, depth: int) -> float:
     """Give a layer's probability to drop a branch, which rises linearly from 0 to that of the last layer."""
     return drop_path * layer / max(depth - 1, 1)
 
@@ -241,11 +241,11 @@ class Encoder(nn.Module):
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Give what surrounds a block's forward pass and its recomputation, which no statistics learn from."""
-    return nullcontext(), spare_statistics(block)
+    return nullcontext(), frozen_batchnorm_stats(block)
 
 
 @contextmanager
-def spare_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
     """Let batch norms update copies of their running statistics meanwhile, so that a batch counts once."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     kept = [dict(norm._buffers) for norm in norms]

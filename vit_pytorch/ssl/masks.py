@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.patches import PatchEmbed
-from vit_pytorch.learning.backbone import Backbone, as_backbone
+from vit_pytorch.ssl.backbone import Backbone, as_backbone
 
 
 def as_maskable(model: nn.Module) -> Backbone:
@@ -27,7 +27,7 @@ def as_maskable(model: nn.Module) -> Backbone:
         ValueError: where it is no model of one sequence, or its class token joins late.
     """
     backbone = as_backbone(model)
-    early = getattr(backbone, "encoder_prefix", backbone.num_prefix_tokens)
+    early = getattr(backbone, "num_encoder_prefix_tokens", backbone.num_prefix_tokens)
     if early != backbone.num_prefix_tokens:
         raise ValueError(
             "learning by masking needs all prefix tokens in front of the encoder; "
@@ -143,7 +143,7 @@ def cover(
     return torch.where(mask[..., None], token.to(tokens.dtype), tokens)
 
 
-def take(tokens: Float[Tensor, "b n d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
+def gather_tokens(tokens: Float[Tensor, "b n d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
     """Give each image's tokens at its own places."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 

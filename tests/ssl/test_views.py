@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 
-from vit_pytorch.learning import views as views_module
-from vit_pytorch.learning.views import (
+from vit_pytorch.ssl import views as views_module
+from vit_pytorch.ssl.views import (
     MultiCrop,
     View,
     change_colours,

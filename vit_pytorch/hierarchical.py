@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.layers.blocks import Encoder
 from vit_pytorch.layers.conv import pool_map
-from vit_pytorch.layers.encoder import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
-from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -40,7 +40,7 @@ class Stage(nn.Module):
         return self.encoder(self.down(x))
 
 
-class StagedModel(VisionModel):
+class HierarchicalModel(VisionModel):
     """A model in stages, each of which has a map of its own; the base of the pyramids.
 
     The constructor of a subclass calls this one, then sets `stages`, whatever else of the attributes below
@@ -186,7 +186,7 @@ class StagedModel(VisionModel):
         The final norm has the last stage's width and acts on no other.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = take_layers(indices, len(self.stages))
+        layers = resolve_indices(indices, len(self.stages))
         last, taken = take_stages(
             self.steps(images), layers, len(self.stages), self.finish, norm=norm, stop_early=stop_early
         )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.wrapper import evaluating
+from vit_pytorch.layers.wrapper import eval_mode
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def extract(
         images: input.
         batch: images at a time.
     """
-    with evaluating(features) if isinstance(features, nn.Module) else nullcontext():
+    with eval_mode(features) if isinstance(features, nn.Module) else nullcontext():
         return torch.cat([features(part) for part in images.split(batch)])
 
 

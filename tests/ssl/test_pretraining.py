@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.learning.digits import SIZE, knn_on_digits, pretrain_on_digits
+from tests.ssl.digits import SIZE, knn_on_digits, pretrain_on_digits
 from vit_pytorch import MAE, ViT
 from vit_pytorch.mp3 import MP3
 from vit_pytorch.mpp import MPP

@@ -16,8 +16,8 @@ from vit_pytorch.layers.patches import PatchGrid
 class Backbone(Protocol):
     """A model that is one sequence of tokens, prefix tokens in front of the patches.
 
-    Every `PlainModel` whose class token is in the sequence from the start is one; `as_backbone` makes one of
-    a plain ViT of timm.
+    Every `IsotropicModel` whose class token is in the sequence from the start is one; `as_backbone` makes one
+    of a plain ViT of timm.
     """
 
     grid: PatchGrid
@@ -32,10 +32,10 @@ class Backbone(Protocol):
         self,
         images: Float[Tensor, "b c h w"],
         *,
-        corrupt: Callable[[Tensor], Tensor] | None = None,
-        place: bool = True,
+        mask_fn: Callable[[Tensor], Tensor] | None = None,
+        add_positions: bool = True,
     ) -> Float[Tensor, "b n d"]:
-        """Turn images into tokens; `corrupt` acts on the patches before they are given their places."""
+        """Turn images into tokens; `mask_fn` acts on the patches before they are given their places."""
 
     def encode(
         self,
@@ -81,14 +81,14 @@ class TimmBackbone(nn.Module):
         self,
         images: Float[Tensor, "b c h w"],
         *,
-        corrupt: Callable[[Tensor], Tensor] | None = None,
-        place: bool = True,
+        mask_fn: Callable[[Tensor], Tensor] | None = None,
+        add_positions: bool = True,
     ) -> Float[Tensor, "b n d"]:
         """Turn images into tokens; see `Backbone`."""
         x = self.model.patch_embed(images)
-        if corrupt is not None:
-            x = corrupt(x)
-        if place:
+        if mask_fn is not None:
+            x = mask_fn(x)
+        if add_positions:
             return self.model.norm_pre(self.model._pos_embed(x))
         prefix = [token for token in (self.model.cls_token, self.model.reg_token) if token is not None]
         x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)

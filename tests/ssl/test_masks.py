@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from vit_pytorch import ViT, create_model
-from vit_pytorch.learning.masks import (
+from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
     count_visible,
     cover,
     draw_mask,
     draw_noise,
+    gather_tokens,
     patch_tokens,
-    take,
 )
 
 
@@ -55,7 +55,7 @@ def test_cover_and_take():
     assert covered[mask].equal(token[0].expand(3, -1))
     assert covered[~mask].equal(tokens[~mask])
     places = torch.tensor([[2, 0], [1, 1]])
-    taken = take(tokens, places)
+    taken = gather_tokens(tokens, places)
     assert taken.equal(torch.stack([tokens[0, [2, 0]], tokens[1, [1, 1]]]))
 
 

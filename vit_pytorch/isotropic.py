@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.encoder import Encoder
+from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.layers.blocks import Encoder
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid
 from vit_pytorch.layers.positions import Positions
 from vit_pytorch.layers.tokens import PatchDropout, PrefixTokens, make_classifier
-from vit_pytorch.model import Intermediates, VisionModel, take_layers
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
@@ -34,7 +34,7 @@ def has_class_token(pool: str, told: bool | None) -> bool:
     return pool in ("cls", "cls+mean") if told is None else told
 
 
-class PlainModel(VisionModel):
+class IsotropicModel(VisionModel):
     """A model that is one sequence of tokens; the base of the plain transformers.
 
     The constructor of a subclass calls this one, then sets `patch_embed` and `encoder`, whatever else of
@@ -92,7 +92,7 @@ class PlainModel(VisionModel):
         return len(self.prefix)
 
     @property
-    def encoder_prefix(self) -> int:
+    def num_encoder_prefix_tokens(self) -> int:
         """Number of prefix tokens that pass through the encoder: all of them, unless they come later."""
         return self.num_prefix_tokens
 
@@ -123,26 +123,26 @@ class PlainModel(VisionModel):
         self,
         images: Float[Tensor, "b c *size"],
         *,
-        corrupt: Callable[[Tensor], Tensor] | None = None,
-        place: bool = True,
+        mask_fn: Callable[[Tensor], Tensor] | None = None,
+        add_positions: bool = True,
     ) -> Float[Tensor, "b n d"]:
         """Turn images into the tokens that enter the encoder, prefix tokens in front (equation 1).
 
         Args:
             images: input.
-            corrupt: acts on the embedded patches (b, n, d) before they have positions, as learning by masking
+            mask_fn: acts on the embedded patches (b, n, d) before they have positions, as learning by masking
                 asks for.
-            place: whether positions are added.
+            add_positions: whether positions are added.
         """
         self.check_images(images)
         grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
-        if corrupt is not None:
-            x = corrupt(x)
-        positions = self.positions if place else None
+        if mask_fn is not None:
+            x = mask_fn(x)
+        positions = self.positions if add_positions else None
         if positions is not None:
             x = x + positions(grid)
-        if self.encoder_prefix:
+        if self.num_encoder_prefix_tokens:
             prefix = self.prefix()
             if positions is not None and positions.prefix:
                 prefix = prefix + positions.for_prefix(self.num_prefix_tokens)
@@ -182,7 +182,7 @@ class PlainModel(VisionModel):
 
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm, prefix tokens in front."""
-        tokens, kept = self.patch_dropout(self.embed(images), self.encoder_prefix)
+        tokens, kept = self.patch_dropout(self.embed(images), self.num_encoder_prefix_tokens)
         return self.encode(tokens, self.grid.fit(images.shape[2:]), kept)
 
     def forward_head(
@@ -220,8 +220,8 @@ class PlainModel(VisionModel):
             ValueError: where a layer is outside the model, or maps are asked for while patches are left out.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = take_layers(indices, len(self.feature_info))
-        tokens, kept = self.patch_dropout(self.embed(images), self.encoder_prefix)
+        layers = resolve_indices(indices, len(self.feature_info))
+        tokens, kept = self.patch_dropout(self.embed(images), self.num_encoder_prefix_tokens)
         grid = self.grid.fit(images.shape[2:])
         if kept is not None and output_fmt == "NCHW":
             raise ValueError(
@@ -232,8 +232,8 @@ class PlainModel(VisionModel):
         last, taken = self.encoder.intermediates(tokens, layers, *context, stop_early=stop_early)
         if norm:
             taken = [self.norm(tokens) for tokens in taken]
-        prefix = [tokens[:, : self.encoder_prefix] for tokens in taken]
-        taken = [tokens[:, self.encoder_prefix :] for tokens in taken]
+        prefix = [tokens[:, : self.num_encoder_prefix_tokens] for tokens in taken]
+        taken = [tokens[:, self.num_encoder_prefix_tokens :] for tokens in taken]
         if output_fmt == "NCHW":
             taken = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in taken]
         found: Intermediates = list(zip(taken, prefix, strict=True)) if return_prefix_tokens else taken
@@ -286,7 +286,7 @@ class PlainModel(VisionModel):
         self._record(pool=pool, class_token=class_token)
 
 
-class LateClassModel(PlainModel):
+class LateClassModel(IsotropicModel):
     """A plain model whose class token joins behind the encoder, and collects the image there.
 
     Attributes:
@@ -296,7 +296,7 @@ class LateClassModel(PlainModel):
     class_encoder: Encoder
 
     @property
-    def encoder_prefix(self) -> int:
+    def num_encoder_prefix_tokens(self) -> int:
         """None: the class token comes behind the encoder."""
         return 0
 

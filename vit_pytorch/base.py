@@ -14,6 +14,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
+from vit_pytorch.layers.options import to_json
+from vit_pytorch.layers.tracing import is_tracing
+from vit_pytorch.legacy import upgrade_arguments
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
@@ -30,14 +34,17 @@ class VisionModel(
 ):
     """A model from images to logits; the base of every architecture here.
 
-    A subclass sets the attributes below in its constructor and writes `forward_features`,
-    `forward_head` and what the other abstract methods ask for.
+    A subclass sets the attributes below in its constructor and writes `forward_features` and the other abstract
+    methods.
 
     Attributes:
-        num_classes: number of logits; 0 makes the model give the pooled embedding.
-        num_features: width of the features.
+        num_classes: number of logits; 0 for the pooled embedding.
+        num_features: dimension of the features.
         channels: channels of the input.
         image_size: the largest input, (height, width) in pixels.
+        fc_norm: acts on the pooled vector.
+        pre_logits: acts on the normed pooled vector.
+        head: the classifier.
         default_cfg: how images are prepared for the model, under the names that timm's tools read.
     """
 
@@ -45,6 +52,9 @@ class VisionModel(
     num_features: int
     channels: int
     image_size: tuple[int, ...]
+    fc_norm: nn.Module
+    pre_logits: nn.Module
+    head: nn.Module
     default_cfg: dict[str, Any]
 
     def __init__(
@@ -52,7 +62,9 @@ class VisionModel(
     ) -> None:
         super().__init__()
         if num_classes < 0 or channels < 1:
-            raise ValueError(f"num_classes is at least 0 and channels 1; got {num_classes} and {channels}")
+            raise ValueError(
+                f"num_classes must be at least 0 and channels 1, got {num_classes} and {channels}"
+            )
         self.num_classes = num_classes
         self.num_features = num_features
         self.channels = channels
@@ -75,7 +87,7 @@ class VisionModel(
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what enters the classifier."""
+        """Dimension of what enters the classifier."""
         return self.num_features
 
     @property
@@ -89,10 +101,10 @@ class VisionModel(
         return self.default_cfg
 
     def forward(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding where `num_classes` is 0.
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Raises:
-            ValueError: where rank, channels, size or dtype of the images are not what the model takes.
+            ValueError: if rank, channels, size or dtype of the images are not what the model takes.
         """
         return self.forward_head(self.forward_features(images))
 
@@ -105,14 +117,19 @@ class VisionModel(
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Tensor:
         """Compute tokens or a feature map, before pooling."""
 
-    @abstractmethod
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Pool features and classify them.
 
         Args:
-            features: what `forward_features` gives.
-            pre_logits: whether to stop before the classifier.
+            features: output of `forward_features`.
+            pre_logits: stop before the classifier.
         """
+        x = self.pre_logits(self.fc_norm(self.pool_features(features)))
+        return x if pre_logits else self.head(x)
+
+    @abstractmethod
+    def pool_features(self, features: Tensor) -> Float[Tensor, "b e"]:
+        """Return one vector per image from the output of `forward_features`."""
 
     @abstractmethod
     def forward_intermediates(
@@ -130,19 +147,36 @@ class VisionModel(
         Args:
             images: input.
             indices: which layers, negative ones from the end; an int for the last so many, None for all.
-            return_prefix_tokens: whether to give (features, prefix tokens) for each layer.
-            norm: whether to apply the final norm to each.
-            stop_early: whether to leave out the layers after the last one asked for.
+            return_prefix_tokens: return (features, prefix tokens) for each layer.
+            norm: apply the final norm to each.
+            stop_early: skip the layers after the last one of `indices`, with `intermediates_only`; the final
+                features need them.
             output_fmt: "NCHW" for maps, "NLC" for tokens.
-            intermediates_only: whether to leave out the final features.
+            intermediates_only: leave out the final features.
 
         Returns:
-            The final features and the list of intermediates, or the list alone.
+            The final features and the list of intermediates, or the list only.
         """
 
-    @abstractmethod
+    def collect_layers(
+        self, images: Float[Tensor, "b c *size"], layers: Sequence[int], *, stop_early: bool = False
+    ) -> tuple[Tensor | None, list[Any]]:
+        """Compute the final features and the outputs of some of the layers that `feature_info` names.
+
+        Args:
+            images: input.
+            layers: indices of layers, in order.
+            stop_early: skip the layers after the last one; there are no final features then.
+        """
+        modules = [self.get_submodule(self.feature_info[layer]["module"]) for layer in layers]
+        features = None
+        with collect_outputs(modules, stop_early=stop_early) as outputs:
+            features = self.forward_features(images)
+        return features, outputs
+
     def get_classifier(self) -> nn.Module:
-        """Give the layer that computes the logits; the identity where there is none."""
+        """Return the layer that computes the logits; the identity where there is none."""
+        return self.head
 
     @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -153,30 +187,32 @@ class VisionModel(
             global_pool: another pooling, where the architecture has one.
         """
 
-    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
+        set_grad_checkpointing(self, enable)
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Give patterns that sort parameters by depth, for layer-wise learning rates, as timm reads them."""
+        """Return patterns that sort parameters by depth, for layer-wise learning rates, as timm reads them."""
 
     def _record(self, **arguments: Any) -> None:
-        """Note arguments that changed after construction, so that the configuration builds what is there."""
+        """Record arguments that changed after construction, so that the configuration builds what is there."""
         known = {name: value for name, value in arguments.items() if name in self._hub_mixin_init_parameters}
         self._hub_mixin_config = {**self.config, **known}
         self.default_cfg.update({name: value for name, value in known.items() if name in self.default_cfg})
 
     def check_images(self, images: Tensor) -> None:
-        """Hold an input against what the model takes, apart from its size, which the patch grid checks.
+        """Check rank, channels and dtype of an input; its size is checked where it is cut.
 
         Raises:
             ValueError: naming what was expected and what came.
         """
+        if is_tracing(images):
+            return
         rank = 2 + len(self.image_size)
         if images.ndim != rank:
             raise ValueError(
@@ -190,6 +226,16 @@ class VisionModel(
             images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
         ):
             raise ValueError(f"expected images of dtype {want}, got {images.dtype}")
+
+    @classmethod
+    def _is_jsonable(cls, value: Any) -> bool:
+        """Return whether a configuration file can hold an argument."""
+        return super()._is_jsonable(to_json(value))
+
+    @classmethod
+    def _encode_arg(cls, arg: Any) -> Any:
+        """Return an argument as a configuration file holds it."""
+        return super()._encode_arg(to_json(arg))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         lost = [
@@ -260,8 +306,12 @@ class VisionModel(
                 )
             )
             verify_hub_checksum(weights)
+        # What version 0.1 wrote is not among the arguments, which are those that the class has.
+        parameters = cls._hub_mixin_init_parameters
+        upgraded, _ = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
+        changed = {k: v for k, v in upgraded.items() if k in parameters and config.get(k) != v}
         with init_empty_weights():
-            model = cls(**arguments)
+            model = cls(**{**arguments, **changed})
         for name, value in config.get("default_cfg", {}).items():
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
@@ -269,17 +319,17 @@ class VisionModel(
 
 
 def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
-    """Resolve the `indices` of `forward_intermediates` to layers in the order of depth.
+    """Return the layers that the `indices` of `forward_intermediates` stand for, in order.
 
     Raises:
-        ValueError: where an index is outside the model.
+        ValueError: if an index is outside the model.
     """
     if indices is None:
         return list(range(depth))
     if isinstance(indices, int):
         if not 1 <= indices <= depth:
-            raise ValueError(f"the last so many layers are 1 to {depth}, got {indices}")
+            raise ValueError(f"the number of last layers must be in [1, {depth}], got {indices}")
         indices = range(depth - indices, depth)
     if any(not -depth <= index < depth for index in indices):
-        raise ValueError(f"layers are {-depth} to {depth - 1}, got {list(indices)}")
+        raise ValueError(f"indices of layers must be in [{-depth}, {depth - 1}], got {list(indices)}")
     return sorted({index % depth for index in indices})

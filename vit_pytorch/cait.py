@@ -2,9 +2,9 @@
 
 H. Touvron, M. Cord, A. Sablayrolles, G. Synnaeve, H. Jégou 2021, arXiv:2103.17239.
 
-Patches alone pass through deep blocks whose heads talk to each other and whose residual branches are scaled
-by small learned factors (LayerScale); the class token joins behind them, and gathers what it needs by a few
-layers of attention from itself to the patches (class attention).
+Only patches pass through deep blocks, whose heads talk to each other and whose residual branches are scaled
+by small learned factors (LayerScale); the class token joins after them, and gathers what it needs by a few
+layers of attention from itself to all tokens (class attention).
 
 Family: plain
 Differs from the paper: nothing.
@@ -14,45 +14,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import LateClassModel
-from vit_pytorch.layers.attention import Attention, ClassAttention, MixHeads, width_of_head
-from vit_pytorch.layers.blocks import Block, ClassResidual, Encoder, FeedForward, Residual, make_tail
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.isotropic import IsotropicModel, late_class_groups
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    CrossAttention,
+    head_dim,
+    mix_heads,
+)
+from vit_pytorch.layers.blocks import Block, FeedForward, layer
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
 
 
-class CaiT(LateClassModel):
+class CaiT(IsotropicModel):
     """The Class-Attention image Transformer.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks that the patches pass through.
-        cls_depth: number of class-attention blocks behind them.
+        cls_depth: number of class-attention blocks after them.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
+        mlp_dim: hidden dimension of the feed-forward.
         channels: channels of the input.
         dropout: dropout after the linear layers of the patches' blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        layer_dropout: probability to drop a residual branch of the patches' blocks for a sample, in
+        layer_dropout: probability of dropping a residual branch of the patches' blocks for a sample, in
             training, in [0, 1); the same in all blocks.
-        dim_head: width of a head; None for `dim / heads`.
-        qkv_bias: whether queries, keys and values have biases.
+        dim_head: head dimension; default dim / heads.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights of the patches' blocks, in [0, 1).
-        layer_scale: what LayerScale's factors start at, in all blocks; None for the paper's choice by
+        layer_scale: initial value of LayerScale's factors, in all blocks; default the paper's choice by
             depth: 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 above.
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
-        ValueError: where sizes do not divide.
+        ValueError: if sizes do not divide.
     """
 
     def __init__(
@@ -78,60 +85,74 @@ class CaiT(LateClassModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
-        dim_head = width_of_head(dim, heads) if dim_head is None else dim_head
-        norm = partial(nn.LayerNorm, dim, eps=norm_eps)
+        size = {"heads": heads, "dim_head": head_dim(dim, heads) if dim_head is None else dim_head}
+        norm = partial(nn.LayerNorm, eps=norm_eps)
         scale = scale_by_depth(depth) if layer_scale is None else layer_scale
-        attention = partial(
-            Attention,
-            dim,
-            heads=heads,
-            dim_head=dim_head,
-            qkv_bias=qkv_bias,
-            dropout=dropout,
-            attend=partial(TalkingHeads, heads, attn_dropout),
-        )
-        class_attention = partial(ClassAttention, dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias)
+        kernel = partial(TalkingHeads, heads, attn_dropout)
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=True)
         self.positions = LearnedPositions(grid.shape, dim)
         self.dropout = nn.Dropout(emb_dropout)
-
-        def block(layer: int) -> Block:
-            tail = partial(make_tail, dim, layer_scale=scale, drop_path=layer_dropout)
-            return Block(
-                Residual(attention(), norm(), tail()),
-                Residual(FeedForward(dim, mlp_dim, dropout=dropout), norm(), tail()),
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                Attention(dim, **size, qkv_bias=qkv_bias, dropout=dropout, kernel=kernel),
+                FeedForward(dim, mlp_dim, dropout=dropout),
+                norm=norm,
+                layer_scale=scale,
+                drop_path=layer_dropout,
             )
-
-        def class_block(layer: int) -> ClassBlock:
-            tail = partial(make_tail, dim, layer_scale=scale)
-            return ClassBlock(
-                ClassResidual(class_attention(), norm(), tail()),
-                Residual(FeedForward(dim, mlp_dim), norm(), tail()),
+            for _ in range(depth)
+        )
+        self.class_blocks = nn.ModuleList(
+            ClassBlock(
+                dim,
+                CrossAttention(dim, **size, qkv_bias=qkv_bias),
+                FeedForward(dim, mlp_dim),
+                norm=norm,
+                layer_scale=scale,
             )
-
-        self.encoder = Encoder(block, depth=depth)
-        self.class_encoder = Encoder(class_block, depth=cls_depth)
-        self.norm = norm()
+            for _ in range(cls_depth)
+        )
+        self.norm = norm(dim)
         self.reset_classifier(num_classes)
+
+    @property
+    def num_encoder_prefix_tokens(self) -> int:
+        """None: the class token comes after the patches' blocks."""
+        return 0
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, the class token first."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.prefix(tokens)
+        for block in self.class_blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
+        return late_class_groups()
 
 
 class TalkingHeads(nn.Module):
     """Attention whose heads exchange scores before the softmax, and weights after it (arXiv:2003.02436).
 
-    Both exchanges are linear over the heads, for every pair of tokens alike. The first one's bias cancels in
+    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels in
     the softmax; published weights have it.
 
     Args:
         heads: number of heads.
-        dropout: probability with which a mixed weight is dropped in training.
+        dropout: probability of dropping a mixed weight in training.
     """
 
     def __init__(self, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.mix_scores = MixHeads(heads)
-        self.mix_weights = MixHeads(heads)
+        self.mix_scores = nn.Linear(heads, heads)
+        self.mix_weights = nn.Linear(heads, heads)
         self.weights = nn.Identity()
         self.mixed = nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -142,24 +163,32 @@ class TalkingHeads(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m f"]
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h m e"],
+        v: Float[Tensor, "b h m f"],
+        mask: None = None,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys."""
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        weights = self.weights(self.mix_scores(scores).softmax(dim=-1))
-        return self.dropout(self.mixed(self.mix_weights(weights))) @ v
+        """Attend from each query to all keys."""
+        scores = mix_heads(self.mix_scores, (q * q.shape[-1] ** -0.5) @ k.mT)
+        weights = mix_heads(self.mix_weights, self.weights(scores.softmax(dim=-1)))
+        return self.dropout(self.mixed(weights)) @ v
 
 
 class ClassBlock(Block):
-    """A block that changes the class token alone, by what it reads from all tokens (section 3)."""
+    """A block that changes only the class token, by what it reads from all tokens (section 3)."""
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Give the class token, changed, and the patches, as they came."""
-        return torch.cat([self.feedforward(self.attention(x)), x[:, 1:]], dim=1)
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Return the class token, changed, and the patches as they came."""
+        token, normed = x[:, :1], self.norm1(x)
+        token = token + self.drop_path(self.scale1(self.attention(normed[:, :1], normed)))
+        token = token + self.drop_path(self.scale2(self.feedforward(self.norm2(token))))
+        return torch.cat([token, x[:, 1:]], dim=1)
 
 
 def scale_by_depth(depth: int) -> float:
-    """Give what LayerScale starts at in a model of so many blocks (section 2.2)."""
+    """Return the initial value of LayerScale in a model of so many blocks (section 2.2)."""
     if depth <= 18:
         return 0.1
     return 1e-5 if depth <= 24 else 1e-6

@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import CONV, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions, SequencePositions
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.init import init_linears
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import CONV, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions, SequencePositions
 
 Positions = Literal["learnable", "sine", "none"]
 MAX_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from vit_pytorch.cct import CompactTransformer, Positions, Window, build_cct
-from vit_pytorch.layers.patches import pair
+from vit_pytorch.layers_v01.patches import pair
 
 
 class CCT3D(CompactTransformer):

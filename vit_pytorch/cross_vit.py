@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import (
+from vit_pytorch.layers_v01.attention import Attention, ClassAttention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import (
     Block,
     ClassResidual,
     Encoder,
@@ -31,10 +31,10 @@ from vit_pytorch.layers.blocks import (
     drop_path_rate,
     make_tail,
 )
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 Branches = tuple[Float[Tensor, "b n d"], Float[Tensor, "b m e"]]
 STRIDES = {12: (4, 3, 1), 16: (4, 2, 2)}

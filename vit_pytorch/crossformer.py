@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.options import per_stage
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.relative import DynamicBias
-from vit_pytorch.layers.windows import GroupAttention, Partition, dilated, windows
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, heads_per_stage
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.init import init_linears
+from vit_pytorch.layers_v01.options import per_stage
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.relative import DynamicBias
+from vit_pytorch.layers_v01.windows import GroupAttention, Partition, dilated, windows
 
 
 class CrossScaleEmbedding(nn.Module):

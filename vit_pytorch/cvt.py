@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage, State
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.conv import ConvNorm, OnMap
-from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.linear import linear
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage, State
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.conv import ConvNorm, OnMap
+from vit_pytorch.layers_v01.init import init_linears
+from vit_pytorch.layers_v01.linear import linear
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 
 class ConvAttention(Attention):

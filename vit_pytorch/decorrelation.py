@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.linear import Linear, linear
+from vit_pytorch.layers_v01.linear import Linear, linear
 
 
 class DecorLinear(Linear):

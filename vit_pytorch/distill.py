@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.efficient import ViT as EfficientViT
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import DistilledHead, PrefixTokens, TwoHeads, make_distilled_classifier
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import DistilledHead, PrefixTokens, TwoHeads, make_distilled_classifier
 from vit_pytorch.t2t import T2TViT
-from vit_pytorch.vit import ViT
+from vit_pytorch.vit_v01 import ViT
 
 
 class Distillable(IsotropicModel):

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel, has_class_token
-from vit_pytorch.layers.blocks import Encoder
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.isotropic_v01 import IsotropicModel, has_class_token
+from vit_pytorch.layers_v01.blocks import Encoder
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 
 class ViT(IsotropicModel):

@@ -1,68 +1,67 @@
-"""What models in stages share: a map that narrows from stage to stage while its cells widen.
+"""What models in stages share: size checks, pooling, intermediate maps, classifiers.
 
-Maps travel with their channels last, as linear layers, norms and attention want them, and leave the model
+Maps travel with their channels last, as linear layers, norms and attention need them, and leave the model
 with their channels first; both are views of the same memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.layers.blocks import Encoder
+from vit_pytorch.layers.blocks import layer
 from vit_pytorch.layers.conv import pool_map
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
-
-State = Tensor | tuple[Tensor, Tensor]
+from vit_pytorch.layers.tracing import is_tracing
 
 
 class Stage(nn.Module):
-    """Narrow the map, then transform it.
+    """Downsample the map, then apply blocks.
 
     Args:
-        down: gives the map of this stage from that of the one before.
-        encoder: the blocks.
+        down: returns the map of this stage from that of the one before.
+        blocks: the blocks, applied in turn.
     """
 
-    def __init__(self, down: nn.Module, encoder: Encoder) -> None:
+    def __init__(self, down: nn.Module, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.down = down
-        self.encoder = encoder
+        self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Any) -> Any:
-        """Give the map behind the stage."""
-        return self.encoder(self.down(x))
+    @layer
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x d"]:
+        """Return the map of this stage."""
+        x = self.down(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 class HierarchicalModel(VisionModel):
-    """A model in stages, each of which has a map of its own; the base of the pyramids.
+    """Base class of models in stages, each of which has a map of its own.
 
-    The constructor of a subclass calls this one, then sets `stages`, whatever else of the attributes below
-    differs from nothing, and calls `reset_classifier` last. What passes from stage to stage is a map
-    (b, h, w, d), or a map and tokens in front of it, (b, k, d) or a map of their own.
+    The constructor of a subclass calls this one, then sets `stages` and whatever else of the attributes below it
+    has, and calls `reset_classifier` last. `forward_features` is the subclass's own.
 
     Attributes:
-        dims: width of a cell in each stage.
+        dims: channels of each stage.
         strides: pixels from one cell to the next in each stage.
-        size_multiple: what the height and the width of an input are multiples of.
-        min_size: what the height and the width of an input are at least.
-        any_size: whether an input may be larger than `image_size`, which is then only the customary one.
-        stem: acts on the image, its channels last, in front of the stages.
-        stages: give the map of each stage from that of the one before.
+        size_multiple: what the height and the width of an input must be multiples of.
+        min_size: the least height and width of an input.
+        any_size: an input may be larger than `image_size`, which is then only the customary one.
+        num_prefix_tokens: number of tokens before the last map's cells in the output of `forward_features`.
+        stem: acts on the image, its channels last, before the stages.
+        stages: return the map of each stage from that of the one before.
         norm: acts on the last map.
-        fc_norm: acts on the pooled vector.
-        pre_logits: acts on the normed pooled vector.
-        head_width: width of what enters the classifier.
-        head: the classifier.
+        classifier_dim: dimension of what enters the classifier.
     """
 
-    head: nn.Module
+    stages: nn.ModuleList
 
     def __init__(
         self,
@@ -88,10 +87,10 @@ class HierarchicalModel(VisionModel):
         self.stem: nn.Module = nn.Identity()
         self.stages = nn.ModuleList()
         self.norm: nn.Module = nn.Identity()
-        self.fc_norm: nn.Module = nn.Identity()
-        self.pre_logits: nn.Module = nn.Identity()
+        self.fc_norm = nn.Identity()
+        self.pre_logits = nn.Identity()
         self.head = nn.Identity()
-        self.head_width = dims[-1]
+        self.classifier_dim = dims[-1]
         self.check_size(image_size)
 
     @property
@@ -104,70 +103,34 @@ class HierarchicalModel(VisionModel):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what enters the classifier."""
-        return self.head_width
+        """Dimension of what enters the classifier."""
+        return self.classifier_dim
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Hold the size of an input against what the architecture can take.
+        """Check the size of an input.
 
         Raises:
-            ValueError: where the input is too small or too large, or not the multiple that the stages need.
+            ValueError: if the input is too small or too large, or not the multiple that the stages need.
         """
         if any(s < least for s, least in zip(size, self.min_size, strict=True)):
             least = tuple(map(max, self.min_size, self.size_multiple))
-            raise ValueError(f"an image is at least {least}, got image size {tuple(size)}")
+            raise ValueError(f"an image must be at least {least}, got image size {tuple(size)}")
         if not self.any_size and any(s > most for s, most in zip(size, self.image_size, strict=True)):
-            raise ValueError(
-                f"image size {tuple(size)} exceeds the largest that the model takes, {self.image_size}"
-            )
+            raise ValueError(f"image size must be at most {self.image_size}, got {tuple(size)}")
         if any(s % m for s, m in zip(size, self.size_multiple, strict=True)):
-            raise ValueError(f"image size {tuple(size)} is not a multiple of {self.size_multiple}")
+            raise ValueError(f"image size must be a multiple of {self.size_multiple}, got {tuple(size)}")
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> State:
-        """Turn images into what enters the first stage."""
+    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b y x d"]:
+        """Return what enters the first stage, channels last."""
         self.check_images(images)
-        self.check_size(images.shape[2:])
-        # Channels come last in memory, too: convolutions are faster so, and the maps behind them contiguous.
+        if not is_tracing(images):
+            self.check_size(images.shape[2:])
+        # Channels come last in memory, too: convolutions are faster so, and the maps after them contiguous.
         return self.stem(images.permute(0, 2, 3, 1).contiguous())
 
-    def finish(self, state: State) -> State:
-        """Apply the final norm to what leaves the last stage."""
-        if isinstance(state, tuple):
-            return self.norm(state[0]), self.norm(state[1])
-        return self.norm(state)
-
-    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Tensor:
-        """Compute the last map, or a sequence (b, k + h * w, d) of its cells behind prefix tokens."""
-        last, _ = take_stages(self.steps(images), (), len(self.stages), self.finish)
-        return self.join(last)
-
-    def steps(self, images: Float[Tensor, "b c h w"]) -> Iterator[State]:
-        """Give what leaves every stage in turn."""
-        state = self.embed(images)
-        for stage in self.stages:
-            state = stage(state)
-            yield state
-
-    def join(self, state: State) -> Tensor:
-        """Make of a state what leaves the model: a channels-first map, or all tokens in one sequence."""
-        x, prefix = _part(state)
-        if isinstance(state, tuple):
-            return torch.cat([prefix, x.flatten(1, 2)], dim=1)
-        return x.permute(0, 3, 1, 2)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Float[Tensor, "b k"]:
-        """Pool the last map and classify it.
-
-        Args:
-            features: what `forward_features` gives.
-            pre_logits: whether to stop before the classifier.
-        """
-        x = self.pre_logits(self.fc_norm(self.pool_features(features)))
-        return x if pre_logits else self.head(x)
-
     def pool_features(self, features: Tensor) -> Float[Tensor, "b d"]:
-        """Give one vector for each image: the mean of the map, or of the prefix tokens, if any."""
-        if features.ndim == 3:
+        """Return one vector per image: the mean of the map, or of the prefix tokens, if there are any."""
+        if self.num_prefix_tokens:
             return features[:, : self.num_prefix_tokens].mean(dim=1)
         return pool_map(features)
 
@@ -181,21 +144,30 @@ class HierarchicalModel(VisionModel):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute the map of every stage; see `VisionModel.forward_intermediates`.
+        """Compute the map of each stage; see `VisionModel.forward_intermediates`.
 
-        The final norm has the last stage's width and acts on no other.
+        The final norm has the last stage's dimension and acts on no other.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = resolve_indices(indices, len(self.stages))
-        last, taken = take_stages(
-            self.steps(images), layers, len(self.stages), self.finish, norm=norm, stop_early=stop_early
-        )
-        found = give_stages([_part(state) for state in taken], output_fmt, return_prefix_tokens)
-        return found if intermediates_only else (self.join(last), found)
+        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
+        if norm and layers and layers[-1] == len(self.stages) - 1:
+            outputs = [*outputs[:-1], self.norm(outputs[-1])]
+        pairs = [self.split_prefix(output, stage) for output, stage in zip(outputs, layers, strict=True)]
+        maps = [x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2) for x, _ in pairs]
+        found: Intermediates = maps
+        if return_prefix_tokens:
+            found = [(x, prefix) for x, (_, prefix) in zip(maps, pairs, strict=True)]
+        if intermediates_only:
+            return found
+        assert features is not None
+        return features, found
 
-    def get_classifier(self) -> nn.Module:
-        """Give the layer that computes the logits; the identity where there is none."""
-        return self.head
+    def split_prefix(
+        self, output: Tensor, stage: int
+    ) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]:
+        """Return the map in the output of a stage, and the tokens before it, as a rule none."""
+        return output, output.new_empty(output.shape[0], 0, output.shape[3])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
@@ -206,75 +178,19 @@ class HierarchicalModel(VisionModel):
         """
         if global_pool not in (None, "mean", "avg"):
             raise ValueError(f"{type(self).__name__} pools by the mean; pooling cannot be {global_pool!r}")
-        self.head = make_classifier(self.head_width, num_classes, like=next(self.parameters()))
+        self.head = make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        for module in self.stages.modules():
-            if isinstance(module, Encoder):
-                module.grad_checkpointing = enable
-
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tokens and places."""
-        kept = (".table", ".positions.conv.weight", ".class_token")
-        return {name for name, _ in self.named_parameters() if name.endswith(kept)}
+        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
+        tokens = (".table", ".positions.conv.weight", ".class_token")
+        return {name for name, _ in self.named_parameters() if name.endswith(tokens)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Give patterns that sort parameters by depth; the coarse ones by stage."""
-        stage, block = (r"^stages\.(\d+)\.", None), (r"^stages\.(\d+)\.encoder\.blocks\.(\d+)", None)
+        """Return patterns that sort parameters by depth; the coarse ones by stage."""
+        stage, block = (r"^stages\.(\d+)\.", None), (r"^stages\.(\d+)\.blocks\.(\d+)", None)
         return {
             "stem": r"^(?:stem|stages\.0\.down)\.",
             "blocks": [*([] if coarse else [block]), stage, (r"^norm\.", (99999,))],
         }
-
-
-def take_stages(
-    states: Iterable[Any],
-    layers: Collection[int],
-    stages: int,
-    finish: Callable[[Any], Any],
-    *,
-    norm: bool = False,
-    stop_early: bool = False,
-) -> tuple[Any, list[Any]]:
-    """Give what leaves the model, and what leaves the stages asked for.
-
-    Args:
-        states: what leaves every stage in turn; stages run as these are asked for.
-        layers: indices of stages, in order.
-        stages: number of stages.
-        finish: applies the final norm, to what leaves the last stage alone.
-        norm: whether what is given of the last stage is finished, too.
-        stop_early: whether to leave out the stages behind the last one asked for.
-    """
-    taken: list[Any] = []
-    last = None
-    for i, state in enumerate(states):
-        last = finish(state) if i == stages - 1 else state
-        if i in layers:
-            taken.append(last if norm else state)
-        if stop_early and i == max(layers):
-            break
-    return last, taken
-
-
-def give_stages(
-    parts: Iterable[tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _"]]],
-    output_fmt: str,
-    return_prefix_tokens: bool,
-) -> Intermediates:
-    """Give maps and the tokens in front of them as `VisionModel.forward_intermediates` does."""
-    pairs = [
-        (x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2), prefix) for x, prefix in parts
-    ]
-    return pairs if return_prefix_tokens else [x for x, _ in pairs]
-
-
-def _part(state: State) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]:
-    """Part a state into its map and the tokens in front of it, none as a rule."""
-    if isinstance(state, tuple):
-        x, prefix = state
-        return x, prefix.flatten(1, -2)
-    return state, state.new_empty(state.shape[0], 0, state.shape[3])

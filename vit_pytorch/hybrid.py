@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.init import init_convs
-from vit_pytorch.layers.patches import PatchGrid, pair
-from vit_pytorch.vit import Pool, ViT
+from vit_pytorch.layers_v01.init import init_convs
+from vit_pytorch.layers_v01.patches import PatchGrid, pair
+from vit_pytorch.vit_v01 import Pool, ViT
 
 
 class StandardisedConv(nn.Conv2d):

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 
 class Handed(nn.Module):

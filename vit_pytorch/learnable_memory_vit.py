@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.blocks import Block, Residual
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.vit import ViT as ViT
+from vit_pytorch.layers_v01.attention import Attention
+from vit_pytorch.layers_v01.blocks import Block, Residual
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.vit_v01 import ViT as ViT
 from vit_pytorch.weights import load_weights, read_safetensors
 
 WEIGHTS_NAME = "adapter.safetensors"

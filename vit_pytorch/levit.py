@@ -25,15 +25,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.blocks import Block, Encoder, Residual, activation, make_tail
-from vit_pytorch.layers.conv import ConvNorm, OnMap
-from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.linear import Linear
-from vit_pytorch.layers.options import per_stage
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.relative import DistanceBias
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
+from vit_pytorch.layers_v01.attention import FusedAttention
+from vit_pytorch.layers_v01.blocks import Block, Encoder, Residual, activation, make_tail
+from vit_pytorch.layers_v01.conv import ConvNorm, OnMap
+from vit_pytorch.layers_v01.init import init_xavier
+from vit_pytorch.layers_v01.linear import Linear
+from vit_pytorch.layers_v01.options import per_stage
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.relative import DistanceBias
 
 STEM = 4
 

@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel, has_class_token
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.conv import InvertedBottleneck, SqueezeExcite, pool_map
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.isotropic_v01 import IsotropicModel, has_class_token
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.conv import InvertedBottleneck, SqueezeExcite, pool_map
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 Gate = Literal["se", "eca", "eca_hard", "none"]
 

@@ -24,15 +24,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel, has_class_token
-from vit_pytorch.layers.attention import Attention, CrossAttention, FusedAttention, attention_weights
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.linear import Linear
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions, resize_table
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.isotropic_v01 import IsotropicModel, has_class_token
+from vit_pytorch.layers_v01.attention import Attention, CrossAttention, FusedAttention, attention_weights
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.init import init_xavier
+from vit_pytorch.layers_v01.linear import Linear
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions, resize_table
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 Streams = tuple[Float[Tensor, "b m d"], Float[Tensor, "b n d"]]
 

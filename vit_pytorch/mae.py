@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual
-from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, sincos_table
+from vit_pytorch.layers_v01.attention import Attention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual
+from vit_pytorch.layers_v01.init import init_xavier
+from vit_pytorch.layers_v01.positions import LearnedPositions, SinCosPositions, sincos_table
 from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,

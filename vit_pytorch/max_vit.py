@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import (
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import (
     Block,
     Encoder,
     FeedForward,
@@ -30,13 +30,13 @@ from vit_pytorch.layers.blocks import (
     drop_path_rate,
     make_tail,
 )
-from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
-from vit_pytorch.layers.init import init_convs, init_xavier
-from vit_pytorch.layers.linear import Linear
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.relative import RelativeBias
-from vit_pytorch.layers.windows import GroupAttention, grid_groups, windows
+from vit_pytorch.layers_v01.conv import InvertedBottleneck, OnMap, SqueezeExcite
+from vit_pytorch.layers_v01.init import init_convs, init_xavier
+from vit_pytorch.layers_v01.linear import Linear
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.relative import RelativeBias
+from vit_pytorch.layers_v01.windows import GroupAttention, grid_groups, windows
 
 
 class HalvingConv(nn.Conv2d):

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.tokens import make_classifier
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.tokens import make_classifier
 from vit_pytorch.learnable_memory_vit import Adapter, Mode
 from vit_pytorch.simple_vit import SimpleViT
-from vit_pytorch.vit import ViT
+from vit_pytorch.vit_v01 import ViT
 
 BASES: dict[str, type[ViT]] = {base.__name__: base for base in (ViT, SimpleViT)}
 

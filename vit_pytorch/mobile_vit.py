@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, activation, make_tail
-from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
-from vit_pytorch.layers.init import init_convs
-from vit_pytorch.layers.linear import Linear
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.windows import Partition
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, activation, make_tail
+from vit_pytorch.layers_v01.conv import ConvNorm, InvertedBottleneck, OnMap
+from vit_pytorch.layers_v01.init import init_convs
+from vit_pytorch.layers_v01.linear import Linear
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.windows import Partition
 
 
 class InvertedResidual(InvertedBottleneck):

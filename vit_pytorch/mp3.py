@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, ExplicitAttention, FusedAttention
-from vit_pytorch.layers.blocks import Block, Encoder, Residual
-from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.options import check_choice
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.attention import Attention, ExplicitAttention, FusedAttention
+from vit_pytorch.layers_v01.blocks import Block, Encoder, Residual
+from vit_pytorch.layers_v01.init import init_linears
+from vit_pytorch.layers_v01.options import check_choice
 from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
@@ -31,7 +31,7 @@ from vit_pytorch.ssl.masks import (
     draw_noise,
     patch_tokens,
 )
-from vit_pytorch.vit import ViT as ViT
+from vit_pytorch.vit_v01 import ViT as ViT
 
 
 class MP3(nn.Module):

@@ -25,11 +25,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import FusedAttention
-from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.packing import (
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.attention import FusedAttention
+from vit_pytorch.layers_v01.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.packing import (
     HeadNorm,
     PackedAttention,
     PackedBlock,
@@ -38,9 +38,9 @@ from vit_pytorch.layers.packing import (
     QueryPool,
     check_lengths,
 )
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import FactorisedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import FactorisedPositions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
 TokenDropout = float | Callable[[int, int], float]

@@ -21,14 +21,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.hierarchical import give_stages, take_stages
-from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.options import check_choice, per_stage
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import make_classifier, make_distilled_classifier
+from vit_pytorch.hierarchical_v01 import give_stages, take_stages
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.init import init_xavier
+from vit_pytorch.layers_v01.options import check_choice, per_stage
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import make_classifier, make_distilled_classifier
 
 Grid = tuple[int, ...]
 State = tuple[Float[Tensor, "b n d"], Grid]

@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage, State
-from vit_pytorch.layers.attention import FusedAttention, MaskedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.conv import OnMap, PositionGenerator
-from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.options import per_stage
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.relative import RelativeBias
-from vit_pytorch.layers.windows import Partition, pad_map, real_cells, windows
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage, State
+from vit_pytorch.layers_v01.attention import FusedAttention, MaskedAttention, heads_per_stage
+from vit_pytorch.layers_v01.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.conv import OnMap, PositionGenerator
+from vit_pytorch.layers_v01.init import init_linears
+from vit_pytorch.layers_v01.options import per_stage
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.relative import RelativeBias
+from vit_pytorch.layers_v01.windows import Partition, pad_map, real_cells, windows
 
 PATCH = 4
 

@@ -19,15 +19,15 @@ from math import lcm
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
-from vit_pytorch.layers.init import init_convs, init_linears
-from vit_pytorch.layers.linear import Linear
-from vit_pytorch.layers.options import per_stage
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.windows import hide_padding, pad_map, windows
+from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.conv import OnMap, PositionedBlock, PositionGenerator
+from vit_pytorch.layers_v01.init import init_convs, init_linears
+from vit_pytorch.layers_v01.linear import Linear
+from vit_pytorch.layers_v01.options import per_stage
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.windows import hide_padding, pad_map, windows
 
 PATCH = 4
 

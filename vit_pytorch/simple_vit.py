@@ -12,32 +12,40 @@ Differs from the paper: nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from vit_pytorch.vit import ViT
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.blocks import plain_blocks
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers.positions import SinCosPositions
 
 
-class SimpleViT(ViT):
+class SimpleViT(IsotropicModel):
     """The simplified Vision Transformer.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token, a multiple of 4.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension, a multiple of 4.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
+        mlp_dim: hidden dimension of the feed-forward.
         channels: channels of the input.
-        dim_head: width of a head.
-        qkv_bias: whether queries, keys and values have biases.
-        out_bias: whether the attention's output projection has a bias.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
         norm_eps: epsilon of the LayerNorms.
-        patch_norm: whether LayerNorms stand before and after the patch projection.
-        head_zero_init: whether the classifier starts at zero.
+        patch_norm: apply LayerNorm before and after the patch projection.
+        head_zero_init: the classifier starts at zero.
 
     Raises:
-        ValueError: where sizes do not divide.
+        ValueError: if sizes do not divide.
     """
 
     def __init__(
@@ -59,22 +67,30 @@ class SimpleViT(ViT):
         patch_norm: bool = False,
         head_zero_init: bool = True,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            num_classes=num_classes,
-            dim=dim,
+        grid = PatchGrid(pair(image_size), pair(patch_size))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="mean")
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=norm_eps if patch_norm else None)
+        self.positions = SinCosPositions(grid.shape, dim)
+        self.blocks = plain_blocks(
+            dim,
             depth=depth,
             heads=heads,
-            mlp_dim=mlp_dim,
-            channels=channels,
-            pool="mean",
             dim_head=dim_head,
+            mlp_dim=mlp_dim,
             qkv_bias=qkv_bias,
             out_bias=out_bias,
             act=act,
-            norm_eps=norm_eps,
-            patch_norm=patch_norm,
-            positions="sincos",
-            head_zero_init=head_zero_init,
+            norm=norm,
         )
+        self.norm = norm(dim)
+        self.reset_classifier(num_classes)
+        if head_zero_init:
+            init_linears(self.head, nn.init.zeros_)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)

@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vit_pytorch.base import CONFIG_NAME, WEIGHTS_NAME
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, CrossAttention, FusedAttention
-from vit_pytorch.layers.blocks import Encoder, FeedForward, Residual
-from vit_pytorch.layers.linear import Linear
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.attention import Attention, CrossAttention, FusedAttention
+from vit_pytorch.layers_v01.blocks import Encoder, FeedForward, Residual
+from vit_pytorch.layers_v01.linear import Linear
 from vit_pytorch.weights import load_weights, read_safetensors
 
 # What of a plain model stands in front of its blocks; the rest comes behind them.

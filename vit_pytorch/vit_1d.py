@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.vit import ViT as ViT2D
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.vit_v01 import ViT as ViT2D
 
 Pool = Literal["cls", "mean"]
 Positions = Literal["learned", "sincos", "none"]

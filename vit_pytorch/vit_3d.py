@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vit_pytorch.layers.attention import Attention, MaskedAttention
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.positions import SequencePositions
-from vit_pytorch.vit import ViT as ViT2D
+from vit_pytorch.layers_v01.attention import Attention, MaskedAttention
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers_v01.positions import SequencePositions
+from vit_pytorch.vit_v01 import ViT as ViT2D
 
 Pool = Literal["cls", "mean"]
 Positions = Literal["learned", "sincos", "sequence", "none"]

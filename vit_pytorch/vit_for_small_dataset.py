@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, make_tail
-from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.isotropic_v01 import IsotropicModel
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, make_tail
+from vit_pytorch.layers_v01.init import init_linears
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 
 class SPT(nn.Module):

@@ -24,12 +24,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, resolve_indices
-from vit_pytorch.layers.attention import Attention, FusedAttention, MaskedAttention
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.space_time import SpaceAndTimeAttention, SpaceAttention, SpaceTimeBlock, TimeAttention
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention, MaskedAttention
+from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.positions import LearnedPositions
+from vit_pytorch.layers_v01.space_time import SpaceAndTimeAttention, SpaceAttention, SpaceTimeBlock, TimeAttention
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 from vit_pytorch.vit_3d import Pool, ViT3D
 
 Variant = Literal["joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from vit_pytorch.legacy import upgrade_state
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -205,10 +207,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     Raises:
         ValueError: where anything is missing, left over or of another size; the model is unchanged then.
     """
+    own = model.state_dict()
+    state = upgrade_state(state, own)
     difference = state_dict_diff(model, state)
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
-    own = model.state_dict()
     if not any(tensor.is_meta for tensor in own.values()):
         model.load_state_dict(dict(state))
         return

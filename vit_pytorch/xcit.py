@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import LateClassModel
-from vit_pytorch.layers.attention import Attention, ClassAttention, FusedAttention, width_of_head
-from vit_pytorch.layers.blocks import Encoder, FeedForward, LayerScale, Residual, make_tail
-from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions, Positions
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.isotropic_v01 import LateClassModel
+from vit_pytorch.layers_v01.attention import Attention, ClassAttention, FusedAttention, width_of_head
+from vit_pytorch.layers_v01.blocks import Encoder, FeedForward, LayerScale, Residual, make_tail
+from vit_pytorch.layers_v01.init import init_xavier
+from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.layers_v01.patches import ConvStem, PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers_v01.positions import LearnedPositions, Positions
+from vit_pytorch.layers_v01.tokens import PrefixTokens
 
 WAVES = 32
 

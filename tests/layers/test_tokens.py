@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vit_pytorch.layers.tokens import AttentionPool, PrefixTokens
+from vit_pytorch.layers.patches import PrefixTokens
+from vit_pytorch.layers.tokens import AttentionPool
 
 
 def test_prefix_tokens():

@@ -159,7 +159,7 @@ def test_class_attention_reads_normed_patches_and_its_heads_do_not_talk() -> Non
     assert not any(isinstance(module, TalkingHeads) for module in model.class_encoder.modules())
     assert sum(isinstance(module, TalkingHeads) for module in model.encoder.modules()) == 3
     randomise_all(model)
-    block = model.class_encoder.blocks[0]
+    block = model.class_blocks[0]
     x = torch.randn(2, 37, 48)
     louder = torch.cat([x[:, :1], 100 * x[:, 1:]], dim=1)
     assert difference(block(louder)[:, 0], block(x)[:, 0]) < 1e-4
@@ -187,7 +187,7 @@ def test_layer_scale_starts_by_the_total_depth(depth: int, start: float) -> None
 def test_layer_scale_starts_as_timms(name: str) -> None:
     small = timm.create_model(name, depth=1, embed_dim=48, num_heads=3, img_size=32)
     model = create_model(name, dim=48, heads=3, mlp_dim=48, image_size=32)
-    assert model.encoder.blocks[0].attention.tail[0].gamma.equal(small.blocks[0].gamma_1)
+    assert model.blocks[0].scale1.gamma.equal(small.blocks[0].gamma_1)
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def test_layer_dropout_is_by_sample_and_in_training_only() -> None:
     assert model(x).equal(plain(x))
     model.train()
     tokens = model.embed(x)
-    gained = model.encoder.blocks[0].attention(tokens) - tokens
+    gained = model.blocks[0].attention(tokens) - tokens
     assert 0 < gained.flatten(1).any(dim=1).sum() < 64
-    assert all(block.attention.tail[-1].p == 0.5 for block in model.encoder.blocks)
-    assert all(len(block.attention.tail) == 1 for block in model.class_encoder.blocks)
+    assert all(block.attention.tail[-1].p == 0.5 for block in model.blocks)
+    assert all(len(block.attention.tail) == 1 for block in model.class_blocks)

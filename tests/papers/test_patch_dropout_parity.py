@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, load_pretrained
-from vit_pytorch.layers.tokens import PatchDropout
+from vit_pytorch.layers.patches import PatchDropout
 from vit_pytorch.recorder import Recorder
 
 SMALL = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3}

@@ -235,9 +235,9 @@ def test_left_out_patches_are_as_if_they_were_hidden(positions):
     kept = torch.tensor([[1, 4, 7, 20, 24], [0, 2, 3, 11, 19]])
     places = torch.cat([torch.arange(3).expand(2, -1), 3 + kept], dim=1)
     got = model.encode(tokens.take_along_dim(places[..., None], dim=1), grid, kept)
-    (residual, feedforward) = model.encoder.blocks[0].attention, model.encoder.blocks[0].feedforward
+    (residual, feedforward) = model.blocks[0].attention, model.blocks[0].feedforward
     hidden = torch.full((2, 1, 1, 28), -torch.inf).scatter_(3, places[:, None, None], 0.0)
-    residual.branch.attend.register_forward_pre_hook(
+    residual.branch.kernel.register_forward_pre_hook(
         lambda module, inputs: (*inputs[:3], hidden + (inputs[3] if len(inputs) > 3 else 0.0))
     )
     full = model.norm(feedforward(residual(tokens, *model.context(grid))))

@@ -109,7 +109,7 @@ def test_mean_pooling_leaves_the_class_token_out() -> None:
 
 
 def test_stochastic_depth_is_the_same_in_every_block() -> None:
-    for block in ViT(**SMALL, drop_path=0.1).encoder.blocks:
+    for block in ViT(**SMALL, drop_path=0.1).blocks:
         assert [drop.p for drop in (*block.attention.tail, *block.feedforward.tail)] == [0.1, 0.1]
 
 

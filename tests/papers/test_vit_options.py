@@ -143,7 +143,7 @@ def unseen(options: dict[str, Any]) -> set[str]:
     Where the class token alone is classified, only what it sees itself counts there.
     """
     own = options["positions"] == "relative_by_layer" and options["pool"] == "cls"
-    return {"encoder.blocks.1.attention.branch.bias.patches.table"} if own else set()
+    return {"blocks.1.attention.bias.patches.table"} if own else set()
 
 
 @pytest.mark.parametrize("options", GOOD, ids=range(len(GOOD)))

@@ -60,7 +60,7 @@ def test_relative_positions_fit_other_sizes():
     model, reference = beit(shared=False)
     wide = ViT(**{**model.config, "image_size": 64})
     report = load_pretrained(wide, reference.state_dict())
-    name = "encoder.blocks.0.attention.branch.bias"
+    name = "blocks.0.attention.bias"
     assert report.resized[f"{name}.patches.table"] == ((5, 5), (8, 8))
     ours, theirs = wide.get_submodule(name), model.get_submodule(name)
     assert ours.prefix.equal(theirs.prefix)
@@ -212,7 +212,7 @@ def test_a_masked_autoencoder_keeps_places(positions):
     batch = images(40, 40)
     torch.testing.assert_close(method(batch, noise=other), method(batch, noise=noise))
     method(batch, noise=noise).backward()
-    assert vit.encoder.blocks[0].attention.branch.to_qkv.weight.grad.any()
+    assert vit.blocks[0].attention.to_qkv.weight.grad.any()
 
 
 @torch.no_grad()

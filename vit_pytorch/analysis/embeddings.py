@@ -39,7 +39,7 @@ def position_similarity(
             f"{type(model).__name__} without"
         )
     grid = positions.grid if grid is None else tuple(grid)
-    return similarity_of_table(positions(grid), grid)
+    return similarity_of_table(positions.table_for(grid), grid)
 
 
 def similarity_of_table(

@@ -1,38 +1,71 @@
-"""Attention in three public steps: project, relate, merge; and the kernels that attend.
+"""Attention in three public steps: project, attend, merge; and the kernels that attend.
 
-A kernel that computes the weights passes what its softmax gives through a submodule `weights`, an identity,
-where it can be seen; one that mixes them afterwards passes what the values meet through another one, `mixed`.
+A kernel that computes the weights passes the result of its softmax through a submodule `weights`, an identity,
+where it can be seen; one that mixes them afterwards passes what multiplies the values through another one, `mixed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.linear import Linear
 
-SHORT = 1024
+if TYPE_CHECKING:
+    from vit_pytorch.layers.packing import Packing
+
+MAX_PLAIN_KEYS = 1024
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 # PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
 BF16_LACKS_AMX = bool(CPU) and not CPU.get("amx_bf16", False)
 
 
+@dataclass(frozen=True)
+class BlockInputs:
+    """What a block uses besides tokens; each part is optional.
+
+    Args:
+        grid: patches along each axis.
+        num_prefix_tokens: number of tokens before the patches.
+        ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; None for
+            all of them.
+        mask: broadcasts to the scores (b h n m); boolean, true where a query sees a key, or a bias that is added.
+        rotation: cosine and sine of each token, (n f 2) or (b 1 n f 2), or of each layer, head and token,
+            (l h n f 2) or (b l h n f 2).
+        first_values: the values (b h n e) of the first layer.
+        packing: which sequences lie in a packed tensor.
+        shared: a module that all blocks share.
+    """
+
+    grid: tuple[int, ...] | None = None
+    num_prefix_tokens: int = 0
+    ids_keep: Int[Tensor, "b k"] | None = None
+    mask: Tensor | None = None
+    rotation: Tensor | None = None
+    first_values: Tensor | None = None
+    packing: Packing | None = None
+    shared: nn.Module | None = None
+
+
+NO_INPUTS = BlockInputs()
+
+
 class FusedAttention(nn.Module):
     """softmax(q k^T * scale) v in one kernel, in memory linear in the number of tokens.
 
-    On a processor two plain products serve where they take less time, up to 1024 keys, a bound that keeps
+    On a processor, two plain products serve where they take less time, up to 1024 keys, a bound that keeps
     the memory linear: a half to a quarter of the fused kernel's in bf16 without AMX; two thirds where values
     are wider than keys, and three quarters where the mask is learned, which that kernel does not know.
 
     Args:
-        dropout: probability with which an attention weight is dropped in training.
-        scale: factor on the scores; 1 / sqrt(width of a head) unless told.
+        dropout: probability of dropping an attention weight in training.
+        scale: factor on the scores; default 1 / sqrt(head dimension).
     """
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
@@ -47,19 +80,17 @@ class FusedAttention(nn.Module):
         v: Float[Tensor, "b h m f"],
         mask: Tensor | None = None,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
+        """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         dropout = self.dropout if self.training else 0.0
-        learned = mask is not None and mask.requires_grad
-        slow = (q.dtype == torch.bfloat16 and BF16_LACKS_AMX) or q.shape[3] != v.shape[3] or learned
-        if slow and q.device.type == "cpu" and k.shape[2] <= SHORT:
+        if prefers_plain(q, k, v, mask):
             return F.dropout(attention_weights(q, k, self.scale, mask), dropout) @ v
-        if mask is not None and mask.ndim == 3:
-            # The fused kernel of processors takes masks of two or four axes alone.
+        if isinstance(mask, Tensor) and mask.ndim == 3:
+            # The fused kernel of processors takes masks of two or four axes only.
             mask = mask[None]
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=self.scale)
 
     def explicit(self) -> ExplicitAttention:
-        """Give the kernel of the same function in which the weights can be seen."""
+        """Return the kernel of the same function in which the weights can be seen."""
         return ExplicitAttention(self.dropout, self.scale).train(self.training)
 
     def extra_repr(self) -> str:
@@ -67,12 +98,23 @@ class FusedAttention(nn.Module):
         return f"dropout={self.dropout}, scale={self.scale}"
 
 
+def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Return whether two plain products take less time than PyTorch's fused kernel."""
+    if not isinstance(q, Tensor):
+        # FX traces with proxies, which have no values to decide by.
+        return False
+    if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:
+        return False
+    learned = mask is not None and mask.requires_grad
+    return (q.dtype == torch.bfloat16 and BF16_LACKS_AMX) or q.shape[3] != v.shape[3] or learned
+
+
 class ExplicitAttention(nn.Module):
     """The function of `FusedAttention`, step by step, so that the weights can be seen.
 
     Args:
-        dropout: probability with which an attention weight is dropped in training.
-        scale: factor on the scores; 1 / sqrt(width of a head) unless told.
+        dropout: probability of dropping an attention weight in training.
+        scale: factor on the scores; default 1 / sqrt(head dimension).
     """
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
@@ -88,7 +130,7 @@ class ExplicitAttention(nn.Module):
         v: Float[Tensor, "b h m f"],
         mask: Tensor | None = None,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
+        """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         return self.dropout(self.weights(attention_weights(q, k, self.scale, mask))) @ v
 
 
@@ -98,12 +140,12 @@ def attention_weights(
     scale: float | None = None,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "b h n m"]:
-    """Compute softmax(q k^T * scale + mask): what every query takes from every key, rows summing to 1.
+    """Compute softmax(q k^T * scale + mask): what each query takes from each key, rows summing to 1.
 
     Args:
         q: queries.
         k: keys.
-        scale: factor on the scores; 1 / sqrt(width of a head) unless told.
+        scale: factor on the scores; default 1 / sqrt(head dimension).
         mask: broadcasts to the scores; boolean, true where a query sees a key, or a bias that is added.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -116,62 +158,72 @@ def attention_weights(
     return scores.softmax(dim=-1)
 
 
-class MixHeads(nn.Linear):
-    """Mix the maps of all heads with each other, for every pair of tokens alike, by a linear layer.
-
-    Args:
-        heads: number of heads.
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__(heads, heads)
-
-    def forward(self, maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
-        """Mix the maps; one batched product, without moving the heads to the last axis and back."""
-        weight = self.weight.expand(maps.shape[0], -1, -1)
-        return torch.baddbmm(self.bias[:, None], weight, maps.flatten(2)).view_as(maps)
+def mix_heads(linear: nn.Module, maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
+    """Mix the maps of all heads with each other by a linear layer, in the same way for each pair of tokens."""
+    return linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def width_of_head(dim: int, heads: int) -> int:
-    """Give the width of a head where the heads share the width of a token.
+def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b h n e"]:
+    """Split the channels into heads."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
+    """Concatenate the heads; the inverse of `split_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def head_dim(dim: int, heads: int) -> int:
+    """Return the dimension of a head where the heads share the token dimension.
 
     Raises:
-        ValueError: where they cannot.
+        ValueError: if `heads` does not divide `dim`.
     """
     if dim % heads:
-        raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+        raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")
     return dim // heads
 
 
 def heads_per_stage(dims: Sequence[int], heads: Sequence[int] | None) -> tuple[int, ...]:
-    """Give the number of heads in each stage of a model: as told, or one for 32 channels.
+    """Return the number of heads of each stage; default one for 32 channels.
 
     Raises:
-        ValueError: where the widths are not multiples of the heads.
+        ValueError: if the dimensions are not multiples of the heads.
     """
     if heads is None:
         if any(dim % 32 for dim in dims):
-            raise ValueError(f"widths {tuple(dims)} are not multiples of 32, the width of a head")
+            raise ValueError(f"dims must be multiples of 32, the head dimension, got {tuple(dims)}")
         return tuple(dim // 32 for dim in dims)
     if len(heads) != len(dims):
-        raise ValueError(f"heads is one for each of {len(dims)} stages, got {tuple(heads)}")
+        raise ValueError(f"heads must be one for each of {len(dims)} stages, got {tuple(heads)}")
     if any(dim % head for dim, head in zip(dims, heads, strict=True)):
-        raise ValueError(f"widths {tuple(dims)} are not multiples of {tuple(heads)} heads")
+        raise ValueError(f"dims must be multiples of heads, got {tuple(dims)} and {tuple(heads)}")
     return tuple(heads)
+
+
+class AttentionPosition(Protocol):
+    """Positions inside attention: act on queries and keys, or on the mask."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, inputs: BlockInputs
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Tensor | None]:
+        """Return queries, keys and the mask."""
 
 
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
 
     Args:
-        dim: width of a token.
+        dim: token dimension.
         heads: number of heads.
-        dim_head: width of a head; `heads * dim_head` need not equal `dim`.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
-        out_bias: whether the output projection has a bias.
+        dim_head: head dimension; `heads * dim_head` need not equal `dim`.
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the output projection.
         dropout: dropout on the output.
-        qk_norm: makes the norm of queries and of keys from the width of a head, where wanted.
-        attend: makes the kernel that mixes the values.
+        qk_norm: builds the norm of queries and of keys from the head dimension; default none.
+        position: positions inside attention, an `AttentionPosition`; default none.
+        value_mix: acts on values, first layer's values and tokens; default none.
+        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -184,84 +236,74 @@ class Attention(nn.Module):
         out_bias: bool = True,
         dropout: float = 0.0,
         qk_norm: Callable[[int], nn.Module] | None = None,
-        attend: Callable[[], nn.Module] = FusedAttention,
+        position: nn.Module | None = None,
+        value_mix: nn.Module | None = None,
+        kernel: Callable[[], nn.Module] = FusedAttention,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.dim_head = dim_head
         inner = heads * dim_head
-        self.to_qkv = Linear(dim, 3 * inner, bias=qkv_bias)
+        self.to_qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.q_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
-        self.attend = attend()
-        self.to_out = Linear(inner, dim, bias=out_bias)
+        self.kernel = kernel()
+        self.to_out = nn.Linear(inner, dim, bias=out_bias)
         self.dropout = nn.Dropout(dropout)
+        self.position = position
+        self.value_mix = value_mix
         init_xavier(self.to_qkv, parts=3)
         init_xavier(self.to_out)
 
     def project(
         self, x: Float[Tensor, "b n d"]
     ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
-        """Project tokens to queries, keys and values: views of one product, split in heads."""
+        """Project tokens to queries, keys and values: views of one product, split into heads."""
         qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def merge(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
-        """Concatenate the heads and project them back to the model's width."""
-        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
-
-    def relate(
+    def attend(
         self,
         q: Float[Tensor, "b h n e"],
         k: Float[Tensor, "b h n e"],
         v: Float[Tensor, "b h n f"],
+        inputs: BlockInputs,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend; a subclass that is handed something beside the tokens uses it here."""
-        return self.attend(q, k, v)
+        """Attend; positions and masks act here."""
+        mask = inputs.mask
+        if self.position is not None:
+            q, k, mask = self.position(q, k, inputs)
+        return self.kernel(q, k, v, mask)
 
-    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b n d"]:
-        """Let every token attend to all tokens of its sample.
+    def merge(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
+        """Concatenate the heads and project them back to the token dimension."""
+        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
+
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Attend from each token to all tokens of its sample.
 
         Args:
             x: tokens.
-            context: what `relate` is handed beside queries, keys and values.
+            inputs: mask, rotations and the first layer's values, where there are any.
         """
-        return self.merge(self.relate(*self.project(x), *context))
+        q, k, v = self.project(x)
+        if self.value_mix is not None:
+            v = self.value_mix(v, inputs.first_values, x)
+        return self.merge(self.attend(q, k, v, inputs))
 
 
-class MaskedAttention(Attention):
-    """Attention that is handed a mask, too."""
-
-    def relate(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
-        """Attend to those that the mask leaves, or with what it adds to the scores.
-
-        Args:
-            q: queries.
-            k: keys.
-            v: values.
-            mask: broadcasts to the scores (b h n n); see `attention_weights`.
-        """
-        return self.attend(q, k, v, mask)
-
-
-class QueryAttention(nn.Module):
-    """What attention has whose queries come from elsewhere than its keys and values.
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to those of another sequence, which may have another dimension.
 
     Args:
-        dim: width of a token that asks.
-        context_dim: width of a token that is asked; that of the others unless told.
+        dim: query dimension.
+        context_dim: key-value dimension; default that of the queries.
         heads: number of heads.
-        dim_head: width of a head.
-        qkv_bias: whether the projections to queries, keys and values have biases.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values.
         dropout: dropout on the output.
-        attend: makes the kernel that mixes the values.
+        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -273,63 +315,31 @@ class QueryAttention(nn.Module):
         dim_head: int,
         qkv_bias: bool = True,
         dropout: float = 0.0,
-        attend: Callable[[], nn.Module] = FusedAttention,
+        kernel: Callable[[], nn.Module] = FusedAttention,
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = Linear(dim, heads * dim_head, bias=qkv_bias)
-        self.to_kv = Linear(context_dim or dim, 2 * heads * dim_head, bias=qkv_bias)
-        self.attend = attend()
-        self.to_out = Linear(heads * dim_head, dim)
+        self.to_q = nn.Linear(dim, heads * dim_head, bias=qkv_bias)
+        self.to_kv = nn.Linear(context_dim or dim, 2 * heads * dim_head, bias=qkv_bias)
+        self.kernel = kernel()
+        self.to_out = nn.Linear(heads * dim_head, dim)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_q)
         init_xavier(self.to_kv, parts=2)
         init_xavier(self.to_out)
 
-
-class ClassAttention(QueryAttention):
-    """Attention from the class token alone to itself and the patches (CaiT, arXiv:2103.17239, section 3).
-
-    With one query, keys and values need not be computed: a head's scores are those of `q W_k` with the
-    tokens, and its output is that of `W_v` on the tokens' mean under its weights. The kernel is given one
-    head, in which the heads are the queries: its weights have the shape (batch, 1, heads, tokens). Biases of
-    keys cancel in the softmax; those of values are added to the output, whole also where weights are dropped.
-    """
-
-    heads_are_queries = True
-    # Layers whose weights are read while they are not called, so that what wraps a layer does not reach them.
-    reads_weights = ("to_kv",)
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 d"]:
-        """Give the class token's update from normed tokens, the class token in front."""
-        to_k, to_v = self.to_kv.weight.unflatten(0, (2, self.heads, -1))
-        width = to_k.shape[1]
-        q = self.to_q(x[:, 0]).unflatten(-1, (self.heads, 1, width))
-        # The kernel scales by the width of a token, the paper by that of a head.
-        q = (q * (x.shape[-1] / width) ** 0.5) @ to_k
-        tokens = x[:, None]
-        mixed = self.attend(q.transpose(1, 2), tokens, tokens).transpose(1, 2)
-        values = (mixed @ to_v.mT).flatten(1)
-        if self.to_kv.bias is not None:
-            values = values + self.to_kv.bias.chunk(2)[1]
-        return self.dropout(self.to_out(values)[:, None])
-
-
-class CrossAttention(QueryAttention):
-    """Multi-head attention from tokens to those of another sequence, which may have another width."""
-
     def project(
         self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]
     ) -> tuple[Float[Tensor, "b h m e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
-        """Project tokens to queries, and the context to keys and values, split in heads."""
-        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """Project tokens to queries, and the context to keys and values, split into heads."""
+        q = split_heads(self.to_q(x), self.heads)
         k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
     def merge(self, x: Float[Tensor, "b h m e"]) -> Float[Tensor, "b m d"]:
-        """Concatenate the heads and project them back to the tokens' width."""
-        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
+        """Concatenate the heads and project them back to the token dimension."""
+        return self.dropout(self.to_out(merge_heads(x)))
 
     def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
-        """Let every token attend to all tokens of the context."""
-        return self.merge(self.attend(*self.project(x, context)))
+        """Attend from each token to all tokens of the context."""
+        return self.merge(self.kernel(*self.project(x, context)))

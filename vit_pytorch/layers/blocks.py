@@ -1,11 +1,11 @@
-"""The transformer's loop: residual branches, blocks of them, and a stack of blocks."""
+"""The transformer block and its parts: feed-forward, LayerScale, stochastic depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
 from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 class QuickGELU(nn.Module):
@@ -24,7 +26,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
         """Apply the activation to every element."""
-        # By one kernel that keeps one tensor for the backward pass, where the formula keeps two.
+        # One kernel that keeps one tensor for the backward pass, where the formula keeps two.
         return F.silu(1.702 * x) / 1.702
 
 
@@ -40,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """Make an activation by its name in `ACTIVATIONS`."""
+    """Build an activation by its name in `ACTIVATIONS`."""
     check_choice("act", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
 
@@ -49,23 +51,23 @@ class FeedForward(nn.Module):
     """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3).
 
     Args:
-        dim: width of a token.
-        hidden_dim: width between the layers.
+        dim: token dimension.
+        hidden_dim: dimension between the layers.
         dropout: dropout after the activation and on the output.
         act: name of the activation.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
         super().__init__()
-        self.to_hidden = Linear(dim, hidden_dim)
+        self.to_hidden = nn.Linear(dim, hidden_dim)
         self.act = activation(act)
-        self.to_out = Linear(hidden_dim, dim)
+        self.to_out = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_hidden)
         init_xavier(self.to_out)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """Transform every token by itself."""
+        """Transform each token on its own."""
         return self.dropout(self.to_out(self.dropout(self.act(self.to_hidden(x)))))
 
 
@@ -73,8 +75,8 @@ class LayerScale(nn.Module):
     """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2).
 
     Args:
-        dim: width of a token.
-        init: what every factor starts at.
+        dim: token dimension.
+        init: initial value of the factors.
     """
 
     def __init__(self, dim: int, init: float = 1e-5) -> None:
@@ -86,19 +88,27 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+def make_scale(dim: int, init: float | None) -> nn.Module:
+    """Build a `LayerScale`, or the identity if `init` is None."""
+    return nn.Identity() if init is None else LayerScale(dim, init)
+
+
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples in training (stochastic depth, arXiv:1603.09382).
 
     What is kept is scaled by 1 / (1 - p), so that the expectation does not change.
 
     Args:
-        p: probability with which a sample loses the branch, in [0, 1).
+        p: probability of dropping the branch of a sample, in [0, 1).
+
+    Raises:
+        ValueError: if `p` is out of range.
     """
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"the probability to drop a path is in [0, 1), got {p}")
+            raise ValueError(f"drop_path must be in [0, 1), got {p}")
         self.p = p
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -114,145 +124,198 @@ class DropPath(nn.Module):
 
 
 def drop_path_rate(drop_path: float, layer: int, depth: int) -> float:
-    """Give a layer's probability to drop a branch, which rises linearly from 0 to that of the last layer."""
+    """Return a layer's probability of dropping a branch: it rises linearly from 0 to that of the last layer."""
     return drop_path * layer / max(depth - 1, 1)
 
 
-def make_tail(dim: int, *, layer_scale: float | None = None, drop_path: float = 0.0) -> list[nn.Module]:
-    """Make what stands between a branch and its sum.
+def layer(forward: Forward) -> Forward:
+    """Decorate the `forward` of a layer, a block or a stage.
 
-    Args:
-        dim: width of a token.
-        layer_scale: what LayerScale's factors start at; None for no LayerScale.
-        drop_path: probability to drop the branch; 0 for no DropPath.
-    """
-    scale = [] if layer_scale is None else [LayerScale(dim, layer_scale)]
-    return [*scale, *([DropPath(drop_path)] if drop_path else [])]
-
-
-class Residual(nn.Module):
-    """x + tail(branch(norm(x))).
-
-    Args:
-        branch: what the block computes.
-        norm: applied to what enters the branch, not to the residual stream.
-        tail: what stands between the branch and the sum: LayerScale, DropPath, or nothing.
+    Two things are done for it that are no part of its function: `set_grad_checkpointing` has its activations
+    recomputed in the backward pass instead of kept, and `collect_outputs` collects what it returns.
     """
 
-    def __init__(self, branch: nn.Module, norm: nn.Module, tail: Iterable[nn.Module] = ()) -> None:
-        super().__init__()
-        self.norm = norm
-        self.branch = branch
-        self.tail = nn.Sequential(*tail)
+    @wraps(forward)
+    def run(self: nn.Module, *inputs: Any) -> Any:
+        if getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled():
+            # Compilers decide themselves how often a batch norm's statistics are updated.
+            context = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, self)}
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, **context)
+        else:
+            output = forward(self, *inputs)
+        outputs = getattr(self, "outputs", None)
+        if outputs is not None:
+            outputs.append(output)
+            if len(outputs) == self.enough and not torch.compiler.is_compiling():
+                raise Enough
+        return output
 
-    def update(self, x: Float[Tensor, ...], *context: Any) -> Float[Tensor, ...]:
-        """Give what the branch adds to its input; the branch is handed the context, too."""
-        return self.tail(self.branch(self.norm(x), *context))
-
-    def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
-        """Add the branch to its input."""
-        return x + self.update(x, *context)
-
-
-class ClassResidual(Residual):
-    """The residual of the class token alone, whose branch reads all tokens."""
-
-    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b 1 d"]:
-        """Give the class token, which is the first, with the branch added."""
-        return x[:, :1] + self.update(x, *context)
+    run.is_layer = True  # type: ignore[attr-defined]
+    return run  # type: ignore[return-value]
 
 
-class Block(nn.Module):
-    """A transformer block: attention, then a feed-forward, each in a residual.
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """Return the modules inside a module whose `forward` is decorated as a `layer`."""
+    return [part for part in module.modules() if getattr(type(part).forward, "is_layer", False)]
+
+
+def set_grad_checkpointing(module: nn.Module, enable: bool = True) -> None:
+    """Recompute the activations of all layers in the backward pass instead of keeping them.
+
+    Raises:
+        ValueError: if the module has no layers.
+    """
+    layers = layers_of(module)
+    if not layers:
+        raise ValueError(f"{type(module).__name__} has no layers whose activations can be recomputed")
+    for part in layers:
+        part.grad_checkpointing = enable
+
+
+class Enough(Exception):
+    """Raised inside `collect_outputs` once everything is collected, where the rest is not needed."""
+
+
+@contextmanager
+def collect_outputs(layers: Iterable[nn.Module], *, stop_early: bool = False) -> Iterator[list[Any]]:
+    """Context manager: collect what some layers return, in the order of execution.
 
     Args:
-        attention: mixes tokens.
-        feedforward: transforms every token by itself.
+        layers: modules whose `forward` is decorated as a `layer`.
+        stop_early: leave the context by `Enough`, which it catches, after the last output.
+
+    Raises:
+        RuntimeError: if outputs of the same layers are being collected already, as by another thread.
     """
-
-    def __init__(self, attention: nn.Module, feedforward: nn.Module) -> None:
-        super().__init__()
-        self.attention = attention
-        self.feedforward = feedforward
-
-    def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
-        """Apply both residual branches, to tokens or to a map whose channels are last.
-
-        Args:
-            x: tokens, or a map.
-            context: what attention is handed beside them.
-        """
-        return self.feedforward(self.attention(x, *context))
-
-
-class Encoder(nn.Module):
-    """A stack of blocks, each of which takes what the one before it gives: tokens, or a tuple of such.
-
-    Args:
-        block: makes the block of a layer from its index, so that any schedule over depth is its own.
-        depth: number of blocks.
-    """
-
-    def __init__(self, block: Callable[[int], nn.Module], *, depth: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
-        self.grad_checkpointing = False
-
-    def steps(self, x: Any, *context: Any) -> Iterator[Any]:
-        """Give the tokens after every block in turn; each block is handed the context, too."""
-        for block in self.blocks:
-            x = self.run(block, x, *context)
-            yield x
-
-    def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """Apply one block, whose activations are recomputed in the backward pass where told."""
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return block(*inputs)
-        if isinstance(block, nn.Module) and not torch.compiler.is_compiling():
-            return checkpoint(block, *inputs, use_reentrant=False, context_fn=partial(_contexts, block))
-        return checkpoint(block, *inputs, use_reentrant=False)
-
-    def forward(self, x: Any, *context: Any) -> Any:
-        """Apply all blocks."""
-        for tokens in self.steps(x, *context):
-            x = tokens
-        return x
-
-    def intermediates(
-        self, x: Any, layers: Collection[int], *context: Any, stop_early: bool = False
-    ) -> tuple[Any, list[Any]]:
-        """Give the last tokens and those after the blocks asked for, in the order of depth.
-
-        Args:
-            x: tokens that enter the first block.
-            layers: indices of blocks.
-            context: what every block is handed beside the tokens.
-            stop_early: leave out the blocks after the last one asked for.
-        """
-        taken = []
-        for layer, tokens in enumerate(self.steps(x, *context)):
-            x = tokens
-            if layer in layers:
-                taken.append(x)
-            if stop_early and len(taken) == len(layers):
-                break
-        return x, taken
+    layers, outputs = list(layers), []  # type: ignore[var-annotated]
+    if any(getattr(part, "outputs", None) is not None for part in layers):
+        raise RuntimeError("intermediate features of one model can be computed by one thread at a time")
+    for part in layers:
+        part.outputs, part.enough = outputs, len(layers) if stop_early else 0
+    try:
+        yield outputs
+    except Enough:
+        pass
+    finally:
+        for part in layers:
+            del part.outputs, part.enough
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Give what surrounds a block's forward pass and its recomputation, which no statistics learn from."""
+    """Return the contexts of a block's forward pass and of its recomputation."""
     return nullcontext(), frozen_batchnorm_stats(block)
 
 
 @contextmanager
 def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
-    """Let batch norms update copies of their running statistics meanwhile, so that a batch counts once."""
+    """Context manager: freeze BatchNorm running statistics, so that recomputation does not count a batch twice."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
+    buffers = [dict(norm._buffers) for norm in norms]
     for norm in norms:
         norm._buffers.update({k: None if v is None else v.clone() for k, v in norm._buffers.items()})
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+        for norm, saved in zip(norms, buffers, strict=True):
+            norm._buffers.update(saved)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a feed-forward, each added to its input.
+
+    Args:
+        dim: token dimension.
+        attention: mixes tokens.
+        feedforward: transforms each token on its own.
+        norm: builds a norm from a dimension.
+        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
+        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: nn.Module,
+        feedforward: nn.Module,
+        *,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(dim)
+        self.attention = attention
+        self.scale1 = make_scale(dim, layer_scale)
+        self.norm2 = norm(dim)
+        self.feedforward = feedforward
+        self.scale2 = make_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    @layer
+    def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
+        """Transform tokens, or a channels-last map.
+
+        Args:
+            x: tokens or map.
+            inputs: what attention uses besides them.
+        """
+        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), inputs)))
+        return x + self.drop_path(self.scale2(self.feedforward(self.norm2(x))))
+
+    def values(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
+        """Return the values that attention computes from these tokens."""
+        return self.attention.project(self.norm1(x))[2]  # type: ignore[operator]
+
+
+def plain_blocks(
+    dim: int,
+    *,
+    depth: int,
+    heads: int,
+    dim_head: int,
+    mlp_dim: int,
+    dropout: float = 0.0,
+    attn_dropout: float = 0.0,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+    qkv_bias: bool = True,
+    out_bias: bool = True,
+    act: str = "gelu",
+    norm: Callable[[int], nn.Module] = nn.LayerNorm,
+) -> nn.ModuleList:
+    """Build the blocks of a plain transformer.
+
+    Args:
+        dim: token dimension.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dim_head: head dimension.
+        mlp_dim: hidden dimension of the feed-forward.
+        dropout: dropout after the linear layers, in [0, 1).
+        attn_dropout: dropout on the attention weights, in [0, 1).
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from 0.
+        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the attention's output projection.
+        act: activation of the feed-forward.
+        norm: builds a norm from a dimension.
+    """
+    return nn.ModuleList(
+        Block(
+            dim,
+            Attention(
+                dim,
+                heads=heads,
+                dim_head=dim_head,
+                qkv_bias=qkv_bias,
+                out_bias=out_bias,
+                dropout=dropout,
+                kernel=partial(FusedAttention, attn_dropout),
+            ),
+            FeedForward(dim, mlp_dim, dropout=dropout, act=act),
+            norm=norm,
+            layer_scale=layer_scale,
+            drop_path=drop_path_rate(drop_path, index, depth),
+        )
+        for index in range(depth)
+    )

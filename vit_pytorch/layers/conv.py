@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vit_pytorch.layers.blocks import Block, activation
-from vit_pytorch.layers.linear import Linear
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
+from vit_pytorch.layers.blocks import Block, activation, layer
 
 
 def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
@@ -84,9 +85,9 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu", hard: bool = False) -> None:
         super().__init__()
-        self.squeeze = Linear(dim, hidden_dim)
+        self.squeeze = nn.Linear(dim, hidden_dim)
         self.act = activation(act)
-        self.excite = Linear(hidden_dim, dim)
+        self.excite = nn.Linear(hidden_dim, dim)
         self.gate = nn.Hardsigmoid() if hard else nn.Sigmoid()
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
@@ -119,21 +120,27 @@ class PositionGenerator(nn.Module):
 
 
 class PositionedBlock(Block):
-    """A block behind which cells are told their places (Twins, arXiv:2104.13840, section 3.1).
+    """A block followed by a positional encoding generator (PEG; Twins, arXiv:2104.13840, section 3.1).
 
     Args:
+        dim: channels.
         attention: mixes cells.
-        feedforward: transforms every cell by itself.
-        positions: acts on the map behind the block.
+        feedforward: transforms each cell on its own.
+        positions: acts on the map after the block.
+        options: norm, LayerScale and stochastic depth; see `Block`.
     """
 
-    def __init__(self, attention: nn.Module, feedforward: nn.Module, positions: nn.Module) -> None:
-        super().__init__(attention, feedforward)
+    def __init__(
+        self, dim: int, attention: nn.Module, feedforward: nn.Module, *, positions: nn.Module, **options: Any
+    ) -> None:
+        super().__init__(dim, attention, feedforward, **options)
         self.positions = positions
 
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Apply both residual branches, then tell places."""
-        return self.positions(super().forward(x))
+    @layer
+    def forward(self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b h w d"]:
+        """Apply both residual branches, then the generator."""
+        x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), inputs)))
+        return self.positions(x + self.drop_path(self.scale2(self.feedforward(self.norm2(x)))))
 
 
 class InvertedBottleneck(nn.Module):
@@ -166,7 +173,7 @@ class InvertedBottleneck(nn.Module):
         norm_out: bool = True,
     ) -> None:
         super().__init__()
-        self.expand = Linear(dim, hidden_dim, bias=False)
+        self.expand = nn.Linear(dim, hidden_dim, bias=False)
         self.depthwise = OnMap(
             norm(hidden_dim),
             activation(act),
@@ -175,7 +182,7 @@ class InvertedBottleneck(nn.Module):
             activation(act),
             *([] if excite is None else [excite(hidden_dim)]),
         )
-        self.project = Linear(hidden_dim, out_dim, bias=not norm_out)
+        self.project = nn.Linear(hidden_dim, out_dim, bias=not norm_out)
         self.norm = OnMap(norm(out_dim)) if norm_out else nn.Identity()
         for linear in (self.expand, self.project):
             nn.init.normal_(linear.weight, std=(2 / linear.out_features) ** 0.5)

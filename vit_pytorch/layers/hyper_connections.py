@@ -6,15 +6,18 @@ network fixes, how much of its input a layer keeps, is learned here: for each la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.blocks import Encoder, Residual
-from vit_pytorch.layers.value_residual import ValueResidualEncoder
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
+from vit_pytorch.layers.blocks import Block, layer
+from vit_pytorch.layers.options import Option
 
 
 class HyperConnection(nn.Module):
@@ -71,68 +74,70 @@ class HyperConnection(nn.Module):
         return mixed[:, :, 0], mixed[:, :, 1:], beta
 
 
-class HyperResidual(Residual):
-    """A branch between streams: tail(branch(norm(x))) is added to each, by learned connections.
+class HyperBlock(Block):
+    """A block between residual streams: what each branch computes is added to each stream by learned connections.
 
     Args:
-        branch: what the block computes.
-        norm: applied to what enters the branch, not to the streams.
-        tail: what stands between the branch and the sums.
-        connection: between the streams and the branch.
+        dim: token dimension.
+        attention: mixes tokens.
+        feedforward: transforms each token on its own.
+        connect1: connections of attention.
+        connect2: connections of the feed-forward.
+        options: norm, LayerScale and stochastic depth; see `Block`.
     """
 
     def __init__(
         self,
-        branch: nn.Module,
-        norm: nn.Module,
-        tail: Iterable[nn.Module] = (),
+        dim: int,
+        attention: nn.Module,
+        feedforward: nn.Module,
         *,
-        connection: HyperConnection,
+        connect1: HyperConnection,
+        connect2: HyperConnection,
+        **options: Any,
     ) -> None:
-        super().__init__(branch, norm, tail)
-        self.connection = connection
+        super().__init__(dim, attention, feedforward, **options)
+        self.connect1 = connect1
+        self.connect2 = connect2
 
-    def forward(self, x: Float[Tensor, "b n s d"], *context: Any) -> Float[Tensor, "b n s d"]:
-        """Add the branch to the streams."""
-        read, kept, beta = self.connection(x)
-        return kept + beta[..., None] * self.update(read, *context)[:, :, None]
+    @layer
+    def forward(
+        self, x: Float[Tensor, "b n s d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b n s d"]:
+        """Transform the streams; see `Block`."""
+        read, x, beta = self.connect1(x)
+        update = self.drop_path(self.scale1(self.attention(self.norm1(read), inputs)))
+        read, x, gamma = self.connect2(x + beta[..., None] * update[:, :, None])
+        update = self.drop_path(self.scale2(self.feedforward(self.norm2(read))))
+        return x + gamma[..., None] * update[:, :, None]
+
+    def values(self, x: Float[Tensor, "b n s d"]) -> Float[Tensor, "b h n e"]:
+        """Return the values that attention computes from these streams."""
+        return super().values(self.connect1(x)[0])
 
 
-class HyperEncoder(Encoder):
-    """A stack of blocks over streams: all start as the tokens that enter, and their sum leaves.
+@dataclass(frozen=True)
+class HyperConnections(Option):
+    """Option: several residual streams with learned connections, instead of one.
 
     Args:
-        block: makes the block of a layer from its index, of `HyperResidual`.
-        depth: number of blocks.
         streams: number of streams.
+        dynamic: the connections depend on the token, too.
     """
 
-    def __init__(self, block: Callable[[int], nn.Module], *, depth: int, streams: int) -> None:
-        super().__init__(block, depth=depth)
-        self.streams = streams
+    kind: ClassVar[str] = "hyper"
+    streams: int = 4
+    dynamic: bool = True
 
-    def steps(self, x: Float[Tensor, "b n d"], *context: Any) -> Iterator[Float[Tensor, "b n d"]]:
-        """Give the sum of the streams after every block in turn."""
-        expanded = x[:, :, None].expand(-1, -1, self.streams, -1)
-        for streams in super().steps(expanded, *context):
-            yield streams.sum(dim=2)
+    def build(
+        self, dim: int, attention: nn.Module, feedforward: nn.Module, *, layer: int, **options: Any
+    ) -> HyperBlock:
+        """Build the block of a layer from its index and the arguments of `Block`."""
+        norm = options.get("norm", nn.LayerNorm)
+        connect = partial(HyperConnection, dim, self.streams, dynamic=self.dynamic, norm=norm)
+        connections = {"connect1": connect(2 * layer), "connect2": connect(2 * layer + 1)}
+        return HyperBlock(dim, attention, feedforward, **connections, **options)
 
-
-class HyperValueEncoder(HyperEncoder, ValueResidualEncoder):
-    """A stack of blocks over streams, each of which is handed the first one's values, too."""
-
-
-def make_encoder(
-    block: Callable[[int], nn.Module], *, depth: int, streams: int | None = None, values: bool = False
-) -> Encoder:
-    """Make the stack of blocks for the residuals that they have.
-
-    Args:
-        block: makes the block of a layer from its index.
-        depth: number of blocks.
-        streams: number of streams, where blocks are of `HyperResidual`.
-        values: whether attention is a `ValueResidualAttention`.
-    """
-    if streams is None:
-        return (ValueResidualEncoder if values else Encoder)(block, depth=depth)
-    return (HyperValueEncoder if values else HyperEncoder)(block, depth=depth, streams=streams)
+    def split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n s d"]:
+        """Return the streams, all of which start as the tokens; their sum leaves the model."""
+        return x[:, :, None].expand(-1, -1, self.streams, -1)

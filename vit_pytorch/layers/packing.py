@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.blocks import Block, DropPath, Residual
-from vit_pytorch.layers.init import init_xavier
-from vit_pytorch.layers.tokens import AttentionPool
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention
+from vit_pytorch.layers_v01.blocks import Block, DropPath, Residual
+from vit_pytorch.layers_v01.init import init_xavier
+from vit_pytorch.layers_v01.tokens import AttentionPool
 
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 

@@ -1,4 +1,4 @@
-"""Cutting an n-D array into patches, and embedding them.
+"""From an array to tokens: cutting it into patches, embedding them, and tokens before them.
 
 One description serves signals (1-D), images (2-D), videos and volumes (3-D).
 """
@@ -9,10 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import log2, prod
+from typing import ClassVar
 
-import torch.nn.functional as F
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.fx import Proxy
+
+from vit_pytorch.layers.options import Option
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -22,16 +27,16 @@ AXES = ("frames", "height", "width")
 
 
 def to_ntuple(size: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    """Read the size of an array of one to three axes, given as one number for all or one for each."""
+    """Return the size of an array of one to three axes, given as one number for all or one for each."""
     if isinstance(size, int):
         return (size,) * rank
     if len(size) != rank:
-        raise ValueError(f"a size is one number or ({', '.join(AXES[-rank:])}), got {tuple(size)}")
+        raise ValueError(f"a size must be one number or ({', '.join(AXES[-rank:])}), got {tuple(size)}")
     return tuple(size)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Read a size given as one number, for a square, or as (height, width)."""
+    """Return (height, width) of a size given as one number, for a square, or as a pair."""
     height, width = to_ntuple(size, 2)
     return height, width
 
@@ -41,11 +46,11 @@ class PatchGrid:
     """The grid of patches that an array of at most `size` is cut into.
 
     Args:
-        size: extent of the array along each axis, in pixels (frames for time).
-        patch: extent of a patch along each axis; divides `size`.
+        size: size of the array along each axis, in pixels (frames for time).
+        patch: size of a patch along each axis; divides `size`.
 
     Raises:
-        ValueError: where a patch does not divide the size, or the two differ in rank.
+        ValueError: if a patch does not divide the size, or the two differ in rank.
     """
 
     size: tuple[int, ...]
@@ -53,14 +58,18 @@ class PatchGrid:
 
     def __post_init__(self) -> None:
         if len(self.size) != len(self.patch):
-            raise ValueError(f"image size {self.size} and patch size {self.patch} differ in rank")
+            raise ValueError(
+                f"image size and patch size must have the same rank, got {self.size} and {self.patch}"
+            )
         if min(self.size) < 1 or min(self.patch) < 1:
-            raise ValueError(f"sizes are at least 1, got image size {self.size} and patch size {self.patch}")
+            raise ValueError(
+                f"sizes must be at least 1, got image size {self.size} and patch size {self.patch}"
+            )
         self._check_divides(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Patches along each axis, at the largest input."""
+        """Patches along each axis, of the largest input."""
         return tuple(s // p for s, p in zip(self.size, self.patch, strict=True))
 
     @property
@@ -69,20 +78,24 @@ class PatchGrid:
         return prod(self.shape)
 
     def fit(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Give the grid of an input of this size.
+        """Return the grid of an input of this size.
+
+        FX traces with inputs that have no size; what it traces is for the largest one.
 
         Raises:
-            ValueError: where the input is empty or larger than the grid, or the patch does not divide it.
+            ValueError: if the input is empty or larger than the grid, or the patch does not divide it.
         """
-        if min(size) < 1:
-            raise ValueError(f"an image is at least {self.patch}, got image size {tuple(size)}")
-        if any(s > largest for s, largest in zip(size, self.size, strict=True)):
-            raise ValueError(
-                f"image size {tuple(size)} exceeds the largest that the model takes, {self.size}"
-            )
-        self._check_divides(size)
+        if isinstance(size, Proxy):
+            return self.shape
+        if not is_tracing():
+            if min(size) < 1:
+                raise ValueError(f"an image must be at least {self.patch}, got image size {tuple(size)}")
+            if any(s > largest for s, largest in zip(size, self.size, strict=True)):
+                raise ValueError(f"image size must be at most {self.size}, got {tuple(size)}")
+            self._check_divides(size)
         return tuple(s // p for s, p in zip(size, self.patch, strict=True))
 
+    @fx_leaf
     def patchify(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n p"]:
         """Flatten each patch to a vector in the order (axes of the patch …, channel)."""
         grid = self.fit(x.shape[2:])
@@ -98,7 +111,7 @@ class PatchGrid:
 
         Args:
             patches: vectors in the order (axes of the patch …, channel).
-            grid: patches along each axis; that of the largest input unless told.
+            grid: patches along each axis; default that of the largest input.
         """
         grid = self.shape if grid is None else tuple(grid)
         if prod(grid) != patches.shape[1]:
@@ -110,11 +123,11 @@ class PatchGrid:
 
     def _check_divides(self, size: Sequence[int]) -> None:
         if any(s % p for s, p in zip(size, self.patch, strict=True)):
-            raise ValueError(f"image size {tuple(size)} is not a multiple of patch size {self.patch}")
+            raise ValueError(f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}")
 
 
 class PatchEmbed(nn.Module):
-    """Project each patch linearly to the model's width (ViT, equation 1).
+    """Project each patch linearly to the token dimension (ViT, equation 1).
 
     The projection is stored as the convolution that it equals, kernel and stride being the patch; it
     starts with variance 1 / fan-in.
@@ -122,10 +135,10 @@ class PatchEmbed(nn.Module):
     Args:
         grid: how the input is cut.
         channels: channels of the input.
-        dim: width of a token.
-        norm_eps: where given, a LayerNorm stands before and after the projection (Dual PatchNorm,
-            arXiv:2302.01327), with this epsilon.
-        bias: whether the projection has a bias.
+        dim: token dimension.
+        norm_eps: epsilon of a LayerNorm before and one after the projection (Dual PatchNorm,
+            arXiv:2302.01327); None for no norms.
+        bias: use a bias for the projection.
     """
 
     def __init__(
@@ -150,11 +163,13 @@ class PatchEmbed(nn.Module):
         return self.project(self.grid.patchify(x))
 
     def project(self, patches: Float[Tensor, "*b p"]) -> Float[Tensor, "*b d"]:
-        """Embed patches that are flattened already, as `PatchGrid.patchify` does."""
-        weight = self.proj.weight.movedim(1, -1).flatten(1)
-        if self.norm_in is None or self.norm_out is None:
-            return F.linear(patches, weight, self.proj.bias)
-        return self.norm_out(F.linear(self.norm_in(patches), weight, self.proj.bias))
+        """Embed patches that are flattened already, as by `PatchGrid.patchify`."""
+        if self.norm_in is not None:
+            patches = self.norm_in(patches)
+        # Each patch is an image of its own to the convolution, whose kernel covers it.
+        channels_last = patches.reshape(-1, *self.grid.patch, self.proj.in_channels)
+        x = self.proj(channels_last.movedim(-1, 1)).reshape(*patches.shape[:-1], -1)
+        return x if self.norm_out is None else self.norm_out(x)
 
 
 class ConvStem(nn.Module):
@@ -192,3 +207,105 @@ class ConvStem(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Embed images; the tokens come in row-major order of the grid."""
         return self.proj(self.convs(x)).flatten(2).transpose(1, 2)
+
+
+class PrefixTokens(nn.Module):
+    """Learned tokens before the patches, in the order of the arguments.
+
+    Args:
+        dim: token dimension.
+        class_token: have a class token (ViT, section 3.1).
+        distillation_token: have a distillation token (Touvron et al. 2020, arXiv:2012.12877).
+        registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
+    """
+
+    def __init__(
+        self, dim: int, *, class_token: bool = True, distillation_token: bool = False, registers: int = 0
+    ) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
+        self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        for token in self.parameters():
+            nn.init.trunc_normal_(token, std=0.02)
+
+    def __len__(self) -> int:
+        """Return the number of prefix tokens."""
+        return sum(token.shape[1] for token in self.parameters())
+
+    def tokens(self) -> list[Float[Tensor, "1 _ d"]]:
+        """Return the tokens, the class token first."""
+        tokens = (self.class_token, self.distillation_token, self.registers)
+        return [token for token in tokens if token is not None]
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
+        """Put the tokens before the patches."""
+        tokens = [token.expand(x.shape[0], -1, -1) for token in self.tokens()]
+        return torch.cat([*tokens, x], dim=1) if tokens else x
+
+
+class PatchDropout(nn.Module):
+    """Drop patches in training, other ones of each sample (Liu et al. 2022, arXiv:2208.07220, section 3).
+
+    What stays keeps its order. Prefix tokens always stay.
+
+    Args:
+        p: share of the patches that is dropped, in [0, 1); of n patches max(1, int(n (1 - p))) stay.
+
+    Raises:
+        ValueError: if the share is out of range.
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"patch_dropout must be in [0, 1), got {p}")
+        self.p = p
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], prefix: int = 0
+    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b k"] | None]:
+        """Return the tokens that stay, and the positions of their patches in the grid; all and None in eval.
+
+        Args:
+            tokens: prefix tokens and patches.
+            prefix: number of prefix tokens.
+        """
+        if not self.training or self.p == 0:
+            return tokens, None
+        patches = tokens.shape[1] - prefix
+        count = max(1, int(patches * (1 - self.p)))
+        drawn = torch.rand(tokens.shape[0], patches, device=tokens.device)
+        ids_keep = drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+        return tokens.take_along_dim(token_ids(ids_keep, prefix)[..., None], dim=1), ids_keep
+
+    def extra_repr(self) -> str:
+        """Show the settings when printed."""
+        return f"p={self.p}"
+
+
+def token_ids(ids_keep: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
+    """Return the positions, in the sequence, of prefix tokens and of the patches that are kept."""
+    first = torch.arange(prefix, device=ids_keep.device).expand(ids_keep.shape[0], -1)
+    return torch.cat([first, prefix + ids_keep], dim=1)
+
+
+@dataclass(frozen=True)
+class LinearStem(Option):
+    """Option: patches are projected linearly.
+
+    Args:
+        patch_norm: LayerNorms before and after the projection (Dual PatchNorm).
+        pre_norm: a LayerNorm on all tokens before the blocks; the projection has no bias then (CLIP).
+    """
+
+    kind: ClassVar[str] = "linear"
+    patch_norm: bool = False
+    pre_norm: bool = False
+
+
+@dataclass(frozen=True)
+class ConvolutionalStem(Option):
+    """Option: patches are embedded by small convolutions (see `ConvStem`)."""
+
+    kind: ClassVar[str] = "conv"

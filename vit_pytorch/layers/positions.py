@@ -1,15 +1,19 @@
-"""Where a token stands: position embeddings that are added to the tokens, and their resizing."""
+"""Position embeddings that are added to the tokens, and their resizing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -82,15 +86,40 @@ def sincos_table(
     return F.pad(table, (0, dim - table.shape[1]))[None].float()
 
 
-class Positions(nn.Module):
-    """A table of embeddings: a row for each prefix token that has a place, then one for each cell of a grid.
+class ComputedBuffers(nn.Module):
+    """Base class of modules with buffers that follow from their settings, and are therefore not saved.
+
+    What was built on `meta` computes them when it is materialised, as by `to_empty`.
+    """
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers by name."""
+        return {}
+
+    def register_computed(self) -> None:
+        """Register the buffers; called once, when the settings are known."""
+        for name, buffer in self.compute_buffers().items():
+            self.register_buffer(name, buffer, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComputedBuffers:
+        empty = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
+        super()._apply(fn, recurse)
+        for name, buffer in self.compute_buffers().items() if empty else ():
+            own = self._buffers[name]
+            if name in empty and own is not None and not own.is_meta:
+                own.copy_(buffer)
+        return self
+
+
+class Positions(ComputedBuffers):
+    """A table of embeddings: a row for each prefix token with a position, then one for each cell of a grid.
 
     Args:
         grid: cells along each axis, of the largest input.
-        prefix: rows in front for prefix tokens (the class token's, as a rule).
+        prefix: rows for prefix tokens (as a rule the class token), which come first.
 
     Attributes:
-        interpolates: whether a smaller grid is one of larger cells, instead of a part of the largest grid.
+        interpolates: a smaller grid is one of larger cells, instead of a part of the largest grid.
     """
 
     table: Tensor
@@ -101,28 +130,65 @@ class Positions(nn.Module):
         self.prefix = prefix
         self.interpolates = False
 
-    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
-        """Give the embeddings of a grid's cells: those of the same places in the largest grid.
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Add the embeddings to prefix tokens and patches.
 
-        Where `interpolates` is set, a smaller grid covers the whole picture, and the table is interpolated.
+        Args:
+            tokens: prefix tokens, then patches.
+            prefix: number of prefix tokens; those without a position stay as they are.
+            grid: patches along each axis; default those of the largest input.
         """
-        table = self.table[:, self.prefix :]
-        return (
-            resize_table(table, self.grid, grid) if self.interpolates else crop_table(table, self.grid, grid)
-        )
+        grid = self.grid if grid is None else grid
+        return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
+
+    def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
+        """Return the embeddings of a grid's cells: those of the same places in the largest grid.
+
+        If `interpolates` is set, a smaller grid covers the whole picture, and the table is interpolated.
+        """
+        return select_rows(self.table, self.prefix, self.grid, 0, grid, self.interpolates)
 
     def for_prefix(self, tokens: int) -> Float[Tensor, "1 k d"]:
-        """Give what is added to the prefix tokens; zero for those without a place."""
+        """Return what is added to the prefix tokens; zero for those without a position."""
         return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
+def select_rows(
+    table: Float[Tensor, "1 n d"],
+    own_prefix: int,
+    own_grid: tuple[int, ...],
+    prefix: int,
+    grid: Sequence[int],
+    interpolate: bool = False,
+) -> Float[Tensor, "1 m d"]:
+    """Return the rows of a table for so many prefix tokens, and for the cells of a grid.
+
+    Args:
+        table: rows of prefix tokens, then of cells.
+        own_prefix: rows of prefix tokens that the table has.
+        own_grid: cells along each axis that the table has.
+        prefix: number of prefix tokens; the rows of those without a position are zero.
+        grid: cells along each axis.
+        interpolate: stretch the table over the grid, instead of cutting it.
+    """
+    if prefix == own_prefix and tuple(grid) == own_grid:
+        return table
+    cells = table[:, own_prefix:]
+    cells = (resize_table if interpolate else crop_table)(cells, own_grid, grid)
+    if prefix == 0:
+        return cells
+    return torch.cat([F.pad(table[:, :own_prefix], (0, 0, 0, prefix - own_prefix)), cells], dim=1)
+
+
 class LearnedPositions(Positions):
-    """A learned embedding for every cell of a grid, and for the prefix tokens that have a place.
+    """A learned embedding for each cell of a grid, and for the prefix tokens that have a position.
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim: width of a token.
-        prefix: rows in front for prefix tokens.
+        dim: token dimension.
+        prefix: rows for prefix tokens.
     """
 
     def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
@@ -132,22 +198,22 @@ class LearnedPositions(Positions):
 
 
 class Learned2DPositions(Positions):
-    """A learned embedding of the column and one of the row, half of the width each (ViT, appendix D.4).
+    """A learned embedding of the column and one of the row, half of the dimension each (ViT, appendix D.4).
 
     Args:
         grid: cells along each of two axes, of the largest input.
-        dim: width of a token, a multiple of 2.
-        prefix: rows in front for prefix tokens, which are learned whole.
+        dim: token dimension, a multiple of 2.
+        prefix: rows for prefix tokens, which are learned whole.
 
     Raises:
-        ValueError: where the width is odd, or the grid is not 2-D.
+        ValueError: if the dimension is odd, or the grid is not 2-D.
     """
 
     def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
         super().__init__(grid, prefix=prefix)
         if dim % 2 or len(grid) != 2:
             raise ValueError(
-                f"learned 2-D positions need an even width and a 2-D grid, got {dim} and {tuple(grid)}"
+                f"learned 2-D positions need an even dim and a 2-D grid, got {dim} and {tuple(grid)}"
             )
         self.rows = nn.Parameter(torch.empty(1, grid[0], dim // 2))
         self.columns = nn.Parameter(torch.empty(1, grid[1], dim // 2))
@@ -170,31 +236,36 @@ class SinCosPositions(Positions):
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim: width of a token, a multiple of 4 for two axes.
-        prefix: rows in front for prefix tokens.
+        dim: token dimension, a multiple of 4 for two axes.
+        prefix: rows for prefix tokens.
     """
 
     def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
         super().__init__(grid, prefix=prefix)
-        self.register_buffer("table", self.compute(grid, dim), persistent=False)
+        self.dim = dim
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the table."""
+        return {"table": self.compute(self.grid, self.dim)}
 
     def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
-        """Compute the table of a grid, the rows of prefix tokens, which are zero, in front."""
+        """Compute the table of a grid; the rows of prefix tokens, which are zero, come first."""
         return F.pad(sincos_table(grid, dim), (0, 0, self.prefix, 0))
 
 
 class SequencePositions(SinCosPositions):
-    """Fixed embeddings of places in the sequence, prefix tokens first (Vaswani et al. 2017, section 3.5).
+    """Fixed embeddings of positions in the sequence, prefix tokens first (Vaswani et al. 2017, section 3.5).
 
-    Sines and cosines of the place alternate, with frequencies that fall geometrically from 1 to nearly
-    1 / 10,000. A smaller grid has the places that its cells have in the largest one.
+    Sines and cosines of the position alternate, with frequencies that fall geometrically from 1 to nearly
+    1 / 10,000. A smaller grid has the positions that its cells have in the largest one.
     """
 
     def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
         """Compute the table: the rows of prefix tokens, then the cells in row-major order."""
-        places = torch.arange(self.prefix + prod(grid), dtype=torch.float64)
+        positions = torch.arange(self.prefix + prod(grid), dtype=torch.float64)
         channel = torch.arange(dim)
-        angles = places[:, None] * 10_000 ** -((channel - channel % 2).double() / dim)
+        angles = positions[:, None] * 10_000 ** -((channel - channel % 2).double() / dim)
         return torch.where(channel % 2 == 0, angles.sin(), angles.cos())[None].float()
 
 
@@ -203,9 +274,9 @@ class FactorisedPositions(Positions):
 
     Args:
         grid: cells along each axis that the two tables have.
-        dim: width of a token.
+        dim: token dimension.
         kind: "abs" takes the table's entries one by one; "frac" interpolates it along each side of the
-            grid asked for; "aspect" interpolates both along the longer side.
+            grid; "aspect" interpolates both along the longer side.
     """
 
     def __init__(self, grid: Sequence[int], dim: int, *, kind: str = "abs") -> None:
@@ -216,8 +287,8 @@ class FactorisedPositions(Positions):
         for table in (self.rows, self.columns):
             nn.init.trunc_normal_(table, std=0.02)
 
-    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
-        """Give the embeddings of a grid's cells."""
+    def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
+        """Return the embeddings of a grid's cells."""
         extents = (max(grid), max(grid)) if self.kind == "aspect" else tuple(grid)
         rows: Tensor = self.rows
         columns: Tensor = self.columns
@@ -229,7 +300,7 @@ class FactorisedPositions(Positions):
 
 @contextmanager
 def interpolated_positions(model: nn.Module) -> Iterator[None]:
-    """Let smaller inputs be whole pictures at a lower resolution, meanwhile: positions are interpolated."""
+    """Context manager: interpolate positions, so that smaller inputs are whole pictures at a lower resolution."""
     changed = [part for part in model.modules() if isinstance(part, Positions) and not part.interpolates]
     for part in changed:
         part.interpolates = True
@@ -258,3 +329,63 @@ def crop_table(
     for axis, extent in enumerate(new):
         cells = cells.narrow(1 + axis, 0, extent)
     return cells.flatten(1, -2)
+
+
+@dataclass(frozen=True)
+class NoPositions(Option):
+    """Option: nothing is added to the tokens."""
+
+    kind: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True)
+class Learned(Option):
+    """Option: one learned embedding for each place is added to the tokens.
+
+    Args:
+        class_token: the class token has an embedding, too.
+    """
+
+    kind: ClassVar[str] = "learned"
+    class_token: bool = True
+
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
+        """Build the table for a grid."""
+        return LearnedPositions(grid, dim, prefix=int(class_token and self.class_token))
+
+
+@dataclass(frozen=True)
+class Learned2D(Learned):
+    """Option: a learned embedding for the column and one for the row, half of the dimension each.
+
+    Args:
+        class_token: the class token has an embedding, too.
+    """
+
+    kind: ClassVar[str] = "learned_2d"
+
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
+        """Build the tables for a grid."""
+        return Learned2DPositions(grid, dim, prefix=int(class_token and self.class_token))
+
+
+@dataclass(frozen=True)
+class SinCos(Option):
+    """Option: fixed sine and cosine embeddings of the axes are added to the patches."""
+
+    kind: ClassVar[str] = "sincos"
+
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
+        """Build the table for a grid."""
+        return SinCosPositions(grid, dim)
+
+
+@dataclass(frozen=True)
+class Sequential(Option):
+    """Option: fixed embeddings of the position in the sequence of patches are added to the patches."""
+
+    kind: ClassVar[str] = "sequence"
+
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
+        """Build the table for a grid."""
+        return SequencePositions(grid, dim)

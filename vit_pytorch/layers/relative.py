@@ -1,19 +1,25 @@
-"""Where two cells stand to each other: biases that are added to the scores of attention."""
+"""Relative positions: biases for the offset of two cells, which are added to the scores of attention."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention
+from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.options import Option
+from vit_pytorch.layers.patches import token_ids
+from vit_pytorch.layers.positions import ComputedBuffers
+from vit_pytorch.layers.tracing import is_tracing
 
 
 def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
@@ -37,12 +43,6 @@ def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: in
     for axis, extent in enumerate(wanted):
         x = x.narrow(dim + axis, 0, extent)
     return x.flatten(dim, dim + len(wanted) - 1)
-
-
-def places_of(kept: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
-    """Give the places in the sequence of prefix tokens and of the patches that are kept."""
-    first = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
-    return torch.cat([first, prefix + kept], dim=1)
 
 
 def offsets(
@@ -172,7 +172,7 @@ def resize_distances(
     return resized.flatten(0, -2).T.contiguous()
 
 
-class CachedBias(nn.Module):
+class CachedBias(ComputedBuffers):
     """A bias that depends on parameters alone, and is computed once in inference.
 
     What was computed serves as long as the parameters hold the same values, which are compared: they are
@@ -183,7 +183,7 @@ class CachedBias(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
+        self._cached: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
 
     @abstractmethod
     def compute(self, *window: int) -> Float[Tensor, h * n]:
@@ -196,22 +196,25 @@ class CachedBias(nn.Module):
             window: extents of the window in cells, for a bias that can be computed for any; its own window
                 unless told.
         """
-        parameters = list(self.parameters())
+        name, parameters = next(iter(self.named_parameters()))[0], list(self.parameters())
         if (
             torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
+            # FX shows its proxies only to those who ask for an attribute.
+            or is_tracing(reduce(getattr, name.split("."), self))
             or any(parameter.device.type != "cpu" for parameter in parameters)
+            # Functional calls, as under vmap, put plain tensors in place of the parameters.
+            or not all(isinstance(parameter, nn.Parameter) for parameter in parameters)
         ):
             return self.compute(*window)
-        kept = self._kept
-        if kept is None or kept[0] != window or not all(map(_same, kept[1], parameters)):
-            kept = window, [parameter.clone() for parameter in parameters], self.compute(*window)
-            self._kept = kept
-        return kept[2]
+        cached = self._cached
+        if cached is None or cached[0] != window or not all(map(_same, cached[1], parameters)):
+            cached = window, [parameter.clone() for parameter in parameters], self.compute(*window)
+            self._cached = cached
+        return cached[2]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what was computed out of copies and files."""
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_cached": None}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -233,8 +236,12 @@ class RelativeBias(CachedBias):
         self.window = tuple(window)
         self.table = nn.Parameter(torch.empty(prod(2 * extent - 1 for extent in window), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
-        places = cells(window)
-        self.register_buffer("index", offsets(places, places, window).flatten(), persistent=False)
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the number of the offset of each pair of cells."""
+        places = cells(self.window)
+        return {"index": offsets(places, places, self.window).flatten()}
 
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Look up the offset of every pair of cells; only its own window has a table.
@@ -288,57 +295,51 @@ class TokenBias(CachedBias):
         above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
         return torch.cat([above, torch.cat([from_patch.expand(heads, n, prefix), bias], dim=2)], dim=1)
 
-    def context(
-        self, grid: Sequence[int], prefix: int = 0, kept: Int[Tensor, "b k"] | None = None
-    ) -> tuple[Float[Tensor, "*b h n n"]]:
-        """Give what every block is handed: what is added to the scores.
+    def mask(
+        self, grid: Sequence[int] | None, prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b h n n"]:
+        """Return what is added to the scores.
 
         Args:
-            grid: patches along each axis.
-            prefix: number of tokens in front.
-            kept: places in the grid of the patches that are among the tokens; all of them unless told.
+            grid: patches along each axis; default those of the largest input.
+            prefix: number of prefix tokens.
+            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
-        bias = self(prefix, *grid)
-        if kept is not None:
-            places = places_of(kept, prefix)
-            bias = bias[:, places[:, :, None], places[:, None, :]].transpose(0, 1)
-        return (bias,)
+        bias = self(prefix, *(self.patches.window if grid is None else grid))
+        if ids_keep is None:
+            return bias[None]
+        ids = token_ids(ids_keep, prefix)
+        return bias[:, ids[:, :, None], ids[:, None, :]].transpose(0, 1)
 
 
-class RelativeAttention(Attention):
-    """Attention with a bias of its own for each pair of tokens.
+class RelativePositions(nn.Module):
+    """Positions inside attention: a bias of this layer's own for each pair of tokens.
 
     Args:
         bias: the bias.
-        arguments: see `Attention`.
-        options: see `Attention`.
     """
 
-    def __init__(self, *arguments: Any, bias: TokenBias, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, bias: TokenBias) -> None:
+        super().__init__()
         self.bias = bias
 
-    def relate(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n f"],
-        grid: Sequence[int] | None = None,
-        prefix: int = 0,
-        kept: Int[Tensor, "b k"] | None = None,
-    ) -> Float[Tensor, "b h n f"]:
-        """Attend with the bias added to the scores.
+    def forward(
+        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h n e"], inputs: BlockInputs
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "*b h n n"]]:
+        """Return queries and keys as they are, and the bias."""
+        return q, k, self.bias.mask(inputs.grid, inputs.num_prefix_tokens, inputs.ids_keep)
 
-        Args:
-            q: queries.
-            k: keys.
-            v: values.
-            grid: patches along each axis; those of the largest input unless told.
-            prefix: number of tokens in front.
-            kept: see `TokenBias.context`.
-        """
-        window = self.bias.patches.window if grid is None else grid
-        return self.attend(q, k, v, *self.bias.context(window, prefix, kept))
+
+@dataclass(frozen=True)
+class Relative(Option):
+    """Option: a learned bias for each offset and head is added to the scores (BEiT, arXiv:2106.08254).
+
+    Args:
+        per_layer: each layer has biases of its own, instead of all layers sharing them.
+    """
+
+    kind: ClassVar[str] = "relative"
+    per_layer: bool = False
 
 
 class DistanceBias(CachedBias):
@@ -357,8 +358,12 @@ class DistanceBias(CachedBias):
         self.grid = tuple(grid)
         self.stride = stride
         self.table = nn.Parameter(torch.zeros(heads, prod(grid)))
-        queries = cells(self.queries(grid)) * stride
-        self.register_buffer("index", distances(queries, cells(grid), grid).flatten()[None], persistent=False)
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the number of the absolute offset of each query and cell."""
+        queries = cells(self.queries(self.grid)) * self.stride
+        return {"index": distances(queries, cells(self.grid), self.grid).flatten()[None]}
 
     def queries(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Give the queries along each axis of a grid."""
@@ -366,7 +371,7 @@ class DistanceBias(CachedBias):
 
     def compute(self, *window: int) -> Float[Tensor, "h n m"]:
         """Look up the offset of every query and cell of a grid, the largest or a smaller one."""
-        bias = self.table.gather(1, self.index.expand(len(self.table), -1)).unflatten(
+        bias = self.table.gather(1, self.index.expand(self.table.shape[0], -1)).unflatten(
             1, (-1, prod(self.grid))
         )
         if not window or window == self.grid:
@@ -400,9 +405,12 @@ class DynamicBias(CachedBias):
             nn.Sequential(nn.LayerNorm(before), nn.ReLU(), nn.Linear(before, after))
             for before, after in pairwise([*widths, heads])
         )
-        every, inside = _places(window)
-        self.register_buffer("places", every, persistent=False)
-        self.register_buffer("index", inside, persistent=False)
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return all offsets within the window, and the number of that of each pair of cells."""
+        every, inside = _places(self.window)
+        return {"places": every, "index": inside}
 
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Compute the bias of every offset, then look up that of every pair of cells."""
@@ -426,4 +434,4 @@ def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"
 def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
     """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
     table = table.T.contiguous()
-    return table.gather(1, index.expand(len(table), -1)).unflatten(1, (cells, cells))
+    return table.gather(1, index.expand(table.shape[0], -1)).unflatten(1, (cells, cells))

@@ -8,14 +8,19 @@ places alone. Places count patches, so that an image of another size keeps the a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.relative import CachedBias, cells, crop_cells, places_of
+from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.options import Option
+from vit_pytorch.layers.patches import token_ids
+from vit_pytorch.layers.positions import ComputedBuffers
+from vit_pytorch.layers.relative import CachedBias, cells, crop_cells
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 def frequencies(dim_head: int, axes: int, theta: float) -> Float[Tensor, " f"]:
@@ -45,6 +50,7 @@ def turns(angles: Float[Tensor, "*s f"]) -> Float[Tensor, "*s f 2"]:
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
+@fx_leaf
 def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> Float[Tensor, "b h n e"]:
     """Turn each pair of channels of queries or keys, in single precision at least.
 
@@ -54,7 +60,7 @@ def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> 
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     pairs, rotation = x.unflatten(-1, (-1, 2)).to(dtype), rotation.to(dtype)
-    if torch.compiler.is_compiling():
+    if is_tracing(x):
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:
@@ -63,26 +69,26 @@ def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> 
     return turned.flatten(-2).to(x.dtype)
 
 
-def _stand_still(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:
-    """Put rotations by nothing in front, for prefix tokens."""
+def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:
+    """Put rotations by nothing before, for prefix tokens."""
     if not prefix:
         return rotation
     still = turns(torch.zeros_like(rotation[..., :prefix, :, 0]))
     return torch.cat([still, rotation], dim=-3)
 
 
-class AxialRotary(nn.Module):
+class AxialRotary(ComputedBuffers):
     """Rotations by fixed frequencies, each pair of channels along one axis (RoPE-Axial, arXiv:2403.13298).
 
     The pairs of the last axis come first: x, then y. The table is computed once.
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim_head: width of a head, a multiple of twice the axes.
-        theta: the inverse of the frequency that would come after the last.
+        dim_head: head dimension, a multiple of twice the axes.
+        theta: base of the frequencies, which fall from 1 towards 1 / `theta`.
 
     Raises:
-        ValueError: where the width of a head does not divide.
+        ValueError: if the head dimension does not divide.
     """
 
     table: Tensor
@@ -90,41 +96,47 @@ class AxialRotary(nn.Module):
     def __init__(self, grid: Sequence[int], dim_head: int, *, theta: float = 100.0) -> None:
         super().__init__()
         self.grid = tuple(grid)
-        frequency = frequencies(dim_head, len(grid), theta)
-        angles = cells(grid).flip(-1)[..., None] * frequency
-        self.register_buffer("table", turns(angles.flatten(1)).float(), persistent=False)
+        self.dim_head = dim_head
+        self.theta = theta
+        self.register_computed()
 
-    def context(
-        self, grid: Sequence[int], prefix: int = 0, kept: Int[Tensor, "b k"] | None = None
-    ) -> tuple[Any, ...]:
-        """Give what every block is handed: the rotation of each token.
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the rotation of each cell."""
+        frequency = frequencies(self.dim_head, len(self.grid), self.theta)
+        angles = cells(self.grid).flip(-1)[..., None] * frequency
+        return {"table": turns(angles.flatten(1)).float()}
+
+    def forward(
+        self, grid: Sequence[int], prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "*b m f 2"]:
+        """Return the rotation of each token, which all heads share.
 
         Args:
             grid: patches along each axis.
-            prefix: tokens in front, which are not turned.
-            kept: places in the grid of the patches that are among the tokens; all of them unless told.
+            prefix: number of prefix tokens, which are not rotated.
+            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
         rotation = crop_cells(self.table, self.grid, grid, dim=0)
-        if kept is not None:
-            rotation = rotation[kept]
-        return (_stand_still(rotation.unsqueeze(-4), prefix),)
+        if ids_keep is not None:
+            rotation = rotation[ids_keep][:, None]
+        return _with_prefix(rotation, prefix)
 
 
 class MixedRotary(CachedBias):
     """Rotations by learned frequencies along all axes at once, of each layer, head and pair of channels.
 
     RoPE-Mixed, arXiv:2403.13298, section 3.2. The pairs of a head start in the directions of a
-    coordinate system that is turned at random, with the frequencies of `frequencies` along each.
+    coordinate system that is rotated at random, with the frequencies of `frequencies` along each.
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim_head: width of a head, a multiple of twice the axes.
+        dim_head: head dimension, a multiple of twice the axes.
         heads: number of heads.
         depth: number of layers.
-        theta: the inverse of the frequency that would come after the last.
+        theta: base of the initial frequencies.
 
     Raises:
-        ValueError: where the width of a head does not divide.
+        ValueError: if the head dimension does not divide.
     """
 
     places: Tensor
@@ -139,27 +151,34 @@ class MixedRotary(CachedBias):
         directions = _directions(depth * heads, axes).unflatten(0, (depth, heads))
         freqs = directions[..., None] * frequency
         self.freqs = nn.Parameter(freqs.movedim(3, 0).flatten(3).contiguous())
-        self.register_buffer("places", cells(grid).flip(-1), persistent=False)
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the coordinates of the cells."""
+        return {"places": cells(self.grid).flip(-1)}
 
     def compute(self, *window: int) -> Float[Tensor, "l h n f 2"]:
-        """Compute the rotations of all layers, for a grid of so many cells along each axis."""
+        """Compute the rotations of all layers for a grid of so many prefix tokens, and cells along each axis."""
+        prefix, *grid = window
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
-        places = crop_cells(self.places, self.grid, window, dim=0).to(freqs)
+        places = crop_cells(self.places, self.grid, grid, dim=0).to(freqs)
         angles = (places.T[:, None, None, :, None] * freqs.unsqueeze(-2)).sum(dim=0)
-        return turns(angles)
+        return _with_prefix(turns(angles), prefix)
 
-    def context(
-        self, grid: Sequence[int], prefix: int = 0, kept: Int[Tensor, "b k"] | None = None
-    ) -> tuple[Any, ...]:
-        """Give what every block is handed: the rotations of all layers, and the places of the tokens.
+    def rotations(
+        self, grid: Sequence[int], prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "*b l h m f 2"]:
+        """Return the rotations of all layers.
 
         Args:
             grid: patches along each axis.
-            prefix: tokens in front, which are not turned.
-            kept: places in the grid of the patches that are among the tokens; all of them unless told.
+            prefix: number of prefix tokens, which are not rotated.
+            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
-        rotations = _stand_still(self(*grid), prefix)
-        return (rotations,) if kept is None else (rotations, places_of(kept, prefix))
+        rotations = self(prefix, *grid)
+        if ids_keep is None:
+            return rotations
+        return rotations[:, :, token_ids(ids_keep, prefix)].movedim(2, 0)
 
 
 def _directions(count: int, axes: int) -> Float[Tensor, "k p a"]:
@@ -171,40 +190,54 @@ def _directions(count: int, axes: int) -> Float[Tensor, "k p a"]:
     return drawn
 
 
-class RotaryAttention(Attention):
-    """Attention whose queries and keys are turned by their places.
+class RotaryPositions(nn.Module):
+    """Positions inside attention: queries and keys are rotated.
 
     Args:
-        layer: which of the rotations that are handed over is this layer's; None where all layers share one.
-        arguments: see `Attention`.
+        layer: index of this layer's rotations; None where all layers share one.
     """
 
-    def __init__(self, *arguments: Any, layer: int | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, layer: int | None = None) -> None:
+        super().__init__()
         self.layer = layer
 
-    def relate(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n f"],
-        rotation: Tensor | None = None,
-        places: Int[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b h n f"]:
-        """Turn queries and keys, and attend.
-
-        Args:
-            q: queries.
-            k: keys.
-            v: values.
-            rotation: cosines and sines of each token, or of each layer, head and place; nothing is turned
-                without them.
-            places: places of the tokens in `rotation`; they are in order unless told.
-        """
+    def forward(
+        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h n e"], inputs: BlockInputs
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Tensor | None]:
+        """Return rotated queries and keys, and the mask as it is."""
+        rotation = inputs.rotation
         if rotation is None:
-            return self.attend(q, k, v)
+            return q, k, inputs.mask
         if self.layer is not None:
-            rotation = rotation[self.layer]
-        if places is not None:
-            rotation = rotation[:, places].transpose(0, 1)
-        return self.attend(rotate(q, rotation), rotate(k, rotation), v)
+            rotation = rotation.select(-5, self.layer)
+        return rotate(q, rotation), rotate(k, rotation), inputs.mask
+
+
+@dataclass(frozen=True)
+class Rotary(Option):
+    """Option: queries and keys are rotated by their positions (Heo et al. 2024, arXiv:2403.13298).
+
+    Args:
+        theta: base of the rotary frequencies; default 100 (10 if learned).
+        learned: frequencies along all axes at once are learned, of each layer and head (RoPE-Mixed), instead of
+            fixed ones along each axis (RoPE-Axial).
+
+    Raises:
+        ValueError: if `theta` is not above 0.
+    """
+
+    kind: ClassVar[str] = "rope"
+    theta: float | None = None
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.theta is not None and not 0 < self.theta < float("inf"):
+            raise ValueError(f"theta of rotary positions must be above 0, got {self.theta}")
+
+    def build(
+        self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int
+    ) -> AxialRotary | MixedRotary:
+        """Build what computes the rotations for a grid."""
+        if self.learned:
+            return MixedRotary(grid, dim_head, heads=heads, depth=depth, theta=self.theta or 10.0)
+        return AxialRotary(grid, dim_head, theta=self.theta or 100.0)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.blocks import Block
+from vit_pytorch.layers_v01.attention import Attention, FusedAttention
+from vit_pytorch.layers_v01.blocks import Block
 
 Grid = Sequence[int]
 

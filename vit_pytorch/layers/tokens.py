@@ -1,88 +1,19 @@
-"""Around the sequence: prefix tokens in front of the patches, and pooling behind the encoder."""
+"""From tokens to logits: pooling and classifiers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import FusedAttention
+from vit_pytorch.layers.attention import FusedAttention, head_dim, merge_heads, split_heads
 from vit_pytorch.layers.blocks import FeedForward
 from vit_pytorch.layers.init import init_linears, init_xavier
-from vit_pytorch.layers.relative import places_of
-
-
-class PrefixTokens(nn.Module):
-    """Learned tokens that travel in front of the patches, in the order of the arguments.
-
-    Args:
-        dim: width of a token.
-        class_token: whether there is a class token (ViT, section 3.1).
-        distillation_token: whether there is a distillation token (Touvron et al. 2020, arXiv:2012.12877).
-        registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
-    """
-
-    def __init__(
-        self, dim: int, *, class_token: bool = True, distillation_token: bool = False, registers: int = 0
-    ) -> None:
-        super().__init__()
-        self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
-        self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
-        self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        for token in self.parameters():
-            nn.init.trunc_normal_(token, std=0.02)
-
-    def __len__(self) -> int:
-        """Give the number of prefix tokens."""
-        return sum(token.shape[1] for token in self.parameters())
-
-    def forward(self) -> Float[Tensor, "1 k d"]:
-        """Give the tokens, the class token first."""
-        tokens = (self.class_token, self.distillation_token, self.registers)
-        return torch.cat([token for token in tokens if token is not None], dim=1)
-
-
-class PatchDropout(nn.Module):
-    """Leave patches out in training, others of each sample (Liu et al. 2022, arXiv:2208.07220, section 3).
-
-    What stays keeps its order. Prefix tokens always stay.
-
-    Args:
-        p: share of the patches that is left out, in [0, 1); of n patches max(1, int(n (1 - p))) stay.
-
-    Raises:
-        ValueError: where the share is out of range.
-    """
-
-    def __init__(self, p: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"the share of patches that is left out is in [0, 1), got {p}")
-        self.p = p
-
-    def forward(
-        self, tokens: Float[Tensor, "b n d"], prefix: int = 0
-    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b k"] | None]:
-        """Give the tokens that stay, and the places of their patches; all and None in eval.
-
-        Args:
-            tokens: prefix tokens and patches.
-            prefix: number of the former.
-        """
-        if not self.training or self.p == 0:
-            return tokens, None
-        patches = tokens.shape[1] - prefix
-        count = max(1, int(patches * (1 - self.p)))
-        drawn = torch.rand(len(tokens), patches, device=tokens.device)
-        kept = drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
-        return tokens.take_along_dim(places_of(kept, prefix)[..., None], dim=1), kept
-
-    def extra_repr(self) -> str:
-        """Show the settings when printed."""
-        return f"p={self.p}"
+from vit_pytorch.layers.options import Option
 
 
 class AttentionPool(nn.Module):
@@ -91,9 +22,9 @@ class AttentionPool(nn.Module):
     The "MAP head" of Zhai et al. 2021 (arXiv:2106.04560, section 3.2).
 
     Args:
-        dim: width of a token.
-        heads: attention heads; `dim` is a multiple.
-        mlp_dim: width inside the feed-forward.
+        dim: token dimension.
+        heads: number of attention heads, which share `dim`.
+        mlp_dim: hidden dimension of the feed-forward.
         norm_eps: epsilon of the LayerNorm.
         act: name of the activation (see `layers.blocks.ACTIVATIONS`).
     """
@@ -102,14 +33,13 @@ class AttentionPool(nn.Module):
         self, dim: int, *, heads: int, mlp_dim: int, norm_eps: float = 1e-6, act: str = "gelu"
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"width {dim} is not a multiple of {heads} heads")
+        head_dim(dim, heads)
         self.heads = heads
         self.query = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.query, std=dim**-0.5)
         self.to_q = nn.Linear(dim, dim)
         self.to_kv = nn.Linear(dim, 2 * dim)
-        self.attend = FusedAttention()
+        self.kernel = FusedAttention()
         self.to_out = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = FeedForward(dim, mlp_dim, act=act)
@@ -119,75 +49,79 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         """Pool tokens to one vector per sample."""
-        q = self.to_q(self.query).expand(x.shape[0], -1, -1)
-        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = split_heads(self.to_q(self.query.expand(x.shape[0], -1, -1)), self.heads)
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        pooled = self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        pooled = self.to_out(merge_heads(self.kernel(q, k, v)))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
 
 
 @runtime_checkable
 class TwoHeads(Protocol):
-    """A classifier that is two, of which the second learns from a teacher."""
+    """A pair of classifiers; the second is trained on a teacher's outputs."""
 
     def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """Give the two classifiers' logits apart, as a distillation loss wants them."""
+        """Return the logits of both classifiers, as a distillation loss needs them."""
 
 
-class DistilledHead(nn.Linear):
+class DistilledHead(nn.Module):
     """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
 
     DeiT, arXiv:2012.12877, section 4.
 
     Args:
-        dim: width of a token.
+        dim: token dimension.
         num_classes: number of logits.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__(dim, num_classes)
+        super().__init__()
+        self.classifier = nn.Linear(dim, num_classes)
         self.distilled = nn.Linear(dim, num_classes)
 
     def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """Give the two classifiers' logits apart, as a distillation loss wants them.
+        """Return the logits of both classifiers, as a distillation loss needs them.
 
         Args:
-            x: class token and distillation token, one after the other.
+            x: class token and distillation token, concatenated.
         """
         token, distilled = x.chunk(2, dim=-1)
-        return super().forward(token), self.distilled(distilled)
+        return self.classifier(token), self.distilled(distilled)
 
     def forward(self, x: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
-        """Give the mean logits."""
+        """Return the mean logits."""
         token, distilled = self.separate(x)
         return (token + distilled) / 2
 
 
-def make_classifier(dim: int, num_classes: int, *, like: Tensor) -> nn.Module:
-    """Make a linear classifier that starts small; the identity for no classes.
+def make_classifier(
+    dim: int, num_classes: int, *, like: Tensor, kind: type[nn.Linear | DistilledHead] = nn.Linear
+) -> nn.Module:
+    """Build a classifier with small initial weights; the identity for no classes.
 
     Args:
-        dim: width of what is classified.
+        dim: dimension of what is classified, of each token for a `DistilledHead`.
         num_classes: number of logits.
-        like: a tensor with the device and the dtype wanted.
+        like: a tensor of the device and the dtype.
+        kind: the class of the classifier.
     """
-    return _start(nn.Linear, dim, num_classes, like)
-
-
-def make_distilled_classifier(dim: int, num_classes: int, *, like: Tensor) -> nn.Module:
-    """Make a `DistilledHead` that starts small; the identity for no classes.
-
-    Args:
-        dim: width of a token.
-        num_classes: number of logits.
-        like: a tensor with the device and the dtype wanted.
-    """
-    return _start(DistilledHead, dim, num_classes, like)
-
-
-def _start(make: type[nn.Linear], dim: int, num_classes: int, like: Tensor) -> nn.Module:
     if num_classes == 0:
         return nn.Identity()
-    head = make(dim, num_classes).to(like)
+    head = kind(dim, num_classes).to(like)
     init_linears(head, partial(nn.init.trunc_normal_, std=0.02))
     return head
+
+
+@dataclass(frozen=True)
+class Head(Option):
+    """Option: what comes between pooling and the classifier, and how the classifier starts.
+
+    Args:
+        norm: the final norm acts on the pooled vector instead of on the tokens.
+        hidden_dim: dimension of the pre-training head's hidden layer (tanh); None for no such layer.
+        zero_init: the classifier starts at zero.
+    """
+
+    kind: ClassVar[str] = "linear"
+    norm: bool = False
+    hidden_dim: int | None = None
+    zero_init: bool = False

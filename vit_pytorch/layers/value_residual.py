@@ -6,20 +6,17 @@ within reach of all layers, beside the residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention, MaskedAttention
-from vit_pytorch.layers.blocks import Encoder
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.relative import RelativeAttention
-from vit_pytorch.layers.rotary import RotaryAttention
+from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 
 
 class EvenMix(nn.Module):
@@ -71,107 +68,62 @@ class GatedMix(nn.Module):
         return values + share * (first - values)
 
 
-def make_value_mix(
-    kind: bool | str | Sequence[int], *, dim: int, heads: int, depth: int
-) -> Callable[[int], nn.Module | None]:
-    """Give what makes the mix of a layer from its index; None for a layer that keeps to its own values.
+@dataclass(frozen=True)
+class ValueResidual(Option):
+    """Option: layers mix the first layer's values into their own.
 
     Args:
-        kind: "identity", "learnable" or "gated", in all layers but the first; True is "learnable". "sparse"
-            for the last third of the layers, which mix evenly while the others do not; or their indices.
-        dim: width of a token.
-        heads: number of heads.
-        depth: number of layers.
-
-    Raises:
-        ValueError: where there is no such kind, or no such layer behind the first.
-    """
-    if depth < 2:
-        raise ValueError(f"value residuals go from the first layer to later ones; the depth is {depth}")
-    make: Callable[[], nn.Module] = EvenMix
-    if isinstance(kind, bool | str):
-        name = "learnable" if kind is True else str(kind)
-        mixes: dict[str, Callable[[], nn.Module]] = {
-            "identity": EvenMix,
-            "learnable": LearnedMix,
-            "gated": partial(GatedMix, dim, heads),
-            "sparse": EvenMix,
-        }
-        check_choice("value_residual", name, mixes)
-        first = max(depth - ceil(depth / 3), 1) if name == "sparse" else 1
-        make, layers = mixes[name], list(range(first, depth))
-    else:
-        layers = list(kind)
-        if not layers or not all(0 < layer < depth for layer in layers):
-            raise ValueError(f"layers that take the first one's values are 1 to {depth - 1}, got {layers}")
-    return lambda layer: make() if layer in layers else None
-
-
-class ValueResidualAttention(Attention):
-    """Attention whose values are mixed with those of the first layer.
-
-    Args:
-        arguments: see `Attention`.
-        mix: acts on the values, the first layer's values and the tokens; None for values as they are.
-        options: see `Attention`.
+        mix: "learnable" (two learned numbers), "identity" (evenly) or "gated" (by a gate for each token and head).
+        layers: indices of the layers that do so, from 1 on; "last_third" for the last third of them; default all
+            but the first.
     """
 
-    def __init__(self, *arguments: Any, mix: nn.Module | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.mix = mix
+    kind: ClassVar[str] = "learnable"
+    mix: str = "learnable"
+    layers: Sequence[int] | str | None = None
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], first: Tensor | list[Tensor], *context: Any
-    ) -> Float[Tensor, "b n d"]:
-        """Let every token attend to all tokens of its sample.
+    def build(self, *, dim: int, heads: int, depth: int) -> Callable[[int], nn.Module | None]:
+        """Return what builds the mix of a layer from its index; None for a layer that keeps its own values.
 
-        Args:
-            x: tokens.
-            first: the first layer's values (b h n e); in the first layer itself an empty list, to which it
-                adds them.
-            context: what `relate` is handed beside queries, keys and values.
+        Raises:
+            ValueError: if the mix is unknown, or there is no such layer after the first.
         """
-        q, k, v = self.project(x)
-        if isinstance(first, list):
-            first.append(v)
-        elif self.mix is not None:
-            v = self.mix(v, first, x)
-        return self.merge(self.relate(q, k, v, *context))
+        mixes: dict[str, Callable[[], nn.Module]] = {
+            "learnable": LearnedMix,
+            "identity": EvenMix,
+            "gated": partial(GatedMix, dim, heads),
+        }
+        check_choice("mix of the value residual", self.mix, mixes)
+        if depth < 2:
+            raise ValueError(f"a value residual needs a depth of at least 2, got {depth}")
+        if self.layers == "last_third":
+            layers: Sequence[int] = range(max(depth - ceil(depth / 3), 1), depth)
+        elif self.layers is None:
+            layers = range(1, depth)
+        else:
+            layers = [int(layer) for layer in self.layers]
+            if not layers or not all(0 < layer < depth for layer in layers):
+                raise ValueError(f"layers of a value residual must be 1 to {depth - 1}, got {layers}")
+        return lambda layer: mixes[self.mix]() if layer in layers else None
 
 
-class ValueMaskedAttention(ValueResidualAttention, MaskedAttention):
-    """The same, handed a mask, too."""
-
-
-class ValueRelativeAttention(ValueResidualAttention, RelativeAttention):
-    """The same, with a bias of its own for each offset."""
-
-
-class ValueRotaryAttention(ValueResidualAttention, RotaryAttention):
-    """The same, its queries and keys turned by their places."""
-
-
-WITH_VALUES: dict[type[Attention], type[ValueResidualAttention]] = {
-    Attention: ValueResidualAttention,
-    MaskedAttention: ValueMaskedAttention,
-    RelativeAttention: ValueRelativeAttention,
-    RotaryAttention: ValueRotaryAttention,
+VALUE_RESIDUALS = {
+    "learnable": ValueResidual(),
+    "identity": ValueResidual("identity"),
+    "gated": ValueResidual("gated"),
+    "sparse": ValueResidual("identity", "last_third"),
 }
 
 
-class ValueResidualEncoder(Encoder):
-    """A stack of blocks, each of which is handed the first one's values in front of the other context."""
+def read_value_residual(value: bool | OptionLike | Sequence[int] | None) -> ValueResidual | None:
+    """Return the value residual that an argument stands for; None for none.
 
-    def steps(self, x: Any, *context: Any) -> Iterator[Any]:
-        """Give the tokens after every block in turn."""
-        x, first = self.run(self._open, x, *context)
-        yield x
-        for block in self.blocks[1:]:
-            x = self.run(block, x, first, *context)
-            yield x
-
-    def _open(self, x: Any, *context: Any) -> tuple[Any, Tensor]:
-        values: list[Tensor] = []
-        block: nn.Module = next(iter(self.blocks))
-        x = block(x, values, *context)
-        return x, values[0]
+    True is "learnable"; indices of layers mix evenly.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return VALUE_RESIDUALS["learnable"]
+    if isinstance(value, (str, Option, Mapping)):
+        return read_option("value_residual", value, VALUE_RESIDUALS)
+    return ValueResidual("identity", tuple(value))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import Attention
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs
+from vit_pytorch.layers.tracing import fx_leaf
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Partition:
             axes.append((extent // (cells * step), cells, step))
         return axes
 
+    @fx_leaf
     def split(self, x: Shaped[Tensor, "b *grid d"]) -> Shaped[Tensor, "g n d"]:
         """Gather the groups of every sample, those of the first sample first, in row-major order."""
         layout = self.layout(x.shape[1:-1])
@@ -69,6 +71,7 @@ class Partition:
         x = x.permute(0, *outer, *(2 + 3 * axis for axis in axes), -1)
         return x.reshape(-1, prod([cells for _, cells, _ in layout]), x.shape[-1])
 
+    @fx_leaf
     def merge(self, groups: Float[Tensor, "g n d"], grid: Sequence[int]) -> Float[Tensor, "b *grid d"]:
         """Put the groups back in their places on a map; the inverse of `split`."""
         layout = self.layout(grid)
@@ -100,12 +103,14 @@ def lines(axis: int, rank: int = 2) -> Partition:
     return Partition(tuple(None if i == axis else 1 for i in range(rank)), (1,) * rank)
 
 
+@fx_leaf
 def pad_map(x: Float[Tensor, "b h w d"], multiple: Sequence[int]) -> Float[Tensor, "b y x d"]:
     """Add cells of zeros below and on the right until the map is a multiple."""
     below, right = (-extent % m for extent, m in zip(x.shape[1:3], multiple, strict=True))
     return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
 
 
+@fx_leaf
 def real_cells(grid: Sequence[int], padded: Sequence[int], like: Tensor) -> Bool[Tensor, "1 y x 1"]:
     """Tell which cells of a padded map are not padding."""
     real = like.new_ones((1, *grid, 1))
@@ -137,23 +142,39 @@ class GroupAttention(nn.Module):
         self.bias = bias
         self.mask_padding = mask_padding
 
-    def arrange(self, grid: tuple[int, int]) -> tuple[Partition, Tensor | None]:
-        """Give the partition of a map of this size, and what is added to the scores of its groups."""
-        return self.partition, None if self.bias is None else self.bias()
+    def partition_for(self, grid: tuple[int, int]) -> tuple[Partition, Tensor | None]:
+        """Return the partition of a map of this size, and what is added to the scores of its groups."""
+        return self.partition, None if self.bias is None else self.bias()[None]
 
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Let every cell attend to the cells of its group."""
+    def forward(self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b h w d"]:
+        """Attend from each cell to the cells of its group."""
         height, width = x.shape[1:3]
-        partition, mask = self.arrange((height, width))
+        partition, mask = self.partition_for((height, width))
         padded = pad_map(x, partition.multiple)
-        groups = partition.split(padded)
-        if self.mask_padding and padded.shape != x.shape:
-            mask = hide_padding(partition, (height, width), padded, mask)
-        q, k, v = self.attention.project(groups)
-        mixed = self.attention.merge(self.attention.attend(q, k, v, mask))
-        return partition.merge(mixed, padded.shape[1:3])[:, :height, :width]
+        if self.mask_padding:
+            mask = mask_padding(partition, (height, width), padded, mask)
+        q, k, v = self.attention.project(partition.split(padded))
+        mixed = self.attention.merge(self.attention.kernel(q, k, v, mask))
+        return crop_map(partition.merge(mixed, padded.shape[1:3]), (height, width))
 
 
+@fx_leaf
+def crop_map(x: Float[Tensor, "b y x d"], size: Sequence[int]) -> Float[Tensor, "b h w d"]:
+    """Take the cells above and on the left; the inverse of `pad_map`."""
+    return x[:, : size[0], : size[1]]
+
+
+@fx_leaf
+def mask_padding(
+    partition: Partition, grid: Sequence[int], padded: Float[Tensor, "b y x d"], bias: Tensor | None
+) -> Tensor | None:
+    """Return the mask of all groups of a batch: the bias, and without the cells that fill maps up, if any."""
+    if tuple(padded.shape[1:3]) == tuple(grid):
+        return bias
+    return hide_padding(partition, grid, padded, bias)
+
+
+@fx_leaf
 def hide_padding(
     partition: Partition,
     grid: Sequence[int],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.positions import SinCosPositions
+from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.biases import fit_biases
 from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
@@ -146,6 +147,7 @@ def recognise(
         ValueError: where no format fits; names those that were tried.
     """
     formats = formats_for(model)
+    state = upgrade_state(state, model.state_dict())
     for layout in formats:
         bare = layout.strip_prefix(state)
         if bare is not None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions, resize_table
-from vit_pytorch.layers.tokens import PrefixTokens
+from vit_pytorch.layers.patches import PrefixTokens
 
 TOLERANCE = 1e-4
 

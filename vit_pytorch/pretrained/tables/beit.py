@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_pytorch.layers.rotary import RotaryAttention
+from vit_pytorch.layers.rotary import RotaryPositions
 from vit_pytorch.pretrained.rules import Format, Rule, Transform
 
-BLOCK = "encoder.blocks.{i}"
-BRANCH = f"{BLOCK}.attention.branch"
+BLOCK = "blocks.{i}"
+BRANCH = f"{BLOCK}.attention"
 TABLE = "relative_position_bias_table"
 
 
 def _without_keys(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
     query, key, value = tensor.chunk(3)
-    if isinstance(attention, RotaryAttention) and key.any():
+    if isinstance(attention.position, RotaryPositions) and key.any():
         raise ValueError("the format of BEiT has no place for biases of keys, which rotations make count")
     return query, value
 
@@ -41,8 +41,8 @@ FREQS = Transform(
     lambda tensor, rotary: (tensor.flatten(2), *rotary.places.T.to(tensor)),
 )
 SCALES = (
-    Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma_1"),
-    Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma_2"),
+    Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.gamma_1"),
+    Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.gamma_2"),
 )
 
 
@@ -64,7 +64,7 @@ def formats_beside(timm: Format) -> tuple[Format, ...]:
                 ),
                 Rule(("relative.patches.table", "relative.prefix"), f"rel_pos_bias.{TABLE}", APART),
                 Rule(
-                    (f"{BRANCH}.bias.patches.table", f"{BRANCH}.bias.prefix"),
+                    (f"{BRANCH}.position.bias.patches.table", f"{BRANCH}.position.bias.prefix"),
                     f"blocks.{{i}}.attn.{TABLE}",
                     APART,
                 ),

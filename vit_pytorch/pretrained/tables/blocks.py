@@ -10,37 +10,36 @@ POINTWISE = Transform(
 )
 
 
-def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "branch") -> tuple[Rule, ...]:
+def timm_block(ours: str, theirs: str, *, qkv: bool = True) -> tuple[Rule, ...]:
     """Give a block's norms and linear layers, as timm and most authors after it name them.
 
     Args:
         ours: our name of the block.
         theirs: their name of it.
         qkv: whether one projection gives queries, keys and values.
-        attention: where the projections of attention are in our residual.
     """
-    inner = f"{ours}.attention.{attention}"
+    inner = f"{ours}.attention"
     return (
-        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        Rule(f"{ours}.norm1.{{p}}", f"{theirs}.norm1.{{p}}"),
         *((Rule(f"{inner}.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),) if qkv else ()),
         Rule(f"{inner}.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
-        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+        Rule(f"{ours}.norm2.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
     )
 
 
 def positioned_stages() -> tuple[Rule, ...]:
     """Give what Twins and, after it, SepViT name alike: all but the attention."""
-    ours, theirs = "stages.{i}.encoder.blocks.{j}", "blocks.{i}.{j}"
+    ours, theirs = "stages.{i}.blocks.{j}", "blocks.{i}.{j}"
     return (
         Rule("stages.{i}.down.0.layers.0.{p}", "patch_embeds.{i}.proj.{p}"),
         Rule("stages.{i}.down.1.{p}", "patch_embeds.{i}.norm.{p}"),
-        Rule("stages.{i}.encoder.blocks.0.positions.conv.{p}", "pos_block.{i}.proj.0.{p}"),
-        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
-        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
-        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+        Rule("stages.{i}.blocks.0.positions.conv.{p}", "pos_block.{i}.proj.0.{p}"),
+        Rule(f"{ours}.norm1.{{p}}", f"{theirs}.norm1.{{p}}"),
+        Rule(f"{ours}.norm2.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
         Rule("norm.{p}", "norm.{p}"),
         Rule("head.{p}", "head.{p}"),
     )

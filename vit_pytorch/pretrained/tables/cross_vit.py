@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
 
 FUSION = "multi_scale_encoder.blocks.{i}.fusions.{j}"
 TURN = f"{FUSION}.turns.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
 
 BLOCK = "stages.{i}.encoder.blocks.{j}"
 ATTENTION = f"{BLOCK}.attention.branch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule
-from vit_pytorch.pretrained.tables.blocks import POINTWISE
+from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE
 from vit_pytorch.pretrained.tables.vit import BLOCK, OURS, TIMM
 
 ATTEND = f"{BLOCK}.attention.branch.attend"

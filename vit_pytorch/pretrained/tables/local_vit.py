@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vit_pytorch.pretrained.rules import NumberedFormat, Rule, own_format
-from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
 
 BLOCK = "encoder.blocks.{i}"
 LOCAL = f"{BLOCK}.feedforward.branch"

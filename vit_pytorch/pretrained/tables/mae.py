@@ -22,10 +22,10 @@ AUTHORS = Format(
 )
 
 _LAYER = "decoder_layers.{i}"
-_QKV = f"{BLOCK}.attention.branch.to_qkv.{{p}}"
-_OUT = f"{BLOCK}.attention.branch.to_out.{{p}}"
-_HIDDEN = f"{BLOCK}.feedforward.branch.to_hidden.{{p}}"
-_CONTRACT = f"{BLOCK}.feedforward.branch.to_out.{{p}}"
+_QKV = f"{BLOCK}.attention.to_qkv.{{p}}"
+_OUT = f"{BLOCK}.attention.to_out.{{p}}"
+_HIDDEN = f"{BLOCK}.feedforward.to_hidden.{{p}}"
+_CONTRACT = f"{BLOCK}.feedforward.to_out.{{p}}"
 _ATTENTION = f"{_LAYER}.attention.attention"
 TRANSFORMERS = Format(
     name="transformers MAE",
@@ -37,8 +37,8 @@ TRANSFORMERS = Format(
         Rule("to_decoder.{p}", "decoder_embed.{p}"),
         Rule("norm.{p}", "decoder_norm.{p}"),
         Rule("to_pixels.{p}", "decoder_pred.{p}"),
-        Rule(f"{BLOCK}.attention.norm.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
         Rule(_QKV, tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
         Rule(_OUT, f"{_LAYER}.attention.output.dense.{{p}}"),
         Rule(_HIDDEN, f"{_LAYER}.intermediate.dense.{{p}}"),

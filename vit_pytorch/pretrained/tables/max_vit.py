@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks import POINTWISE
+from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE
 
 BLOCK = "stages.{i}.encoder.blocks.{j}"
 BOTTLENECK = f"{BLOCK}.conv.branch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
-from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
 
 BLOCK = "stages.{i}.encoder.blocks.0"
 LAYER = f"{BLOCK}.transformer.{{j}}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vit_pytorch.layers.windows import windows
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
 
 BLOCK = "stages.{i}.encoder.blocks.{j}"
 THEIRS = "levels.{i}.transformer_encoder.{j}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
 
 BLOCK = "stages.{i}.encoder.blocks.{j}"
 THEIRS = "transformers.{i}.blocks.{j}"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
 
 BLOCKS = range(64)
 BLOCK = "stages.{i}.encoder.blocks"

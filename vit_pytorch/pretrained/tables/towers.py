@@ -6,7 +6,7 @@ import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
 
-BLOCK = "encoder.blocks.{i}"
+BLOCK = "blocks.{i}"
 THEIRS = "encoder.layers.{i}"
 POOL = "attention_pool"
 
@@ -22,16 +22,16 @@ APART = Transform(
 _COMMON = (
     Rule("patch_embed.proj.{p}", "embeddings.patch_embedding.{p}"),
     Rule("positions.table", "embeddings.position_embedding.weight", TABLE),
-    Rule(f"{BLOCK}.attention.norm.{{p}}", f"{THEIRS}.layer_norm1.{{p}}"),
+    Rule(f"{BLOCK}.norm1.{{p}}", f"{THEIRS}.layer_norm1.{{p}}"),
     Rule(
-        f"{BLOCK}.attention.branch.to_qkv.{{p}}",
+        f"{BLOCK}.attention.to_qkv.{{p}}",
         tuple(f"{THEIRS}.self_attn.{x}_proj.{{p}}" for x in "qkv"),
         stack(3),
     ),
-    Rule(f"{BLOCK}.attention.branch.to_out.{{p}}", f"{THEIRS}.self_attn.out_proj.{{p}}"),
-    Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{THEIRS}.layer_norm2.{{p}}"),
-    Rule(f"{BLOCK}.feedforward.branch.to_hidden.{{p}}", f"{THEIRS}.mlp.fc1.{{p}}"),
-    Rule(f"{BLOCK}.feedforward.branch.to_out.{{p}}", f"{THEIRS}.mlp.fc2.{{p}}"),
+    Rule(f"{BLOCK}.attention.to_out.{{p}}", f"{THEIRS}.self_attn.out_proj.{{p}}"),
+    Rule(f"{BLOCK}.norm2.{{p}}", f"{THEIRS}.layer_norm2.{{p}}"),
+    Rule(f"{BLOCK}.feedforward.to_hidden.{{p}}", f"{THEIRS}.mlp.fc1.{{p}}"),
+    Rule(f"{BLOCK}.feedforward.to_out.{{p}}", f"{THEIRS}.mlp.fc2.{{p}}"),
     Rule("norm.{p}", "post_layernorm.{p}"),
 )
 _TEXTS = (

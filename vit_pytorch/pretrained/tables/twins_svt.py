@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, own_format
-from vit_pytorch.pretrained.tables.blocks import positioned_stages
+from vit_pytorch.pretrained.tables.blocks_v01 import positioned_stages
 
 BLOCK = "stages.{i}.encoder.blocks.{j}.attention.branch"
 THEIRS = "blocks.{i}.{j}.attn"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vit_pytorch.pretrained.rules import NumberedFormat, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
 
 MARK = "encoder.blocks.0.attention.branch.to_qkv.weight"
 AUTHORS_MARK = "mid_block.attn.qkv.weight"

@@ -13,11 +13,11 @@ from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, st
 from vit_pytorch.pretrained.tables import beit, towers
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
-BLOCK = "encoder.blocks.{i}"
-QKV = f"{BLOCK}.attention.branch.to_qkv"
-OUT = f"{BLOCK}.attention.branch.to_out"
-HIDDEN = f"{BLOCK}.feedforward.branch.to_hidden"
-CONTRACT = f"{BLOCK}.feedforward.branch.to_out"
+BLOCK = "blocks.{i}"
+QKV = f"{BLOCK}.attention.to_qkv"
+OUT = f"{BLOCK}.attention.to_out"
+HIDDEN = f"{BLOCK}.feedforward.to_hidden"
+CONTRACT = f"{BLOCK}.feedforward.to_out"
 MAP = "attention_pool"
 
 # A projection of flattened patches (row, column, channel) as the convolution that it equals.
@@ -61,7 +61,7 @@ def _in_biases(count: int) -> Transform:
     return Transform(lambda parts, module: torch.cat([part.flatten() for part in parts]), write)
 
 
-OURS = own_format("encoder.blocks.0.attention.branch.to_qkv.weight")
+OURS = own_format("blocks.0.attention.to_qkv.weight")
 
 TIMM = Format(
     name="timm",
@@ -80,13 +80,13 @@ TIMM = Format(
         Rule("patch_embed.backbone.{name}", "patch_embed.backbone.{name}"),
         Rule("pre_norm.{p}", "norm_pre.{p}"),
         *timm_block(BLOCK, "blocks.{i}"),
-        Rule(f"{BLOCK}.attention.branch.q_norm.{{p}}", "blocks.{i}.attn.q_norm.{p}"),
-        Rule(f"{BLOCK}.attention.branch.k_norm.{{p}}", "blocks.{i}.attn.k_norm.{p}"),
-        Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.ls1.gamma"),
-        Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.ls2.gamma"),
+        Rule(f"{BLOCK}.attention.q_norm.{{p}}", "blocks.{i}.attn.q_norm.{p}"),
+        Rule(f"{BLOCK}.attention.k_norm.{{p}}", "blocks.{i}.attn.k_norm.{p}"),
+        Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.ls1.gamma"),
+        Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.ls2.gamma"),
         # DeiT's own program names the factors so.
-        Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma_1"),
-        Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma_2"),
+        Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.gamma_1"),
+        Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.gamma_2"),
         Rule("norm.{p}", "norm.{p}"),
         Rule("fc_norm.{p}", "fc_norm.{p}"),
         Rule(f"{MAP}.query", "attn_pool.latent"),
@@ -108,10 +108,10 @@ TORCHVISION = Format(
         Rule("prefix.class_token", "class_token"),
         Rule("positions.table", "encoder.pos_embedding"),
         Rule("patch_embed.proj.{p}", "conv_proj.{p}"),
-        Rule(f"{BLOCK}.attention.norm.{{p}}", f"{_LAYER}.ln_1.{{p}}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", f"{_LAYER}.ln_1.{{p}}"),
         Rule(f"{QKV}.{{p}}", f"{_LAYER}.self_attention.in_proj_{{p}}"),
         Rule(f"{OUT}.{{p}}", f"{_LAYER}.self_attention.out_proj.{{p}}"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{_LAYER}.ln_2.{{p}}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", f"{_LAYER}.ln_2.{{p}}"),
         Rule(f"{HIDDEN}.{{p}}", f"{_LAYER}.mlp.0.{{p}}"),
         Rule(f"{CONTRACT}.{{p}}", f"{_LAYER}.mlp.3.{{p}}"),
         # The published files have the names of the first release.
@@ -140,17 +140,17 @@ TRANSFORMERS = Format(
     unused=("embeddings.mask_token", "pooler.dense.{p}", "/decoder.{name}"),
     rules=(
         *_EMBEDDINGS,
-        Rule(f"{BLOCK}.attention.norm.{{p}}", "encoder.layer.{i}.layernorm_before.{p}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", "encoder.layer.{i}.layernorm_before.{p}"),
         Rule(f"{QKV}.{{p}}", tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
         Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.output.dense.{p}"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "encoder.layer.{i}.layernorm_after.{p}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", "encoder.layer.{i}.layernorm_after.{p}"),
         Rule(f"{HIDDEN}.{{p}}", "encoder.layer.{i}.intermediate.dense.{p}"),
         Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.output.dense.{p}"),
         # Files keep the names above; a model in memory has these since release 5.
-        Rule(f"{BLOCK}.attention.norm.{{p}}", "layers.{i}.layernorm_before.{p}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", "layers.{i}.layernorm_before.{p}"),
         Rule(f"{QKV}.{{p}}", tuple(f"layers.{{i}}.attention.{x}_proj.{{p}}" for x in "qkv"), stack(3)),
         Rule(f"{OUT}.{{p}}", "layers.{i}.attention.o_proj.{p}"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "layers.{i}.layernorm_after.{p}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", "layers.{i}.layernorm_after.{p}"),
         Rule(f"{HIDDEN}.{{p}}", "layers.{i}.mlp.fc1.{p}"),
         Rule(f"{CONTRACT}.{{p}}", "layers.{i}.mlp.fc2.{p}"),
     ),
@@ -162,16 +162,16 @@ TRANSFORMERS_DINOV2 = Format(
     unused=("embeddings.mask_token",),
     rules=(
         *_EMBEDDINGS,
-        Rule(f"{BLOCK}.attention.norm.{{p}}", "encoder.layer.{i}.norm1.{p}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", "encoder.layer.{i}.norm1.{p}"),
         Rule(f"{QKV}.{{p}}", tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
         Rule(f"{QKV}.{{p}}", tuple(f"encoder.layer.{{i}}.attention.{x}_proj.{{p}}" for x in "qkv"), stack(3)),
         Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.output.dense.{p}"),
         Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.o_proj.{p}"),
-        Rule(f"{BLOCK}.attention.tail.0.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", "encoder.layer.{i}.norm2.{p}"),
+        Rule(f"{BLOCK}.scale1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
+        Rule(f"{BLOCK}.norm2.{{p}}", "encoder.layer.{i}.norm2.{p}"),
         Rule(f"{HIDDEN}.{{p}}", "encoder.layer.{i}.mlp.fc1.{p}"),
         Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.mlp.fc2.{p}"),
-        Rule(f"{BLOCK}.feedforward.tail.0.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+        Rule(f"{BLOCK}.scale2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
     ),
 )
 
@@ -180,9 +180,9 @@ _PUBLIC = (
     Rule("patch_embed.proj.weight", "to_patch_embedding.2.weight", PATCHES),
     Rule("patch_embed.proj.bias", "to_patch_embedding.2.bias"),
     Rule("patch_embed.norm_out.{p}", "to_patch_embedding.3.{p}"),
-    Rule(f"{BLOCK}.attention.norm.{{p}}", "transformer.layers.{i}.0.norm.{p}"),
+    Rule(f"{BLOCK}.norm1.{{p}}", "transformer.layers.{i}.0.norm.{p}"),
     Rule(f"{QKV}.weight", "transformer.layers.{i}.0.to_qkv.weight"),
-    Rule(f"{BLOCK}.feedforward.norm.{{p}}", "transformer.layers.{i}.1.net.0.{p}"),
+    Rule(f"{BLOCK}.norm2.{{p}}", "transformer.layers.{i}.1.net.0.{p}"),
     Rule(f"{HIDDEN}.{{p}}", "transformer.layers.{i}.1.net.1.{p}"),
     Rule("norm.{p}", "transformer.norm.{p}"),
 )
@@ -264,10 +264,10 @@ def _flax(name: str, *, positions: str, attention: str, norm: str, mlp: str, pre
             Rule("positions.table", positions),
             Rule("patch_embed.proj.weight", "embedding/kernel", CONV),
             Rule("patch_embed.proj.bias", "embedding/bias"),
-            *_flax_norm(f"{BLOCK}.attention.norm", f"{block}/LayerNorm_0"),
+            *_flax_norm(f"{BLOCK}.norm1", f"{block}/LayerNorm_0"),
             *_flax_heads(QKV, f"{block}/{attention}", ("query", "key", "value")),
             *_flax_out(OUT, f"{block}/{attention}/out"),
-            *_flax_norm(f"{BLOCK}.feedforward.norm", f"{block}/{norm}"),
+            *_flax_norm(f"{BLOCK}.norm2", f"{block}/{norm}"),
             *_flax_dense(HIDDEN, f"{block}/{mlp}/Dense_0"),
             *_flax_dense(CONTRACT, f"{block}/{mlp}/Dense_1"),
             *_flax_norm("norm", "Transformer/encoder_norm"),

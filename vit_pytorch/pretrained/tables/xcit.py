@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
 
 BLOCK = "encoder.blocks.{i}"
 CLASS = "class_encoder.blocks.{i}"

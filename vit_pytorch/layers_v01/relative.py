@@ -1,0 +1,429 @@
+"""Where two cells stand to each other: biases that are added to the scores of attention."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vit_pytorch.layers_v01.attention import Attention
+
+
+def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
+    """Give the coordinates of a grid's cells in row-major order."""
+    axes = torch.meshgrid(*(torch.arange(extent) for extent in grid), indexing="ij")
+    return torch.stack(axes, dim=-1).flatten(0, -2)
+
+
+def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: int) -> Tensor:
+    """Take, on the axis of a grid's cells, those that a smaller grid shares with it, from the origin on.
+
+    Args:
+        x: values of the cells, in row-major order.
+        grid: cells along each axis of the grid.
+        wanted: cells along each axis of the smaller one.
+        dim: which axis of the tensor the cells are.
+    """
+    if tuple(grid) == tuple(wanted):
+        return x
+    x = x.unflatten(dim, tuple(grid))
+    for axis, extent in enumerate(wanted):
+        x = x.narrow(dim + axis, 0, extent)
+    return x.flatten(dim, dim + len(wanted) - 1)
+
+
+def places_of(kept: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
+    """Give the places in the sequence of prefix tokens and of the patches that are kept."""
+    first = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
+    return torch.cat([first, prefix + kept], dim=1)
+
+
+def offsets(
+    queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
+) -> Int[Tensor, "n m"]:
+    """Number the offsets query - key between -(extent - 1) and extent - 1 along each axis, row-major."""
+    apart = queries[:, None] - keys[None]
+    number = torch.zeros_like(apart[..., 0])
+    for axis, extent in enumerate(extents):
+        number = number * (2 * extent - 1) + apart[..., axis] + extent - 1
+    return number
+
+
+def distances(
+    queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
+) -> Int[Tensor, "n m"]:
+    """Number the absolute offsets, query from key, between 0 and extent - 1 along each axis, row-major."""
+    apart = (queries[:, None] - keys[None]).abs()
+    number = torch.zeros_like(apart[..., 0])
+    for axis, extent in enumerate(extents):
+        number = number * extent + apart[..., axis]
+    return number
+
+
+def resize_offsets(
+    table: Float[Tensor, "k h"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "l h"]:
+    """Interpolate a table over the offsets of one window to those of another, bicubically.
+
+    Args:
+        table: a row for each offset, as `offsets` numbers them, a column for each head.
+        old: extents of the window that the table belongs to.
+        new: extents of the window wanted.
+
+    Raises:
+        ValueError: where the table does not have a row for each offset of the old window.
+    """
+    sides, wanted = ([2 * extent - 1 for extent in window] for window in (old, new))
+    if table.shape[0] != prod(sides):
+        raise ValueError(f"a window of {tuple(old)} has {prod(sides)} offsets, the table {table.shape[0]}")
+    if tuple(old) == tuple(new):
+        return table
+    maps = table.float().T.unflatten(1, sides)[None]
+    maps = F.interpolate(maps, wanted, mode="bicubic", align_corners=False)
+    return maps[0].flatten(1).T.to(table.dtype)
+
+
+def stretch_offsets(
+    table: Float[Tensor, "k h"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "l h"]:
+    """Interpolate a table over the offsets of one window to those of another, exactly near offset 0.
+
+    The old offsets are laid out over the new ones, 1 apart around offset 0 and by a constant factor of 1.01
+    to 1.5 wider from one to the next, so that the outermost ones meet; between them the table is linear (the
+    way of BEiT's program, arXiv:2106.08254, after which timm resizes).
+
+    Args:
+        table: a row for each offset, as `offsets` numbers them, a column for each head.
+        old: extents of the window that the table belongs to.
+        new: extents of the window wanted.
+
+    Raises:
+        ValueError: where the table does not have a row for each offset of the old window.
+    """
+    sides = [2 * extent - 1 for extent in old]
+    if table.shape[0] != prod(sides):
+        raise ValueError(f"a window of {tuple(old)} has {prod(sides)} offsets, the table {table.shape[0]}")
+    if tuple(old) == tuple(new):
+        return table
+    maps = table.float().unflatten(0, sides)
+    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
+        weights = _stretching(before - 1, after - 1).to(maps)
+        maps = (
+            (weights @ maps.movedim(axis, 0).flatten(1))
+            .unflatten(1, maps.movedim(axis, 0).shape[1:])
+            .movedim(0, axis)
+        )
+    return maps.flatten(0, -2).to(table.dtype)
+
+
+def _stretching(old: int, new: int) -> Float[Tensor, "m n"]:
+    """Give the weights of offsets up to `old` for each up to `new`, both signs, for `stretch_offsets`."""
+    low, factor, high = 1.01, 1.01, 1.5
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        too_far = sum(factor**step for step in range(old)) > new
+        low, high = (low, factor) if too_far else (factor, high)
+    steps = factor ** torch.arange(old, dtype=torch.float64)
+    outwards = steps.cumsum(0)
+    places = torch.cat([-outwards.flip(0), outwards.new_zeros(1), outwards])
+    wanted = torch.arange(-new, new + 1, dtype=torch.float64).clamp(places[0], places[-1])
+    right = torch.searchsorted(places, wanted)
+    left = (right - 1).clamp(min=0)
+    gap = (places[right] - places[left]).clamp(min=torch.finfo(torch.float64).tiny)
+    share = ((wanted - places[left]) / gap).clamp(max=1.0)
+    weights = torch.zeros(len(wanted), len(places), dtype=torch.float64)
+    weights.scatter_add_(1, left[:, None], 1 - share[:, None])
+    return weights.scatter_add_(1, right[:, None], share[:, None])
+
+
+def resize_distances(
+    table: Float[Tensor, "h n"], old: Sequence[int], new: Sequence[int]
+) -> Float[Tensor, "h m"]:
+    """Interpolate a table over the absolute offsets of one grid to those of another, bicubically.
+
+    The table goes on beyond offset 0 as its mirror image, as the bias that it stands for does.
+
+    Args:
+        table: a column for each absolute offset, as `distances` numbers them, a row for each head.
+        old: extents of the grid that the table belongs to.
+        new: extents of the grid wanted.
+
+    Raises:
+        ValueError: where the table does not have a column for each absolute offset of the old grid.
+    """
+    if table.shape[1] != prod(old):
+        raise ValueError(f"a grid of {tuple(old)} has {prod(old)} distances, the table {table.shape[1]}")
+    if tuple(old) == tuple(new):
+        return table
+    maps = table.T.unflatten(0, tuple(old))
+    for axis in range(len(old)):
+        maps = torch.cat([maps.flip(axis).narrow(axis, 0, old[axis] - 1), maps], dim=axis)
+    resized = resize_offsets(maps.flatten(0, -2), old, new)
+    resized = resized.unflatten(0, [2 * extent - 1 for extent in new])
+    for axis, extent in enumerate(new):
+        resized = resized.narrow(axis, extent - 1, extent)
+    return resized.flatten(0, -2).T.contiguous()
+
+
+class CachedBias(nn.Module):
+    """A bias that depends on parameters alone, and is computed once in inference.
+
+    What was computed serves as long as the parameters hold the same values, which are compared: they are
+    small, and no write to them can be missed. On other devices than the processor, where the comparison
+    would wait for the device, and in graphs that are traced, the bias is computed anew; and so it is where
+    a bias that can be computed for any window is asked for another one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
+
+    @abstractmethod
+    def compute(self, *window: int) -> Float[Tensor, h * n]:
+        """Compute the bias from the parameters."""
+
+    def forward(self, *window: int) -> Float[Tensor, h * n]:
+        """Give the bias of every head for every pair of cells.
+
+        Args:
+            window: extents of the window in cells, for a bias that can be computed for any; its own window
+                unless told.
+        """
+        parameters = list(self.parameters())
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or any(parameter.device.type != "cpu" for parameter in parameters)
+        ):
+            return self.compute(*window)
+        kept = self._kept
+        if kept is None or kept[0] != window or not all(map(_same, kept[1], parameters)):
+            kept = window, [parameter.clone() for parameter in parameters], self.compute(*window)
+            self._kept = kept
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave what was computed out of copies and files."""
+        return {**self.__dict__, "_kept": None}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+class RelativeBias(CachedBias):
+    """A learned bias for each head and each offset within a window (Swin, arXiv:2103.14030, equation 4).
+
+    Args:
+        window: extents of the window, in cells.
+        heads: number of heads.
+    """
+
+    index: Tensor
+
+    def __init__(self, window: Sequence[int], heads: int) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.table = nn.Parameter(torch.empty(prod(2 * extent - 1 for extent in window), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        places = cells(window)
+        self.register_buffer("index", offsets(places, places, window).flatten(), persistent=False)
+
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Look up the offset of every pair of cells; only its own window has a table.
+
+        Raises:
+            ValueError: where another window is asked for.
+        """
+        if window and window != self.window:
+            raise ValueError(f"the table belongs to a window of {self.window} cells, got {window}")
+        return _look_up(self.table, self.index, prod(self.window))
+
+
+class TokenBias(CachedBias):
+    """A learned bias for each head and each offset on a grid, and for pairs with tokens in front of them.
+
+    The latter are one number each for a prefix token that looks at a patch, a patch that looks at a prefix
+    token, and two prefix tokens (BEiT, arXiv:2106.08254; the authors' program).
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        heads: number of heads.
+        prefix: whether there are prefix tokens.
+    """
+
+    def __init__(self, grid: Sequence[int], heads: int, *, prefix: bool) -> None:
+        super().__init__()
+        self.patches = RelativeBias(grid, heads)
+        self.prefix = nn.Parameter(torch.empty(3, heads)) if prefix else None
+        if self.prefix is not None:
+            nn.init.trunc_normal_(self.prefix, std=0.02)
+
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Compute the bias of every pair of tokens.
+
+        Args:
+            window: number of prefix tokens, then cells along each axis: those of the largest grid, or fewer.
+
+        Raises:
+            ValueError: where there are prefix tokens and the bias was made without.
+        """
+        prefix, *grid = window
+        if prefix and self.prefix is None:
+            raise ValueError(f"this bias knows no prefix tokens, got {prefix}")
+        bias = self.patches.compute()
+        for axis in (1, 2):
+            bias = crop_cells(bias, self.patches.window, grid, dim=axis)
+        if self.prefix is None:
+            return bias
+        heads, n, _ = bias.shape
+        to_patch, from_patch, within = self.prefix[..., None, None]
+        above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
+        return torch.cat([above, torch.cat([from_patch.expand(heads, n, prefix), bias], dim=2)], dim=1)
+
+    def context(
+        self, grid: Sequence[int], prefix: int = 0, kept: Int[Tensor, "b k"] | None = None
+    ) -> tuple[Float[Tensor, "*b h n n"]]:
+        """Give what every block is handed: what is added to the scores.
+
+        Args:
+            grid: patches along each axis.
+            prefix: number of tokens in front.
+            kept: places in the grid of the patches that are among the tokens; all of them unless told.
+        """
+        bias = self(prefix, *grid)
+        if kept is not None:
+            places = places_of(kept, prefix)
+            bias = bias[:, places[:, :, None], places[:, None, :]].transpose(0, 1)
+        return (bias,)
+
+
+class RelativeAttention(Attention):
+    """Attention with a bias of its own for each pair of tokens.
+
+    Args:
+        bias: the bias.
+        arguments: see `Attention`.
+        options: see `Attention`.
+    """
+
+    def __init__(self, *arguments: Any, bias: TokenBias, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.bias = bias
+
+    def relate(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n f"],
+        grid: Sequence[int] | None = None,
+        prefix: int = 0,
+        kept: Int[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend with the bias added to the scores.
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values.
+            grid: patches along each axis; those of the largest input unless told.
+            prefix: number of tokens in front.
+            kept: see `TokenBias.context`.
+        """
+        window = self.bias.patches.window if grid is None else grid
+        return self.attend(q, k, v, *self.bias.context(window, prefix, kept))
+
+
+class DistanceBias(CachedBias):
+    """A learned bias for each head and each absolute offset on a grid (LeViT, arXiv:2104.01136, section 4.2).
+
+    Args:
+        grid: cells along each axis, of the largest input.
+        heads: number of heads.
+        stride: distance of neighbouring queries, in cells; keys are all cells.
+    """
+
+    index: Tensor
+
+    def __init__(self, grid: Sequence[int], heads: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        self.stride = stride
+        self.table = nn.Parameter(torch.zeros(heads, prod(grid)))
+        queries = cells(self.queries(grid)) * stride
+        self.register_buffer("index", distances(queries, cells(grid), grid).flatten()[None], persistent=False)
+
+    def queries(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Give the queries along each axis of a grid."""
+        return tuple(-(-extent // self.stride) for extent in grid)
+
+    def compute(self, *window: int) -> Float[Tensor, "h n m"]:
+        """Look up the offset of every query and cell of a grid, the largest or a smaller one."""
+        bias = self.table.gather(1, self.index.expand(len(self.table), -1)).unflatten(
+            1, (-1, prod(self.grid))
+        )
+        if not window or window == self.grid:
+            return bias
+        (y, x), (height, width) = self.queries(window), window
+        bias = bias.unflatten(2, self.grid).unflatten(1, self.queries(self.grid))
+        return bias[:, :y, :x, :height, :width].flatten(3).flatten(1, 2)
+
+
+class DynamicBias(CachedBias):
+    """A bias for each head that a small network computes from the offset (CrossFormer, arXiv:2108.00154).
+
+    Since nothing in it belongs to a window, it gives the bias of any (section 3.3).
+
+    Args:
+        window: extents of the customary window, in cells.
+        heads: number of heads.
+        dim: width of the network.
+        depth: number of hidden layers, each behind a LayerNorm and a ReLU.
+    """
+
+    index: Tensor
+    places: Tensor
+
+    def __init__(self, window: Sequence[int], heads: int, *, dim: int, depth: int = 2) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        widths = [dim] * (depth + 1)
+        self.embed = nn.Linear(len(window), dim)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(before), nn.ReLU(), nn.Linear(before, after))
+            for before, after in pairwise([*widths, heads])
+        )
+        every, inside = _places(window)
+        self.register_buffer("places", every, persistent=False)
+        self.register_buffer("index", inside, persistent=False)
+
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Compute the bias of every offset, then look up that of every pair of cells."""
+        places, index = self.places, self.index
+        if window and window != self.window:
+            places, index = (tensor.to(places.device) for tensor in _places(window))
+        n = prod(window or self.window)
+        x = self.embed(places.to(self.embed.weight.dtype))
+        for layer in self.layers:
+            x = layer(x)
+        return _look_up(x, index, n)
+
+
+def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"]]:
+    """Give all offsets within a window, and the number of that of every pair of cells."""
+    inside = cells(window)
+    every = cells([2 * extent - 1 for extent in window]) - torch.tensor([extent - 1 for extent in window])
+    return every, offsets(inside, inside, window).flatten()
+
+
+def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
+    """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
+    table = table.T.contiguous()
+    return table.gather(1, index.expand(len(table), -1)).unflatten(1, (cells, cells))

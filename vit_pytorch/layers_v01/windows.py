@@ -1,0 +1,183 @@
+"""Who sees whom on a map: windows, grids, dilated groups and axes, all one kind of partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from vit_pytorch.layers_v01.attention import Attention
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A way to part the cells of a map into groups of equal size.
+
+    Along each axis a group takes `size` cells, `interval` cells apart. Interval 1 gives windows of
+    neighbours; an interval as wide as the map allows gives a grid spread over all of it; a size as wide as
+    the map and 1 along the other axes gives rows and columns.
+
+    Args:
+        size: cells of a group along each axis; None for as many as the interval allows.
+        interval: distance of a group's neighbouring cells along each axis; None for the widest.
+
+    Raises:
+        ValueError: where an axis has neither a size nor an interval, or one is below 1.
+    """
+
+    size: tuple[int | None, ...]
+    interval: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.size) != len(self.interval):
+            raise ValueError(f"size {self.size} and interval {self.interval} differ in rank")
+        for size, interval in zip(self.size, self.interval, strict=True):
+            if (size is None and interval is None) or min(size or 1, interval or 1) < 1:
+                raise ValueError(f"each axis needs a size or an interval from 1 on, got {size}, {interval}")
+
+    @property
+    def multiple(self) -> tuple[int, ...]:
+        """What the extents of a map are multiples of."""
+        return tuple((s or 1) * (i or 1) for s, i in zip(self.size, self.interval, strict=True))
+
+    def layout(self, grid: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Give (regions, cells of a group, interval) along each axis of a map.
+
+        Raises:
+            ValueError: where the groups do not divide the map.
+        """
+        if any(extent < 1 or extent % multiple for extent, multiple in zip(grid, self.multiple, strict=True)):
+            raise ValueError(f"a map of {tuple(grid)} cells is not a multiple of {self.multiple}")
+        axes = []
+        for extent, size, interval in zip(grid, self.size, self.interval, strict=True):
+            cells = size or extent // (interval or 1)
+            step = interval or extent // cells
+            axes.append((extent // (cells * step), cells, step))
+        return axes
+
+    def split(self, x: Shaped[Tensor, "b *grid d"]) -> Shaped[Tensor, "g n d"]:
+        """Gather the groups of every sample, those of the first sample first, in row-major order."""
+        layout = self.layout(x.shape[1:-1])
+        axes = range(len(layout))
+        x = x.reshape(x.shape[0], *chain(*layout), x.shape[-1])
+        outer = chain(*((1 + 3 * axis, 3 + 3 * axis) for axis in axes))
+        x = x.permute(0, *outer, *(2 + 3 * axis for axis in axes), -1)
+        return x.reshape(-1, prod([cells for _, cells, _ in layout]), x.shape[-1])
+
+    def merge(self, groups: Float[Tensor, "g n d"], grid: Sequence[int]) -> Float[Tensor, "b *grid d"]:
+        """Put the groups back in their places on a map; the inverse of `split`."""
+        layout = self.layout(grid)
+        rank = len(layout)
+        outer = chain(*((regions, step) for regions, _, step in layout))
+        x = groups.reshape(-1, *outer, *(cells for _, cells, _ in layout), groups.shape[-1])
+        inner = range(1 + 2 * rank, 1 + 3 * rank)
+        x = x.permute(0, *chain(*((1 + 2 * i, inner[i], 2 + 2 * i) for i in range(rank))), -1)
+        return x.reshape(-1, *grid, groups.shape[-1])
+
+
+def windows(size: Sequence[int]) -> Partition:
+    """Part a map into windows of neighbouring cells (Swin, arXiv:2103.14030, section 3.2)."""
+    return Partition(tuple(size), (1,) * len(size))
+
+
+def grid_groups(size: Sequence[int]) -> Partition:
+    """Part a map into groups of so many cells, spread evenly over it (MaxViT, arXiv:2204.01697, 3.2)."""
+    return Partition(tuple(size), (None,) * len(size))
+
+
+def dilated(size: Sequence[int], interval: Sequence[int]) -> Partition:
+    """Part a map into groups of cells at intervals (CrossFormer, arXiv:2108.00154, section 3.2)."""
+    return Partition(tuple(size), tuple(interval))
+
+
+def lines(axis: int, rank: int = 2) -> Partition:
+    """Part a map into the lines along one axis, 0 for columns and 1 for rows of an image."""
+    return Partition(tuple(None if i == axis else 1 for i in range(rank)), (1,) * rank)
+
+
+def pad_map(x: Float[Tensor, "b h w d"], multiple: Sequence[int]) -> Float[Tensor, "b y x d"]:
+    """Add cells of zeros below and on the right until the map is a multiple."""
+    below, right = (-extent % m for extent, m in zip(x.shape[1:3], multiple, strict=True))
+    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+
+
+def real_cells(grid: Sequence[int], padded: Sequence[int], like: Tensor) -> Bool[Tensor, "1 y x 1"]:
+    """Tell which cells of a padded map are not padding."""
+    real = like.new_ones((1, *grid, 1))
+    return pad_map(real, padded).bool()
+
+
+class GroupAttention(nn.Module):
+    """Attention within the groups of a partition.
+
+    Args:
+        attention: projects, attends and merges.
+        partition: which cells see each other.
+        bias: gives what is added to the scores of a group; None for nothing.
+        mask_padding: whether the cells that fill the map up to whole groups are hidden, rather than seen as
+            zeros.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        partition: Partition,
+        bias: Callable[[], Tensor] | None = None,
+        *,
+        mask_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.partition = partition
+        self.bias = bias
+        self.mask_padding = mask_padding
+
+    def arrange(self, grid: tuple[int, int]) -> tuple[Partition, Tensor | None]:
+        """Give the partition of a map of this size, and what is added to the scores of its groups."""
+        return self.partition, None if self.bias is None else self.bias()
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Let every cell attend to the cells of its group."""
+        height, width = x.shape[1:3]
+        partition, mask = self.arrange((height, width))
+        padded = pad_map(x, partition.multiple)
+        groups = partition.split(padded)
+        if self.mask_padding and padded.shape != x.shape:
+            mask = hide_padding(partition, (height, width), padded, mask)
+        q, k, v = self.attention.project(groups)
+        mixed = self.attention.merge(self.attention.attend(q, k, v, mask))
+        return partition.merge(mixed, padded.shape[1:3])[:, :height, :width]
+
+
+def hide_padding(
+    partition: Partition,
+    grid: Sequence[int],
+    padded: Float[Tensor, "b y x d"],
+    bias: Float[Tensor, "h n n"] | None = None,
+) -> Tensor:
+    """Make the mask of all groups of a batch that hides what fills the maps up; see `hide`.
+
+    Args:
+        partition: how the padded maps are parted.
+        grid: rows and columns of a map without padding.
+        padded: the maps.
+        bias: what is added to the scores of all groups, if anything.
+    """
+    real = partition.split(real_cells(grid, padded.shape[1:3], padded))
+    return hide(real[..., 0], bias).repeat(padded.shape[0], 1, 1, 1)
+
+
+def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "h n n"] | None) -> Tensor:
+    """Make the mask of groups that hides padded keys; a group of nothing else sees them all.
+
+    Args:
+        real: which cells of every group are not padding.
+        bias: what is added to the scores of all groups, if anything.
+    """
+    keys = (real | ~real.any(dim=-1, keepdim=True))[:, None, None]
+    return keys if bias is None else bias.masked_fill(~keys, -float("inf"))

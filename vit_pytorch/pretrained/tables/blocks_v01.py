@@ -1,0 +1,46 @@
+"""What several formats share: the names of a transformer block, and a transform."""
+
+from __future__ import annotations
+
+from vit_pytorch.pretrained.rules import Rule, Transform
+
+# A 1 x 1 convolution of theirs as the linear layer that it equals.
+POINTWISE = Transform(
+    lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor[:, :, None, None],)
+)
+
+
+def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "branch") -> tuple[Rule, ...]:
+    """Give a block's norms and linear layers, as timm and most authors after it name them.
+
+    Args:
+        ours: our name of the block.
+        theirs: their name of it.
+        qkv: whether one projection gives queries, keys and values.
+        attention: where the projections of attention are in our residual.
+    """
+    inner = f"{ours}.attention.{attention}"
+    return (
+        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        *((Rule(f"{inner}.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),) if qkv else ()),
+        Rule(f"{inner}.to_out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
+        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+    )
+
+
+def positioned_stages() -> tuple[Rule, ...]:
+    """Give what Twins and, after it, SepViT name alike: all but the attention."""
+    ours, theirs = "stages.{i}.encoder.blocks.{j}", "blocks.{i}.{j}"
+    return (
+        Rule("stages.{i}.down.0.layers.0.{p}", "patch_embeds.{i}.proj.{p}"),
+        Rule("stages.{i}.down.1.{p}", "patch_embeds.{i}.norm.{p}"),
+        Rule("stages.{i}.encoder.blocks.0.positions.conv.{p}", "pos_block.{i}.proj.0.{p}"),
+        Rule(f"{ours}.attention.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
+        Rule(f"{ours}.feedforward.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.branch.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+        Rule("norm.{p}", "norm.{p}"),
+        Rule("head.{p}", "head.{p}"),
+    )

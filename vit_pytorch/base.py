@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
-from vit_pytorch.layers.options import to_json
+from vit_pytorch.layers.options import Option, to_json
 from vit_pytorch.layers.tracing import is_tracing
 from vit_pytorch.legacy import upgrade_arguments, upgrade_state
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
@@ -47,6 +47,9 @@ class VisionModel(
         head: the classifier.
         default_cfg: how images are prepared for the model, under the names that timm's tools read.
     """
+
+    # Strings and objects of the constructor's arguments that are options with settings of their own.
+    option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {}
 
     num_classes: int
     num_features: int

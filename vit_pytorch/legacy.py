@@ -44,11 +44,7 @@ class FlatOption:
         Raises:
             ValueError: if the option is of a kind that does not have it.
         """
-        parts = option.split("+") if isinstance(option, str) else to_json(option)
-        if isinstance(parts, int):
-            parts = {"kind": self.kinds[0], "streams": parts}
-        parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
-        parts = [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+        parts = parts_of(option, self.kinds[0])
         found = [part for part in parts if part["kind"] in self.kinds]
         if not found:
             kinds = ", ".join(repr(kind) for kind in self.kinds)
@@ -57,6 +53,20 @@ class FlatOption:
             )
         found[0][self.setting] = value if self.convert is None else self.convert(value)
         return parts[0] if len(parts) == 1 else parts
+
+
+def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the mappings that an option consists of, such as those of "learned+rope".
+
+    Args:
+        option: an option in any of its forms.
+        kind: what it is if it is a number, which is then its first setting.
+    """
+    parts = option.split("+") if isinstance(option, str) else to_json(option)
+    if isinstance(parts, int):
+        parts = {"kind": kind, "streams": parts}
+    parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
+    return [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
 
 
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")

@@ -44,7 +44,7 @@ from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequen
 from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary, RotaryPositions
 from vit_pytorch.layers.tokens import AttentionPool, Head
-from vit_pytorch.layers.value_residual import read_value_residual
+from vit_pytorch.layers.value_residual import VALUE_RESIDUALS, read_value_residual
 from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean", "cls+mean", "map"]
@@ -114,6 +114,13 @@ class ViT(IsotropicModel):
 
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
+    option_kinds = {
+        "positions": POSITIONS,
+        "stem": STEMS,
+        "head": {"linear": Head},
+        "value_residual": VALUE_RESIDUALS,
+        "hyper_connections": {"hyper": HyperConnections},
+    }
 
     @flat_options
     def __init__(

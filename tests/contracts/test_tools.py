@@ -39,6 +39,13 @@ def adaptable(model: VisionModel) -> list[str]:
     return [name for name, module in linears(model).items() if module not in classifier]
 
 
+def without_effect(model: VisionModel, images: Tensor) -> set[str]:
+    """Return the linear layers that no logit depends on; see `every_parameter_has_a_gradient`."""
+    gradients = backward(copy.deepcopy(model).train(), images)
+    weights = {name: gradients.get(f"{name}.weight") for name in linears(model)}
+    return {name for name, gradient in weights.items() if gradient is not None and not gradient.any()}
+
+
 def relative_error(output: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference, relative to that of the expected output."""
     return ((output - expected).norm() / expected.norm()).item()
@@ -119,49 +126,57 @@ def test_torchao(model: VisionModel, images: Tensor, activations: str):
 def test_lora(model: VisionModel, images: Tensor):
     import peft
 
-    names = adaptable(model)
+    names, silent = adaptable(model), without_effect(model, images)
     want = model(images)
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules="|".join(map(re.escape, names)))
     adapted = peft.get_peft_model(model, config)
-    _check_adapted(adapted, names, images, want)
+    _check_adapted(adapted, names, silent, images, want)
 
 
 def test_ia3(model: VisionModel, images: Tensor):
     import peft
 
-    names = adaptable(model)
+    names, silent = adaptable(model), without_effect(model, images)
     want = model(images)
     config = peft.IA3Config(target_modules="|".join(map(re.escape, names)), feedforward_modules=[])
     adapted = peft.get_peft_model(model, config)
-    _check_adapted(adapted, names, images, want)
+    _check_adapted(adapted, names, silent, images, want)
 
 
-def _check_adapted(adapted: nn.Module, names: list[str], images: Tensor, want: Tensor) -> None:
+def _check_adapted(
+    adapted: nn.Module, names: list[str], silent: set[str], images: Tensor, want: Tensor
+) -> None:
     """Check that every adapter learns and acts, and that merging leaves the outputs as they are."""
     trainable = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    layers = {name.partition(".lora_")[0].partition(".ia3_")[0] for name in trainable}
-    assert layers == {f"base_model.model.{name}" for name in names}
+    layer_of = {
+        name: name.removeprefix("base_model.model.").partition(".lora_")[0].partition(".ia3_")[0]
+        for name in trainable
+    }
+    assert set(layer_of.values()) == set(names)
     with torch.no_grad():
         for parameter in trainable.values():
             # LoRA starts at B = 0 and IA3 at a factor of 1, at which they change nothing.
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     # In a copy: running statistics of batch norm move in training.
     gradients = backward(copy.deepcopy(adapted).train(), images)
-    assert [name for name in trainable if gradients[name] is None or not gradients[name].any()] == []
+    idle = [name for name in trainable if gradients[name] is None or not gradients[name].any()]
+    assert [name for name in idle if layer_of[name] not in silent] == []
     outputs = adapted(images)
     assert relative_error(outputs, want) > 1e-2
     with adapted.disable_adapter():
-        torch.testing.assert_close(adapted(images), want, **CLOSE)
-    torch.testing.assert_close(adapted.merge_and_unload()(images), outputs, **CLOSE)
+        assert relative_error(adapted(images), want) < 1e-5
+    assert relative_error(adapted.merge_and_unload()(images), outputs) < 1e-5
 
 
 # Pruning and reparametrisation
 
 
 def test_pruning(model: VisionModel, images: Tensor):
+    silent = without_effect(model, images)
+    acting = {name: module for name, module in linears(model).items() if name not in silent}
     with torch.no_grad():
         want = model(images)
-        for name, module in linears(model).items():
+        for name, module in acting.items():
             weight = module.weight.clone()
             prune.random_unstructured(module, "weight", amount=1.0)
             assert not model(images).equal(want), f"{name} acts without its weight"
@@ -174,7 +189,7 @@ def test_pruning(model: VisionModel, images: Tensor):
     # A mask acts in every forward pass anew, hence twice.
     for _ in range(2):
         backward(model, images)
-    for name, module in linears(model).items():
+    for name, module in acting.items():
         gradient = module.weight_orig.grad
         assert gradient is not None, name
         assert gradient.any(), name
@@ -182,8 +197,9 @@ def test_pruning(model: VisionModel, images: Tensor):
 
 
 def test_weight_norm(model: VisionModel, images: Tensor):
+    silent = without_effect(model, images)
     want = model(images)
-    names = list(linears(model))
+    names = [name for name in linears(model) if name not in silent]
     for module in linears(model).values():
         parametrizations.weight_norm(module)
     torch.testing.assert_close(model(images), want, **CLOSE)
@@ -262,7 +278,7 @@ def test_gradients_per_sample(model: VisionModel, images: Tensor):
         model(image[None]).square().sum().backward()
         singles.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     model.zero_grad()
-    with deprecations_of("Full backward hook is firing"):
+    with deprecations_of("Full backward hook is firing", "There is a performance drop because"):
         samples = GradSampleModule(model, loss_reduction="sum")
         samples(images).square().sum().backward()
     for index, single in enumerate(singles):
@@ -314,7 +330,8 @@ def test_hook_points_give_one_tensor(model: VisionModel, images: Tensor):
     assert len(set(names)) == len(names)
     outputs = outputs_of(model, names, images)
     assert {name: type(output) for name, output in outputs.items()} == dict.fromkeys(names, Tensor)
-    assert all(output.shape[0] == 3 for output in outputs.values())
+    # The frames of a video may be folded into the batch.
+    assert all(output.shape[0] % 3 == 0 for output in outputs.values())
 
 
 def test_grad_cam(model: VisionModel, images: Tensor):

@@ -239,7 +239,7 @@ def test_feature_extractor_of_torchvision(model: VisionModel, images: Tensor):
 
 
 def test_jit_trace(model: VisionModel, images: Tensor):
-    """No number of the example is frozen into the graph: it serves other batches; tracing warns of nothing."""
+    """No number of the example is frozen into the graph: it serves other batches, and no warning says so."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)

@@ -157,6 +157,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
+    # Other formats have names that begin alike.
+    if not any(".branch." in name for name in state):
+        return dict(state)
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:

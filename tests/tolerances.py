@@ -17,8 +17,9 @@ from torch import Tensor
 
 # Outputs of two implementations of one float32 model, of order 1 and through a few layers, differ by less.
 PARITY = 1e-5
-# A whole model in bfloat16 or under autocast: each layer rounds to 8 bits, and errors of layers add up.
-BF16_MODEL = 0.05
+# A whole model in bfloat16 or under autocast, as `relative_error`. Tiny models with random weights measured
+# 0.007 in the median and 0.042 at most, over the registry and three seeds; another kernel may double that.
+BF16_MODEL = 0.1
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -50,6 +51,11 @@ def tolerance(
     return {"rtol": 0.0, "atol": max(2 * each * scale, floor)}
 
 
-def bf16_model(expected: Tensor) -> dict[str, float]:
-    """Return `rtol` and `atol` for a model's output in bfloat16, against its output in float32."""
-    return {"rtol": 0.0, "atol": BF16_MODEL * expected.detach().abs().max().item()}
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the root mean square of the difference over that of the expected values.
+
+    For results of many layers, whose largest difference depends on chance and whose mean hardly does.
+    """
+    assert actual.shape == expected.shape
+    expected = expected.detach().float()
+    return ((actual.detach().float() - expected).norm() / expected.norm()).item()

@@ -18,6 +18,10 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.linear import Linear
 from vit_pytorch.layers.options import check_choice
 
+# PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
+# Versions in between are unknown, so that blocks with batch norms keep their activations there.
+COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
+
 
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the approximation of GELU that CLIP uses."""
@@ -210,6 +214,8 @@ class Encoder(nn.Module):
             return block(*inputs)
         if isinstance(block, nn.Module) and not torch.compiler.is_compiling():
             return checkpoint(block, *inputs, use_reentrant=False, context_fn=partial(_contexts, block))
+        if COMPILED_RECOMPUTATION_COUNTS and isinstance(block, nn.Module) and _has_batchnorm(block):
+            return block(*inputs)
         return checkpoint(block, *inputs, use_reentrant=False)
 
     def forward(self, x: Any, *context: Any) -> Any:
@@ -237,6 +243,11 @@ class Encoder(nn.Module):
             if stop_early and len(taken) == len(layers):
                 break
         return x, taken
+
+
+def _has_batchnorm(block: nn.Module) -> bool:
+    """Return whether a block has batch norms."""
+    return any(isinstance(part, _BatchNorm) for part in block.modules())
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

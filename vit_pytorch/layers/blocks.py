@@ -19,6 +19,9 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+# PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
+# Versions in between are unknown, so that layers with batch norms keep their activations there.
+COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
 
 
 class QuickGELU(nn.Module):
@@ -137,12 +140,15 @@ def layer(forward: Forward) -> Forward:
 
     @wraps(forward)
     def run(self: nn.Module, *inputs: Any) -> Any:
-        if getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled():
-            # Compilers decide themselves how often a batch norm's statistics are updated.
-            context = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, self)}
-            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, **context)
-        else:
+        if not (getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled()):
             output = forward(self, *inputs)
+        elif not torch.compiler.is_compiling():
+            contexts = partial(_contexts, self)
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, context_fn=contexts)
+        elif COMPILED_RECOMPUTATION_COUNTS and any(isinstance(part, _BatchNorm) for part in self.modules()):
+            output = forward(self, *inputs)
+        else:
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False)
         outputs = getattr(self, "outputs", None)
         if outputs is not None:
             outputs.append(output)

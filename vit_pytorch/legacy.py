@@ -135,6 +135,11 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        (r"\.local\.norm\.", ".local_norm."),
+        (r"\.local\.tail\.0\.", ".local_scale."),
+        (r"\.local\.branch\.", ".local."),
+        (r"\.attention_(norm|scale)\.", r".\g<1>1."),
+        (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
     )
 ]
 

@@ -138,6 +138,8 @@ RENAMED = [
         (r"\.encoders\.0\.blocks\.", ".small."),
         (r"\.encoders\.1\.blocks\.", ".large."),
         (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
+        (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
+        (r"\.jumbo\.norm\.", ".jumbo_norm."),
         (r"\.local\.norm\.", ".local_norm."),
         (r"\.local\.tail\.0\.", ".local_scale."),
         (r"\.local\.branch\.", ".local."),

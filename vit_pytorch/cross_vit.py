@@ -36,7 +36,8 @@ STRIDES = {12: (4, 3, 1), 16: (4, 2, 2)}
 class CrossViT(VisionModel):
     """The two-branch Vision Transformer with cross-attention.
 
-    `forward_features` returns one token, the class tokens of both branches concatenated, all that the head reads; the patches of either branch come from `forward_intermediates`.
+    `forward_features` returns one token, the class tokens of both branches concatenated, which is all that
+    the head reads; the patches of either branch come from `forward_intermediates`.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; what the small branch sees.

@@ -88,7 +88,6 @@ class JumboViT(IsotropicModel):
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=False, registers=jumbo_pieces)
-        self.positions = LearnedPositions(grid.shape, dim)
         self.dropout = nn.Dropout(emb_dropout)
         kernel = partial(FusedAttention, attn_dropout)
         self.blocks = nn.ModuleList(
@@ -102,12 +101,13 @@ class JumboViT(IsotropicModel):
             )
             for index in range(depth)
         )
-        # Both come after the shared feed-forward: optimizer states are by the order of parameters.
+        # These come after the shared feed-forward: optimizer states go by the order of parameters.
         del self.norm, self.head
         self.jumbo_feedforward = FeedForward(jumbo_dim, jumbo_mult * jumbo_dim, dropout=dropout)
         self.norm = norm(dim)
         self.classifier_dim = jumbo_dim + dim
         self.reset_classifier(num_classes)
+        self.positions = LearnedPositions(grid.shape, dim)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, the pieces of the jumbo token first (section 3)."""

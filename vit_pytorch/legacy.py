@@ -133,7 +133,7 @@ def flat_options(init: Init) -> Init:
 RENAMED = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
+        (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
         (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
         (r"\.attention\.norm\.", ".norm1."),
@@ -146,6 +146,19 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        (r"\.encoders\.0\.blocks\.", ".small."),
+        (r"\.encoders\.1\.blocks\.", ".large."),
+        (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
+        (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"\.mix\.norm\.", ".self_norm."),
+        (r"\.mix\.branch\.", ".self_attention."),
+        (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
+        (r"\.jumbo\.norm\.", ".jumbo_norm."),
+        (r"\.local\.norm\.", ".local_norm."),
+        (r"\.local\.tail\.0\.", ".local_scale."),
+        (r"\.local\.branch\.", ".local."),
+        (r"\.attention_(norm|scale)\.", r".\g<1>1."),
+        (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
     )
 ]
 
@@ -169,6 +182,8 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
         upgraded[new if new in names else name] = tensor
+    if "head.small.weight" in names and "head.weight" in upgraded:
+        upgraded |= split_branch_heads(upgraded)
     return upgraded
 
 
@@ -179,3 +194,15 @@ def upgrade_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_:
         {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
     )
     state.update({f"{prefix}{name}": value for name, value in bare.items()})
+
+
+def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take CrossViT's classifier, one layer in version 0.1, out of a state dict; return it as two."""
+    dim = state["branches.0.norm.weight"].shape[0]
+    weight, bias = state.pop("head.weight"), state.pop("head.bias")
+    return {
+        "head.small.weight": weight[:, :dim].clone(),
+        "head.small.bias": bias[0].clone(),
+        "head.large.weight": weight[:, dim:].clone(),
+        "head.large.bias": bias[1].clone(),
+    }

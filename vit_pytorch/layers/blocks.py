@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -282,7 +282,7 @@ def plain_blocks(
     mlp_dim: int,
     dropout: float = 0.0,
     attn_dropout: float = 0.0,
-    drop_path: float = 0.0,
+    drop_path: float | Sequence[float] = 0.0,
     layer_scale: float | None = None,
     qkv_bias: bool = True,
     out_bias: bool = True,
@@ -299,14 +299,16 @@ def plain_blocks(
         mlp_dim: hidden dimension of the feed-forward.
         dropout: dropout after the linear layers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
-            0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
+            from 0; or that of each block.
         layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         qkv_bias: use biases for queries, keys and values.
         out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward.
         norm: builds a norm from a dimension.
     """
+    if isinstance(drop_path, (int, float)):
+        drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]
     return nn.ModuleList(
         Block(
             dim,
@@ -322,7 +324,7 @@ def plain_blocks(
             FeedForward(dim, mlp_dim, dropout=dropout, act=act),
             norm=norm,
             layer_scale=layer_scale,
-            drop_path=drop_path_rate(drop_path, index, depth),
+            drop_path=rate,
         )
-        for index in range(depth)
+        for _, rate in zip(range(depth), drop_path, strict=True)
     )

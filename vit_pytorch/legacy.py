@@ -135,6 +135,10 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        # ViViT
+        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+        (r"\.time\.norm\.", ".norm_time."),
+        (r"\.time\.branch\.", ".time."),
     )
 ]
 

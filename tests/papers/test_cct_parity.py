@@ -172,12 +172,12 @@ def test_tokenizer_takes_videos() -> None:
 
 
 def test_stochastic_depth_rises_linearly_to_a_tenth() -> None:
-    blocks = cct.cct_7(img_size=32).encoder.blocks
+    blocks = cct.cct_7(img_size=32).blocks
     for layer, block in enumerate(blocks):
         want = [pytest.approx(0.1 * layer / 6)] if layer else []
         assert [drop.p for drop in block.attention.tail] == want
         assert [drop.p for drop in block.feedforward.tail] == want
-        assert block.attention.branch.attend.dropout == 0.1
+        assert block.attention.kernel.dropout == 0.1
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (5, 1, 2), (7, 2, 3), (1, 1, 1)])
@@ -191,10 +191,10 @@ def test_stride_and_padding_follow_from_the_kernel(kernel: int, stride: int, pad
 def test_sizes(layers: int) -> None:
     with torch.device("meta"):
         model = getattr(cct, f"cct_{layers}")(img_size=32, n_conv_layers=2)
-    assert len(model.encoder.blocks) == layers
+    assert len(model.blocks) == layers
     assert model.positions.table.requires_grad
     assert [conv.out_channels for conv in model.patch_embed.convs] == [64, model.num_features]
-    assert model.encoder.blocks[0].attention.branch.to_qkv.bias is None
+    assert model.blocks[0].attention.to_qkv.bias is None
 
 
 def test_named_models_positions() -> None:

@@ -13,6 +13,8 @@ TABLES = {
     "ViT": "vit",
     "SimpleViT": "vit",
     "ViT3D": "vit_3d",
+    "SimpleViT3D": "vit_3d",
+    "ViViT": "vit_3d",
     "ViT1D": "vit_1d",
     "XCiT": "xcit",
     "PiT": "pit",

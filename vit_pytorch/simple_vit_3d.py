@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
 from vit_pytorch.layers.positions import SinCosPositions
-from vit_pytorch.layers.space_time import hide_padding, mean_of_frames
+from vit_pytorch.layers.space_time import mask_of_keys, mean_of_frames, zero_padding
 
 
 class SimpleViT3D(IsotropicModel):
@@ -114,12 +115,10 @@ class SimpleViT3D(IsotropicModel):
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm; those of padding are there, and say nothing."""
-        tokens = self.embed(images)
-        inputs = self.block_inputs(self.grid.fit(images.shape[2:]))
-        if mask is not None:
-            tokens, inputs = hide_padding(tokens, inputs, mask, self.grid.patch[0])
+        keys = mask_of_keys(mask, images, self.grid)
+        tokens = zero_padding(self.embed(images), keys)
         for block in self.blocks:
-            tokens = block(tokens, inputs)
+            tokens = block(tokens, BlockInputs(mask=keys))
         return self.norm(tokens)
 
     def forward_head(

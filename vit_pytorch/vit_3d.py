@@ -19,12 +19,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
 from vit_pytorch.layers.positions import Learned, NoPositions, Sequential, SinCos
-from vit_pytorch.layers.space_time import hide_padding, mean_of_frames
+from vit_pytorch.layers.space_time import mask_of_keys, mean_of_frames, zero_padding
 from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean"]
@@ -162,12 +163,10 @@ class ViT3D(IsotropicModel):
             images: videos or volumes.
             mask: see `forward`. The tokens of padding are there, and no other token attends to them.
         """
-        tokens = self.embed(images)
-        inputs = self.block_inputs(self.grid.fit(images.shape[2:]))
-        if mask is not None:
-            tokens, inputs = hide_padding(tokens, inputs, mask, self.grid.patch[0])
+        keys = mask_of_keys(mask, images, self.grid, self.num_prefix_tokens)
+        tokens = zero_padding(self.embed(images), keys)
         for block in self.blocks:
-            tokens = block(tokens, inputs)
+            tokens = block(tokens, BlockInputs(mask=keys))
         return self.norm(tokens)
 
     def forward_head(

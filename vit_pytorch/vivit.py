@@ -14,19 +14,19 @@ token, and in model 2 the encoders of space and of time each have a class token,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, resolve_indices
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import BlockInputs, FusedAttention
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, plain_blocks
+from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
 from vit_pytorch.layers.positions import LearnedPositions
@@ -35,13 +35,21 @@ from vit_pytorch.layers.space_time import (
     SpaceAttention,
     SpaceTimeBlock,
     TimeAttention,
-    hide_padding,
     mask_in_time,
+    mask_of_keys,
     mean_of_frames,
+    zero_padding,
 )
 
 Pool = Literal["cls", "mean"]
 Variant = Literal["joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]
+# What attends in a block; in model 2, in one over space.
+ATTENTION: dict[str, tuple[type[Attention], ...]] = {
+    "joint": (Attention,),
+    "factorized_encoder": (SpaceAttention,),
+    "factorized_self_attention": (SpaceAttention, TimeAttention),
+    "factorized_dot_product": (SpaceAndTimeAttention,),
+}
 HAVE_CLASS_TOKEN = ("joint", "factorized_encoder")
 
 
@@ -123,41 +131,28 @@ class ViViT(IsotropicModel):
         self.variant = variant
         self.spatial_depth = spatial_depth
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": dim_head,
-            "qkv_bias": qkv_bias,
-            "dropout": dropout,
-        }
+        build = partial(
+            build_blocks,
+            dim,
+            attention={
+                "heads": heads,
+                "dim_head": dim_head,
+                "qkv_bias": qkv_bias,
+                "dropout": dropout,
+                "kernel": partial(FusedAttention, attn_dropout),
+            },
+            feedforward={"hidden_dim": mlp_dim, "dropout": dropout, "act": act},
+            norm=norm,
+            drop_path=drop_path,
+        )
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=pool == "cls")
         self.dropout = nn.Dropout(emb_dropout)
+        self.blocks = build(ATTENTION[variant], spatial_depth)
         self.temporal_embed: TemporalEmbed | None = None
-        if variant in HAVE_CLASS_TOKEN:
-            depths = (spatial_depth,) if variant == "joint" else (spatial_depth, temporal_depth or 0)
-            for depth in depths:
-                self.blocks += plain_blocks(
-                    dim,
-                    depth=depth,
-                    **size,
-                    mlp_dim=mlp_dim,
-                    attn_dropout=attn_dropout,
-                    drop_path=drop_path,
-                    act=act,
-                    norm=norm,
-                )
-        else:
-            self.blocks = space_time_blocks(
-                dim,
-                depth=spatial_depth,
-                attention={**size, "kernel": partial(FusedAttention, attn_dropout)},
-                feedforward={"hidden_dim": mlp_dim, "dropout": dropout, "act": act},
-                drop_path=drop_path,
-                norm=norm,
-                split_heads=variant == "factorized_dot_product",
-            )
         if variant == "factorized_encoder":
+            self.blocks += build((Attention,), temporal_depth or 0)
             # The order of parameters, by which optimizer states name them, is that of version 0.1.
             del self.norm, self.head
             self.temporal_embed = TemporalEmbed(
@@ -206,7 +201,9 @@ class ViViT(IsotropicModel):
             images: videos.
             mask: see `forward`. The tokens of padding are there, and no other token attends to them.
         """
-        return self.encode(self.embed(images), self.grid.fit(images.shape[2:]), mask=mask)
+        keys = mask_of_keys(mask, images, self.grid, self.num_encoder_prefix_tokens)
+        tokens = zero_padding(self.embed(images), keys)
+        return self.encode(tokens, self.grid.fit(images.shape[2:]), mask=keys)
 
     def embed(
         self,
@@ -222,12 +219,12 @@ class ViViT(IsotropicModel):
         if self.temporal_embed is None:
             return super().embed(images, mask_fn=mask_fn, add_positions=add_positions)
         self.check_images(images)
+        cells = self.grid.fit(images.shape[2:])[1:]
         x = self.patch_embed(images)
         if mask_fn is not None:
             x = mask_fn(x)
         if add_positions:
             assert self.positions is not None
-            cells = self.grid.fit(images.shape[2:])[1:]
             x = self.positions(x.unflatten(1, (-1, prod(cells))), grid=cells).flatten(1, 2)
         return self.dropout(x)
 
@@ -236,7 +233,7 @@ class ViViT(IsotropicModel):
         tokens: Float[Tensor, "b n d"],
         grid: Sequence[int] | None = None,
         ids_keep: Int[Tensor, "b k"] | None = None,
-        mask: Bool[Tensor, "b t"] | None = None,
+        mask: Bool[Tensor, "b 1 1 n"] | None = None,
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm (section 3.3).
 
@@ -244,34 +241,30 @@ class ViViT(IsotropicModel):
             tokens: output of `embed`.
             grid: patches along each axis; default those of the largest input.
             ids_keep: see `IsotropicModel.encode`; None unless attention is joint.
-            mask: see `forward`.
+            mask: true for tokens that are no padding; default all of them.
         """
-        inputs = self.block_inputs(self.grid.shape if grid is None else tuple(grid), ids_keep)
-        if mask is not None:
-            tokens, inputs = hide_padding(tokens, inputs, mask, self.grid.patch[0])
+        inputs = replace(self.block_inputs(grid or self.grid.shape, ids_keep), mask=mask)
         if self.temporal_embed is not None:
-            return self.encode_frames(tokens, inputs)
+            return self.encode_frames(tokens, grid or self.grid.shape, mask)
         for block in self.blocks:
             tokens = block(tokens, inputs)
         return self.norm(tokens)
 
-    def encode_frames(self, tokens: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b m d"]:
+    def encode_frames(
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int], mask: Bool[Tensor, "b 1 1 n"] | None
+    ) -> Float[Tensor, "b m d"]:
         """Encode each frame, then the sequence of frames (model 2)."""
         assert self.temporal_embed is not None
         assert self.positions is not None
-        assert inputs.grid is not None
-        time, *cells = inputs.grid
-        frames = tokens.reshape(-1, prod(cells), tokens.shape[2])
-        first = self.prefix(frames[:, :0]) + self.positions.for_prefix(self.num_prefix_tokens)
-        frames = torch.cat([first, frames], dim=1)
+        time, places, prefix = grid[0], prod(grid[1:]), self.num_prefix_tokens
+        first = self.prefix(tokens[:, :0]) + self.positions.for_prefix(prefix)
+        frames = tokens.unflatten(1, (time, places))
+        frames = torch.cat([first[:, None].expand(-1, time, -1, -1), frames], dim=2).flatten(1, 2)
         for block in self.blocks[: self.spatial_depth]:
-            frames = block(frames)
-        frames = self.temporal_embed(frames.unflatten(0, (-1, time)), grid=(time,))
-        mask = mask_in_time(inputs)
-        if mask is not None:
-            mask = F.pad(mask, (self.num_prefix_tokens, 0), value=True)
+            frames = block(frames, BlockInputs((time, prefix + places)))
+        frames = self.temporal_embed(frames.unflatten(1, (time, -1)), grid=(time,))
         for block in self.blocks[self.spatial_depth :]:
-            frames = block(frames, BlockInputs(mask=mask))
+            frames = block(frames, BlockInputs(mask=mask_in_time(mask, places, prefix=prefix)))
         return self.norm(frames)
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
@@ -336,7 +329,7 @@ class ViViT(IsotropicModel):
             over_space = index < self.spatial_depth
             if norm:
                 tokens = self.temporal_embed.norm(tokens) if over_space else self.norm(tokens)
-            sequences = tokens.unflatten(0, (images.shape[0], -1))
+            sequences = tokens.unflatten(1, (grid[0] if over_space else 1, -1))
             prefix, patches = (
                 part.flatten(1, 2) for part in sequences.tensor_split([self.num_prefix_tokens], dim=2)
             )
@@ -408,37 +401,33 @@ class TemporalEmbed(nn.Module):
         return self.dropout(self.positions(self.prefix(frames), prefix=prefix, grid=grid))
 
 
-def space_time_blocks(
+def build_blocks(
     dim: int,
-    *,
+    kinds: Sequence[type[Attention]],
     depth: int,
+    *,
     attention: dict[str, Any],
     feedforward: dict[str, Any],
-    drop_path: float,
     norm: Callable[[int], nn.Module],
-    split_heads: bool,
+    drop_path: float,
 ) -> nn.ModuleList:
-    """Build the blocks of models 3 and 4.
+    """Build the blocks of an encoder.
 
     Args:
         dim: token dimension.
+        kinds: what attends in a block, in this order.
         depth: number of blocks.
         attention: arguments of attention.
         feedforward: arguments of the feed-forward.
-        drop_path: probability of dropping a residual branch at the last block; rises linearly from 0.
         norm: builds a norm from a dimension.
-        split_heads: half of the heads attend over space and half over time (model 4), instead of all over
-            space and then all over time (model 3).
+        drop_path: probability of dropping a residual branch at the last block; rises linearly from 0.
     """
     blocks = nn.ModuleList()
     for index in range(depth):
-        options: dict[str, Any] = {"norm": norm, "drop_path": drop_path_rate(drop_path, index, depth)}
-        if split_heads:
-            mixed = SpaceAndTimeAttention(dim, **attention)
-            blocks.append(Block(dim, mixed, FeedForward(dim, **feedforward), **options))
-        else:
-            space, time = SpaceAttention(dim, **attention), TimeAttention(dim, **attention)
-            blocks.append(SpaceTimeBlock(dim, space, time, FeedForward(dim, **feedforward), **options))
+        parts = [kind(dim, **attention) for kind in kinds]
+        rate = drop_path_rate(drop_path, index, depth)
+        block = Block if len(parts) == 1 else SpaceTimeBlock
+        blocks.append(block(dim, *parts, FeedForward(dim, **feedforward), norm=norm, drop_path=rate))
     return blocks
 
 

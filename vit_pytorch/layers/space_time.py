@@ -6,7 +6,6 @@ Tokens lie on a grid (time, height, width) in row-major order; each kind costs w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -16,38 +15,36 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
 from vit_pytorch.layers.blocks import DropPath, layer
-from vit_pytorch.layers.tracing import is_tracing
+from vit_pytorch.layers.patches import PatchGrid
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 class SpaceAttention(Attention):
     """Attention among the tokens of the same frames."""
 
-    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
-        """Attend from each token to all tokens of its place in time.
-
-        Padding has places of its own, which only padding attends to: no mask is needed.
-
-        Args:
-            x: tokens of a grid (time, height, width).
-            inputs: the grid.
-        """
-        return super().forward(x.reshape(-1, tokens_per_frame(inputs), x.shape[2])).reshape(x.shape)
+    def attend(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        inputs: BlockInputs,
+    ) -> Float[Tensor, "b h n e"]:
+        """Attend from each token of a grid (time, height, width) to all tokens of its place in time."""
+        return attend_in_space(self.kernel, q, k, v, inputs)
 
 
 class TimeAttention(Attention):
     """Attention among the tokens of the same place in all frames."""
 
-    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
-        """Attend from each token to those of its place in the frames that are no padding.
-
-        Args:
-            x: tokens of a grid (time, height, width).
-            inputs: the grid, and the mask (b 1 1 n) of keys that are no padding; default all of them.
-        """
-        places = tokens_per_frame(inputs)
-        tracks = x.unflatten(1, (-1, places)).transpose(1, 2).flatten(0, 1)
-        tracks = super().forward(tracks, BlockInputs(mask=mask_per_track(inputs)))
-        return tracks.unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
+    def attend(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        inputs: BlockInputs,
+    ) -> Float[Tensor, "b h n e"]:
+        """Attend from each token to those of its place in the frames that are no padding."""
+        return attend_in_time(self.kernel, q, k, v, inputs)
 
 
 class SpaceAndTimeAttention(Attention):
@@ -90,15 +87,10 @@ class SpaceAndTimeAttention(Attention):
         inputs: BlockInputs,
     ) -> Float[Tensor, "b h n e"]:
         """Attend from each token to its frame, and to its place in the frames that are no padding."""
-        half, places, batch = self.heads // 2, tokens_per_frame(inputs), q.shape[0]
-        # (b h t p e), of which the kernels take four axes.
-        parts = [part.unflatten(2, (-1, places)) for part in (q, k, v)]
-        space = self.kernel(*(part[:, :half].transpose(1, 2).flatten(0, 1) for part in parts))
-        tracks = (part[:, half:].permute(0, 3, 1, 2, 4).flatten(0, 1) for part in parts)
-        time = self.kernel_time(*tracks, mask_per_track(inputs))
-        space = space.unflatten(0, (batch, -1)).transpose(1, 2)
-        time = time.unflatten(0, (batch, -1)).permute(0, 2, 3, 1, 4)
-        return torch.cat([space, time], dim=1).flatten(2, 3)
+        half = self.heads // 2
+        space = attend_in_space(self.kernel, q[:, :half], k[:, :half], v[:, :half], inputs)
+        time = attend_in_time(self.kernel_time, q[:, half:], k[:, half:], v[:, half:], inputs)
+        return torch.cat([space, time], dim=1)
 
 
 class SpaceTimeBlock(nn.Module):
@@ -140,55 +132,30 @@ class SpaceTimeBlock(nn.Module):
         return x + self.drop_path(self.feedforward(self.norm2(x)))
 
 
-def hide_padding(
-    tokens: Float[Tensor, "b n d"], inputs: BlockInputs, mask: Bool[Tensor, "b f"], patch: int
-) -> tuple[Float[Tensor, "b n d"], BlockInputs]:
-    """Return tokens of which those of padding are zero, and inputs by whose mask no token attends to them.
-
-    Args:
-        tokens: prefix tokens, then those of a grid (time, height, width).
-        inputs: the grid and the number of prefix tokens.
-        mask: true for frames, false for padding.
-        patch: frames of a patch.
-
-    Raises:
-        ValueError: if the mask is not one of these frames, a patch is padding in part, or a video is nothing
-            but padding.
-    """
-    assert inputs.grid is not None
-    patches = mask.unflatten(1, (-1, patch))
-    if not is_tracing(mask):
-        want = (tokens.shape[0], inputs.grid[0] * patch)
-        if mask.dtype != torch.bool or mask.shape != want:
-            raise ValueError(
-                f"expected a boolean mask of {want} (videos, frames), got {mask.dtype} of {tuple(mask.shape)}"
-            )
-        if not patches.all(dim=2).equal(patches.any(dim=2)):
-            raise ValueError(f"the {patch} frames of a patch are masked together; the mask cuts a patch")
-        if not mask.any(dim=1).all():
-            raise ValueError("a video must have at least one frame, got a mask without any")
-    seen = patches[:, :, 0].repeat_interleave(prod(inputs.grid[1:]), dim=1)
-    seen = F.pad(seen, (inputs.num_prefix_tokens, 0), value=True)
-    # Zero, since padding may hold anything, also what is not a number.
-    return tokens.masked_fill(~seen[..., None], 0), replace(inputs, mask=seen[:, None, None])
+def attend_in_space(
+    kernel: nn.Module,
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    inputs: BlockInputs,
+) -> Float[Tensor, "b h n e"]:
+    """Attend in each frame; no mask is needed, since padding has frames of its own."""
+    frames = (x.unflatten(2, (-1, tokens_per_frame(inputs))).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    return kernel(*frames).unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3)
 
 
-def mean_of_frames(
-    patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b f"] | None, patch: int
-) -> Float[Tensor, "b d"]:
-    """Return the mean of the tokens that are no padding.
-
-    Args:
-        patches: tokens in the order of time, as many for each patch of frames.
-        mask: true for frames, false for padding; None for no padding.
-        patch: frames of a patch.
-    """
-    if mask is None:
-        return patches.mean(dim=1)
-    seen = mask[:, ::patch]
-    seen = seen.repeat_interleave(patches.shape[1] // seen.shape[1], dim=1)
-    weights = seen / seen.sum(dim=1, keepdim=True)
-    return (weights[:, None].to(patches) @ patches)[:, 0]
+def attend_in_time(
+    kernel: nn.Module,
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    inputs: BlockInputs,
+) -> Float[Tensor, "b h n e"]:
+    """Attend at each place of a frame along the frames, to those that the mask leaves."""
+    places = tokens_per_frame(inputs)
+    tracks = (x.unflatten(2, (-1, places)).permute(0, 3, 1, 2, 4).flatten(0, 1) for x in (q, k, v))
+    x = kernel(*tracks, mask_in_time(inputs.mask, places, tracks=places))
+    return x.unflatten(0, (q.shape[0], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def tokens_per_frame(inputs: BlockInputs) -> int:
@@ -197,12 +164,79 @@ def tokens_per_frame(inputs: BlockInputs) -> int:
     return prod(inputs.grid[1:])
 
 
-def mask_in_time(inputs: BlockInputs) -> Bool[Tensor, "b 1 1 t"] | None:
-    """Return the places in time that are no padding, as a mask of keys; None for all of them."""
-    return None if inputs.mask is None else inputs.mask[..., :: tokens_per_frame(inputs)]
+@fx_leaf
+def mask_in_time(
+    mask: Bool[Tensor, "b 1 1 n"] | None, places: int, *, tracks: int = 1, prefix: int = 0
+) -> Bool[Tensor, "m 1 1 t"] | None:
+    """Return which frames are seen as keys, from which tokens are; None for all of them.
+
+    Args:
+        mask: true for tokens that are seen.
+        places: tokens of a frame.
+        tracks: number of times that each sample's mask is repeated.
+        prefix: number of prefix tokens before the frames.
+    """
+    if mask is None:
+        return None
+    return F.pad(mask[..., ::places].repeat_interleave(tracks, dim=0), (prefix, 0), value=True)
 
 
-def mask_per_track(inputs: BlockInputs) -> Bool[Tensor, "tracks 1 1 t"] | None:
-    """Return the mask of keys in time of each place in space."""
-    mask = mask_in_time(inputs)
-    return None if mask is None else mask.repeat_interleave(tokens_per_frame(inputs), dim=0)
+@fx_leaf
+def mask_of_keys(
+    mask: Bool[Tensor, "b f"] | None, videos: Float[Tensor, "b c f h w"], grid: PatchGrid, prefix: int = 0
+) -> Bool[Tensor, "b 1 1 n"] | None:
+    """Return which tokens are seen as keys: all but those of padding; None for all of them.
+
+    Args:
+        mask: true for frames, false for padding; None for no padding.
+        videos: whose frames.
+        grid: how videos are cut.
+        prefix: number of prefix tokens.
+
+    Raises:
+        ValueError: if the mask is not one of these frames, a patch is padding in part, or a video is
+            nothing but padding.
+    """
+    if mask is None:
+        return None
+    patch, cells = grid.patch[0], grid.fit(videos.shape[2:])[1:]
+    if not is_tracing(mask):
+        want = (videos.shape[0], videos.shape[2])
+        if mask.dtype != torch.bool or mask.shape != want:
+            raise ValueError(
+                f"expected a boolean mask of {want} (videos, frames), got {mask.dtype} of {tuple(mask.shape)}"
+            )
+        patches = mask.unflatten(1, (-1, patch))
+        if not patches.all(dim=2).equal(patches.any(dim=2)):
+            raise ValueError(f"the {patch} frames of a patch are masked together; the mask cuts a patch")
+        if not mask.any(dim=1).all():
+            raise ValueError("a video must have at least one frame, got a mask without any")
+    seen = mask[:, ::patch].repeat_interleave(prod(cells), dim=1)
+    return F.pad(seen, (prefix, 0), value=True)[:, None, None]
+
+
+@fx_leaf
+def zero_padding(
+    tokens: Float[Tensor, "b n d"], keys: Bool[Tensor, "b 1 1 n"] | None
+) -> Float[Tensor, "b n d"]:
+    """Return tokens of which those that are not seen as keys are zero, whatever they were, also NaN."""
+    return tokens if keys is None else tokens.masked_fill(~keys[:, 0, 0, :, None], 0)
+
+
+@fx_leaf
+def mean_of_frames(
+    tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b f"] | None, patch: int
+) -> Float[Tensor, "b d"]:
+    """Return the mean of the tokens that are no padding.
+
+    Args:
+        tokens: tokens in the order of time, equally many for each patch of frames.
+        mask: true for frames, false for padding; None for no padding.
+        patch: frames of a patch.
+    """
+    if mask is None:
+        return tokens.mean(dim=1)
+    seen = mask[:, ::patch]
+    seen = seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1)
+    weights = seen / seen.sum(dim=1, keepdim=True)
+    return (weights[:, None].to(tokens) @ tokens)[:, 0]

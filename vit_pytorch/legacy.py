@@ -159,6 +159,10 @@ RENAMED = [
         (r"\.local\.branch\.", ".local."),
         (r"\.attention_(norm|scale)\.", r".\g<1>1."),
         (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
+        # ViViT
+        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+        (r"\.time\.norm\.", ".norm_time."),
+        (r"\.time\.branch\.", ".time."),
     )
 ]
 

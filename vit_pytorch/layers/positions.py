@@ -340,6 +340,9 @@ class NoPositions(Option):
 
     kind: ClassVar[str] = "none"
 
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> None:
+        """Build no table."""
+
 
 @dataclass(frozen=True)
 class Learned(Option):

@@ -265,11 +265,12 @@ class NaViT(IsotropicModel):
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens of a batch, registers first; some patches are dropped in training."""
         self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
         if mask_fn is not None:
             x = mask_fn(x)
         if add_positions:
-            x = self.positions(x, grid=self.grid.fit(images.shape[2:]))
+            x = self.positions(x, grid=grid)
         if self.training and self.token_dropout_prob:
             count = self.num_kept(images.shape[2:])
             if count < x.shape[1]:

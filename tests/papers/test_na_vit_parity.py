@@ -402,7 +402,7 @@ def test_logits_equal_the_public_packages(name: str, kind: type[NaViT]) -> None:
 @torch.inference_mode()
 def test_arguments_of_version_0_1() -> None:
     sizes: dict[str, Any] = {**OURS, "depth": 1}
-    with pytest.warns(DeprecationWarning, match="pool_mlp=False is pool="):
+    with pytest.warns(DeprecationWarning, match="pool_mlp=False is now pool="):
         model = NaViT(**sizes, pool_mlp=False, pool_residual=False)  # type: ignore[call-arg]
     assert model.config["pool"] == {"kind": "query", "residual": False}
     assert model.attention_pool is not None

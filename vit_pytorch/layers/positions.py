@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -323,7 +323,7 @@ def interpolated_positions(model: nn.Module) -> Iterator[None]:
 @fx_leaf
 def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:
     """Interpolate a table of one axis to another extent."""
-    if extent == table.shape[1]:
+    if not is_tracing() and extent == table.shape[1]:
         return table
     stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)
     return stretched.transpose(1, 2).to(table.dtype)

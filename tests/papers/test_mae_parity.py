@@ -147,7 +147,7 @@ def test_the_encoder_sees_the_visible_patches_alone():
     mae = make().eval()
     pixels, noise = images(32, 32), torch.rand(2, 16)
     seen = []
-    mae.encoder.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    mae.encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     predicted, mask = mae.predict(pixels, noise)
     assert seen[0].shape == (2, 1 + 4, 48)
     assert mask.sum(dim=1).tolist() == [12, 12]

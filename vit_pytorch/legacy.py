@@ -78,6 +78,8 @@ FLAT_OPTIONS = (
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
+    FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
+    FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
 )
 

@@ -125,6 +125,8 @@ RENAMED = [
     for pattern, new in (
         (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),

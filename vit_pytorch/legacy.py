@@ -125,6 +125,8 @@ RENAMED = [
     for pattern, new in (
         (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+        (r"^encoder\.merger\.", "merger."),
+        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
         (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
         (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
@@ -138,6 +140,11 @@ RENAMED = [
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
     )
+]
+# One of them, where a model does not have the name that the others lead to.
+MOVED = [
+    (re.compile(pattern), new)
+    for pattern, new in ((r"\.kernel\.temperature$", ".kernel.temperature.factors"),)
 ]
 
 
@@ -156,5 +163,6 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         new = name
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+        upgraded[next((found for found in tried if found in names), name)] = tensor
     return upgraded

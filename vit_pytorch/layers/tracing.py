@@ -26,8 +26,8 @@ def is_tracing(*values: object) -> bool:
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
 
-    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function is
-    imported. Sizes stay dynamic in the graph.
+    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function
+    is imported. Sizes stay dynamic in the graph.
     """
 
     @wraps(function)

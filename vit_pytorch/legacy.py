@@ -138,6 +138,10 @@ RENAMED = [
         (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
         (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
+        (r"^encoder\.merger\.", "merger."),
+        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
+        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -167,6 +171,11 @@ RENAMED = [
         (r"\.time\.branch\.", ".time."),
     )
 ]
+# One of them, where a model does not have the name that the others lead to.
+MOVED = [
+    (re.compile(pattern), new)
+    for pattern, new in ((r"\.kernel\.temperature$", ".kernel.temperature.factors"),)
+]
 
 
 def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
@@ -187,7 +196,8 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         new = name
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+        upgraded[next((found for found in tried if found in names), name)] = tensor
     if "head.small.weight" in names and "head.weight" in upgraded:
         upgraded |= split_branch_heads(upgraded)
     return upgraded

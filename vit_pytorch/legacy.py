@@ -193,6 +193,9 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
+        # `DistilledHead`
+        (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
     )
 ]
 

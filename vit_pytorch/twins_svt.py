@@ -2,7 +2,7 @@
 
 X. Chu, Z. Tian, Y. Wang, B. Zhang, H. Ren, X. Wei, H. Xia, C. Shen 2021, arXiv:2104.13840.
 
-In each of four stages, blocks that attend within windows alternate with blocks in which each cell attends to a
+In each of four stages, blocks that attend within windows alternate with blocks in which each cell attends to
 few summaries of the map, made by a convolution whose stride is its kernel. A depth-wise convolution after the
 first block of a stage is the only source of positions. Without windows it is Twins-PCPVT.
 

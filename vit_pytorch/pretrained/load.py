@@ -208,7 +208,8 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     (name,) = (name for name, module in model.named_modules() if module is classifier)
     own = {f"{name}.{key}": tensor for key, tensor in classifier.state_dict().items()}
     theirs = [key for key in state if key.startswith(f"{name}.")]
-    weight = state.get(f"{name}.weight")
+    # The latter in a `DistilledHead`.
+    weight = state.get(f"{name}.weight", state.get(f"{name}.classifier.weight"))
     if (0 if weight is None else len(weight) if weight.ndim else 1) == model.num_classes:
         return [], []
     # A hidden layer of the head goes with it where the model has none.

@@ -44,11 +44,7 @@ class FlatOption:
         Raises:
             ValueError: if the option is of a kind that does not have it.
         """
-        parts = option.split("+") if isinstance(option, str) else to_json(option)
-        if isinstance(parts, int):
-            parts = {"kind": self.kinds[0], "streams": parts}
-        parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
-        parts = [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+        parts = parts_of(option, self.kinds[0])
         found = [part for part in parts if part["kind"] in self.kinds]
         if not found:
             kinds = ", ".join(repr(kind) for kind in self.kinds)
@@ -57,6 +53,20 @@ class FlatOption:
             )
         found[0][self.setting] = value if self.convert is None else self.convert(value)
         return parts[0] if len(parts) == 1 else parts
+
+
+def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the mappings that an option consists of, such as those of "learned+rope".
+
+    Args:
+        option: an option in any of its forms.
+        kind: what it is if it is a number, which is then its first setting.
+    """
+    parts = option.split("+") if isinstance(option, str) else to_json(option)
+    if isinstance(parts, int):
+        parts = {"kind": kind, "streams": parts}
+    parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
+    return [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
 
 
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
@@ -123,13 +133,14 @@ REMOVED_ARGUMENTS = (
 
 
 def upgrade_arguments(
-    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of a constructor from those of version 0.1, and what changed, for a message.
+    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], *, owner: str | None = None
+) -> dict[str, Any]:
+    """Return the arguments of a constructor from those of version 0.1.
 
     Args:
         arguments: arguments by name.
-        parameters: the constructor's parameters; those that it still has are left alone.
+        parameters: the constructor's parameters; arguments that it still has are left alone.
+        owner: name of the class, with which to warn of arguments that have a new form; default no warning.
 
     Raises:
         ValueError: if an argument does not go with the option that it is a setting of.
@@ -142,7 +153,7 @@ def upgrade_arguments(
         if value != flat.default:
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
-            changes.append(f"{flat.name}={value!r} is {flat.option}={upgraded[flat.option]!r}")
+            changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
     for removed in REMOVED_ARGUMENTS:
         if removed.marker in parameters and removed.name in upgraded:
             value = upgraded.pop(removed.name)
@@ -150,8 +161,14 @@ def upgrade_arguments(
             replaced = removed.replace(value, {**defaults, **upgraded})
             upgraded |= replaced
             new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            changes.append(f"{removed.name}={value!r} is {new or 'always so'}")
-    return upgraded, changes
+            changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
+    # None meant: where the pooling uses one.
+    if upgraded.get("class_token", False) is None and "stem" in parameters:
+        upgraded["class_token"] = False
+    if changes and owner is not None:
+        message = f"arguments of {owner} have a new form: {'; '.join(changes)}"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return upgraded
 
 
 def flat_options(init: Init) -> Init:
@@ -160,18 +177,11 @@ def flat_options(init: Init) -> Init:
 
     @wraps(init)
     def construct(self: Any, *args: Any, **arguments: Any) -> None:
-        upgraded, changes = upgrade_arguments(arguments, parameters)
-        # None meant: where the pooling uses one.
-        if upgraded.get("class_token", False) is None:
-            upgraded["class_token"] = False
+        upgraded = upgrade_arguments(arguments, parameters, owner=type(self).__name__)
         if upgraded != arguments:
-            gone = arguments.keys() - upgraded.keys()
-            config = {name: value for name, value in self.config.items() if name not in gone}
-            changed = {name: value for name, value in upgraded.items() if arguments.get(name) is not value}
-            self._hub_mixin_config = {**config, **{k: to_json(v) for k, v in changed.items() if k in config}}
-        if changes:
-            name = type(self).__name__
-            warnings.warn(f"arguments of {name} have a new form: {'; '.join(changes)}", DeprecationWarning, 2)
+            config = {name: value for name, value in self.config.items() if name in parameters}
+            changed = {name: value for name, value in upgraded.items() if name in config}
+            self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}
         init(self, *args, **upgraded)
 
     return construct  # type: ignore[return-value]

@@ -23,11 +23,11 @@ OPTIONS = {
         "pool": "mean",
         "class_token": True,
         "num_registers": 3,
-        "no_embed_class": True,
-        "fc_norm": True,
+        "positions": {"kind": "learned", "class_token": False},
+        "head": {"kind": "linear", "norm": True},
         "layer_scale": 1e-5,
     },
-    "map_qk_norm": {"pool": "map", "qk_norm": True, "qkv_bias": False, "patch_norm": True, "act": "silu"},
+    "map_qk_norm": {"pool": "map", "qk_norm": True, "qkv_bias": False, "stem": "dual_norm", "act": "silu"},
     "relative_both_pools": {
         "positions": "relative",
         "pool": "cls+mean",
@@ -49,11 +49,10 @@ OPTIONS = {
     },
     "prenorm_no_positions": {
         "positions": "none",
-        "pre_norm": True,
-        "representation_size": 20,
+        "stem": {"kind": "linear", "pre_norm": True},
+        "head": {"kind": "linear", "hidden_dim": 20, "zero_init": True},
         "act": "quickgelu",
         "image_size": (32, 48),
-        "head_zero_init": True,
         "out_bias": False,
     },
     "values_hyper_connections": {

@@ -244,11 +244,11 @@ def test_any_layer_can_be_the_hidden_one():
     net = randomise(ViT(**VIT))
     images = torch.randn(2, 3, 32, 32)
     tokens = net.forward_intermediates(images, [0], True, output_fmt="NLC", intermediates_only=True)
-    for layer in (0, "encoder.blocks.0", net.encoder.blocks[0]):
+    for layer in (0, "blocks.0", net.blocks[0]):
         dino = learner(net, hidden_layer=layer)
         torch.testing.assert_close(dino.student.embed(images), tokens[0][1][:, 0])
     dino(images).backward()
-    assert net.encoder.blocks[0].attention.branch.to_out.weight.grad.abs().max() > 0
+    assert net.blocks[0].attention.to_out.weight.grad.abs().max() > 0
     mean = SimpleViT(**VIT)
     dino = learner(mean, hidden_layer=-1)
     patches = mean.eval().forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True)

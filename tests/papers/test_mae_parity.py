@@ -128,7 +128,7 @@ def test_base_has_the_papers_size():
     vit = vit.to_empty(device="cpu")
     mae = MAE(encoder=vit, fixed_positions=True)
     assert sum(p.numel() for p in mae.parameters() if p.requires_grad) == 111_655_680
-    assert (len(mae.decoder.blocks), mae.decoder.blocks[0].attention.branch.dim_head) == (8, 32)
+    assert (len(mae.decoder.blocks), mae.decoder.blocks[0].attention.dim_head) == (8, 32)
 
 
 def test_fixed_positions_are_the_authors():

@@ -41,12 +41,12 @@ def test_in_plain_steps(pool):
     for b in range(2):
         for place in noise[b].argsort()[9:]:
             context[b, prefix + place] = False
-    for block in vit.encoder.blocks:
-        attention = block.attention.branch
-        q, k, v = attention.project(block.attention.norm(x))
+    for block in vit.blocks:
+        attention = block.attention
+        q, k, v = attention.project(block.norm1(x))
         weights = attention_weights(q, k, mask=context[:, None, None])
         x = x + attention.merge(weights @ v)
-        x = x + block.feedforward.branch(block.feedforward.norm(x))
+        x = x + block.feedforward(block.norm2(x))
     want = method.head(vit.norm(x)[:, prefix:])
     logits, masked = method.predict(pixels, noise)
     assert (logits - want).abs().max() < TOLERANCE

@@ -124,7 +124,7 @@ class DropPath(nn.Module):
 
 
 def drop_path_rate(drop_path: float, layer: int, depth: int) -> float:
-    """Return a layer's probability of dropping a branch: it rises linearly from 0 to that of the last layer."""
+    """Return the probability of dropping a branch of a layer; it rises linearly from 0."""
     return drop_path * layer / max(depth - 1, 1)
 
 
@@ -183,7 +183,7 @@ def set_grad_checkpointing(module: nn.Module, enable: bool = True) -> None:
         part.grad_checkpointing = enable
 
 
-class Enough(Exception):
+class Enough(Exception):  # noqa: N818
     """Raised inside `collect_outputs` once everything is collected, where the rest is not needed."""
 
 
@@ -219,7 +219,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
-    """Context manager: freeze BatchNorm running statistics, so that recomputation does not count a batch twice."""
+    """Context manager: freeze BatchNorm running statistics, so that no batch counts twice."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     buffers = [dict(norm._buffers) for norm in norms]
     for norm in norms:
@@ -304,7 +304,8 @@ def plain_blocks(
         mlp_dim: hidden dimension of the feed-forward.
         dropout: dropout after the linear layers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
+            0.
         layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         qkv_bias: use biases for queries, keys and values.
         out_bias: use a bias for the attention's output projection.

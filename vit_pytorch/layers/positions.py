@@ -302,7 +302,8 @@ class FactorisedPositions(Positions):
 
 @contextmanager
 def interpolated_positions(model: nn.Module) -> Iterator[None]:
-    """Context manager: interpolate positions, so that smaller inputs are whole pictures at a lower resolution."""
+    """Context manager: interpolate positions, so that smaller inputs are whole pictures at a lower
+    resolution."""
     changed = [part for part in model.modules() if isinstance(part, Positions) and not part.interpolates]
     for part in changed:
         part.interpolates = True

@@ -27,9 +27,9 @@ def is_tracing(*values: object) -> bool:
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
 
-    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function is
-    imported. Sizes stay dynamic in the graph. `torch.jit.trace` is not to warn of what the function decides by
-    the sizes of maps: its graph serves one size, and batches of any.
+    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function
+    is imported. Sizes stay dynamic in the graph. `torch.jit.trace` is not to warn of what the function decides
+    by the sizes of maps: its graph serves one size, and batches of any.
     """
 
     @wraps(function)

@@ -158,6 +158,7 @@ class Positions(ComputedBuffers):
         return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
+@fx_leaf
 def select_rows(
     table: Float[Tensor, "1 n d"],
     own_prefix: int,

@@ -60,6 +60,7 @@ class FlatOption:
 
 
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
+CVT = ("authors", "transformers")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
@@ -69,6 +70,12 @@ FLAT_OPTIONS = (
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
+    # CvT's
+    FlatOption("class_token", "variant", "class_token", CVT, default=[False, False, True], convert=tuple),
+    FlatOption("qkv_bias", "variant", "qkv_bias", CVT, default=True),
+    FlatOption("attn_dropout", "variant", "attn_dropout", CVT, default=0.0),
+    FlatOption("norm_eps", "variant", "norm_eps", CVT, default=1e-5),
+    FlatOption("act", "variant", "act", CVT, default="quickgelu"),
 )
 
 
@@ -154,5 +161,22 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         new = name
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        if new in names:
+            upgraded[new] = tensor
+        else:
+            upgraded |= split_fused(new, tensor, names) or {name: tensor}
     return upgraded
+
+
+def split_fused(name: str, tensor: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the parts of a fused projection that a model has as separate layers; nothing if it does not.
+
+    Args:
+        name: name of the fused weight or bias.
+        tensor: the fused one, its parts one after the other.
+        names: the model's names.
+    """
+    parts = [name.replace(".to_qkv.", f".to_{part}.") for part in "qkv"]
+    if ".to_qkv." not in name or not set(parts) <= set(names):
+        return {}
+    return dict(zip(parts, tensor.chunk(3), strict=True))

@@ -151,12 +151,13 @@ class HierarchicalModel(VisionModel):
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = resolve_indices(indices, len(self.stages))
         features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        if norm and layers and layers[-1] == len(self.stages) - 1:
-            outputs = [*outputs[:-1], self.norm(outputs[-1])]
         size = images.shape[2:]
         pairs = [
             self.split_prefix(output, stage, size) for output, stage in zip(outputs, layers, strict=True)
         ]
+        if norm and layers and layers[-1] == len(self.stages) - 1:
+            x, prefix = pairs[-1]
+            pairs[-1] = self.norm(x), self.norm(prefix) if prefix.shape[1] else prefix
         maps = [x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2) for x, _ in pairs]
         found: Intermediates = maps
         if return_prefix_tokens:

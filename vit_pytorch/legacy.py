@@ -79,6 +79,56 @@ FLAT_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class RemovedArgument:
+    """An argument of version 0.1 that an architecture no longer has.
+
+    Args:
+        name: the argument.
+        marker: an argument that only this architecture has.
+        replace: returns the arguments that replace it, from its value and the arguments by name, defaults
+            included.
+    """
+
+    name: str
+    marker: str
+    replace: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+
+
+def twins_heads(dim_head: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of heads of each stage from the head dimension, as `TwinsSVT` took it.
+
+    Raises:
+        ValueError: if the heads do not share the channels of each stage.
+    """
+    dims = [arguments[f"s{stage}_emb_dim"] for stage in range(1, 5)]
+    heads = arguments["heads"]
+    if dim_head is None:
+        return {}
+    if any(dim % dim_head for dim in dims):
+        raise ValueError(f"emb_dims must be multiples of dim_head, got {dims} and {dim_head}")
+    if heads is not None and list(heads) != [dim // dim_head for dim in dims]:
+        raise ValueError(f"heads must share the channels, got heads={tuple(heads)}, {dim_head=} and {dims}")
+    return {"heads": tuple(dim // dim_head for dim in dims)}
+
+
+def always_biased(qkv_bias: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that queries, keys and values have biases.
+
+    Raises:
+        ValueError: if they were to have none.
+    """
+    if not qkv_bias:
+        raise ValueError("queries, keys and values always have biases here: qkv_bias=False is not supported")
+    return {}
+
+
+REMOVED_ARGUMENTS = (
+    RemovedArgument("dim_head", "s4_emb_dim", twins_heads),
+    RemovedArgument("qkv_bias", "s4_emb_dim", always_biased),
+)
+
+
 def upgrade_arguments(
     arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -100,6 +150,14 @@ def upgrade_arguments(
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is {flat.option}={upgraded[flat.option]!r}")
+    for removed in REMOVED_ARGUMENTS:
+        if removed.marker in parameters and removed.name in upgraded:
+            value = upgraded.pop(removed.name)
+            defaults = {name: parameter.default for name, parameter in parameters.items()}
+            replaced = removed.replace(value, {**defaults, **upgraded})
+            upgraded |= replaced
+            new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
+            changes.append(f"{removed.name}={value!r} is {new or 'always so'}")
     return upgraded, changes
 
 

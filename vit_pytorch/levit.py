@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
@@ -229,37 +229,17 @@ class TokenNorm(nn.BatchNorm1d):
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Norm each channel over the batch."""
-        return norm_tokens(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
-            self.weight,
-            self.bias,
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        statistics = self.running_mean, self.running_var, self.weight, self.bias
+        of_batch = has_statistics(x, self.training)
+        return F.batch_norm(x, *statistics, of_batch, self.momentum or 0.0, self.eps)
 
 
 @fx_leaf
-def norm_tokens(
-    x: Float[Tensor, "b d"],
-    mean: Float[Tensor, " d"] | None,
-    var: Float[Tensor, " d"] | None,
-    batches: Int[Tensor, ""] | None,
-    weight: Float[Tensor, " d"],
-    bias: Float[Tensor, " d"],
-    *,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-) -> Float[Tensor, "b d"]:
-    """Norm vectors as batch norm does, a single one by the running statistics."""
-    training = training and x.shape[0] > 1
-    if training and batches is not None:
-        batches.add_(1)
-    return F.batch_norm(x, mean, var, weight, bias, training, momentum or 0.0, eps)
+def has_statistics(x: Float[Tensor, "b d"], training: bool) -> bool:
+    """Return whether a batch is normed by its own statistics: in training, if it is more than one vector."""
+    return training and x.shape[0] > 1
 
 
 class LinearNorm(nn.Module):

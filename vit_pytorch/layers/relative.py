@@ -438,6 +438,6 @@ def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"
 
 @fx_leaf
 def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, "*_ p"], keys: int) -> Float[Tensor, "h n m"]:
-    """Return each head's row of the table for each pair of cells; a gather is the fastest, and in training."""
+    """Return each head's row of the table for each pair of cells; a gather is the fastest way."""
     table = table.T.contiguous()
     return table.gather(1, index.expand(table.shape[0], -1)).unflatten(1, (-1, keys))

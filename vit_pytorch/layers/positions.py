@@ -138,8 +138,8 @@ class Positions(ComputedBuffers):
 
         Args:
             tokens: prefix tokens, then patches.
-            prefix: number of prefix tokens, of which those without a position stay as they are; default all tokens
-                that are no patches.
+            prefix: number of prefix tokens, of which those without a position stay as they are; default all
+                tokens that are no patches.
             grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid

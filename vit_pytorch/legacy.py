@@ -139,8 +139,11 @@ RENAMED = [
         (r"\.encoders\.1\.blocks\.", ".large."),
         (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
         (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
         (r"\.mix\.norm\.", ".self_norm."),
         (r"\.mix\.branch\.", ".self_attention."),
+        (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
+        (r"^head\.weight$", "head.linear.weight"),
         (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
         (r"\.jumbo\.norm\.", ".jumbo_norm."),
         (r"\.local\.norm\.", ".local_norm."),
@@ -152,6 +155,18 @@ RENAMED = [
 ]
 
 
+# LookupViT's, before those: its blocks have a feed-forward of the patches in addition to a plain block's.
+LOOKUP_RENAMED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
+        (r"\.refine\.", "."),
+    )
+]
+
+
 def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Return a state dict under a model's names from one of version 0.1; others are returned as they are.
 
@@ -159,13 +174,14 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
+    renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
             upgraded[name] = tensor
             continue
         new = name
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renamed:
             new = pattern.sub(replacement, new)
         upgraded[new if new in names else name] = tensor
     if "head.small.weight" in names and "head.weight" in upgraded:

@@ -141,8 +141,8 @@ class CaiT(IsotropicModel):
 class TalkingHeads(nn.Module):
     """Attention whose heads exchange scores before the softmax, and weights after it (arXiv:2003.02436).
 
-    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels in
-    the softmax; published weights have it.
+    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels
+    in the softmax; published weights have it.
 
     Args:
         heads: number of heads.

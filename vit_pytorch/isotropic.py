@@ -1,4 +1,4 @@
-"""What models of one sequence share: pooling, intermediate features, classifiers; no course of computation."""
+"""What models of one sequence share: embedding, pooling, intermediate features, classifiers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class IsotropicModel(VisionModel):
     """Base class of models that are one sequence of tokens.
 
     The constructor of a subclass calls this one, then sets `patch_embed`, `blocks` and whatever else of the
-    attributes below it has, and calls `reset_classifier` last. `forward_features` is the subclass's own; wrappers
-    that learn by masking call `patchify`, `embed` and `encode`.
+    attributes below it has, and calls `reset_classifier` last. `forward_features` is the subclass's own;
+    wrappers that learn by masking call `patchify`, `embed` and `encode`.
 
     Attributes:
         grid: how images are cut.
@@ -182,8 +182,8 @@ class IsotropicModel(VisionModel):
         outputs = [self.layer_tokens(output) for output in outputs]
         if output_fmt == "NCHW" and any(tokens.shape[1] - prefix != prod(grid) for tokens in outputs):
             raise ValueError(
-                f"a map needs all {prod(grid)} patches, and patch_dropout keeps {outputs[0].shape[1] - prefix} of "
-                "them: use output_fmt='NLC', or eval mode"
+                f"a map needs all {prod(grid)} patches, and patch_dropout leaves {outputs[0].shape[1] - prefix} "
+                "of them: use output_fmt='NLC', or eval mode"
             )
         if norm:
             outputs = [self.norm(tokens) for tokens in outputs]

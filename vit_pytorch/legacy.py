@@ -11,7 +11,7 @@ from functools import wraps
 from operator import not_
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.layers.options import to_json
 
@@ -44,11 +44,7 @@ class FlatOption:
         Raises:
             ValueError: if the option is of a kind that does not have it.
         """
-        parts = option.split("+") if isinstance(option, str) else to_json(option)
-        if isinstance(parts, int):
-            parts = {"kind": self.kinds[0], "streams": parts}
-        parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
-        parts = [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+        parts = parts_of(option, self.kinds[0])
         found = [part for part in parts if part["kind"] in self.kinds]
         if not found:
             kinds = ", ".join(repr(kind) for kind in self.kinds)
@@ -59,12 +55,26 @@ class FlatOption:
         return parts[0] if len(parts) == 1 else parts
 
 
+def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the mappings that an option consists of, such as those of "learned+rope".
+
+    Args:
+        option: an option in any of its forms.
+        kind: what it is if it is a number, which is then its first setting.
+    """
+    parts = option.split("+") if isinstance(option, str) else to_json(option)
+    if isinstance(parts, int):
+        parts = {"kind": kind, "streams": parts}
+    parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
+    return [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+
+
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
     FlatOption("patch_norm", "stem", "patch_norm", LINEAR),
-    FlatOption("pre_norm", "stem", "pre_norm", LINEAR),
+    FlatOption("pre_norm", "stem", "pre_norm", (*LINEAR, "conv")),
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
@@ -73,13 +83,14 @@ FLAT_OPTIONS = (
 
 
 def upgrade_arguments(
-    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of a constructor from those of version 0.1, and what changed, for a message.
+    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], *, owner: str | None = None
+) -> dict[str, Any]:
+    """Return the arguments of a constructor from those of version 0.1.
 
     Args:
         arguments: arguments by name.
-        parameters: the constructor's parameters; those that it still has are left alone.
+        parameters: the constructor's parameters; arguments that it still has are left alone.
+        owner: name of the class, with which to warn of arguments that have a new form; default no warning.
 
     Raises:
         ValueError: if an argument does not go with the option that it is a setting of.
@@ -92,8 +103,14 @@ def upgrade_arguments(
         if value != flat.default:
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
-            changes.append(f"{flat.name}={value!r} is {flat.option}={upgraded[flat.option]!r}")
-    return upgraded, changes
+            changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
+    # None meant: where the pooling uses one.
+    if upgraded.get("class_token", False) is None and "stem" in parameters:
+        upgraded["class_token"] = False
+    if changes and owner is not None:
+        message = f"arguments of {owner} have a new form: {'; '.join(changes)}"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return upgraded
 
 
 def flat_options(init: Init) -> Init:
@@ -102,18 +119,11 @@ def flat_options(init: Init) -> Init:
 
     @wraps(init)
     def construct(self: Any, *args: Any, **arguments: Any) -> None:
-        upgraded, changes = upgrade_arguments(arguments, parameters)
-        # None meant: where the pooling uses one.
-        if upgraded.get("class_token", False) is None:
-            upgraded["class_token"] = False
+        upgraded = upgrade_arguments(arguments, parameters, owner=type(self).__name__)
         if upgraded != arguments:
-            gone = arguments.keys() - upgraded.keys()
-            config = {name: value for name, value in self.config.items() if name not in gone}
-            changed = {name: value for name, value in upgraded.items() if arguments.get(name) is not value}
-            self._hub_mixin_config = {**config, **{k: to_json(v) for k, v in changed.items() if k in config}}
-        if changes:
-            name = type(self).__name__
-            warnings.warn(f"arguments of {name} have a new form: {'; '.join(changes)}", DeprecationWarning, 2)
+            config = {name: value for name, value in self.config.items() if name in parameters}
+            changed = {name: value for name, value in upgraded.items() if name in config}
+            self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}
         init(self, *args, **upgraded)
 
     return construct  # type: ignore[return-value]
@@ -125,6 +135,7 @@ RENAMED = [
     for pattern, new in (
         (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+        (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -174,6 +185,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
+    # Other formats have names that begin alike.
+    if not any(".branch." in name for name in state):
+        return dict(state)
     renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -187,6 +201,15 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
     if "head.small.weight" in names and "head.weight" in upgraded:
         upgraded |= split_branch_heads(upgraded)
     return upgraded
+
+
+def upgrade_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
+    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+    bare = upgrade_state(
+        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
+    )
+    state.update({f"{prefix}{name}": value for name, value in bare.items()})
 
 
 def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:

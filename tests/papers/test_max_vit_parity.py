@@ -241,7 +241,7 @@ def test_another_window_equals_timms(window: tuple[int, int]) -> None:
     reference.load_state_dict(checkpoint_filter_fn(source.state_dict(), reference))
     model = MaxViT(**{**OURS, "window_size": window}).eval()
     report = load_pretrained(model, source.state_dict())
-    name = "stages.0.encoder.blocks.0.window.attention.branch.bias.table"
+    name = "stages.0.blocks.0.window.attention.bias.table"
     assert report.resized[name] == ((4, 4), window)
     assert len(report.resized) == 6
     assert difference(model(images(*size)), reference(images(*size))) < TOLERANCE
@@ -304,7 +304,7 @@ def model() -> MaxViT:
 
 def test_convolution_in_plain_steps(model: MaxViT) -> None:
     """Batch norm in front, GELU by tanh, the squeeze behind the second norm, a pooled shortcut."""
-    conv = model.stages[1].encoder.blocks[0].conv
+    conv = model.stages[1].blocks[0].conv
     x = torch.randn(2, 16, 8, 12)
 
     def norm(x: torch.Tensor, bn: nn.Module) -> torch.Tensor:
@@ -329,7 +329,7 @@ def test_convolution_in_plain_steps(model: MaxViT) -> None:
 
 def test_widths_of_the_convolution(model: MaxViT) -> None:
     """The bottleneck widens from the width that leaves, and the squeeze is a quarter of it."""
-    first = model.stages[1].encoder.blocks[0].conv.branch
+    first = model.stages[1].blocks[0].conv.branch
     assert first.expand.weight.shape == (4 * 32, 16)
     assert first.depthwise.layers[5].squeeze.weight.shape == (8, 4 * 32)
     assert first.depthwise.layers[5].squeeze.bias is not None
@@ -346,21 +346,21 @@ def test_stem_has_norm_and_activation(model: MaxViT) -> None:
 
 def test_a_stage_whose_width_stays_pools_its_shortcut(model: MaxViT) -> None:
     same = MaxViT(**{**OURS, "dim_conv_stem": 16})
-    assert len(same.stages[0].encoder.blocks[0].conv.shortcut) == 1
-    assert len(model.stages[0].encoder.blocks[0].conv.shortcut) == 2
-    assert len(model.stages[1].encoder.blocks[1].conv.shortcut) == 0
+    assert len(same.stages[0].blocks[0].conv.shortcut) == 1
+    assert len(model.stages[0].blocks[0].conv.shortcut) == 2
+    assert len(model.stages[1].blocks[1].conv.shortcut) == 0
 
 
 def test_attention_has_biases(model: MaxViT) -> None:
-    for block in model.stages[1].encoder.blocks:
+    for block in model.stages[1].blocks:
         for part in (block.window, block.grid):
-            assert part.attention.branch.attention.to_qkv.bias is not None
-            assert part.attention.branch.attention.to_out.bias is not None
+            assert part.attention.attention.to_qkv.bias is not None
+            assert part.attention.attention.to_out.bias is not None
 
 
 @torch.inference_mode()
 def test_windows_see_neighbours_and_grids_see_far(model: MaxViT) -> None:
-    block = model.stages[0].encoder.blocks[0]
+    block = model.stages[0].blocks[0]
     x = torch.randn(1, 8, 8, 16)
     changed = x.clone()
     changed[0, 0, 0] = torch.randn(16)
@@ -384,7 +384,7 @@ def test_head_is_norm_linear_tanh_linear(model: MaxViT) -> None:
 
 def test_stochastic_depth_drops_samples() -> None:
     model = MaxViT(**OURS, drop_path=0.4)
-    conv = model.stages[1].encoder.blocks[1].conv.train()
+    conv = model.stages[1].blocks[1].conv.train()
     torch.manual_seed(0)
     x = torch.randn(64, 4, 4, 32)
     kept = (conv(x) != x).flatten(1).any(dim=1)

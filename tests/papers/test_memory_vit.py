@@ -12,6 +12,8 @@ from torch.export import Dim, export
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import SimpleViT, ViT, create_model
 from vit_pytorch.extractor import Extractor
+from vit_pytorch.layers.patches import LinearStem
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.recorder import Recorder
 from vit_pytorch.training.optim import layer_scales
@@ -28,7 +30,9 @@ SIZES: dict[str, Any] = {
 }
 BASES = {
     "vit": lambda: ViT(**SIZES),
-    "registers": lambda: ViT(**SIZES, num_registers=2, pre_norm=True, fc_norm=True, layer_scale=0.1),
+    "registers": lambda: ViT(
+        **SIZES, num_registers=2, stem=LinearStem(pre_norm=True), head=Head(norm=True), layer_scale=0.1
+    ),
     "mean": lambda: ViT(**SIZES, pool="mean"),
     "simple_vit": lambda: SimpleViT(**SIZES),
 }

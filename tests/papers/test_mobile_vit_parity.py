@@ -201,7 +201,7 @@ def test_weights_go_back_to_transformers(transformers_pair: Any) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)], ids=str)
 def test_block_in_plain_steps(model: MobileViT, size: tuple[int, int]) -> None:
-    block = model.stages[2].encoder.blocks[0]
+    block = model.stages[2].blocks[0]
     x = torch.randn(2, 32, *size)
 
     def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
@@ -231,14 +231,14 @@ def test_block_in_plain_steps(model: MobileViT, size: tuple[int, int]) -> None:
 
 def test_heads_share_the_width_and_the_feedforward_doubles_it(model: MobileViT) -> None:
     for stage, dim in zip(model.stages[2:], OURS["dims"], strict=True):
-        block = stage.encoder.blocks[0]
+        block = stage.blocks[0]
         assert block.widen.bias is None
         assert block.norm.normalized_shape == (dim,)
         for layer in block.transformer:
-            attention = layer.attention.branch
+            attention = layer.attention
             assert (attention.heads, attention.dim_head) == (4, dim // 4)
             assert attention.to_qkv.bias is not None
-            assert layer.feedforward.branch.to_hidden.out_features == 2 * dim
+            assert layer.feedforward.to_hidden.out_features == 2 * dim
     assert model.head.bias is not None
 
 
@@ -272,7 +272,7 @@ def test_residual_where_the_map_stays() -> None:
 @torch.inference_mode()
 def test_a_cell_sees_the_whole_map(model: MobileViT) -> None:
     """Attention joins the cells 2 apart, and the convolutions around it neighbours."""
-    block = model.stages[2].encoder.blocks[0]
+    block = model.stages[2].blocks[0]
     x = torch.randn(1, 8, 8, 16)
     changed = x.clone()
     changed[0, 0, 0] = torch.randn(16)

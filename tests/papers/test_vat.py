@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.tolerances import BF16_MODEL, relative_error
 from vit_pytorch import ViT
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import FusedAttention
@@ -259,7 +260,8 @@ def test_a_new_policy_knows_no_task() -> None:
     told = VAT(vit, **POLICY, num_tasks=5).eval()
     untold = VAT(vit, **POLICY).eval()
     untold.load_state_dict(told.state_dict(), strict=False)
-    assert told(x, tasks).equal(untold(x))
+    # FiLM copies the tokens, which are a view without it; kernels may tell these apart by their strides.
+    assert difference(told(x, tasks), untold(x)) < TOLERANCE
     added = VAT(vit, **POLICY, num_tasks=5, use_film=False).eval()
     assert not added(x, tasks).equal(added(x, tasks.flip(0)))
 
@@ -394,7 +396,7 @@ def test_bf16_and_autocast() -> None:
     half = policy.bfloat16()(x.bfloat16())
     for found in (actions, half):
         assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.float(), want, rtol=0, atol=0.05 * want.abs().max().item())
+        assert relative_error(found, want) < BF16_MODEL
 
 
 def test_no_weight_decay() -> None:

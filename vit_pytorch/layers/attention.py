@@ -1,7 +1,8 @@
 """Attention in three public steps: project, attend, merge; and the kernels that attend.
 
-A kernel that computes the weights passes the result of its softmax through a submodule `weights`, an identity,
-where it can be seen; one that mixes them afterwards passes what multiplies the values through another one, `mixed`.
+A kernel that computes the weights passes the result of its softmax through a submodule `weights`, an
+identity, where it can be seen; one that mixes them afterwards passes what multiplies the values through
+another one, `mixed`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class BlockInputs:
     Args:
         grid: patches along each axis.
         num_prefix_tokens: number of tokens before the patches.
-        ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; None for
-            all of them.
-        mask: broadcasts to the scores (b h n m); boolean, true where a query sees a key, or a bias that is added.
+        ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; None
+            for all of them.
+        mask: broadcasts to the scores (b h n m); boolean, true where a query sees a key, or a bias that is
+            added.
         rotation: cosine and sine of each token, (n f 2) or (b 1 n f 2), or of each layer, head and token,
             (l h n f 2) or (b l h n f 2).
         first_values: the values (b h n e) of the first layer.
@@ -100,8 +102,8 @@ class FusedAttention(nn.Module):
 
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
-    if not isinstance(q, Tensor):
-        # FX traces with proxies, which have no values to decide by.
+    if not isinstance(q, Tensor) or torch.jit.is_tracing():
+        # Proxies and traced sizes have no values to decide by.
         return False
     if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:
         return False
@@ -159,7 +161,8 @@ def attention_weights(
 
 
 def mix_heads(linear: nn.Module, maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
-    """Mix the maps of all heads with each other by a linear layer, in the same way for each pair of tokens."""
+    """Mix the maps of all heads with each other by a linear layer, in the same way for each pair of
+    tokens."""
     return linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

@@ -11,7 +11,7 @@ from functools import wraps
 from operator import not_
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.layers.options import to_json
 
@@ -44,11 +44,7 @@ class FlatOption:
         Raises:
             ValueError: if the option is of a kind that does not have it.
         """
-        parts = option.split("+") if isinstance(option, str) else to_json(option)
-        if isinstance(parts, int):
-            parts = {"kind": self.kinds[0], "streams": parts}
-        parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
-        parts = [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+        parts = parts_of(option, self.kinds[0])
         found = [part for part in parts if part["kind"] in self.kinds]
         if not found:
             kinds = ", ".join(repr(kind) for kind in self.kinds)
@@ -59,12 +55,26 @@ class FlatOption:
         return parts[0] if len(parts) == 1 else parts
 
 
+def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the mappings that an option consists of, such as those of "learned+rope".
+
+    Args:
+        option: an option in any of its forms.
+        kind: what it is if it is a number, which is then its first setting.
+    """
+    parts = option.split("+") if isinstance(option, str) else to_json(option)
+    if isinstance(parts, int):
+        parts = {"kind": kind, "streams": parts}
+    parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
+    return [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+
+
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
     FlatOption("patch_norm", "stem", "patch_norm", LINEAR),
-    FlatOption("pre_norm", "stem", "pre_norm", LINEAR),
+    FlatOption("pre_norm", "stem", "pre_norm", (*LINEAR, "conv")),
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
@@ -123,8 +133,9 @@ def flat_options(init: Init) -> Init:
 RENAMED = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
+        (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+        (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -139,6 +150,19 @@ RENAMED = [
         (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
         (r"\.time\.norm\.", ".norm_time."),
         (r"\.time\.branch\.", ".time."),
+        (r"\.encoders\.0\.blocks\.", ".small."),
+        (r"\.encoders\.1\.blocks\.", ".large."),
+        (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
+        (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"\.mix\.norm\.", ".self_norm."),
+        (r"\.mix\.branch\.", ".self_attention."),
+        (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
+        (r"\.jumbo\.norm\.", ".jumbo_norm."),
+        (r"\.local\.norm\.", ".local_norm."),
+        (r"\.local\.tail\.0\.", ".local_scale."),
+        (r"\.local\.branch\.", ".local."),
+        (r"\.attention_(norm|scale)\.", r".\g<1>1."),
+        (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
     )
 ]
 
@@ -150,6 +174,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
+    # Other formats have names that begin alike.
+    if not any(".branch." in name for name in state):
+        return dict(state)
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
@@ -159,4 +186,27 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
         upgraded[new if new in names else name] = tensor
+    if "head.small.weight" in names and "head.weight" in upgraded:
+        upgraded |= split_branch_heads(upgraded)
     return upgraded
+
+
+def upgrade_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
+    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+    bare = upgrade_state(
+        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
+    )
+    state.update({f"{prefix}{name}": value for name, value in bare.items()})
+
+
+def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take CrossViT's classifier, one layer in version 0.1, out of a state dict; return it as two."""
+    dim = state["branches.0.norm.weight"].shape[0]
+    weight, bias = state.pop("head.weight"), state.pop("head.bias")
+    return {
+        "head.small.weight": weight[:, :dim].clone(),
+        "head.small.bias": bias[0].clone(),
+        "head.large.weight": weight[:, dim:].clone(),
+        "head.large.bias": bias[1].clone(),
+    }

@@ -129,7 +129,7 @@ class SimpleViT3D(IsotropicModel):
         pre_logits: bool = False,
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b k"]:
-        """Take the mean of the tokens that are no padding, and classify it; see `VisionModel.forward_head`."""
+        """Classify the mean of the tokens that are no padding; see `VisionModel.forward_head`."""
         pooled = features.mean(dim=1)
         if mask is not None:
             pooled = mean_of_frames(features, mask, self.grid.patch[0])

@@ -44,7 +44,7 @@ from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequen
 from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary, RotaryPositions
 from vit_pytorch.layers.tokens import AttentionPool, Head
-from vit_pytorch.layers.value_residual import read_value_residual
+from vit_pytorch.layers.value_residual import VALUE_RESIDUALS, read_value_residual
 from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean", "cls+mean", "map"]
@@ -114,6 +114,13 @@ class ViT(IsotropicModel):
 
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
+    option_kinds = {
+        "positions": POSITIONS,
+        "stem": STEMS,
+        "head": {"linear": Head},
+        "value_residual": VALUE_RESIDUALS,
+        "hyper_connections": {"hyper": HyperConnections},
+    }
 
     @flat_options
     def __init__(
@@ -167,10 +174,11 @@ class ViT(IsotropicModel):
         class_token = class_token or pool in ("cls", "cls+mean")
         make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else nn.LayerNorm, eps=norm_eps)
 
-        pre_norm = isinstance(stem, LinearStem) and stem.pre_norm
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
-            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=not pre_norm)
+            # A bias before CLIP's norm would nearly cancel there.
+            bias = not stem.pre_norm
+            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=bias)
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
@@ -185,7 +193,7 @@ class ViT(IsotropicModel):
             self.relative = bias()
         self.dropout = nn.Dropout(emb_dropout)
         self.patch_dropout = PatchDropout(patch_dropout)
-        self.pre_norm = make_norm(dim) if pre_norm else nn.Identity()
+        self.pre_norm = make_norm(dim) if stem.pre_norm else nn.Identity()
 
         def position(layer: int) -> nn.Module | None:
             if isinstance(inside, Rotary):

@@ -131,16 +131,18 @@ class Positions(ComputedBuffers):
         self.interpolates = False
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Add the embeddings to prefix tokens and patches.
 
         Args:
             tokens: prefix tokens, then patches.
-            prefix: number of prefix tokens; those without a position stay as they are.
+            prefix: number of prefix tokens, of which those without a position stay as they are; default all tokens
+                that are no patches.
             grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid
+        prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:

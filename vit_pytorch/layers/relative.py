@@ -19,7 +19,7 @@ from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
 from vit_pytorch.layers.positions import ComputedBuffers
-from vit_pytorch.layers.tracing import is_tracing
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
@@ -291,7 +291,7 @@ class TokenBias(CachedBias):
         if self.prefix is None:
             return bias
         heads, n, _ = bias.shape
-        to_patch, from_patch, within = self.prefix[..., None, None]
+        to_patch, from_patch, within = self.prefix[..., None, None].unbind(0)
         above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
         return torch.cat([above, torch.cat([from_patch.expand(heads, n, prefix), bias], dim=2)], dim=1)
 
@@ -431,6 +431,7 @@ def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"
     return every, offsets(inside, inside, window).flatten()
 
 
+@fx_leaf
 def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
     """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
     table = table.T.contiguous()

@@ -78,7 +78,59 @@ FLAT_OPTIONS = (
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
+    FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
+    FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
+)
+
+
+@dataclass(frozen=True)
+class RemovedArgument:
+    """An argument of version 0.1 that an architecture no longer has.
+
+    Args:
+        name: the argument.
+        marker: an argument that only this architecture has.
+        replace: returns the arguments that replace it, from its value and the arguments by name, defaults
+            included.
+    """
+
+    name: str
+    marker: str
+    replace: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+
+
+def twins_heads(dim_head: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of heads of each stage from the head dimension, as `TwinsSVT` took it.
+
+    Raises:
+        ValueError: if the heads do not share the channels of each stage.
+    """
+    dims = [arguments[f"s{stage}_emb_dim"] for stage in range(1, 5)]
+    heads = arguments["heads"]
+    if dim_head is None:
+        return {}
+    if any(dim % dim_head for dim in dims):
+        raise ValueError(f"emb_dims must be multiples of dim_head, got {dims} and {dim_head}")
+    if heads is not None and list(heads) != [dim // dim_head for dim in dims]:
+        raise ValueError(f"heads must share the channels, got heads={tuple(heads)}, {dim_head=} and {dims}")
+    return {"heads": tuple(dim // dim_head for dim in dims)}
+
+
+def always_biased(qkv_bias: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that queries, keys and values have biases.
+
+    Raises:
+        ValueError: if they were to have none.
+    """
+    if not qkv_bias:
+        raise ValueError("queries, keys and values always have biases here: qkv_bias=False is not supported")
+    return {}
+
+
+REMOVED_ARGUMENTS = (
+    RemovedArgument("dim_head", "s1_emb_dim", twins_heads),
+    RemovedArgument("qkv_bias", "s1_emb_dim", always_biased),
 )
 
 
@@ -104,6 +156,14 @@ def upgrade_arguments(
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
+    for removed in REMOVED_ARGUMENTS:
+        if removed.marker in parameters and removed.name in upgraded:
+            value = upgraded.pop(removed.name)
+            defaults = {name: parameter.default for name, parameter in parameters.items()}
+            replaced = removed.replace(value, {**defaults, **upgraded})
+            upgraded |= replaced
+            new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
+            changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False
@@ -136,6 +196,10 @@ RENAMED = [
         (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
         (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
+        (r"^encoder\.merger\.", "merger."),
+        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
+        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -146,10 +210,6 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
-        # ViViT
-        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
-        (r"\.time\.norm\.", ".norm_time."),
-        (r"\.time\.branch\.", ".time."),
         (r"\.encoders\.0\.blocks\.", ".small."),
         (r"\.encoders\.1\.blocks\.", ".large."),
         (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
@@ -163,7 +223,19 @@ RENAMED = [
         (r"\.local\.branch\.", ".local."),
         (r"\.attention_(norm|scale)\.", r".\g<1>1."),
         (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
+        # ViViT
+        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+        (r"\.time\.norm\.", ".norm_time."),
+        (r"\.time\.branch\.", ".time."),
+        (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
+        # `DistilledHead`
+        (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
     )
+]
+# One of them, where a model does not have the name that the others lead to.
+MOVED = [
+    (re.compile(pattern), new)
+    for pattern, new in ((r"\.kernel\.temperature$", ".kernel.temperature.factors"),)
 ]
 
 
@@ -185,7 +257,8 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         new = name
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+        upgraded[next((found for found in tried if found in names), name)] = tensor
     if "head.small.weight" in names and "head.weight" in upgraded:
         upgraded |= split_branch_heads(upgraded)
     return upgraded

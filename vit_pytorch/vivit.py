@@ -227,7 +227,8 @@ class ViViT(IsotropicModel):
             x = mask_fn(x)
         if add_positions:
             assert self.positions is not None
-            x = self.positions(x.unflatten(1, (-1, prod(cells))), grid=cells).flatten(1, 2)
+            frames = x.unflatten(1, (-1, prod(cells)))
+            x = self.positions(frames, prefix=0, grid=cells).flatten(1, 2)
         return self.dropout(x)
 
     def encode(

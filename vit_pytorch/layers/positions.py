@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.options import Option
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -157,6 +158,7 @@ class Positions(ComputedBuffers):
         return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
+@fx_leaf
 def select_rows(
     table: Float[Tensor, "1 n d"],
     own_prefix: int,
@@ -289,6 +291,13 @@ class FactorisedPositions(Positions):
         for table in (self.rows, self.columns):
             nn.init.trunc_normal_(table, std=0.02)
 
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Add the embeddings to the patches; prefix tokens have none."""
+        table = self.table_for(self.grid if grid is None else grid)
+        return tokens + F.pad(table, (0, 0, prefix, 0))
+
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells."""
         extents = (max(grid), max(grid)) if self.kind == "aspect" else tuple(grid)
@@ -314,9 +323,10 @@ def interpolated_positions(model: nn.Module) -> Iterator[None]:
             part.interpolates = False
 
 
+@fx_leaf
 def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:
     """Interpolate a table of one axis to another extent."""
-    if extent == table.shape[1]:
+    if not is_tracing() and extent == table.shape[1]:
         return table
     stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)
     return stretched.transpose(1, 2).to(table.dtype)

@@ -2,7 +2,7 @@
 
 Tokens lie on a grid (time, height, width) in row-major order; each kind costs what its own axis needs.
 
-Functions of masks take None for no padding, also after a check for it: a mask that FX traces is None only later.
+Functions of masks take None for no padding, though callers ask: what FX traces may turn out to be None later.
 """
 
 from __future__ import annotations

@@ -167,7 +167,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         new = name
         for pattern, replacement in RENAMED:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        # An encoder of another library is one block, inside which names are its own (`efficient.ViT`).
+        other = re.sub(r"^encoder\.blocks\.0\.", "blocks.0.transformer.", name)
+        upgraded[next((found for found in (new, other) if found in names), name)] = tensor
     return upgraded
 
 

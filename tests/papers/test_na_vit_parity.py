@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, randomise
+from tests.tolerances import BF16_MODEL, relative_error
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.na_vit_nested_tensor import NaViT as NestedNaViT
@@ -138,7 +139,7 @@ def test_packed_in_half_precision(model: NaViT) -> None:
     half = model.bfloat16()([image.bfloat16() for image in images])
     for logits in (mixed, half):
         assert logits.dtype == torch.bfloat16
-        torch.testing.assert_close(logits.float(), want, rtol=0, atol=0.05 * want.abs().max().item())
+        assert relative_error(logits, want) < BF16_MODEL
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ One description serves signals (1-D), images (2-D), videos and volumes (3-D).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -125,6 +126,16 @@ class PatchGrid:
     def _check_divides(self, size: Sequence[int]) -> None:
         if any(s % p for s, p in zip(size, self.patch, strict=True)):
             raise ValueError(f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}")
+
+
+def warn_if_few(grid: PatchGrid) -> None:
+    """Warn of a grid of 16 patches or fewer, in the name of who builds the model."""
+    if grid.num_patches <= 16:
+        warnings.warn(
+            f"{grid.num_patches} patches are few for attention to work with: "
+            f"make the patch smaller than {grid.patch}, so that there are more than 16",
+            stacklevel=3,
+        )
 
 
 class PatchEmbed(nn.Module):

@@ -138,8 +138,8 @@ class Positions(ComputedBuffers):
 
         Args:
             tokens: prefix tokens, then patches.
-            prefix: number of prefix tokens, of which those without a position stay as they are; default all tokens
-                that are no patches.
+            prefix: number of prefix tokens, of which those without a position stay as they are; default all
+                tokens that are no patches.
             grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid
@@ -158,6 +158,7 @@ class Positions(ComputedBuffers):
         return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
+@fx_leaf
 def select_rows(
     table: Float[Tensor, "1 n d"],
     own_prefix: int,
@@ -348,6 +349,9 @@ class NoPositions(Option):
     """Option: nothing is added to the tokens."""
 
     kind: ClassVar[str] = "none"
+
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> None:
+        """Build no table."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ not run; here it is the number of steps. The video models are not here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -145,7 +146,8 @@ class ATSViT(IsotropicModel):
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm; see `IsotropicModel.encode`."""
         patches = prod(self.grid.shape if grid is None else grid)
-        return self.sample(tokens, patches if ids_keep is None else ids_keep.shape[1])[0]
+        tokens, _ = self.sample(tokens, patches if ids_keep is None else ids_keep.shape[1])
+        return tokens
 
     def sample(
         self, tokens: Float[Tensor, "b n d"], patches: int
@@ -175,6 +177,11 @@ class ATSViT(IsotropicModel):
             patches: number of patches that enter the first block; the most steps there are.
         """
         steps: list[int | None] = []
+        if torch.jit.is_tracing():
+            # What is traced is for images of the example's size.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                patches = int(patches)
         held = patches
         for index, most in enumerate(self.max_tokens):
             samples = held > most if self.ats_layers is None else index in self.ats_layers
@@ -208,7 +215,8 @@ class ATSViT(IsotropicModel):
         Raises:
             ValueError: if rank, channels, size or dtype of the images are not what the model takes.
         """
-        if not return_sampled_token_ids:
+        # An identity, since FX traces with arguments that have no truth value.
+        if return_sampled_token_ids is not True:
             return super().forward(images)
         tokens, ids = self.sample(self.embed(images), prod(self.grid.fit(images.shape[2:])))
         if ids is None:

@@ -246,6 +246,8 @@ RENAMED = [
 MOVED = [
     (re.compile(pattern), new)
     for pattern, new in (
+        # An encoder of another library is one block (`efficient.ViT`).
+        (r"^blocks\.0\.", "blocks.0.transformer."),
         (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
         # LeViT's classifiers have norms before them.
         (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
@@ -273,8 +275,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
-    # Other formats have names that begin alike.
-    if not any(".branch." in name for name in state):
+    # Other formats have names that begin alike; an encoder of another library has names of its own.
+    external = any(name.startswith("blocks.0.transformer.") for name in names)
+    if not external and not any(".branch." in name for name in state):
         return dict(state)
     renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}

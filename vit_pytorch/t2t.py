@@ -285,6 +285,7 @@ class RandomFeatures(nn.Module):
         super().__init__()
         if features < 1:
             raise ValueError(f"the performer needs at least 1 random feature, got {features}")
+        self.features = features
         self.eps = eps
         directions = nn.init.orthogonal_(torch.empty(features, dim)) * features**0.5
         self.register_buffer("directions", directions)
@@ -296,7 +297,7 @@ class RandomFeatures(nn.Module):
         q, k = random_features(q, self.directions), random_features(k, self.directions)
         total = q @ k.sum(dim=-2, keepdim=True).mT
         # The mean over the features is a factor of both sums, which leaves it at eps.
-        mixed = (q @ (k.mT @ v.to(k.dtype))) / (total + len(self.directions) * self.eps)
+        mixed = (q @ (k.mT @ v.to(k.dtype))) / (total + self.features * self.eps)
         return mixed.to(v.dtype)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import make_classifier
+from vit_pytorch.layers.tokens import AttentionPool, make_classifier
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
@@ -28,7 +29,7 @@ class IsotropicModel(VisionModel):
 
     Attributes:
         grid: how images are cut.
-        pool: "cls", "mean", or a name that the subclass's `pool_features` knows.
+        pool: "cls", "mean", "cls+mean", "map", or a name that the subclass's `pool_features` knows.
         patch_embed: returns tokens of images.
         prefix: tokens before the patches.
         positions: adds position embeddings; None for none.
@@ -37,6 +38,7 @@ class IsotropicModel(VisionModel):
         pre_norm: acts on the tokens before the blocks.
         blocks: the layers.
         norm: acts on the tokens after the blocks.
+        attention_pool: pools the patches for "map".
         classifier_dim: dimension of what enters the classifier.
     """
 
@@ -64,6 +66,7 @@ class IsotropicModel(VisionModel):
         self.fc_norm = nn.Identity()
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
+        self.attention_pool: AttentionPool | None = None
         self.classifier_dim = dim
 
     @property
@@ -154,10 +157,14 @@ class IsotropicModel(VisionModel):
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
 
     def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return the class token, or the mean of the patches."""
+        """Return the class token, the mean of the patches, both, or the pool by attention."""
         if self.pool == "cls":
             return features[:, 0]
-        return features[:, self.num_prefix_tokens :].mean(dim=1)
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            return self.attention_pool(patches)
+        mean = patches.mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     def forward_intermediates(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -21,6 +22,18 @@ def is_tracing(*values: object) -> bool:
     return (
         torch.compiler.is_compiling() or torch.jit.is_tracing() or any(isinstance(v, Proxy) for v in values)
     )
+
+
+def static_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Return sizes as numbers, also in `torch.jit.trace`, whose sizes are tensors: those of the example.
+
+    For sizes that decide what is computed, which are therefore part of a trace.
+    """
+    if not torch.jit.is_tracing():
+        return tuple(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(int(size) for size in sizes)
 
 
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:

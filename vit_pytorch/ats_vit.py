@@ -37,7 +37,7 @@ from vit_pytorch.layers.attention import (
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_sizes
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 
 
 class ATSViT(IsotropicModel):
@@ -176,7 +176,7 @@ class ATSViT(IsotropicModel):
             patches: number of patches that enter the first block; the most steps there are.
         """
         steps: list[int | None] = []
-        (patches,) = static_sizes([patches])
+        (patches,) = static_size([patches])
         held = patches
         for index, most in enumerate(self.max_tokens):
             samples = held > most if self.ats_layers is None else index in self.ats_layers

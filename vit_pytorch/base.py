@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, to_json
 from vit_pytorch.layers.tracing import is_tracing
-from vit_pytorch.legacy import upgrade_arguments, upgrade_state
+from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
@@ -68,7 +68,9 @@ class VisionModel(
             raise ValueError(
                 f"num_classes must be at least 0 and channels 1, got {num_classes} and {channels}"
             )
-        self.register_load_state_dict_pre_hook(_upgrade_state)
+        self.register_load_state_dict_pre_hook(upgrade_on_load)
+        # A name for what enters the classifier, which wrappers ask for.
+        self.to_latent = nn.Identity()
         self.num_classes = num_classes
         self.num_features = num_features
         self.channels = channels
@@ -128,7 +130,7 @@ class VisionModel(
             features: output of `forward_features`.
             pre_logits: stop before the classifier.
         """
-        x = self.pre_logits(self.fc_norm(self.pool_features(features)))
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
     @abstractmethod
@@ -322,15 +324,6 @@ class VisionModel(
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
-
-
-def _upgrade_state(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
-    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
-    bare = upgrade_state(
-        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
-    )
-    state.update({f"{prefix}{name}": value for name, value in bare.items()})
 
 
 def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:

@@ -31,7 +31,7 @@ from vit_pytorch.layers.positions import NoPositions
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_sizes
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 from vit_pytorch.vit import (
     POSITIONS,
     Pool,
@@ -74,7 +74,7 @@ def _pad_same(
 ) -> Float[Tensor, "b c y x"]:
     """Pad a map so that a kernel has as many places as the stride divides the size, rounded up."""
     missing = [
-        max((-(-extent // stride) - 1) * stride + kernel - extent, 0) for extent in static_sizes(x.shape[2:])
+        max((-(-extent // stride) - 1) * stride + kernel - extent, 0) for extent in static_size(x.shape[2:])
     ]
     top, left = (extent // 2 for extent in missing)
     if not any(missing):

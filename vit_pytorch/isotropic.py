@@ -118,6 +118,7 @@ class IsotropicModel(VisionModel):
             add_positions: add the position embeddings.
         """
         self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
         if mask_fn is not None:
             x = mask_fn(x)
@@ -125,7 +126,7 @@ class IsotropicModel(VisionModel):
         if prefix:
             x = self.prefix(x)
         if self.positions is not None and add_positions:
-            x = self.positions(x, prefix=prefix, grid=self.grid.fit(images.shape[2:]))
+            x = self.positions(x, prefix=prefix, grid=grid)
         return self.pre_norm(self.dropout(x))
 
     def encode(

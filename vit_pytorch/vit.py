@@ -173,10 +173,11 @@ class ViT(IsotropicModel):
         class_token = class_token or pool in ("cls", "cls+mean")
         make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else nn.LayerNorm, eps=norm_eps)
 
-        pre_norm = isinstance(stem, LinearStem) and stem.pre_norm
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
-            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=not pre_norm)
+            # A bias before CLIP's norm would nearly cancel there.
+            bias = not stem.pre_norm
+            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=bias)
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
@@ -191,7 +192,7 @@ class ViT(IsotropicModel):
             self.relative = bias()
         self.dropout = nn.Dropout(emb_dropout)
         self.patch_dropout = PatchDropout(patch_dropout)
-        self.pre_norm = make_norm(dim) if pre_norm else nn.Identity()
+        self.pre_norm = make_norm(dim) if stem.pre_norm else nn.Identity()
 
         mix = values.build(dim=dim, heads=heads, depth=depth) if values is not None else lambda layer: None
         self.value_residual = values is not None

@@ -102,8 +102,8 @@ class FusedAttention(nn.Module):
 
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
-    if not isinstance(q, Tensor):
-        # FX traces with proxies, which have no values to decide by.
+    if not isinstance(q, Tensor) or torch.jit.is_tracing():
+        # Proxies and traced sizes have no values to decide by.
         return False
     if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:
         return False

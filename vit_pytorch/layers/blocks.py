@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -19,6 +19,9 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+# PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
+# Versions in between are unknown, so that layers with batch norms keep their activations there.
+COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
 
 
 class QuickGELU(nn.Module):
@@ -128,6 +131,17 @@ def drop_path_rate(drop_path: float, layer: int, depth: int) -> float:
     return drop_path * layer / max(depth - 1, 1)
 
 
+def drop_path_rates(drop_path: float, depth: Sequence[int]) -> list[list[float]]:
+    """Return the rates of the blocks of each stage; they rise from 0 to that of the last block of all.
+
+    Args:
+        drop_path: the last block's.
+        depth: number of blocks of each stage.
+    """
+    rates = (drop_path_rate(drop_path, index, sum(depth)) for index in range(sum(depth)))
+    return [[next(rates) for _ in range(blocks)] for blocks in depth]
+
+
 def layer(forward: Forward) -> Forward:
     """Decorate the `forward` of a layer, a block or a stage.
 
@@ -137,12 +151,15 @@ def layer(forward: Forward) -> Forward:
 
     @wraps(forward)
     def run(self: nn.Module, *inputs: Any) -> Any:
-        if getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled():
-            # Compilers decide themselves how often a batch norm's statistics are updated.
-            context = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, self)}
-            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, **context)
-        else:
+        if not (getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled()):
             output = forward(self, *inputs)
+        elif not torch.compiler.is_compiling():
+            contexts = partial(_contexts, self)
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, context_fn=contexts)
+        elif COMPILED_RECOMPUTATION_COUNTS and any(isinstance(part, _BatchNorm) for part in self.modules()):
+            output = forward(self, *inputs)
+        else:
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False)
         outputs = getattr(self, "outputs", None)
         if outputs is not None:
             outputs.append(output)
@@ -276,7 +293,7 @@ def plain_blocks(
     mlp_dim: int,
     dropout: float = 0.0,
     attn_dropout: float = 0.0,
-    drop_path: float = 0.0,
+    drop_path: float | Sequence[float] = 0.0,
     layer_scale: float | None = None,
     qkv_bias: bool = True,
     out_bias: bool = True,
@@ -293,14 +310,16 @@ def plain_blocks(
         mlp_dim: hidden dimension of the feed-forward.
         dropout: dropout after the linear layers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
-            0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
+            from 0; or that of each block.
         layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         qkv_bias: use biases for queries, keys and values.
         out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward.
         norm: builds a norm from a dimension.
     """
+    if isinstance(drop_path, (int, float)):
+        drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]
     return nn.ModuleList(
         Block(
             dim,
@@ -316,7 +335,7 @@ def plain_blocks(
             FeedForward(dim, mlp_dim, dropout=dropout, act=act),
             norm=norm,
             layer_scale=layer_scale,
-            drop_path=drop_path_rate(drop_path, index, depth),
+            drop_path=rate,
         )
-        for index in range(depth)
+        for _, rate in zip(range(depth), drop_path, strict=True)
     )

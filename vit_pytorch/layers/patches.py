@@ -5,6 +5,7 @@ One description serves signals (1-D), images (2-D), videos and volumes (3-D).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -87,6 +88,7 @@ class PatchGrid:
         """
         if isinstance(size, Proxy):
             return self.shape
+        size = static_size(size)
         if not is_tracing():
             if min(size) < 1:
                 raise ValueError(f"an image must be at least {self.patch}, got image size {tuple(size)}")
@@ -124,6 +126,16 @@ class PatchGrid:
     def _check_divides(self, size: Sequence[int]) -> None:
         if any(s % p for s, p in zip(size, self.patch, strict=True)):
             raise ValueError(f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}")
+
+
+def warn_if_few(grid: PatchGrid) -> None:
+    """Warn of a grid of 16 patches or fewer, in the name of who builds the model."""
+    if grid.num_patches <= 16:
+        warnings.warn(
+            f"{grid.num_patches} patches are few for attention to work with: "
+            f"make the patch smaller than {grid.patch}, so that there are more than 16",
+            stacklevel=3,
+        )
 
 
 class PatchEmbed(nn.Module):
@@ -273,10 +285,7 @@ class PatchDropout(nn.Module):
         """
         if not self.training or self.p == 0:
             return tokens, None
-        patches = tokens.shape[1] - prefix
-        count = max(1, int(patches * (1 - self.p)))
-        drawn = torch.rand(tokens.shape[0], patches, device=tokens.device)
-        ids_keep = drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+        ids_keep = draw_patches(tokens, prefix, self.p)
         return tokens.take_along_dim(token_ids(ids_keep, prefix)[..., None], dim=1), ids_keep
 
     def extra_repr(self) -> str:
@@ -284,6 +293,16 @@ class PatchDropout(nn.Module):
         return f"p={self.p}"
 
 
+@fx_leaf
+def draw_patches(tokens: Float[Tensor, "b n d"], prefix: int, p: float) -> Int[Tensor, "b k"]:
+    """Draw the patches of each sample that stay when a share `p` is dropped, in order."""
+    patches = tokens.shape[1] - prefix
+    count = max(1, int(patches * (1 - p)))
+    drawn = torch.rand(tokens.shape[0], patches, device=tokens.device)
+    return drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+@fx_leaf
 def token_ids(ids_keep: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
     """Return the positions, in the sequence, of prefix tokens and of the patches that are kept."""
     first = torch.arange(prefix, device=ids_keep.device).expand(ids_keep.shape[0], -1)
@@ -306,6 +325,11 @@ class LinearStem(Option):
 
 @dataclass(frozen=True)
 class ConvolutionalStem(Option):
-    """Option: patches are embedded by small convolutions (see `ConvStem`)."""
+    """Option: patches are embedded by small convolutions (see `ConvStem`).
+
+    Args:
+        pre_norm: a LayerNorm on all tokens before the blocks.
+    """
 
     kind: ClassVar[str] = "conv"
+    pre_norm: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -24,27 +24,30 @@ def is_tracing(*values: object) -> bool:
     )
 
 
-def static_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
-    """Return sizes as numbers, also in `torch.jit.trace`, whose sizes are tensors: those of the example.
-
-    For sizes that decide what is computed, which are therefore part of a trace.
-    """
+def static_size(size: Sequence[int]) -> tuple[int, ...]:
+    """Return a size as numbers, also in a graph of `torch.jit.trace`, which serves the size of its
+    example."""
     if not torch.jit.is_tracing():
-        return tuple(sizes)
+        return tuple(size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        return tuple(int(size) for size in sizes)
+        return tuple(int(extent) for extent in size)
 
 
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
 
     `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function
-    is imported. Sizes stay dynamic in the graph.
+    is imported. Sizes stay dynamic in the graph. `torch.jit.trace` is not to warn of what the function
+    decides by the sizes of maps: its graph serves one size, and batches of any.
     """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.jit.is_tracing():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                return function(*args, **kwargs)
         proxy = next((value for value in (*args, *kwargs.values()) if isinstance(value, Proxy)), None)
         if proxy is None:
             return function(*args, **kwargs)

@@ -15,6 +15,7 @@ from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import find_entry
+from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.training.config import PUBLISHED, TuningConfig
 from vit_pytorch.vit import ViT
 
@@ -102,7 +103,7 @@ def add_memory(model: VisionModel, *, memories: int, mode: Mode) -> MemoryViT:
     Raises:
         ValueError: Where the model is no plain ViT, or has no class token whose place the mode takes.
     """
-    if not isinstance(model, ViT):
+    if not isinstance(model, ViT | SimpleViT):
         raise ValueError(f"method 'memory' needs a plain ViT, got {type(model).__name__}")
     num_classes = model.num_classes
     model.reset_classifier(0)

@@ -55,6 +55,9 @@ class VisionModel(
     num_features: int
     channels: int
     image_size: tuple[int, ...]
+    pool: str
+    num_prefix_tokens: int
+    attention_pool: nn.Module | None
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -133,9 +136,15 @@ class VisionModel(
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
-    @abstractmethod
-    def pool_features(self, features: Tensor) -> Float[Tensor, "b e"]:
-        """Return one vector per image from the output of `forward_features`."""
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """Return one vector per image: the class token, the mean of the patches, both, or their attention pool."""
+        if self.pool == "cls":
+            return features[:, 0]
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            return self.attention_pool(patches)
+        mean = patches.mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     @abstractmethod
     def forward_intermediates(

@@ -13,12 +13,11 @@ the classifier starts from small random values instead of zeros; the relative po
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -190,11 +189,6 @@ class ViT(IsotropicModel):
         self.patch_dropout = PatchDropout(patch_dropout)
         self.pre_norm = make_norm(dim) if stem.pre_norm else nn.Identity()
 
-        def position(layer: int) -> nn.Module | None:
-            if isinstance(inside, Rotary):
-                return RotaryPositions(layer if inside.learned else None)
-            return RelativePositions(bias()) if isinstance(inside, Relative) and inside.per_layer else None
-
         mix = values.build(dim=dim, heads=heads, depth=depth) if values is not None else lambda layer: None
         self.value_residual = values is not None
         self.streams = streams
@@ -208,7 +202,7 @@ class ViT(IsotropicModel):
                 out_bias=out_bias,
                 dropout=dropout,
                 qk_norm=make_norm if qk_norm else None,
-                position=position(layer),
+                position=attention_position(inside, layer, bias),
                 value_mix=mix(layer),
                 kernel=partial(FusedAttention, attn_dropout, qk_scale),
             )
@@ -269,42 +263,60 @@ class ViT(IsotropicModel):
             grid: patches along each axis.
             ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
-        prefix = self.prefix.count
-        inputs = BlockInputs(tuple(grid), prefix, ids_keep)
-        if isinstance(self.rotary, MixedRotary):
-            return replace(inputs, rotation=self.rotary.rotations(grid, prefix, ids_keep))
-        if self.rotary is not None:
-            return replace(inputs, rotation=self.rotary(grid, prefix, ids_keep))
-        if self.relative is not None:
-            return replace(inputs, mask=self.relative.mask(grid, prefix, ids_keep))
-        return inputs
+        inputs = BlockInputs(tuple(grid), self.prefix.count, ids_keep)
+        if self.rotary is None and self.relative is None:
+            return inputs
+        return position_inputs(inputs, self.rotary, self.relative)
 
     def layer_tokens(self, output: Tensor) -> Float[Tensor, "b n d"]:
         """Return the tokens in the output of a block: the sum of its residual streams, if there are
         several."""
         return output if self.streams is None else output.sum(dim=2)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return one vector per image."""
-        if self.pool == "cls":
-            return features[:, 0]
-        patches = features[:, self.prefix.count :]
-        if self.attention_pool is not None:
-            return self.attention_pool(patches)
-        mean = patches.mean(dim=1)
-        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
-
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = [name for name, _ in self.named_parameters()]
-        tables = {name for name in names if name.startswith(("positions.", "relative.", "rotary."))}
-        inside = {
-            name
-            for name in names
-            if ".attention.position." in name or name.endswith((".connect1.alpha", ".connect2.alpha"))
-        }
-        query = {"attention_pool.query"} if self.attention_pool is not None else set()
-        return super().no_weight_decay() | tables | inside | query
+        return super().no_weight_decay() | undecayed(self)
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of positions, pools and connections, without weight decay."""
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("positions.", "relative.", "rotary."))
+        or ".attention.position." in name
+        or name.endswith((".connect1.alpha", ".connect2.alpha"))
+        or name == "attention_pool.query"
+    }
+
+
+def attention_position(
+    inside: Rotary | Relative | None, layer: int, bias: Callable[[], TokenBias]
+) -> nn.Module | None:
+    """Build the positions inside the attention of a layer; None for none, or for those that layers share.
+
+    Args:
+        inside: the option.
+        layer: index of the layer.
+        bias: builds a bias of the layer's own.
+    """
+    if isinstance(inside, Rotary):
+        return RotaryPositions(layer if inside.learned else None)
+    return RelativePositions(bias()) if isinstance(inside, Relative) and inside.per_layer else None
+
+
+def position_inputs(
+    inputs: BlockInputs, rotary: AxialRotary | MixedRotary | None, relative: TokenBias | None
+) -> BlockInputs:
+    """Return the inputs of each block with the rotations or biases of their grid."""
+    grid, prefix, ids_keep = inputs.grid or (), inputs.num_prefix_tokens, inputs.ids_keep
+    if isinstance(rotary, MixedRotary):
+        return replace(inputs, rotation=rotary.rotations(grid, prefix, ids_keep))
+    if rotary is not None:
+        return replace(inputs, rotation=rotary(grid, prefix, ids_keep))
+    if relative is not None:
+        return replace(inputs, mask=relative.mask(grid, prefix, ids_keep))
+    return inputs
 
 
 def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, Rotary | Relative | None]:

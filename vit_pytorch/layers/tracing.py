@@ -24,6 +24,11 @@ def is_tracing(*values: object) -> bool:
     )
 
 
+def concrete(extent: int) -> int:
+    """Return a size as a number, also where `torch.jit.trace` stands in a tensor for it; for `fx_leaf`s."""
+    return int(extent) if torch.jit.is_tracing() else extent
+
+
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
 

@@ -454,6 +454,7 @@ def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"
     return every, offsets(inside, inside, window).flatten()
 
 
+@fx_leaf
 def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
     """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
     table = table.T.contiguous()

@@ -170,7 +170,8 @@ def upgrade_arguments(
             replaced = removed.replace(value, {**defaults, **upgraded})
             upgraded |= replaced
             new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
+            if value is not None:
+                changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False

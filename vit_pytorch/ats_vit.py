@@ -37,7 +37,7 @@ from vit_pytorch.layers.attention import (
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 
 
 class ATSViT(IsotropicModel):
@@ -145,7 +145,8 @@ class ATSViT(IsotropicModel):
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm; see `IsotropicModel.encode`."""
         patches = prod(self.grid.shape if grid is None else grid)
-        return self.sample(tokens, patches if ids_keep is None else ids_keep.shape[1])[0]
+        tokens, _ = self.sample(tokens, patches if ids_keep is None else ids_keep.shape[1])
+        return tokens
 
     def sample(
         self, tokens: Float[Tensor, "b n d"], patches: int
@@ -175,6 +176,7 @@ class ATSViT(IsotropicModel):
             patches: number of patches that enter the first block; the most steps there are.
         """
         steps: list[int | None] = []
+        (patches,) = static_size([patches])
         held = patches
         for index, most in enumerate(self.max_tokens):
             samples = held > most if self.ats_layers is None else index in self.ats_layers
@@ -208,7 +210,8 @@ class ATSViT(IsotropicModel):
         Raises:
             ValueError: if rank, channels, size or dtype of the images are not what the model takes.
         """
-        if not return_sampled_token_ids:
+        # An identity, since FX traces with arguments that have no truth value.
+        if return_sampled_token_ids is not True:
             return super().forward(images)
         tokens, ids = self.sample(self.embed(images), prod(self.grid.fit(images.shape[2:])))
         if ids is None:

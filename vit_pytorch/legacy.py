@@ -70,6 +70,7 @@ def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
 
 
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
+CVT = ("authors", "transformers")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
@@ -81,6 +82,12 @@ FLAT_OPTIONS = (
     FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
     FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
+    # CvT's
+    FlatOption("class_token", "variant", "class_token", CVT, default=[False, False, True], convert=tuple),
+    FlatOption("qkv_bias", "variant", "qkv_bias", CVT, default=True),
+    FlatOption("attn_dropout", "variant", "attn_dropout", CVT, default=0.0),
+    FlatOption("norm_eps", "variant", "norm_eps", CVT, default=1e-5),
+    FlatOption("act", "variant", "act", CVT, default="quickgelu"),
 )
 
 
@@ -129,8 +136,8 @@ def always_biased(qkv_bias: bool, arguments: Mapping[str, Any]) -> dict[str, Any
 
 
 REMOVED_ARGUMENTS = (
-    RemovedArgument("dim_head", "s1_emb_dim", twins_heads),
-    RemovedArgument("qkv_bias", "s1_emb_dim", always_biased),
+    RemovedArgument("dim_head", "s4_emb_dim", twins_heads),
+    RemovedArgument("qkv_bias", "s4_emb_dim", always_biased),
 )
 
 
@@ -163,7 +170,8 @@ def upgrade_arguments(
             replaced = removed.replace(value, {**defaults, **upgraded})
             upgraded |= replaced
             new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
+            if value is not None:
+                changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False
@@ -214,8 +222,11 @@ RENAMED = [
         (r"\.encoders\.1\.blocks\.", ".large."),
         (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
         (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
         (r"\.mix\.norm\.", ".self_norm."),
         (r"\.mix\.branch\.", ".self_attention."),
+        (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
+        (r"^head\.weight$", "head.linear.weight"),
         (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
         (r"\.jumbo\.norm\.", ".jumbo_norm."),
         (r"\.local\.norm\.", ".local_norm."),
@@ -235,7 +246,26 @@ RENAMED = [
 # One of them, where a model does not have the name that the others lead to.
 MOVED = [
     (re.compile(pattern), new)
-    for pattern, new in ((r"\.kernel\.temperature$", ".kernel.temperature.factors"),)
+    for pattern, new in (
+        # An encoder of another library is one block (`efficient.ViT`).
+        (r"^blocks\.0\.", "blocks.0.transformer."),
+        (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
+        # LeViT's classifiers have norms before them.
+        (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
+        (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
+    )
+]
+
+
+# LookupViT's, before those: its blocks have a feed-forward of the patches in addition to a plain block's.
+LOOKUP_RENAMED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
+        (r"\.refine\.", "."),
+    )
 ]
 
 
@@ -246,19 +276,22 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
-    # Other formats have names that begin alike.
-    if not any(".branch." in name for name in state):
+    # Other formats have names that begin alike; an encoder of another library has names of its own.
+    external = any(name.startswith("blocks.0.transformer.") for name in names)
+    if not external and not any(".branch." in name for name in state):
         return dict(state)
+    renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
             upgraded[name] = tensor
             continue
         new = name
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renamed:
             new = pattern.sub(replacement, new)
         tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
-        upgraded[next((found for found in tried if found in names), name)] = tensor
+        found = next((known for known in tried if known in names), None)
+        upgraded |= split_fused(new, tensor, names) or {name: tensor} if found is None else {found: tensor}
     if "head.small.weight" in names and "head.weight" in upgraded:
         upgraded |= split_branch_heads(upgraded)
     return upgraded
@@ -283,3 +316,17 @@ def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "head.large.weight": weight[:, dim:].clone(),
         "head.large.bias": bias[1].clone(),
     }
+
+
+def split_fused(name: str, tensor: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the parts of a fused projection that a model has as separate layers; nothing if it does not.
+
+    Args:
+        name: name of the fused weight or bias.
+        tensor: the fused one, its parts one after the other.
+        names: the model's names.
+    """
+    parts = [name.replace(".to_qkv.", f".to_{part}.") for part in "qkv"]
+    if ".to_qkv." not in name or not set(parts) <= set(names):
+        return {}
+    return dict(zip(parts, tensor.chunk(3), strict=True))

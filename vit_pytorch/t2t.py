@@ -224,7 +224,8 @@ class TokensToToken(nn.Module):
             windows = split.unfold(x)
             height, width = windows.shape[1:3]
             x = block(windows.flatten(1, 2)).unflatten(1, (height, width))
-        return self.proj(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        # Contiguous: what reads the input of a convolution by strides, as Opacus does, expects that.
+        return self.proj(x.permute(0, 3, 1, 2).contiguous()).flatten(2).transpose(1, 2)
 
 
 class TokenBlock(nn.Module):
@@ -285,6 +286,7 @@ class RandomFeatures(nn.Module):
         super().__init__()
         if features < 1:
             raise ValueError(f"the performer needs at least 1 random feature, got {features}")
+        self.features = features
         self.eps = eps
         directions = nn.init.orthogonal_(torch.empty(features, dim)) * features**0.5
         self.register_buffer("directions", directions)
@@ -296,7 +298,7 @@ class RandomFeatures(nn.Module):
         q, k = random_features(q, self.directions), random_features(k, self.directions)
         total = q @ k.sum(dim=-2, keepdim=True).mT
         # The mean over the features is a factor of both sums, which leaves it at eps.
-        mixed = (q @ (k.mT @ v.to(k.dtype))) / (total + len(self.directions) * self.eps)
+        mixed = (q @ (k.mT @ v.to(k.dtype))) / (total + self.features * self.eps)
         return mixed.to(v.dtype)
 
 

@@ -138,12 +138,14 @@ class Positions(ComputedBuffers):
 
         Args:
             tokens: prefix tokens, then patches.
-            prefix: number of prefix tokens, of which those without a position stay as they are; default all tokens
-                that are no patches.
+            prefix: number of prefix tokens, of which those without a position stay as they are; default all
+                tokens that are no patches.
             grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
+        if prefix == self.prefix and isinstance(grid, tuple) and grid == self.grid:
+            return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:

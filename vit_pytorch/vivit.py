@@ -429,7 +429,7 @@ def build_blocks(
     for index in range(depth):
         parts = [kind(dim, **attention) for kind in kinds]
         rate = drop_path_rate(drop_path, index, depth)
-        block = Block if len(parts) == 1 else SpaceTimeBlock
+        block: Any = Block if len(parts) == 1 else SpaceTimeBlock
         blocks.append(block(dim, *parts, FeedForward(dim, **feedforward), norm=norm, drop_path=rate))
     return blocks
 

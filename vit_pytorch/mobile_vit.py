@@ -20,24 +20,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, activation, make_tail
-from vit_pytorch.layers_v01.conv import ConvNorm, InvertedBottleneck, OnMap
-from vit_pytorch.layers_v01.init import init_convs
-from vit_pytorch.layers_v01.linear import Linear
-from vit_pytorch.layers_v01.patches import pair
-from vit_pytorch.layers_v01.windows import Partition
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
+from vit_pytorch.layers.blocks import Block, FeedForward, activation, layer
+from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
+from vit_pytorch.layers.init import init_convs
+from vit_pytorch.layers.patches import pair
+from vit_pytorch.layers.tracing import concrete, fx_leaf
+from vit_pytorch.layers.windows import Partition
 
 
 class InvertedResidual(InvertedBottleneck):
     """An inverted bottleneck, with a residual where the map keeps its size and its width (section 3.1).
 
     Args:
-        dim: width of a cell that enters.
-        out_dim: width of a cell that leaves.
+        dim: input channels.
+        out_dim: output channels.
         stride: 2 to halve the map.
-        expansion: by what it widens, as a multiple of `dim`; rounded to a multiple of 8.
+        expansion: hidden channels as a multiple of `dim`; rounded to a multiple of 8.
     """
 
     def __init__(self, dim: int, out_dim: int, *, stride: int = 1, expansion: float = 4.0) -> None:
@@ -47,7 +47,10 @@ class InvertedResidual(InvertedBottleneck):
         super().__init__(dim, out_dim, round_to_eights(dim * expansion), depthwise=depthwise)
         self.residual = stride == 1 and dim == out_dim
 
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+    @layer
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b y x e"]:
         """Transform the map."""
         return x + super().forward(x) if self.residual else super().forward(x)
 
@@ -56,24 +59,24 @@ class PointwiseNorm(nn.Sequential):
     """A linear layer without bias, batch norm and an activation, on a map whose channels are last.
 
     Args:
-        dim: width of a cell that enters.
-        out_dim: width of a cell that leaves.
+        dim: input channels.
+        out_dim: output channels.
         act: name of the activation.
     """
 
     def __init__(self, dim: int, out_dim: int, *, act: str = "silu") -> None:
-        super().__init__(Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))
+        super().__init__(nn.Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))
 
 
 class MobileViTBlock(nn.Module):
     """Transformers as convolutions (section 3.1, figure 1b).
 
     Args:
-        channels: width of a cell of the map that enters and leaves.
-        dim: width of a cell within the transformer.
-        transformer: acts on sequences of cells, one from each patch.
-        norm: acts on what leaves the transformer.
-        patch: extents of a patch, in cells.
+        channels: channels of the map.
+        dim: token dimension of the transformer.
+        transformer: blocks that act on sequences of cells, one from each patch.
+        norm: acts on the output of the transformer.
+        patch: cells of a patch along each axis.
         kernel: side of the convolutions' kernel.
     """
 
@@ -81,7 +84,7 @@ class MobileViTBlock(nn.Module):
         self,
         channels: int,
         dim: int,
-        transformer: nn.Module,
+        transformer: nn.Sequential,
         norm: nn.Module,
         *,
         patch: tuple[int, int],
@@ -89,27 +92,31 @@ class MobileViTBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.local = OnMap(ConvNorm(channels, channels, kernel, act="silu"))
-        self.widen = Linear(channels, dim, bias=False)
+        self.widen = nn.Linear(channels, dim, bias=False)
         self.partition = Partition((None, None), patch)
         self.transformer = transformer
         self.norm = norm
         self.narrow = PointwiseNorm(dim, channels)
         self.fuse = OnMap(ConvNorm(2 * channels, channels, kernel, act="silu"))
 
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Transform the map."""
-        seen = self.narrow(self.look(self.widen(self.local(x))))
-        return self.fuse(torch.cat([x, seen], dim=3))
+    @layer
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
+        """Transform the map: convolve, attend over all of it, and fuse with the input."""
+        mixed = self.narrow(self.attend_over_map(self.widen(self.local(x))))
+        return self.fuse(torch.cat([x, mixed], dim=3))
 
-    def look(self, x: Float[Tensor, "b h w e"]) -> Float[Tensor, "b h w e"]:
-        """Let cells at the same place of all patches attend to each other.
+    def attend_over_map(self, x: Float[Tensor, "b h w e"]) -> Float[Tensor, "b h w e"]:
+        """Attend among the cells at the same place of all patches.
 
         A map that is no multiple of the patch is stretched to the next one, and back, bilinearly.
         """
-        size = tuple(x.shape[1:3])
-        whole = tuple(-(-extent // p) * p for extent, p in zip(size, self.partition.multiple, strict=True))
-        groups = self.norm(self.transformer(self.partition.split(stretch(x, whole))))
-        return stretch(self.partition.merge(groups, whole), size)
+        height, width = x.shape[1:3]
+        whole = stretch_to_multiple(x, self.partition.multiple)
+        tall, wide = whole.shape[1:3]
+        groups = self.norm(self.transformer(self.partition.split(whole)))
+        return stretch(self.partition.merge(groups, (tall, wide)), (height, width))
 
 
 class MobileViT(HierarchicalModel):
@@ -117,25 +124,25 @@ class MobileViT(HierarchicalModel):
 
     Args:
         image_size: the customary input, one number or (height, width) in pixels.
-        dims: width of the transformer in each of the last three stages.
-        num_classes: number of logits; 0 gives the pooled embedding.
+        dims: token dimension in each of the last three stages.
+        num_classes: number of logits; 0 for the pooled embedding.
         channels: channels of the input; or, as a sequence, the model's `widths`, for an input of 3.
         widths: widths of the maps, eleven numbers: of the stem; of the first stage; of the second stage's
             first convolution and of its others; of each further stage's convolution and of its
             transformer's block, which have to be the same; and of the map that is pooled.
-        expansion: by what the inverted bottlenecks widen, as a multiple of the width that enters.
+        expansion: hidden channels of the inverted bottlenecks, as a multiple of their input's.
         kernel_size: side of the kernel of the convolutions around the transformers, odd.
         patch_size: cells of a patch, one number or (height, width).
         depths: number of transformer blocks in each of the last three stages.
         heads: number of attention heads.
-        mlp_ratio: width inside the feed-forwards, as a multiple of `dims`.
+        mlp_ratio: hidden dimension of the feed-forwards, as a multiple of `dims`.
         dropout: dropout after the linear layers of the transformers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a branch of the transformers, in [0, 1).
+        drop_path: probability of dropping a residual branch of the transformers, in [0, 1).
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
-        ValueError: where the widths are not eleven, or those of a stage differ, or `dims` do not fit.
+        ValueError: if the widths are not eleven, or those of a stage differ, or `dims` do not fit.
     """
 
     def __init__(
@@ -177,31 +184,29 @@ class MobileViT(HierarchicalModel):
         )
         # The configuration has one word for one thing.
         self._record(channels=channels, widths=widths)
-        self.num_features = self.head_width = last
+        self.num_features = self.classifier_dim = last
         self.stem = OnMap(ConvNorm(channels, stem, stride=2, act="silu"))
 
         def transformer(dim: int) -> Block:
             attention = Attention(
                 dim,
                 heads=heads,
-                dim_head=width_of_head(dim, heads),
+                dim_head=head_dim(dim, heads),
                 dropout=dropout,
-                attend=partial(FusedAttention, attn_dropout),
+                kernel=partial(FusedAttention, attn_dropout),
             )
             feedforward = FeedForward(dim, int(dim * mlp_ratio), dropout=dropout, act="silu")
-            norm = partial(nn.LayerNorm, dim, eps=norm_eps)
-            tail = partial(make_tail, dim, drop_path=drop_path)
-            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+            norm = partial(nn.LayerNorm, eps=norm_eps)
+            return Block(dim, attention, feedforward, norm=norm, drop_path=drop_path)
 
-        def block(stage: int, layer: int) -> nn.Module:
+        def block(stage: int) -> nn.Module:
             if stage < 2:
                 return InvertedResidual(stages[stage], stages[stage], expansion=expansion)
             dim = dims[stage - 2]
-            blocks = (transformer(dim) for _ in range(depths[stage - 2]))
             return MobileViTBlock(
                 stages[stage],
                 dim,
-                nn.Sequential(*blocks),
+                nn.Sequential(*(transformer(dim) for _ in range(depths[stage - 2]))),
                 nn.LayerNorm(dim, eps=norm_eps),
                 patch=pair(patch_size),
                 kernel=kernel_size,
@@ -211,7 +216,7 @@ class MobileViT(HierarchicalModel):
         self.stages = nn.ModuleList(
             Stage(
                 InvertedResidual(before[i], stages[i], stride=1 if i == 0 else 2, expansion=expansion),
-                Encoder(partial(block, i), depth=depth),
+                [block(i) for _ in range(depth)],
             )
             for i, depth in enumerate((0, 2, 1, 1, 1))
         )
@@ -219,13 +224,29 @@ class MobileViT(HierarchicalModel):
         init_convs(self)
         self.reset_classifier(num_classes)
 
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Return the last map, widened (figure 1b, table 4)."""
+        x = self.embed(images)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x).permute(0, 3, 1, 2)
 
+
+@fx_leaf
 def stretch(x: Float[Tensor, "b h w d"], size: Sequence[int]) -> Float[Tensor, "b y x d"]:
-    """Resize a map bilinearly, where its size is another."""
+    """Resize a map bilinearly, if its size is another."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
     resized = F.interpolate(x.permute(0, 3, 1, 2), tuple(size), mode="bilinear", align_corners=False)
     return resized.permute(0, 2, 3, 1)
+
+
+@fx_leaf
+def stretch_to_multiple(x: Float[Tensor, "b h w d"], multiple: Sequence[int]) -> Float[Tensor, "b y x d"]:
+    """Resize a map bilinearly to the next multiple along each axis."""
+    return stretch(
+        x, [-(-concrete(extent) // m) * m for extent, m in zip(x.shape[1:3], multiple, strict=True)]
+    )
 
 
 def round_to_eights(width: float) -> int:
@@ -235,10 +256,10 @@ def round_to_eights(width: float) -> int:
 
 
 def _check_widths(widths: Sequence[int] | None) -> list[int]:
-    """Give the widths of the stem, of the five stages and of the map that is pooled.
+    """Return the widths of the stem, of the five stages and of the map that is pooled.
 
     Raises:
-        ValueError: where they are not eleven, or those of a stage differ.
+        ValueError: if they are not eleven, or those of a stage differ.
     """
     found = tuple(widths or ())
     if len(found) != 11:

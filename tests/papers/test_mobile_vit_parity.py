@@ -276,7 +276,7 @@ def test_a_cell_sees_the_whole_map(model: MobileViT) -> None:
     x = torch.randn(1, 8, 8, 16)
     changed = x.clone()
     changed[0, 0, 0] = torch.randn(16)
-    moved = (block.look(changed) - block.look(x)).abs().amax(dim=-1)[0] > 0
+    moved = (block.attend_over_map(changed) - block.attend_over_map(x)).abs().amax(dim=-1)[0] > 0
     assert moved[::2, ::2].all()
     assert moved.sum() == 16
     x = torch.randn(1, 8, 8, 32)
@@ -300,7 +300,7 @@ def test_width_of_the_features_is_that_of_the_pooled_map(model: MobileViT) -> No
         ({"channels": WIDTHS}, "widths are given once"),
         ({"dims": (16, 20)}, r"three stages have transformers; got dims \(16, 20\)"),
         ({"depths": (1, 1)}, r"depths \(1, 1\)"),
-        ({"dims": (16, 22, 24)}, "width 22 is not a multiple of 4 heads"),
+        ({"dims": (16, 22, 24)}, "dim must be a multiple of heads, got dim=22 and heads=4"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -156,16 +155,6 @@ class IsotropicModel(VisionModel):
             ids_keep: see `encode`.
         """
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
-
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return the class token, the mean of the patches, both, or the pool by attention."""
-        if self.pool == "cls":
-            return features[:, 0]
-        patches = features[:, self.num_prefix_tokens :]
-        if self.attention_pool is not None:
-            return self.attention_pool(patches)
-        mean = patches.mean(dim=1)
-        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     def forward_intermediates(
         self,

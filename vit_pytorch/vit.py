@@ -13,8 +13,7 @@ the classifier starts from small random values instead of zeros; the relative po
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -38,6 +37,7 @@ from vit_pytorch.layers.patches import (
     PatchGrid,
     PrefixTokens,
     to_ntuple,
+    warn_if_few,
 )
 from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequential, SinCos
 from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
@@ -113,7 +113,7 @@ class ViT(IsotropicModel):
 
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
-    option_kinds = {
+    option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
         "positions": POSITIONS,
         "stem": STEMS,
         "head": {"linear": Head},
@@ -159,12 +159,7 @@ class ViT(IsotropicModel):
         grid = PatchGrid(to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
-        if grid.num_patches <= 16:
-            warnings.warn(
-                f"{grid.num_patches} patches are few for attention to work with: "
-                f"make the patch smaller than {grid.patch}, so that there are more than 16",
-                stacklevel=2,
-            )
+        warn_if_few(grid)
         added, inside = read_positions(positions)
         stem = read_option("stem", stem, STEMS)
         head = read_option("head", head, {"linear": Head})
@@ -185,7 +180,7 @@ class ViT(IsotropicModel):
             self.positions = added.build(grid.shape, dim, class_token=class_token)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
-        bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
+        bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)
         if isinstance(inside, Rotary):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:
@@ -236,9 +231,14 @@ class ViT(IsotropicModel):
 
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, prefix tokens first (section 3.1)."""
-        tokens = self.embed(images)
-        tokens, ids_keep = self.patch_dropout(tokens, self.num_prefix_tokens)
-        return self.encode(tokens, self.grid.fit(images.shape[2:]), ids_keep)
+        self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
+        tokens = self.prefix(self.patch_embed(images))
+        if self.positions is not None:
+            tokens = self.positions(tokens, prefix=self.prefix.count, grid=grid)
+        tokens = self.pre_norm(self.dropout(tokens))
+        tokens, ids_keep = self.patch_dropout(tokens, self.prefix.count)
+        return self.encode(tokens, grid, ids_keep)
 
     def encode(
         self,
@@ -254,7 +254,7 @@ class ViT(IsotropicModel):
             inputs = replace(inputs, first_values=self.blocks[0].values(tokens))  # type: ignore[operator]
         for block in self.blocks:
             tokens = block(tokens, inputs)
-        return self.norm(self.layer_tokens(tokens))
+        return self.norm(tokens if self.streams is None else tokens.sum(dim=2))
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
         """Return the extra inputs of each block: positions used inside attention.
@@ -263,7 +263,9 @@ class ViT(IsotropicModel):
             grid: patches along each axis.
             ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
-        inputs = BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
+        inputs = BlockInputs(tuple(grid), self.prefix.count, ids_keep)
+        if self.rotary is None and self.relative is None:
+            return inputs
         return position_inputs(inputs, self.rotary, self.relative)
 
     def layer_tokens(self, output: Tensor) -> Float[Tensor, "b n d"]:

@@ -113,21 +113,11 @@ def add_memory(model: VisionModel, *, memories: int, mode: Mode) -> MemoryViT:
 
 
 def attention_layers(model: nn.Module) -> list[str]:
-    """Name the linear layers that project to queries, keys and values, and back.
-
-    Layers whose weights are read instead of the layers being called are left out: an update around the layer
-    would not reach them.
-    """
-    silent = {
-        id(getattr(module, name))
-        for module in model.modules()
-        for name in getattr(module, "reads_weights", ())
-    }
+    """Return the names of the linear layers that project to queries, keys and values, and back."""
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and id(module) not in silent
         and re.fullmatch(r"to_(q|k|v|kv|qkv|out)", name.rpartition(".")[2])
         and "feedforward" not in name.split(".")
     ]

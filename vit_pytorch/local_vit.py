@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import log2, prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -104,7 +104,10 @@ class LocalViT(IsotropicModel):
         }
         check_choice("gate", gate, gates)
         class_token = class_token or pool == "cls"
-        size = {"heads": heads, "dim_head": head_dim(dim, heads) if dim_head is None else dim_head}
+        size: dict[str, Any] = {
+            "heads": heads,
+            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
+        }
         norm = partial(nn.LayerNorm, eps=norm_eps)
         kernel = partial(FusedAttention, attn_dropout)
         bottleneck = partial(InvertedBottleneck, depthwise=_convolve_channels, act=act, excite=gates[gate])

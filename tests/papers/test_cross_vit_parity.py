@@ -97,9 +97,7 @@ def test_features_equal_timms(pair: tuple[CrossViT, CrossVit]) -> None:
     model, reference = pair
     x = images(*model.image_size)
     theirs = reference.forward_features(x)
-    tokens = model.embed(x)
-    for block in model.blocks:
-        tokens = block(*tokens)
+    tokens = model.multi_scale_encoder(model.embed(x))
     for branch, ours, want in zip(model.branches, tokens, theirs, strict=True):
         assert difference(branch.norm(ours), want) < TOLERANCE
     embedding = reference.forward_head(theirs, pre_logits=True)
@@ -247,7 +245,7 @@ def test_smaller_images_are_resized_in_proportion() -> None:
 def test_class_token_attends_turn_by_turn_in_the_others_width() -> None:
     """Step by step: norm, GELU, linear; residual attention over the normed concatenation; and back."""
     model = randomise(CrossViT(**{**OURS, "cross_attn_depth": 3}))
-    fusion = model.blocks[0].fusions[0]
+    fusion = model.multi_scale_encoder[0].fusions[0]
     small, large = torch.randn(2, 5, 32), torch.randn(2, 6, 48)
     token = fusion.project[2](F.gelu(fusion.project[0](small[:, 0])))
     for turn in fusion.turns:
@@ -278,7 +276,7 @@ def test_logits_are_the_mean_of_the_branches() -> None:
 
 def test_one_turn_by_default_and_no_norm_after_a_block() -> None:
     model = CrossViT(**OURS)
-    block = model.blocks[0]
+    block = model.multi_scale_encoder[0]
     assert [len(fusion.turns) for fusion in block.fusions] == [1, 1]
     norms = sum(isinstance(module, nn.LayerNorm) for module in block.modules())
     assert norms == 2 * (1 + 2) + 2 * 3

@@ -151,9 +151,13 @@ class HierarchicalModel(VisionModel):
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         layers = resolve_indices(indices, len(self.stages))
         features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
+        size = images.shape[2:]
+        pairs = [
+            self.split_prefix(output, stage, size) for output, stage in zip(outputs, layers, strict=True)
+        ]
         if norm and layers and layers[-1] == len(self.stages) - 1:
-            outputs = [*outputs[:-1], self.norm(outputs[-1])]
-        pairs = [self.split_prefix(output, stage) for output, stage in zip(outputs, layers, strict=True)]
+            x, prefix = pairs[-1]
+            pairs[-1] = self.norm(x), self.norm(prefix) if prefix.shape[1] else prefix
         maps = [x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2) for x, _ in pairs]
         found: Intermediates = maps
         if return_prefix_tokens:
@@ -164,9 +168,15 @@ class HierarchicalModel(VisionModel):
         return features, found
 
     def split_prefix(
-        self, output: Tensor, stage: int
+        self, output: Tensor, stage: int, size: Sequence[int]
     ) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b k d"]]:
-        """Return the map in the output of a stage, and the tokens before it, as a rule none."""
+        """Return the map in the output of a stage, and the tokens before it, as a rule none.
+
+        Args:
+            output: what the stage returned.
+            stage: index of the stage.
+            size: height and width of the images.
+        """
         return output, output.new_empty(output.shape[0], 0, output.shape[3])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

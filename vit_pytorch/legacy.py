@@ -70,6 +70,7 @@ def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
 
 
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
+CVT = ("authors", "transformers")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
@@ -78,7 +79,65 @@ FLAT_OPTIONS = (
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
+    FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
+    FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
+    # CvT's
+    FlatOption("class_token", "variant", "class_token", CVT, default=[False, False, True], convert=tuple),
+    FlatOption("qkv_bias", "variant", "qkv_bias", CVT, default=True),
+    FlatOption("attn_dropout", "variant", "attn_dropout", CVT, default=0.0),
+    FlatOption("norm_eps", "variant", "norm_eps", CVT, default=1e-5),
+    FlatOption("act", "variant", "act", CVT, default="quickgelu"),
+)
+
+
+@dataclass(frozen=True)
+class RemovedArgument:
+    """An argument of version 0.1 that an architecture no longer has.
+
+    Args:
+        name: the argument.
+        marker: an argument that only this architecture has.
+        replace: returns the arguments that replace it, from its value and the arguments by name, defaults
+            included.
+    """
+
+    name: str
+    marker: str
+    replace: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+
+
+def twins_heads(dim_head: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of heads of each stage from the head dimension, as `TwinsSVT` took it.
+
+    Raises:
+        ValueError: if the heads do not share the channels of each stage.
+    """
+    dims = [arguments[f"s{stage}_emb_dim"] for stage in range(1, 5)]
+    heads = arguments["heads"]
+    if dim_head is None:
+        return {}
+    if any(dim % dim_head for dim in dims):
+        raise ValueError(f"emb_dims must be multiples of dim_head, got {dims} and {dim_head}")
+    if heads is not None and list(heads) != [dim // dim_head for dim in dims]:
+        raise ValueError(f"heads must share the channels, got heads={tuple(heads)}, {dim_head=} and {dims}")
+    return {"heads": tuple(dim // dim_head for dim in dims)}
+
+
+def always_biased(qkv_bias: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that queries, keys and values have biases.
+
+    Raises:
+        ValueError: if they were to have none.
+    """
+    if not qkv_bias:
+        raise ValueError("queries, keys and values always have biases here: qkv_bias=False is not supported")
+    return {}
+
+
+REMOVED_ARGUMENTS = (
+    RemovedArgument("dim_head", "s4_emb_dim", twins_heads),
+    RemovedArgument("qkv_bias", "s4_emb_dim", always_biased),
 )
 
 
@@ -104,6 +163,15 @@ def upgrade_arguments(
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
+    for removed in REMOVED_ARGUMENTS:
+        if removed.marker in parameters and removed.name in upgraded:
+            value = upgraded.pop(removed.name)
+            defaults = {name: parameter.default for name, parameter in parameters.items()}
+            replaced = removed.replace(value, {**defaults, **upgraded})
+            upgraded |= replaced
+            new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
+            if value is not None:
+                changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False
@@ -137,6 +205,10 @@ RENAMED = [
         (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
         (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
+        (r"^encoder\.merger\.", "merger."),
+        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
+        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -163,6 +235,25 @@ RENAMED = [
         (r"\.local\.branch\.", ".local."),
         (r"\.attention_(norm|scale)\.", r".\g<1>1."),
         (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
+        # ViViT
+        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+        (r"\.time\.norm\.", ".norm_time."),
+        (r"\.time\.branch\.", ".time."),
+        (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
+        # `DistilledHead`
+        (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
+    )
+]
+# One of them, where a model does not have the name that the others lead to.
+MOVED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        # An encoder of another library is one block (`efficient.ViT`).
+        (r"^blocks\.0\.", "blocks.0.transformer."),
+        (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
+        # LeViT's classifiers have norms before them.
+        (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
+        (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
     )
 ]
 
@@ -186,8 +277,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
-    # Other formats have names that begin alike.
-    if not any(".branch." in name for name in state):
+    # Other formats have names that begin alike; an encoder of another library has names of its own.
+    external = any(name.startswith("blocks.0.transformer.") for name in names)
+    if not external and not any(".branch." in name for name in state):
         return dict(state)
     renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
@@ -198,7 +290,9 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         new = name
         for pattern, replacement in renamed:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+        found = next((known for known in tried if known in names), None)
+        upgraded |= split_fused(new, tensor, names) or {name: tensor} if found is None else {found: tensor}
     if "head.small.weight" in names and "head.weight" in upgraded:
         upgraded |= split_branch_heads(upgraded)
     return upgraded
@@ -223,3 +317,17 @@ def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "head.large.weight": weight[:, dim:].clone(),
         "head.large.bias": bias[1].clone(),
     }
+
+
+def split_fused(name: str, tensor: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the parts of a fused projection that a model has as separate layers; nothing if it does not.
+
+    Args:
+        name: name of the fused weight or bias.
+        tensor: the fused one, its parts one after the other.
+        names: the model's names.
+    """
+    parts = [name.replace(".to_qkv.", f".to_{part}.") for part in "qkv"]
+    if ".to_qkv." not in name or not set(parts) <= set(names):
+        return {}
+    return dict(zip(parts, tensor.chunk(3), strict=True))

@@ -131,6 +131,17 @@ def drop_path_rate(drop_path: float, layer: int, depth: int) -> float:
     return drop_path * layer / max(depth - 1, 1)
 
 
+def drop_path_rates(drop_path: float, depth: Sequence[int]) -> list[list[float]]:
+    """Return the rates of the blocks of each stage; they rise from 0 to that of the last block of all.
+
+    Args:
+        drop_path: the last block's.
+        depth: number of blocks of each stage.
+    """
+    rates = (drop_path_rate(drop_path, index, sum(depth)) for index in range(sum(depth)))
+    return [[next(rates) for _ in range(blocks)] for blocks in depth]
+
+
 def layer(forward: Forward) -> Forward:
     """Decorate the `forward` of a layer, a block or a stage.
 
@@ -255,7 +266,7 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.feedforward = feedforward
         self.scale2 = make_scale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:

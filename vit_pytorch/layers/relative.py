@@ -202,8 +202,10 @@ class CachedBias(ComputedBuffers):
             # FX shows its proxies only to those who ask for an attribute.
             or is_tracing(reduce(getattr, name.split("."), self))
             or any(parameter.device.type != "cpu" for parameter in parameters)
-            # Functional calls, as under vmap, put plain tensors in place of the parameters.
-            or not all(isinstance(parameter, nn.Parameter) for parameter in parameters)
+            # Functional calls, as under vmap, put plain tensors in place of the parameters; quantisation,
+            # others.
+            or not all(type(parameter) is nn.Parameter for parameter in parameters)
+            or not all(map(_is_unchanged, self.modules()))
         ):
             return self.compute(*window)
         cached = self._cached
@@ -215,6 +217,12 @@ class CachedBias(ComputedBuffers):
     def __getstate__(self) -> dict[str, object]:
         """Leave what was computed out of copies and files."""
         return {**self.__dict__, "_cached": None}
+
+
+def _is_unchanged(module: nn.Module) -> bool:
+    """Return whether a module computes by its parameters alone: not pruned, adapted, hooked or quantised."""
+    known = type(module).__module__.startswith(("torch.nn.modules.", "vit_pytorch."))
+    return known and not module._forward_pre_hooks and not module._forward_hooks
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -366,19 +374,24 @@ class DistanceBias(CachedBias):
         return {"index": distances(queries, cells(self.grid), self.grid).flatten()[None]}
 
     def queries(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """Give the queries along each axis of a grid."""
+        """Return the queries along each axis of a grid."""
         return tuple(-(-extent // self.stride) for extent in grid)
 
     def compute(self, *window: int) -> Float[Tensor, "h n m"]:
         """Look up the offset of every query and cell of a grid, the largest or a smaller one."""
-        bias = self.table.gather(1, self.index.expand(self.table.shape[0], -1)).unflatten(
-            1, (-1, prod(self.grid))
-        )
-        if not window or window == self.grid:
-            return bias
-        (y, x), (height, width) = self.queries(window), window
-        bias = bias.unflatten(2, self.grid).unflatten(1, self.queries(self.grid))
-        return bias[:, :y, :x, :height, :width].flatten(3).flatten(1, 2)
+        bias = _look_up(self.table.T, self.index, prod(self.grid))
+        return crop_pairs(bias, self.grid, window, self.stride) if window else bias
+
+
+@fx_leaf
+def crop_pairs(
+    bias: Float[Tensor, "h n m"], grid: Sequence[int], wanted: Sequence[int], stride: int
+) -> Float[Tensor, "h k l"]:
+    """Take the pairs of a query and a cell that a smaller grid shares with a larger one."""
+    if tuple(wanted) == tuple(grid):
+        return bias
+    old, new = ([-(-extent // stride) for extent in extents] for extents in (grid, wanted))
+    return crop_cells(crop_cells(bias, grid, wanted, dim=2), old, new, dim=1)
 
 
 class DynamicBias(CachedBias):
@@ -410,18 +423,34 @@ class DynamicBias(CachedBias):
     def compute_buffers(self) -> dict[str, Tensor]:
         """Return all offsets within the window, and the number of that of each pair of cells."""
         every, inside = _places(self.window)
-        return {"places": every, "index": inside}
+        # In floating point, so that they have the model's dtype.
+        return {"places": every.float(), "index": inside}
 
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Compute the bias of every offset, then look up that of every pair of cells."""
-        places, index = self.places, self.index
-        if window and window != self.window:
-            places, index = (tensor.to(places.device) for tensor in _places(window))
-        n = prod(window or self.window)
-        x = self.embed(places.to(self.embed.weight.dtype))
+        places, index = window_offsets(self.places, self.index, self.window, *window)
+        x = self.embed(places)
         for layer in self.layers:
             x = layer(x)
-        return _look_up(x, index, n)
+        return _look_up(x, index, prod(window or self.window))
+
+
+@fx_leaf
+def window_offsets(
+    places: Float[Tensor, "k r"], index: Int[Tensor, " m"], own: tuple[int, ...], *window: int
+) -> tuple[Float[Tensor, "k r"], Int[Tensor, " m"]]:
+    """Return all offsets within a window, and the number of that of each pair of cells.
+
+    Args:
+        places: offsets of a window.
+        index: numbers of that window.
+        own: extents of that window.
+        window: extents of the window wanted; default the same.
+    """
+    if not window or window == own:
+        return places, index
+    every, inside = _places(window)
+    return every.to(places), inside.to(places.device)
 
 
 def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"]]:
@@ -432,7 +461,7 @@ def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"
 
 
 @fx_leaf
-def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
-    """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
+def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, "*_ p"], keys: int) -> Float[Tensor, "h n m"]:
+    """Return each head's row of the table for each pair of cells; a gather is the fastest way."""
     table = table.T.contiguous()
-    return table.gather(1, index.expand(table.shape[0], -1)).unflatten(1, (cells, cells))
+    return table.gather(1, index.expand(table.shape[0], -1)).unflatten(1, (-1, keys))

@@ -20,7 +20,7 @@ def _svt(dim: int, pairs: tuple[int, ...]) -> dict[str, Any]:
 
 def _pcpvt(depth: tuple[int, ...]) -> dict[str, Any]:
     sizes = stages(emb_dim=(64, 128, 320, 512), depth=depth, global_k=REDUCTION, local_patch_size=(None,) * 4)
-    return {**sizes, "dim_head": 64, "mlp_ratio": (8, 8, 4, 4)}
+    return {**sizes, "heads": (1, 2, 5, 8), "mlp_ratio": (8, 8, 4, 4)}
 
 
 SIZES: dict[str, tuple[Mapping[str, Any], int]] = {
@@ -34,7 +34,7 @@ SIZES: dict[str, tuple[Mapping[str, Any], int]] = {
 TINY = {
     "image_size": 64,
     "num_classes": 7,
-    "dim_head": 8,
+    "heads": (1, 2, 3, 4),
     "mlp_ratio": 2,
     **stages(emb_dim=(8, 16, 24, 32), depth=(1, 1, 1, 1)),
 }

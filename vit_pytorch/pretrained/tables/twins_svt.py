@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import positioned_stages
+from vit_pytorch.pretrained.tables.blocks import positioned_stages
 
-BLOCK = "stages.{i}.encoder.blocks.{j}.attention.branch"
+BLOCK = "stages.{i}.blocks.{j}.attention"
 THEIRS = "blocks.{i}.{j}.attn"
 
-OURS = own_format("stages.0.encoder.blocks.0.positions.conv.weight")
+OURS = own_format("stages.0.blocks.0.positions.conv.weight")
 # The authors' files have the same names.
 TIMM = Format(
     name="timm",

@@ -438,7 +438,7 @@ class ClassTurn(nn.Module):
             dropout=dropout,
             kernel=partial(FusedAttention, attn_dropout),
         )
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
         self, token: Float[Tensor, "b 1 d"], patches: Float[Tensor, "b n d"]

@@ -176,7 +176,7 @@ class LocalBlock(nn.Module):
         self.norm1 = norm(dim)
         self.attention = attention
         self.feedforward = feedforward
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:

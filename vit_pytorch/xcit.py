@@ -288,7 +288,7 @@ class XCiTBlock(nn.Module):
         self.norm2 = norm(dim)
         self.feedforward = feedforward
         self.scale2 = LayerScale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:

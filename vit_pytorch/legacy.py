@@ -201,7 +201,8 @@ def flat_options(init: Init) -> Init:
 RENAMED = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
+        (r"^multi_scale_encoder\.blocks\.", "multi_scale_encoder."),
+        (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
         (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
         (r"^encoder\.merger\.", "merger."),
@@ -229,8 +230,8 @@ RENAMED = [
         (r"^head\.weight$", "head.linear.weight"),
         (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
         (r"\.jumbo\.norm\.", ".jumbo_norm."),
-        (r"\.local\.norm\.", ".local_norm."),
-        (r"\.local\.tail\.0\.", ".local_scale."),
+        (r"\.local\.norm\.", ".norm3."),
+        (r"\.local\.tail\.0\.", ".scale3."),
         (r"\.local\.branch\.", ".local."),
         (r"\.attention_(norm|scale)\.", r".\g<1>1."),
         (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),

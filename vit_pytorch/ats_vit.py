@@ -16,7 +16,6 @@ not run; here it is the number of steps. The video models are not here.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -38,7 +37,7 @@ from vit_pytorch.layers.attention import (
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 
 
 class ATSViT(IsotropicModel):
@@ -177,11 +176,7 @@ class ATSViT(IsotropicModel):
             patches: number of patches that enter the first block; the most steps there are.
         """
         steps: list[int | None] = []
-        if torch.jit.is_tracing():
-            # What is traced is for images of the example's size.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
-                patches = int(patches)
+        (patches,) = static_size([patches])
         held = patches
         for index, most in enumerate(self.max_tokens):
             samples = held > most if self.ats_layers is None else index in self.ats_layers

@@ -13,10 +13,10 @@ from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, to_json
-from vit_pytorch.layers.tracing import is_tracing
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
@@ -55,6 +55,9 @@ class VisionModel(
     num_features: int
     channels: int
     image_size: tuple[int, ...]
+    pool: str
+    num_prefix_tokens: int
+    attention_pool: nn.Module | None
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -133,9 +136,15 @@ class VisionModel(
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
-    @abstractmethod
-    def pool_features(self, features: Tensor) -> Float[Tensor, "b e"]:
-        """Return one vector per image from the output of `forward_features`."""
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """Return one vector per image: the class token, the mean of the patches, both, or their attention pool."""
+        if self.pool == "cls":
+            return features[:, 0]
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            return self.attention_pool(patches)
+        mean = patches.mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     @abstractmethod
     def forward_intermediates(
@@ -219,7 +228,8 @@ class VisionModel(
         Raises:
             ValueError: naming what was expected and what came.
         """
-        if is_tracing(images):
+        # Checks would become part of a traced graph, or end the trace.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(images, Proxy):
             return
         rank = 2 + len(self.image_size)
         if images.ndim != rank:

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions, SequencePositions
+from vit_pytorch.layers.tracing import static_size
 
 Positions = Literal["learnable", "sine", "none"]
 MAX_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -176,10 +178,23 @@ class ConvGrid(PatchGrid):
         """Return the grid of an input of this size; see `PatchGrid.fit`.
 
         Raises:
-            ValueError: if the input is larger than the grid, or leaves no token.
+            ValueError: if the input is empty, larger than the grid, or leaves no token.
         """
-        grid = super().fit(size)
-        return grid if isinstance(size, Proxy) else self._slide(size)
+        if isinstance(size, Proxy):
+            return self.shape
+        if torch.jit.is_tracing():
+            size = static_size(size)
+        elif not torch.compiler.is_compiling():
+            if min(size) < 1 or any(s > largest for s, largest in zip(size, self.size, strict=True)):
+                raise ValueError(f"image size must be at least 1 and at most {self.size}, got {tuple(size)}")
+            left: Sequence[int] = size
+            for window in self.windows:
+                left = window.slide(left)
+                if min(left) < 1:
+                    raise ValueError(
+                        f"image size {tuple(size)} leaves no token: the windows are {self.windows}"
+                    )
+        return self._slide(size)
 
     def patchify(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n p"]:
         """Flatten the cells of `patch` pixels, which do not overlap; here they must divide the array."""
@@ -189,13 +204,6 @@ class ConvGrid(PatchGrid):
         for window in self.windows:
             size = window.slide(size)
         return tuple(size)
-
-    def _check_divides(self, size: Sequence[int]) -> None:
-        left = size
-        for window in self.windows:
-            left = window.slide(left)
-            if min(left) < 1:
-                raise ValueError(f"image size {tuple(size)} leaves no token: the windows are {self.windows}")
 
 
 class ConvTokenizer(nn.Module):

@@ -28,7 +28,7 @@ from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DynamicBias
-from vit_pytorch.layers.tracing import fx_leaf
+from vit_pytorch.layers.tracing import concrete, fx_leaf
 from vit_pytorch.layers.windows import GroupAttention, Partition, dilated, windows
 
 
@@ -219,7 +219,5 @@ def fit_groups(
     if min(height, width) > min(group):
         rows, columns = group
         return partition, rows, columns
-    if torch.jit.is_tracing():
-        # Sizes are tensors there.
-        height, width = int(height), int(width)
+    height, width = concrete(height), concrete(width)
     return windows((height, width)), height, width

@@ -170,7 +170,8 @@ def upgrade_arguments(
             replaced = removed.replace(value, {**defaults, **upgraded})
             upgraded |= replaced
             new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
+            if value is not None:
+                changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False
@@ -221,8 +222,11 @@ RENAMED = [
         (r"\.encoders\.1\.blocks\.", ".large."),
         (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
         (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
         (r"\.mix\.norm\.", ".self_norm."),
         (r"\.mix\.branch\.", ".self_attention."),
+        (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
+        (r"^head\.weight$", "head.linear.weight"),
         (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
         (r"\.jumbo\.norm\.", ".jumbo_norm."),
         (r"\.local\.norm\.", ".local_norm."),
@@ -253,6 +257,18 @@ MOVED = [
 ]
 
 
+# LookupViT's, before those: its blocks have a feed-forward of the patches in addition to a plain block's.
+LOOKUP_RENAMED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
+        (r"\.refine\.", "."),
+    )
+]
+
+
 def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Return a state dict under a model's names from one of version 0.1; others are returned as they are.
 
@@ -264,13 +280,14 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
     external = any(name.startswith("blocks.0.transformer.") for name in names)
     if not external and not any(".branch." in name for name in state):
         return dict(state)
+    renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
             upgraded[name] = tensor
             continue
         new = name
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renamed:
             new = pattern.sub(replacement, new)
         tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
         found = next((known for known in tried if known in names), None)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
@@ -115,10 +115,12 @@ class SimpleViT3D(IsotropicModel):
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm; those of padding are there, and say nothing."""
-        keys = mask_of_keys(mask, images, self.grid)
-        tokens = zero_padding(self.embed(images), keys)
+        tokens, inputs = self.embed(images), NO_INPUTS
+        if mask is not None:
+            keys = mask_of_keys(mask, images, self.grid)
+            tokens, inputs = zero_padding(tokens, keys), BlockInputs(mask=keys)
         for block in self.blocks:
-            tokens = block(tokens, BlockInputs(mask=keys))
+            tokens = block(tokens, inputs)
         return self.norm(tokens)
 
     def forward_head(
@@ -127,8 +129,10 @@ class SimpleViT3D(IsotropicModel):
         pre_logits: bool = False,
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b k"]:
-        """Pool tokens, except those of padding, and classify them; see `VisionModel.forward_head`."""
-        pooled = mean_of_frames(features, mask, self.grid.patch[0])
+        """Classify the mean of the tokens that are no padding; see `VisionModel.forward_head`."""
+        pooled = features.mean(dim=1)
+        if mask is not None:
+            pooled = mean_of_frames(features, mask, self.grid.patch[0])
         return pooled if pre_logits else self.head(pooled)
 
 

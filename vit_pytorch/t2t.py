@@ -224,7 +224,8 @@ class TokensToToken(nn.Module):
             windows = split.unfold(x)
             height, width = windows.shape[1:3]
             x = block(windows.flatten(1, 2)).unflatten(1, (height, width))
-        return self.proj(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        # Contiguous: what reads the input of a convolution by strides, as Opacus does, expects that.
+        return self.proj(x.permute(0, 3, 1, 2).contiguous()).flatten(2).transpose(1, 2)
 
 
 class TokenBlock(nn.Module):

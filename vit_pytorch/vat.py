@@ -134,16 +134,15 @@ class VAT(nn.Module):
         self.frame_embed = _learned(frames, 1, vision_dim) if frames > 1 else None
         self.task_embed = None if num_tasks is None else nn.Embedding(num_tasks, dim)
         self.use_film = use_film
+        sizes: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "dropout": dropout}
         self.blocks = nn.ModuleList(
             ActionBlock(
                 dim,
                 vision_dim,
-                heads=heads,
-                dim_head=dim_head,
-                mlp_dim=mlp_dim or 4 * dim,
+                CrossAttention(dim, vision_dim, **sizes),
+                FeedForward(dim, mlp_dim or 4 * dim, dropout=dropout),
                 film=FiLM(dim, std=film_std) if num_tasks is not None and use_film else None,
-                self_attn=self_attn,
-                dropout=dropout,
+                self_attention=Attention(dim, **sizes) if self_attn else None,
                 norm=partial(nn.LayerNorm, eps=norm_eps),
             )
             for _ in reads
@@ -254,12 +253,10 @@ class ActionBlock(nn.Module):
     Args:
         dim: dimension of an action token.
         vision_dim: dimension of a vision token.
-        heads: number of attention heads.
-        dim_head: head dimension.
-        mlp_dim: hidden dimension of the feed-forward.
+        attention: from action tokens to vision tokens.
+        feedforward: transforms each action token on its own.
         film: conditions on the task; None for none.
-        self_attn: action tokens attend to each other.
-        dropout: dropout after the linear layers, in [0, 1).
+        self_attention: among action tokens; None for none.
         norm: builds a norm from a dimension.
     """
 
@@ -267,25 +264,22 @@ class ActionBlock(nn.Module):
         self,
         dim: int,
         vision_dim: int,
+        attention: CrossAttention,
+        feedforward: FeedForward,
         *,
-        heads: int,
-        dim_head: int,
-        mlp_dim: int,
         film: FiLM | None = None,
-        self_attn: bool = False,
-        dropout: float = 0.0,
+        self_attention: Attention | None = None,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "dropout": dropout}
         self.film = film
         self.norm1 = norm(dim)
         self.context_norm = norm(vision_dim)
-        self.attention = CrossAttention(dim, vision_dim, **size)
-        self.self_norm = norm(dim) if self_attn else nn.Identity()
-        self.self_attention = Attention(dim, **size) if self_attn else None
+        self.attention = attention
+        self.self_norm = None if self_attention is None else norm(dim)
+        self.self_attention = self_attention
         self.norm2 = norm(dim)
-        self.feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
+        self.feedforward = feedforward
 
     @layer
     def forward(
@@ -303,7 +297,7 @@ class ActionBlock(nn.Module):
         """
         x = tokens if self.film is None or task is None else self.film(tokens, task)
         tokens = tokens + self.attention(self.norm1(x), self.context_norm(vision))
-        if self.self_attention is not None:
+        if self.self_attention is not None and self.self_norm is not None:
             tokens = tokens + self.self_attention(self.self_norm(tokens))
         return tokens + self.feedforward(self.norm2(tokens))
 

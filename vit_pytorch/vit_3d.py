@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice, read_option
@@ -163,10 +163,12 @@ class ViT3D(IsotropicModel):
             images: videos or volumes.
             mask: see `forward`. The tokens of padding are there, and no other token attends to them.
         """
-        keys = mask_of_keys(mask, images, self.grid, self.num_prefix_tokens)
-        tokens = zero_padding(self.embed(images), keys)
+        tokens, inputs = self.embed(images), NO_INPUTS
+        if mask is not None:
+            keys = mask_of_keys(mask, images, self.grid, self.num_prefix_tokens)
+            tokens, inputs = zero_padding(tokens, keys), BlockInputs(mask=keys)
         for block in self.blocks:
-            tokens = block(tokens, BlockInputs(mask=keys))
+            tokens = block(tokens, inputs)
         return self.norm(tokens)
 
     def forward_head(
@@ -189,8 +191,8 @@ class ViT3D(IsotropicModel):
         self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d"]:
         """Return the class token, or the mean of the patches that are no padding."""
-        if self.pool == "cls":
-            return features[:, 0]
+        if self.pool == "cls" or mask is None:
+            return super().pool_features(features)
         return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
 

@@ -201,8 +201,10 @@ class ViViT(IsotropicModel):
             images: videos.
             mask: see `forward`. The tokens of padding are there, and no other token attends to them.
         """
-        keys = mask_of_keys(mask, images, self.grid, self.num_encoder_prefix_tokens)
-        tokens = zero_padding(self.embed(images), keys)
+        tokens, keys = self.embed(images), None
+        if mask is not None:
+            keys = mask_of_keys(mask, images, self.grid, self.num_encoder_prefix_tokens)
+            tokens = zero_padding(tokens, keys)
         return self.encode(tokens, self.grid.fit(images.shape[2:]), mask=keys)
 
     def embed(
@@ -225,7 +227,8 @@ class ViViT(IsotropicModel):
             x = mask_fn(x)
         if add_positions:
             assert self.positions is not None
-            x = self.positions(x.unflatten(1, (-1, prod(cells))), grid=cells).flatten(1, 2)
+            frames = x.unflatten(1, (-1, prod(cells)))
+            x = self.positions(frames, prefix=0, grid=cells).flatten(1, 2)
         return self.dropout(x)
 
     def encode(
@@ -297,8 +300,8 @@ class ViViT(IsotropicModel):
         self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d"]:
         """Return the class token, or the mean of the patches or frames that are no padding."""
-        if self.pool == "cls":
-            return features[:, 0]
+        if self.pool == "cls" or mask is None:
+            return super().pool_features(features)
         return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
     def forward_intermediates(
@@ -426,7 +429,7 @@ def build_blocks(
     for index in range(depth):
         parts = [kind(dim, **attention) for kind in kinds]
         rate = drop_path_rate(drop_path, index, depth)
-        block = Block if len(parts) == 1 else SpaceTimeBlock
+        block: Any = Block if len(parts) == 1 else SpaceTimeBlock
         blocks.append(block(dim, *parts, FeedForward(dim, **feedforward), norm=norm, drop_path=rate))
     return blocks
 

@@ -133,7 +133,7 @@ def test_upsampling_a_ramp(axis):
 
 
 def test_upsampling_refuses():
-    with pytest.raises(ValueError, match="mode is one of linear, nearest; got 'cubic'"):
+    with pytest.raises(ValueError, match="mode must be one of linear, nearest; got 'cubic'"):
         upsample(torch.ones(2, 2), (4, 4), "cubic")
     with pytest.raises(ValueError, match=r"1 to 3 axes and more, got 2 of shape \(3,\)"):
         upsample(torch.ones(3), (4, 4))

@@ -288,7 +288,7 @@ def test_dropping_keeps_samples_apart_and_graphs_whole(drop_tokens: bool) -> Non
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert difference(compiled(x), together) < TOLERANCE
     torch.compiler.reset()
-    program = export(model, (x[:2],), dynamic_shapes=({0: Dim("batch")},), strict=True)
+    program = export(model, (x[:2],), dynamic_shapes=({0: Dim("batch", max=4096)},), strict=True)
     assert difference(program.module()(x), together) < TOLERANCE
     together.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -217,7 +217,7 @@ def test_noise_predictors_compile_export_and_are_recorded() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), want)
     torch.compiler.reset()
-    batch = {0: Dim("batch")}
+    batch = {0: Dim("batch", max=4096)}
     program = export(
         model, tuple(tensor[:2] for tensor in inputs), dynamic_shapes=(batch, batch, batch), strict=True
     )

@@ -357,7 +357,7 @@ def test_export() -> None:
     policy = build(**options)
     x, tasks = scene(options, batch=3)
     assert tasks is not None
-    batch = Dim("batch")
+    batch = Dim("batch", max=4096)
     program = export(policy, (x[:2], tasks[:2]), dynamic_shapes=({0: batch}, {0: batch}), strict=True)
     onnx = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
     session = onnxruntime.InferenceSession(onnx.SerializeToString())

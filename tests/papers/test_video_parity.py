@@ -395,4 +395,4 @@ def test_paths_are_dropped_as_in_the_authors_code() -> None:
         ("factorized_self_attention", [0, 0.2, 0.4]),
     ):
         model = build(variant, **depths(variant), spatial_depth=3, drop_path=0.4)
-        assert [block.drop_path.p for block in model.blocks] == pytest.approx(want)
+        assert [getattr(block.drop_path, "p", 0) for block in model.blocks] == pytest.approx(want)

@@ -266,7 +266,7 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.feedforward = feedforward
         self.scale2 = make_scale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
+from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -66,7 +66,7 @@ class PatchGrid:
             raise ValueError(
                 f"sizes must be at least 1, got image size {self.size} and patch size {self.patch}"
             )
-        self._check_divides(self.size)
+        self.fit(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,13 +88,17 @@ class PatchGrid:
         """
         if isinstance(size, Proxy):
             return self.shape
-        size = static_size(size)
-        if not is_tracing():
+        if torch.jit.is_tracing():
+            size = static_size(size)
+        elif not torch.compiler.is_compiling():
             if min(size) < 1:
                 raise ValueError(f"an image must be at least {self.patch}, got image size {tuple(size)}")
             if any(s > largest for s, largest in zip(size, self.size, strict=True)):
                 raise ValueError(f"image size must be at most {self.size}, got {tuple(size)}")
-            self._check_divides(size)
+            if any(s % p for s, p in zip(size, self.patch, strict=True)):
+                raise ValueError(
+                    f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}"
+                )
         return tuple(s // p for s, p in zip(size, self.patch, strict=True))
 
     @fx_leaf
@@ -122,10 +126,6 @@ class PatchGrid:
         x = patches.reshape(patches.shape[0], *grid, *self.patch, -1)
         x = x.permute(0, 1 + 2 * rank, *chain(*((1 + i, 1 + rank + i) for i in range(rank))))
         return x.reshape(*x.shape[:2], *(g * p for g, p in zip(grid, self.patch, strict=True)))
-
-    def _check_divides(self, size: Sequence[int]) -> None:
-        if any(s % p for s, p in zip(size, self.patch, strict=True)):
-            raise ValueError(f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}")
 
 
 def warn_if_few(grid: PatchGrid) -> None:
@@ -238,12 +238,13 @@ class PrefixTokens(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
         self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        self.count = sum(token.shape[1] for token in self.parameters())
         for token in self.parameters():
             nn.init.trunc_normal_(token, std=0.02)
 
     def __len__(self) -> int:
         """Return the number of prefix tokens."""
-        return sum(token.shape[1] for token in self.parameters())
+        return self.count
 
     def tokens(self) -> list[Float[Tensor, "1 _ d"]]:
         """Return the tokens, the class token first."""
@@ -252,8 +253,9 @@ class PrefixTokens(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
         """Put the tokens before the patches."""
-        tokens = [token.expand(x.shape[0], -1, -1) for token in self.tokens()]
-        return torch.cat([*tokens, x], dim=1) if tokens else x
+        tokens = (self.class_token, self.distillation_token, self.registers)
+        before = [token.expand(x.shape[0], -1, -1) for token in tokens if token is not None]
+        return torch.cat([*before, x], dim=1) if before else x
 
 
 class PatchDropout(nn.Module):

@@ -144,6 +144,8 @@ class Positions(ComputedBuffers):
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
+        if prefix == self.prefix and isinstance(grid, tuple) and grid == self.grid:
+            return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:

@@ -1,6 +1,8 @@
 """Attention over space, over time, or over one of them in each head (ViViT, arXiv:2103.15691, section 3.3).
 
 Tokens lie on a grid (time, height, width) in row-major order; each kind costs what its own axis needs.
+
+Functions of masks take None for no padding, though callers ask: what FX traces may turn out to be None later.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
-from vit_pytorch.layers.blocks import DropPath, layer
+from vit_pytorch.layers.blocks import Block, layer
 from vit_pytorch.layers.patches import PatchGrid
 from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
@@ -93,7 +95,7 @@ class SpaceAndTimeAttention(Attention):
         return torch.cat([space, time], dim=1)
 
 
-class SpaceTimeBlock(nn.Module):
+class SpaceTimeBlock(Block):
     """A block with attention over space, then over time, then the feed-forward (ViViT, section 3.3, model 3).
 
     Args:
@@ -115,14 +117,9 @@ class SpaceTimeBlock(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.norm1 = norm(dim)
-        self.attention = attention
+        super().__init__(dim, attention, feedforward, norm=norm, drop_path=drop_path)
         self.norm_time = norm(dim)
         self.time = time
-        self.norm2 = norm(dim)
-        self.feedforward = feedforward
-        self.drop_path = DropPath(drop_path)
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:

@@ -25,13 +25,17 @@ def is_tracing(*values: object) -> bool:
 
 
 def static_size(size: Sequence[int]) -> tuple[int, ...]:
-    """Return a size as numbers, also in a graph of `torch.jit.trace`, which serves the size of its
-    example."""
+    """Return a size as numbers; a graph of `torch.jit.trace` serves the size of its example."""
     if not torch.jit.is_tracing():
         return tuple(size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return tuple(int(extent) for extent in size)
+
+
+def concrete(extent: int) -> int:
+    """Return a size as a number, also where `torch.jit.trace` stands in a tensor for it; for `fx_leaf`s."""
+    return int(extent) if torch.jit.is_tracing() else extent
 
 
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:

@@ -11,6 +11,7 @@ from vit_pytorch.pretrained.rules import Format
 TABLES = {
     "DistillableViT": "distill",
     "ViT": "vit",
+    "HybridViT": "vit",
     "SimpleViT": "vit",
     "ViT3D": "vit_3d",
     "SimpleViT3D": "vit_3d",

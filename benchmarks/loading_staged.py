@@ -102,7 +102,7 @@ def levit() -> Iterator[Case]:
 
 
 def cvt() -> Iterator[Case]:
-    sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "act": "gelu"}
+    sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "variant": "transformers"}
     for stage, (dim, heads, depth) in enumerate(((16, 1, 1), (24, 2, 2), (32, 4, 3)), start=1):
         sizes |= {f"s{stage}_emb_dim": dim, f"s{stage}_heads": heads, f"s{stage}_depth": depth}
     config = config_of(
@@ -115,7 +115,8 @@ def cvt() -> Iterator[Case]:
 
     def from_config(config: dict[str, Any]) -> Build:
         spec = config["spec"]
-        arguments = {"num_classes": config["num_classes"], "norm_eps": config["norm_eps"], "image_size": 64}
+        arguments = {"num_classes": config["num_classes"], "image_size": 64}
+        variant = {"kind": "authors", "class_token": spec["CLS_TOKEN"], "norm_eps": config["norm_eps"]}
         names = {
             "emb_dim": "DIM_EMBED",
             "emb_kernel": "PATCH_SIZE",
@@ -129,7 +130,7 @@ def cvt() -> Iterator[Case]:
         for stage in range(3):
             for mine, other in names.items():
                 arguments[f"s{stage + 1}_{mine}"] = int(spec[other][stage])
-        return ours("CvT", **arguments, class_token=spec["CLS_TOKEN"])
+        return ours("CvT", **arguments, variant=variant)
 
     yield golden("CvT", "microsoft/CvT", "cvt_quickgelu", from_config)
 

@@ -13,11 +13,11 @@ from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, to_json
-from vit_pytorch.layers.tracing import is_tracing
-from vit_pytorch.legacy import upgrade_arguments, upgrade_state
+from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
@@ -55,6 +55,9 @@ class VisionModel(
     num_features: int
     channels: int
     image_size: tuple[int, ...]
+    pool: str
+    num_prefix_tokens: int
+    attention_pool: nn.Module | None
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -68,7 +71,9 @@ class VisionModel(
             raise ValueError(
                 f"num_classes must be at least 0 and channels 1, got {num_classes} and {channels}"
             )
-        self.register_load_state_dict_pre_hook(_upgrade_state)
+        self.register_load_state_dict_pre_hook(upgrade_on_load)
+        # A name for what enters the classifier, which wrappers ask for.
+        self.to_latent = nn.Identity()
         self.num_classes = num_classes
         self.num_features = num_features
         self.channels = channels
@@ -128,12 +133,18 @@ class VisionModel(
             features: output of `forward_features`.
             pre_logits: stop before the classifier.
         """
-        x = self.pre_logits(self.fc_norm(self.pool_features(features)))
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
-    @abstractmethod
-    def pool_features(self, features: Tensor) -> Float[Tensor, "b e"]:
-        """Return one vector per image from the output of `forward_features`."""
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """Return one vector per image: the class token, the mean of the patches, both, or their attention pool."""
+        if self.pool == "cls":
+            return features[:, 0]
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            return self.attention_pool(patches)
+        mean = patches.mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     @abstractmethod
     def forward_intermediates(
@@ -217,7 +228,8 @@ class VisionModel(
         Raises:
             ValueError: naming what was expected and what came.
         """
-        if is_tracing(images):
+        # Checks would become part of a traced graph, or end the trace.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(images, Proxy):
             return
         rank = 2 + len(self.image_size)
         if images.ndim != rank:
@@ -322,15 +334,6 @@ class VisionModel(
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
-
-
-def _upgrade_state(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
-    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
-    bare = upgrade_state(
-        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
-    )
-    state.update({f"{prefix}{name}": value for name, value in bare.items()})
 
 
 def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:

@@ -11,7 +11,7 @@ from functools import wraps
 from operator import not_
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.layers.options import to_json
 
@@ -70,15 +70,24 @@ def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
 
 
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
+CVT = ("authors", "transformers")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
     FlatOption("patch_norm", "stem", "patch_norm", LINEAR),
-    FlatOption("pre_norm", "stem", "pre_norm", LINEAR),
+    FlatOption("pre_norm", "stem", "pre_norm", (*LINEAR, "conv")),
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
+    FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
+    FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
+    # CvT's
+    FlatOption("class_token", "variant", "class_token", CVT, default=[False, False, True], convert=tuple),
+    FlatOption("qkv_bias", "variant", "qkv_bias", CVT, default=True),
+    FlatOption("attn_dropout", "variant", "attn_dropout", CVT, default=0.0),
+    FlatOption("norm_eps", "variant", "norm_eps", CVT, default=1e-5),
+    FlatOption("act", "variant", "act", CVT, default="quickgelu"),
 )
 
 
@@ -127,8 +136,8 @@ def always_biased(qkv_bias: bool, arguments: Mapping[str, Any]) -> dict[str, Any
 
 
 REMOVED_ARGUMENTS = (
-    RemovedArgument("dim_head", "s1_emb_dim", twins_heads),
-    RemovedArgument("qkv_bias", "s1_emb_dim", always_biased),
+    RemovedArgument("dim_head", "s4_emb_dim", twins_heads),
+    RemovedArgument("qkv_bias", "s4_emb_dim", always_biased),
 )
 
 
@@ -192,8 +201,13 @@ def flat_options(init: Init) -> Init:
 RENAMED = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
+        (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+        (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
+        (r"^encoder\.merger\.", "merger."),
+        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
+        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -204,9 +218,53 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        (r"\.encoders\.0\.blocks\.", ".small."),
+        (r"\.encoders\.1\.blocks\.", ".large."),
+        (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
+        (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
+        (r"\.mix\.norm\.", ".self_norm."),
+        (r"\.mix\.branch\.", ".self_attention."),
+        (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
+        (r"^head\.weight$", "head.linear.weight"),
+        (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
+        (r"\.jumbo\.norm\.", ".jumbo_norm."),
+        (r"\.local\.norm\.", ".local_norm."),
+        (r"\.local\.tail\.0\.", ".local_scale."),
+        (r"\.local\.branch\.", ".local."),
+        (r"\.attention_(norm|scale)\.", r".\g<1>1."),
+        (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
+        # ViViT
+        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+        (r"\.time\.norm\.", ".norm_time."),
+        (r"\.time\.branch\.", ".time."),
         (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
         # `DistilledHead`
         (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
+    )
+]
+# One of them, where a model does not have the name that the others lead to.
+MOVED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        # An encoder of another library is one block (`efficient.ViT`).
+        (r"^blocks\.0\.", "blocks.0.transformer."),
+        (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
+        # LeViT's classifiers have norms before them.
+        (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
+        (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
+    )
+]
+
+
+# LookupViT's, before those: its blocks have a feed-forward of the patches in addition to a plain block's.
+LOOKUP_RENAMED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
+        (r"\.refine\.", "."),
     )
 ]
 
@@ -218,13 +276,57 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
+    # Other formats have names that begin alike; an encoder of another library has names of its own.
+    external = any(name.startswith("blocks.0.transformer.") for name in names)
+    if not external and not any(".branch." in name for name in state):
+        return dict(state)
+    renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
             upgraded[name] = tensor
             continue
         new = name
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renamed:
             new = pattern.sub(replacement, new)
-        upgraded[new if new in names else name] = tensor
+        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+        found = next((known for known in tried if known in names), None)
+        upgraded |= split_fused(new, tensor, names) or {name: tensor} if found is None else {found: tensor}
+    if "head.small.weight" in names and "head.weight" in upgraded:
+        upgraded |= split_branch_heads(upgraded)
     return upgraded
+
+
+def upgrade_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
+    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+    bare = upgrade_state(
+        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
+    )
+    state.update({f"{prefix}{name}": value for name, value in bare.items()})
+
+
+def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take CrossViT's classifier, one layer in version 0.1, out of a state dict; return it as two."""
+    dim = state["branches.0.norm.weight"].shape[0]
+    weight, bias = state.pop("head.weight"), state.pop("head.bias")
+    return {
+        "head.small.weight": weight[:, :dim].clone(),
+        "head.small.bias": bias[0].clone(),
+        "head.large.weight": weight[:, dim:].clone(),
+        "head.large.bias": bias[1].clone(),
+    }
+
+
+def split_fused(name: str, tensor: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    """Return the parts of a fused projection that a model has as separate layers; nothing if it does not.
+
+    Args:
+        name: name of the fused weight or bias.
+        tensor: the fused one, its parts one after the other.
+        names: the model's names.
+    """
+    parts = [name.replace(".to_qkv.", f".to_{part}.") for part in "qkv"]
+    if ".to_qkv." not in name or not set(parts) <= set(names):
+        return {}
+    return dict(zip(parts, tensor.chunk(3), strict=True))

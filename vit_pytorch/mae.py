@@ -25,6 +25,7 @@ from vit_pytorch.layers.attention import head_dim
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, sincos_table
+from vit_pytorch.legacy import upgrade_on_load
 from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
@@ -98,6 +99,7 @@ class MAE(nn.Module):
         fixed_positions: bool = False,
     ) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(upgrade_on_load)
         check_ratio("masking_ratio", masking_ratio)
         self.encoder = as_maskable(encoder)
         grid = self.encoder.grid

@@ -35,8 +35,6 @@ DEEPEST = 3
 # Architectures whose forward stands in another file, each with the reason.
 FORWARD_ELSEWHERE = {
     "SimpleViT": "a ViT with other options",
-    "SimpleViT3D": "a 3-D ViT with other options",
-    "ViT1D": "a ViT of one axis",
 }
 
 

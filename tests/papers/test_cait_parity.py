@@ -202,4 +202,4 @@ def test_layer_dropout_is_by_sample_and_in_training_only() -> None:
     gained = model.blocks[0].drop_path(tokens)
     assert 0 < gained.flatten(1).any(dim=1).sum() < 64
     assert all(block.drop_path.p == 0.5 for block in model.blocks)
-    assert all(block.drop_path.p == 0 for block in model.class_blocks)
+    assert all(isinstance(block.drop_path, nn.Identity) for block in model.class_blocks)

@@ -12,8 +12,9 @@ from transformers import CvtConfig, CvtForImageClassification
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, load_pretrained
-from vit_pytorch.cvt import ConvAttention, CvT, embed_padding
-from vit_pytorch.layers.blocks import DropPath, QuickGELU
+from vit_pytorch.cvt import ConvAttention, CvT, Variant, embed_padding
+from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.blocks import QuickGELU
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -29,7 +30,7 @@ OURS = {
     "s3_heads": 4,
     "s3_depth": 3,
     "image_size": 64,
-    "act": "gelu",
+    "variant": "transformers",
 }
 THEIRS = {
     "num_labels": 7,
@@ -40,8 +41,11 @@ THEIRS = {
 }
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "class token in the last stage": ({}, {}),
-    "no class token": ({"class_token": (False, False, False)}, {"cls_token": [False, False, False]}),
-    "no biases": ({"qkv_bias": False}, {"qkv_bias": [False, False, False]}),
+    "no class token": (
+        {"variant": Variant(class_token=(False, False, False), act="gelu")},
+        {"cls_token": [False, False, False]},
+    ),
+    "no biases": ({"variant": Variant(qkv_bias=False, act="gelu")}, {"qkv_bias": [False, False, False]}),
     "other kernels and strides": (
         {
             "s1_emb_kernel": 8,
@@ -91,7 +95,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[CvT, nn.Module]:
 def test_logits_equal_the_authors() -> None:
     config, weights, golden = read_golden("cvt_quickgelu")
     spec = config["spec"]
-    arguments: dict[str, Any] = {"num_classes": config["num_classes"], "norm_eps": config["norm_eps"]}
+    arguments: dict[str, Any] = {"num_classes": config["num_classes"]}
     for stage in range(3):
         for ours, theirs in (
             ("emb_dim", "DIM_EMBED"),
@@ -104,7 +108,8 @@ def test_logits_equal_the_authors() -> None:
             ("mlp_mult", "MLP_RATIO"),
         ):
             arguments[f"s{stage + 1}_{ours}"] = int(spec[theirs][stage])
-    model = CvT(**arguments, class_token=spec["CLS_TOKEN"], image_size=64).eval()
+    variant = Variant(class_token=spec["CLS_TOKEN"], norm_eps=config["norm_eps"])
+    model = CvT(**arguments, variant=variant, image_size=64).eval()
     report = load_pretrained(model, weights, strict=True)
     assert (report.format, report.dropped) == ("CvT", ())
     assert difference(model(golden["input"]), golden["output"]) < TOLERANCE
@@ -147,7 +152,7 @@ def test_features_are_tokens_behind_the_class_token_or_a_map() -> None:
     x = images(64, 96)
     features = build().forward_features(x)
     assert features.shape == (2, 1 + 4 * 6, 32)
-    model = build(class_token=(True, False, False))
+    model = build(variant=Variant(class_token=(True, False, False)))
     assert model.forward_features(x).shape == (2, 32, 4, 6)
     # The class token of another stage is seen by the cells of that stage.
     before = model(x)
@@ -173,7 +178,7 @@ def test_published_models() -> None:
 @torch.inference_mode()
 def test_named_model_equals_that_of_transformers() -> None:
     reference = randomise(CvtForImageClassification(CvtConfig(num_labels=1000)))
-    model = create_model("cvt_13", act="gelu").eval()
+    model = create_model("cvt_13", variant="transformers").eval()
     load_pretrained(model, reference.state_dict(), strict=True)
     x = images(224, 224, batch=1)
     assert difference(model(x), reference(x).logits) < TOLERANCE
@@ -184,32 +189,33 @@ def test_named_model_equals_that_of_transformers() -> None:
 
 def test_last_stage_has_a_class_token_and_a_norm() -> None:
     model = CvT(num_classes=7)
-    assert [stage.prefix is not None for stage in model.stages] == [False, False, True]
+    assert [len(stage.prefix) for stage in model.stages] == [0, 0, 1]
     assert model.stages[2].prefix.class_token.shape == (1, 1, 384)
     assert isinstance(model.norm, nn.LayerNorm)
-    assert isinstance(model.stages[0].encoder.blocks[0].feedforward.branch.act, QuickGELU)
+    assert isinstance(model.stages[0].blocks[0].feedforward.act, QuickGELU)
 
 
 @torch.inference_mode()
 def test_keys_and_values_have_projections_of_their_own() -> None:
     """Each is a depth-wise convolution, batch norm and a linear layer; the scale is dim ** -0.5."""
-    attention = ConvAttention(6, heads=2, kernel=3, kv_stride=2)
+    attention = ConvAttention(6, heads=2, kernel_size=3, kv_stride=2)
     randomise(attention)
     x = torch.randn(1, 1 + 20, 6)
     cells = x[:, 1:].transpose(1, 2).unflatten(2, (4, 5))
     parts = []
-    for i, stride in enumerate((1, 2, 2)):
+    linears = (attention.to_q, attention.to_k, attention.to_v)
+    for i, (linear, stride) in enumerate(zip(linears, (1, 2, 2), strict=True)):
         conv, norm = attention.convs[i].layers[0]
         assert (conv.groups, conv.bias) == (6, None)
         moved = norm(nn.functional.conv2d(cells, conv.weight, None, stride, 1, 1, 6)).flatten(2).mT
-        tokens = attention.to_qkv(torch.cat([x[:, :1], moved], dim=1))[..., 6 * i : 6 * i + 6]
+        tokens = linear(torch.cat([x[:, :1], moved], dim=1))
         parts.append(tokens.unflatten(2, (2, 3)).transpose(1, 2))
-    assert attention.to_qkv.bias is not None
+    assert all(linear.bias is not None for linear in linears)
     q, k, v = parts
     assert (q.shape[2], k.shape[2]) == (21, 1 + 2 * 3)
     mixed = (q @ k.mT * 6**-0.5).softmax(dim=-1) @ v
     want = attention.to_out(mixed.transpose(1, 2).flatten(2))
-    torch.testing.assert_close(attention(x, 4, 5), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, BlockInputs((4, 5), 1)), want, rtol=1e-5, atol=1e-5)
 
 
 def test_maps_are_the_strides_part_of_the_image() -> None:
@@ -229,24 +235,28 @@ def test_only_the_last_queries_convolution_has_no_gradient() -> None:
     logits = model(images(64, 64))
     (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    conv = "stages.2.encoder.blocks.2.attention.branch.convs.0.layers.0"
+    conv = "stages.2.blocks.2.attention.convs.0.layers.0"
     assert without == {f"{conv}.conv.weight", f"{conv}.norm.weight", f"{conv}.norm.bias"}
 
 
 def test_branches_are_dropped_in_the_last_stage() -> None:
     model = CvT(**OURS, drop_path=0.2)
-    drops = [[m.p for m in stage.modules() if isinstance(m, DropPath)] for stage in model.stages]
-    assert drops == [[], [], [0.1, 0.1, 0.2, 0.2]]
+    drops = [[block.drop_path.p for block in stage.blocks] for stage in model.stages]
+    assert drops == [[0.0], [0.0, 0.0], [0.0, 0.1, 0.2]]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"s2_heads": 5}, "width 24 is not a multiple of 5 heads"),
-        ({"s1_proj_kernel": 4}, "the kernel of a projection is odd, got 4"),
-        ({"class_token": (True,)}, r"class_token is told for each of 3 stages, got \(True,\)"),
-        ({"act": "swish"}, "act is one of .*; got 'swish'"),
-        ({"image_size": 2}, r"an image is at least \(3, 3\), got image size \(2, 2\)"),
+        ({"s2_heads": 5}, "dim must be a multiple of heads, got dim=24 and heads=5"),
+        ({"s1_proj_kernel": 4}, "the kernel of a projection must be odd, got 4"),
+        (
+            {"variant": {"kind": "authors", "class_token": (True,)}},
+            r"class_token must be one for each of 3 stages, got \(True,\)",
+        ),
+        ({"variant": "timm"}, "variant must be one of authors, transformers; got 'timm'"),
+        ({"variant": {"kind": "authors", "act": "swish"}}, "act must be one of .*; got 'swish'"),
+        ({"image_size": 2}, r"an image must be at least \(3, 3\), got image size \(2, 2\)"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -267,12 +277,12 @@ def test_least_image_leaves_a_cell_in_every_stage(kernels: tuple[int, int, int])
 def test_example_of_other_heads() -> None:
     """Where the heads do not have 64 channels, they share the width."""
     model = CvT(num_classes=3, s3_heads=4, s3_depth=1)
-    assert model.stages[2].encoder.blocks[0].attention.branch.dim_head == 96
+    assert model.stages[2].blocks[0].attention.dim_head == 96
 
 
 def test_pooling_is_by_the_class_token_or_the_mean() -> None:
     for class_token, right, wrong in (((False, False, True), "token", "avg"), ((False,) * 3, "avg", "cls")):
-        model = CvT(**OURS, class_token=class_token)
+        model = CvT(**{**OURS, "variant": Variant(class_token=class_token)})
         model.reset_classifier(5, right)
         assert model(images(64, 64)).shape == (2, 5)
         with pytest.raises(ValueError, match=f"pooling cannot be '{wrong}'"):
@@ -280,7 +290,7 @@ def test_pooling_is_by_the_class_token_or_the_mean() -> None:
 
 
 def test_class_tokens_do_not_decay() -> None:
-    model = CvT(**OURS, class_token=(True, False, True))
+    model = CvT(**{**OURS, "variant": Variant(class_token=(True, False, True))})
     assert model.no_weight_decay() == {"stages.0.prefix.class_token", "stages.2.prefix.class_token"}
 
 
@@ -293,3 +303,26 @@ def test_both_formats_hold_all_weights() -> None:
     again.stages[2].prefix.class_token.zero_()
     load_pretrained(again, to_format(model, "CvT"), strict=True)
     assert again(x).equal(model(x))
+
+
+def test_arguments_of_version_0_1_are_settings_of_the_variant() -> None:
+    with pytest.warns(DeprecationWarning, match="variant="):
+        model = CvT(**{**OURS, "variant": "authors"}, act="gelu", class_token=(True, False, False))
+    assert model.config["variant"]["act"] == "gelu"
+    assert [len(stage.prefix) for stage in model.stages] == [1, 0, 0]
+    with pytest.warns(DeprecationWarning, match="qkv_bias=False"):
+        model = CvT(**OURS, qkv_bias=False)
+    assert model.stages[0].blocks[0].attention.to_q.bias is None
+
+
+def test_every_projection_is_a_layer_that_is_called() -> None:
+    model = build()
+    x = images(64, 64)
+    before = model(x)
+    attention = model.stages[1].blocks[0].attention
+    for part in (attention.to_q, attention.to_k, attention.to_v):
+        handle = part.register_forward_hook(lambda module, inputs, output: output + 1)
+        changed = model(x)
+        handle.remove()
+        # Whatever is added to all keys alike cancels in the softmax.
+        assert (changed - before).abs().max() > 1e-4 or part is attention.to_k

@@ -158,7 +158,7 @@ def test_the_centre_moves_once_a_step():
 def test_positions_are_interpolated_for_small_crops():
     net = randomise(ViT(**VIT))
     seen = []
-    net.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     dino = learner(net)
     crop = torch.randn(2, 3, 16, 16)
     seen.clear()
@@ -264,7 +264,7 @@ def test_local_crops_fit_the_model():
     for size, local in sizes.items():
         net = ViT(**{**VIT, "image_size": size, "patch_size": 16})
         assert learner(net, image_size=size).views.views[2].size == (local, local)
-    with pytest.raises(ValueError, match="not a multiple of patch size"):
+    with pytest.raises(ValueError, match="must be a multiple of patch size"):
         learner(local_image_size=10)
 
 

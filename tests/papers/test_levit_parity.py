@@ -302,7 +302,7 @@ def test_biases_are_interpolated_for_another_image_size() -> None:
     assert isinstance(model, LeViT)
     larger = LeViT(**{**OURS, "image_size": (96, 128), "distilled": True}).eval()
     report = load_pretrained(larger, reference.state_dict())
-    assert report.resized["stages.0.encoder.blocks.0.attention.branch.bias.table"] == ((4, 4), (6, 8))
+    assert report.resized["stages.0.blocks.0.attention.bias.table"] == ((4, 4), (6, 8))
     assert report.resized["stages.2.down.attention.bias.table"] == ((2, 2), (3, 4))
     assert len(report.resized) == 6
     assert larger(images(96, 128)).shape == (2, 7)
@@ -324,7 +324,7 @@ def test_stem_is_four_convolutions_with_norm_and_activation() -> None:
 
 
 def test_bias_is_added_to_scaled_scores() -> None:
-    attention = build().stages[0].encoder.blocks[0].attention.branch
+    attention = build().stages[0].blocks[0].attention
     x = torch.randn(1, 2, 2, 16)
     q, k, v = attention.project(x)
     rows = []
@@ -367,15 +367,15 @@ def test_distilled_model_keeps_two_heads() -> None:
     model.reset_classifier(5)
     assert isinstance(model.head, DistilledNormHead)
     assert not model.head.distilled.norm.training
-    assert model.head.distilled.weight.shape == (5, 32)
+    assert model.head.distilled.linear.weight.shape == (5, 32)
 
 
 def test_residual_branches_start_as_nothing() -> None:
     model = LeViT(**OURS)
     for stage in model.stages:
-        for block in stage.encoder.blocks:
-            assert not block.attention.branch.to_out.norm.weight.any()
-            assert not block.feedforward.branch.to_out.norm.weight.any()
+        for block in stage.blocks:
+            assert not block.attention.to_out.norm.weight.any()
+            assert not block.feedforward.to_out.norm.weight.any()
     assert model.stages[1].down.attention.to_out.norm.weight.all()
 
 
@@ -393,17 +393,17 @@ def test_one_image_of_one_cell_can_be_trained_on() -> None:
 def test_stochastic_depth_is_the_same_in_every_layer() -> None:
     model = LeViT(**OURS, drop_path=0.1)
     drops = [module.p for module in model.modules() if isinstance(module, DropPath)]
-    assert drops == [0.1] * (2 * 4 + 2)
+    assert drops == [0.1] * (4 + 2)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"heads": (2, 4)}, r"heads is one number or one for each of 3 stages, got \(2, 4\)"),
-        ({"dim": (12, 24, 32)}, "the width of the first stage is a multiple of 8, got 12"),
-        ({"dim": (16, 20, 32)}, r"widths \(16, 20\) are not multiples of the keys' width 8"),
-        ({"down_heads": (2,)}, r"one number of down_heads between two of 3 stages, got \(2,\)"),
-        ({"act": "swish"}, "act is one of .*; got 'swish'"),
+        ({"heads": (2, 4)}, r"heads must be one number or one for each of 3 stages, got \(2, 4\)"),
+        ({"dim": (12, 24, 32)}, "dim of the first stage must be a multiple of 8, got 12"),
+        ({"dim": (16, 20, 32)}, r"must be multiples of dim_key, got \(16, 20\) and 8"),
+        ({"down_heads": (2,)}, r"one number between two of 3 stages, got \(2,\)"),
+        ({"act": "swish"}, "act must be one of .*; got 'swish'"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -413,7 +413,7 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
 
 def test_larger_images_and_other_poolings_are_refused() -> None:
     model = LeViT(**OURS)
-    with pytest.raises(ValueError, match=r"\(64, 65\) exceeds the largest that the model takes, \(64, 64\)"):
+    with pytest.raises(ValueError, match=r"at most \(64, 64\), got \(64, 65\)"):
         model(images(64, 65))
     with pytest.raises(ValueError, match="pooling cannot be 'token'"):
         model.reset_classifier(5, "token")

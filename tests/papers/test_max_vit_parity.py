@@ -417,8 +417,8 @@ def test_without_bias_in_the_head() -> None:
     ("wrong", "message"),
     [
         ({"dim": 20}, "width 20 is not a multiple of heads of width 8"),
-        ({"padding": "valid"}, "padding is one of same, symmetric; got 'valid'"),
-        ({"scale_by": "width"}, "scale_by is one of head, dim; got 'width'"),
+        ({"padding": "valid"}, "padding must be one of same, symmetric; got 'valid'"),
+        ({"scale_by": "width"}, "scale_by must be one of head, dim; got 'width'"),
         ({"image_size": 40}, r"image size \(40, 40\) is not a multiple of \(32, 32\)"),
         ({"window_size": 0}, r"at least one cell of 8 pixels, got \(0, 0\)"),
         (

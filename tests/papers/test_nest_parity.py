@@ -394,7 +394,7 @@ def test_a_dropped_branch_is_dropped_in_all_blocks_of_a_sample() -> None:
         ({"heads": 5}, "width 24 is not a multiple of 5 heads"),
         ({"image_size": 20}, r"image size \(20, 20\) is not a multiple of \(8, 8\)"),
         ({"num_hierarchies": 0}, "at least 1 level, got 0"),
-        ({"padding": "valid"}, "padding is one of same, symmetric; got 'valid'"),
+        ({"padding": "valid"}, "padding must be one of same, symmetric; got 'valid'"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -120,7 +120,8 @@ def test_features_are_regions_and_their_cells(size: tuple[int, int]) -> None:
     assert features[:, :count].equal(regional)
     cells = features[:, count:]
     assert cells[cells.any(dim=-1)].equal(local.permute(0, 2, 3, 1).flatten(0, 2))
-    assert model.pool_features(features).equal(regional.mean(dim=1))
+    # Another view of the same numbers: the mean may be summed in another order.
+    assert difference(model.pool_features(features), regional.mean(dim=1)) < TOLERANCE
 
 
 def test_another_window_takes_the_weights_of_this_one() -> None:

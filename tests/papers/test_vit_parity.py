@@ -265,10 +265,11 @@ def test_registers_equal_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["public_vit", "public_vit_mean", "public_simple_vit"])
 def test_logits_equal_the_public_packages(name: str) -> None:
     facts, state, tensors = read_golden(name)
-    arguments = {**facts, "qkv_bias": False, "stem": "dual_norm", "norm_eps": 1e-5}
-    model = (
-        SimpleViT(**arguments, out_bias=False, act="gelu") if "simple" in name else ViT(**arguments)
-    ).eval()
+    arguments = {**facts, "qkv_bias": False, "norm_eps": 1e-5}
+    if "simple" in name:
+        model = SimpleViT(**arguments, patch_norm=True, out_bias=False, act="gelu").eval()
+    else:
+        model = ViT(**arguments, stem="dual_norm").eval()
     load_pretrained(model, state)
     assert difference(model(tensors["input"]), tensors["output"]) < TOLERANCE
 

@@ -103,7 +103,7 @@ class FusedAttention(nn.Module):
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
     if not isinstance(q, Tensor) or torch.jit.is_tracing():
-        # FX traces with proxies, which have no values to decide by; `torch.jit.trace` would freeze the decision.
+        # Proxies and traced sizes have no values to decide by.
         return False
     if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:
         return False
@@ -335,13 +335,13 @@ class CrossAttention(nn.Module):
         self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]
     ) -> tuple[Float[Tensor, "b h m e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
         """Project tokens to queries, and the context to keys and values, split into heads."""
-        q = split_heads(self.to_q(x), self.heads)
+        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
     def merge(self, x: Float[Tensor, "b h m e"]) -> Float[Tensor, "b m d"]:
         """Concatenate the heads and project them back to the token dimension."""
-        return self.dropout(self.to_out(merge_heads(x)))
+        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
 
     def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
         """Attend from each token to all tokens of the context."""

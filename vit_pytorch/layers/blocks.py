@@ -19,6 +19,9 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+# PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
+# Versions in between are unknown, so that layers with batch norms keep their activations there.
+COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
 
 
 class QuickGELU(nn.Module):
@@ -148,12 +151,15 @@ def layer(forward: Forward) -> Forward:
 
     @wraps(forward)
     def run(self: nn.Module, *inputs: Any) -> Any:
-        if getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled():
-            # Compilers decide themselves how often a batch norm's statistics are updated.
-            context = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, self)}
-            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, **context)
-        else:
+        if not (getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled()):
             output = forward(self, *inputs)
+        elif not torch.compiler.is_compiling():
+            contexts = partial(_contexts, self)
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, context_fn=contexts)
+        elif COMPILED_RECOMPUTATION_COUNTS and any(isinstance(part, _BatchNorm) for part in self.modules()):
+            output = forward(self, *inputs)
+        else:
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False)
         outputs = getattr(self, "outputs", None)
         if outputs is not None:
             outputs.append(output)
@@ -260,7 +266,7 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.feedforward = feedforward
         self.scale2 = make_scale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
@@ -287,7 +293,7 @@ def plain_blocks(
     mlp_dim: int,
     dropout: float = 0.0,
     attn_dropout: float = 0.0,
-    drop_path: float = 0.0,
+    drop_path: float | Sequence[float] = 0.0,
     layer_scale: float | None = None,
     qkv_bias: bool = True,
     out_bias: bool = True,
@@ -304,14 +310,16 @@ def plain_blocks(
         mlp_dim: hidden dimension of the feed-forward.
         dropout: dropout after the linear layers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
-            0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
+            from 0; or that of each block.
         layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         qkv_bias: use biases for queries, keys and values.
         out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward.
         norm: builds a norm from a dimension.
     """
+    if isinstance(drop_path, (int, float)):
+        drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]
     return nn.ModuleList(
         Block(
             dim,
@@ -327,7 +335,7 @@ def plain_blocks(
             FeedForward(dim, mlp_dim, dropout=dropout, act=act),
             norm=norm,
             layer_scale=layer_scale,
-            drop_path=drop_path_rate(drop_path, index, depth),
+            drop_path=rate,
         )
-        for index in range(depth)
+        for _, rate in zip(range(depth), drop_path, strict=True)
     )

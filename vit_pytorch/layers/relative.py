@@ -202,7 +202,8 @@ class CachedBias(ComputedBuffers):
             # FX shows its proxies only to those who ask for an attribute.
             or is_tracing(reduce(getattr, name.split("."), self))
             or any(parameter.device.type != "cpu" for parameter in parameters)
-            # Functional calls, as under vmap, put plain tensors in place of the parameters; quantisation, others.
+            # Functional calls, as under vmap, put plain tensors in place of the parameters; quantisation,
+            # others.
             or not all(type(parameter) is nn.Parameter for parameter in parameters)
             or not all(map(_is_unchanged, self.modules()))
         ):
@@ -298,7 +299,7 @@ class TokenBias(CachedBias):
         if self.prefix is None:
             return bias
         heads, n, _ = bias.shape
-        to_patch, from_patch, within = self.prefix[..., None, None]
+        to_patch, from_patch, within = self.prefix[..., None, None].unbind(0)
         above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
         return torch.cat([above, torch.cat([from_patch.expand(heads, n, prefix), bias], dim=2)], dim=1)
 
@@ -373,19 +374,24 @@ class DistanceBias(CachedBias):
         return {"index": distances(queries, cells(self.grid), self.grid).flatten()[None]}
 
     def queries(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """Give the queries along each axis of a grid."""
+        """Return the queries along each axis of a grid."""
         return tuple(-(-extent // self.stride) for extent in grid)
 
     def compute(self, *window: int) -> Float[Tensor, "h n m"]:
         """Look up the offset of every query and cell of a grid, the largest or a smaller one."""
-        bias = self.table.gather(1, self.index.expand(self.table.shape[0], -1)).unflatten(
-            1, (-1, prod(self.grid))
-        )
-        if not window or window == self.grid:
-            return bias
-        (y, x), (height, width) = self.queries(window), window
-        bias = bias.unflatten(2, self.grid).unflatten(1, self.queries(self.grid))
-        return bias[:, :y, :x, :height, :width].flatten(3).flatten(1, 2)
+        bias = _look_up(self.table.T, self.index, prod(self.grid))
+        return crop_pairs(bias, self.grid, window, self.stride) if window else bias
+
+
+@fx_leaf
+def crop_pairs(
+    bias: Float[Tensor, "h n m"], grid: Sequence[int], wanted: Sequence[int], stride: int
+) -> Float[Tensor, "h k l"]:
+    """Take the pairs of a query and a cell that a smaller grid shares with a larger one."""
+    if tuple(wanted) == tuple(grid):
+        return bias
+    old, new = ([-(-extent // stride) for extent in extents] for extents in (grid, wanted))
+    return crop_cells(crop_cells(bias, grid, wanted, dim=2), old, new, dim=1)
 
 
 class DynamicBias(CachedBias):
@@ -455,7 +461,7 @@ def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"
 
 
 @fx_leaf
-def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, " p"], cells: int) -> Float[Tensor, "h n n"]:
-    """Give each head's row of the table for every pair of cells; a gather is the fastest, and in training."""
+def _look_up(table: Float[Tensor, "k h"], index: Int[Tensor, "*_ p"], keys: int) -> Float[Tensor, "h n m"]:
+    """Return each head's row of the table for each pair of cells; a gather is the fastest way."""
     table = table.T.contiguous()
-    return table.gather(1, index.expand(table.shape[0], -1)).unflatten(1, (cells, cells))
+    return table.gather(1, index.expand(table.shape[0], -1)).unflatten(1, (-1, keys))

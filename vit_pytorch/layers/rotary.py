@@ -69,7 +69,9 @@ def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> 
         # One kernel, several times as fast; compilers do without complex numbers.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
     turned = turned.flatten(-2).to(x.dtype)
-    return turned if rotated == x.shape[-1] else torch.cat([turned, x[..., rotated:]], dim=-1)
+    if not torch.jit.is_tracing() and rotated == x.shape[-1]:
+        return turned
+    return torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
 def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:

@@ -208,9 +208,10 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     (name,) = (name for name, module in model.named_modules() if module is classifier)
     own = {f"{name}.{key}": tensor for key, tensor in classifier.state_dict().items()}
     theirs = [key for key in state if key.startswith(f"{name}.")]
-    # The latter in a `DistilledHead`.
-    weight = state.get(f"{name}.weight", state.get(f"{name}.classifier.weight"))
-    if (0 if weight is None else len(weight) if weight.ndim else 1) == model.num_classes:
+    # A classifier of several layers has as many rows in each.
+    found = [state.get(key) for key, tensor in own.items() if tensor.ndim > 1]
+    rows = {0 if tensor is None else len(tensor) if tensor.ndim else 1 for tensor in found}
+    if rows == {model.num_classes} if own else not theirs:
         return [], []
     # A hidden layer of the head goes with it where the model has none.
     wanted = model.state_dict()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
-from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
+from vit_pytorch.pretrained.rules import Format, Rule, own_format
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
-BLOCK = "stages.{i}.encoder.blocks.{j}"
-ATTENTION = f"{BLOCK}.attention.branch"
-OURS = own_format("stages.0.encoder.blocks.0.attention.branch.convs.0.layers.0.conv.weight")
+BLOCK = "stages.{i}.blocks.{j}"
+ATTENTION = f"{BLOCK}.attention"
+OURS = own_format("stages.0.blocks.0.attention.convs.0.layers.0.conv.weight")
 
 
 def _projections(conv: str, norm: str, linear: str, names: Sequence[str], stem: str) -> tuple[Rule, ...]:
@@ -19,8 +19,9 @@ def _projections(conv: str, norm: str, linear: str, names: Sequence[str], stem: 
         ours = f"{ATTENTION}.convs.{i}.layers.0"
         rules.append(Rule(f"{ours}.conv.weight", f"{stem}.{conv.replace('*', name)}.weight"))
         rules.append(Rule(f"{ours}.norm.{{name}}", f"{stem}.{norm.replace('*', name)}.{{name}}"))
-    linears = tuple(f"{stem}.{linear.replace('*', name)}.{{p}}" for name in names)
-    return (*rules, Rule(f"{ATTENTION}.to_qkv.{{p}}", linears, stack(3)))
+    for ours, name in zip("qkv", names, strict=True):
+        rules.append(Rule(f"{ATTENTION}.to_{ours}.{{p}}", f"{stem}.{linear.replace('*', name)}.{{p}}"))
+    return tuple(rules)
 
 
 AUTHORS = Format(
@@ -56,10 +57,10 @@ TRANSFORMERS = Format(
             f"{_LAYER}.attention.attention",
         ),
         Rule(f"{ATTENTION}.to_out.{{p}}", f"{_LAYER}.attention.output.dense.{{p}}"),
-        Rule(f"{BLOCK}.attention.norm.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
-        Rule(f"{BLOCK}.feedforward.branch.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
-        Rule(f"{BLOCK}.feedforward.branch.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
+        Rule(f"{BLOCK}.feedforward.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
+        Rule(f"{BLOCK}.feedforward.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
         Rule("norm.{p}", "/layernorm.{p}"),
         Rule("head.{p}", "/classifier.{p}"),
     ),

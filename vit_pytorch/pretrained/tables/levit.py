@@ -52,7 +52,7 @@ class FlatFormat(NumberedFormat):
         """Give the prefix of each layer's names and that in the rules."""
         found: dict[str, str] = {}
         for i, stage in enumerate(model.stages):
-            blocks = range(len(stage.encoder.blocks))
+            blocks = range(len(stage.blocks))
             layers = [f"stages.{i}.blocks.{j}.{part}." for j in blocks for part in ("attn", "mlp")]
             if i + 1 < len(model.stages):
                 layers += [f"stages.{i + 1}.down.attn.", f"stages.{i + 1}.down.mlp."]
@@ -90,14 +90,14 @@ class Names:
 
 def _rules(names: Names) -> tuple[Rule, ...]:
     """Give the table of a layout."""
-    blocks = ("stages.{i}.encoder.blocks.{j}", "stages.{i}.blocks.{j}")
+    blocks = ("stages.{i}.blocks.{j}", "stages.{i}.blocks.{j}")
     attentions = (
-        (f"{blocks[0]}.attention.branch", f"{blocks[1]}.attn"),
+        (f"{blocks[0]}.attention", f"{blocks[1]}.attn"),
         ("stages.{i}.down.attention", names.down[0]),
     )
     mlps = (
-        (f"{blocks[0]}.feedforward.branch", f"{blocks[1]}.mlp"),
-        ("stages.{i}.down.feedforward.branch", names.down[1]),
+        (f"{blocks[0]}.feedforward", f"{blocks[1]}.mlp"),
+        ("stages.{i}.down.feedforward", names.down[1]),
     )
     split = tuple(zip(("to_qkv", "to_kv", "to_q"), names.attn, strict=False))
     whole = tuple(zip(("to_hidden", "to_out"), names.mlp, strict=True))
@@ -123,12 +123,12 @@ def _rules(names: Names) -> tuple[Rule, ...]:
             rules += layer(f"{ours}.{part}", f"{theirs}.{name}", FLAT)
     for ours, theirs in zip(("head.distilled", "head"), reversed(names.heads), strict=True):
         rules.append(Rule(f"{ours}.norm.{{name}}", f"{theirs}.{names.norm}.{{name}}"))
-        rules.append(Rule(f"{ours}.{{p}}", f"{theirs}.{names.classifier}.{{p}}"))
+        rules.append(Rule(f"{ours}.linear.{{p}}", f"{theirs}.{names.classifier}.{{p}}"))
     return tuple(rules)
 
 
 UNUSED = ("{name}.attention_bias_idxs",)
-OURS = own_format("stages.0.encoder.blocks.0.attention.branch.to_qkv.linear.weight")
+OURS = own_format("stages.0.blocks.0.attention.to_qkv.linear.weight")
 TIMM = Format(
     name="timm",
     marks=("stages.0.blocks.0.attn.qkv.linear.weight",),

@@ -296,12 +296,12 @@ class RegionStage(nn.Module):
 
 
 class StageOutput(nn.Module):
-    """The identity, by which hooks reach one of the two maps after a stage."""
+    """Where hooks reach one of the two maps after a stage."""
 
     @layer
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Return the map."""
-        return x
+        """Return the map, contiguous as convolutions need it; extractors by FX look for an operation here."""
+        return x.contiguous()
 
 
 class RegionBlock(Block):

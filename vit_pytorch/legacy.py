@@ -200,6 +200,8 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        # MaxViT's MBConv
+        (r"\.conv\.branch\.", ".conv.bottleneck."),
         # LeViT's classifiers
         (r"^head\.(distilled\.)?(weight|bias)$", r"head.\1linear.\2"),
     )

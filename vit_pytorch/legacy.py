@@ -240,6 +240,8 @@ RENAMED = [
         (r"\.time\.norm\.", ".norm_time."),
         (r"\.time\.branch\.", ".time."),
         (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
+        # MaxViT's MBConv
+        (r"\.conv\.branch\.", ".conv.bottleneck."),
         # `DistilledHead`
         (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
     )

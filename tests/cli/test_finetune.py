@@ -115,7 +115,7 @@ def test_low_rank_updates(good_run: Path, tmp_path: Path):
     options = ["--method=lora", "--tuning.rank=2", "--output", tmp_path / "run"]
     assert finetune("--from", good_run, *options) == 0
     before, after = weights(good_run), weights(tmp_path / "run")
-    names = {f"encoder.blocks.{i}.attention.branch.{x}.weight" for i in (0, 1) for x in ("to_qkv", "to_out")}
+    names = {f"blocks.{i}.attention.{x}.weight" for i in (0, 1) for x in ("to_qkv", "to_out")}
     assert changed(before, after) == {*names, "head.weight", "head.bias"}
     for name in names:
         difference = after[name] - before[name]

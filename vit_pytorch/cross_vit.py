@@ -111,7 +111,7 @@ class CrossViT(VisionModel):
         options: dict[str, Any] = {"dropout": dropout, "attn_dropout": attn_dropout, "qkv_bias": qkv_bias}
 
         def encoder(dim: int, heads: int, mlp_dim: int, rates: Sequence[float]) -> nn.ModuleList:
-            size = {"heads": heads, "dim_head": head_dim(dim, heads), "mlp_dim": mlp_dim}
+            size: dict[str, Any] = {"heads": heads, "dim_head": head_dim(dim, heads), "mlp_dim": mlp_dim}
             return plain_blocks(dim, depth=len(rates), **size, drop_path=rates, norm=norm, **options)
 
         def fusion(dim: int, other: int, rate: float) -> CrossFusion:
@@ -134,7 +134,7 @@ class CrossViT(VisionModel):
             Branch(grid, channels, dim, full=small.size, stem=stem, dropout=emb_dropout, norm=norm)
             for grid, dim in ((small, sm_dim), (large, lg_dim))
         )
-        self.blocks = nn.ModuleList(block(stage) for stage in range(depth))
+        self.multi_scale_encoder = nn.Sequential(*(block(stage) for stage in range(depth)))
         self.fc_norm = nn.Identity()
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
@@ -154,28 +154,30 @@ class CrossViT(VisionModel):
         """
         return [
             {
-                "module": f"blocks.{stage}.fusions.{index}",
+                "module": f"multi_scale_encoder.{stage}.fusions.{index}",
                 "num_chs": branch.dim,
                 "reduction": branch.reduction,
                 "branch": index,
             }
             for index, branch in enumerate(self.branches)
-            for stage in range(len(self.blocks))
+            for stage in range(len(self.multi_scale_encoder))
         ]
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Branches:
         """Return the tokens of the small and of the large branch, the class token first."""
         self.check_images(images)
-        small, large = self.branches
+        small, large = self._branches()
         return small(images), large(images)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 f"]:
         """Return the class tokens of both branches, each after its norm, concatenated to one token."""
-        small, large = self.embed(images)
-        for block in self.blocks:
-            small, large = block(small, large)
-        tokens = (branch.norm(x[:, :1]) for branch, x in zip(self.branches, (small, large), strict=True))
-        return torch.cat(list(tokens), dim=-1)
+        small, large = self.multi_scale_encoder(self.embed(images))
+        small_branch, large_branch = self._branches()
+        return torch.cat([small_branch.norm(small[:, :1]), large_branch.norm(large[:, :1])], dim=-1)
+
+    def _branches(self) -> tuple[Branch, Branch]:
+        small, large = self.branches
+        return small, large  # type: ignore[return-value]
 
     def pool_features(self, features: Float[Tensor, "b 1 f"]) -> Float[Tensor, "b f"]:
         """Return the pair of class tokens."""
@@ -196,7 +198,7 @@ class CrossViT(VisionModel):
         Indices are those of `feature_info`: the small branch by depth, then the large branch.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        depth = len(self.blocks)
+        depth = len(self.multi_scale_encoder)
         layers = resolve_indices(indices, 2 * depth)
         # The branches take turns, block by block.
         in_turn = sorted(layers, key=lambda index: (index % depth, index // depth))
@@ -228,7 +230,7 @@ class CrossViT(VisionModel):
         """
         if global_pool not in (None, "cls", "token"):
             raise ValueError(f"CrossViT classifies its class tokens, global_pool='cls'; got {global_pool!r}")
-        small, large = self.branches
+        small, large = self._branches()
         self.head = MeanOfHeads(small.dim, large.dim, num_classes) if num_classes else nn.Identity()
         self.head.to(next(self.branches.parameters()))
         self.num_classes = num_classes
@@ -242,7 +244,7 @@ class CrossViT(VisionModel):
         """Return patterns that sort parameters by depth, as timm's tools read them."""
         return {
             "stem": r"^branches\.\d+\.(?:patch_embed|prefix|positions)\.",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^branches\.\d+\.norm\.", (99999,))],
+            "blocks": [(r"^multi_scale_encoder\.(\d+)", None), (r"^branches\.\d+\.norm\.", (99999,))],
         }
 
 
@@ -361,8 +363,9 @@ class MultiScaleBlock(nn.Module):
         self.large = large
         self.fusions = fusions
 
-    def forward(self, small: Float[Tensor, "b n d"], large: Float[Tensor, "b m e"]) -> Branches:
+    def forward(self, tokens: Branches) -> Branches:
         """Transform the tokens of both branches."""
+        small, large = tokens
         for block in self.small:
             small = block(small)
         for block in self.large:
@@ -435,7 +438,7 @@ class ClassTurn(nn.Module):
             dropout=dropout,
             kernel=partial(FusedAttention, attn_dropout),
         )
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
         self, token: Float[Tensor, "b 1 d"], patches: Float[Tensor, "b n d"]

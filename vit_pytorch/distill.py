@@ -34,9 +34,9 @@ from vit_pytorch.vit import ViT
 class Distillable(IsotropicModel):
     """A plain model with a distillation token after the class token, and a classifier for each.
 
-    The token has a position of its own where positions are learned. The classifiers get the pooled tokens (as
-    a rule the class token) and the distillation token, concatenated; without classes the embedding is their
-    mean, as in timm.
+    The token has a position of its own where positions are learned. One classifier gets the pooled tokens, as
+    a rule the class token, the other one the distillation token; the embedding is the mean of the two, as in
+    timm.
     """
 
     # The model without the distillation token.
@@ -68,9 +68,22 @@ class Distillable(IsotropicModel):
         return int(self.prefix.class_token is not None)
 
     def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return the pooled tokens and the distillation token, concatenated; their mean without classes."""
-        pooled, distilled = super().pool_features(features), features[:, self.distillation_index]
-        return torch.cat([pooled, distilled], dim=-1) if self.num_classes else (pooled + distilled) / 2
+        """Return the pooled tokens and the distillation token, concatenated."""
+        return torch.cat([super().pool_features(features), features[:, self.distillation_index]], dim=-1)
+
+    def forward_head(
+        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
+    ) -> Float[Tensor, "b k"]:
+        """Return the mean logits of both classifiers.
+
+        Args:
+            features: output of `forward_features`.
+            pre_logits: return the mean of what enters the classifiers.
+        """
+        pooled = self.pool_features(features)
+        if pre_logits or self.num_classes == 0:
+            return pooled.unflatten(-1, (2, -1)).mean(dim=1)
+        return self.head(pooled)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace both classifiers by new ones; the constructor's call, the first, adds the token.
@@ -84,7 +97,6 @@ class Distillable(IsotropicModel):
         super().reset_classifier(0, global_pool)
         like = next(self.parameters())
         self.head = make_classifier(self.num_features, num_classes, like=like, kind=DistilledHead)
-        self.classifier_dim = self.num_features * (2 if num_classes else 1)
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
@@ -222,7 +234,8 @@ class DistillWrapper(nn.Module):
         head = self.student.get_classifier()
         assert isinstance(head, TwoHeads)
         features = self.student.forward_features(images)
-        logits, distilled = head.separate(self.student.forward_head(features, pre_logits=True))
+        pooled = self.student.fc_norm(self.student.pool_features(features))
+        logits, distilled = head.separate(self.student.pre_logits(pooled))
         targets = self.teacher_outputs(images)
         if targets.shape != distilled.shape:
             raise ValueError(

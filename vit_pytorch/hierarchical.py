@@ -157,7 +157,12 @@ class HierarchicalModel(VisionModel):
         ]
         if norm and layers and layers[-1] == len(self.stages) - 1:
             x, prefix = pairs[-1]
-            pairs[-1] = self.norm(x), self.norm(prefix) if prefix.shape[1] else prefix
+            x = self.norm(x)
+            # The final norm may change the number of channels.
+            pairs[-1] = (
+                x,
+                self.norm(prefix) if prefix.shape[1] else prefix.new_empty(x.shape[0], 0, x.shape[3]),
+            )
         maps = [x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2) for x, _ in pairs]
         found: Intermediates = maps
         if return_prefix_tokens:

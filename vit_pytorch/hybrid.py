@@ -383,7 +383,10 @@ class HybridViT(IsotropicModel):
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
         """Return the extra inputs of each block: positions used inside attention; see `ViT.block_inputs`."""
-        return position_inputs(super().block_inputs(grid, ids_keep), self.rotary, self.relative)
+        inputs = super().block_inputs(grid, ids_keep)
+        if self.rotary is None and self.relative is None:
+            return inputs
+        return position_inputs(inputs, self.rotary, self.relative)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, head_dim
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -82,7 +82,10 @@ class JumboViT(IsotropicModel):
             raise ValueError(
                 f"jumbo_pieces and jumbo_mult must be at least 1, got {jumbo_pieces} and {jumbo_mult}"
             )
-        size = {"heads": heads, "dim_head": head_dim(dim, heads) if dim_head is None else dim_head}
+        size: dict[str, Any] = {
+            "heads": heads,
+            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
+        }
         jumbo_dim = jumbo_pieces * dim
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
@@ -161,7 +164,7 @@ class JumboBlock(Block):
         self.jumbo_norm = norm(pieces * dim)
 
     @layer
-    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
         """Transform pieces and patches.
 
         Args:

@@ -201,7 +201,8 @@ def flat_options(init: Init) -> Init:
 RENAMED = [
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"(^|\.)(?:multi_scale_)?encoder\.blocks\.", r"\1blocks."),
+        (r"^multi_scale_encoder\.blocks\.", "multi_scale_encoder."),
+        (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
         (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
         (r"^encoder\.merger\.", "merger."),
@@ -228,8 +229,8 @@ RENAMED = [
         (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
         (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
         (r"\.jumbo\.norm\.", ".jumbo_norm."),
-        (r"\.local\.norm\.", ".local_norm."),
-        (r"\.local\.tail\.0\.", ".local_scale."),
+        (r"\.local\.norm\.", ".norm3."),
+        (r"\.local\.tail\.0\.", ".scale3."),
         (r"\.local\.branch\.", ".local."),
         (r"\.attention_(norm|scale)\.", r".\g<1>1."),
         (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
@@ -238,6 +239,8 @@ RENAMED = [
         (r"\.time\.norm\.", ".norm_time."),
         (r"\.time\.branch\.", ".time."),
         (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
+        # MaxViT's MBConv
+        (r"\.conv\.branch\.", ".conv.bottleneck."),
         # `DistilledHead`
         (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import log2, prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -104,7 +104,10 @@ class LocalViT(IsotropicModel):
         }
         check_choice("gate", gate, gates)
         class_token = class_token or pool == "cls"
-        size = {"heads": heads, "dim_head": head_dim(dim, heads) if dim_head is None else dim_head}
+        size: dict[str, Any] = {
+            "heads": heads,
+            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
+        }
         norm = partial(nn.LayerNorm, eps=norm_eps)
         kernel = partial(FusedAttention, attn_dropout)
         bottleneck = partial(InvertedBottleneck, depthwise=_convolve_channels, act=act, excite=gates[gate])
@@ -173,7 +176,7 @@ class LocalBlock(nn.Module):
         self.norm1 = norm(dim)
         self.attention = attention
         self.feedforward = feedforward
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:

@@ -265,7 +265,7 @@ class LookupBlock(nn.Module):
         self.infusion = infusion
         self.lookup_feedforward_norm = None if infusion is None else norm(dim)
         self.lookup_feedforward = lookup_feedforward
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "b k d"], inputs: BlockInputs) -> Float[Tensor, "b k d"]:

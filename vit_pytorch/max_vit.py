@@ -4,7 +4,7 @@ Z. Tu, H. Talebi, H. Zhang, F. Yang, P. Milanfar, A. Bovik, Y. Li 2022, arXiv:22
 
 A pyramid whose block lets a cell see near and far at linear cost: an MBConv, attention within windows of
 neighbouring cells, then attention within groups that are spread over the whole map like a grid. Windows and
-grids have as many cells on all stages, and learned biases for each offset.
+grids have as many cells in all stages, and learned biases for each offset.
 
 Family: pyramid
 Differs from the paper: nothing.
@@ -12,83 +12,23 @@ Differs from the paper: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers_v01.blocks import (
-    Block,
-    Encoder,
-    FeedForward,
-    Residual,
-    activation,
-    drop_path_rate,
-    make_tail,
-)
-from vit_pytorch.layers_v01.conv import InvertedBottleneck, OnMap, SqueezeExcite
-from vit_pytorch.layers_v01.init import init_convs, init_xavier
-from vit_pytorch.layers_v01.linear import Linear
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.patches import pair
-from vit_pytorch.layers_v01.relative import RelativeBias
-from vit_pytorch.layers_v01.windows import GroupAttention, grid_groups, windows
+from vit_pytorch.hierarchical import HierarchicalModel, Stage
+from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
+from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, activation, drop_path_rates, layer
+from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
+from vit_pytorch.layers.init import init_convs, init_xavier
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import pair
+from vit_pytorch.layers.relative import RelativeBias
+from vit_pytorch.layers.windows import GroupAttention, Partition, grid_groups, windows
 
-
-class HalvingConv(nn.Conv2d):
-    """A 3 x 3 convolution of stride 2, which pads below and on the right alone, as TensorFlow does.
-
-    On a map of even extents, whose cells the convolution's places meet there.
-    """
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Halve the map."""
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
-
-
-class MBConv(Residual):
-    """A pre-normed inverted bottleneck around which the map passes pooled (section 3.3 and appendix A.1).
-
-    Args:
-        branch: the bottleneck.
-        norm: acts on what enters the branch.
-        tail: what stands between the branch and the sum.
-        shortcut: brings the map to the size and the width of what leaves the branch.
-    """
-
-    def __init__(
-        self, branch: nn.Module, norm: nn.Module, tail: Sequence[nn.Module], shortcut: nn.Module
-    ) -> None:
-        super().__init__(branch, norm, tail)
-        self.shortcut = shortcut
-
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
-        """Transform the map, which a strided block halves."""
-        return self.shortcut(x) + self.update(x)
-
-
-class MaxViTBlock(nn.Module):
-    """Convolution, attention within windows, attention within grids (figure 2).
-
-    Args:
-        conv: the convolution.
-        window: a transformer block whose attention is local.
-        grid: one whose attention is spread over the map.
-    """
-
-    def __init__(self, conv: nn.Module, window: Block, grid: Block) -> None:
-        super().__init__()
-        self.conv = conv
-        self.window = window
-        self.grid = grid
-
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
-        """Transform the map."""
-        return self.grid(self.window(self.conv(x)))
+PADDINGS = ("same", "symmetric")
 
 
 class MaxViT(HierarchicalModel):
@@ -98,36 +38,37 @@ class MaxViT(HierarchicalModel):
     the last stage, an eighth of the first one's, has to consist of whole windows.
 
     Args:
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of the first stage, which doubles from stage to stage.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: channels of the first stage; they double from stage to stage.
         depth: number of blocks of each stage.
-        dim_conv_stem: width of the convolutional stem; `dim` unless told.
-        dim_head: width of a head.
-        window_size: cells of a window and of a grid, one number or (height, width); a 32nd of `image_size`
-            unless told.
-        mbconv_expansion_rate: by what an MBConv widens, as a multiple of the width that leaves it.
-        mbconv_shrinkage_rate: width of its squeeze-and-excitation, as a multiple of the width that leaves it.
+        dim_conv_stem: channels of the convolutional stem; default `dim`.
+        dim_head: head dimension.
+        window_size: cells of a window and of a grid, one number or (height, width); default a 32nd of
+            `image_size`.
+        mbconv_expansion_rate: hidden channels of an MBConv, as a multiple of its output channels.
+        mbconv_shrinkage_rate: hidden dimension of its squeeze-and-excitation, as a multiple of its output
+            channels.
         dropout: dropout after the linear layers of the transformer blocks, in [0, 1).
         channels: channels of the input.
-        image_size: the customary input, one number or (height, width) in pixels; 32 windows, or 224 pixels,
-            unless told.
-        mlp_ratio: width inside the feed-forwards, as a multiple of the stage's.
+        image_size: the customary input, one number or (height, width) in pixels; default 32 windows, or 224
+            pixels.
+        mlp_ratio: hidden dimension of the feed-forwards, as a multiple of the stage's.
         act: name of the activation (see `layers.blocks.ACTIVATIONS`).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a branch at the last block, in [0, 1); rises linearly from 0.
         padding: "same" pads strided convolutions as TensorFlow does and pools 2 x 2 cells around them;
             "symmetric" pads them on all sides and pools 3 x 3.
-        project_shortcuts: whether the pooled map is projected where its width stays as it is, too.
-        scale_by: whether attention's scores are divided by the root of the width of a "head", or of the
-            stage's width, "dim".
-        representation_size: width of the tanh layer in front of the classifier; the last stage's unless told.
-        stem_bias: whether the first convolution has a bias.
-        head_bias: whether the classifier has a bias.
+        project_shortcuts: project the pooled map even if its channels stay as many.
+        scale_by: divide the attention scores by the root of the dimension of a "head", or of that of the
+            stage, "dim".
+        representation_size: dimension of the tanh layer before the classifier; default the last stage's.
+        stem_bias: use a bias for the first convolution.
+        head_bias: use a bias for the classifier.
         norm_eps: epsilon of the LayerNorms.
         bn_eps: epsilon of the batch norms.
 
     Raises:
-        ValueError: where the widths are not multiples of `dim_head`, or the image not of the windows.
+        ValueError: if `dim` is not a multiple of `dim_head`, or the image not of the windows.
     """
 
     def __init__(
@@ -157,13 +98,13 @@ class MaxViT(HierarchicalModel):
         norm_eps: float = 1e-5,
         bn_eps: float = 1e-3,
     ) -> None:
-        check_choice("padding", padding, ("same", "symmetric"))
+        check_choice("padding", padding, PADDINGS)
         check_choice("scale_by", scale_by, ("head", "dim"))
         stride = 2 ** (len(depth) + 1)
         size, window = _sizes(image_size, window_size, stride)
         dims = [dim * 2**stage for stage in range(len(depth))]
         if dim % dim_head:
-            raise ValueError(f"width {dim} is not a multiple of heads of width {dim_head}")
+            raise ValueError(f"dim must be a multiple of dim_head, got dim={dim} and dim_head={dim_head}")
         super().__init__(
             image_size=size,
             num_classes=num_classes,
@@ -175,100 +116,177 @@ class MaxViT(HierarchicalModel):
         self.window = window
         self.head_bias = head_bias
         norm = partial(nn.BatchNorm2d, eps=bn_eps)
-        halve = partial(
-            HalvingConv if padding == "same" else nn.Conv2d,
-            kernel_size=3,
-            stride=2,
-            padding=0 if padding == "same" else 1,
-        )
         stem_dim = dim_conv_stem or dim
         self.stem = OnMap(
-            halve(channels, stem_dim, bias=stem_bias),
+            halving_conv(channels, stem_dim, padding=padding, bias=stem_bias),
             norm(stem_dim),
             activation(act),
             nn.Conv2d(stem_dim, stem_dim, 3, padding=1),
         )
 
-        def conv(before: int, width: int, strided: bool, drop: float) -> MBConv:
-            def depthwise(hidden: int) -> nn.Conv2d:
-                make = halve if strided else partial(nn.Conv2d, kernel_size=3, padding=1)
-                return make(hidden, hidden, groups=hidden, bias=False)
-
-            bottleneck = InvertedBottleneck(
-                before,
-                width,
-                int(width * mbconv_expansion_rate),
-                depthwise=depthwise,
-                norm=norm,
-                act=act,
-                excite=partial(SqueezeExcite, hidden_dim=int(width * mbconv_shrinkage_rate)),
-                norm_out=False,
-            )
-            shortcut: list[nn.Module] = []
-            if strided:
-                pool = nn.AvgPool2d(2) if padding == "same" else nn.AvgPool2d(3, stride=2, padding=1)
-                shortcut.append(OnMap(pool))
-            if before != width or (strided and project_shortcuts):
-                shortcut.append(Linear(before, width))
-            tail = make_tail(width, drop_path=drop)
-            return MBConv(bottleneck, OnMap(norm(before)), tail, nn.Sequential(*shortcut))
-
-        def transformer(width: int, drop: float, spread: bool) -> Block:
-            heads = width_of_head(width, dim_head)
-            attention = Attention(
-                width,
-                heads=heads,
-                dim_head=dim_head,
-                dropout=dropout,
-                attend=partial(FusedAttention, attn_dropout, width**-0.5 if scale_by == "dim" else None),
-            )
-            partition = grid_groups(window) if spread else windows(window)
-            feedforward = FeedForward(width, int(width * mlp_ratio), dropout=dropout, act=act)
-            layer_norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            tail = partial(make_tail, width, drop_path=drop)
+        def transformer(width: int, partition: Partition, drop: float) -> Block:
+            heads = head_dim(width, dim_head)
+            kernel = partial(FusedAttention, attn_dropout, width**-0.5 if scale_by == "dim" else None)
+            attention = Attention(width, heads=heads, dim_head=dim_head, dropout=dropout, kernel=kernel)
             return Block(
-                Residual(
-                    GroupAttention(attention, partition, RelativeBias(window, heads)), layer_norm(), tail()
-                ),
-                Residual(feedforward, layer_norm(), tail()),
+                width,
+                GroupAttention(attention, partition, RelativeBias(window, heads)),
+                FeedForward(width, int(width * mlp_ratio), dropout=dropout, act=act),
+                norm=partial(nn.LayerNorm, eps=norm_eps),
+                drop_path=drop,
             )
 
-        def block(stage: int, layer: int) -> MaxViTBlock:
-            width, first = dims[stage], layer == 0
-            before = width if layer else [stem_dim, *dims][stage]
-            drop = drop_path_rate(drop_path, sum(depth[:stage]) + layer, sum(depth))
-            return MaxViTBlock(
-                conv(before, width, first, drop),
-                transformer(width, drop, spread=False),
-                transformer(width, drop, spread=True),
-            )
-
-        self.stages = nn.ModuleList(
-            Stage(nn.Identity(), Encoder(partial(block, stage), depth=depth[stage]))
-            for stage in range(len(depth))
-        )
+        before = stem_dim
+        for width, rates in zip(dims, drop_path_rates(drop_path, depth), strict=True):
+            blocks = []
+            for index, drop in enumerate(rates):
+                conv = MBConv(
+                    before,
+                    width,
+                    hidden_dim=int(width * mbconv_expansion_rate),
+                    gate_dim=int(width * mbconv_shrinkage_rate),
+                    norm=norm,
+                    act=act,
+                    padding=padding if index == 0 else None,
+                    project=project_shortcuts and index == 0,
+                    drop_path=drop,
+                )
+                local, spread = (
+                    transformer(width, part, drop) for part in (windows(window), grid_groups(window))
+                )
+                blocks.append(MaxViTBlock(conv, local, spread))
+                before = width
+            self.stages.append(Stage(nn.Identity(), blocks))
         init_convs(self)
-        self.head_width = representation_size or dims[-1]
+        self.classifier_dim = representation_size or dims[-1]
         self.fc_norm = nn.LayerNorm(dims[-1], eps=norm_eps)
-        hidden = Linear(dims[-1], self.head_width)
+        hidden = nn.Linear(dims[-1], self.classifier_dim)
         init_xavier(hidden)
         self.pre_logits = nn.Sequential(hidden, nn.Tanh())
         self.reset_classifier(num_classes)
 
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Return the map of the last stage; the norm follows the pooling."""
+        x = self.embed(images)
+        for stage in self.stages:
+            x = stage(x)
+        return x.permute(0, 3, 1, 2)
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, without a bias where the model has none there."""
+        """Replace the classifier by a new one, without a bias if the model has none there."""
         super().reset_classifier(num_classes, global_pool)
         if not self.head_bias and isinstance(self.head, nn.Linear):
             self.head.register_parameter("bias", None)
 
 
+class MaxViTBlock(nn.Module):
+    """Convolution, attention within windows, attention within grids (figure 2).
+
+    Args:
+        conv: the convolution.
+        window: a transformer block whose attention is local.
+        grid: one whose attention is spread over the map.
+    """
+
+    def __init__(self, conv: nn.Module, window: Block, grid: Block) -> None:
+        super().__init__()
+        self.conv = conv
+        self.window = window
+        self.grid = grid
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Transform the map."""
+        return self.grid(self.window(self.conv(x)))
+
+
+class MBConv(nn.Module):
+    """A pre-norm inverted bottleneck around which the map passes pooled (section 3.3 and appendix A.1).
+
+    Args:
+        dim: input channels.
+        out_dim: output channels.
+        hidden_dim: channels between the linear layers.
+        gate_dim: hidden dimension of the squeeze-and-excitation.
+        norm: builds a batch norm from a number of channels.
+        act: name of the activation.
+        padding: how a strided convolution is padded, "same" or "symmetric"; None for a block that is not
+            strided.
+        project: project the pooled map even if its channels stay as many.
+        drop_path: probability of dropping the bottleneck of a sample in training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        hidden_dim: int,
+        gate_dim: int,
+        norm: Callable[[int], nn.Module],
+        act: str,
+        padding: str | None,
+        project: bool,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+
+        def depthwise(channels: int) -> nn.Module:
+            if padding is not None:
+                return halving_conv(channels, channels, padding=padding, groups=channels, bias=False)
+            return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+        self.norm = OnMap(norm(dim))
+        self.bottleneck = InvertedBottleneck(
+            dim,
+            out_dim,
+            hidden_dim,
+            depthwise=depthwise,
+            norm=norm,
+            act=act,
+            excite=partial(SqueezeExcite, hidden_dim=gate_dim),
+            norm_out=False,
+        )
+        self.drop_path = DropPath(drop_path)
+        self.shortcut = nn.Sequential()
+        if padding is not None:
+            pool = nn.AvgPool2d(2) if padding == "same" else nn.AvgPool2d(3, stride=2, padding=1)
+            self.shortcut.append(OnMap(pool))
+        if dim != out_dim or project:
+            self.shortcut.append(nn.Linear(dim, out_dim))
+
+    @layer
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Transform the map, which a strided block halves."""
+        return self.shortcut(x) + self.drop_path(self.bottleneck(self.norm(x)))
+
+
+class HalvingConv(nn.Conv2d):
+    """A 3 x 3 convolution of stride 2 that is padded below and on the right only, as TensorFlow does.
+
+    For maps of even height and width. Padded by two cells on all sides, it computes a first row and column
+    too many, which go; so the input, four times as large as the output, is not copied to be padded.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Halve the map."""
+        halved = super().forward(x)[:, :, 1:, 1:]
+        return halved.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def halving_conv(dim: int, out_dim: int, *, padding: str, groups: int = 1, bias: bool = True) -> nn.Conv2d:
+    """Build a 3 x 3 convolution that halves a map, padded as in TensorFlow ("same") or on all sides."""
+    if padding == "same":
+        return HalvingConv(dim, out_dim, 3, stride=2, padding=2, groups=groups, bias=bias)
+    return nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, groups=groups, bias=bias)
+
+
 def _sizes(
     image_size: int | Sequence[int] | None, window_size: int | Sequence[int] | None, stride: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Give the size of the image and of a window; either follows from the other.
+    """Return the size of the image and of a window; either follows from the other.
 
     Raises:
-        ValueError: where the window is empty.
+        ValueError: if the window is empty.
     """
     if window_size is None:
         size = pair(image_size or 7 * stride)
@@ -278,6 +296,6 @@ def _sizes(
         size = pair(image_size or (stride * window[0], stride * window[1]))
     if min(window) < 1:
         raise ValueError(
-            f"a window has at least one cell of {stride} pixels, got {window} for image size {size}"
+            f"a window must be at least one cell of {stride} pixels, got {window} for image size {size}"
         )
     return size, window

@@ -330,4 +330,5 @@ class UnitHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         """Compute the logits."""
-        return self.s_z(self.linear(x))
+        cosines = self.linear(x)
+        return self.s_z(cosines).to(cosines.dtype)

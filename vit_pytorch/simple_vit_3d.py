@@ -129,11 +129,17 @@ class SimpleViT3D(IsotropicModel):
         pre_logits: bool = False,
         mask: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b k"]:
-        """Classify the mean of the tokens that are no padding; see `VisionModel.forward_head`."""
-        pooled = features.mean(dim=1)
-        if mask is not None:
-            pooled = mean_of_frames(features, mask, self.grid.patch[0])
-        return pooled if pre_logits else self.head(pooled)
+        """Pool tokens, except those of padding, and classify them; see `ViT3D.forward_head`."""
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
+        return x if pre_logits else self.head(x)
+
+    def pool_features(
+        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Return the mean of the patches that are no padding."""
+        if mask is None:
+            return super().pool_features(features)
+        return mean_of_frames(features, mask, self.grid.patch[0])
 
 
 SimpleViT = SimpleViT3D

@@ -184,7 +184,7 @@ class ViT3D(IsotropicModel):
             pre_logits: stop before the classifier.
             mask: see `forward`.
         """
-        x = self.pre_logits(self.fc_norm(self.pool_features(features, mask)))
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
         return x if pre_logits else self.head(x)
 
     def pool_features(

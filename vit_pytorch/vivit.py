@@ -293,8 +293,8 @@ class ViViT(IsotropicModel):
             pre_logits: stop before the classifier.
             mask: see `forward`.
         """
-        pooled = self.pool_features(features, mask)
-        return pooled if pre_logits else self.head(pooled)
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
+        return x if pre_logits else self.head(x)
 
     def pool_features(
         self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None

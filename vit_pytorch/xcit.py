@@ -282,19 +282,19 @@ class XCiTBlock(nn.Module):
         self.norm1 = norm(dim)
         self.attention = attention
         self.scale1 = LayerScale(dim, layer_scale)
-        self.local_norm = norm(dim)
+        self.norm3 = norm(dim)
         self.local = local
-        self.local_scale = LayerScale(dim, layer_scale)
+        self.scale3 = LayerScale(dim, layer_scale)
         self.norm2 = norm(dim)
         self.feedforward = feedforward
         self.scale2 = LayerScale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:
         """Transform the tokens of a grid (figure 1)."""
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x))))
-        x = x + self.drop_path(self.local_scale(self.local(self.local_norm(x), inputs.grid)))
+        x = x + self.drop_path(self.scale3(self.local(self.norm3(x), inputs.grid)))
         return x + self.drop_path(self.scale2(self.feedforward(self.norm2(x))))
 
 
@@ -352,7 +352,7 @@ class FourierPositions(Positions):
         return {"table": fourier_table(self.grid)}
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Add the embeddings to the patches, of which there are no prefix tokens before."""
         return tokens + self.table_for(self.grid if grid is None else grid)

@@ -46,7 +46,7 @@ def student(request):
 
 
 def separate(model, batch):
-    return model.head.separate(model.forward_head(model.forward_features(batch), pre_logits=True))
+    return model.head.separate(model.pool_features(model.forward_features(batch)))
 
 
 def test_timm():
@@ -136,7 +136,9 @@ def test_to_vit_keeps_the_class_tokens_logits(student):
 def test_without_classes(student):
     """The embedding is the mean of both tokens, as timm has it, and has the dimension of a token."""
     batch = images(32, 32, batch=2)
-    token, distilled = student.forward_head(student.forward_features(batch), pre_logits=True).chunk(2, dim=1)
+    features = student.forward_features(batch)
+    token, distilled = student.pool_features(features).chunk(2, dim=1)
+    assert student.forward_head(features, pre_logits=True).equal((token + distilled) / 2)
     student.reset_classifier(0)
     assert student.num_features == student.head_hidden_size == 24
     assert isinstance(student.get_classifier(), nn.Identity)

@@ -14,7 +14,7 @@ from torchvision.models.maxvit import MaxVit as TorchvisionMaxVit
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.max_vit import HalvingConv, MaxViT
+from vit_pytorch.max_vit import MaxViT, halving_conv
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -310,7 +310,7 @@ def test_convolution_in_plain_steps(model: MaxViT) -> None:
     def norm(x: torch.Tensor, bn: nn.Module) -> torch.Tensor:
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=1e-3)
 
-    bottleneck = conv.branch
+    bottleneck = conv.bottleneck
     norm1, _, depthwise, norm2, _, squeeze = bottleneck.depthwise.layers
     y = norm(x, conv.norm.layers[0])
     y = F.conv2d(y, bottleneck.expand.weight[:, :, None, None])
@@ -329,7 +329,7 @@ def test_convolution_in_plain_steps(model: MaxViT) -> None:
 
 def test_widths_of_the_convolution(model: MaxViT) -> None:
     """The bottleneck widens from the width that leaves, and the squeeze is a quarter of it."""
-    first = model.stages[1].blocks[0].conv.branch
+    first = model.stages[1].blocks[0].conv.bottleneck
     assert first.expand.weight.shape == (4 * 32, 16)
     assert first.depthwise.layers[5].squeeze.weight.shape == (8, 4 * 32)
     assert first.depthwise.layers[5].squeeze.bias is not None
@@ -392,7 +392,7 @@ def test_stochastic_depth_drops_samples() -> None:
 
 
 def test_same_padding_is_tensorflows() -> None:
-    conv = HalvingConv(1, 1, 3, stride=2, bias=False)
+    conv = halving_conv(1, 1, padding="same", bias=False)
     nn.init.ones_(conv.weight)
     x = torch.zeros(1, 1, 4, 4)
     x[0, 0, 0, 0] = x[0, 0, 2, 2] = 1
@@ -416,10 +416,10 @@ def test_without_bias_in_the_head() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"dim": 20}, "width 20 is not a multiple of heads of width 8"),
+        ({"dim": 20}, "dim must be a multiple of dim_head, got dim=20 and dim_head=8"),
         ({"padding": "valid"}, "padding must be one of same, symmetric; got 'valid'"),
         ({"scale_by": "width"}, "scale_by must be one of head, dim; got 'width'"),
-        ({"image_size": 40}, r"image size \(40, 40\) is not a multiple of \(32, 32\)"),
+        ({"image_size": 40}, r"image size must be a multiple of \(32, 32\), got \(40, 40\)"),
         ({"window_size": 0}, r"at least one cell of 8 pixels, got \(0, 0\)"),
         (
             {"window_size": None, "image_size": 4},
@@ -433,5 +433,5 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_a_map_that_is_no_multiple_of_the_windows_is_refused(model: MaxViT) -> None:
-    with pytest.raises(ValueError, match=r"image size \(32, 40\) is not a multiple of \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"image size must be a multiple of \(32, 32\), got \(32, 40\)"):
         model(images(32, 40))

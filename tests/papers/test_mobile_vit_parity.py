@@ -219,7 +219,10 @@ def test_block_in_plain_steps(model: MobileViT, size: tuple[int, int]) -> None:
     for row in range(2):
         for column in range(2):
             cells = y[:, :, row::2, column::2]
-            tokens = block.norm(block.transformer(cells.flatten(2).mT))
+            tokens = cells.flatten(2).mT
+            for layer in block.transformer:
+                tokens = layer(tokens)
+            tokens = block.norm(tokens)
             out[:, :, row::2, column::2] = tokens.mT.unflatten(2, cells.shape[2:])
     if (height, width) != size:
         out = F.interpolate(out, size, mode="bilinear")
@@ -294,13 +297,13 @@ def test_width_of_the_features_is_that_of_the_pooled_map(model: MobileViT) -> No
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"widths": WIDTHS[1:]}, "the maps have 11 widths, got 10"),
-        ({"widths": None}, "the maps have 11 widths, got 0"),
-        ({"widths": (*WIDTHS[:3], 20, *WIDTHS[4:])}, r"are the same, got \[\(24, 20\)"),
-        ({"channels": WIDTHS}, "widths are given once"),
-        ({"dims": (16, 20)}, r"three stages have transformers; got dims \(16, 20\)"),
-        ({"depths": (1, 1)}, r"depths \(1, 1\)"),
-        ({"dims": (16, 22, 24)}, "width 22 is not a multiple of 4 heads"),
+        ({"widths": WIDTHS[1:]}, "widths must be 11, one for each map, got 10"),
+        ({"widths": None}, "widths must be 11, one for each map, got 0"),
+        ({"widths": (*WIDTHS[:3], 20, *WIDTHS[4:])}, r"must be the same, got \[\(24, 20\)"),
+        ({"channels": WIDTHS}, "widths must be given once"),
+        ({"dims": (16, 20)}, r"dims and depths must be one for each of 3 stages, got \(16, 20\)"),
+        ({"depths": (1, 1)}, r"got \(16, 20, 24\) and \(1, 1\)"),
+        ({"dims": (16, 22, 24)}, "dim must be a multiple of heads, got dim=22 and heads=4"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
+from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -302,6 +302,7 @@ class FactorisedPositions(Positions):
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells."""
+        grid = static_size(grid)
         extents = (max(grid), max(grid)) if self.kind == "aspect" else tuple(grid)
         rows: Tensor = self.rows
         columns: Tensor = self.columns
@@ -328,7 +329,7 @@ def interpolated_positions(model: nn.Module) -> Iterator[None]:
 @fx_leaf
 def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:
     """Interpolate a table of one axis to another extent."""
-    if not is_tracing() and extent == table.shape[1]:
+    if extent == table.shape[1]:
         return table
     stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)
     return stretched.transpose(1, 2).to(table.dtype)

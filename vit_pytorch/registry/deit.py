@@ -16,7 +16,9 @@ PARAMETERS = {
     "deit_base_distilled_patch16_384": 87_630_032,
 }
 
-DISTILLED = {"without_classes": "without classes the embedding is the mean of both tokens, as in timm"}
+DISTILLED = {
+    "features_then_head": "the embedding is the mean of two tokens with a classifier each, as in timm"
+}
 
 
 def _entry(name: str) -> ModelEntry:

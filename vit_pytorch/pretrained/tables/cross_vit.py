@@ -5,17 +5,17 @@ from __future__ import annotations
 from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
-FUSION = "blocks.{i}.fusions.{j}"
+FUSION = "multi_scale_encoder.{i}.fusions.{j}"
 TURN = f"{FUSION}.turns.0"
 
-OURS = own_format("blocks.0.fusions.0.project.0.weight")
+OURS = own_format("multi_scale_encoder.0.fusions.0.project.0.weight")
 
 
 _COMMON = (
     Rule("branches.{i}.patch_embed.proj.{p}", "patch_embed.{i}.proj.{p}"),
     Rule("branches.{i}.patch_embed.proj.{j}.{p}", "patch_embed.{i}.proj.{j}.{p}"),
-    *timm_block("blocks.{i}.small.{j}", "blocks.{i}.blocks.0.{j}"),
-    *timm_block("blocks.{i}.large.{j}", "blocks.{i}.blocks.1.{j}"),
+    *timm_block("multi_scale_encoder.{i}.small.{j}", "blocks.{i}.blocks.0.{j}"),
+    *timm_block("multi_scale_encoder.{i}.large.{j}", "blocks.{i}.blocks.1.{j}"),
     Rule(f"{FUSION}.project.0.{{p}}", "blocks.{i}.projs.{j}.0.{p}"),
     Rule(f"{FUSION}.project.2.{{p}}", "blocks.{i}.projs.{j}.2.{p}"),
     Rule(f"{TURN}.norm.{{p}}", "blocks.{i}.fusion.{j}.norm1.{p}"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE
+from vit_pytorch.pretrained.tables.blocks import POINTWISE
 
-BLOCK = "stages.{i}.encoder.blocks.{j}"
-BOTTLENECK = f"{BLOCK}.conv.branch"
+BLOCK = "stages.{i}.blocks.{j}"
+BOTTLENECK = f"{BLOCK}.conv.bottleneck"
 
 # TensorFlow's tables have axes for the heads, the rows and the columns of the offsets key - query; ours have
 # one axis for the offsets query - key, in front of the heads. Their extents tell the window, so that one of
@@ -38,12 +38,12 @@ AROUND = (
     ("head", "{p}"),
 )
 TRANSFORMER = (
-    "attention.norm",
-    "attention.branch.attention.to_qkv",
-    "attention.branch.attention.to_out",
-    "feedforward.norm",
-    "feedforward.branch.to_hidden",
-    "feedforward.branch.to_out",
+    "norm1",
+    "attention.attention.to_qkv",
+    "attention.attention.to_out",
+    "norm2",
+    "feedforward.to_hidden",
+    "feedforward.to_out",
 )
 
 
@@ -73,7 +73,7 @@ def _transformer(part: str, block: str, theirs: tuple[str, ...], read: Transform
     ours = f"{BLOCK}.{part}"
     return (
         *(Rule(f"{ours}.{name}.{{p}}", f"{block}.{other}.{{p}}") for name, other in named),
-        Rule(f"{ours}.attention.branch.bias.table", f"{block}.{table}", read),
+        Rule(f"{ours}.attention.bias.table", f"{block}.{table}", read),
     )
 
 
@@ -91,7 +91,7 @@ _TORCHVISION = (
     "attn_layer.1.relative_position_bias_table",
 )
 
-OURS = own_format("stages.0.encoder.blocks.0.window.attention.branch.bias.table")
+OURS = own_format("stages.0.blocks.0.window.attention.bias.table")
 TIMM = Format(
     name="timm",
     marks=("stages.0.blocks.0.attn_block.attn.qkv.weight",),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
-from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
-BLOCK = "stages.{i}.encoder.blocks.0"
+BLOCK = "stages.{i}.blocks.0"
 LAYER = f"{BLOCK}.transformer.{{j}}"
 
 
@@ -52,15 +52,15 @@ _TIMM_LAYER = "stages.{i}.1.transformer.{j}"
 _LAYER = "encoder.layer.{i}.transformer.layer.{j}"
 _NAMES = ("convolution", "normalization")
 
-OURS = own_format("stages.2.encoder.blocks.0.widen.weight")
+OURS = own_format("stages.2.blocks.0.widen.weight")
 TIMM = Format(
     name="timm",
     marks=("stages.2.1.conv_kxk.conv.weight",),
     rules=(
         *_conv("stem", "stem", "conv", "bn"),
         *_timm_bottleneck("stages.{i}.down", "stages.{i}.0"),
-        *_timm_bottleneck("stages.1.encoder.blocks.0", "stages.1.1"),
-        *_timm_bottleneck("stages.1.encoder.blocks.1", "stages.1.2"),
+        *_timm_bottleneck("stages.1.blocks.0", "stages.1.1"),
+        *_timm_bottleneck("stages.1.blocks.1", "stages.1.2"),
         *_conv(f"{BLOCK}.local", "stages.{i}.1.conv_kxk", "conv", "bn"),
         Rule(f"{BLOCK}.widen.weight", "stages.{i}.1.conv_1x1.weight", POINTWISE),
         *timm_block(LAYER, _TIMM_LAYER),
@@ -79,21 +79,21 @@ TRANSFORMERS = Format(
         *_conv("stem", "conv_stem", *_NAMES),
         *_transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
         *_transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
-        *_transformers_bottleneck("stages.1.encoder.blocks.0", "encoder.layer.1.layer.1"),
-        *_transformers_bottleneck("stages.1.encoder.blocks.1", "encoder.layer.1.layer.2"),
+        *_transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
+        *_transformers_bottleneck("stages.1.blocks.1", "encoder.layer.1.layer.2"),
         *_transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
         *_conv(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *_NAMES),
         Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
-        Rule(f"{LAYER}.attention.norm.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
+        Rule(f"{LAYER}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
         Rule(
-            f"{LAYER}.attention.branch.to_qkv.{{p}}",
+            f"{LAYER}.attention.to_qkv.{{p}}",
             tuple(f"{_LAYER}.attention.attention.{x}.{{p}}" for x in ("query", "key", "value")),
             stack(3),
         ),
-        Rule(f"{LAYER}.attention.branch.to_out.{{p}}", f"{_LAYER}.attention.output.dense.{{p}}"),
-        Rule(f"{LAYER}.feedforward.norm.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
-        Rule(f"{LAYER}.feedforward.branch.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
-        Rule(f"{LAYER}.feedforward.branch.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
+        Rule(f"{LAYER}.attention.to_out.{{p}}", f"{_LAYER}.attention.output.dense.{{p}}"),
+        Rule(f"{LAYER}.norm2.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
+        Rule(f"{LAYER}.feedforward.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
+        Rule(f"{LAYER}.feedforward.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
         Rule(f"{BLOCK}.norm.{{p}}", "encoder.layer.{i}.layernorm.{p}"),
         *_pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *_NAMES),
         *_conv(f"{BLOCK}.fuse", "encoder.layer.{i}.fusion", *_NAMES),

@@ -227,7 +227,6 @@ RENAMED = [
         (r"\.mix\.norm\.", ".self_norm."),
         (r"\.mix\.branch\.", ".self_attention."),
         (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
-        (r"^head\.weight$", "head.linear.weight"),
         (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
         (r"\.jumbo\.norm\.", ".jumbo_norm."),
         (r"\.local\.norm\.", ".norm3."),
@@ -253,7 +252,7 @@ MOVED = [
         # An encoder of another library is one block (`efficient.ViT`).
         (r"^blocks\.0\.", "blocks.0.transformer."),
         (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
-        # LeViT's classifiers have norms before them.
+        # LeViT's classifiers have norms before them, the normalised ViT's has a scale.
         (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
         (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
     )

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.options import Option
+from vit_pytorch.layers.tracing import fx_leaf
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -155,6 +156,7 @@ class Positions(ComputedBuffers):
         return F.pad(self.table[:, : self.prefix], (0, 0, 0, tokens - self.prefix))
 
 
+@fx_leaf
 def select_rows(
     table: Float[Tensor, "1 n d"],
     own_prefix: int,

@@ -69,7 +69,8 @@ def goes_back(model: nn.Module, case: Case) -> bool:
 
 def table_of(model: nn.Module) -> str:
     """Name the table of formats that a model's checkpoints are looked up in."""
-    return next(kind.__name__ for kind in type(model).__mro__ if kind.__name__ in TABLES)
+    own = next(TABLES[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in TABLES)
+    return next(name for name, file in TABLES.items() if file == own)
 
 
 def own(table: str) -> dict[str, Any]:

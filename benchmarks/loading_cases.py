@@ -21,7 +21,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "DeepViT": (variants.deepvit,),
     "CaiT": (variants.cait,),
     "T2TViT": (variants.t2t,),
-    "CompactTransformer": (variants.cct, nd.cct),
+    "CCT": (variants.cct, nd.cct),
     "SLViT": (variants.small_datasets,),
     "ATSViT": (variants.ats,),
     "PatchMergerViT": (variants.merger,),

@@ -48,7 +48,7 @@ RELEASES = {
 }
 TIMM_OPTIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("", {}, {}),
-    (", mean", {"pool": "mean", "class_token": True, "fc_norm": True}, {"global_pool": "avg"}),
+    (", mean", {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}, {"global_pool": "avg"}),
     (", `map`", {"pool": "map"}, {"global_pool": "map", "class_token": False}),
     (", `qk_norm`", {"qk_norm": True}, {"qk_norm": True}),
 )
@@ -154,7 +154,7 @@ def transformers_vits() -> Iterator[Case]:
     clip = theirs("transformers", "CLIPVisionModel", config_of("CLIPVisionConfig", **VIT_TRANSFORMERS))
     siglip = theirs("transformers", "SiglipVisionModel", config_of("SiglipVisionConfig", **VIT_TRANSFORMERS))
     towers: tuple[tuple[str, nn.Module, dict[str, Any]], ...] = (
-        ("CLIP", clip, {"pre_norm": True, "norm_eps": 1e-5, "act": "quickgelu"}),
+        ("CLIP", clip, {"stem": {"kind": "linear", "pre_norm": True}, "norm_eps": 1e-5, "act": "quickgelu"}),
         ("SigLIP", siglip, {"pool": "map", "act": "gelu_tanh"}),
     )
     for name, tower, options in towers:

@@ -25,15 +25,16 @@ def rotary() -> Iterator[Case]:
             # Frequencies that turn tokens by more than a little.
             freqs = model.get_parameter("rope.freqs")
             torch.nn.init.normal_(freqs, generator=torch.Generator().manual_seed(0))
-        positions = f"learned+{kind.removesuffix('_ape')}" if kind.endswith("ape") else kind
-        build = ours("ViT", **VIT_OURS, positions=positions, layer_scale=1e-5, no_embed_class=True)
+        learned: Any = {"kind": "learned", "class_token": False}
+        positions = [learned, kind.removesuffix("_ape")] if kind.endswith("ape") else kind
+        build = ours("ViT", **VIT_OURS, positions=positions, layer_scale=1e-5)
         yield against("timm Eva", f"timm `{name}`", build, model, 48, 48)
         if "mixed" in kind:
             yield renamed("RoPE-ViT", f"timm `{name}`, under the authors' names", build, model, 48)
 
 
 def beit() -> Iterator[Case]:
-    form = {"pool": "mean", "class_token": True, "fc_norm": True, "layer_scale": 0.1}
+    form = {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}, "layer_scale": 0.1}
     for positions, kind in (("relative", "shared_rel_pos_bias"), ("relative_by_layer", "rel_pos_bias")):
         options = {f"use_{kind}": True, "use_abs_pos_emb": False, "init_values": 0.1}
         model = theirs("timm.models.beit", "Beit", **VIT_TIMM, **options)

@@ -150,7 +150,7 @@ def twins() -> Iterator[Case]:
         wss=(4, 4, 2, 2),
         sr_ratios=(8, 4, 2, 1),
     )
-    build = ours("TwinsSVT", image_size=64, num_classes=7, dim_head=8, **sizes)
+    build = ours("TwinsSVT", image_size=64, num_classes=7, heads=(2, 3, 4, 5), **sizes)
     yield against("timm", "timm `Twins` (the authors' names are the same)", build, model, 64, 64)
 
 

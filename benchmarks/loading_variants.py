@@ -160,14 +160,14 @@ def na_vit() -> Iterator[Case]:
     build = ours("NaViT", **{**VIT_OURS, "image_size": (48, 64)}, **plain, pos_type="frac")
     model = theirs("timm.models.naflexvit", "NaFlexVit", cfg, num_classes=7)
     yield against("timm", "timm `NaFlexVit`", build, model, 40, 56)
-    form = {"patch_norm": True, "pool_mlp": False, "out_bias": False, "head_bias": False, "norm_eps": 1e-5}
+    form = {"patch_norm": True, "pool": "query", "out_bias": False, "head_bias": False, "norm_eps": 1e-5}
     public: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("vit-pytorch NaViT", "na_vit", "public_na_vit", {"qk_norm": "rms"}),
         (
             "vit-pytorch nested NaViT",
             "na_vit_nested_tensor",
             "public_na_vit_nested",
-            {"qk_norm": "layer", "pool_residual": False},
+            {"qk_norm": "layer", "pool": {"kind": "query", "residual": False}},
         ),
     )
     for format, module, name, options in public:
@@ -175,7 +175,7 @@ def na_vit() -> Iterator[Case]:
         yield Case(
             format=format,
             reference=f"vit-pytorch 1.26.11 `{module}.NaViT`",
-            build=ours("NaViT", **facts, **form, **options),
+            build=ours("NaViT", **{**facts, **form, **options}),
             checkpoint=weights,
             inputs=[tensors[f"input/{i}"] for i in range(5)],
             outputs=tensors["output"],

@@ -35,7 +35,7 @@ PUBLIC_FORM = {
     "out_bias": False,
     "head_bias": False,
     "patch_norm": True,
-    "pool_mlp": False,
+    "pool": "query",
     "norm_eps": 1e-5,
 }
 # module, class, arguments; ours in the public package's form load its weights
@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "as public nested": (
         "na_vit_nested_tensor",
         "NaViT",
-        {**PUBLIC_FORM, "qk_norm": "layer", "pool_residual": False},
+        {**PUBLIC_FORM, "qk_norm": "layer", "pool": {"kind": "query", "residual": False}},
     ),
 }
 

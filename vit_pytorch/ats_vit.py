@@ -16,8 +16,9 @@ not run; here it is the number of steps. The video models are not here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any, Literal, overload
 
 import torch
@@ -25,153 +26,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention, attention_weights
-from vit_pytorch.layers_v01.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
-
-
-def score_tokens(
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h n e"],
-    v: Float[Tensor, "b h n e"],
-    mask: Tensor | None = None,
-) -> Float[Tensor, "b p"]:
-    """Score all tokens but the class token: its attention to them times their values' norm (section 3.1).
-
-    The attention is summed over heads, the norm is that of the heads' values together. No gradient flows.
-
-    Args:
-        q: queries, the class token's first.
-        k: keys.
-        v: values.
-        mask: true where there is a token; the others score 0.
-    """
-    seen = attention_weights(q[:, :, :1].detach().float(), k.detach().float(), mask=mask)[:, :, 0].sum(dim=1)
-    size = v.detach().float().square().sum(dim=(1, 3)).sqrt()
-    return (seen * size)[:, 1:]
-
-
-def sample_places(scores: Float[Tensor, "b p"], points: int, *, intact: bool) -> Int[Tensor, "b m"]:
-    """Sample by inverse transform, at even steps of the scores' cumulative distribution (section 3.2).
-
-    Args:
-        scores: at least 0; 0 where there is no token.
-        points: number of steps; the last is at 1.
-        intact: whether nothing has been removed yet. The distribution starts at its lowest entry then, which
-            so is never sampled, and at 0 afterwards.
-
-    Returns:
-        Places in the order of score, each once, then -1 for slots that stay empty; m = min(points, p).
-    """
-    scores, order = scores.sort(dim=1)
-    cdf = scores.cumsum(dim=1)
-    start = cdf[:, :1] if intact else torch.zeros_like(cdf[:, :1])
-    lowest = cdf.masked_fill(cdf <= start, torch.inf).amin(dim=1, keepdim=True)
-    # From the top, so that a single step is at 1.
-    steps = torch.linspace(1, 0, points, device=cdf.device).flip(0)
-    grid = lowest + steps * (cdf[:, -1:] - lowest)
-    middles = (cdf[:, 1:] + cdf[:, :-1]) / 2
-    nearest = (middles[:, None] < grid[:, :, None]).sum(dim=2)
-    again = F.pad(nearest[:, 1:] == nearest[:, :-1], (1, 0))
-    once = nearest.masked_fill(again, cdf.shape[1]).sort(dim=1).values[:, : cdf.shape[1]]
-    return F.pad(order, (0, 1), value=-1).gather(1, once)
-
-
-class SamplingBlock(nn.Module):
-    """A transformer block that may leave tokens behind: only those sampled get the attention's update.
-
-    Args:
-        attention: residual of an `Attention`.
-        feedforward: residual that transforms every token by itself.
-        drop_tokens: whether slots that are empty in all samples are cut off.
-    """
-
-    def __init__(self, attention: Residual, feedforward: Residual, *, drop_tokens: bool = False) -> None:
-        super().__init__()
-        self.attention = attention
-        self.feedforward = feedforward
-        self.drop_tokens = drop_tokens
-
-    def forward(
-        self, x: Float[Tensor, "b n d"], ids: Int[Tensor, "b n"] | None = None, points: int | None = None
-    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b m"] | None]:
-        """Apply both residual branches.
-
-        Args:
-            x: tokens, the class token first.
-            ids: what they are: 0 is the class token, patches follow, -1 marks an empty slot. None while
-                nothing has been removed.
-            points: number of steps to sample at; None to keep all tokens.
-
-        Returns:
-            The tokens that are kept, and what they are.
-        """
-        mix: Any = self.attention.branch
-        q, k, v = mix.project(self.attention.norm(x))
-        mask = None if ids is None else (ids >= 0)[:, None, None]
-        if points is not None:
-            places = sample_places(score_tokens(q, k, v, mask), points, intact=ids is None)
-            if self.drop_tokens and not torch.compiler.is_compiling():
-                places = places[:, : int((places >= 0).sum(dim=1).max())]
-            # An empty slot holds the class token again, unseen.
-            rows = F.pad(places + 1, (1, 0))
-            if ids is None:
-                ids = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-            ids = ids.gather(1, rows).masked_fill(F.pad(places, (1, 0)) < 0, -1)
-            x = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
-            q = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-        x = x + self.attention.tail(mix.merge(mix.attend(q, k, v, mask)))
-        return self.feedforward(x), ids
-
-
-class SamplingEncoder(Encoder):
-    """A stack of blocks, some of which sample.
-
-    Args:
-        block: makes the block of a layer from its index.
-        max_tokens: for each layer, the number of steps that it samples at: the most patches that it keeps.
-        layers: which layers sample; None for those that would hold more patches than their maximum.
-    """
-
-    def __init__(
-        self,
-        block: Callable[[int], SamplingBlock],
-        *,
-        max_tokens: Sequence[int],
-        layers: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(block, depth=len(max_tokens))
-        self.max_tokens = tuple(max_tokens)
-        self.layers = None if layers is None else tuple(layers)
-
-    def plan(self, patches: int) -> list[int | None]:
-        """Give the number of steps that each layer samples at, None where it keeps all.
-
-        Args:
-            patches: number of patches that enter the first block; the most steps there are.
-        """
-        steps: list[int | None] = []
-        held = patches
-        for layer, most in enumerate(self.max_tokens):
-            samples = held > most if self.layers is None else layer in self.layers
-            steps.append(min(most, patches) if samples else None)
-            held = min(held, most) if samples else held
-        return steps
-
-    def walk(self, x: Float[Tensor, "b n d"]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Give the tokens after every block in turn, and what they are (see `SamplingBlock`)."""
-        ids = None
-        for block, points in zip(self.blocks, self.plan(x.shape[1] - 1), strict=True):
-            x, ids = self.run(block, x, ids, points)
-            yield x, ids
-
-    def steps(self, x: Float[Tensor, "b n d"]) -> Iterator[Float[Tensor, "b m d"]]:
-        """Give the tokens after every block in turn."""
-        for tokens, _ in self.walk(x):
-            yield tokens
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    attention_weights,
+)
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 
 
 class ATSViT(IsotropicModel):
@@ -183,30 +49,29 @@ class ATSViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks.
-        max_tokens_per_depth: for each block, the most patches that leave it where it samples; at least 1.
+        max_tokens_per_depth: for each block, the most patches that leave it if it samples; at least 1.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        mlp_dim: hidden dimension of the feed-forward.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         channels: channels of the input.
-        dim_head: width of a head.
-        ats_layers: indices of the blocks that sample. None for those that more patches enter than their
-            maximum; the paper's models sample from block 3 on, at as many steps as there are patches.
-        drop_tokens: whether slots that are empty in the whole batch are cut off. It saves time and computes
-            the same to rounding. Compiled and exported graphs keep all slots, since their shapes are fixed.
-        qkv_bias: whether queries, keys and values have biases.
+        dim_head: head dimension.
+        ats_layers: indices of the blocks that sample; default those that more patches enter than their
+            maximum. The paper's models sample from block 3 on, at as many steps as there are patches.
+        drop_tokens: cut off slots that are empty in the whole batch. It saves time and computes the same
+            to rounding. Compiled and exported graphs keep all slots, since their shapes are fixed.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
-        ValueError: where sizes do not divide, or the layers' maxima do not fit the depth.
+        ValueError: if sizes do not divide, or the layers' maxima do not fit the depth.
     """
-
-    encoder: SamplingEncoder
 
     def __init__(
         self,
@@ -234,43 +99,95 @@ class ATSViT(IsotropicModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
         if len(max_tokens_per_depth) != depth or min(max_tokens_per_depth, default=1) < 1:
             raise ValueError(
-                f"max_tokens_per_depth is one number from 1 on for each of {depth} blocks, "
+                f"max_tokens_per_depth must be one number, at least 1, for each of {depth} blocks, "
                 f"got {tuple(max_tokens_per_depth)}"
             )
         if any(not 0 <= layer < depth for layer in ats_layers or ()):
-            raise ValueError(f"ats_layers are 0 to {depth - 1}, got {tuple(ats_layers or ())}")
-        norm = partial(nn.LayerNorm, dim, eps=norm_eps)
+            raise ValueError(f"ats_layers must be in [0, {depth - 1}], got {tuple(ats_layers or ())}")
+        self.max_tokens = tuple(max_tokens_per_depth)
+        self.ats_layers = None if ats_layers is None else tuple(ats_layers)
+        norm = partial(nn.LayerNorm, eps=norm_eps)
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedPositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
-
-        def block(layer: int) -> SamplingBlock:
-            attention = Attention(
+        self.blocks = nn.ModuleList(
+            SamplingBlock(
                 dim,
-                heads=heads,
-                dim_head=dim_head,
-                qkv_bias=qkv_bias,
-                dropout=dropout,
-                attend=partial(FusedAttention, attn_dropout),
-            )
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
-            return SamplingBlock(
-                Residual(attention, norm(), tail()),
-                Residual(feedforward, norm(), tail()),
+                Attention(
+                    dim,
+                    heads=heads,
+                    dim_head=dim_head,
+                    qkv_bias=qkv_bias,
+                    dropout=dropout,
+                    kernel=partial(FusedAttention, attn_dropout),
+                ),
+                FeedForward(dim, mlp_dim, dropout=dropout),
+                norm=norm,
+                drop_path=drop_path_rate(drop_path, index, depth),
                 drop_tokens=drop_tokens,
             )
-
-        self.encoder = SamplingEncoder(block, max_tokens=max_tokens_per_depth, layers=ats_layers)
-        self.norm = norm()
+            for index in range(depth)
+        )
+        self.norm = norm(dim)
         self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m d"]:
+        """Return the class token and the slots for patches, after the final norm."""
+        return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        ids_keep: Int[Tensor, "b k"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """Apply the blocks and the final norm; see `IsotropicModel.encode`."""
+        patches = prod(self.grid.shape if grid is None else grid)
+        tokens, _ = self.sample(tokens, patches if ids_keep is None else ids_keep.shape[1])
+        return tokens
+
+    def sample(
+        self, tokens: Float[Tensor, "b n d"], patches: int
+    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b m"] | None]:
+        """Apply the blocks, some of which sample, and the final norm (section 3).
+
+        Args:
+            tokens: output of `embed`.
+            patches: number of patches among them.
+
+        Returns:
+            The tokens that are kept, and what they are (see `SamplingBlock`); None if no block samples.
+        """
+        ids, inputs = None, NO_INPUTS
+        for block, points in zip(self.blocks, self.plan(patches), strict=True):
+            if points is None:
+                tokens = block(tokens, inputs)
+            else:
+                tokens, ids = block(tokens, inputs, ids, points)
+                inputs = BlockInputs(mask=(ids >= 0)[:, None, None])
+        return self.norm(tokens), ids
+
+    def plan(self, patches: int) -> list[int | None]:
+        """Return the number of steps that each block samples at, None for those that keep all tokens.
+
+        Args:
+            patches: number of patches that enter the first block; the most steps there are.
+        """
+        steps: list[int | None] = []
+        (patches,) = static_size([patches])
+        held = patches
+        for index, most in enumerate(self.max_tokens):
+            samples = held > most if self.ats_layers is None else index in self.ats_layers
+            steps.append(min(most, patches) if samples else None)
+            held = min(held, most) if samples else held
+        return steps
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is; blocks from the first that samples on have no map."""
-        plan = self.encoder.plan(self.grid.num_patches)
+        plan = self.plan(self.grid.num_patches)
         whole = next((layer for layer, points in enumerate(plan) if points is not None), len(plan))
         return super().feature_info[:whole]
 
@@ -283,30 +200,128 @@ class ATSViT(IsotropicModel):
     ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b m"]]: ...
 
     def forward(self, images: Float[Tensor, "b c h w"], return_sampled_token_ids: bool = False) -> Any:
-        """Compute logits, or the pooled embedding where `num_classes` is 0.
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
             images: input.
-            return_sampled_token_ids: whether to give the patches that are left, too: their numbers in
-                row-major order from 0, in the order of score, then -1 for empty slots.
+            return_sampled_token_ids: return the patches that are left, too: their numbers in row-major
+                order from 0, in the order of score, then -1 for empty slots.
 
         Raises:
-            ValueError: where rank, channels, size or dtype of the images are not what the model takes.
+            ValueError: if rank, channels, size or dtype of the images are not what the model takes.
         """
-        if not return_sampled_token_ids:
+        # An identity, since FX traces with arguments that have no truth value.
+        if return_sampled_token_ids is not True:
             return super().forward(images)
-        x = self.embed(images)
-        ids = None
-        for tokens, kept in self.encoder.walk(x):
-            x, ids = tokens, kept
+        tokens, ids = self.sample(self.embed(images), prod(self.grid.fit(images.shape[2:])))
         if ids is None:
-            ids = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        return self.forward_head(self.norm(x)), (ids[:, 1:] - 1).clamp(min=-1)
+            ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
+        return self.forward_head(tokens), (ids[:, 1:] - 1).clamp(min=-1)
 
     def _change_pool(self, pool: str) -> None:
-        """Refuse to pool by anything but the class token: the other slots may be empty."""
+        """Check that the pooling stays by the class token: the other slots may be empty."""
         if pool != self.pool:
             raise ValueError(f"adaptive token sampling pools by the class token ('cls'), got {pool!r}")
+
+
+class SamplingBlock(Block):
+    """A transformer block that may drop tokens: only those sampled get the attention's update.
+
+    Args:
+        dim: token dimension.
+        attention: an `Attention`.
+        feedforward: transforms each token on its own.
+        drop_tokens: cut off slots that are empty in all samples.
+        options: those of `Block`.
+    """
+
+    def __init__(
+        self, dim: int, attention: Attention, feedforward: nn.Module, *, drop_tokens: bool, **options: Any
+    ) -> None:
+        super().__init__(dim, attention, feedforward, **options)
+        self.drop_tokens = drop_tokens
+
+    @layer
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        inputs: BlockInputs = NO_INPUTS,
+        ids: Int[Tensor, "b n"] | None = None,
+        points: int | None = None,
+    ) -> Any:
+        """Transform tokens; with `points`, sample them, and return what they are, too.
+
+        Args:
+            x: tokens, the class token first.
+            inputs: a mask of the slots that are not empty.
+            ids: what the tokens are: 0 is the class token, patches follow, -1 marks an empty slot; None while
+                nothing has been removed.
+            points: number of steps to sample at; default none, which keeps all tokens.
+        """
+        attention: Any = self.attention
+        q, k, v = attention.project(self.norm1(x))
+        if points is not None:
+            places = sample_places(score_tokens(q, k, v, inputs.mask), points, intact=ids is None)
+            if self.drop_tokens and not is_tracing(x):
+                places = places[:, : int((places >= 0).sum(dim=1).max())]
+            # An empty slot holds the class token again, unseen.
+            rows = F.pad(places + 1, (1, 0))
+            ids = rows if ids is None else ids.gather(1, rows)
+            ids = ids.masked_fill(F.pad(places, (1, 0)) < 0, -1)
+            x = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+            q = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+        x = x + self.drop_path(self.scale1(attention.merge(attention.attend(q, k, v, inputs))))
+        x = x + self.drop_path(self.scale2(self.feedforward(self.norm2(x))))
+        return x if points is None else (x, ids)
+
+
+@fx_leaf
+def score_tokens(
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    mask: Tensor | None = None,
+) -> Float[Tensor, "b p"]:
+    """Score all tokens but the class token: its attention to them times their values' norm (section 3.1).
+
+    The attention is summed over heads, the norm is that of the heads' values together. No gradient flows.
+
+    Args:
+        q: queries, the class token's first.
+        k: keys.
+        v: values.
+        mask: true where there is a token; the others score 0.
+    """
+    seen = attention_weights(q[:, :, :1].detach().float(), k.detach().float(), mask=mask)[:, :, 0].sum(dim=1)
+    size = v.detach().float().square().sum(dim=(1, 3)).sqrt()
+    return (seen * size)[:, 1:]
+
+
+@fx_leaf
+def sample_places(scores: Float[Tensor, "b p"], points: int, *, intact: bool) -> Int[Tensor, "b m"]:
+    """Sample by inverse transform, at even steps of the scores' cumulative distribution (section 3.2).
+
+    Args:
+        scores: at least 0; 0 where there is no token.
+        points: number of steps; the last is at 1.
+        intact: nothing has been removed yet. The distribution starts at its lowest entry then, which is
+            therefore never sampled, and at 0 afterwards.
+
+    Returns:
+        Places in the order of score, each once, then -1 for slots that stay empty; m = min(points, p).
+    """
+    scores, order = scores.sort(dim=1)
+    cdf = scores.cumsum(dim=1)
+    start = cdf[:, :1] if intact else torch.zeros_like(cdf[:, :1])
+    lowest = cdf.masked_fill(cdf <= start, torch.inf).amin(dim=1, keepdim=True)
+    # From the top, so that a single step is at 1.
+    steps = torch.linspace(1, 0, points, device=cdf.device).flip(0)
+    grid = lowest + steps * (cdf[:, -1:] - lowest)
+    middles = (cdf[:, 1:] + cdf[:, :-1]) / 2
+    nearest = (middles[:, None] < grid[:, :, None]).sum(dim=2)
+    again = F.pad(nearest[:, 1:] == nearest[:, :-1], (1, 0))
+    once = nearest.masked_fill(again, cdf.shape[1]).sort(dim=1).values[:, : cdf.shape[1]]
+    return F.pad(order, (0, 1), value=-1).gather(1, once)
 
 
 ViT = ATSViT

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
-from vit_pytorch.layers.options import to_json
-from vit_pytorch.layers.tracing import is_tracing
-from vit_pytorch.legacy import upgrade_arguments
+from vit_pytorch.layers.options import Option, to_json
+from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
@@ -34,8 +34,8 @@ class VisionModel(
 ):
     """A model from images to logits; the base of every architecture here.
 
-    A subclass sets the attributes below in its constructor and writes `forward_features` and the other abstract
-    methods.
+    A subclass sets the attributes below in its constructor and writes `forward_features` and the other
+    abstract methods.
 
     Attributes:
         num_classes: number of logits; 0 for the pooled embedding.
@@ -48,10 +48,16 @@ class VisionModel(
         default_cfg: how images are prepared for the model, under the names that timm's tools read.
     """
 
+    # Strings and objects of the constructor's arguments that are options with settings of their own.
+    option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {}
+
     num_classes: int
     num_features: int
     channels: int
     image_size: tuple[int, ...]
+    pool: str
+    num_prefix_tokens: int
+    attention_pool: nn.Module | None
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -65,6 +71,9 @@ class VisionModel(
             raise ValueError(
                 f"num_classes must be at least 0 and channels 1, got {num_classes} and {channels}"
             )
+        self.register_load_state_dict_pre_hook(upgrade_on_load)
+        # A name for what enters the classifier, which wrappers ask for.
+        self.to_latent = nn.Identity()
         self.num_classes = num_classes
         self.num_features = num_features
         self.channels = channels
@@ -124,12 +133,18 @@ class VisionModel(
             features: output of `forward_features`.
             pre_logits: stop before the classifier.
         """
-        x = self.pre_logits(self.fc_norm(self.pool_features(features)))
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
-    @abstractmethod
-    def pool_features(self, features: Tensor) -> Float[Tensor, "b e"]:
-        """Return one vector per image from the output of `forward_features`."""
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """Return one vector per image: the class token, the mean of the patches, both, or their attention pool."""
+        if self.pool == "cls":
+            return features[:, 0]
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            return self.attention_pool(patches)
+        mean = patches.mean(dim=1)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     @abstractmethod
     def forward_intermediates(
@@ -197,10 +212,12 @@ class VisionModel(
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort parameters by depth, for layer-wise learning rates, as timm reads them."""
+        """Return patterns that sort parameters by depth, for layer-wise learning rates, as timm reads
+        them."""
 
     def _record(self, **arguments: Any) -> None:
-        """Record arguments that changed after construction, so that the configuration builds what is there."""
+        """Record arguments that changed after construction, so that the configuration builds what is
+        there."""
         known = {name: value for name, value in arguments.items() if name in self._hub_mixin_init_parameters}
         self._hub_mixin_config = {**self.config, **known}
         self.default_cfg.update({name: value for name, value in known.items() if name in self.default_cfg})
@@ -211,7 +228,8 @@ class VisionModel(
         Raises:
             ValueError: naming what was expected and what came.
         """
-        if is_tracing(images):
+        # Checks would become part of a traced graph, or end the trace.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(images, Proxy):
             return
         rank = 2 + len(self.image_size)
         if images.ndim != rank:
@@ -308,7 +326,7 @@ class VisionModel(
             verify_hub_checksum(weights)
         # What version 0.1 wrote is not among the arguments, which are those that the class has.
         parameters = cls._hub_mixin_init_parameters
-        upgraded, _ = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
+        upgraded = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
         changed = {k: v for k, v in upgraded.items() if k in parameters and config.get(k) != v}
         with init_empty_weights():
             model = cls(**{**arguments, **changed})

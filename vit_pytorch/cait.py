@@ -125,13 +125,19 @@ class CaiT(IsotropicModel):
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, the class token first."""
-        tokens = self.embed(images)
+        self.check_images(images)
+        tokens = self.patch_embed(images)
+        tokens = self.dropout(self.positions(tokens, prefix=0, grid=self.grid.fit(images.shape[2:])))
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.prefix(tokens)
         for block in self.class_blocks:
             tokens = block(tokens)
         return self.norm(tokens)
+
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Return the class token."""
+        return features[:, 0]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
@@ -141,8 +147,8 @@ class CaiT(IsotropicModel):
 class TalkingHeads(nn.Module):
     """Attention whose heads exchange scores before the softmax, and weights after it (arXiv:2003.02436).
 
-    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels in
-    the softmax; published weights have it.
+    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels
+    in the softmax; published weights have it.
 
     Args:
         heads: number of heads.

@@ -13,11 +13,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from vit_pytorch.cct import CompactTransformer, Positions, Window, build_cct
-from vit_pytorch.layers_v01.patches import pair
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.cct import (
+    ConvTokenizer,
+    Positions,
+    SequencePool,
+    Window,
+    build_cct,
+    compact_blocks,
+    compact_positions,
+    conv_grid,
+)
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.patches import pair
 
 
-class CCT3D(CompactTransformer):
+class CCT3D(IsotropicModel):
     """The Compact Convolutional Transformer on videos or volumes (b c t h w).
 
     An input may have fewer frames than `num_frames` and be smaller than `img_size`: tokens have the positions
@@ -26,14 +40,14 @@ class CCT3D(CompactTransformer):
     Args:
         img_size: the largest frame, one number or (height, width) in pixels.
         num_frames: number of frames (slices of a volume) at most.
-        embedding_dim: width of a token, a multiple of `num_heads`.
+        embedding_dim: token dimension, a multiple of `num_heads`.
         n_conv_layers: number of convolutions in the tokenizer.
         frame_stride: step of the convolutions in frames.
         frame_kernel_size: frames in the convolutions' window.
-        frame_padding: frames of zeros before and behind what is convolved; None for half of the window.
+        frame_padding: frames of zeros before and after what is convolved; default half of the window.
         frame_pooling_kernel_size: frames in the max-poolings' window.
         frame_pooling_stride: step of the poolings in frames.
-        frame_pooling_padding: frames of padding before and behind what is pooled; None for half of the
+        frame_pooling_padding: frames of padding before and after what is pooled; default half of the
             window.
         kernel_size: size of the convolutions' window in a frame.
         stride: step of the convolutions in a frame.
@@ -43,16 +57,17 @@ class CCT3D(CompactTransformer):
         pooling_padding: padding around what is pooled, at most half of its window.
         num_layers: number of blocks.
         num_heads: number of attention heads.
-        mlp_ratio: width inside the feed-forward, as a multiple of `embedding_dim`.
-        num_classes: number of logits; 0 gives the pooled embedding.
+        mlp_ratio: hidden dimension of the feed-forward, as a multiple of `embedding_dim`.
+        num_classes: number of logits; 0 for the pooled embedding.
         positional_embedding: "learnable", "sine" (fixed, along the sequence) or "none".
         channels: channels of the input.
-        dropout: dropout on the embedded tokens and after the linear layers of the encoder, in [0, 1).
+        dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
 
     Raises:
-        ValueError: where heads do not divide the width, or a video leaves no token.
+        ValueError: if heads do not divide the dimension, or a video leaves no token.
     """
 
     def __init__(
@@ -88,30 +103,45 @@ class CCT3D(CompactTransformer):
             frame_padding = frame_kernel_size // 2
         if frame_pooling_padding is None:
             frame_pooling_padding = frame_pooling_kernel_size // 2
-        super().__init__(
-            (num_frames, *pair(img_size)),
-            dim=embedding_dim,
+        conv = Window(
+            (frame_kernel_size, *pair(kernel_size)),
+            (frame_stride, *pair(stride)),
+            (frame_padding, *pair(padding)),
+        )
+        pool = Window(
+            (frame_pooling_kernel_size, *pair(pooling_kernel_size)),
+            (frame_pooling_stride, *pair(pooling_stride)),
+            (frame_pooling_padding, *pair(pooling_padding)),
+        )
+        grid = conv_grid((num_frames, *pair(img_size)), n_conv_layers, conv, pool)
+        super().__init__(grid=grid, num_classes=num_classes, dim=embedding_dim, channels=channels, pool="seq")
+        self.patch_embed = ConvTokenizer(channels, embedding_dim, layers=n_conv_layers, conv=conv, pool=pool)
+        self.positions = compact_positions(positional_embedding, grid.shape, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = compact_blocks(
+            embedding_dim,
             depth=num_layers,
             heads=num_heads,
             mlp_ratio=mlp_ratio,
-            num_classes=num_classes,
-            channels=channels,
-            layers=n_conv_layers,
-            conv=Window(
-                (frame_kernel_size, *pair(kernel_size)),
-                (frame_stride, *pair(stride)),
-                (frame_padding, *pair(padding)),
-            ),
-            pool=Window(
-                (frame_pooling_kernel_size, *pair(pooling_kernel_size)),
-                (frame_pooling_stride, *pair(pooling_stride)),
-                (frame_pooling_padding, *pair(pooling_padding)),
-            ),
-            positions=positional_embedding,
             dropout=dropout,
             attn_dropout=attn_dropout,
             drop_path=drop_path,
         )
+        self.norm = nn.LayerNorm(embedding_dim)
+        self.sequence_pool = SequencePool(embedding_dim)
+        init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
+        self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Return one vector per video, by sequence pooling (section 3.3)."""
+        return self.sequence_pool(features)
 
 
 cct_2 = partial(build_cct, 2, kind=CCT3D)

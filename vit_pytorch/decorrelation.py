@@ -3,7 +3,7 @@
 K. Carrigg, R. van Gastel, M. Yeghaian, S. Dalm, F. Boughorbel, M. van Gerven 2025, arXiv:2510.14657.
 
 Gradient descent is slow where the inputs of a layer are correlated. Each linear layer gets a square matrix R
-in front of its weights, which learns by a rule of its own, beside backpropagation, to decorrelate what enters
+before its weights, which learns, by a rule of its own and not by backpropagation, to decorrelate its inputs
 (decorrelated backpropagation, S. Dalm et al. 2024, arXiv:2405.02385). Later it is folded into the weights.
 
 Family: training
@@ -17,28 +17,30 @@ import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.linear import Linear, linear
 
-
-class DecorLinear(Linear):
+class DecorLinear(nn.Linear):
     """A linear layer of decorrelated input: W (R x) + b.
 
     R starts as the identity. The gradient of W is that of a layer whose input is R x, and gradients pass
-    through R on their way down; R itself has none and learns by `update`.
+    through R to the input; R itself has none and learns by `update`.
+
+    It is a subclass of `nn.Linear`, the only one of this package, because the method replaces linear layers:
+    its parameters keep their names and stay the same objects, for existing state dicts and optimizers.
 
     Args:
-        in_features: width of the input.
-        out_features: width of the output.
-        bias: whether there is a bias.
-        lr: size of R's steps.
-        kappa: what R strives for: 0 for uncorrelated channels, 1 for channels of variance 1, both in between.
-        sample_frac: share of a batch's samples that R learns from, in (0, 1]; at least one.
+        in_features: dimension of the input.
+        out_features: dimension of the output.
+        bias: use a bias.
+        lr: step size of R.
+        kappa: goal of R: 0 for uncorrelated channels, 1 for channels of variance 1, both in between.
+        sample_frac: share of a batch's samples that R learns from, in (0, 1]; at least one sample.
 
     Raises:
-        ValueError: where a setting is out of range.
+        ValueError: if a setting is out of range.
     """
 
     decor: Tensor
@@ -55,7 +57,7 @@ class DecorLinear(Linear):
     ) -> None:
         if not (lr > 0 and 0 <= kappa <= 1 and 0 < sample_frac <= 1):
             raise ValueError(
-                "lr is above 0, kappa in [0, 1] and sample_frac in (0, 1]; "
+                "lr must be above 0, kappa in [0, 1] and sample_frac in (0, 1]; "
                 f"got {lr}, {kappa} and {sample_frac}"
             )
         super().__init__(in_features, out_features, bias)
@@ -66,13 +68,13 @@ class DecorLinear(Linear):
         self.register_buffer("decor", torch.eye(in_features))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
-        """Transform every vector by itself; in training, note those that R learns from."""
+        """Transform each vector on its own; in training, keep those that R learns from."""
         if self.training:
             self.seen = self._draw(x.detach())
-        return linear(x, self.weight @ self.decor, self.bias)
+        return F.linear(x, self.weight @ self.decor, self.bias)
 
     def _draw(self, x: Tensor) -> Float[Tensor, "n d"]:
-        """Give all vectors of some samples, which are drawn without replacement."""
+        """Return all vectors of some samples, which are drawn without replacement."""
         if self.sample_frac < 1:
             count = max(1, round(len(x) * self.sample_frac))
             x = x[torch.randperm(len(x), device=x.device)[:count]]
@@ -80,16 +82,16 @@ class DecorLinear(Linear):
 
     @torch.no_grad()
     def update(self) -> Tensor:
-        """Take one step of R: R <- R - lr ((1 - kappa) C + kappa V) R, and forget what was noted.
+        """Take one step of R: R <- R - lr ((1 - kappa) C + kappa V) R, and forget the inputs.
 
         With z = R x, C is the mean of z z^T without its diagonal, and V that diagonal less 1
         (arXiv:2405.02385).
 
         Returns:
-            What the step makes smaller, of before it: `((1 - kappa) |C|^2 + kappa |V|^2) / d^2`.
+            The loss before the step: `((1 - kappa) |C|^2 + kappa |V|^2) / d^2`.
 
         Raises:
-            RuntimeError: where the layer has not run in training mode since its last update.
+            RuntimeError: if the layer has not run in training mode since its last update.
         """
         if self.seen is None:
             raise RuntimeError(
@@ -113,7 +115,7 @@ class DecorLinear(Linear):
 
 
 class Decorrelation:
-    """The linear layers of a model that `decorrelate` has changed.
+    """The decorrelated linear layers of a model, as `decorrelate` returns them.
 
     Args:
         model: the model.
@@ -128,13 +130,13 @@ class Decorrelation:
         return {name: part for name, part in self.model.named_modules() if isinstance(part, DecorLinear)}
 
     def update(self) -> Tensor:
-        """Take one step of every R whose layer has run; to be called once for each step of the optimizer.
+        """Take one step of each R whose layer has run; to be called once per step of the optimizer.
 
         Returns:
-            The mean over the layers of what `DecorLinear.update` gives.
+            The mean loss of the layers, see `DecorLinear.update`.
 
         Raises:
-            RuntimeError: where none has run in training mode since the last step.
+            RuntimeError: if none has run in training mode since the last step.
         """
         ran = [layer for layer in self.layers.values() if layer.seen is not None]
         if not ran:
@@ -143,14 +145,14 @@ class Decorrelation:
 
     @torch.no_grad()
     def fold(self) -> nn.Module:
-        """Multiply every R into its weights; the model is then what it was, and computes the same.
+        """Multiply each R into its weights; the outputs do not change.
 
         Returns:
             The same model, which has plain linear layers again, with the parameters that it had.
         """
         for layer in self.layers.values():
             layer.weight.copy_(layer.weight @ layer.decor)
-        _swap(self.model, {id(layer): _share(layer, Linear) for layer in self.layers.values()})
+        _swap(self.model, {id(layer): _share(layer, nn.Linear) for layer in self.layers.values()})
         return self.model
 
 
@@ -162,31 +164,24 @@ def decorrelate(
     kappa: float = 0.5,
     sample_frac: float = 1.0,
 ) -> Decorrelation:
-    """Change a model's linear layers into `DecorLinear`, in place; the function stays as it is at first.
+    """Replace a model's linear layers by `DecorLinear`, in place; the outputs do not change at first.
 
-    Parameters stay the same objects, so that an optimizer may exist already. Layers whose weights are read
-    without the layer being called are left as they are.
+    Parameters stay the same objects, so that an optimizer may exist already.
 
     Args:
-        model: the model, or a part of it, such as the encoder.
+        model: the model, or a part of it, such as its blocks.
         pattern: regular expression that the whole name of a layer matches.
         lr: see `DecorLinear`.
         kappa: see `DecorLinear`.
         sample_frac: see `DecorLinear`.
 
     Raises:
-        ValueError: where no linear layer matches, or a setting is out of range.
+        ValueError: if no linear layer matches, or a setting is out of range.
     """
-    silent = {
-        id(getattr(part, name)) for part in model.modules() for name in getattr(part, "reads_weights", ())
-    }
     chosen = [
         part
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear)
-        and type(part) in (nn.Linear, Linear)
-        and id(part) not in silent
-        and re.fullmatch(pattern, name)
+        if type(part) is nn.Linear and re.fullmatch(pattern, name)
     ]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no linear layer whose name matches {pattern!r}")
@@ -195,16 +190,16 @@ def decorrelate(
     return Decorrelation(model)
 
 
-def _share(layer: nn.Linear, kind: type[Linear], **settings: Any) -> Linear:
-    """Make a layer of another kind that has the same parameters."""
+def _share(layer: nn.Linear, kind: type[nn.Linear], **settings: Any) -> nn.Linear:
+    """Build a layer of another kind that has the same parameters."""
     made = kind(layer.in_features, layer.out_features, layer.bias is not None, **settings).to(layer.weight)
     made.weight = layer.weight
     made.bias = layer.bias
     return made.train(layer.training)
 
 
-def _swap(model: nn.Module, layers: dict[int, Linear]) -> None:
-    """Put layers in place of others, wherever these stand."""
+def _swap(model: nn.Module, layers: dict[int, nn.Linear]) -> None:
+    """Replace layers by others, wherever they are; keys are ids."""
     for part in list(model.modules()):
         for name, child in list(part.named_children()):
             if id(child) in layers:

@@ -8,31 +8,31 @@ the result.
 
 Family: plain
 Differs from the paper: nothing; the mix has a bias as in the official code, whose named models re-attend
-in their last layers alone, scale the residual branches and have a convolutional stem.
+only in their last layers, scale the residual branches and have a convolutional stem.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import (
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
     Attention,
-    ExplicitAttention,
+    BlockInputs,
     FusedAttention,
-    MixHeads,
     attention_weights,
+    mix_heads,
 )
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import LearnedPositions
 
 Pool = Literal["cls", "mean"]
 Stem = Literal["linear", "conv"]
@@ -44,27 +44,28 @@ class DeepViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        mlp_dim: hidden dimension of the feed-forward.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         channels: channels of the input.
         pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dim_head: width of a head.
-        reattn_layers: how many of the last blocks re-attend, the others attending plainly; None for all.
+        dim_head: head dimension.
+        reattn_layers: number of last blocks that re-attend, the others being plain; default all.
         reattn_scale: factor on the re-attention's maps.
         scale_adjustment: s in x + branch(norm(s x)) / s, the residuals of all blocks.
-        stem: "linear" projects patches, "conv" stands two convolutions at half the resolution in front.
-        qkv_bias: whether queries, keys and values have biases.
+        stem: "linear" projects patches; "conv" first applies two convolutions at half the resolution.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -96,32 +97,23 @@ class DeepViT(IsotropicModel):
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("stem", stem, ("linear", "conv"))
         if scale_adjustment <= 0:
-            raise ValueError(f"scale_adjustment is above 0, got {scale_adjustment}")
-        first = 0 if reattn_layers is None else depth - reattn_layers
-        if not 0 <= first <= depth:
-            raise ValueError(f"of {depth} blocks, 0 to {depth} can re-attend, got {reattn_layers}")
+            raise ValueError(f"scale_adjustment must be above 0, got {scale_adjustment}")
+        reattn_layers = depth if reattn_layers is None else reattn_layers
+        if not 0 <= reattn_layers <= depth:
+            raise ValueError(f"reattn_layers must be in [0, {depth}], got {reattn_layers}")
+        norm = partial(nn.LayerNorm, eps=norm_eps)
 
-        def block(layer: int) -> Block:
+        def block(index: int) -> Block:
+            kernel: Callable[[], nn.Module] = partial(FusedAttention, attn_dropout)
+            if index >= depth - reattn_layers:
+                kernel = partial(ReAttention, heads, attn_dropout, gain=reattn_scale)
             attention = Attention(
-                dim,
-                heads=heads,
-                dim_head=dim_head,
-                qkv_bias=qkv_bias,
-                dropout=dropout,
-                attend=partial(ReAttention, heads, attn_dropout, gain=reattn_scale)
-                if layer >= first
-                else partial(FusedAttention, attn_dropout),
+                dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, dropout=dropout, kernel=kernel
             )
             feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            # norm(s x) is the norm of x with another epsilon.
-            norm = partial(nn.LayerNorm, dim, eps=norm_eps / scale_adjustment**2)
-            drop = drop_path_rate(drop_path, layer, depth)
-
-            def tail() -> list[nn.Module]:
-                scale = [] if scale_adjustment == 1 else [Scale(1 / scale_adjustment)]
-                return [*scale, *make_tail(dim, drop_path=drop)]
-
-            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+            build = Block if scale_adjustment == 1 else partial(AdjustedBlock, scale=scale_adjustment)
+            rate = drop_path_rate(drop_path, index, depth)
+            return build(dim, attention, feedforward, norm=norm, drop_path=rate)
 
         self.patch_embed = (
             HalvingStem(grid, channels, dim) if stem == "conv" else PatchEmbed(grid, channels, dim)
@@ -129,24 +121,33 @@ class DeepViT(IsotropicModel):
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedPositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
-        self.encoder = Encoder(block, depth=depth)
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.blocks = nn.ModuleList(block(index) for index in range(depth))
+        self.norm = norm(dim)
         self.reset_classifier(num_classes)
 
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, the class token first."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
 
-class ReAttention(ExplicitAttention):
+
+class ReAttention(nn.Module):
     """norm(mix(softmax(q k^T * scale))) v, the heads' maps mixed with each other (section 4.2, equation 3).
 
     Args:
         heads: number of heads.
-        dropout: probability with which an attention weight is dropped in training, before the mix.
+        dropout: probability of dropping an attention weight in training, before the mix.
         gain: factor on the normalised maps.
     """
 
     def __init__(self, heads: int, dropout: float = 0.0, *, gain: float = 1.0) -> None:
-        super().__init__(dropout)
+        super().__init__()
         self.gain = gain
-        self.mix = MixHeads(heads)
+        self.weights = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.mix = nn.Linear(heads, heads)
         self.norm = nn.BatchNorm2d(heads)
         self.mixed = nn.Identity()
 
@@ -157,44 +158,58 @@ class ReAttention(ExplicitAttention):
         v: Float[Tensor, "b h m f"],
         mask: Tensor | None = None,
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys, or to those that a mask leaves (see `attention_weights`)."""
-        maps = self.dropout(self.weights(attention_weights(q, k, self.scale, mask)))
-        return self.mixed(self.norm(self.mix(maps))) @ (v * self.gain)
+        """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
+        maps = self.dropout(self.weights(attention_weights(q, k, mask=mask)))
+        # The gain acts on the values, which are fewer than the maps.
+        return self.mixed(self.norm(mix_heads(self.mix, maps))) @ (v * self.gain)
 
 
-class Scale(nn.Module):
-    """Multiply by a fixed factor.
+class AdjustedBlock(Block):
+    """A block with x + branch(norm(s x)) / s as residuals.
 
     Args:
-        factor: the factor.
+        dim: token dimension.
+        attention: mixes tokens.
+        feedforward: transforms each token on its own.
+        scale: the factor s.
+        norm: builds a norm from a dimension.
+        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
+    def __init__(
+        self,
+        dim: int,
+        attention: nn.Module,
+        feedforward: nn.Module,
+        *,
+        scale: float,
+        norm: Callable[[int], nn.Module],
+        drop_path: float,
+    ) -> None:
+        super().__init__(dim, attention, feedforward, norm=norm, drop_path=drop_path)
+        self.scale = scale
 
-    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Scale every element."""
-        return x * self.factor
-
-    def extra_repr(self) -> str:
-        """Show the settings when printed."""
-        return f"factor={self.factor}"
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Transform tokens."""
+        s = self.scale
+        x = x + self.drop_path(self.attention(self.norm1(s * x), inputs) / s)
+        return x + self.drop_path(self.feedforward(self.norm2(s * x)) / s)
 
 
 class HalvingStem(nn.Module):
     """Embed patches of a map at half the resolution, which two convolutions compute (official code).
 
     Args:
-        grid: how the input is cut; 2-D, its patch even.
+        grid: how the input is cut; its patch even.
         channels: channels of the input.
-        dim: width of a token.
+        dim: token dimension.
         width: channels of the map.
     """
 
     def __init__(self, grid: PatchGrid, channels: int, dim: int, *, width: int = 64) -> None:
         super().__init__()
-        if len(grid.patch) != 2 or any(extent % 2 for extent in grid.patch):
+        if any(extent % 2 for extent in grid.patch):
             raise ValueError(f"the convolutional stem needs an even patch, got {grid.patch}")
         self.convs = nn.Sequential(
             nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False),

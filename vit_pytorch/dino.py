@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from vit_pytorch.extractor import Extractor, find_layer
-from vit_pytorch.layers_v01.patches import pair
-from vit_pytorch.layers_v01.positions import interpolated_positions
-from vit_pytorch.layers_v01.wrapper import eval_mode
+from vit_pytorch.layers.patches import pair
+from vit_pytorch.layers.positions import interpolated_positions
+from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.ssl.backbone_utils import dummy_input, local_size, normalisation_of
 from vit_pytorch.ssl.center import Centre
 from vit_pytorch.ssl.heads import ProjectionHead

@@ -1,8 +1,8 @@
 """A ViT around any encoder of tokens.
 
-Patches, positions, class token and head are those of the plain ViT; what stands between them is a module
-that is passed in, from (b, n, d) to (b, n, d): an encoder of another library, as a rule one whose attention
-costs less than quadratic in the number of tokens, or `layers.blocks.Encoder`.
+Patches, positions, class token and head are those of the plain ViT; between them acts a module that is passed
+in, from (b, n, d) to (b, n, d): as a rule an encoder of another library whose attention costs less than
+quadratic in the number of tokens, or a list of blocks as `layers.blocks.plain_blocks` builds it.
 """
 
 from __future__ import annotations
@@ -10,41 +10,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel, has_class_token
-from vit_pytorch.layers_v01.blocks import Encoder
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
+from vit_pytorch.layers.blocks import layer
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.tracing import is_tracing
+from vit_pytorch.legacy import flat_options
 
 
 class ViT(IsotropicModel):
     """The Vision Transformer with the encoder of your choice.
 
-    A module is nothing that a configuration file can hold: `save_pretrained` refuses; save the state dict.
-    Features between the blocks are those of an `Encoder`; any other module counts as one block.
+    No configuration file can hold a module, so `save_pretrained` raises an error; save the state dict.
+    A list of blocks has features between them; any other module counts as one block.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token; the same as the transformer's.
-        transformer: gives tokens from tokens, (b, n, d) both. It is used as it is, not copied.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension; the same as the transformer's.
+        transformer: computes tokens from tokens, (b, n, d) both; or an `nn.ModuleList` of blocks. It is not
+            copied.
         pool: "cls" classifies the class token, "mean" the mean of the patches.
         channels: channels of the input.
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        norm_eps: epsilon of the LayerNorm behind the transformer.
-        final_norm: whether there is that LayerNorm; a transformer may end in one of its own.
-        class_token: whether there is a class token; None means where `pool` is "cls".
+        norm_eps: epsilon of the LayerNorm after the transformer.
+        final_norm: have that LayerNorm; a transformer may end in one of its own.
+        class_token: have a class token even if `pool` does not use it.
         num_registers: number of register tokens, which have no position.
 
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or the transformer is not a module.
     """
 
+    @flat_options
     def __init__(
         self,
         *,
@@ -58,39 +62,54 @@ class ViT(IsotropicModel):
         emb_dropout: float = 0.0,
         norm_eps: float = 1e-6,
         final_norm: bool = True,
-        class_token: bool | None = None,
+        class_token: bool = False,
         num_registers: int = 0,
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         if not isinstance(transformer, nn.Module):
-            raise ValueError(f"transformer is a module, got {type(transformer).__name__}")
+            raise ValueError(f"transformer must be a module, got {type(transformer).__name__}")
         check_choice("pool", pool, ("cls", "mean"))
-        class_token = has_class_token(pool, class_token)
+        class_token = class_token or pool == "cls"
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
         self.positions = LearnedPositions(grid.shape, dim, prefix=int(class_token))
         self.dropout = nn.Dropout(emb_dropout)
-        if isinstance(transformer, Encoder):
-            self.encoder = transformer
+        if isinstance(transformer, nn.ModuleList):
+            self.blocks = transformer
         else:
-            self.encoder = Encoder(lambda layer: transformer, depth=1)
+            self.blocks = nn.ModuleList([TransformerBlock(transformer)])
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
         self.reset_classifier(num_classes)
 
-    def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        kept: Int[Tensor, "b k"] | None = None,
-    ) -> Float[Tensor, "b n d"]:
-        """Run the transformer, which knows of no grid, and the final norm.
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, prefix tokens first."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+class TransformerBlock(nn.Module):
+    """A transformer of another library as one block.
+
+    Args:
+        transformer: computes tokens from tokens.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Apply the transformer, which takes only tokens.
 
         Raises:
-            ValueError: where the transformer does not give one token of the same width for each.
+            ValueError: if it does not return one token of the same dimension for each.
         """
-        encoded: Any = self.encoder(tokens)
-        if not isinstance(encoded, Tensor) or encoded.shape != tokens.shape:
-            got = tuple(encoded.shape) if isinstance(encoded, Tensor) else type(encoded).__name__
-            raise ValueError(f"the transformer gives tokens of shape {tuple(tokens.shape)}, got {got}")
-        return self.norm(encoded)
+        y: Any = self.transformer(x)
+        if not is_tracing(x) and (not isinstance(y, Tensor) or y.shape != x.shape):
+            got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"the transformer must return tokens of shape {tuple(x.shape)}, got {got}")
+        return y

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.dino import Dino, DinoLoss, Layer, MakeHead, Student
 from vit_pytorch.extractor import find_layer
-from vit_pytorch.layers_v01.positions import interpolated_positions
+from vit_pytorch.layers.positions import interpolated_positions
 from vit_pytorch.ssl.center import Centre
 from vit_pytorch.ssl.views import join_by_size
 

@@ -45,8 +45,8 @@ class Stage(nn.Module):
 class HierarchicalModel(VisionModel):
     """Base class of models in stages, each of which has a map of its own.
 
-    The constructor of a subclass calls this one, then sets `stages` and whatever else of the attributes below it
-    has, and calls `reset_classifier` last. `forward_features` is the subclass's own.
+    The constructor of a subclass calls this one, then sets `stages` and whatever else of the attributes below
+    it has, and calls `reset_classifier` last. `forward_features` is the subclass's own.
 
     Attributes:
         dims: channels of each stage.

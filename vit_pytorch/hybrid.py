@@ -13,23 +13,40 @@ Differs from the paper: nothing; any other network that gives a map can be passe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.init import init_convs
-from vit_pytorch.layers_v01.patches import PatchGrid, pair
-from vit_pytorch.vit_v01 import Pool, ViT
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
+from vit_pytorch.layers.init import init_convs, init_linears
+from vit_pytorch.layers.options import OptionLike, check_choice
+from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import NoPositions
+from vit_pytorch.layers.relative import Relative, TokenBias
+from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
+from vit_pytorch.layers.tokens import AttentionPool
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
+from vit_pytorch.vit import (
+    POSITIONS,
+    Pool,
+    attention_position,
+    position_inputs,
+    read_positions,
+    undecayed,
+)
 
 
 class StandardisedConv(nn.Conv2d):
     """A convolution without bias whose kernels have mean 0 and variance 1, each output channel by itself.
 
     Padding is TensorFlow's "SAME": the size is divided by the stride, rounded up, and an odd cell of padding
-    is behind the map.
+    comes after the map.
 
     Args:
         dim: channels that enter.
@@ -51,11 +68,14 @@ class StandardisedConv(nn.Conv2d):
         return F.conv2d(_pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 
+@fx_leaf
 def _pad_same(
     x: Float[Tensor, "b c h w"], kernel: int, stride: int, value: float = 0.0
 ) -> Float[Tensor, "b c y x"]:
     """Pad a map so that a kernel has as many places as the stride divides the size, rounded up."""
-    missing = [max((-(-extent // stride) - 1) * stride + kernel - extent, 0) for extent in x.shape[2:]]
+    missing = [
+        max((-(-extent // stride) - 1) * stride + kernel - extent, 0) for extent in static_size(x.shape[2:])
+    ]
     top, left = (extent // 2 for extent in missing)
     if not any(missing):
         return x
@@ -63,7 +83,7 @@ def _pad_same(
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions beside a shortcut (He et al. 2015, arXiv:1512.03385, figure 5).
+    """Three convolutions next to a shortcut (He et al. 2015, arXiv:1512.03385, figure 5).
 
     Args:
         dim: channels that enter.
@@ -93,7 +113,7 @@ class Bottleneck(nn.Module):
         self.norm3 = nn.GroupNorm(groups, out_dim)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Give the map behind the block."""
+        """Return the map after the block."""
         shortcut = x
         if self.downsample is not None:
             shortcut = self.downsample["norm"](self.downsample["conv"](x))
@@ -103,7 +123,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Big Transfer's ResNet without its head, of bottlenecks whose norms come behind the convolutions.
+    """Big Transfer's ResNet without its head, of bottlenecks whose norms follow the convolutions.
 
     Args:
         channels: channels of the input.
@@ -115,14 +135,14 @@ class ResNet(nn.Module):
         num_features: channels of the last map.
 
     Raises:
-        ValueError: where there is no stage, or the width does not divide into the norms' 32 groups.
+        ValueError: if there is no stage, or the width does not divide into the norms' 32 groups.
     """
 
     def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
         if not depths or min(depths) < 1 or width % 32 or width < 32:
             raise ValueError(
-                f"a ResNet has stages of at least one block, of a width that is a multiple of 32; "
+                f"a ResNet must have stages of at least one block, and a width that is a multiple of 32; "
                 f"got {tuple(depths)} blocks and width {width}"
             )
         self.stem = nn.ModuleDict(
@@ -151,7 +171,7 @@ class ResNet(nn.Module):
         init_convs(self)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Give the last stage's map."""
+        """Return the map of the last stage."""
         x = F.relu(self.stem["norm"](self.stem["conv"](images)))
         x = F.max_pool2d(_pad_same(x, 3, 2, value=-torch.inf), 3, 2)
         for stage in self.stages:
@@ -163,12 +183,12 @@ class MapEmbed(nn.Module):
     """Embed patches of a network's feature map.
 
     Args:
-        backbone: gives a map from images, or several maps as a sequence or a mapping, of which the last
+        backbone: returns a map from images, or several maps as a sequence or a mapping, of which the last
             counts.
         grid: how the input is cut: its patches, in pixels, are cells of the tokens.
         patch: cells of the map along each axis of a patch.
         features: channels of the map.
-        dim: width of a token.
+        dim: token dimension.
     """
 
     def __init__(
@@ -186,10 +206,10 @@ class MapEmbed(nn.Module):
         """Embed images; the tokens come in row-major order of the grid.
 
         Raises:
-            ValueError: where the network's map has another size than the images' should have.
+            ValueError: if the size of the network's map does not fit that of the images.
         """
         x = self.proj(last_map(self.backbone(images)))
-        if tuple(x.shape[2:]) != self.grid.fit(images.shape[2:]):
+        if not is_tracing(images) and tuple(x.shape[2:]) != self.grid.fit(images.shape[2:]):
             raise ValueError(
                 f"the backbone gives {tuple(x.shape[2:])} patches for images of size "
                 f"{tuple(images.shape[2:])}, expected {self.grid.fit(images.shape[2:])}"
@@ -198,24 +218,24 @@ class MapEmbed(nn.Module):
 
 
 def last_map(output: Any) -> Float[Tensor, "b d h w"]:
-    """Take the last map of what a network gives: a map, a sequence of maps, or a mapping to maps.
+    """Return the last map of a network's output: a map, a sequence of maps, or a mapping to maps.
 
     Raises:
-        ValueError: where that is no map.
+        ValueError: if that is no map.
     """
     found: Any = output
     if isinstance(found, Mapping):
         found = list(found.values())
     if isinstance(found, (list, tuple)) and found:
         found = found[-1]
-    if not isinstance(found, Tensor) or found.ndim != 4:
+    if not is_tracing(found) and (not isinstance(found, Tensor) or found.ndim != 4):
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"a backbone gives maps of shape (batch, channels, height, width), got {got}")
+        raise ValueError(f"a backbone must return maps of shape (batch, channels, height, width), got {got}")
     return found
 
 
 def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """Tell how many pixels a cell of a network's map is along each axis, and the map's channels."""
+    """Return the pixels of a cell of a network's map along each axis, and the map's channels."""
     if isinstance(backbone, ResNet):
         return (backbone.reduction, backbone.reduction), backbone.num_features
     like = next(backbone.parameters(), torch.empty(0))
@@ -226,11 +246,11 @@ def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple
         module.training = mode
     rows, columns = found.shape[2:]
     if size[0] % rows or size[1] % columns:
-        raise ValueError(f"image size {size} is not a multiple of the backbone's map, {(rows, columns)}")
+        raise ValueError(f"image size must be a multiple of the backbone's map {(rows, columns)}, got {size}")
     return (size[0] // rows, size[1] // columns), found.shape[1]
 
 
-class HybridViT(ViT):
+class HybridViT(IsotropicModel):
     """The ViT on the feature map of a convolutional network.
 
     A module is nothing that a configuration file can hold: with a `backbone` that was passed in,
@@ -239,34 +259,37 @@ class HybridViT(ViT):
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch in cells of the feature map, one number or (height, width).
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
-        backbone: gives feature maps from images; None for Big Transfer's ResNet. It is used as it is, not
-            copied, and is asked once, for one image of zeros, how large its map is.
+        mlp_dim: hidden dimension of the feed-forward.
+        backbone: returns feature maps from images; default Big Transfer's ResNet. It is used as it is, not
+            copied, and is called once, on one image of zeros, to see how large its map is.
         resnet_depths: blocks in each stage of the ResNet: (2, 2, 2, 2) for the R26, (3, 4, 6, 3) for the R50,
             (3, 4, 9) for the R50 whose last stage is moved to the one before it.
         resnet_width: channels of the ResNet's stem.
         channels: channels of the input.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         pool: see `ViT`.
-        dim_head: width of a head.
-        qkv_bias: whether queries, keys and values have biases.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        patch_dropout: share of the tokens that is left out in training, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        patch_dropout: share of the patches that is dropped in training, in [0, 1).
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
         norm_eps: epsilon of the LayerNorms.
         positions: see `ViT`.
-        class_token: whether there is a class token; None means where `pool` is "cls".
+        class_token: have a class token even if `pool` does not use it.
         num_registers: number of register tokens.
-        head_zero_init: whether the classifier starts at zero.
+        head_zero_init: the classifier starts at zero.
 
     Raises:
-        ValueError: where sizes do not divide, options contradict each other, or the backbone gives no map.
+        ValueError: if sizes do not divide, options contradict each other, or the backbone returns no map.
     """
+
+    option_kinds: ClassVar = {"positions": POSITIONS}
 
     def __init__(
         self,
@@ -291,38 +314,80 @@ class HybridViT(ViT):
         patch_dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
-        positions: str = "learned",
-        class_token: bool | None = None,
+        positions: OptionLike | Sequence[OptionLike] = "learned",
+        class_token: bool = False,
         num_registers: int = 0,
         head_zero_init: bool = False,
     ) -> None:
         network = ResNet(channels, resnet_depths, width=resnet_width) if backbone is None else backbone
         cell, features = _measure(network, channels, pair(image_size))
         patch = pair(patch_size)
-        super().__init__(
-            image_size=image_size,
-            patch_size=(patch[0] * cell[0], patch[1] * cell[1]),
-            num_classes=num_classes,
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            mlp_dim=mlp_dim,
-            channels=channels,
-            dropout=dropout,
-            emb_dropout=emb_dropout,
-            pool=pool,
-            dim_head=dim_head,
-            qkv_bias=qkv_bias,
-            attn_dropout=attn_dropout,
-            patch_dropout=patch_dropout,
-            drop_path=drop_path,
-            norm_eps=norm_eps,
-            positions=positions,
-            class_token=class_token,
-            num_registers=num_registers,
-            head_zero_init=head_zero_init,
+        grid = PatchGrid(pair(image_size), (patch[0] * cell[0], patch[1] * cell[1]))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
+        check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
+        added, inside = read_positions(positions)
+        class_token = class_token or pool in ("cls", "cls+mean")
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+
+        self.patch_embed = MapEmbed(network, grid, patch, features, dim)
+        self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
+        if not isinstance(added, NoPositions):
+            self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.rotary: AxialRotary | MixedRotary | None = None
+        self.relative: TokenBias | None = None
+        bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
+        if isinstance(inside, Rotary):
+            self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
+        elif isinstance(inside, Relative) and not inside.per_layer:
+            self.relative = bias()
+        self.dropout = nn.Dropout(emb_dropout)
+        self.patch_dropout = PatchDropout(patch_dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                Attention(
+                    dim,
+                    heads=heads,
+                    dim_head=dim_head,
+                    qkv_bias=qkv_bias,
+                    dropout=dropout,
+                    position=attention_position(inside, index, bias),
+                    kernel=partial(FusedAttention, attn_dropout),
+                ),
+                FeedForward(dim, mlp_dim, dropout=dropout),
+                norm=norm,
+                drop_path=drop_path_rate(drop_path, index, depth),
+            )
+            for index in range(depth)
         )
-        self.patch_embed = MapEmbed(network, self.grid, patch, features, dim)
+        self.norm = norm(dim)
+        self.classifier_dim = 2 * dim if pool == "cls+mean" else dim
+        self.attention_pool = (
+            AttentionPool(dim, heads=heads, mlp_dim=mlp_dim, norm_eps=norm_eps) if pool == "map" else None
+        )
+        self.reset_classifier(num_classes)
+        if head_zero_init:
+            init_linears(self.head, nn.init.zeros_)
         if backbone is not None:
             # Saving refuses what the configuration does not have.
             self._hub_mixin_config = {k: v for k, v in self.config.items() if k != "backbone"}
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, prefix tokens first (section 3.1)."""
+        tokens = self.embed(images)
+        tokens, ids_keep = self.patch_dropout(tokens, self.num_prefix_tokens)
+        inputs = self.block_inputs(self.grid.fit(images.shape[2:]), ids_keep)
+        for block in self.blocks:
+            tokens = block(tokens, inputs)
+        return self.norm(tokens)
+
+    def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
+        """Return the extra inputs of each block: positions used inside attention; see `ViT.block_inputs`."""
+        inputs = super().block_inputs(grid, ids_keep)
+        if self.rotary is None and self.relative is None:
+            return inputs
+        return position_inputs(inputs, self.rotary, self.relative)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
+        return super().no_weight_decay() | undecayed(self)

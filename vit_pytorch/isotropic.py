@@ -1,4 +1,4 @@
-"""What models of one sequence share: pooling, intermediate features, classifiers; no course of computation."""
+"""What models of one sequence share: embedding, pooling, intermediate features, classifiers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import make_classifier
+from vit_pytorch.layers.tokens import AttentionPool, make_classifier
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
@@ -23,12 +23,12 @@ class IsotropicModel(VisionModel):
     """Base class of models that are one sequence of tokens.
 
     The constructor of a subclass calls this one, then sets `patch_embed`, `blocks` and whatever else of the
-    attributes below it has, and calls `reset_classifier` last. `forward_features` is the subclass's own; wrappers
-    that learn by masking call `patchify`, `embed` and `encode`.
+    attributes below it has, and calls `reset_classifier` last. `forward_features` is the subclass's own;
+    wrappers that learn by masking call `patchify`, `embed` and `encode`.
 
     Attributes:
         grid: how images are cut.
-        pool: "cls", "mean", or a name that the subclass's `pool_features` knows.
+        pool: "cls", "mean", "cls+mean", "map", or a name that the subclass's `pool_features` knows.
         patch_embed: returns tokens of images.
         prefix: tokens before the patches.
         positions: adds position embeddings; None for none.
@@ -37,6 +37,7 @@ class IsotropicModel(VisionModel):
         pre_norm: acts on the tokens before the blocks.
         blocks: the layers.
         norm: acts on the tokens after the blocks.
+        attention_pool: pools the patches for "map".
         classifier_dim: dimension of what enters the classifier.
     """
 
@@ -64,6 +65,7 @@ class IsotropicModel(VisionModel):
         self.fc_norm = nn.Identity()
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
+        self.attention_pool: AttentionPool | None = None
         self.classifier_dim = dim
 
     @property
@@ -115,6 +117,7 @@ class IsotropicModel(VisionModel):
             add_positions: add the position embeddings.
         """
         self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
         if mask_fn is not None:
             x = mask_fn(x)
@@ -122,7 +125,7 @@ class IsotropicModel(VisionModel):
         if prefix:
             x = self.prefix(x)
         if self.positions is not None and add_positions:
-            x = self.positions(x, prefix=prefix, grid=self.grid.fit(images.shape[2:]))
+            x = self.positions(x, prefix=prefix, grid=grid)
         return self.pre_norm(self.dropout(x))
 
     def encode(
@@ -153,12 +156,6 @@ class IsotropicModel(VisionModel):
         """
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return the class token, or the mean of the patches."""
-        if self.pool == "cls":
-            return features[:, 0]
-        return features[:, self.num_prefix_tokens :].mean(dim=1)
-
     def forward_intermediates(
         self,
         images: Float[Tensor, "b c *size"],
@@ -181,8 +178,8 @@ class IsotropicModel(VisionModel):
         outputs = [self.layer_tokens(output) for output in outputs]
         if output_fmt == "NCHW" and any(tokens.shape[1] - prefix != prod(grid) for tokens in outputs):
             raise ValueError(
-                f"a map needs all {prod(grid)} patches, and patch_dropout keeps {outputs[0].shape[1] - prefix} of "
-                "them: use output_fmt='NLC', or eval mode"
+                f"a map needs all {prod(grid)} patches, and patch_dropout leaves {outputs[0].shape[1] - prefix} "
+                "of them: use output_fmt='NLC', or eval mode"
             )
         if norm:
             outputs = [self.norm(tokens) for tokens in outputs]

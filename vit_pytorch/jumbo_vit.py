@@ -3,7 +3,7 @@
 A. Fuller, Y. Yassin, D. G. Kyrollos, E. Shelhamer, J. R. Green 2025, arXiv:2502.15021.
 
 The class token is several times as wide as a patch's. It is cut into pieces of that width before attention,
-and put together again behind it for a feed-forward of its own, which all layers share.
+and put together again after it for a feed-forward of its own, which all layers share.
 
 Family: plain
 Differs from the paper: the classifier starts from small random values instead of zeros.
@@ -11,74 +11,20 @@ Differs from the paper: the classifier starts from small random values instead o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
-
-
-class Handed(nn.Module):
-    """A branch that is handed what it computes, so that several residuals can share it."""
-
-    def forward(self, x: Float[Tensor, "*s"], shared: nn.Module) -> Float[Tensor, "*s"]:
-        """Apply what is shared."""
-        return shared(x)
-
-
-class JumboBlock(Block):
-    """A block with a feed-forward for the patches, and one for the pieces of the jumbo token together.
-
-    Args:
-        attention: mixes pieces and patches.
-        feedforward: transforms every patch by itself.
-        jumbo: the residual of the jumbo token, whose branch is handed the layer that all blocks share.
-        pieces: number of pieces, which stand in front of the patches.
-    """
-
-    def __init__(self, attention: nn.Module, feedforward: nn.Module, jumbo: Residual, pieces: int) -> None:
-        super().__init__(attention, feedforward)
-        self.jumbo = jumbo
-        self.pieces = pieces
-
-    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b n d"]:
-        """Apply attention to all tokens, then to the jumbo token and to the patches their feed-forwards.
-
-        Args:
-            x: the pieces, then the patches.
-            context: the shared feed-forward.
-        """
-        x = self.attention(x)
-        jumbo = self.jumbo(x[:, : self.pieces].flatten(1), *context)
-        patches = self.feedforward(x[:, self.pieces :])
-        return torch.cat([jumbo.unflatten(1, (self.pieces, -1)), patches], dim=1)
-
-
-class JumboEncoder(Encoder):
-    """Blocks that share the feed-forward of the jumbo token.
-
-    Args:
-        block: makes the block of a layer from its index.
-        depth: number of blocks.
-        shared: the feed-forward.
-    """
-
-    def __init__(self, block: Callable[[int], JumboBlock], *, depth: int, shared: nn.Module) -> None:
-        super().__init__(block, depth=depth)
-        self.shared = shared
-
-    def steps(self, x: Any, *context: Any) -> Iterator[Any]:
-        """Give the tokens after every block in turn; each block is handed the shared feed-forward."""
-        return super().steps(x, self.shared, *context)
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import LearnedPositions
 
 
 class JumboViT(IsotropicModel):
@@ -87,25 +33,26 @@ class JumboViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding: the normed pieces one after the other,
-            then the mean of the normed patches.
-        dim: width of a patch's token.
+        num_classes: number of logits; 0 for the pooled embedding: the normed pieces and the mean of
+            the normed patches, concatenated.
+        dim: token dimension of a patch.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward of the patches.
-        jumbo_pieces: how many times as wide as a patch's the jumbo token is.
-        jumbo_mult: how many times as wide as that the inside of its feed-forward is.
+        mlp_dim: hidden dimension of the feed-forward of the patches.
+        jumbo_pieces: dimension of the jumbo token, in multiples of `dim`.
+        jumbo_mult: hidden dimension of its feed-forward, in multiples of its dimension.
         channels: channels of the input.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        dim_head: width of a head; `dim / heads` unless told.
-        qkv_bias: whether queries, keys and values have biases.
+        dim_head: head dimension; default dim / heads.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
-        ValueError: where sizes do not divide, or there is no piece.
+        ValueError: if sizes do not divide, or `jumbo_pieces` or `jumbo_mult` is below 1.
     """
 
     def __init__(
@@ -133,49 +80,100 @@ class JumboViT(IsotropicModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="jumbo")
         if min(jumbo_pieces, jumbo_mult) < 1:
             raise ValueError(
-                f"jumbo_pieces and jumbo_mult are at least 1, got {jumbo_pieces} and {jumbo_mult}"
+                f"jumbo_pieces and jumbo_mult must be at least 1, got {jumbo_pieces} and {jumbo_mult}"
             )
-        width = width_of_head(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {
+            "heads": heads,
+            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
+        }
         jumbo_dim = jumbo_pieces * dim
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=False, registers=jumbo_pieces)
-        self.positions = LearnedPositions(grid.shape, dim)
         self.dropout = nn.Dropout(emb_dropout)
-
-        def block(layer: int) -> JumboBlock:
-            attention = Attention(
+        kernel = partial(FusedAttention, attn_dropout)
+        self.blocks = nn.ModuleList(
+            JumboBlock(
                 dim,
-                heads=heads,
-                dim_head=width,
-                qkv_bias=qkv_bias,
-                dropout=dropout,
-                attend=partial(FusedAttention, attn_dropout),
+                Attention(dim, **size, qkv_bias=qkv_bias, dropout=dropout, kernel=kernel),
+                FeedForward(dim, mlp_dim, dropout=dropout),
+                pieces=jumbo_pieces,
+                norm=norm,
+                drop_path=drop_path_rate(drop_path, index, depth),
             )
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
-            return JumboBlock(
-                Residual(attention, norm(dim), tail()),
-                Residual(feedforward, norm(dim), tail()),
-                Residual(Handed(), norm(jumbo_dim), tail()),
-                jumbo_pieces,
-            )
-
-        shared = FeedForward(jumbo_dim, jumbo_mult * jumbo_dim, dropout=dropout)
-        self.encoder = JumboEncoder(block, depth=depth, shared=shared)
+            for index in range(depth)
+        )
+        # These come after the shared feed-forward: optimizer states go by the order of parameters.
+        del self.norm, self.head
+        self.jumbo_feedforward = FeedForward(jumbo_dim, jumbo_mult * jumbo_dim, dropout=dropout)
         self.norm = norm(dim)
-        self.head_width = jumbo_dim + dim
+        self.classifier_dim = jumbo_dim + dim
         self.reset_classifier(num_classes)
+        self.positions = LearnedPositions(grid.shape, dim)
 
-    def pool_tokens(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Give the pieces one after the other, then the mean of the patches."""
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, the pieces of the jumbo token first (section 3)."""
+        tokens = self.embed(images)
+        inputs = self.block_inputs(self.grid.fit(images.shape[2:]))
+        for block in self.blocks:
+            tokens = block(tokens, inputs)
+        return self.norm(tokens)
+
+    def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
+        """Return the extra inputs of each block: the jumbo token's feed-forward, which all of them share."""
+        return replace(super().block_inputs(grid, ids_keep), shared=self.jumbo_feedforward)
+
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+        """Return the pieces and the mean of the patches, concatenated."""
         pieces = self.num_prefix_tokens
         return torch.cat([features[:, :pieces].flatten(1), features[:, pieces:].mean(dim=1)], dim=1)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Give patterns that sort parameters by depth; the shared feed-forward goes with the final norm."""
+        """Return patterns that sort parameters by depth; the shared feed-forward goes with the final norm."""
         return {
             "stem": r"^(?:prefix|positions|patch_embed)\.",
-            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^(?:encoder\.shared|norm)\.", (99999,))],
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^(?:jumbo_feedforward|norm)\.", (99999,))],
         }
+
+
+class JumboBlock(Block):
+    """A block with a feed-forward for each patch, and another one for the whole jumbo token.
+
+    Args:
+        dim: token dimension of a patch.
+        attention: mixes pieces and patches.
+        feedforward: transforms each patch on its own.
+        pieces: number of pieces of the jumbo token, which come before the patches.
+        norm: builds a norm from a dimension.
+        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: nn.Module,
+        feedforward: nn.Module,
+        *,
+        pieces: int,
+        norm: Callable[[int], nn.Module],
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(dim, attention, feedforward, norm=norm, drop_path=drop_path)
+        self.pieces = pieces
+        self.jumbo_norm = norm(pieces * dim)
+
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Transform pieces and patches.
+
+        Args:
+            x: the pieces, then the patches.
+            inputs: with the jumbo token's feed-forward, which all blocks share.
+        """
+        assert inputs.shared is not None
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        jumbo, patches = x[:, : self.pieces].flatten(1), x[:, self.pieces :]
+        jumbo = jumbo + self.drop_path(inputs.shared(self.jumbo_norm(jumbo)))
+        patches = patches + self.drop_path(self.feedforward(self.norm2(patches)))
+        return torch.cat([jumbo.unflatten(1, (self.pieces, -1)), patches], dim=1)

@@ -11,7 +11,7 @@ from functools import wraps
 from operator import not_
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.layers.options import to_json
 
@@ -44,11 +44,7 @@ class FlatOption:
         Raises:
             ValueError: if the option is of a kind that does not have it.
         """
-        parts = option.split("+") if isinstance(option, str) else to_json(option)
-        if isinstance(parts, int):
-            parts = {"kind": self.kinds[0], "streams": parts}
-        parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
-        parts = [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+        parts = parts_of(option, self.kinds[0])
         found = [part for part in parts if part["kind"] in self.kinds]
         if not found:
             kinds = ", ".join(repr(kind) for kind in self.kinds)
@@ -59,16 +55,32 @@ class FlatOption:
         return parts[0] if len(parts) == 1 else parts
 
 
+def parts_of(option: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the mappings that an option consists of, such as those of "learned+rope".
+
+    Args:
+        option: an option in any of its forms.
+        kind: what it is if it is a number, which is then its first setting.
+    """
+    parts = option.split("+") if isinstance(option, str) else to_json(option)
+    if isinstance(parts, int):
+        parts = {"kind": kind, "streams": parts}
+    parts = [parts] if isinstance(parts, Mapping) else list(parts or [])
+    return [{"kind": part} if isinstance(part, str) else dict(part) for part in parts]
+
+
 ROTARY, LEARNED, LINEAR = ("rope", "rope_mixed"), ("learned", "learned_2d"), ("linear", "dual_norm")
 CVT = ("authors", "transformers")
 FLAT_OPTIONS = (
     FlatOption("rope_theta", "positions", "theta", ROTARY, default=None),
     FlatOption("no_embed_class", "positions", "class_token", LEARNED, convert=not_),
     FlatOption("patch_norm", "stem", "patch_norm", LINEAR),
-    FlatOption("pre_norm", "stem", "pre_norm", LINEAR),
+    FlatOption("pre_norm", "stem", "pre_norm", (*LINEAR, "conv")),
     FlatOption("fc_norm", "head", "norm", ("linear",)),
     FlatOption("representation_size", "head", "hidden_dim", ("linear",), default=None),
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
+    FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
+    FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
     # CvT's
     FlatOption("class_token", "variant", "class_token", CVT, default=[False, False, True], convert=tuple),
@@ -130,13 +142,14 @@ REMOVED_ARGUMENTS = (
 
 
 def upgrade_arguments(
-    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of a constructor from those of version 0.1, and what changed, for a message.
+    arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], *, owner: str | None = None
+) -> dict[str, Any]:
+    """Return the arguments of a constructor from those of version 0.1.
 
     Args:
         arguments: arguments by name.
-        parameters: the constructor's parameters; those that it still has are left alone.
+        parameters: the constructor's parameters; arguments that it still has are left alone.
+        owner: name of the class, with which to warn of arguments that have a new form; default no warning.
 
     Raises:
         ValueError: if an argument does not go with the option that it is a setting of.
@@ -149,7 +162,7 @@ def upgrade_arguments(
         if value != flat.default:
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
-            changes.append(f"{flat.name}={value!r} is {flat.option}={upgraded[flat.option]!r}")
+            changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
     for removed in REMOVED_ARGUMENTS:
         if removed.marker in parameters and removed.name in upgraded:
             value = upgraded.pop(removed.name)
@@ -157,8 +170,15 @@ def upgrade_arguments(
             replaced = removed.replace(value, {**defaults, **upgraded})
             upgraded |= replaced
             new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            changes.append(f"{removed.name}={value!r} is {new or 'always so'}")
-    return upgraded, changes
+            if value is not None:
+                changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
+    # None meant: where the pooling uses one.
+    if upgraded.get("class_token", False) is None and "stem" in parameters:
+        upgraded["class_token"] = False
+    if changes and owner is not None:
+        message = f"arguments of {owner} have a new form: {'; '.join(changes)}"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+    return upgraded
 
 
 def flat_options(init: Init) -> Init:
@@ -167,18 +187,11 @@ def flat_options(init: Init) -> Init:
 
     @wraps(init)
     def construct(self: Any, *args: Any, **arguments: Any) -> None:
-        upgraded, changes = upgrade_arguments(arguments, parameters)
-        # None meant: where the pooling uses one.
-        if upgraded.get("class_token", False) is None:
-            upgraded["class_token"] = False
+        upgraded = upgrade_arguments(arguments, parameters, owner=type(self).__name__)
         if upgraded != arguments:
-            gone = arguments.keys() - upgraded.keys()
-            config = {name: value for name, value in self.config.items() if name not in gone}
-            changed = {name: value for name, value in upgraded.items() if arguments.get(name) is not value}
-            self._hub_mixin_config = {**config, **{k: to_json(v) for k, v in changed.items() if k in config}}
-        if changes:
-            name = type(self).__name__
-            warnings.warn(f"arguments of {name} have a new form: {'; '.join(changes)}", DeprecationWarning, 2)
+            config = {name: value for name, value in self.config.items() if name in parameters}
+            changed = {name: value for name, value in upgraded.items() if name in config}
+            self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}
         init(self, *args, **upgraded)
 
     return construct  # type: ignore[return-value]
@@ -188,8 +201,14 @@ def flat_options(init: Init) -> Init:
 RENAMED = [
     (re.compile(pattern), new)
     for pattern, new in (
+        (r"^multi_scale_encoder\.blocks\.", "multi_scale_encoder."),
         (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
         (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+        (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
+        (r"^encoder\.merger\.", "merger."),
+        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
+        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
         (r"\.attention\.norm\.", ".norm1."),
         (r"\.feedforward\.norm\.", ".norm2."),
         (r"\.attention\.tail\.0\.", ".scale1."),
@@ -200,10 +219,55 @@ RENAMED = [
         (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
         (r"\.(attention|feedforward)\.branch\.", r".\1."),
         (r"\.attend\.", ".kernel."),
+        (r"\.encoders\.0\.blocks\.", ".small."),
+        (r"\.encoders\.1\.blocks\.", ".large."),
+        (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
+        (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
+        (r"\.mix\.norm\.", ".self_norm."),
+        (r"\.mix\.branch\.", ".self_attention."),
+        (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
+        (r"^head\.weight$", "head.linear.weight"),
+        (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
+        (r"\.jumbo\.norm\.", ".jumbo_norm."),
+        (r"\.local\.norm\.", ".norm3."),
+        (r"\.local\.tail\.0\.", ".scale3."),
+        (r"\.local\.branch\.", ".local."),
+        (r"\.attention_(norm|scale)\.", r".\g<1>1."),
+        (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
+        # ViViT
+        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+        (r"\.time\.norm\.", ".norm_time."),
+        (r"\.time\.branch\.", ".time."),
+        (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
         # MaxViT's MBConv
         (r"\.conv\.branch\.", ".conv.bottleneck."),
-        # LeViT's classifiers
-        (r"^head\.(distilled\.)?(weight|bias)$", r"head.\1linear.\2"),
+        # `DistilledHead`
+        (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
+    )
+]
+# One of them, where a model does not have the name that the others lead to.
+MOVED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        # An encoder of another library is one block (`efficient.ViT`).
+        (r"^blocks\.0\.", "blocks.0.transformer."),
+        (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
+        # LeViT's classifiers have norms before them.
+        (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
+        (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
+    )
+]
+
+
+# LookupViT's, before those: its blocks have a feed-forward of the patches in addition to a plain block's.
+LOOKUP_RENAMED = [
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
+        (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
+        (r"\.refine\.", "."),
     )
 ]
 
@@ -215,19 +279,46 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
         state: weights by name.
         names: the model's names; what it knows keeps its name.
     """
+    # Other formats have names that begin alike; an encoder of another library has names of its own.
+    external = any(name.startswith("blocks.0.transformer.") for name in names)
+    if not external and not any(".branch." in name for name in state):
+        return dict(state)
+    renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
             upgraded[name] = tensor
             continue
         new = name
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renamed:
             new = pattern.sub(replacement, new)
-        if new in names:
-            upgraded[new] = tensor
-        else:
-            upgraded |= split_fused(new, tensor, names) or {name: tensor}
+        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+        found = next((known for known in tried if known in names), None)
+        upgraded |= split_fused(new, tensor, names) or {name: tensor} if found is None else {found: tensor}
+    if "head.small.weight" in names and "head.weight" in upgraded:
+        upgraded |= split_branch_heads(upgraded)
     return upgraded
+
+
+def upgrade_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
+    own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+    bare = upgrade_state(
+        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
+    )
+    state.update({f"{prefix}{name}": value for name, value in bare.items()})
+
+
+def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take CrossViT's classifier, one layer in version 0.1, out of a state dict; return it as two."""
+    dim = state["branches.0.norm.weight"].shape[0]
+    weight, bias = state.pop("head.weight"), state.pop("head.bias")
+    return {
+        "head.small.weight": weight[:, :dim].clone(),
+        "head.small.bias": bias[0].clone(),
+        "head.large.weight": weight[:, dim:].clone(),
+        "head.large.bias": bias[1].clone(),
+    }
 
 
 def split_fused(name: str, tensor: Tensor, names: Collection[str]) -> dict[str, Tensor]:

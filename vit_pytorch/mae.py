@@ -13,6 +13,7 @@ paper's; patches are embedded before they are left out, which changes no number.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,10 +21,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.attention import Attention, width_of_head
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual
-from vit_pytorch.layers_v01.init import init_xavier
-from vit_pytorch.layers_v01.positions import LearnedPositions, SinCosPositions, sincos_table
+from vit_pytorch.layers.attention import head_dim
+from vit_pytorch.layers.blocks import plain_blocks
+from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, sincos_table
+from vit_pytorch.legacy import upgrade_on_load
 from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
@@ -97,6 +99,7 @@ class MAE(nn.Module):
         fixed_positions: bool = False,
     ) -> None:
         super().__init__()
+        self.register_load_state_dict_pre_hook(upgrade_on_load)
         check_ratio("masking_ratio", masking_ratio)
         self.encoder = as_maskable(encoder)
         grid = self.encoder.grid
@@ -109,16 +112,14 @@ class MAE(nn.Module):
         self.to_decoder = nn.Linear(self.encoder.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
         self.positions = DecoderPositions(grid.shape, decoder_dim)
-        dim_head = width_of_head(decoder_dim, decoder_heads) if decoder_dim_head is None else decoder_dim_head
-        mlp_dim = 4 * decoder_dim if decoder_mlp_dim is None else decoder_mlp_dim
-
-        def block(layer: int) -> Block:
-            attention = Attention(decoder_dim, heads=decoder_heads, dim_head=dim_head)
-            feedforward = FeedForward(decoder_dim, mlp_dim)
-            norms = (nn.LayerNorm(decoder_dim, eps=1e-6) for _ in range(2))
-            return Block(Residual(attention, next(norms)), Residual(feedforward, next(norms)))
-
-        self.decoder = Encoder(block, depth=decoder_depth)
+        self.decoder = plain_blocks(
+            decoder_dim,
+            depth=decoder_depth,
+            heads=decoder_heads,
+            dim_head=head_dim(decoder_dim, decoder_heads) if decoder_dim_head is None else decoder_dim_head,
+            mlp_dim=4 * decoder_dim if decoder_mlp_dim is None else decoder_mlp_dim,
+            norm=partial(nn.LayerNorm, eps=1e-6),
+        )
         self.norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.to_pixels = nn.Linear(decoder_dim, self.encoder.channels * grid.patch[0] * grid.patch[1])
         nn.init.normal_(self.mask_token, std=0.02)
@@ -222,16 +223,18 @@ class MAE(nn.Module):
         prefix = self.encoder.num_prefix_tokens
         tokens = self.encoder.embed(images)
         patches = patch_tokens(tokens, prefix, order.shape[1])
-        kept = order[:, :visible]
-        tokens = torch.cat([tokens[:, :prefix], gather_tokens(patches, kept)], dim=1)
-        encoded = self.encoder.encode(tokens, self.encoder.grid.fit(images.shape[2:]), kept)
+        ids_keep = order[:, :visible]
+        tokens = torch.cat([tokens[:, :prefix], gather_tokens(patches, ids_keep)], dim=1)
+        grid = self.encoder.grid.fit(images.shape[2:])
+        encoded = self.encoder.encode(tokens, grid, ids_keep)
         seen = patch_tokens(encoded, prefix, visible)
         x = self.to_decoder(torch.cat([encoded[:, :prefix], seen], dim=1))
         gaps = self.mask_token.to(x.dtype).expand(len(x), order.shape[1] - visible, -1)
         patches = gather_tokens(torch.cat([x[:, prefix:], gaps], dim=1), order.argsort(dim=1))
-        patches = patches + self.positions(self.encoder.grid.fit(images.shape[2:]))
-        x = self.norm(self.decoder(torch.cat([x[:, :prefix], patches], dim=1)))
-        return x[:, prefix:]
+        x = torch.cat([x[:, :prefix], self.positions(patches, grid=grid)], dim=1)
+        for block in self.decoder:
+            x = block(x)
+        return self.norm(x)[:, prefix:]
 
     def _order(
         self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None

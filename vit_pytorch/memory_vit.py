@@ -19,30 +19,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.tokens import make_classifier
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.learnable_memory_vit import Adapter, Mode
 from vit_pytorch.simple_vit import SimpleViT
-from vit_pytorch.vit_v01 import ViT
+from vit_pytorch.vit import ViT
 
-BASES: dict[str, type[ViT]] = {base.__name__: base for base in (ViT, SimpleViT)}
+BASES: dict[str, type[IsotropicModel]] = {base.__name__: base for base in (ViT, SimpleViT)}
 
 
 class MemoryViT(VisionModel):
     """A frozen ViT and an adapter as one model, which is saved and loaded like any other.
 
-    Its tokens are the task's class token, which is classified, and those of the base behind it; in mode
+    Its tokens are the task's class token, which is classified, and after it those of the base; in mode
     "finetune" without the base's own class token.
 
     Args:
-        base: arguments of the base, and under "architecture" its class where that is not `ViT`.
-        num_classes: number of logits of the task; 0 gives the class token.
+        base: arguments of the base, and under "architecture" its class if that is not `ViT`.
+        num_classes: number of logits of the task; 0 for the class token.
         num_memories_per_layer: memory tokens of a layer.
         mode: see `Adapter`.
-        memory_std: standard deviation that memories start with.
+        memory_std: standard deviation of the initial memories.
 
     Raises:
-        ValueError: where the base is not a plain ViT, or arguments are out of range.
+        ValueError: if the base is not a plain ViT, or arguments are out of range.
     """
 
     def __init__(
@@ -75,19 +76,19 @@ class MemoryViT(VisionModel):
             self.reset_classifier(0)
 
     @classmethod
-    def around(cls, vit: ViT, **options: Any) -> MemoryViT:
-        """Build the model around a base that is there, which becomes part of it and is not copied.
+    def around(cls, vit: IsotropicModel, **options: Any) -> MemoryViT:
+        """Build the model around an existing base, which becomes part of it and is not copied.
 
         Args:
             vit: the base.
-            options: arguments of the class but for `base`.
+            options: arguments of the class other than `base`.
 
         Raises:
-            ValueError: where the base is neither a `ViT` nor a `SimpleViT`, or as the class does.
+            ValueError: if the base is neither a `ViT` nor a `SimpleViT`, or as the class does.
         """
         if type(vit) not in BASES.values():
             names = " or a ".join(BASES)
-            raise ValueError(f"the base of a MemoryViT is a {names}, got {type(vit).__name__}")
+            raise ValueError(f"the base of a MemoryViT must be a {names}, got {type(vit).__name__}")
         with torch.device("meta"):
             model = cls(base={"architecture": type(vit).__name__, **vit.config}, **options)
         model.adapter = Adapter(vit=vit, **{**model.adapter.config, "num_classes": max(model.num_classes, 1)})
@@ -98,21 +99,20 @@ class MemoryViT(VisionModel):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens in front of the patches, the task's class token the first of them."""
+        """Number of tokens before the patches; the task's class token is the first."""
         return self.adapter.vit.num_prefix_tokens + int(self.adapter.mode == "extend")
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is: module, num_chs, reduction (stride in pixels)."""
         return [
-            {**info, "module": f"adapter.vit.{info['module']}.feedforward"}
-            for info in self.adapter.vit.feature_info
+            {**info, "module": f"adapter.layers.{index}"}
+            for index, info in enumerate(self.adapter.vit.feature_info)
         ]
 
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
-        """Compute the tokens after the final norm, the task's class token in front."""
-        *_, (tokens, new) = self.adapter.steps(images)
-        return self.adapter.vit.norm(torch.cat([new, tokens], dim=1))
+        """Return all tokens after the final norm, the task's class token first."""
+        return self.adapter.vit.norm(torch.cat(self.adapter.forward_features(images), dim=1))
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
@@ -120,11 +120,15 @@ class MemoryViT(VisionModel):
         """Classify the task's class token.
 
         Args:
-            features: what `forward_features` gives.
-            pre_logits: whether to stop before the classifier.
+            features: output of `forward_features`.
+            pre_logits: stop before the classifier.
         """
-        x = self.adapter.vit.fc_norm(features[:, 0])
+        x = self.adapter.vit.fc_norm(self.pool_features(features))
         return x if pre_logits else self.adapter.task.head(x)
+
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Return the task's class token."""
+        return features[:, 0]
 
     def forward_intermediates(
         self,
@@ -139,24 +143,24 @@ class MemoryViT(VisionModel):
         """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         vit = self.adapter.vit
-        layers = resolve_indices(indices, len(vit.encoder.blocks))
-        last, taken = torch.empty(0), []
-        for layer, (tokens, new) in enumerate(self.adapter.steps(images), start=-1):
-            last = torch.cat([new, tokens], dim=1)
-            if layer in layers:
-                taken.append(vit.norm(last) if norm else last)
-            if stop_early and len(taken) == len(layers):
-                break
+        layers = resolve_indices(indices, len(vit.blocks))
+        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
+        tokens = [torch.cat(output, dim=1) for output in outputs]
+        if norm:
+            tokens = [vit.norm(x) for x in tokens]
         count, grid = self.num_prefix_tokens, vit.grid.fit(images.shape[2:])
-        prefix = [x[:, :count] for x in taken]
-        patches = [x[:, count:] for x in taken]
+        prefix = [x[:, :count] for x in tokens]
+        patches = [x[:, count:] for x in tokens]
         if output_fmt == "NCHW":
             patches = [x.transpose(1, 2).unflatten(2, grid) for x in patches]
         found: Intermediates = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
-        return found if intermediates_only else (vit.norm(last), found)
+        if intermediates_only:
+            return found
+        assert features is not None
+        return features, found
 
     def get_classifier(self) -> nn.Module:
-        """Give the layer that computes the task's logits; the identity where there is none."""
+        """Return the layer that computes the task's logits; the identity if there is none."""
         return self.adapter.task.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -177,19 +181,19 @@ class MemoryViT(VisionModel):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
-        self.adapter.vit.set_grad_checkpointing(enable)
+        self.adapter.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
         base = {f"adapter.vit.{name}" for name in self.adapter.vit.no_weight_decay()}
         return base | {"adapter.task.class_token", "adapter.task.memories"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Give patterns that sort parameters by depth; the task's are the uppermost."""
+        """Return patterns that sort parameters by depth; the task's are the last."""
         return {
             "stem": r"^adapter\.vit\.(?:prefix|positions|patch_embed|pre_norm)\.",
             "blocks": [
-                (r"^adapter\.vit\.encoder\.blocks\.(\d+)", None),
+                (r"^adapter\.vit\.blocks\.(\d+)", None),
                 (r"^adapter\.vit\.norm\.", (99999,)),
             ],
         }

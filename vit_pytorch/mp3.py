@@ -11,18 +11,18 @@ Differs from the paper: nothing. Prefix tokens, where the model has them, belong
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import Attention, ExplicitAttention, FusedAttention
-from vit_pytorch.layers_v01.blocks import Block, Encoder, Residual
-from vit_pytorch.layers_v01.init import init_linears
-from vit_pytorch.layers_v01.options import check_choice
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import Attention, BlockInputs, ExplicitAttention, FusedAttention
+from vit_pytorch.layers.blocks import Block
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.options import check_choice
 from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,
@@ -31,7 +31,7 @@ from vit_pytorch.ssl.masks import (
     draw_noise,
     patch_tokens,
 )
-from vit_pytorch.vit_v01 import ViT as ViT
+from vit_pytorch.vit import ViT as ViT
 
 
 class MP3(nn.Module):
@@ -114,43 +114,24 @@ class MP3(nn.Module):
             noise = draw_noise(*shape, device=images.device, generator=generator)
         check_shape("noise", noise, shape)
         order = noise.argsort(dim=1)
+        masked = order.argsort(dim=1) >= self.context
         prefix = self.vit.num_prefix_tokens
-        first = torch.arange(prefix, device=images.device).expand(len(images), -1)
-        places = torch.cat([first, prefix + order[:, : self.context]], dim=1)
+        # Queries come from all tokens, keys and values only from the context and the prefix tokens.
+        inputs = BlockInputs(grid, prefix, mask=F.pad(~masked, (prefix, 0), value=True)[:, None, None])
         x = self.vit.embed(images, add_positions=False)
-        for block in self.vit.encoder.blocks:
-            x = self.vit.encoder.run(attend_to, block, x, places)
-        features = patch_tokens(self.vit.finish(x), prefix, shape[1])
-        return self.head(features), order.argsort(dim=1) >= self.context
-
-
-def attend_to(block: Any, x: Float[Tensor, "b n d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b n d"]:
-    """Apply a block in which all tokens attend to those of some places alone, as they are in this layer.
-
-    Args:
-        block: a `Block` that `check_blocks` accepts.
-        x: tokens that enter the block.
-        places: of each image's tokens that give keys and values.
-    """
-    residual = block.attention
-    q, k, v = residual.branch.project(residual.norm(x))
-    k, v = (part.take_along_dim(places[:, None, :, None], dim=2) for part in (k, v))
-    x = x + residual.tail(residual.branch.merge(residual.branch.attend(q, k, v)))
-    return block.feedforward(x)
+        for block in self.vit.blocks:
+            x = block(x, inputs)
+        return self.head(patch_tokens(self.vit.norm(x), prefix, shape[1])), masked
 
 
 def check_blocks(model: nn.Module) -> IsotropicModel:
-    """Hold that a model is of blocks in which `attend_to` computes what it says.
+    """Check that a model is of blocks whose attention follows a mask and knows no positions.
 
     Raises:
-        ValueError: where one is not.
+        ValueError: if it is not.
     """
     as_maskable(model)
-    if (
-        isinstance(model, IsotropicModel)
-        and type(model.encoder) is Encoder
-        and all(_is_plain(block) for block in model.encoder.blocks)
-    ):
+    if isinstance(model, IsotropicModel) and all(_is_plain(block) for block in model.blocks):
         return model
     raise ValueError(
         f"position prediction needs a model of plain self-attention blocks, got {type(model).__name__}"
@@ -159,8 +140,9 @@ def check_blocks(model: nn.Module) -> IsotropicModel:
 
 def _is_plain(block: nn.Module) -> bool:
     return (
-        isinstance(block, Block)
-        and type(block.attention) is Residual
-        and type(block.attention.branch) is Attention
-        and type(block.attention.branch.attend) in (FusedAttention, ExplicitAttention)
+        type(block) is Block
+        and type(block.attention) is Attention
+        and block.attention.position is None
+        and block.attention.value_mix is None
+        and type(block.attention.kernel) in (FusedAttention, ExplicitAttention)
     )

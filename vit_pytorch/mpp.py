@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.init import init_linears
-from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.patches import pair
 from vit_pytorch.ssl.masks import (
     as_maskable,
     check_ratio,

@@ -2,10 +2,10 @@
 
 M. Dehghani, B. Mustafa, J. Djolonga, J. Heek et al. 2023, arXiv:2307.06304.
 
-Takes images of any size as sequences of their own length, packed one behind the other: positions are the sum
-of a row's and a column's embedding, tokens are dropped at random in training, each image attends to itself
-alone and is pooled by attention. Queries and keys are normed by head; projections to them and norms go
-without biases.
+Takes images of any size as sequences of their own length, packed one after the other: positions are the sum
+of a row's and a column's embedding, tokens are dropped at random in training, each image attends only to
+itself and is pooled by attention. Queries and keys are normalised per head; their projections and the norms
+have no biases.
 
 Family: plain
 Differs from the paper: rows are not padded to a fixed length, since no token needs another image's; positions
@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeGuard, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import FusedAttention
-from vit_pytorch.layers_v01.blocks import Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.packing import (
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import BlockInputs, FusedAttention
+from vit_pytorch.layers.blocks import FeedForward, drop_path_rate
+from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
+from vit_pytorch.layers.packing import (
     HeadNorm,
     PackedAttention,
     PackedBlock,
@@ -38,66 +40,91 @@ from vit_pytorch.layers_v01.packing import (
     QueryPool,
     check_lengths,
 )
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import FactorisedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import FactorisedPositions
+from vit_pytorch.layers.tracing import is_tracing
+from vit_pytorch.legacy import flat_options
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
 TokenDropout = float | Callable[[int, int], float]
 PositionType = Literal["abs", "frac", "aspect"]
-Pool = Literal["map", "mean"]
 QKNorm = Literal["rms", "layer", "none"]
+
+
+@dataclass(frozen=True)
+class MapPooling(Option):
+    """Option: pool by attention from a learned query, then a feed-forward (arXiv:2106.04560)."""
+
+    kind: ClassVar[str] = "map"
+
+
+@dataclass(frozen=True)
+class QueryPooling(Option):
+    """Option: pool by attention from a learned query, then a norm.
+
+    Args:
+        residual: add the query to the output of attention.
+    """
+
+    kind: ClassVar[str] = "query"
+    residual: bool = True
+
+
+@dataclass(frozen=True)
+class MeanPooling(Option):
+    """Option: pool by the mean of the patches."""
+
+    kind: ClassVar[str] = "mean"
 
 
 class NaViT(IsotropicModel):
     """The Native Resolution ViT.
 
-    A call takes a list of images (c h w) of any sizes; a list of such lists, the rows in which somebody has
-    packed them; or a batch (b c h w). The logits are in the order of the images.
+    The input is a list of images (c h w) of any sizes; a list of such lists, which are rows packed by hand;
+    or a batch (b c h w). The logits are in the order of the images.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; with `pos_type` other than
-            "abs" what the tables of positions are made for, and images may be larger.
+            "abs" the size of the position tables, and images may be larger.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward, and inside that of the attention pool.
+        mlp_dim: hidden dimension of the feed-forward, also of the attention pool's.
         channels: channels of the input.
-        dim_head: width of a head.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        dim_head: head dimension.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        token_dropout_prob: part of an image's tokens that training drops, in [0, 1), or a function that
-            gives it from (height, width) in pixels, which is not saved with the model; an image keeps one
-            token at least.
-        pos_type: "abs" counts patches; "frac" is the place as a part of each side; "aspect" as a part of
-            the longer side, which keeps the aspect ratio.
-        pool: "map" for the attention pool, "mean" for the mean of the patches.
-        pool_mlp: whether the attention pool ends with a feed-forward (arXiv:2106.04560); without, it is the
-            bare attention, and a norm stands before the classifier.
-        pool_residual: whether the bare attention pool adds its query to what that gathers.
-        qk_norm: norm of queries and keys: "rms" with a gain a head, "layer", or "none".
-        qkv_bias: whether queries, keys and values have biases.
-        out_bias: whether the attention's output projection has a bias.
-        norm_bias: whether the LayerNorms have biases.
-        head_bias: whether the classifier has a bias.
+        token_dropout_prob: share of an image's tokens that is dropped in training, in [0, 1), or a function
+            that returns it from (height, width) in pixels, which is not saved with the model; an image keeps
+            at least one token.
+        pos_type: positions are "abs", counts of patches; "frac", fractions of each side; or "aspect",
+            fractions of the longer side, which keep the aspect ratio.
+        pool: "map" (`MapPooling`), "query" (`QueryPooling`) or "mean" (`MeanPooling`).
+        qk_norm: norm of queries and keys: "rms" with gains per head, "layer", or "none".
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the attention's output projection.
+        norm_bias: use biases for the LayerNorms.
+        head_bias: use a bias for the classifier.
         norm_eps: epsilon of the LayerNorms.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
-        layer_scale: what LayerScale's factors start at; None for no LayerScale.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
+        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        patch_norm: whether LayerNorms stand before and after the patch projection.
-        num_registers: number of register tokens in front of each image's patches.
-        fc_norm: whether the final norm acts on the pooled vector instead of on the tokens.
+        patch_norm: apply LayerNorm before and after the patch projection.
+        num_registers: number of register tokens before each image's patches.
+        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
 
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     patch_embed: PatchEmbed
     positions: FactorisedPositions
 
+    @flat_options
     def __init__(
         self,
         *,
@@ -114,9 +141,7 @@ class NaViT(IsotropicModel):
         emb_dropout: float = 0.0,
         token_dropout_prob: float | Callable[[int, int], float] | None = None,
         pos_type: PositionType = "abs",
-        pool: Pool = "map",
-        pool_mlp: bool = True,
-        pool_residual: bool = True,
+        pool: OptionLike = "map",
         qk_norm: QKNorm = "rms",
         qkv_bias: bool = False,
         out_bias: bool = True,
@@ -131,47 +156,55 @@ class NaViT(IsotropicModel):
         num_registers: int = 0,
         fc_norm: bool = False,
     ) -> None:
-        grid = (PatchGrid if pos_type == "abs" else OpenGrid)(pair(image_size), pair(patch_size))
-        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pos_type", pos_type, get_args(PositionType))
-        check_choice("pool", pool, get_args(Pool))
         check_choice("qk_norm", qk_norm, get_args(QKNorm))
-        if fc_norm and not pool_mlp:
-            raise ValueError("pool_mlp=False has a norm before the classifier by itself, got fc_norm=True")
+        pooling = read_option(
+            "pool", pool, {option.kind: option for option in (MapPooling, QueryPooling, MeanPooling)}
+        )
+        grid = (PatchGrid if pos_type == "abs" else OpenGrid)(pair(image_size), pair(patch_size))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pooling.kind)
+        if fc_norm and isinstance(pooling, QueryPooling):
+            raise ValueError("pool='query' has a norm before the classifier already, got fc_norm=True")
         self.token_dropout_prob: TokenDropout = 0.0 if token_dropout_prob is None else token_dropout_prob
         if not callable(self.token_dropout_prob):
             _check_share(self.token_dropout_prob)
-        norm = partial(nn.LayerNorm, dim, eps=norm_eps, bias=norm_bias)
-        head_norm: dict[str, Callable[[int], nn.Module] | None] = {
+        norm = partial(nn.LayerNorm, eps=norm_eps, bias=norm_bias)
+        qk_norms: dict[str, Callable[[int], nn.Module] | None] = {
             "rms": partial(HeadNorm, heads),
-            "layer": partial(nn.LayerNorm, eps=norm_eps, bias=norm_bias),
+            "layer": norm,
             "none": None,
         }
-        shape: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "qk_norm": head_norm[qk_norm]}
-        shape |= {"qkv_bias": qkv_bias, "out_bias": out_bias}
-
-        def block(layer: int) -> PackedBlock:
-            tail = partial(
-                make_tail, dim, layer_scale=layer_scale, drop_path=drop_path_rate(drop_path, layer, depth)
-            )
-            attention = PackedAttention(
-                dim, **shape, dropout=dropout, attend=partial(FusedAttention, attn_dropout)
-            )
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
-            return PackedBlock(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+        attention: dict[str, Any] = {
+            "heads": heads,
+            "dim_head": dim_head,
+            "qkv_bias": qkv_bias,
+            "out_bias": out_bias,
+            "qk_norm": qk_norms[qk_norm],
+        }
 
         self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=norm_eps if patch_norm else None)
         self.prefix = PrefixTokens(dim, class_token=False, registers=num_registers)
         self.positions = FactorisedPositions(grid.shape, dim, kind=pos_type)
         self.dropout = nn.Dropout(emb_dropout)
-        self.encoder = Encoder(block, depth=depth)
-        bare = pool == "map" and not pool_mlp
-        self.norm = nn.Identity() if fc_norm else norm()
-        self.fc_norm = norm() if fc_norm or bare else nn.Identity()
+        self.blocks = nn.ModuleList(
+            PackedBlock(
+                dim,
+                PackedAttention(
+                    dim, **attention, dropout=dropout, kernel=partial(FusedAttention, attn_dropout)
+                ),
+                FeedForward(dim, mlp_dim, dropout=dropout, act=act),
+                norm=norm,
+                layer_scale=layer_scale,
+                drop_path=drop_path_rate(drop_path, layer, depth),
+            )
+            for layer in range(depth)
+        )
+        self.norm = nn.Identity() if fc_norm else norm(dim)
+        self.fc_norm = norm(dim) if fc_norm or isinstance(pooling, QueryPooling) else nn.Identity()
         self.attention_pool: PackedPool | QueryPool | None = None
-        if bare:
-            self.attention_pool = QueryPool(dim, **shape, norm=norm, residual=pool_residual)
-        elif pool == "map":
+        if isinstance(pooling, QueryPooling):
+            self.attention_pool = QueryPool(dim, **attention, norm=norm, residual=pooling.residual)
+        elif isinstance(pooling, MapPooling):
             self.attention_pool = PackedPool(dim, heads=heads, mlp_dim=mlp_dim, norm_eps=norm_eps, act=act)
         self.head_bias = head_bias
         self.reset_classifier(num_classes)
@@ -184,58 +217,44 @@ class NaViT(IsotropicModel):
     def forward(
         self, images: Images, group_images: bool = False, group_max_seq_len: int = 2048
     ) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding where `num_classes` is 0.
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
 
-        What lies in which row changes neither the logits nor the cost, so no rows are formed here:
-        grouping holds the images against the length of a row. `layers.packing.group_by_length` forms rows.
+        Rows change neither the logits nor the cost, so none are formed here: grouping only checks the images
+        against the length of a row. `layers.packing.group_by_length` forms rows.
 
         Args:
             images: a list of images (c h w), a list of lists of them, or a batch (b c h w).
-            group_images: whether the images shall fit in rows of `group_max_seq_len` tokens.
-            group_max_seq_len: tokens of a row at most.
+            group_images: the images must fit in rows of `group_max_seq_len` tokens.
+            group_max_seq_len: largest number of tokens of a row.
 
         Raises:
-            ValueError: where rank, channels, size or dtype of an image are not what the model takes, or an
+            ValueError: if rank, channels, size or dtype of an image are not what the model takes, or an
                 image alone has more tokens than a row.
         """
-        return self.forward_head(
-            self.forward_features(images, longest=group_max_seq_len if group_images else None)
-        )
+        longest = group_max_seq_len if not is_tracing(images) and group_images else None
+        return self.forward_head(self.forward_features(images, longest))
 
     def forward_features(self, images: Images, longest: int | None = None) -> Any:
-        """Compute the tokens after the final norm.
+        """Return the tokens after the final norm.
 
         Args:
             images: a list of images, a list of lists of them, or a batch.
-            longest: tokens that an image may have at most; None for any number.
+            longest: largest number of tokens of an image; None for any number.
 
         Returns:
             Tokens (b n d) of a batch; of a list, the tokens (n d) of each image, in order.
         """
-        if isinstance(images, Tensor) and not images.is_nested:
-            x = self.embed(images)
+        if is_batch(images):
+            tokens = self.embed(images)
             if longest is not None:
-                check_lengths([x.shape[1] - self.num_prefix_tokens], longest)
-            return self.encode(x)
-        x, lengths, order = self._pack(flatten_rows(images), longest)
-        x = self.norm(self.encoder(x.unsqueeze(0), Packing(lengths)))[0]
-        parts = dict(zip(order, x.split(lengths), strict=True))
-        return [parts[index] for index in range(len(order))]
-
-    def forward_head(self, features: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Pool tokens and classify them.
-
-        Args:
-            features: what `forward_features` gives.
-            pre_logits: whether to stop before the classifier.
-        """
-        if isinstance(features, Tensor):
-            return super().forward_head(features, pre_logits)
-        order = sorted(range(len(features)), key=lambda index: len(features[index]))
-        packing = Packing(tuple(len(features[index]) for index in order))
-        pooled = self.pool_tokens(torch.cat([features[index] for index in order]), packing)
-        x = self.to_latent(self.pre_logits(self.fc_norm(pooled[_inverse(order, pooled.device)])))
-        return x if pre_logits else self.head(x)
+                check_lengths([tokens.shape[1] - self.num_prefix_tokens], longest)
+            return self.encode(tokens)
+        tokens, packing, order = self.pack(flatten_rows(images), longest)
+        inputs = BlockInputs(num_prefix_tokens=self.num_prefix_tokens, packing=packing)
+        for block in self.blocks:
+            tokens = block(tokens, inputs)
+        sequences = self.norm(tokens)[0].split(packing.lengths)
+        return [sequences[place] for place in inverse(order)]
 
     def embed(
         self,
@@ -244,42 +263,100 @@ class NaViT(IsotropicModel):
         mask_fn: Callable[[Tensor], Tensor] | None = None,
         add_positions: bool = True,
     ) -> Float[Tensor, "b n d"]:
-        """Turn a batch into the tokens that enter the encoder, registers in front; drops in training."""
-        if not isinstance(images, Tensor):
-            raise ValueError(
-                f"expected a batch (b c h w) of images of one size, got a {type(images).__name__}"
-            )
+        """Return the tokens of a batch, registers first; some patches are dropped in training."""
         self.check_images(images)
         grid = self.grid.fit(images.shape[2:])
         x = self.patch_embed(images)
         if mask_fn is not None:
             x = mask_fn(x)
         if add_positions:
-            x = x + self.positions(grid)
-        kept = self._kept(images.shape[2:])
-        if kept < x.shape[1]:
-            chosen = torch.rand(x.shape[:2], device=x.device).topk(kept, dim=1).indices
-            x = x.take_along_dim(chosen.unsqueeze(2), dim=1)
-        if self.num_prefix_tokens:
-            x = torch.cat([self.prefix().expand(x.shape[0], -1, -1), x], dim=1)
-        return self.dropout(x)
+            x = self.positions(x, grid=grid)
+        if self.training and self.token_dropout_prob:
+            count = self.num_kept(images.shape[2:])
+            if count < x.shape[1]:
+                x = x.take_along_dim(draw(x[..., 0], count).unsqueeze(2), dim=1)
+        return self.dropout(self.prefix(x))
 
-    def pool_tokens(
-        self, features: Float[Tensor, "*b n d"], packing: Packing | None = None
-    ) -> Float[Tensor, "s d"]:
-        """Give one vector for each image of a batch, or of a packed tensor."""
-        registers = self.num_prefix_tokens
-        if packing is None:
-            if self.attention_pool is None:
-                return super().pool_tokens(features)
-            return self.attention_pool(features[:, registers:])
-        runs = [run[:, registers:] for run in packing.split(features)] if registers else []
+    def pack(
+        self, images: Sequence[Float[Tensor, "c _h _w"]], longest: int | None = None
+    ) -> tuple[Float[Tensor, "1 t d"], Packing, list[int]]:
+        """Embed images of any sizes, one after the other, in the order of their lengths.
+
+        Returns:
+            The tokens, each image's registers first; their packing; and the index of each sequence's image.
+        """
+        for image in images:
+            if image.ndim != 3:
+                raise ValueError(
+                    f"expected each image of a list to be ({self.channels} channels, height, width), "
+                    f"got shape {tuple(image.shape)}"
+                )
+            self.check_images(image.unsqueeze(0))
+        grids = [self.grid.fit(image.shape[1:]) for image in images]
+        counts = [self.num_kept(image.shape[1:]) for image in images]
+        if longest is not None:
+            check_lengths(counts, longest)
+        order = sorted(range(len(images)), key=counts.__getitem__)
+        lengths = tuple(counts[index] for index in order)
+        tables = {grid: self.positions.table_for(grid)[0] for grid in dict.fromkeys(grids)}
+        patches, positions = [], []
+        for index in order:
+            pixels, table = self.grid.patchify(images[index].unsqueeze(0))[0], tables[grids[index]]
+            if counts[index] < len(pixels):
+                chosen = draw(pixels[:, 0], counts[index])
+                pixels, table = pixels[chosen], table[chosen]
+            patches.append(pixels)
+            positions.append(table)
+        x = self.patch_embed.project(torch.cat(patches)) + torch.cat(positions)
+        if self.num_prefix_tokens:
+            registers = torch.cat(self.prefix.tokens(), dim=1)[0]
+            x = torch.cat([part for tokens in x.split(lengths) for part in (registers, tokens)])
+            lengths = tuple(length + self.num_prefix_tokens for length in lengths)
+        return self.dropout(x.unsqueeze(0)), Packing(lengths), order
+
+    def num_kept(self, size: Sequence[int]) -> int:
+        """Return the number of tokens of an image of this size that enter the blocks."""
+        patches = prod(self.grid.fit(size))
+        if not self.training:
+            return patches
+        share = self.token_dropout_prob
+        if callable(share):
+            share = share(size[0], size[1])
+            _check_share(share)
+        return max(1, int(patches * (1 - share)))
+
+    def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
+        """Return one vector per image.
+
+        Args:
+            features: output of `forward_features`.
+        """
+        if is_batch(features):
+            patches = features[:, self.num_prefix_tokens :]
+            return patches.mean(dim=1) if self.attention_pool is None else self.attention_pool(patches)
+        sequences = [tokens[self.num_prefix_tokens :] for tokens in features]
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        packing = Packing(tuple(len(sequences[index]) for index in order))
+        packed = torch.cat([sequences[index] for index in order])
         if self.attention_pool is None:
-            return torch.cat([run.mean(dim=1) for run in runs or packing.split(features)])
-        if runs:
-            features = torch.cat([run.flatten(0, 1) for run in runs])
-            packing = Packing(tuple(length - registers for length in packing.lengths))
-        return self.attention_pool(features, packing)
+            pooled = torch.cat([run.mean(dim=1) for run in packing.split(packed)])
+        else:
+            pooled = self.attention_pool(packed, packing=packing)
+        return pooled[inverse(order)]
+
+    def collect_layers(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], *, stop_early: bool = False
+    ) -> tuple[Tensor | None, list[Any]]:
+        """Compute the final features of a batch and the outputs of some layers.
+
+        Raises:
+            ValueError: if the images are not a batch.
+        """
+        if not is_batch(images):
+            raise ValueError(
+                f"expected a batch (b c h w) of images of one size, got a {type(images).__name__}"
+            )
+        return super().collect_layers(images, layers, stop_early=stop_early)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
@@ -293,7 +370,7 @@ class NaViT(IsotropicModel):
             self.head.register_parameter("bias", None)
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
         names = {"positions.rows", "positions.columns", "attention_pool.query"}
         return super().no_weight_decay() | (names & {name for name, _ in self.named_parameters()})
 
@@ -301,93 +378,58 @@ class NaViT(IsotropicModel):
         if callable(self.token_dropout_prob):
             warnings.warn(
                 "token_dropout_prob is a function, which no configuration file can hold: "
-                "what is loaded drops no tokens in training unless told again",
+                "the loaded model drops no tokens in training unless it is given again",
                 stacklevel=2,
             )
         super()._save_pretrained(save_directory)
 
-    def _pack(
-        self, images: Sequence[Tensor], longest: int | None
-    ) -> tuple[Float[Tensor, "t d"], tuple[int, ...], list[int]]:
-        """Embed images of any sizes, one behind the other, equal lengths together.
-
-        Returns:
-            The tokens; the number of each image's, registers included; which image is where.
-        """
-        grids = []
-        for image in images:
-            if image.ndim != 3:
-                raise ValueError(
-                    f"expected each image of a list to be ({self.channels} channels, height, width), "
-                    f"got shape {tuple(image.shape)}"
-                )
-            self.check_images(image.unsqueeze(0))
-            grids.append(self.grid.fit(image.shape[1:]))
-        kept = [self._kept(image.shape[1:]) for image in images]
-        if longest is not None:
-            check_lengths(kept, longest)
-        order = sorted(range(len(images)), key=kept.__getitem__)
-        places = {grid: self.positions(grid)[0] for grid in dict.fromkeys(grids)}
-        patches, positions = [], []
-        for index in order:
-            pixels, place = self.grid.patchify(images[index].unsqueeze(0))[0], places[grids[index]]
-            if kept[index] < len(pixels):
-                chosen = torch.rand(len(pixels), device=pixels.device).topk(kept[index]).indices
-                pixels, place = pixels[chosen], place[chosen]
-            patches.append(pixels)
-            positions.append(place)
-        x = self.patch_embed.project(torch.cat(patches)) + torch.cat(positions)
-        lengths = tuple(kept[index] for index in order)
-        if self.num_prefix_tokens:
-            prefix = self.prefix()[0]
-            x = torch.cat([part for tokens in x.split(lengths) for part in (prefix, tokens)])
-            lengths = tuple(length + len(prefix) for length in lengths)
-        return self.dropout(x), lengths, order
-
-    def _kept(self, size: Sequence[int]) -> int:
-        """Give the number of tokens of an image of this size that enter the encoder."""
-        patches = prod(self.grid.fit(size))
-        if not self.training:
-            return patches
-        share = self.token_dropout_prob
-        if callable(share):
-            share = share(size[0], size[1])
-            _check_share(share)
-        return max(1, int(patches * (1 - share)))
-
 
 class OpenGrid(PatchGrid):
-    """A grid of patches that its size does not limit."""
+    """A grid of patches without a largest size."""
 
     def fit(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Give the grid of an input of this size.
+        """Return the grid of an input of this size.
 
         Raises:
-            ValueError: where the input is empty, or the patch does not divide it.
+            ValueError: if the input is empty, or the patch does not divide it.
         """
+        if isinstance(size, Proxy):
+            return self.shape
+        if is_tracing():
+            return tuple(s // p for s, p in zip(size, self.patch, strict=True))
         return PatchGrid(tuple(size), self.patch).shape
 
 
+def is_batch(images: Any) -> TypeGuard[Tensor]:
+    """Return whether images, or features, are of one size and in one tensor."""
+    return isinstance(images, Proxy) or (isinstance(images, Tensor) and not images.is_nested)
+
+
 def flatten_rows(images: Images) -> list[Tensor]:
-    """Read a list of images, or of rows of them, as one list.
+    """Return a list of images, or of rows of them, as one list.
 
     Raises:
-        ValueError: where it is empty, or neither of the two.
+        ValueError: if it is empty, or neither of the two.
     """
     rows = list(images.unbind() if isinstance(images, Tensor) else images)
     flat = [image for row in rows for image in ([row] if isinstance(row, Tensor) else row)]
-    strangers = [type(image).__name__ for image in flat if not isinstance(image, Tensor)]
-    if strangers or not flat or not all(len(row) for row in rows):
-        got = f"a {strangers[0]} among them" if strangers else f"{len(flat)} images in {len(rows)} rows"
+    others = [type(image).__name__ for image in flat if not isinstance(image, Tensor)]
+    if others or not flat or not all(len(row) for row in rows):
+        got = f"a {others[0]} among them" if others else f"{len(flat)} images in {len(rows)} rows"
         raise ValueError(f"expected a list of images, or of rows of at least one image, got {got}")
     return flat
 
 
+def draw(x: Float[Tensor, "*b n"], count: int) -> Int64[Tensor, "*b k"]:
+    """Draw indices along the last axis without replacement, at random for each row."""
+    return torch.rand(x.shape, device=x.device).topk(count).indices
+
+
+def inverse(order: Sequence[int]) -> list[int]:
+    """Return the inverse of a permutation."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
 def _check_share(share: float) -> None:
     if not 0 <= share < 1:
-        raise ValueError(f"the part of an image's tokens that is dropped is in [0, 1), got {share}")
-
-
-def _inverse(order: Sequence[int], device: torch.device) -> Int64[Tensor, " s"]:
-    """Give where each image went."""
-    return torch.tensor(order, device=device).argsort()
+        raise ValueError(f"the share of an image's tokens that is dropped must be in [0, 1), got {share}")

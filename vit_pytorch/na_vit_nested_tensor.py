@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vit_pytorch.na_vit import Images
@@ -25,27 +26,26 @@ class NaViT(PackedNaViT):
     """NaViT whose features are nested tensors; its arguments are those of `na_vit.NaViT`."""
 
     def forward_features(self, images: Images, longest: int | None = None) -> Any:
-        """Compute the tokens after the final norm.
+        """Return the tokens after the final norm.
 
         Args:
             images: a list of images, a list of lists of them, a nested tensor of images, or a batch.
-            longest: tokens that an image may have at most; None for any number.
+            longest: largest number of tokens of an image; None for any number.
 
         Returns:
             Tokens (b n d) of a batch; otherwise a jagged tensor (b, j, d), in the order of the images.
         """
         tokens = super().forward_features(images, longest)
-        if isinstance(tokens, Tensor):
-            return tokens
-        return torch.nested.as_nested_tensor(tokens, layout=torch.jagged)
+        if isinstance(tokens, list):
+            return torch.nested.as_nested_tensor(tokens, layout=torch.jagged)
+        return tokens
 
-    def forward_head(self, features: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
-        """Pool tokens and classify them.
+    def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
+        """Return one vector per image.
 
         Args:
-            features: what `forward_features` gives.
-            pre_logits: whether to stop before the classifier.
+            features: output of `forward_features`.
         """
         if isinstance(features, Tensor) and features.is_nested:
             features = features.unbind()
-        return super().forward_head(features, pre_logits)
+        return super().pool_features(features)

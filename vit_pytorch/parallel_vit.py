@@ -12,39 +12,19 @@ Differs from the paper: the other two things are not here, fine-tuning the atten
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel, has_class_token
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
-
-
-class Parallel(nn.Module):
-    """x + the sum over branches of what each adds (equation 2).
-
-    Every branch keeps its own norm, LayerScale and DropPath. One product for the projections of all of them
-    takes as long as one for each, measured on a processor; so they stay apart.
-
-    Args:
-        branches: residual branches, all of which see the same input.
-    """
-
-    def __init__(self, branches: Iterable[Residual]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Add all branches to their common input."""
-        return x + sum(branch.update(x) for branch in cast("Iterable[Residual]", self.branches))
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.blocks import DropPath, FeedForward, drop_path_rate, layer, make_scale
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import LearnedPositions
 
 
 class ParallelViT(IsotropicModel):
@@ -53,30 +33,30 @@ class ParallelViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks, each of `num_parallel_branches` attentions and as many feed-forwards.
         heads: number of attention heads of a branch.
-        mlp_dim: width inside a feed-forward.
+        mlp_dim: hidden dimension of a feed-forward.
         num_parallel_branches: branches side by side; the paper finds two best.
         pool: "cls" classifies the class token, "mean" the mean of the patches.
         channels: channels of the input.
-        dim_head: width of a head.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        dim_head: head dimension.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: whether queries, keys and values have biases.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a branch at the last block, in [0, 1); rises linearly from 0. Each
-            branch is dropped by itself.
-        layer_scale: what LayerScale's factors start at; None for no LayerScale.
+        drop_path: probability of dropping a branch at the last block, in [0, 1); rises linearly from 0. Each
+            branch is dropped on its own.
+        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
         norm_eps: epsilon of the LayerNorms.
-        class_token: whether there is a class token; None means where `pool` is "cls".
-        no_embed_class: whether the class token goes without a position, as in the authors' code.
-        fc_norm: whether the final norm acts on the pooled vector instead of on the tokens.
+        class_token: have a class token even if `pool` does not use it.
+        no_embed_class: the class token has no position, as in the authors' code.
+        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
 
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -101,50 +81,110 @@ class ParallelViT(IsotropicModel):
         layer_scale: float | None = None,
         act: str = "gelu",
         norm_eps: float = 1e-6,
-        class_token: bool | None = None,
+        class_token: bool = False,
         no_embed_class: bool = False,
         fc_norm: bool = False,
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
-        class_token = has_class_token(pool, class_token)
         if num_parallel_branches < 1:
-            raise ValueError(f"there is at least 1 parallel branch, got {num_parallel_branches}")
-        norm = partial(nn.LayerNorm, dim, eps=norm_eps)
+            raise ValueError(f"num_parallel_branches must be at least 1, got {num_parallel_branches}")
+        class_token = class_token or pool == "cls"
+        norm = partial(nn.LayerNorm, eps=norm_eps)
 
+        def attention() -> Attention:
+            return Attention(
+                dim,
+                heads=heads,
+                dim_head=dim_head,
+                qkv_bias=qkv_bias,
+                dropout=dropout,
+                kernel=partial(FusedAttention, attn_dropout),
+            )
+
+        def branches(index: int, build: Callable[[], nn.Module]) -> list[Branch]:
+            make = partial(Branch, dim, norm=norm, layer_scale=layer_scale)
+            rate = drop_path_rate(drop_path, index, depth)
+            return [make(build(), drop_path=rate) for _ in range(num_parallel_branches)]
+
+        feedforward = partial(FeedForward, dim, mlp_dim, dropout=dropout, act=act)
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token)
         self.positions = LearnedPositions(grid.shape, dim, prefix=int(class_token and not no_embed_class))
         self.dropout = nn.Dropout(emb_dropout)
-
-        def block(layer: int) -> Block:
-            drop = drop_path_rate(drop_path, layer, depth)
-            tail = partial(make_tail, dim, layer_scale=layer_scale, drop_path=drop)
-
-            def attention() -> Attention:
-                return Attention(
-                    dim,
-                    heads=heads,
-                    dim_head=dim_head,
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    attend=partial(FusedAttention, attn_dropout),
-                )
-
-            branches = range(num_parallel_branches)
-            return Block(
-                Parallel(Residual(attention(), norm(), tail()) for _ in branches),
-                Parallel(
-                    Residual(FeedForward(dim, mlp_dim, dropout=dropout, act=act), norm(), tail())
-                    for _ in branches
-                ),
-            )
-
-        self.encoder = Encoder(block, depth=depth)
-        self.norm = nn.Identity() if fc_norm else norm()
-        self.fc_norm = norm() if fc_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            ParallelBlock(branches(index, attention), branches(index, feedforward)) for index in range(depth)
+        )
+        self.norm = nn.Identity() if fc_norm else norm(dim)
+        self.fc_norm = norm(dim) if fc_norm else nn.Identity()
         self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, the class token first."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+class ParallelBlock(nn.Module):
+    """A block that adds several attentions of its input at once, then several feed-forwards.
+
+    One product for the projections of all branches takes as long as one for each, measured on a processor; so
+    they stay separate.
+
+    Args:
+        attention: branches that mix tokens.
+        feedforward: branches that transform each token on its own.
+    """
+
+    def __init__(self, attention: Iterable[Branch], feedforward: Iterable[Branch]) -> None:
+        super().__init__()
+        self.attention = nn.ModuleList(attention)
+        self.feedforward = nn.ModuleList(feedforward)
+
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Transform tokens (equation 2).
+
+        Args:
+            x: tokens.
+            inputs: not used: nothing acts inside attention.
+        """
+        x = x + sum(branch(x) for branch in self.attention)
+        return x + sum(branch(x) for branch in self.feedforward)
+
+
+class Branch(nn.Module):
+    """What one branch adds to the input of its block; each has its own norm, LayerScale and DropPath.
+
+    Args:
+        dim: token dimension.
+        branch: attention or feed-forward.
+        norm: builds a norm from a dimension.
+        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
+        drop_path: probability of dropping the branch of a sample in training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        branch: nn.Module,
+        *,
+        norm: Callable[[int], nn.Module],
+        layer_scale: float | None,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm = norm(dim)
+        self.branch = branch
+        self.scale = make_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Return what is added to the tokens."""
+        return self.drop_path(self.scale(self.branch(self.norm(x))))
 
 
 ViT = ParallelViT

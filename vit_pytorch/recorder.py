@@ -116,20 +116,19 @@ class Recorder(Wrapper):
         maps: list[Tensor] = []
         names: list[str] = []
 
-        def keep(name: str, transposed: bool, weights: Tensor) -> Tensor | None:
-            found = weights.transpose(-3, -2) if transposed else weights
+        def keep(name: str, weights: Tensor) -> Tensor | None:
             names.append(name)
             if not keep_graph:
-                maps.append(found.detach().to(self.device))
+                maps.append(weights.detach().to(self.device))
                 return None
-            maps.append(found if found.requires_grad else found.requires_grad_())
-            return found.transpose(-3, -2) if transposed else found
+            maps.append(weights if weights.requires_grad else weights.requires_grad_())
+            return weights
 
         with ExitStack() as stack:
             stack.enter_context(uncompiled())
             stack.enter_context(explicit_kernels(self.model))
-            for name, probe, transposed in _find_probes(self.model, self.mixed):
-                hook = partial(_call_with_output, partial(keep, name, transposed))
+            for name, probe in _find_probes(self.model, self.mixed):
+                hook = partial(_call_with_output, partial(keep, name))
                 stack.callback(probe.register_forward_hook(hook).remove)
             output = self.model(images, *args, **kwargs)
         if not maps:
@@ -197,12 +196,9 @@ def _probe(kernel: nn.Module, mixed: bool) -> nn.Module | None:
     return probe if isinstance(probe, nn.Identity) else None
 
 
-def _find_probes(model: nn.Module, mixed: bool) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Give each kernel's name and probe, and whether its heads are the queries of a single one."""
-    around: dict[str, bool] = {}
+def _find_probes(model: nn.Module, mixed: bool) -> Iterator[tuple[str, nn.Module]]:
+    """Return each kernel's name and probe."""
     for name, part in model.named_modules():
-        outer = around.get(name.rpartition(".")[0], False)
-        around[name] = outer or getattr(part, "heads_are_queries", False)
         probe = _probe(part, mixed)
         if probe is not None:
-            yield name, probe, around[name]
+            yield name, probe

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.patches import pair
+from vit_pytorch.layers.patches import pair
 from vit_pytorch.ssl.masks import as_maskable, check_ratio, check_shape, cover, draw_mask, patch_tokens
 
 

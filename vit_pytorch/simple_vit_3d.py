@@ -12,11 +12,21 @@ Differs from the paper: patches and positions have three axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from vit_pytorch.vit_3d import ViT3D
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
+from vit_pytorch.layers.blocks import plain_blocks
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
+from vit_pytorch.layers.positions import SinCosPositions
+from vit_pytorch.layers.space_time import mask_of_keys, mean_of_frames, zero_padding
 
 
-class SimpleViT3D(ViT3D):
+class SimpleViT3D(IsotropicModel):
     """The simplified Vision Transformer on videos or volumes (b c t h w).
 
     Args:
@@ -24,23 +34,23 @@ class SimpleViT3D(ViT3D):
         frames: number of frames (slices of a volume) at most.
         image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
         frame_patch_size: frames of a patch; divides `frames`.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token, an even number from 12 on. Channels that the three axes cannot share out
-            evenly have no position.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension, even, at least 12. Channels that the three axes cannot share evenly have no
+            position.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
+        mlp_dim: hidden dimension of the feed-forward.
         channels: channels of the input.
-        dim_head: width of a head.
-        qkv_bias: whether queries, keys and values have biases.
-        out_bias: whether the attention's output projection has a bias.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
         norm_eps: epsilon of the LayerNorms.
-        patch_norm: whether LayerNorms stand before and after the patch projection.
-        head_zero_init: whether the classifier starts at zero.
+        patch_norm: apply LayerNorm before and after the patch projection.
+        head_zero_init: the classifier starts at zero.
 
     Raises:
-        ValueError: where sizes do not divide.
+        ValueError: if sizes do not divide.
     """
 
     def __init__(
@@ -64,27 +74,72 @@ class SimpleViT3D(ViT3D):
         patch_norm: bool = False,
         head_zero_init: bool = True,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            frames=frames,
-            image_patch_size=image_patch_size,
-            frame_patch_size=frame_patch_size,
-            num_classes=num_classes,
-            dim=dim,
+        grid = PatchGrid((frames, *pair(image_size)), (frame_patch_size, *pair(image_patch_size)))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="mean")
+        warn_if_few(grid)
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=norm_eps if patch_norm else None)
+        self.positions = SinCosPositions(grid.shape, dim)
+        self.blocks = plain_blocks(
+            dim,
             depth=depth,
             heads=heads,
-            mlp_dim=mlp_dim,
-            pool="mean",
-            channels=channels,
             dim_head=dim_head,
+            mlp_dim=mlp_dim,
             qkv_bias=qkv_bias,
             out_bias=out_bias,
             act=act,
-            norm_eps=norm_eps,
-            patch_norm=patch_norm,
-            positions="sincos",
-            head_zero_init=head_zero_init,
+            norm=norm,
         )
+        self.norm = norm(dim)
+        self.reset_classifier(num_classes)
+        if head_zero_init:
+            init_linears(self.head, nn.init.zeros_)
+
+    def forward(
+        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
+
+        Args:
+            images: videos or volumes.
+            mask: true for frames, false for padding, which has no influence; default no padding.
+
+        Raises:
+            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
+                mask is not one of whole patches.
+        """
+        return self.forward_head(self.forward_features(images, mask), mask=mask)
+
+    def forward_features(
+        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm; those of padding are there, and say nothing."""
+        tokens, inputs = self.embed(images), NO_INPUTS
+        if mask is not None:
+            keys = mask_of_keys(mask, images, self.grid)
+            tokens, inputs = zero_padding(tokens, keys), BlockInputs(mask=keys)
+        for block in self.blocks:
+            tokens = block(tokens, inputs)
+        return self.norm(tokens)
+
+    def forward_head(
+        self,
+        features: Float[Tensor, "b n d"],
+        pre_logits: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b k"]:
+        """Pool tokens, except those of padding, and classify them; see `ViT3D.forward_head`."""
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
+        return x if pre_logits else self.head(x)
+
+    def pool_features(
+        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Return the mean of the patches that are no padding."""
+        if mask is None:
+            return super().pool_features(features)
+        return mean_of_frames(features, mask, self.grid.patch[0])
 
 
 SimpleViT = SimpleViT3D

@@ -6,8 +6,8 @@ Embeds overlapping windows instead of patches: unfolds the image, lets narrow to
 back on the map, unfolds that, and so on; then runs a deep and narrow plain transformer.
 
 Family: plain
-Differs from the paper: nothing; where the paper leaves it open, the official code decides (no norm behind
-a token block, whose residual adds the values; scores scaled by the width of the unfolded window).
+Differs from the paper: nothing; where the paper leaves it open, the official code decides (no norm after
+a token block, whose residual adds the values; scores scaled by the dimension of the unfolded window).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.init import init_xavier
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.patches import PatchGrid, pair
-from vit_pytorch.layers_v01.positions import SequencePositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
+from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import SequencePositions
+from vit_pytorch.layers.tracing import fx_leaf
 
 TokensType = Literal["transformer", "performer"]
 Pool = Literal["cls", "mean"]
@@ -40,15 +40,16 @@ class T2TViT(IsotropicModel):
     """The Tokens-to-Token Vision Transformer.
 
     Args:
-        dim: width of a token of the backbone.
+        dim: token dimension of the backbone.
         image_size: the largest input, one number or (height, width) in pixels.
         depth: number of blocks of the backbone.
         heads: number of attention heads of the backbone.
-        mlp_dim: width inside the feed-forward.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        t2t_layers: (kernel size, stride) of each soft split; the strides' product divides the image size.
+        mlp_dim: hidden dimension of the feed-forward.
+        num_classes: number of logits; 0 for the pooled embedding.
+        t2t_layers: (kernel size, stride) of each soft split; the product of the strides divides the
+            image size.
         channels: channels of the input.
-        token_dim: width of a token between two soft splits.
+        token_dim: token dimension between two soft splits.
         tokens_type: how these tokens attend: "transformer" by softmax, "performer" by random features,
             in time linear in their number.
         kernel_ratio: random features of the performer, by `token_dim`.
@@ -57,16 +58,17 @@ class T2TViT(IsotropicModel):
         dropout: dropout after the linear layers of the backbone, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         attn_dropout: dropout on the attention weights of the backbone, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
-        dim_head: width of a head.
-        qkv_bias: whether queries, keys and values of the backbone have biases.
-        qk_scale: factor on the backbone's scores; None for 1 / sqrt(`dim_head`). The authors' published
-            weights want 1 / sqrt(`dim`).
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values of the backbone.
+        qk_scale: factor on the backbone's attention scores; default 1 / sqrt(`dim_head`). The authors'
+            published weights need 1 / sqrt(`dim`).
         norm_eps: epsilon of the LayerNorms.
         num_registers: number of register tokens, which have no position.
 
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class T2TViT(IsotropicModel):
         num_registers: int = 0,
     ) -> None:
         if not t2t_layers:
-            raise ValueError("t2t_layers has at least one (kernel size, stride), got none")
+            raise ValueError("t2t_layers must have at least one (kernel size, stride), got none")
         splits = [SoftSplit(kernel, stride) for kernel, stride in t2t_layers]
         stride = prod(split.stride for split in splits)
         grid = PatchGrid(pair(image_size), (stride, stride))
@@ -105,54 +107,59 @@ class T2TViT(IsotropicModel):
         check_choice("tokens_type", tokens_type, ("transformer", "performer"))
 
         def token_block(width: int) -> TokenBlock:
-            performer = tokens_type == "performer"
-            features = int(token_dim * kernel_ratio)
+            kernel: Callable[[], nn.Module] = partial(FusedAttention, scale=width**-0.5)
+            if tokens_type == "performer":
+                kernel = partial(RandomFeatures, token_dim, int(token_dim * kernel_ratio))
             return TokenBlock(
                 width,
                 token_dim,
-                qkv_bias=performer,
+                kernel=kernel,
+                qkv_bias=tokens_type == "performer",
                 dropout=token_dropout,
                 norm_eps=norm_eps,
-                attend=partial(RandomFeatures, token_dim, features)
-                if performer
-                else partial(FusedAttention, scale=width**-0.5),
             )
 
-        def block(layer: int) -> Block:
-            attention = Attention(
-                dim,
-                heads=heads,
-                dim_head=dim_head,
-                qkv_bias=qkv_bias,
-                dropout=dropout,
-                attend=partial(FusedAttention, attn_dropout, qk_scale),
-            )
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            norm = partial(nn.LayerNorm, dim, eps=norm_eps)
-            tail = partial(make_tail, dim, drop_path=drop_path_rate(drop_path, layer, depth))
-            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
-
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        kernel = partial(FusedAttention, attn_dropout, qk_scale)
         self.patch_embed = TokensToToken(splits, channels, dim, token_dim=token_dim, block=token_block)
         self.prefix = PrefixTokens(dim, registers=num_registers)
         self.positions = SequencePositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
-        self.encoder = Encoder(block, depth=depth)
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                Attention(
+                    dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, dropout=dropout, kernel=kernel
+                ),
+                FeedForward(dim, mlp_dim, dropout=dropout),
+                norm=norm,
+                drop_path=drop_path_rate(drop_path, index, depth),
+            )
+            for index in range(depth)
+        )
+        self.norm = norm(dim)
         self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, prefix tokens first (section 3.2)."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
 
 
 @dataclass(frozen=True)
 class SoftSplit:
     """Overlapping windows of a map, a token each (section 3.1).
 
-    Zeros pad the map so that its windows are as many as its extent by the stride.
+    Zeros pad the map so that there are as many windows as its extent divided by the stride.
 
     Args:
-        kernel: extent of a window in both directions, at least the stride.
+        kernel: extent of a window along both axes, at least the stride.
         stride: distance of windows.
 
     Raises:
-        ValueError: where windows cannot be that many.
+        ValueError: if there cannot be that many windows.
     """
 
     kernel: int
@@ -161,7 +168,7 @@ class SoftSplit:
     def __post_init__(self) -> None:
         if not 1 <= self.stride <= self.kernel or (self.stride == 1 and self.kernel % 2 == 0):
             raise ValueError(
-                "a soft split's kernel is at least its stride, and odd where the stride is 1; "
+                "the kernel of a soft split must be at least its stride, and odd for a stride of 1; "
                 f"got kernel {self.kernel} and stride {self.stride}"
             )
 
@@ -171,7 +178,7 @@ class SoftSplit:
         return (self.kernel - self.stride + 1) // 2
 
     def unfold(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x p"]:
-        """Give the map of windows, each flattened in the order (channel, row, column)."""
+        """Return the map of windows, each flattened in the order (channel, row, column)."""
         x = F.pad(x, (0, 0) + 4 * (self.padding,))
         return x.unfold(1, self.kernel, self.stride).unfold(2, self.kernel, self.stride).flatten(3)
 
@@ -179,14 +186,14 @@ class SoftSplit:
 class TokensToToken(nn.Module):
     """Embed images by soft splits with a token block between any two (section 3.1).
 
-    The last split and the projection behind it are stored as the convolution that they equal.
+    The last split and the projection after it are stored as the convolution that they equal.
 
     Args:
         splits: the soft splits.
         channels: channels of the input.
-        dim: width of a token of the backbone.
-        token_dim: width of a token between two splits.
-        block: makes the token block for windows of a width.
+        dim: token dimension of the backbone.
+        token_dim: token dimension between two splits.
+        block: builds the token block for windows of a dimension.
     """
 
     def __init__(
@@ -214,19 +221,21 @@ class TokensToToken(nn.Module):
         """Embed images; the tokens come in row-major order of the grid."""
         x = images.permute(0, 2, 3, 1)
         for split, block in zip(self.splits, self.blocks, strict=True):
-            x = split.unfold(x)
-            x = block(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-        return self.proj(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+            windows = split.unfold(x)
+            height, width = windows.shape[1:3]
+            x = block(windows.flatten(1, 2)).unflatten(1, (height, width))
+        # Contiguous: what reads the input of a convolution by strides, as Opacus does, expects that.
+        return self.proj(x.permute(0, 3, 1, 2).contiguous()).flatten(2).transpose(1, 2)
 
 
 class TokenBlock(nn.Module):
     """A transformer block of one head that narrows tokens; its first residual adds the values.
 
     Args:
-        dim: width of the tokens that enter.
-        token_dim: width of the tokens that leave.
-        attend: makes the kernel that mixes the values.
-        qkv_bias: whether queries, keys and values have biases.
+        dim: dimension of the tokens that enter.
+        token_dim: dimension of the tokens that leave.
+        kernel: builds the kernel that attends.
+        qkv_bias: use biases for queries, keys and values.
         dropout: dropout on both branches.
         norm_eps: epsilon of the LayerNorms.
     """
@@ -236,28 +245,27 @@ class TokenBlock(nn.Module):
         dim: int,
         token_dim: int,
         *,
-        attend: Callable[[], nn.Module],
+        kernel: Callable[[], nn.Module],
         qkv_bias: bool,
         dropout: float,
         norm_eps: float,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.to_qkv = nn.Linear(dim, 3 * token_dim, bias=qkv_bias)
-        self.attend = attend()
+        self.kernel = kernel()
         self.to_out = nn.Linear(token_dim, token_dim)
+        self.norm2 = nn.LayerNorm(token_dim, eps=norm_eps)
+        self.feedforward = FeedForward(token_dim, token_dim)
         self.dropout = nn.Dropout(dropout)
-        self.feedforward = Residual(
-            FeedForward(token_dim, token_dim), nn.LayerNorm(token_dim, eps=norm_eps), [nn.Dropout(dropout)]
-        )
         init_xavier(self.to_qkv, parts=3)
         init_xavier(self.to_out)
 
     def forward(self, x: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
         """Mix and narrow the tokens."""
-        q, k, v = self.to_qkv(self.norm(x)).unsqueeze(1).chunk(3, dim=-1)
-        x = v + self.dropout(self.to_out(self.attend(q, k, v)))
-        return self.feedforward(x.squeeze(1))
+        q, k, v = self.to_qkv(self.norm1(x)).unsqueeze(1).chunk(3, dim=-1)
+        x = (v + self.dropout(self.to_out(self.kernel(q, k, v)))).squeeze(1)
+        return x + self.dropout(self.feedforward(self.norm2(x)))
 
 
 class RandomFeatures(nn.Module):
@@ -267,7 +275,7 @@ class RandomFeatures(nn.Module):
     stands for exp(q k). Scores are not scaled. Time and memory are linear in the number of tokens.
 
     Args:
-        dim: width of queries and keys.
+        dim: dimension of queries and keys.
         features: number m of directions, drawn once.
         eps: added to the sum of the weights.
     """
@@ -278,6 +286,7 @@ class RandomFeatures(nn.Module):
         super().__init__()
         if features < 1:
             raise ValueError(f"the performer needs at least 1 random feature, got {features}")
+        self.features = features
         self.eps = eps
         directions = nn.init.orthogonal_(torch.empty(features, dim)) * features**0.5
         self.register_buffer("directions", directions)
@@ -285,14 +294,18 @@ class RandomFeatures(nn.Module):
     def forward(
         self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m f"]
     ) -> Float[Tensor, "b h n f"]:
-        """Attend from every query to all keys."""
-        q, k = self._map(q), self._map(k)
-        total = q @ k.sum(dim=-2, keepdim=True).transpose(-2, -1)
+        """Attend from each query to all keys."""
+        q, k = random_features(q, self.directions), random_features(k, self.directions)
+        total = q @ k.sum(dim=-2, keepdim=True).mT
         # The mean over the features is a factor of both sums, which leaves it at eps.
-        return (q @ (k.transpose(-2, -1) @ v.to(k.dtype)) / (total + len(self.directions) * self.eps)).to(
-            v.dtype
-        )
+        mixed = (q @ (k.mT @ v.to(k.dtype))) / (total + self.features * self.eps)
+        return mixed.to(v.dtype)
 
-    def _map(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n r"]:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (x @ self.directions.to(x.dtype).mT - x.square().sum(dim=-1, keepdim=True) / 2).exp()
+
+@fx_leaf
+def random_features(
+    x: Float[Tensor, "b h n e"], directions: Float[Tensor, "r e"]
+) -> Float[Tensor, "b h n r"]:
+    """Compute exp(w x - x x / 2) for each direction w, in single precision at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (x @ directions.to(x.dtype).mT - x.square().sum(dim=-1, keepdim=True) / 2).exp()

@@ -2,7 +2,7 @@
 
 X. Chu, Z. Tian, Y. Wang, B. Zhang, H. Ren, X. Wei, H. Xia, C. Shen 2021, arXiv:2104.13840.
 
-In each of four stages, blocks that attend within windows alternate with blocks in which each cell attends to a
+In each of four stages, blocks that attend within windows alternate with blocks in which each cell attends to
 few summaries of the map, made by a convolution whose stride is its kernel. A depth-wise convolution after the
 first block of a stage is the only source of positions. Without windows it is Twins-PCPVT.
 
@@ -77,7 +77,7 @@ class TwinsSVT(HierarchicalModel):
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         norm_eps: epsilon of the blocks' LayerNorms and the last; those after convolutions have 1e-5.
 
     Raises:
@@ -145,7 +145,8 @@ class TwinsSVT(HierarchicalModel):
             drop_path, [n if side is None else 2 * n for n, side in zip(pairs, sides, strict=True)]
         )
         for i, dim in enumerate(dims):
-            side, size = sides[i], {"heads": all_heads[i], "dim_head": dim // all_heads[i]}
+            side = sides[i]
+            size: dict[str, Any] = {"heads": all_heads[i], "dim_head": dim // all_heads[i]}
             blocks: list[Block] = []
             for drop in drops[i]:
                 attention: nn.Module
@@ -181,7 +182,7 @@ class TwinsSVT(HierarchicalModel):
 
 
 class SubsampledAttention(nn.Module):
-    """Global sub-sampled attention: each cell attends to a summary of the whole map (section 3.2, equation 3).
+    """Global sub-sampled attention: from each cell to a summary of the whole map (section 3.2, equation 3).
 
     Args:
         attention: attends from the cells to the summary.

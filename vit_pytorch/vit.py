@@ -13,13 +13,11 @@ the classifier starts from small random values instead of zeros; the relative po
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -39,12 +37,13 @@ from vit_pytorch.layers.patches import (
     PatchGrid,
     PrefixTokens,
     to_ntuple,
+    warn_if_few,
 )
 from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequential, SinCos
 from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary, RotaryPositions
 from vit_pytorch.layers.tokens import AttentionPool, Head
-from vit_pytorch.layers.value_residual import read_value_residual
+from vit_pytorch.layers.value_residual import VALUE_RESIDUALS, read_value_residual
 from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean", "cls+mean", "map"]
@@ -96,11 +95,13 @@ class ViT(IsotropicModel):
         qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
         attn_dropout: dropout on the attention weights, in [0, 1).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
+            0.
         layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
         norm_eps: epsilon of the LayerNorms.
-        zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them towards 1.
+        zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them
+            towards 1.
         value_residual: layers mix the first layer's values into their own (`ValueResidual`): True or
             "learnable", "identity", "gated", "sparse", or the indices of layers that do so evenly.
         hyper_connections: residual streams with learned connections (`HyperConnections`), or their number.
@@ -112,6 +113,13 @@ class ViT(IsotropicModel):
 
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
+    option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
+        "positions": POSITIONS,
+        "stem": STEMS,
+        "head": {"linear": Head},
+        "value_residual": VALUE_RESIDUALS,
+        "hyper_connections": {"hyper": HyperConnections},
+    }
 
     @flat_options
     def __init__(
@@ -151,12 +159,7 @@ class ViT(IsotropicModel):
         grid = PatchGrid(to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
-        if grid.num_patches <= 16:
-            warnings.warn(
-                f"{grid.num_patches} patches are few for attention to work with: "
-                f"make the patch smaller than {grid.patch}, so that there are more than 16",
-                stacklevel=2,
-            )
+        warn_if_few(grid)
         added, inside = read_positions(positions)
         stem = read_option("stem", stem, STEMS)
         head = read_option("head", head, {"linear": Head})
@@ -165,10 +168,11 @@ class ViT(IsotropicModel):
         class_token = class_token or pool in ("cls", "cls+mean")
         make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else nn.LayerNorm, eps=norm_eps)
 
-        pre_norm = isinstance(stem, LinearStem) and stem.pre_norm
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
-            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=not pre_norm)
+            # A bias before CLIP's norm would nearly cancel there.
+            bias = not stem.pre_norm
+            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=bias)
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
@@ -176,19 +180,14 @@ class ViT(IsotropicModel):
             self.positions = added.build(grid.shape, dim, class_token=class_token)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
-        bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
+        bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)
         if isinstance(inside, Rotary):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:
             self.relative = bias()
         self.dropout = nn.Dropout(emb_dropout)
         self.patch_dropout = PatchDropout(patch_dropout)
-        self.pre_norm = make_norm(dim) if pre_norm else nn.Identity()
-
-        def position(layer: int) -> nn.Module | None:
-            if isinstance(inside, Rotary):
-                return RotaryPositions(layer if inside.learned else None)
-            return RelativePositions(bias()) if isinstance(inside, Relative) and inside.per_layer else None
+        self.pre_norm = make_norm(dim) if stem.pre_norm else nn.Identity()
 
         mix = values.build(dim=dim, heads=heads, depth=depth) if values is not None else lambda layer: None
         self.value_residual = values is not None
@@ -203,7 +202,7 @@ class ViT(IsotropicModel):
                 out_bias=out_bias,
                 dropout=dropout,
                 qk_norm=make_norm if qk_norm else None,
-                position=position(layer),
+                position=attention_position(inside, layer, bias),
                 value_mix=mix(layer),
                 kernel=partial(FusedAttention, attn_dropout, qk_scale),
             )
@@ -232,9 +231,14 @@ class ViT(IsotropicModel):
 
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, prefix tokens first (section 3.1)."""
-        tokens = self.embed(images)
-        tokens, ids_keep = self.patch_dropout(tokens, self.num_prefix_tokens)
-        return self.encode(tokens, self.grid.fit(images.shape[2:]), ids_keep)
+        self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
+        tokens = self.prefix(self.patch_embed(images))
+        if self.positions is not None:
+            tokens = self.positions(tokens, prefix=self.prefix.count, grid=grid)
+        tokens = self.pre_norm(self.dropout(tokens))
+        tokens, ids_keep = self.patch_dropout(tokens, self.prefix.count)
+        return self.encode(tokens, grid, ids_keep)
 
     def encode(
         self,
@@ -250,7 +254,7 @@ class ViT(IsotropicModel):
             inputs = replace(inputs, first_values=self.blocks[0].values(tokens))  # type: ignore[operator]
         for block in self.blocks:
             tokens = block(tokens, inputs)
-        return self.norm(self.layer_tokens(tokens))
+        return self.norm(tokens if self.streams is None else tokens.sum(dim=2))
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
         """Return the extra inputs of each block: positions used inside attention.
@@ -259,41 +263,60 @@ class ViT(IsotropicModel):
             grid: patches along each axis.
             ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
-        prefix = self.num_encoder_prefix_tokens
-        inputs = BlockInputs(tuple(grid), prefix, ids_keep)
-        if isinstance(self.rotary, MixedRotary):
-            return replace(inputs, rotation=self.rotary.rotations(grid, prefix, ids_keep))
-        if self.rotary is not None:
-            return replace(inputs, rotation=self.rotary(grid, prefix, ids_keep))
-        if self.relative is not None:
-            return replace(inputs, mask=self.relative.mask(grid, prefix, ids_keep))
-        return inputs
+        inputs = BlockInputs(tuple(grid), self.prefix.count, ids_keep)
+        if self.rotary is None and self.relative is None:
+            return inputs
+        return position_inputs(inputs, self.rotary, self.relative)
 
     def layer_tokens(self, output: Tensor) -> Float[Tensor, "b n d"]:
-        """Return the tokens in the output of a block: the sum of its residual streams, if there are several."""
+        """Return the tokens in the output of a block: the sum of its residual streams, if there are
+        several."""
         return output if self.streams is None else output.sum(dim=2)
-
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return one vector per image."""
-        if self.pool == "cls":
-            return features[:, 0]
-        patches = features[:, self.num_prefix_tokens :]
-        if self.attention_pool is not None:
-            return self.attention_pool(patches)
-        mean = patches.mean(dim=1)
-        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = [name for name, _ in self.named_parameters()]
-        tables = {name for name in names if name.startswith(("positions.", "relative.", "rotary."))}
-        inside = {
-            name
-            for name in names
-            if ".attention.position." in name or name.endswith((".connect1.alpha", ".connect2.alpha"))
-        }
-        query = {"attention_pool.query"} if self.attention_pool is not None else set()
-        return super().no_weight_decay() | tables | inside | query
+        return super().no_weight_decay() | undecayed(self)
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of positions, pools and connections, without weight decay."""
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("positions.", "relative.", "rotary."))
+        or ".attention.position." in name
+        or name.endswith((".connect1.alpha", ".connect2.alpha"))
+        or name == "attention_pool.query"
+    }
+
+
+def attention_position(
+    inside: Rotary | Relative | None, layer: int, bias: Callable[[], TokenBias]
+) -> nn.Module | None:
+    """Build the positions inside the attention of a layer; None for none, or for those that layers share.
+
+    Args:
+        inside: the option.
+        layer: index of the layer.
+        bias: builds a bias of the layer's own.
+    """
+    if isinstance(inside, Rotary):
+        return RotaryPositions(layer if inside.learned else None)
+    return RelativePositions(bias()) if isinstance(inside, Relative) and inside.per_layer else None
+
+
+def position_inputs(
+    inputs: BlockInputs, rotary: AxialRotary | MixedRotary | None, relative: TokenBias | None
+) -> BlockInputs:
+    """Return the inputs of each block with the rotations or biases of their grid."""
+    grid, prefix, ids_keep = inputs.grid or (), inputs.num_prefix_tokens, inputs.ids_keep
+    if isinstance(rotary, MixedRotary):
+        return replace(inputs, rotation=rotary.rotations(grid, prefix, ids_keep))
+    if rotary is not None:
+        return replace(inputs, rotation=rotary(grid, prefix, ids_keep))
+    if relative is not None:
+        return replace(inputs, mask=relative.mask(grid, prefix, ids_keep))
+    return inputs
 
 
 def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, Rotary | Relative | None]:

@@ -10,16 +10,24 @@ Differs from the paper: patches have one axis.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.vit_v01 import ViT as ViT2D
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.blocks import plain_blocks
+from vit_pytorch.layers.options import OptionLike, check_choice, read_option
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, warn_if_few
+from vit_pytorch.layers.positions import Learned, NoPositions, SinCos
+from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean"]
-Positions = Literal["learned", "sincos", "none"]
+POSITIONS: dict[str, Any] = {"learned": Learned, "sincos": SinCos, "none": NoPositions}
 
 
-class ViT1D(ViT2D):
+class ViT1D(IsotropicModel):
     """The Vision Transformer on signals (b c n).
 
     A signal may be shorter than `seq_len`. Maps of `forward_intermediates` have the axes (b d n).
@@ -27,32 +35,32 @@ class ViT1D(ViT2D):
     Args:
         seq_len: length of the longest signal.
         patch_size: length of a patch; divides `seq_len`.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
+        mlp_dim: hidden dimension of the feed-forward.
         channels: channels of the input.
-        dim_head: width of a head.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        dim_head: head dimension.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         pool: "cls" classifies the class token, "mean" the mean of the patches.
-        qkv_bias: whether queries, keys and values have biases.
-        out_bias: whether the attention's output projection has a bias.
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the attention's output projection.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0.
         act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
         norm_eps: epsilon of the LayerNorms.
-        patch_norm: whether LayerNorms stand before and after the patch projection.
-        positions: "learned", "sincos" or "none".
-        class_token: whether there is a class token; None means where `pool` is "cls".
+        patch_norm: apply LayerNorm before and after the patch projection.
+        positions: "learned" (`Learned`), "sincos" (`SinCos`) or "none".
+        class_token: have a class token even if `pool` does not use it.
 
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or an option is unknown.
     """
 
-    rank: ClassVar[int] = 1
-
+    @flat_options
     def __init__(
         self,
         *,
@@ -75,33 +83,45 @@ class ViT1D(ViT2D):
         act: str = "gelu",
         norm_eps: float = 1e-6,
         patch_norm: bool = False,
-        positions: Positions = "learned",
-        class_token: bool | None = None,
+        positions: OptionLike = "learned",
+        class_token: bool = False,
     ) -> None:
         check_choice("pool", pool, ("cls", "mean"))
-        super().__init__(
-            image_size=seq_len,
-            patch_size=patch_size,
-            num_classes=num_classes,
-            dim=dim,
+        grid = PatchGrid((seq_len,), (patch_size,))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
+        warn_if_few(grid)
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        class_token = class_token or pool == "cls"
+
+        self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=norm_eps if patch_norm else None)
+        self.prefix = PrefixTokens(dim, class_token=class_token)
+        self.positions = read_option("positions", positions, POSITIONS).build(
+            grid.shape, dim, class_token=class_token
+        )
+        self.dropout = nn.Dropout(emb_dropout)
+        self.blocks = plain_blocks(
+            dim,
             depth=depth,
             heads=heads,
-            mlp_dim=mlp_dim,
-            channels=channels,
-            dropout=dropout,
-            emb_dropout=emb_dropout,
-            pool=pool,
             dim_head=dim_head,
-            qkv_bias=qkv_bias,
-            out_bias=out_bias,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
             attn_dropout=attn_dropout,
             drop_path=drop_path,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
             act=act,
-            norm_eps=norm_eps,
-            patch_norm=patch_norm,
-            positions=positions,
-            class_token=class_token,
+            norm=norm,
         )
+        self.norm = norm(dim)
+        self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c n"]) -> Float[Tensor, "b m d"]:
+        """Return all tokens after the final norm, the class token first (section 3.1)."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
 
 
 ViT = ViT1D

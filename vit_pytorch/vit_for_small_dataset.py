@@ -19,17 +19,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic_v01 import IsotropicModel
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, make_tail
-from vit_pytorch.layers_v01.init import init_linears
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.tokens import PrefixTokens
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.blocks import Block, FeedForward
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 class SPT(nn.Module):
@@ -39,19 +39,19 @@ class SPT(nn.Module):
     together; each patch of all five is normed and projected to a token.
 
     Args:
-        dim: width of a token.
+        dim: token dimension.
         patch_size: size of a patch, one number or (height, width); at least 2.
         channels: channels of the input.
 
     Raises:
-        ValueError: where half a patch is less than a pixel.
+        ValueError: if half a patch is less than a pixel.
     """
 
     def __init__(self, dim: int, patch_size: int | Sequence[int], channels: int = 3) -> None:
         super().__init__()
         self.patch = pair(patch_size)
         if min(self.patch) < 2:
-            raise ValueError(f"a patch that is shifted by its half is at least 2, got {self.patch}")
+            raise ValueError(f"patch_size must be at least 2, got {self.patch}")
         width = 5 * channels * prod(self.patch)
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, dim)
@@ -60,23 +60,38 @@ class SPT(nn.Module):
         """Embed images or maps; the tokens come in row-major order of the grid.
 
         Raises:
-            ValueError: where the patch does not divide the size.
+            ValueError: if the patch does not divide the size.
         """
-        height, width = x.shape[2:]
-        grid = PatchGrid((height, width), self.patch)
-        return self.linear(self.norm(grid.patchify(self.with_shifts(x))))
+        if not is_tracing(x):
+            # Refuses a size that the patch does not divide.
+            PatchGrid(tuple(x.shape[2:]), self.patch)
+        rows = self.with_shifts(x).unflatten(3, (-1, self.patch[1])).unflatten(2, (-1, self.patch[0]))
+        patches = rows.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        return self.linear(self.norm(patches))
 
     def with_shifts(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Stack the channels with those shifted right and down, left and down, right and up, left and up."""
-        height, width = x.shape[2:]
-        down, right = (extent // 2 for extent in self.patch)
-        padded = F.pad(x, (right, right, down, down))
-        shifted = [
-            padded[:, :, top : top + height, left : left + width]
-            for top in (0, 2 * down)
-            for left in (0, 2 * right)
-        ]
-        return torch.cat([x, *shifted], dim=1)
+        down, right = self.patch[0] // 2, self.patch[1] // 2
+        # Padding by less than nothing cuts: what moves in on one side leaves on the other.
+        shifts = [F.pad(x, (dx, -dx, dy, -dy)) for dy in (down, -down) for dx in (right, -right)]
+        return torch.cat([x, *shifts], dim=1)
+
+
+class Temperature(nn.Module):
+    """Multiply the queries of each head by a learned factor.
+
+    Args:
+        heads: number of heads.
+        init: initial value of the factors.
+    """
+
+    def __init__(self, heads: int, init: float) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.full((heads,), init))
+
+    def forward(self, q: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
+        """Scale the queries, and with them the scores."""
+        return q * self.factors[:, None, None]
 
 
 class Locality(nn.Module):
@@ -84,20 +99,29 @@ class Locality(nn.Module):
 
     Args:
         heads: number of heads.
-        dim_head: width of a head; the temperatures start where ViT's scale is, at 1 / sqrt(dim_head).
+        dim_head: head dimension; the temperatures start at ViT's scale, 1 / sqrt(dim_head).
     """
 
     def __init__(self, heads: int, dim_head: int) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.full((heads,), dim_head**-0.5))
-        self.attend = FusedAttention(scale=1.0)
+        self.temperature = Temperature(heads, dim_head**-0.5)
+        self.kernel = FusedAttention(scale=1.0)
 
     def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h n e"], v: Float[Tensor, "b h n e"]
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        mask: None = None,
     ) -> Float[Tensor, "b h n e"]:
-        """Attend from every token to all others."""
-        others = ~torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
-        return self.attend(q * self.temperature[:, None, None], k, v, others)
+        """Attend from each token to all others."""
+        return self.kernel(self.temperature(q), k, v, others(q))
+
+
+@fx_leaf
+def others(q: Float[Tensor, "b h n e"]) -> Bool[Tensor, "n n"]:
+    """Return the mask of what each token sees: all tokens but itself."""
+    return ~torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
 
 
 class SLViT(IsotropicModel):
@@ -106,22 +130,22 @@ class SLViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         depth: number of blocks.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        mlp_dim: hidden dimension of the feed-forward.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
         pool: "cls" classifies the class token, "mean" the mean of the patches.
         channels: channels of the input.
-        dim_head: width of a head.
+        dim_head: head dimension.
         stem: "shifted" for shifted patch tokenization, "linear" for ViT's patches.
         attention: "locality" for locality self-attention, "plain" for ViT's.
-        drop_path: probability to drop a residual branch, the same in every block, in [0, 1).
+        drop_path: probability of dropping a residual branch, the same in all blocks, in [0, 1).
 
     Raises:
-        ValueError: where sizes do not divide, or an option is unknown.
+        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -149,39 +173,48 @@ class SLViT(IsotropicModel):
             "shifted": partial(SPT, dim, grid.patch, channels),
             "linear": partial(PatchEmbed, grid, channels, dim),
         }
-        attends: dict[str, Callable[[], nn.Module]] = {
+        kernels: dict[str, Callable[[], nn.Module]] = {
             "locality": partial(Locality, heads, dim_head),
             "plain": FusedAttention,
         }
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("stem", stem, stems)
-        check_choice("attention", attention, attends)
-        norm = partial(nn.LayerNorm, dim, eps=1e-5)
+        check_choice("attention", attention, kernels)
+        norm = partial(nn.LayerNorm, eps=1e-5)
 
         self.patch_embed = stems[stem]()
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedPositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
-
-        def block(layer: int) -> Block:
-            mix = Attention(
+        self.blocks = nn.ModuleList(
+            Block(
                 dim,
-                heads=heads,
-                dim_head=dim_head,
-                qkv_bias=False,
-                dropout=dropout,
-                attend=attends[attention],
+                Attention(
+                    dim,
+                    heads=heads,
+                    dim_head=dim_head,
+                    qkv_bias=False,
+                    dropout=dropout,
+                    kernel=kernels[attention],
+                ),
+                FeedForward(dim, mlp_dim, dropout=dropout),
+                norm=norm,
+                drop_path=drop_path,
             )
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout)
-            tail = partial(make_tail, dim, drop_path=drop_path)
-            return Block(Residual(mix, norm(), tail()), Residual(feedforward, norm(), tail()))
-
-        self.encoder = Encoder(block, depth=depth)
-        self.fc_norm = norm()
+            for _ in range(depth)
+        )
+        self.fc_norm = norm(dim)
         init_linears(self, nn.init.xavier_normal_)
         for parameter in (*self.prefix.parameters(), *self.positions.parameters()):
             nn.init.normal_(parameter)
         self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Return all tokens, the class token first; the final norm acts on the pooled vector."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
 
 
 ViT = SLViT

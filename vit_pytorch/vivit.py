@@ -13,151 +13,87 @@ token, and in model 2 the encoders of space and of time each have a class token,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, resolve_indices
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention, MaskedAttention
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.options import check_choice
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.space_time import SpaceAndTimeAttention, SpaceAttention, SpaceTimeBlock, TimeAttention
-from vit_pytorch.layers_v01.tokens import PrefixTokens
-from vit_pytorch.vit_3d import Pool, ViT3D
+from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
+from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
+from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.space_time import (
+    SpaceAndTimeAttention,
+    SpaceAttention,
+    SpaceTimeBlock,
+    TimeAttention,
+    mask_in_time,
+    mask_of_keys,
+    mean_of_frames,
+    zero_padding,
+)
 
+Pool = Literal["cls", "mean"]
 Variant = Literal["joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]
-
-
-class FramePositions(LearnedPositions):
-    """Learned positions in a frame, which all frames share.
-
-    Args:
-        grid: cells along time, height and width, of the largest input.
-        dim: width of a token.
-        prefix: rows in front for prefix tokens.
-    """
-
-    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
-        super().__init__(grid[-2:], dim, prefix=prefix)
-
-    def forward(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
-        """Give the embeddings of a grid's cells, of a frame or of all frames."""
-        return super().forward(grid[-2:]).repeat(1, prod(grid[:-2]), 1)
-
-
-class FactorisedEncoder(Encoder):
-    """An encoder of every frame by itself, then one of the frames (section 3.3, model 2).
-
-    A frame is what its class token has become, or the mean of its patches.
-
-    Args:
-        block: makes the block of a layer from its index, counted through both encoders.
-        depth: number of blocks over space.
-        temporal_depth: number of blocks over time.
-        frames: places in time of the largest input.
-        norm: makes the norm behind the blocks over space.
-        class_token: whether the frames have a class token in front.
-        dropout: dropout on the frames that enter the second encoder.
-    """
-
-    def __init__(
-        self,
-        block: Callable[[int], nn.Module],
-        *,
-        depth: int,
-        temporal_depth: int,
-        frames: int,
-        norm: Callable[[], nn.LayerNorm],
-        class_token: bool,
-        dropout: float,
-    ) -> None:
-        super().__init__(block, depth=depth + temporal_depth)
-        self.spatial_depth = depth
-        self.norm = norm()
-        (dim,) = self.norm.normalized_shape
-        self.prefix = PrefixTokens(dim, class_token=class_token)
-        self.positions = LearnedPositions((frames,), dim, prefix=len(self.prefix))
-        self.dropout = nn.Dropout(dropout)
-
-    def steps(self, x: Float[Tensor, "b n d"], *context: Any) -> Iterator[Float[Tensor, "b m d"]]:
-        """Give the tokens after every block: those of each frame in turn, then those of the frames.
-
-        Args:
-            x: patches of a grid (time, height, width).
-            context: the grid; the class token of a frame or None; and the keys among the frames, where some
-                are padding.
-        """
-        grid, token, *mask = context
-        batch = x.shape[0]
-        frames = x.reshape(-1, prod(grid[1:]), x.shape[2])
-        if token is not None:
-            frames = torch.cat([token.expand(frames.shape[0], -1, -1), frames], dim=1)
-        for block in self.blocks[: self.spatial_depth]:
-            frames = self.run(block, frames)
-            yield frames.unflatten(0, (batch, -1)).flatten(1, 2)
-        frames = self.norm(frames)
-        pooled = frames.mean(dim=1) if token is None else frames[:, 0]
-        frames = pooled.unflatten(0, (batch, -1)) + self.positions(grid[:1])
-        if token is not None:
-            first = self.prefix() + self.positions.for_prefix(1)
-            frames = torch.cat([first.expand(batch, -1, -1), frames], dim=1)
-        frames = self.dropout(frames)
-        for block in self.blocks[self.spatial_depth :]:
-            frames = self.run(block, frames, *mask)
-            yield frames
-
-
-ATTENTION: dict[str, type[Attention]] = {
-    "factorized_encoder": MaskedAttention,
-    "factorized_self_attention": SpaceAttention,
-    "factorized_dot_product": SpaceAndTimeAttention,
+# What attends in a block; in model 2, in one over space.
+ATTENTION: dict[str, tuple[type[Attention], ...]] = {
+    "joint": (Attention,),
+    "factorized_encoder": (SpaceAttention,),
+    "factorized_self_attention": (SpaceAttention, TimeAttention),
+    "factorized_dot_product": (SpaceAndTimeAttention,),
 }
 HAVE_CLASS_TOKEN = ("joint", "factorized_encoder")
 
 
-class ViViT(ViT3D):
+class ViViT(IsotropicModel):
     """The Video Vision Transformer, on videos (b c t h w).
 
     An input may have fewer frames than `frames` and be smaller than `image_size`: tokens have the positions
     of the same places in the full grid. Maps of `forward_intermediates` have the axes (b d t h w); those of
-    the encoder of frames in model 2 have one cell in a frame.
+    the encoder of frames in model 2 have one cell per frame.
 
     Args:
         image_size: the largest frame, one number or (height, width) in pixels.
         frames: number of frames at most.
         image_patch_size: size of a tubelet in a frame, one number or (height, width); divides the image size.
         frame_patch_size: frames of a tubelet; divides `frames`.
-        num_classes: number of logits; 0 gives the pooled embedding.
-        dim: width of a token.
+        num_classes: number of logits; 0 for the pooled embedding.
+        dim: token dimension.
         spatial_depth: number of blocks: over space in model 2, in all otherwise.
         temporal_depth: number of blocks over time in model 2; otherwise `spatial_depth`, or None.
         heads: number of attention heads.
-        mlp_dim: width inside the feed-forward.
+        mlp_dim: hidden dimension of the feed-forward.
         variant: "joint" (the paper's model 1), "factorized_encoder" (2), "factorized_self_attention" (3) or
             "factorized_dot_product" (4).
         pool: "cls" classifies a class token, "mean" the mean of the patches, or of the frames in model 2,
-            where a frame is the mean of its patches then. None for "cls" in models 1 and 2 and "mean" in
+            where a frame is the mean of its patches then; default "cls" in models 1 and 2 and "mean" in
             models 3 and 4, which have no class token.
         channels: channels of the input.
-        dim_head: width of a head.
-        dropout: dropout after the linear layers of the encoder, in [0, 1).
+        dim_head: head dimension.
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: whether queries, keys and values have biases.
+        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last block, in [0, 1); rises linearly from 0,
-            in each of the two encoders of model 2.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
+            from 0, in each of the two encoders of model 2.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
         norm_eps: epsilon of the LayerNorms.
 
+    Attributes:
+        blocks: the layers; in model 2 those over space, then those over time.
+        spatial_depth: number of blocks before `temporal_embed`, or of all blocks.
+        temporal_embed: leads from space to time in model 2; None in the other models.
+
     Raises:
-        ValueError: where sizes do not divide, or options contradict each other.
+        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -188,114 +124,185 @@ class ViViT(ViT3D):
         _check_options(variant, spatial_depth, temporal_depth, pool)
         if pool is None:
             pool = "cls" if variant in HAVE_CLASS_TOKEN else "mean"
-        super().__init__(
-            image_size=image_size,
-            frames=frames,
-            image_patch_size=image_patch_size,
-            frame_patch_size=frame_patch_size,
-            num_classes=num_classes,
-            dim=dim,
-            depth=spatial_depth if variant == "joint" else 0,
-            heads=heads,
-            mlp_dim=mlp_dim,
-            pool=pool,
-            channels=channels,
-            dim_head=dim_head,
-            dropout=dropout,
-            emb_dropout=emb_dropout,
-            qkv_bias=qkv_bias,
-            attn_dropout=attn_dropout,
-            drop_path=drop_path,
-            act=act,
-            norm_eps=norm_eps,
-            positions="none" if variant == "factorized_encoder" else "learned",
-        )
+        check_choice("pool", pool, ("cls", "mean"))
+        grid = PatchGrid((frames, *pair(image_size)), (frame_patch_size, *pair(image_patch_size)))
+        super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
+        warn_if_few(grid)
         self.variant = variant
-        if variant == "joint":
-            return
-        norm = partial(nn.LayerNorm, dim, eps=norm_eps)
-        depth = spatial_depth + (temporal_depth or 0) if variant == "factorized_encoder" else spatial_depth
-        attention = partial(
-            ATTENTION[variant],
+        self.spatial_depth = spatial_depth
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        build = partial(
+            build_blocks,
             dim,
-            heads=heads,
-            dim_head=dim_head,
-            qkv_bias=qkv_bias,
-            dropout=dropout,
-            attend=partial(FusedAttention, attn_dropout),
+            attention={
+                "heads": heads,
+                "dim_head": dim_head,
+                "qkv_bias": qkv_bias,
+                "dropout": dropout,
+                "kernel": partial(FusedAttention, attn_dropout),
+            },
+            feedforward={"hidden_dim": mlp_dim, "dropout": dropout, "act": act},
+            norm=norm,
+            drop_path=drop_path,
         )
 
-        def block(layer: int) -> Block:
-            place, blocks = layer, spatial_depth
-            if layer >= spatial_depth:
-                place, blocks = layer - spatial_depth, depth - spatial_depth
-            drop = drop_path_rate(drop_path, place, blocks)
-
-            def residual(branch: nn.Module) -> Residual:
-                return Residual(branch, norm(), make_tail(dim, drop_path=drop))
-
-            feedforward = residual(FeedForward(dim, mlp_dim, dropout=dropout, act=act))
-            if variant == "factorized_self_attention":
-                time = TimeAttention(dim, **attention.keywords)
-                return SpaceTimeBlock(residual(attention()), residual(time), feedforward)
-            return Block(residual(attention()), feedforward)
-
+        self.patch_embed = PatchEmbed(grid, channels, dim)
+        self.prefix = PrefixTokens(dim, class_token=pool == "cls")
+        self.dropout = nn.Dropout(emb_dropout)
+        self.blocks = build(ATTENTION[variant], spatial_depth)
+        self.temporal_embed: TemporalEmbed | None = None
         if variant == "factorized_encoder":
-            self.positions = FramePositions(self.grid.shape, dim, prefix=self.num_prefix_tokens)
-            self.encoder = FactorisedEncoder(
-                block,
-                depth=spatial_depth,
-                temporal_depth=depth - spatial_depth,
-                frames=self.grid.shape[0],
-                norm=norm,
-                class_token=pool == "cls",
-                dropout=emb_dropout,
+            self.blocks += build((Attention,), temporal_depth or 0)
+            # The order of parameters, by which optimizer states name them, is that of version 0.1.
+            del self.norm, self.head
+            self.temporal_embed = TemporalEmbed(
+                dim, grid.shape[0], norm=norm, class_token=pool == "cls", dropout=emb_dropout
             )
-        else:
-            self.encoder = Encoder(block, depth=depth)
+        self.norm = norm(dim)
+        self.reset_classifier(num_classes)
+        cells = grid.shape[1:] if variant == "factorized_encoder" else grid.shape
+        self.positions = LearnedPositions(cells, dim, prefix=len(self.prefix))
 
     @property
     def num_encoder_prefix_tokens(self) -> int:
-        """Number of prefix tokens in front of the sequence: none in model 2, whose frames have their own."""
+        """Number of prefix tokens before the sequence: none in model 2, whose frames have their own."""
         return 0 if self.variant == "factorized_encoder" else self.num_prefix_tokens
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is: module, num_chs, reduction (pixels in space), reductions."""
         infos = super().feature_info
-        if isinstance(self.encoder, FactorisedEncoder):
-            whole = (self.grid.patch[0], *self.grid.size[1:])
-            for info in infos[self.encoder.spatial_depth :]:
-                info.update(reduction=max(whole[1:]), reductions=whole)
+        whole = (self.grid.patch[0], *self.grid.size[1:])
+        for info in infos[self.spatial_depth :]:
+            info.update(reduction=max(whole[1:]), reductions=whole)
         return infos
 
-    def context(
-        self,
-        grid: Sequence[int],
-        kept: Int[Tensor, "b k"] | None = None,
-        seen: Bool[Tensor, "b t"] | None = None,
-    ) -> tuple[Any, ...]:
-        """Give what every block is handed beside the tokens: the grid, and what is padding.
+    def forward(
+        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
-            grid: patches along each axis.
-            kept: must be None unless attention is joint: the other models need whole frames.
-            seen: which patches along the axis of time are no padding; all of them unless told.
+            images: videos.
+            mask: true for frames, false for padding, which has no influence; default no padding.
 
         Raises:
-            ValueError: where some patches are left out and attention is factorised.
+            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
+                mask is not one of whole tubelets.
         """
-        if self.variant == "joint":
-            return super().context(grid, kept, seen)
-        if kept is not None:
-            raise ValueError(f"ViViT with variant={self.variant!r} needs the patches of whole frames")
-        if self.variant != "factorized_encoder":
-            return grid, seen
+        return self.forward_head(self.forward_features(images, mask), mask=mask)
+
+    def forward_features(
+        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Return all tokens after the final norm, the class token first; those of the frames in model 2.
+
+        Args:
+            images: videos.
+            mask: see `forward`. The tokens of padding are there, and no other token attends to them.
+        """
+        tokens, keys = self.embed(images), None
+        if mask is not None:
+            keys = mask_of_keys(mask, images, self.grid, self.num_encoder_prefix_tokens)
+            tokens = zero_padding(tokens, keys)
+        return self.encode(tokens, self.grid.fit(images.shape[2:]), mask=keys)
+
+    def embed(
+        self,
+        images: Float[Tensor, "b c t h w"],
+        *,
+        mask_fn: Callable[[Tensor], Tensor] | None = None,
+        add_positions: bool = True,
+    ) -> Float[Tensor, "b n d"]:
+        """Return the tokens that enter the blocks; see `IsotropicModel.embed`.
+
+        In model 2 all frames share their positions, and class tokens come later.
+        """
+        if self.temporal_embed is None:
+            return super().embed(images, mask_fn=mask_fn, add_positions=add_positions)
+        self.check_images(images)
+        cells = self.grid.fit(images.shape[2:])[1:]
+        x = self.patch_embed(images)
+        if mask_fn is not None:
+            x = mask_fn(x)
+        if add_positions:
+            assert self.positions is not None
+            frames = x.unflatten(1, (-1, prod(cells)))
+            x = self.positions(frames, prefix=0, grid=cells).flatten(1, 2)
+        return self.dropout(x)
+
+    def encode(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        ids_keep: Int[Tensor, "b k"] | None = None,
+        mask: Bool[Tensor, "b 1 1 n"] | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """Apply the blocks and the final norm (section 3.3).
+
+        Args:
+            tokens: output of `embed`.
+            grid: patches along each axis; default those of the largest input.
+            ids_keep: see `IsotropicModel.encode`; None unless attention is joint.
+            mask: true for tokens that are no padding; default all of them.
+        """
+        inputs = replace(self.block_inputs(grid or self.grid.shape, ids_keep), mask=mask)
+        if self.temporal_embed is not None:
+            return self.encode_frames(tokens, grid or self.grid.shape, mask)
+        for block in self.blocks:
+            tokens = block(tokens, inputs)
+        return self.norm(tokens)
+
+    def encode_frames(
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int], mask: Bool[Tensor, "b 1 1 n"] | None
+    ) -> Float[Tensor, "b m d"]:
+        """Encode each frame, then the sequence of frames (model 2)."""
+        assert self.temporal_embed is not None
         assert self.positions is not None
-        token = self.prefix() + self.positions.for_prefix(1) if self.num_prefix_tokens else None
-        if seen is None:
-            return grid, token
-        return grid, token, F.pad(seen, (self.num_prefix_tokens, 0), value=True)[:, None, None]
+        time, places, prefix = grid[0], prod(grid[1:]), self.num_prefix_tokens
+        first = self.prefix(tokens[:, :0]) + self.positions.for_prefix(prefix)
+        frames = tokens.unflatten(1, (time, places))
+        frames = torch.cat([first[:, None].expand(-1, time, -1, -1), frames], dim=2).flatten(1, 2)
+        for block in self.blocks[: self.spatial_depth]:
+            frames = block(frames, BlockInputs((time, prefix + places)))
+        frames = self.temporal_embed(frames.unflatten(1, (time, -1)), grid=(time,))
+        for block in self.blocks[self.spatial_depth :]:
+            frames = block(frames, BlockInputs(mask=mask_in_time(mask, places, prefix=prefix)))
+        return self.norm(frames)
+
+    def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
+        """Return the extra inputs of each block; see `IsotropicModel.block_inputs`.
+
+        Raises:
+            ValueError: if some patches are left out and attention is factorised.
+        """
+        if ids_keep is not None and self.variant != "joint":
+            raise ValueError(f"ViViT with variant={self.variant!r} needs the patches of whole frames")
+        return super().block_inputs(grid, ids_keep)
+
+    def forward_head(
+        self,
+        features: Float[Tensor, "b n d"],
+        pre_logits: bool = False,
+        mask: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b k"]:
+        """Pool tokens and classify them.
+
+        Args:
+            features: output of `forward_features`.
+            pre_logits: stop before the classifier.
+            mask: see `forward`.
+        """
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
+        return x if pre_logits else self.head(x)
+
+    def pool_features(
+        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Return the class token, or the mean of the patches or frames that are no padding."""
+        if self.pool == "cls" or mask is None:
+            return super().pool_features(features)
+        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
     def forward_intermediates(
         self,
@@ -312,48 +319,119 @@ class ViViT(ViT3D):
         In model 2 the prefix tokens of a block over space are those of all frames, and the norm is the one of
         the block's own encoder.
         """
-        encoder = self.encoder
-        if not isinstance(encoder, FactorisedEncoder):
+        if self.temporal_embed is None:
             return super().forward_intermediates(
                 images, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
             )
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = resolve_indices(indices, len(encoder.blocks))
-        tokens = self.embed(images)
+        layers = resolve_indices(indices, len(self.blocks))
+        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
         grid = self.grid.fit(images.shape[2:])
-        last, taken = encoder.intermediates(tokens, layers, *self.context(grid), stop_early=stop_early)
         found: list[Any] = []
-        for layer, tokens in zip(layers, taken, strict=True):
-            over_space = layer < encoder.spatial_depth
+        for index, tokens in zip(layers, outputs, strict=True):
+            over_space = index < self.spatial_depth
             if norm:
-                tokens = encoder.norm(tokens) if over_space else self.norm(tokens)
-            parts = tokens.unflatten(1, (grid[0] if over_space else 1, -1))
+                tokens = self.temporal_embed.norm(tokens) if over_space else self.norm(tokens)
+            sequences = tokens.unflatten(1, (grid[0] if over_space else 1, -1))
             prefix, patches = (
-                part.flatten(1, 2) for part in parts.tensor_split([self.num_prefix_tokens], dim=2)
+                part.flatten(1, 2) for part in sequences.tensor_split([self.num_prefix_tokens], dim=2)
             )
             if output_fmt == "NCHW":
-                shape = grid if over_space else (grid[0], 1, 1)
-                patches = patches.transpose(1, 2).unflatten(2, shape)
+                patches = patches.transpose(1, 2).unflatten(2, grid if over_space else (grid[0], 1, 1))
             found.append((patches, prefix) if return_prefix_tokens else patches)
-        return found if intermediates_only else (self.finish(last), found)
+        if intermediates_only:
+            return found
+        assert features is not None
+        return features, found
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters of more than one axis that weight decay leaves alone: tokens and positions."""
+        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
         names = {name for name, _ in self.named_parameters()}
-        return super().no_weight_decay() | names & {"encoder.prefix.class_token", "encoder.positions.table"}
+        in_time = {"temporal_embed.prefix.class_token", "temporal_embed.positions.table"}
+        return super().no_weight_decay() | names & in_time
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Give patterns that sort parameters by depth, what leads from space to time between their blocks."""
+        """Return patterns that sort parameters by depth, `temporal_embed` between space and time."""
         groups = super().group_matcher(coarse)
-        if isinstance(self.encoder, FactorisedEncoder):
-            between = (r"^encoder\.(?:norm|prefix|positions)\.", (self.encoder.spatial_depth - 0.5,))
-            groups["blocks"] = [groups["blocks"][0], between, *groups["blocks"][1:]]
+        between = (r"^temporal_embed\.", (self.spatial_depth - 0.5,))
+        groups["blocks"] = [groups["blocks"][0], between, *groups["blocks"][1:]]
         return groups
 
     def _change_pool(self, pool: str) -> None:
         """Refuse another pooling: with it, the model would have other tokens."""
         if pool != self.pool:
-            raise ValueError(f"ViViT's pooling is chosen as it is built: {self.pool!r}, not {pool!r}")
+            raise ValueError(f"ViViT's pooling is chosen at construction: {self.pool!r}, not {pool!r}")
+
+
+class TemporalEmbed(nn.Module):
+    """From the tokens of frames to one token per frame, with positions in time (section 3.3, model 2).
+
+    A frame is what its class token has become, or the mean of its patches.
+
+    Args:
+        dim: token dimension.
+        frames: places in time of the largest input.
+        norm: builds the norm of the tokens of frames from the dimension.
+        class_token: the tokens of a frame, and those of the frames, have a class token.
+        dropout: dropout on the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        frames: int,
+        *,
+        norm: Callable[[int], nn.Module],
+        class_token: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.norm = norm(dim)
+        self.prefix = PrefixTokens(dim, class_token=class_token)
+        self.positions = LearnedPositions((frames,), dim, prefix=len(self.prefix))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b t n d"], *, grid: tuple[int]) -> Float[Tensor, "b m d"]:
+        """Return the tokens that enter the encoder of frames, the class token first.
+
+        Args:
+            x: tokens of each frame.
+            grid: places in time.
+        """
+        x = self.norm(x)
+        prefix = len(self.prefix)
+        frames = x[:, :, 0] if prefix else x.mean(dim=2)
+        return self.dropout(self.positions(self.prefix(frames), prefix=prefix, grid=grid))
+
+
+def build_blocks(
+    dim: int,
+    kinds: Sequence[type[Attention]],
+    depth: int,
+    *,
+    attention: dict[str, Any],
+    feedforward: dict[str, Any],
+    norm: Callable[[int], nn.Module],
+    drop_path: float,
+) -> nn.ModuleList:
+    """Build the blocks of an encoder.
+
+    Args:
+        dim: token dimension.
+        kinds: what attends in a block, in this order.
+        depth: number of blocks.
+        attention: arguments of attention.
+        feedforward: arguments of the feed-forward.
+        norm: builds a norm from a dimension.
+        drop_path: probability of dropping a residual branch at the last block; rises linearly from 0.
+    """
+    blocks = nn.ModuleList()
+    for index in range(depth):
+        parts = [kind(dim, **attention) for kind in kinds]
+        rate = drop_path_rate(drop_path, index, depth)
+        block: Any = Block if len(parts) == 1 else SpaceTimeBlock
+        blocks.append(block(dim, *parts, FeedForward(dim, **feedforward), norm=norm, drop_path=rate))
+    return blocks
 
 
 def _check_options(variant: str, spatial_depth: int, temporal_depth: int | None, pool: str | None) -> None:

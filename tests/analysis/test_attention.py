@@ -20,7 +20,7 @@ from vit_pytorch.analysis import (
     token_colours,
     upsample,
 )
-from vit_pytorch.cct import CompactTransformer, Window
+from vit_pytorch.cct_3d import CCT3D
 
 LAYOUTS = [
     TokenLayout((6,), (3,)),
@@ -30,14 +30,20 @@ LAYOUTS = [
 ]
 
 
-def video_model(size: tuple[int, ...] = (4, 16, 16)) -> CompactTransformer:
+def video_model() -> CCT3D:
     """A plain model on videos: tokens on a grid of 4 x 4 x 4, pooled by a learned mean."""
-    window = Window((1, 3, 3), (1, 2, 2), (0, 1, 1))
     torch.manual_seed(0)
-    sizes = {"dim": 24, "depth": 2, "heads": 2, "mlp_ratio": 2.0, "num_classes": 5, "channels": 3}
-    rates = {"dropout": 0.0, "attn_dropout": 0.0, "drop_path": 0.0}
-    return CompactTransformer(
-        size, **sizes, layers=1, conv=window, pool=window, positions="learnable", **rates
+    return CCT3D(
+        img_size=16,
+        num_frames=4,
+        embedding_dim=24,
+        frame_kernel_size=1,
+        kernel_size=3,
+        padding=1,
+        num_layers=2,
+        num_heads=2,
+        mlp_ratio=2.0,
+        num_classes=5,
     ).eval()
 
 
@@ -127,7 +133,7 @@ def test_upsampling_a_ramp(axis):
 
 
 def test_upsampling_refuses():
-    with pytest.raises(ValueError, match="mode is one of linear, nearest; got 'cubic'"):
+    with pytest.raises(ValueError, match="mode must be one of linear, nearest; got 'cubic'"):
         upsample(torch.ones(2, 2), (4, 4), "cubic")
     with pytest.raises(ValueError, match=r"1 to 3 axes and more, got 2 of shape \(3,\)"):
         upsample(torch.ones(3), (4, 4))

@@ -74,7 +74,7 @@ def test_tokens_of_models(build, name):
 
 
 def test_refuses(build, images):
-    with pytest.raises(ValueError, match="foreground is one of all, above, below; got 'left'"):
+    with pytest.raises(ValueError, match="foreground must be one of all, above, below; got 'left'"):
         colours_of_tokens(draw(1, 4, 4, 8), foreground="left")
     with pytest.raises(ValueError, match=r"at least 3 patches, got 0 above the threshold 9.0"):
         colours_of_tokens(draw(1, 4, 4, 8), foreground="above", threshold=9.0)

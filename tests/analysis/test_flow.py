@@ -90,7 +90,7 @@ def test_half_precision_is_multiplied_in_single():
     ("maps", "options", "message"),
     [
         ([], {}, "at least 1 layer, got 0"),
-        ([random_maps(1, 2, 5, 5)], {"fuse": "median"}, "fuse is one of mean, max, min; got 'median'"),
+        ([random_maps(1, 2, 5, 5)], {"fuse": "median"}, "fuse must be one of mean, max, min; got 'median'"),
         ([random_maps(1, 2, 5, 5)], {"identity": 1.5}, r"in \[0, 1\], got 1.5"),
         ([random_maps(1, 2, 5, 5) - 0.5], {}, "at least 0, got -0"),
         ([random_maps(1, 2, 5, 5), random_maps(1, 2, 3, 5)], {}, "5 tokens .* 3 queries and 5 keys"),

@@ -134,7 +134,7 @@ def test_shapes_of_the_description():
     branches = {f"{branch}_{name}": value for branch in ("sm", "lg") for name, value in sizes.items()}
     branches |= {"sm_dim": 24, "sm_patch_size": 4, "lg_dim": 32, "lg_patch_size": 16}
     model = CrossViT(image_size=32, num_classes=5, depth=2, cross_attn_heads=2, **branches)
-    small, large = Extractor(model, layer_name="multi_scale_encoder")(torch.randn(2, 3, 32, 32))[1]
+    small, large = Extractor(model, layer_name="blocks.1")(torch.randn(2, 3, 32, 32))[1]
     assert small.shape == (2, 65, 24)
     assert large.shape == (2, 5, 32)
 

@@ -10,21 +10,31 @@ from vit_pytorch.layers.blocks import (
     ACTIVATIONS,
     Block,
     DropPath,
-    Encoder,
     FeedForward,
     LayerScale,
-    Residual,
     activation,
+    collect_outputs,
+    set_grad_checkpointing,
 )
 
 
-class Add(nn.Module):
-    def __init__(self, amount):
+class Double(nn.Module):
+    def forward(self, x, inputs=None):
+        return 2 * x
+
+
+class Tower(nn.Module):
+    """Blocks with batch norms, in a loop."""
+
+    def __init__(self, depth):
         super().__init__()
-        self.amount = amount
+        norm = nn.BatchNorm1d
+        self.blocks = nn.ModuleList(Block(4, Double(), nn.Linear(4, 4), norm=norm) for _ in range(depth))
 
     def forward(self, x):
-        return x + self.amount
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 def test_activations():
@@ -81,53 +91,77 @@ def test_drop_path_range(p):
         DropPath(p)
 
 
-def test_residual():
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_block(layer_scale):
+    block = Block(6, Double(), FeedForward(6, 8), norm=nn.LayerNorm, layer_scale=layer_scale)
     x = torch.randn(2, 3, 6)
-    norm, branch, scale = nn.LayerNorm(6), nn.Linear(6, 6), LayerScale(6, 0.3)
-    assert Residual(branch, norm, [scale])(x).equal(x + scale(branch(norm(x))))
-    assert Residual(branch, norm)(x).equal(x + branch(norm(x)))
+    scale = layer_scale or 1.0
+    after = x + scale * 2 * F.layer_norm(x, (6,))
+    want = after + scale * block.feedforward(F.layer_norm(after, (6,)))
+    torch.testing.assert_close(block(x), want)
 
 
-def test_block_applies_attention_first():
-    double, increment = Residual(nn.Identity(), nn.Identity()), Residual(Add(1), nn.Identity())
-    x = torch.ones(1, 2, 3)
-    assert Block(double, increment)(x).equal(torch.full_like(x, 5.0))
+def test_a_dropped_path_leaves_the_sample():
+    block = Block(6, Double(), Double(), drop_path=0.5)
+    x = torch.randn(400, 3, 6)
+    same = (block(x) == x).flatten(1).all(dim=1).float().mean().item()
+    assert same == pytest.approx(0.25, abs=0.07)
+    assert not (block.eval()(x) == x).any()
 
 
-def test_encoder_passes_the_layer():
-    encoder = Encoder(lambda layer: Add(10**layer), depth=4)
-    x = torch.zeros(1, 2, 3)
-    assert encoder(x).equal(torch.full_like(x, 1111.0))
-    assert [step[0, 0, 0].item() for step in encoder.steps(x)] == [1, 11, 111, 1111]
+def test_outputs_are_collected():
+    tower = Tower(4).eval()
+    x = torch.randn(5, 4)
+    steps = [x]
+    for block in tower.blocks:
+        steps.append(block(steps[-1]))
+    with collect_outputs([tower.blocks[0], tower.blocks[2]]) as outputs:
+        assert tower(x).equal(steps[4])
+    assert [output.equal(steps[i]) for output, i in zip(outputs, (1, 3), strict=True)] == [True, True]
+    calls = []
+    tower.blocks[3].register_forward_hook(lambda *_: calls.append(1))
+    with collect_outputs([tower.blocks[2]], stop_early=True) as outputs:
+        tower(x)
+    assert outputs[0].equal(steps[3])
+    assert calls == []
+    with (
+        collect_outputs(tower.blocks),
+        pytest.raises(RuntimeError, match="by one thread at a time"),
+        collect_outputs(tower.blocks),
+    ):
+        pass
+    assert tower(x).equal(steps[4])
 
 
-@pytest.mark.parametrize(
-    ("layers", "stop_early", "last", "taken"),
-    [
-        ([0, 2], False, 1111, [1, 111]),
-        ([0, 2], True, 111, [1, 111]),
-        ([3], True, 1111, [1111]),
-        ([], False, 1111, []),
-    ],
-)
-def test_intermediates(layers, stop_early, last, taken):
-    encoder = Encoder(lambda layer: Add(10**layer), depth=4)
-    x, found = encoder.intermediates(torch.zeros(1, 2, 3), layers, stop_early=stop_early)
-    assert x[0, 0, 0] == last
-    assert [tokens[0, 0, 0].item() for tokens in found] == taken
+def test_checkpointing_needs_layers():
+    with pytest.raises(ValueError, match="Linear has no layers"):
+        set_grad_checkpointing(nn.Linear(2, 2))
+
+
+def test_checkpointing_keeps_fewer_activations():
+    tower = Tower(3)
+    x = torch.randn(5, 4, requires_grad=True)
+    counts = []
+    for enable in (False, True):
+        set_grad_checkpointing(tower, enable)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            tower(x)
+        counts.append(len(kept))
+    assert counts[1] < counts[0] / 2
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_statistics_and_gradients_under_checkpointing(compiled):
     """A batch counts once in running statistics, in code as it is written and in compiled code."""
     torch.manual_seed(0)
-    plain = Encoder(lambda layer: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.GELU()), depth=2)
-    encoder = copy.deepcopy(plain)
-    encoder.grad_checkpointing = True
+    plain = Tower(2)
+    tower = copy.deepcopy(plain)
+    set_grad_checkpointing(tower)
     x = torch.randn(5, 4)
     plain(x).square().sum().backward()
-    run = torch.compile(encoder, backend="aot_eager") if compiled else encoder
+    run = torch.compile(tower, backend="aot_eager") if compiled else tower
     run(x).square().sum().backward()
-    for ours, theirs in zip(encoder.parameters(), plain.parameters(), strict=True):
+    for ours, theirs in zip(tower.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
-    torch.testing.assert_close(dict(encoder.named_buffers()), dict(plain.named_buffers()))
+    torch.testing.assert_close(dict(tower.named_buffers()), dict(plain.named_buffers()))

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vit_pytorch.layers.blocks import Block, FeedForward
 from vit_pytorch.layers.conv import PositionedBlock, PositionGenerator
 from vit_pytorch.layers.init import init_convs
 
@@ -24,11 +25,13 @@ def test_even_kernels_are_refused():
 
 
 def test_places_come_last_in_a_positioned_block():
-    block = PositionedBlock(nn.ReLU(), nn.Softplus(), nn.Threshold(1.0, 7.0))
-    x = torch.tensor([-1.0, 0.2, 1.0])
-    torch.testing.assert_close(
-        block(x.view(1, 1, 1, 3)).flatten(), torch.tensor([7.0, 7.0, F.softplus(x)[2]])
-    )
+    generator = PositionGenerator(6)
+    block = PositionedBlock(6, nn.Identity(), FeedForward(6, 8), positions=generator).eval()
+    block.attention.forward = lambda x, inputs: 2 * x
+    plain = Block(6, block.attention, block.feedforward)
+    plain.norm1, plain.norm2 = block.norm1, block.norm2
+    x = torch.randn(2, 3, 4, 6)
+    assert block(x).equal(generator(plain(x)))
 
 
 def test_convolutions_start_by_the_fan_out_of_a_group():

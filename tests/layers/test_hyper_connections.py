@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT
-from vit_pytorch.layers.hyper_connections import HyperConnection, HyperResidual
+from vit_pytorch.layers.hyper_connections import HyperConnection, HyperConnections
 from vit_pytorch.mp3 import MP3
 from vit_pytorch.training.optim import parameter_groups
 
@@ -31,10 +32,10 @@ SMALL: dict[str, Any] = {
 def test_starts_as_the_residual_network(streams: int, static: bool) -> None:
     torch.manual_seed(0)
     plain = ViT(**SMALL).eval()
-    model = ViT(**SMALL, hyper_connections=streams, hyper_static=static).eval()
+    model = ViT(**SMALL, hyper_connections=HyperConnections(streams, not static)).eval()
     missing = model.load_state_dict(plain.state_dict(), strict=False)
     assert missing.unexpected_keys == []
-    assert all(".connection." in name for name in missing.missing_keys)
+    assert all(".connect1." in name or ".connect2." in name for name in missing.missing_keys)
     # The streams are summed, so that tokens are as many times as long, which the final norm takes away.
     _, ours = model.forward_intermediates(images(40, 40))
     _, theirs = plain.forward_intermediates(images(40, 40))
@@ -43,9 +44,8 @@ def test_starts_as_the_residual_network(streams: int, static: bool) -> None:
     assert torch.allclose(model(images(40, 40)), plain(images(40, 40)), atol=1e-5)
 
 
-def step(residual: HyperResidual, h: Tensor) -> Tensor:
+def step(connection: HyperConnection, branch: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
     """Run one layer on one sample (n s d), one token and stream at a time (algorithm 2)."""
-    connection = residual.connection
     tokens, streams, _ = h.shape
     read, mixes, shares = [], [], []
     for token in range(tokens):
@@ -59,7 +59,7 @@ def step(residual: HyperResidual, h: Tensor) -> Tensor:
         read.append(sum(a[i] * h[token, i] for i in range(streams)))
         mixes.append(mix)
         shares.append(b)
-    out = residual.tail(residual.branch(residual.norm(torch.stack(read)[None])))[0]
+    out = branch(torch.stack(read)[None])[0]
     found = torch.empty_like(h)
     for token in range(tokens):
         for j in range(streams):
@@ -71,13 +71,14 @@ def step(residual: HyperResidual, h: Tensor) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize("static", [False, True])
 def test_equals_the_algorithm(static: bool) -> None:
-    model = randomise(ViT(**SMALL, hyper_connections=3, hyper_static=static, layer_scale=0.1))
+    model = randomise(ViT(**SMALL, hyper_connections=HyperConnections(3, not static), layer_scale=0.1))
     x = images(40, 40)
     logits = []
     for tokens in model.embed(x):
         h = tokens[:, None].repeat(1, 3, 1)
-        for block in model.encoder.blocks:
-            h = step(block.feedforward, step(block.attention, h))
+        for block in model.blocks:
+            h = step(block.connect1, lambda x, b=block: b.scale1(b.attention(b.norm1(x))), h)
+            h = step(block.connect2, lambda x, b=block: b.scale2(b.feedforward(b.norm2(x))), h)
         logits.append(model.head(model.norm(h.sum(dim=1))[0]))
     assert difference(model(x), torch.stack(logits)) < TOLERANCE
 
@@ -98,7 +99,7 @@ def test_static_parts_do_not_decay() -> None:
     model = ViT(**SMALL, hyper_connections=2)
     groups = parameter_groups(model, lr=1e-3, weight_decay=0.1)
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    connection = model.encoder.blocks[0].attention.connection
+    connection = model.blocks[0].connect1
     assert id(connection.to_alpha_beta.weight) in decayed
     assert id(connection.alpha) not in decayed
     assert id(connection.beta) not in decayed
@@ -107,7 +108,7 @@ def test_static_parts_do_not_decay() -> None:
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="at least 1 stream, got 0"):
         ViT(**SMALL, hyper_connections=0)
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(ValueError, match="hyper_static is a setting of hyper_connections='hyper'"):
         ViT(**SMALL, hyper_static=True)
     with pytest.raises(ValueError, match="plain"):
         MP3(vit=ViT(**SMALL, hyper_connections=2), masking_ratio=0.75)

@@ -5,6 +5,8 @@ from torch import nn
 
 from vit_pytorch import ViT
 from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
+from vit_pytorch.layers.patches import LinearStem
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.training.optim import OptimizerConfig, make_optimizer, parameter_groups
 
 SMALL = {
@@ -31,9 +33,12 @@ def test_is_layer_norm():
 
 def test_starts_as_the_plain_vit():
     torch.manual_seed(0)
-    plain = ViT(**SMALL, fc_norm=True, pre_norm=True, qk_norm=True)
+    options = {"head": Head(norm=True), "stem": LinearStem(pre_norm=True), "qk_norm": True}
+    plain = ViT(**SMALL, **options)
     torch.manual_seed(0)
-    model = ViT(**SMALL, fc_norm=True, pre_norm=True, qk_norm=True, zero_centered_norm=True)
+    model = ViT(
+        **SMALL, head=Head(norm=True), stem=LinearStem(pre_norm=True), qk_norm=True, zero_centered_norm=True
+    )
     assert not any(isinstance(module, nn.LayerNorm) for module in model.modules())
     x = torch.randn(2, 3, 40, 40)
     assert model(x).equal(plain(x))

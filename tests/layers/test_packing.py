@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from vit_pytorch.layers.attention import FusedAttention
+from vit_pytorch.layers.attention import BlockInputs, FusedAttention
 from vit_pytorch.layers.packing import (
     HeadNorm,
     PackedAttention,
@@ -55,7 +55,7 @@ def test_runs_are_views_of_neighbours_of_equal_length():
 def test_packed_attention_is_attention_of_each(lengths):
     attention = PackedAttention(24, heads=3, dim_head=10, qk_norm=lambda dim_head: HeadNorm(3, dim_head))
     x = torch.randn(sum(lengths), 24, requires_grad=True)
-    packed = attention(x.unsqueeze(0), Packing(lengths))[0]
+    packed = attention(x.unsqueeze(0), BlockInputs(packing=Packing(lengths)))[0]
     alone = torch.cat([attention(part.unsqueeze(0))[0] for part in x.split(lengths)])
     torch.testing.assert_close(packed, alone)
     weights = torch.randn_like(packed)
@@ -90,7 +90,7 @@ def test_attention_for_variable_lengths_is_told_the_packing(monkeypatch):
     stand_in.varlen_attn = varlen_attn
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     attention, packing, x = PackedAttention(24, heads=3, dim_head=8), Packing((1, 4, 2)), torch.randn(7, 24)
-    want = attention(x[None], packing)[0]
+    want = attention(x[None], BlockInputs(packing=packing))[0]
     q, k, v = (part[0].transpose(0, 1) for part in attention.project(x[None]))
-    torch.testing.assert_close(attention.to_out(attend_varlen(q, k, v, packing)), want)
-    assert not takes_varlen(q, attention.attend)
+    torch.testing.assert_close(attention.to_out(attend_varlen(q, k, v, packing).flatten(1)), want)
+    assert not takes_varlen(q, attention.kernel)

@@ -36,10 +36,10 @@ def test_smaller_input():
 @pytest.mark.parametrize(
     ("size", "patch", "message"),
     [
-        ((8, 8), (4,), r"\(8, 8\) and patch size \(4,\) differ in rank"),
+        ((8, 8), (4,), r"must have the same rank, got \(8, 8\) and \(4,\)"),
         ((8, 0), (4, 4), r"at least 1, got image size \(8, 0\)"),
         ((8, 8), (4, 0), r"at least 1, got .* patch size \(4, 0\)"),
-        ((8, 9), (4, 4), r"\(8, 9\) is not a multiple of patch size \(4, 4\)"),
+        ((8, 9), (4, 4), r"must be a multiple of patch size \(4, 4\), got \(8, 9\)"),
     ],
 )
 def test_impossible_grid(size, patch, message):
@@ -50,8 +50,8 @@ def test_impossible_grid(size, patch, message):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((12, 8), r"\(12, 8\) exceeds the largest .*\(8, 8\)"),
-        ((6, 8), r"\(6, 8\) is not a multiple of patch size \(4, 4\)"),
+        ((12, 8), r"must be at most \(8, 8\), got \(12, 8\)"),
+        ((6, 8), r"must be a multiple of patch size \(4, 4\), got \(6, 8\)"),
         ((0, 8), r"at least \(4, 4\), got image size \(0, 8\)"),
     ],
 )

@@ -78,16 +78,16 @@ def test_crop_keeps_places(new):
 
 def test_sincos_positions_are_cropped():
     positions = SinCosPositions((4, 5), 8)
-    assert positions((2, 3)).equal(crop_table(sincos_table((4, 5), 8), (4, 5), (2, 3)))
-    torch.testing.assert_close(positions((2, 3)), sincos_table((2, 3), 8))
+    assert positions.table_for((2, 3)).equal(crop_table(sincos_table((4, 5), 8), (4, 5), (2, 3)))
+    torch.testing.assert_close(positions.table_for((2, 3)), sincos_table((2, 3), 8))
     assert list(positions.state_dict()) == []
 
 
 def test_learned_positions():
     positions = LearnedPositions((4, 5), 8, prefix=1)
     assert positions.table.shape == (1, 21, 8)
-    assert positions((4, 5)).equal(positions.table[:, 1:])
-    assert positions((2, 3))[0, 3].equal(positions.table[0, 1 + 5])
+    assert positions.table_for((4, 5)).equal(positions.table[:, 1:])
+    assert positions.table_for((2, 3))[0, 3].equal(positions.table[0, 1 + 5])
     assert positions.for_prefix(3)[0].equal(torch.cat([positions.table[0, :1], torch.zeros(2, 8)]))
 
 
@@ -127,7 +127,7 @@ def test_resize_keeps_the_dtype():
 
 def test_factorised_positions_add_row_and_column():
     positions = FactorisedPositions((4, 6), 8)
-    table = positions((3, 5))
+    table = positions.table_for((3, 5))
     assert table.shape == (1, 15, 8)
     for cell in range(15):
         row, column = divmod(cell, 5)
@@ -138,7 +138,7 @@ def test_factorised_positions_add_row_and_column():
 def test_factorised_positions_are_interpolated(kind, extents):
     """The middle of a cell, as a part of the side, is where the table is read, linearly between its cells."""
     positions = FactorisedPositions((4, 6), 8, kind=kind)
-    table = positions((2, 12)).unflatten(1, (2, 12))[0]
+    table = positions.table_for((2, 12)).unflatten(1, (2, 12))[0]
     for row, column in ((0, 0), (1, 5), (0, 11), (1, 8)):
         want = torch.zeros(8)
         for entries, place, extent in zip(

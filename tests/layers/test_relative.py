@@ -103,7 +103,7 @@ def test_what_was_computed_is_not_copied():
     bias = RelativeBias((2, 2), 3)
     kept = bias()
     for other in (copy.deepcopy(bias), pickle.loads(pickle.dumps(bias))):
-        assert other._kept is None
+        assert other._cached is None
         assert other().equal(kept)
 
 

@@ -9,15 +9,16 @@ from vit_pytorch.layers.tokens import AttentionPool
 def test_prefix_tokens():
     prefix = PrefixTokens(6, class_token=True, registers=3)
     assert len(prefix) == 4
-    assert prefix().equal(torch.cat([prefix.class_token, prefix.registers], dim=1))
+    x = torch.randn(2, 5, 6)
+    tokens = torch.cat([prefix.class_token, prefix.registers], dim=1)
+    assert prefix(x).equal(torch.cat([tokens.expand(2, -1, -1), x], dim=1))
 
 
 @pytest.mark.parametrize(("class_token", "registers"), [(True, 0), (False, 2), (False, 0)])
 def test_some_prefix_tokens(class_token, registers):
     prefix = PrefixTokens(6, class_token=class_token, registers=registers)
     assert len(prefix) == class_token + registers
-    if len(prefix):
-        assert prefix().shape == (1, len(prefix), 6)
+    assert prefix(torch.randn(2, 5, 6)).shape == (2, len(prefix) + 5, 6)
 
 
 def test_attention_pool_formula():
@@ -39,5 +40,5 @@ def test_attention_pool_ignores_order():
 
 
 def test_attention_pool_width():
-    with pytest.raises(ValueError, match="width 9 is not a multiple of 2 heads"):
+    with pytest.raises(ValueError, match="dim must be a multiple of heads, got dim=9 and heads=2"):
         AttentionPool(9, heads=2, mlp_dim=12)

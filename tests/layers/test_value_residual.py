@@ -30,27 +30,25 @@ FORMS = ["identity", "learnable", "gated", "sparse", (2,)]
 
 def own_values(model: ViT, tokens: Tensor, layer: int) -> Tensor:
     """Compute a layer's values before the heads are split."""
-    attention = model.encoder.blocks[layer].attention
-    weight, bias = (
-        part.chunk(3)[2] for part in (attention.branch.to_qkv.weight, attention.branch.to_qkv.bias)
-    )
-    return attention.norm(tokens) @ weight.T + bias
+    block = model.blocks[layer]
+    weight, bias = (part.chunk(3)[2] for part in (block.attention.to_qkv.weight, block.attention.to_qkv.bias))
+    return block.norm1(tokens) @ weight.T + bias
 
 
 def written_out(model: ViT, form: object, x: Tensor) -> Tensor:
     """Compute the logits with every layer's values mixed before the heads are split, head by head."""
     tokens = model.embed(x)
     first = own_values(model, tokens, 0)
-    for layer, block in enumerate(model.encoder.blocks):
-        attention = block.attention.branch
-        normed = block.attention.norm(tokens)
+    for layer, block in enumerate(model.blocks):
+        attention = block.attention
+        normed = block.norm1(tokens)
         values = own_values(model, tokens, layer)
         if layer > 0 and form == "identity":
             values = 0.5 * first + 0.5 * values
         elif layer > 0 and form == "learnable":
-            values = attention.mix.weights[0] * first + attention.mix.weights[1] * values
+            values = attention.value_mix.weights[0] * first + attention.value_mix.weights[1] * values
         elif layer > 0 and form == "gated":
-            gates = torch.sigmoid(normed @ attention.mix.gate.weight.T + attention.mix.gate.bias)
+            gates = torch.sigmoid(normed @ attention.value_mix.gate.weight.T + attention.value_mix.gate.bias)
             gates = gates.repeat_interleave(8, dim=-1)
             values = gates * first + (1 - gates) * values
         elif layer == 2 and form in ("sparse", (2,)):
@@ -67,7 +65,7 @@ def written_out(model: ViT, form: object, x: Tensor) -> Tensor:
             weights = (q[..., part] @ k[..., part].mT / 8**0.5).softmax(dim=-1)
             heads.append(weights @ values[..., part])
         tokens = tokens + attention.to_out(torch.cat(heads, dim=-1))
-        tokens = block.feedforward(tokens)
+        tokens = tokens + block.feedforward(block.norm2(tokens))
     return model.head(model.norm(tokens)[:, 0])
 
 
@@ -81,8 +79,8 @@ def test_equals_loops(form: Any) -> None:
 
 def test_true_is_the_learnable_form() -> None:
     model = ViT(**SMALL, value_residual=True)
-    numbers = {name: p for name, p in model.named_parameters() if ".mix." in name}
-    assert list(numbers) == [f"encoder.blocks.{layer}.attention.branch.mix.weights" for layer in (1, 2)]
+    numbers = {name: p for name, p in model.named_parameters() if ".value_mix." in name}
+    assert list(numbers) == [f"blocks.{layer}.attention.value_mix.weights" for layer in (1, 2)]
     assert all(parameter.tolist() == [0.5, 0.5] for parameter in numbers.values())
     even = ViT(**SMALL, value_residual="identity")
     even.load_state_dict(model.state_dict(), strict=False)
@@ -101,8 +99,8 @@ def test_without_a_share_of_the_first_values_it_is_the_plain_vit(positions: str)
     assert missing.unexpected_keys == []
     x = images(40, 40)
     assert difference(model(x), plain(x)) > 1e-3
-    for block in model.encoder.blocks[1:]:
-        block.attention.branch.mix.weights.data = torch.tensor([0.0, 1.0])
+    for block in model.blocks[1:]:
+        block.attention.value_mix.weights.data = torch.tensor([0.0, 1.0])
     assert difference(model(x), plain(x)) < TOLERANCE
 
 
@@ -131,11 +129,11 @@ def test_pickles(form: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"value_residual": "dense"}, "identity, learnable, gated, sparse; got 'dense'"),
-        ({"value_residual": (0, 1)}, r"1 to 2, got \[0, 1\]"),
-        ({"value_residual": (3,)}, r"1 to 2, got \[3\]"),
-        ({"value_residual": ()}, r"1 to 2, got \[\]"),
-        ({"value_residual": True, "depth": 1}, "the depth is 1"),
+        ({"value_residual": "dense"}, "learnable, identity, gated, sparse; got 'dense'"),
+        ({"value_residual": (0, 1)}, r"must be 1 to 2, got \[0, 1\]"),
+        ({"value_residual": (3,)}, r"must be 1 to 2, got \[3\]"),
+        ({"value_residual": ()}, r"must be 1 to 2, got \[\]"),
+        ({"value_residual": True, "depth": 1}, "needs a depth of at least 2, got 1"),
     ],
 )
 def test_wrong_options(wrong: dict[str, Any], message: str) -> None:

@@ -99,14 +99,13 @@ def test_each_cell_attends_to_its_group():
 @pytest.mark.parametrize("biased", [False, True])
 def test_padding_is_hidden(biased):
     bias = torch.randn(2, 4, 4)
-    attend = partial(ExplicitAttention, scale=0.5)
-    attention = Attention(8, heads=2, dim_head=4, attend=attend)
+    attention = Attention(8, heads=2, dim_head=4, kernel=partial(ExplicitAttention, scale=0.5))
     groups = GroupAttention(attention, windows((2, 2)), (lambda: bias) if biased else None)
     x = torch.randn(3, 3, 2, 8)
     mixed = groups(x)
     alone = x[:, 2:].flatten(1, 2)
     q, k, v = attention.project(alone)
-    want = attention.merge(attention.attend(q, k, v, bias[:, :2, :2] if biased else None))
+    want = attention.merge(attention.kernel(q, k, v, bias[:, :2, :2] if biased else None))
     torch.testing.assert_close(mixed[:, 2:].flatten(1, 2), want)
     seen = GroupAttention(attention, windows((2, 2)), groups.bias, mask_padding=False)(x)
     torch.testing.assert_close(seen[:, :2], mixed[:, :2])
@@ -127,7 +126,7 @@ def test_a_group_of_nothing_real_sees_everything():
 @torch.no_grad()
 def test_the_partition_may_depend_on_the_map():
     class Whole(GroupAttention):
-        def arrange(self, grid):
+        def partition_for(self, grid):
             return windows(grid), None
 
     attention = Attention(8, heads=2, dim_head=4)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.references import GOLDEN, read_golden
 from tests.papers.reference import TOLERANCE, difference
 from vit_pytorch import load_pretrained
 from vit_pytorch.base import VisionModel
 from vit_pytorch.pretrained import to_format
 
 __all__ = ["GOLDEN", "as_golden", "assert_goes_back", "assert_golden", "read_golden"]
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def read_golden(name: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Give a reference's arguments, its weights, and the other tensors, such as input and output."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        config = json.loads(file.metadata()["config"])
+    weights = {key.removeprefix("weights/"): t for key, t in tensors.items() if key.startswith("weights/")}
+    return config, weights, {key: t for key, t in tensors.items() if not key.startswith("weights/")}
 
 
 def as_golden(model: VisionModel, name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -156,8 +156,8 @@ def test_heads_talk_pair_by_pair() -> None:
 
 def test_class_attention_reads_normed_patches_and_its_heads_do_not_talk() -> None:
     model = CaiT(**OURS)
-    assert not any(isinstance(module, TalkingHeads) for module in model.class_encoder.modules())
-    assert sum(isinstance(module, TalkingHeads) for module in model.encoder.modules()) == 3
+    assert not any(isinstance(module, TalkingHeads) for module in model.class_blocks.modules())
+    assert sum(isinstance(module, TalkingHeads) for module in model.blocks.modules()) == 3
     randomise_all(model)
     block = model.class_blocks[0]
     x = torch.randn(2, 37, 48)
@@ -168,7 +168,7 @@ def test_class_attention_reads_normed_patches_and_its_heads_do_not_talk() -> Non
 def test_class_attention_leaves_the_patches() -> None:
     model = randomise_all(CaiT(**OURS))
     x = torch.randn(2, 37, 48)
-    after = model.class_encoder(x)
+    after = model.class_blocks[1](model.class_blocks[0](x))
     assert after[:, 1:].equal(x[:, 1:])
     assert difference(after[:, 0], x[:, 0]) > 0.1
 
@@ -199,7 +199,7 @@ def test_layer_dropout_is_by_sample_and_in_training_only() -> None:
     assert model(x).equal(plain(x))
     model.train()
     tokens = model.embed(x)
-    gained = model.blocks[0].attention(tokens) - tokens
+    gained = model.blocks[0].drop_path(tokens)
     assert 0 < gained.flatten(1).any(dim=1).sum() < 64
-    assert all(block.attention.tail[-1].p == 0.5 for block in model.blocks)
-    assert all(len(block.attention.tail) == 1 for block in model.class_blocks)
+    assert all(block.drop_path.p == 0.5 for block in model.blocks)
+    assert all(isinstance(block.drop_path, nn.Identity) for block in model.class_blocks)

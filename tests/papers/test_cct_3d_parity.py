@@ -95,7 +95,7 @@ def test_sizes(layers: int) -> None:
     with torch.device("meta"):
         model = getattr(cct_3d, f"cct_{layers}")(img_size=32, num_frames=4, n_conv_layers=2)
     assert type(model) is CCT3D
-    assert len(model.encoder.blocks) == layers
+    assert len(model.blocks) == layers
     assert [conv.kernel_size for conv in model.patch_embed.convs] == [(3, 3, 3)] * 2
 
 

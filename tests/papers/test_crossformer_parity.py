@@ -124,7 +124,7 @@ def far(here: tuple[int, int], there: tuple[int, int]) -> bool:
 def test_who_attends_to_whom(layer: int, same_group: Any, grid: tuple[int, int]) -> None:
     """Even blocks attend to near cells, odd ones to far; padding is not seen."""
     model = randomise(CrossFormer(**{**GOLDEN, "local_window_size": 3}))
-    module = model.stages[0].encoder.blocks[layer].attention.branch
+    module = model.stages[0].blocks[layer].attention
     x = torch.randn(2, *grid, 48)
     assert difference(module(x), attend_one_by_one(module, x, same_group, layer + 1)) < TOLERANCE
 
@@ -133,7 +133,7 @@ def test_who_attends_to_whom(layer: int, same_group: Any, grid: tuple[int, int])
 def test_a_small_map_is_one_group() -> None:
     model = randomise(CrossFormer(**GOLDEN))
     for layer in (0, 1):
-        module = model.stages[1].encoder.blocks[layer].attention.branch
+        module = model.stages[1].blocks[layer].attention
         x = torch.randn(2, 3, 9, 96)
         assert difference(module(x), attend_one_by_one(module, x, lambda *_: True)) < TOLERANCE
 
@@ -150,9 +150,9 @@ def test_the_bias_differs_from_head_to_head_and_has_a_sixteenth_of_the_width() -
 
 def test_depth_counts_blocks_and_intervals_are_those_of_the_paper() -> None:
     model = CrossFormer(num_classes=5, depth=(2, 2, 8, 2), dim=(32, 32, 64, 64))
-    blocks = [stage.encoder.blocks for stage in model.stages]
+    blocks = [stage.blocks for stage in model.stages]
     assert [len(each) for each in blocks] == [2, 2, 8, 2]
-    partitions = [each[1].attention.branch.partition for each in blocks]
+    partitions = [each[1].attention.partition for each in blocks]
     assert partitions == [dilated((7, 7), (i, i)) for i in (8, 4, 2, 1)]
 
 
@@ -183,17 +183,20 @@ def test_every_block_projects_with_biases() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"depth": (2, 2, 2)}, r"depth is one for each of 2 stages, got \(2, 2, 2\)"),
-        ({"heads": (5, 4)}, r"widths \(48, 96\) are not multiples of \(5, 4\) heads"),
-        ({"heads": None}, r"widths \(48, 96\) are not multiples of 32"),
-        ({"heads": (2, 4, 8)}, r"heads is one for each of 2 stages, got \(2, 4, 8\)"),
-        ({"dim": (44, 96)}, "4 kernels share a multiple of 8 channels, got 44"),
+        ({"depth": (2, 2, 2)}, r"depth must be one for each of 2 stages, got \(2, 2, 2\)"),
+        ({"heads": (5, 4)}, r"dims must be multiples of heads, got \(48, 96\) and \(5, 4\)"),
+        ({"heads": None}, r"dims must be multiples of 32, the head dimension, got \(48, 96\)"),
+        ({"heads": (2, 4, 8)}, r"heads must be one for each of 2 stages, got \(2, 4, 8\)"),
+        ({"dim": (44, 96)}, "4 kernels need a multiple of 8 channels, got 44"),
         (
             {"cross_embed_strides": (4, 3), "image_size": 60},
             r"exceed their stride by even numbers, got \(2, 4\) and 3",
         ),
-        ({"local_window_size": (7, 7, 7)}, "local_window_size is one number or one for each of 2 stages"),
-        ({"image_size": 100}, r"image size \(100, 100\) is not a multiple of \(8, 8\)"),
+        (
+            {"local_window_size": (7, 7, 7)},
+            "local_window_size must be one number or one for each of 2 stages",
+        ),
+        ({"image_size": 100}, r"image size must be a multiple of \(8, 8\), got \(100, 100\)"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

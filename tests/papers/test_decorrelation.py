@@ -16,7 +16,6 @@ from tests.papers.reference import TOLERANCE, difference
 from vit_pytorch import ViT
 from vit_pytorch.cait import CaiT
 from vit_pytorch.decorrelation import DecorLinear, decorrelate
-from vit_pytorch.layers.linear import Linear
 
 SMALL: dict[str, Any] = {
     "image_size": 20,
@@ -107,15 +106,15 @@ def test_changes_linear_layers_in_place() -> None:
     model = ViT(**SMALL)
     images = torch.randn(2, 1, 20, 20)
     before, parameters = model(images), dict(model.named_parameters())
-    decorrelation = decorrelate(model, r"encoder\..*")
+    decorrelation = decorrelate(model, r"blocks\..*")
     assert list(decorrelation.layers) == [
-        f"encoder.blocks.{block}.{part}"
+        f"blocks.{block}.{part}"
         for block in range(2)
         for part in (
-            "attention.branch.to_qkv",
-            "attention.branch.to_out",
-            "feedforward.branch.to_hidden",
-            "feedforward.branch.to_out",
+            "attention.to_qkv",
+            "attention.to_out",
+            "feedforward.to_hidden",
+            "feedforward.to_out",
         )
     ]
     assert torch.allclose(model(images), before, atol=1e-6)
@@ -128,11 +127,12 @@ def test_changes_linear_layers_in_place() -> None:
         decorrelate(model, r"decoder\..*")
 
 
-def test_leaves_out_layers_whose_weights_are_read() -> None:
-    sizes = {name: value for name, value in SMALL.items() if name != "depth"}
-    model = CaiT(**sizes, depth=1, cls_depth=1)
-    assert not any(name.endswith("to_kv") for name in decorrelate(model).layers)
+def test_reaches_every_linear_layer() -> None:
+    model = CaiT(**{**SMALL, "depth": 1}, cls_depth=1)
+    decorrelation = decorrelate(model)
+    assert not any(type(part) is nn.Linear for part in model.modules())
     model(torch.randn(2, 1, 20, 20))
+    assert all(part.seen is not None for part in decorrelation.layers.values())
 
 
 def correlation(model: nn.Module, images: Tensor) -> float:
@@ -149,7 +149,7 @@ def correlation(model: nn.Module, images: Tensor) -> float:
 
     handles = [
         part.register_forward_pre_hook(lambda part, x, name=name: measure(name, part, x[0]))
-        for name, part in model.encoder.named_modules()
+        for name, part in model.blocks.named_modules()
         if isinstance(part, nn.Linear)
     ]
     with torch.inference_mode():
@@ -168,7 +168,7 @@ def test_lowers_correlations_on_the_digits_and_folds_away() -> None:
     plain.train()
     learn(plain, lambda x, y: F.cross_entropy(plain(x), y), images, labels, epochs=2)
 
-    decorrelation = decorrelate(model, r"encoder\..*", lr=1e-2, sample_frac=0.25)
+    decorrelation = decorrelate(model, r"blocks\..*", lr=1e-2, sample_frac=0.25)
 
     def loss(batch: Tensor, targets: Tensor) -> Tensor:
         if model.head.weight.grad is not None:
@@ -180,7 +180,7 @@ def test_lowers_correlations_on_the_digits_and_folds_away() -> None:
     with torch.inference_mode():
         logits = model.eval()(test_images)
     assert decorrelation.fold() is model
-    assert type(model.encoder.blocks[0].attention.branch.to_qkv) is Linear
+    assert type(model.blocks[0].attention.to_qkv) is nn.Linear
     assert model.state_dict().keys() == plain.state_dict().keys()
     with torch.inference_mode():
         assert difference(model(test_images), logits) < TOLERANCE

@@ -119,15 +119,15 @@ def test_every_official_model_is_there() -> None:
 def test_the_last_layers_re_attend(name: str, last: int) -> None:
     with torch.device("meta"):
         model = create_model(name)
-    kinds = [isinstance(block.attention.branch.attend, ReAttention) for block in model.encoder.blocks]
+    kinds = [isinstance(block.attention.kernel, ReAttention) for block in model.blocks]
     assert kinds == [False] * (len(kinds) - last) + [True] * last
-    gains = {block.attention.branch.attend.gain for block in model.encoder.blocks[-last:]}
+    gains = {block.attention.kernel.gain for block in model.blocks[-last:]}
     assert gains == {33**-0.5 if name == "deepvit_S" else 1.0}
 
 
 def test_all_layers_re_attend_unless_told() -> None:
-    blocks = DeepViT(**SMALL).encoder.blocks
-    assert all(isinstance(block.attention.branch.attend, ReAttention) for block in blocks)
+    blocks = DeepViT(**SMALL).blocks
+    assert all(isinstance(block.attention.kernel, ReAttention) for block in blocks)
 
 
 @torch.no_grad()
@@ -165,11 +165,11 @@ def test_residuals_are_adjusted_in_every_block(scale: float) -> None:
     """x + branch(norm(s x)) / s; the epsilon is large enough to see what it is added to."""
     model = randomise(DeepViT(**SMALL, scale_adjustment=scale, reattn_layers=1, norm_eps=0.1))
     x = torch.randn(2, 5, 36)
-    for block in model.encoder.blocks:
+    for block in model.blocks:
         wanted = x
-        for residual in (block.attention, block.feedforward):
-            norm = F.layer_norm(wanted * scale, (36,), residual.norm.weight, residual.norm.bias, 0.1)
-            wanted = wanted + residual.branch(norm) / scale
+        for norm, branch in ((block.norm1, block.attention), (block.norm2, block.feedforward)):
+            normed = F.layer_norm(wanted * scale, (36,), norm.weight, norm.bias, 0.1)
+            wanted = wanted + branch(normed) / scale
         assert difference(block(x), wanted) < TOLERANCE
 
 
@@ -187,11 +187,11 @@ def test_without_re_attention_it_is_the_plain_model() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reattn_layers": 4}, "of 3 blocks, 0 to 3 can re-attend, got 4"),
-        ({"reattn_layers": -1}, "of 3 blocks, 0 to 3 can re-attend, got -1"),
-        ({"scale_adjustment": 0.0}, "scale_adjustment is above 0, got 0.0"),
-        ({"stem": "cnn"}, "stem is one of linear, conv; got 'cnn'"),
-        ({"pool": "map"}, "pool is one of cls, mean; got 'map'"),
+        ({"reattn_layers": 4}, r"reattn_layers must be in \[0, 3\], got 4"),
+        ({"reattn_layers": -1}, r"reattn_layers must be in \[0, 3\], got -1"),
+        ({"scale_adjustment": 0.0}, "scale_adjustment must be above 0, got 0.0"),
+        ({"stem": "cnn"}, "stem must be one of linear, conv; got 'cnn'"),
+        ({"pool": "map"}, "pool must be one of cls, mean; got 'map'"),
         ({"stem": "conv", "patch_size": 1}, r"needs an even patch, got \(1, 1\)"),
     ],
 )

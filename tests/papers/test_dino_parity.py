@@ -158,7 +158,7 @@ def test_the_centre_moves_once_a_step():
 def test_positions_are_interpolated_for_small_crops():
     net = randomise(ViT(**VIT))
     seen = []
-    net.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     dino = learner(net)
     crop = torch.randn(2, 3, 16, 16)
     seen.clear()
@@ -244,11 +244,11 @@ def test_any_layer_can_be_the_hidden_one():
     net = randomise(ViT(**VIT))
     images = torch.randn(2, 3, 32, 32)
     tokens = net.forward_intermediates(images, [0], True, output_fmt="NLC", intermediates_only=True)
-    for layer in (0, "encoder.blocks.0", net.encoder.blocks[0]):
+    for layer in (0, "blocks.0", net.blocks[0]):
         dino = learner(net, hidden_layer=layer)
         torch.testing.assert_close(dino.student.embed(images), tokens[0][1][:, 0])
     dino(images).backward()
-    assert net.encoder.blocks[0].attention.branch.to_out.weight.grad.abs().max() > 0
+    assert net.blocks[0].attention.to_out.weight.grad.abs().max() > 0
     mean = SimpleViT(**VIT)
     dino = learner(mean, hidden_layer=-1)
     patches = mean.eval().forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True)
@@ -264,7 +264,7 @@ def test_local_crops_fit_the_model():
     for size, local in sizes.items():
         net = ViT(**{**VIT, "image_size": size, "patch_size": 16})
         assert learner(net, image_size=size).views.views[2].size == (local, local)
-    with pytest.raises(ValueError, match="not a multiple of patch size"):
+    with pytest.raises(ValueError, match="must be a multiple of patch size"):
         learner(local_image_size=10)
 
 

@@ -11,8 +11,8 @@ from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import load_pretrained
 from vit_pytorch.distill import DistillableEfficientViT, DistillableT2TViT, DistillableViT, DistillWrapper
 from vit_pytorch.efficient import ViT as EfficientViT
-from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual
+from vit_pytorch.layers.blocks import plain_blocks
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.levit import LeViT
 from vit_pytorch.pit import PiT
 from vit_pytorch.pretrained import to_format
@@ -23,17 +23,11 @@ SIZES = {"image_size": 32, "num_classes": 5, "dim": 24, "depth": 2, "heads": 2, 
 VIT = {**SIZES, "patch_size": 4}
 
 
-def encoder() -> Encoder:
-    def block(layer: int) -> Block:
-        attention = Attention(24, heads=2, dim_head=12)
-        return Block(Residual(attention, nn.LayerNorm(24)), Residual(FeedForward(24, 48), nn.LayerNorm(24)))
-
-    return Encoder(block, depth=2)
-
-
 def efficient(**options: object) -> DistillableEfficientViT:
     sizes = {"image_size": 32, "patch_size": 4, "num_classes": 5, "dim": 24}
-    return DistillableEfficientViT(**{**sizes, "transformer": encoder(), **options})
+    return DistillableEfficientViT(
+        **{**sizes, "transformer": plain_blocks(24, depth=2, heads=2, dim_head=12, mlp_dim=48), **options}
+    )
 
 
 STUDENTS = {
@@ -52,7 +46,7 @@ def student(request):
 
 
 def separate(model, batch):
-    return model.head.separate(model.forward_head(model.forward_features(batch), pre_logits=True))
+    return model.head.separate(model.pool_features(model.forward_features(batch)))
 
 
 def test_timm():
@@ -135,7 +129,34 @@ def test_to_vit_keeps_the_class_tokens_logits(student):
     batch = images(32, 32, batch=2)
     torch.testing.assert_close(plain(batch), separate(student, batch)[0])
     nn.init.zeros_(plain.head.weight)
-    assert student.head.weight.any()
+    assert student.head.classifier.weight.any()
+
+
+@torch.no_grad()
+def test_without_classes(student):
+    """The embedding is the mean of both tokens, as timm has it, and has the dimension of a token."""
+    batch = images(32, 32, batch=2)
+    features = student.forward_features(batch)
+    token, distilled = student.pool_features(features).chunk(2, dim=1)
+    assert student.forward_head(features, pre_logits=True).equal((token + distilled) / 2)
+    student.reset_classifier(0)
+    assert student.num_features == student.head_hidden_size == 24
+    assert isinstance(student.get_classifier(), nn.Identity)
+    torch.testing.assert_close(student(batch), (token + distilled) / 2)
+    torch.testing.assert_close(student.to_vit()(batch), token)
+    student.reset_classifier(3)
+    assert student(batch).shape == (2, 3)
+
+
+@torch.no_grad()
+def test_embedding_equals_timms():
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+    reference = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0, **sizes)
+    reference = randomise(reference).eval()
+    model = DistillableViT(**{**VIT, "num_classes": 0}).eval()
+    load_pretrained(model, reference.state_dict())
+    batch = images(32, 32, batch=2)
+    assert difference(model(batch), reference(batch)) < TOLERANCE
 
 
 def test_to_vit_can_be_saved(tmp_path):
@@ -247,5 +268,5 @@ def test_wrong_arguments():
     wrapper = DistillWrapper(student=student, teacher=teacher)
     with pytest.raises(ValueError, match=r"\(2, 5\) from the teacher, got \(2, 6\)"):
         wrapper(images(32, 32, batch=2), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="got fc_norm"):
-        DistillableViT(**VIT, fc_norm=True)
+    with pytest.raises(ValueError, match=r"got head\.norm"):
+        DistillableViT(**VIT, head=Head(norm=True))

@@ -24,8 +24,7 @@ from tests.contracts.conftest import randomize_
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT as PlainViT
 from vit_pytorch.efficient import ViT
-from vit_pytorch.layers.attention import Attention
-from vit_pytorch.layers.blocks import Block, Encoder, FeedForward, Residual
+from vit_pytorch.layers.blocks import plain_blocks
 
 with warnings.catch_warnings():
     # Their import uses a part of PyTorch that is deprecated.
@@ -35,14 +34,9 @@ with warnings.catch_warnings():
 SIZES: dict[str, Any] = {"image_size": 32, "patch_size": 4, "num_classes": 7, "dim": 24}
 
 
-def make_encoder(depth: int = 2) -> Encoder:
-    def block(layer: int) -> Block:
-        norm = partial(nn.LayerNorm, 24, eps=1e-6)
-        return Block(
-            Residual(Attention(24, heads=2, dim_head=12), norm()), Residual(FeedForward(24, 48), norm())
-        )
-
-    return Encoder(block, depth=depth)
+def make_blocks(depth: int = 2) -> nn.ModuleList:
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    return plain_blocks(24, depth=depth, heads=2, dim_head=12, mlp_dim=48, norm=norm)
 
 
 def make_x_transformer() -> nn.Module:
@@ -53,7 +47,7 @@ def make_nystromformer() -> nn.Module:
     return Nystromformer(dim=24, depth=2, heads=2, dim_head=12, num_landmarks=16)
 
 
-MAKERS = {"encoder": make_encoder, "x-transformers": make_x_transformer, "nystrom": make_nystromformer}
+MAKERS = {"blocks": make_blocks, "x-transformers": make_x_transformer, "nystrom": make_nystromformer}
 
 
 def build(maker: str, **options: Any) -> ViT:
@@ -81,17 +75,18 @@ def test_logits_step_by_step(maker: str, pool: Any, x: Tensor) -> None:
     tokens = model.patch_embed.proj(x).flatten(2).transpose(1, 2)
     if pool == "cls":
         tokens = torch.cat([model.prefix.class_token.expand(3, -1, -1), tokens], dim=1)
-    encoded = model.norm(
-        (model.encoder if maker == "encoder" else model.encoder.blocks[0])(tokens + model.positions.table)
-    )
+    encoded = tokens + model.positions.table
+    for part in model.blocks if maker == "blocks" else [model.blocks[0].transformer]:
+        encoded = part(encoded)
+    encoded = model.norm(encoded)
     pooled = encoded[:, 0] if pool == "cls" else encoded.mean(dim=1)
     assert difference(model(x), model.head(pooled)) < TOLERANCE
 
 
 @torch.inference_mode()
-def test_with_our_encoder_is_the_plain_vit(x: Tensor) -> None:
+def test_with_our_blocks_is_the_plain_vit(x: Tensor) -> None:
     plain = randomise(PlainViT(**SIZES, depth=3, heads=2, dim_head=12, mlp_dim=48))
-    model = ViT(**SIZES, transformer=make_encoder(depth=3)).eval()
+    model = ViT(**SIZES, transformer=make_blocks(depth=3)).eval()
     model.load_state_dict(plain.state_dict())
     assert model(x).equal(plain(x))
     _, ours = model.forward_intermediates(x)
@@ -143,28 +138,28 @@ def test_group_matcher(model: ViT, x: Tensor, coarse: bool) -> None:
     features.test_group_matcher(model, x, coarse)
 
 
-@pytest.mark.parametrize("maker", ["encoder", "x-transformers"])
+@pytest.mark.parametrize("maker", ["blocks", "x-transformers"])
 def test_samples_are_independent(maker: str, x: Tensor) -> None:
     """The Nystromformer is left out: it scales by the largest entry of the whole batch."""
     forward.test_sample_independence(build(maker), x)
 
 
-@pytest.mark.parametrize("maker", ["encoder", "x-transformers"])
+@pytest.mark.parametrize("maker", ["blocks", "x-transformers"])
 def test_low_precision(maker: str, x: Tensor) -> None:
     forward.test_autocast(build(maker), x)
     forward.test_bf16(build(maker), x)
 
 
-@pytest.mark.parametrize("maker", ["encoder", "nystrom"])
+@pytest.mark.parametrize("maker", ["blocks", "nystrom"])
 def test_compiles(maker: str, x: Tensor) -> None:
     compiling.test_compile(build(maker), x)
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("maker", ["encoder", "nystrom"])
+@pytest.mark.parametrize("maker", ["blocks", "nystrom"])
 def test_exports(maker: str, x: Tensor) -> None:
     model = build(maker)
-    program = export(model, (x[:2],), dynamic_shapes=({0: Dim("batch")},), strict=True)
+    program = export(model, (x[:2],), dynamic_shapes=({0: Dim("batch", max=4096)},), strict=True)
     torch.testing.assert_close(program.module()(x), model(x))
 
 
@@ -182,6 +177,19 @@ def test_copies_and_classifier(model: ViT, x: Tensor) -> None:
     assert model(x).equal(tokens[:, 1:].mean(dim=1))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("maker", ["x-transformers", "nystrom"])
+def test_state_of_version_0_1(maker: str, x: Tensor) -> None:
+    model, again = build(maker), build(maker)
+    state = {
+        n.replace("blocks.0.transformer.", "encoder.blocks.0."): p for n, p in model.state_dict().items()
+    }
+    for parameter in again.parameters():
+        parameter.zero_()
+    again.load_state_dict(state)
+    assert again(x).equal(model(x))
+
+
 def test_saving_names_the_transformer(model: ViT, tmp_path: Any) -> None:
     message = "arguments of ViT that no configuration file can hold: transformer"
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -190,12 +198,10 @@ def test_saving_names_the_transformer(model: ViT, tmp_path: Any) -> None:
 
 
 def test_wrong_arguments(x: Tensor) -> None:
-    with pytest.raises(ValueError, match="transformer is a module, got function"):
-        ViT(**SIZES, transformer=make_encoder)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pool is one of cls, mean; got 'map'"):
-        build("encoder", pool="map")
-    with pytest.raises(ValueError, match="needs a class token, got class_token=False"):
-        build("encoder", class_token=False)
+    with pytest.raises(ValueError, match="transformer must be a module, got function"):
+        ViT(**SIZES, transformer=make_blocks)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pool must be one of cls, mean; got 'map'"):
+        build("blocks", pool="map")
     narrow = ViT(**SIZES, transformer=nn.Linear(24, 20))
     with pytest.raises(ValueError, match=r"tokens of shape \(3, 65, 24\), got \(3, 65, 20\)"):
         narrow(x)

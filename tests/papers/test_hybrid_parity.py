@@ -179,9 +179,9 @@ def test_options_of_the_vit():
 
 
 def test_wrong_networks():
-    with pytest.raises(ValueError, match=r"a backbone gives maps .*, got \(1, 3, 64\)"):
+    with pytest.raises(ValueError, match=r"a backbone must return maps .*, got \(1, 3, 64\)"):
         HybridViT(image_size=8, **SIZES, backbone=nn.Flatten(2))
-    with pytest.raises(ValueError, match=r"\(40, 40\) is not a multiple of the backbone's map, \(19, 19\)"):
+    with pytest.raises(ValueError, match=r"a multiple of the backbone's map \(19, 19\), got \(40, 40\)"):
         HybridViT(image_size=40, **SIZES, backbone=nn.MaxPool2d(3, 2))
     with pytest.raises(ValueError, match=r"a multiple of 32; got \(2,\) blocks and width 48"):
         ResNet(3, (2,), width=48)

@@ -10,6 +10,7 @@ from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import load_pretrained
 from vit_pytorch.jumbo_vit import JumboViT
+from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.pretrained import to_format
 
 SMALL = {
@@ -53,18 +54,18 @@ def test_logits_equal_the_authors() -> None:
 @torch.inference_mode()
 def test_pieces_are_one_token_between_attentions() -> None:
     model = randomise(JumboViT(**SMALL, jumbo_pieces=5, jumbo_mult=3))
-    shared, block = model.encoder.shared, model.encoder.blocks[1]
+    shared, block = model.jumbo_feedforward, model.blocks[1]
     assert shared.to_hidden.weight.shape == (3 * 5 * 32, 5 * 32)
     x = torch.randn(2, 5 + 15, 32)
-    mixed = x + block.attention.branch(F.layer_norm(x, (32,), *_affine(block.attention.norm)))
+    mixed = x + block.attention(F.layer_norm(x, (32,), *_affine(block.norm1)))
     want = []
     for tokens in mixed:
         wide = torch.cat(list(tokens[:5]))
-        wide = wide + shared(F.layer_norm(wide, (160,), *_affine(block.jumbo.norm)))
+        wide = wide + shared(F.layer_norm(wide, (160,), *_affine(block.jumbo_norm)))
         patches = tokens[5:]
-        narrow = F.layer_norm(patches, (32,), *_affine(block.feedforward.norm))
-        want.append(torch.cat([torch.stack(wide.split(32)), patches + block.feedforward.branch(narrow)]))
-    assert difference(block(x, shared), torch.stack(want)) < TOLERANCE
+        narrow = F.layer_norm(patches, (32,), *_affine(block.norm2))
+        want.append(torch.cat([torch.stack(wide.split(32)), patches + block.feedforward(narrow)]))
+    assert difference(block(x, BlockInputs(shared=shared)), torch.stack(want)) < TOLERANCE
 
 
 def _affine(norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,10 +76,10 @@ def _affine(norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_block_has_the_same_wide_feedforward_and_its_own_norm() -> None:
     model = randomise(JumboViT(**SMALL))
     names = [name for name, parameter in model.named_parameters() if parameter.shape == (6 * 32,)]
-    norms = [f"encoder.blocks.{layer}.jumbo.norm.{part}" for layer in range(2) for part in ("weight", "bias")]
-    assert names == [*norms, "encoder.shared.to_out.bias"]
+    norms = [f"blocks.{layer}.jumbo_norm.{part}" for layer in range(2) for part in ("weight", "bias")]
+    assert names == [*norms, "jumbo_feedforward.to_out.bias"]
     seen = []
-    model.encoder.shared.register_forward_hook(lambda *arguments: seen.append(arguments[1][0].shape))
+    model.jumbo_feedforward.register_forward_hook(lambda *arguments: seen.append(arguments[1][0].shape))
     model(images(24, 40))
     assert seen == [(2, 192)] * 2
 
@@ -107,5 +108,5 @@ def test_other_poolings_are_refused() -> None:
 
 @pytest.mark.parametrize("option", ["jumbo_pieces", "jumbo_mult"])
 def test_token_of_no_width_is_refused(option: str) -> None:
-    with pytest.raises(ValueError, match=r"jumbo_pieces and jumbo_mult are at least 1, got \d and \d"):
+    with pytest.raises(ValueError, match=r"jumbo_pieces and jumbo_mult must be at least 1, got \d and \d"):
         JumboViT(**SMALL, **{option: 0})

@@ -11,6 +11,7 @@ from tests.contracts.test_gradients import backward
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import load_pretrained
+from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.local_vit import LocalViT, NeighbourGate
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import to_format
@@ -91,7 +92,7 @@ def feedforward_by_hand(x: Tensor, weights: dict[str, Tensor], act: int) -> Tens
 @torch.inference_mode()
 @pytest.mark.parametrize("act", ACTS)
 def test_every_feedforward_mixes_the_patches_of_a_grid(act: int) -> None:
-    """On images that are not square, too; the class token passes by, and no norm stands in front."""
+    """On images that are not square, too; the class token passes by, and no norm comes first."""
     model = randomise(LocalViT(**SMALL, **ACTS[act]))
     prefix = "blocks.1.conv.conv."
     weights = {
@@ -100,7 +101,9 @@ def test_every_feedforward_mixes_the_patches_of_a_grid(act: int) -> None:
         if name.startswith(prefix)
     }
     x = torch.randn(2, 16, 48)
-    got = model.encoder.blocks[1].feedforward(x, (3, 5))
+    for parameter in model.blocks[1].attention.to_out.parameters():
+        nn.init.zeros_(parameter)
+    got = model.blocks[1](x, BlockInputs((3, 5)))
     assert got[:, 0].equal(x[:, 0])
     want = feedforward_by_hand(x[:, 1:].mT.unflatten(2, (3, 5)), weights, act)
     assert difference(got[:, 1:], want.flatten(2).mT) < TOLERANCE
@@ -116,15 +119,13 @@ def test_last_feedforward_learns_where_patches_are_classified(pool: str) -> None
     model = randomise(LocalViT(**SMALL, pool=pool, class_token=True)).train()
     gradients = backward(model, images(24, 40))
     idle = {name for name, gradient in gradients.items() if not gradient.any()}
-    last = {
-        f"encoder.blocks.1.feedforward.{n}" for n, _ in model.encoder.blocks[1].feedforward.named_parameters()
-    }
+    last = {f"blocks.1.feedforward.{n}" for n, _ in model.blocks[1].feedforward.named_parameters()}
     assert idle == (last if pool == "cls" else set())
 
 
 def test_heads_share_the_width_unless_told() -> None:
     def width(**options: int) -> int:
-        return LocalViT(**SMALL, **options).encoder.blocks[0].attention.branch.dim_head
+        return LocalViT(**SMALL, **options).blocks[0].attention.dim_head
 
     assert (width(), width(dim_head=5)) == (12, 5)
 
@@ -136,21 +137,27 @@ def test_reduction_divides_the_inner_width() -> None:
         if isinstance(module, nn.Linear) and module.out_features == 4
     ]
     assert [gate.in_features for gate in gates] == [96, 96]
-    with pytest.raises(ValueError, match=r"reduction is between 1 and mlp_dim, 96; got 97"):
+    with pytest.raises(ValueError, match=r"at most mlp_dim=96, got 97"):
         LocalViT(**SMALL, reduction=97)
 
 
 def test_attention_alone_is_dropped() -> None:
-    for layer, block in enumerate(LocalViT(**SMALL, drop_path=0.2).encoder.blocks):
-        assert [drop.p for drop in block.attention.tail] == [0.2] * layer
-        assert len(block.feedforward.tail) == 0
+    model = LocalViT(**SMALL, drop_path=0.2)
+    assert [getattr(block.drop_path, "p", 0.0) for block in model.blocks] == [0.0, 0.2]
+    # Without attention there is nothing to drop.
+    block = model.blocks[1].train()
+    for parameter in block.attention.to_out.parameters():
+        nn.init.zeros_(parameter)
+    block.drop_path.p = 0.9
+    x = torch.randn(8, 16, 48)
+    assert block(x, BlockInputs((3, 5))).equal(block(x, BlockInputs((3, 5))))
 
 
 def test_patches_that_are_missing_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"LocalViT convolves the patches .* got 3 that were kept"):
+    with pytest.raises(ValueError, match=r"LocalViT convolves the patches .* got 3 kept ones"):
         MAE(encoder=LocalViT(**SMALL), decoder_dim=16, decoder_depth=1, decoder_heads=2)(images(24, 40))
 
 
 def test_unknown_gates_are_refused() -> None:
-    with pytest.raises(ValueError, match="gate is one of se, eca, eca_hard, none; got 'other'"):
+    with pytest.raises(ValueError, match="gate must be one of se, eca, eca_hard, none; got 'other'"):
         LocalViT(**SMALL, gate="other")

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import MAE, create_model, list_models, load_pretrained
 from vit_pytorch import ViT as PlainViT
+from vit_pytorch.layers.blocks import collect_outputs
 from vit_pytorch.look_vit import GatherKernel, LookupViT, SpreadKernel
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.recorder import Recorder
@@ -77,10 +78,9 @@ class Written:
         return centred / deviation * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def mlp(self, name: str, x: Tensor) -> Tensor:
-        x = self.norm(f"{name}.norm", x)
-        hidden = self.linear(f"{name}.branch.to_hidden", x)
+        hidden = self.linear(f"{name}.to_hidden", x)
         hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
-        return self.linear(f"{name}.branch.to_out", hidden)
+        return self.linear(f"{name}.to_out", hidden)
 
     def scores(self, q: Tensor, k: Tensor) -> list[Tensor]:
         pairs = zip(q.chunk(self.heads, dim=-1), k.chunk(self.heads, dim=-1), strict=True)
@@ -94,19 +94,18 @@ class Written:
         return scores.exp() / scores.exp().sum(dim=1, keepdim=True)
 
     def block(self, name: str, few: Tensor, lookup: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        x, z = self.norm(f"{name}.norm", few), self.norm(f"{name}.lookup_norm", lookup)
+        x, z = self.norm(f"{name}.gather_norm", few), self.norm(f"{name}.lookup_norm", lookup)
         q = self.linear(f"{name}.gather.to_q", x)
         k, v = (self.linear(f"{name}.gather.to_kv", z, part, 2) for part in range(2))
         scores = self.scores(q, k)
         maps = [self.normalised(head) for head in scores]
         few = few + self.linear(f"{name}.gather.to_out", self.mixed(maps, v))
 
-        refine = f"{name}.refine.attention"
-        x = self.norm(f"{refine}.norm", few)
-        q, k, v = (self.linear(f"{refine}.branch.to_qkv", x, part, 3) for part in range(3))
+        x = self.norm(f"{name}.norm1", few)
+        q, k, v = (self.linear(f"{name}.attention.to_qkv", x, part, 3) for part in range(3))
         attended = self.mixed([self.normalised(head) for head in self.scores(q, k)], v)
-        few = few + self.linear(f"{refine}.branch.to_out", attended)
-        few = few + self.mlp(f"{name}.refine.feedforward", few)
+        few = few + self.linear(f"{name}.attention.to_out", attended)
+        few = few + self.mlp(f"{name}.feedforward", self.norm(f"{name}.norm2", few))
         if last and self.head_on == "compressed":
             return few, lookup
 
@@ -116,7 +115,8 @@ class Written:
         ]
         v = self.linear(f"{name}.infusion.to_v", self.norm(f"{name}.infusion_norm", few))
         lookup = lookup + self.linear(f"{name}.infusion.to_out", self.mixed(back, v))
-        return few, lookup + self.mlp(f"{name}.feedforward", lookup)
+        x = self.norm(f"{name}.lookup_feedforward_norm", lookup)
+        return few, lookup + self.mlp(f"{name}.lookup_feedforward", x)
 
     def logits(self, image: Tensor) -> Tensor:
         size, grid = SMALL["patch_size"], [extent // SMALL["patch_size"] for extent in image.shape[1:]]
@@ -130,16 +130,14 @@ class Written:
         places = table[: grid[0], : grid[1]].flatten(0, 1)
         lookup = torch.stack(patches) + self.weights["patch_embed.proj.bias"] + places
 
-        rows, columns = (
-            shrinking(old, new) for old, new in zip(grid, self.model.encoder.compressed, strict=True)
-        )
+        rows, columns = (shrinking(old, new) for old, new in zip(grid, self.model.compressed, strict=True))
         few = torch.einsum("yr,xc,rcd->yxd", rows, columns, lookup.unflatten(0, grid)).flatten(0, 1)
         token = self.pool == "cls"
         if token:
             few = torch.cat([self.weights["prefix.class_token"][0], few])
-        depth = len(self.model.encoder.blocks)
+        depth = len(self.model.blocks)
         for layer in range(depth):
-            few, lookup = self.block(f"encoder.blocks.{layer}", few, lookup, layer == depth - 1)
+            few, lookup = self.block(f"blocks.{layer}", few, lookup, layer == depth - 1)
         few = self.norm("norm", few)
         pooled = few[0] if token else few.mean(dim=0)
         if self.head_on == "both":
@@ -169,7 +167,7 @@ def test_any_number_of_compressed_tokens_serves_a_trained_model() -> None:
     logits = []
     for number, grid in ((4, (2, 2)), ((1, 3), (1, 3)), (25, (5, 5)), ((6, 6), (6, 6))):
         model.set_num_compressed(number)
-        assert model.encoder.compressed == grid
+        assert model.compressed == grid
         assert model.config["num_compressed"] == number
         assert model.forward_features(x).shape == (2, 1 + math.prod(grid), 24)
         other = build(num_compressed=number)
@@ -208,12 +206,14 @@ def test_maps_are_recorded(reuse: str) -> None:
 def test_patches_are_a_residual_stream() -> None:
     """Where neither way back nor feed-forward adds anything, they pass a block to the bit, not normed."""
     model = build()
-    block = model.encoder.blocks[0]
-    for linear in (block.infusion.to_out, block.feedforward.branch.to_out):
+    block = model.blocks[0]
+    for linear in (block.infusion.to_out, block.lookup_feedforward.to_out):
         torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(linear.bias)
     few, lookup = torch.randn(2, 10, 24), 5 + 3 * torch.randn(2, 36, 24)
-    refined, passed = block(few, lookup)
+    refined, passed = block(torch.cat([few, lookup], dim=1), model.block_inputs((6, 6))).split(
+        (10, 36), dim=1
+    )
     assert passed.equal(lookup)
     assert not refined.equal(few)
 
@@ -248,8 +248,9 @@ def test_nothing_is_dead(head_on: str) -> None:
     model = build(head_on=head_on)
     model(images(48, 48)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    last = model.encoder.blocks[-1]
-    assert (last.infusion is None) == (last.feedforward is None) == (head_on == "compressed")
+    last = model.blocks[-1]
+    assert (last.infusion is None) == (head_on == "compressed")
+    assert (last.lookup_feedforward is None) == (head_on == "compressed")
     assert len(model.feature_info) == (2 if head_on == "compressed" else 3)
 
 
@@ -259,7 +260,9 @@ def test_intermediates_are_maps_of_patches() -> None:
     final, taken = model.forward_intermediates(x, return_prefix_tokens=True)
     assert final.equal(model.forward_features(x))
     assert [found.shape for found, _ in taken] == [(2, 24, 6, 4)] * 2
-    streams = [tuple(part.clone() for part in pair) for pair in model.encoder.steps(model.embed(x), (6, 4))]
+    with collect_outputs(model.blocks) as outputs:
+        model(x)
+    streams = [output.split((10, 24), dim=1) for output in outputs]
     for (found, prefix), (few, lookup) in zip(taken, streams, strict=False):
         assert found.flatten(2).mT.equal(lookup)
         assert prefix.equal(few[:, :1])
@@ -331,13 +334,13 @@ def test_own_checkpoints_load_at_another_size() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_compressed": 8}, "square of a whole number or .rows, columns., got 8"),
-        ({"num_compressed": -4}, "square of a whole number or .rows, columns., got -4"),
+        ({"num_compressed": 8}, "square of an integer or .rows, columns., got 8"),
+        ({"num_compressed": -4}, "square of an integer or .rows, columns., got -4"),
         ({"num_compressed": 49}, r"1 to \(6, 6\) along each axis, got num_compressed=\(7, 7\)"),
         ({"num_compressed": (0, 3)}, r"1 to \(6, 6\) along each axis, got num_compressed=\(0, 3\)"),
-        ({"reuse": "keys"}, "reuse is one of weights, logits; got 'keys'"),
-        ({"head_on": "patches"}, "head_on is one of compressed, both; got 'patches'"),
-        ({"pool": "map"}, "pool is one of cls, mean; got 'map'"),
+        ({"reuse": "keys"}, "reuse must be one of weights, logits; got 'keys'"),
+        ({"head_on": "patches"}, "head_on must be one of compressed, both; got 'patches'"),
+        ({"pool": "map"}, "pool must be one of cls, mean; got 'map'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:

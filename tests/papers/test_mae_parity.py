@@ -90,7 +90,7 @@ def test_an_autoencoder_is_loaded_whole_or_not_at_all(tmp_path):
     for state, size, message in (
         (alone, {}, "holds no autoencoder"),
         (moved, {}, "differ by up to 0.1"),
-        (weights, {"decoder_depth": 1}, r"left over \(12\): decoder.blocks.1"),
+        (weights, {"decoder_depth": 1}, r"left over \(12\): decoder.1"),
         (weights, {"dim": 36, "depth": 2}, "does not fit"),
     ):
         other = (
@@ -128,7 +128,7 @@ def test_base_has_the_papers_size():
     vit = vit.to_empty(device="cpu")
     mae = MAE(encoder=vit, fixed_positions=True)
     assert sum(p.numel() for p in mae.parameters() if p.requires_grad) == 111_655_680
-    assert (len(mae.decoder.blocks), mae.decoder.blocks[0].attention.branch.dim_head) == (8, 32)
+    assert (len(mae.decoder), mae.decoder[0].attention.dim_head) == (8, 32)
 
 
 def test_fixed_positions_are_the_authors():
@@ -147,7 +147,7 @@ def test_the_encoder_sees_the_visible_patches_alone():
     mae = make().eval()
     pixels, noise = images(32, 32), torch.rand(2, 16)
     seen = []
-    mae.encoder.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    mae.encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     predicted, mask = mae.predict(pixels, noise)
     assert seen[0].shape == (2, 1 + 4, 48)
     assert mask.sum(dim=1).tolist() == [12, 12]
@@ -170,7 +170,7 @@ def test_tokens_pass_through_both(pool):
     vit = ViT(**SMALL, dim=48, depth=2, pool=pool, num_registers=2)
     mae = MAE(encoder=vit, **DECODER)
     lengths = []
-    mae.decoder.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    mae.decoder[0].register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
     mae(images(32, 32)).backward()
     assert lengths == [16 + vit.num_prefix_tokens]
     assert vit.num_prefix_tokens == (3 if pool == "cls" else 2)
@@ -237,7 +237,7 @@ def test_wrong_input():
         make(masking_ratio=1.0)
     with pytest.raises(ValueError, match=r"masking 0\.95 of 16 patches leaves 0 visible"):
         make(masking_ratio=0.95)
-    with pytest.raises(ValueError, match="width 32 is not a multiple of 5 heads"):
+    with pytest.raises(ValueError, match="dim must be a multiple of heads, got dim=32 and heads=5"):
         MAE(encoder=ViT(**SMALL, dim=48, depth=1), decoder_dim=32, decoder_heads=5)
 
 

@@ -36,17 +36,17 @@ def test_in_plain_steps(pool):
     vit, prefix = method.vit, method.vit.num_prefix_tokens
     x = vit.patch_embed(pixels)
     if prefix:
-        x = torch.cat([vit.prefix().expand(2, -1, -1), x], dim=1)
+        x = torch.cat([vit.prefix.class_token.expand(2, -1, -1), x], dim=1)
     context = torch.ones(2, prefix + 36, dtype=torch.bool)
     for b in range(2):
         for place in noise[b].argsort()[9:]:
             context[b, prefix + place] = False
-    for block in vit.encoder.blocks:
-        attention = block.attention.branch
-        q, k, v = attention.project(block.attention.norm(x))
+    for block in vit.blocks:
+        attention = block.attention
+        q, k, v = attention.project(block.norm1(x))
         weights = attention_weights(q, k, mask=context[:, None, None])
         x = x + attention.merge(weights @ v)
-        x = x + block.feedforward.branch(block.feedforward.norm(x))
+        x = x + block.feedforward(block.norm2(x))
     want = method.head(vit.norm(x)[:, prefix:])
     logits, masked = method.predict(pixels, noise)
     assert (logits - want).abs().max() < TOLERANCE
@@ -106,7 +106,7 @@ def test_wrong_input():
         method(images(48, 48), torch.rand(2, 9))
     with pytest.raises(ValueError, match=r"images of size \(48, 48\), got \(40, 48\)"):
         method(images(40, 48))
-    with pytest.raises(ValueError, match="loss_on is one of all, masked; got 'none'"):
+    with pytest.raises(ValueError, match="loss_on must be one of all, masked; got 'none'"):
         make(loss_on="none")
     with pytest.raises(ValueError, match="masking_ratio is between 0 and 1, got 0"):
         make(masking_ratio=0.0)

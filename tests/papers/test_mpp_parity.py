@@ -63,7 +63,7 @@ def test_embeddings_are_corrupted_before_they_have_positions():
     replaced[0, :2], found.source[0, :2] = True, torch.tensor([7, 9])
     found.masked[0, :2] = False
     seen = []
-    method.transformer.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    method.transformer.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     method.predict(pixels, found)
     clean = method.transformer.patch_embed(pixels)
     table = method.transformer.positions.table
@@ -71,7 +71,7 @@ def test_embeddings_are_corrupted_before_they_have_positions():
         for n in range(36):
             token = method.mask_token[0, 0] if found.masked[b, n] else clean[b, found.source[b, n]]
             torch.testing.assert_close(seen[0][b, 1 + n], token + table[0, 1 + n])
-    torch.testing.assert_close(seen[0][:, :1], (method.transformer.prefix() + table[:, :1]).expand(2, -1, -1))
+    torch.testing.assert_close(seen[0][:, :1], (method.transformer.prefix.class_token + table[:, :1]).expand(2, -1, -1))
 
 
 def test_colours_in_plain_loops():

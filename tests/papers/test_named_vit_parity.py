@@ -9,6 +9,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
+from vit_pytorch.layers.patches import LinearStem
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -72,11 +73,11 @@ def test_clip_of_transformers():
     torch.manual_seed(0)
     reference = CLIPVisionModel(CLIPVisionConfig(**THEIRS))
     randomise(reference)
-    model = ViT(**OURS, pre_norm=True, norm_eps=1e-5, act="quickgelu").eval()
+    model = ViT(**OURS, stem=LinearStem(pre_norm=True), norm_eps=1e-5, act="quickgelu").eval()
     assert load_pretrained(model, reference.state_dict()).format == "transformers CLIP"
     batch = images(40, 40)
     assert difference(model(batch), reference(batch).pooler_output) < TOLERANCE
-    again = ViT(**OURS, pre_norm=True, norm_eps=1e-5, act="quickgelu").eval()
+    again = ViT(**OURS, stem=LinearStem(pre_norm=True), norm_eps=1e-5, act="quickgelu").eval()
     load_pretrained(again, to_format(model, "transformers CLIP"))
     assert again(batch).equal(model(batch))
 

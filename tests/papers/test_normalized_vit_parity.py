@@ -47,8 +47,8 @@ def written_out(model: NormalizedViT, image: Tensor) -> Tensor:
             place = positions[row * 4 + column + len(positions) - 12]
             h.append(norm(norm((kernel * patch).sum(dim=(1, 2, 3))) + place))
     for layer in range(SMALL["depth"]):
-        name = f"encoder.blocks.{layer}"
-        attention, mlp = f"{name}.attention.branch", f"{name}.feedforward.branch"
+        name = f"blocks.{layer}"
+        attention, mlp = f"{name}.attention", f"{name}.feedforward"
         w_q, w_k, w_v = weights[f"{attention}.to_qkv.weight"].chunk(3)
         s_qk = weights[f"{attention}.s_qk.stored"] * root
         mixed = [[] for _ in h]
@@ -64,8 +64,8 @@ def written_out(model: NormalizedViT, image: Tensor) -> Tensor:
         w_o, w_uv, w_out = (
             weights[f"{part}.weight"] for part in (f"{attention}.to_out", f"{mlp}.to_uv", f"{mlp}.to_out")
         )
-        alpha_a = (weights[f"{name}.attention.rate.stored"] * 0.05 * root).abs()
-        alpha_m = (weights[f"{name}.feedforward.rate.stored"] * 0.05 * root).abs()
+        alpha_a = (weights[f"{name}.attention_rate.stored"] * 0.05 * root).abs()
+        alpha_m = (weights[f"{name}.feedforward_rate.stored"] * 0.05 * root).abs()
         w_u, w_v = w_uv.chunk(2)
         s_u, s_v = weights[f"{mlp}.s_u.stored"], weights[f"{mlp}.s_v.stored"]
         for place, heads in enumerate(mixed):
@@ -75,7 +75,7 @@ def written_out(model: NormalizedViT, image: Tensor) -> Tensor:
             target = norm(w_out @ (u * v * torch.sigmoid(v)))
             h[place] = norm(h[place] + alpha_m * (target - h[place]))
     pooled = h[0] if model.pool == "cls" else norm(sum(h) / len(h))
-    return weights["head.s_z.stored"] * root * (weights["head.weight"] @ pooled)
+    return weights["head.s_z.stored"] * root * (weights["head.linear.weight"] @ pooled)
 
 
 @torch.inference_mode()
@@ -101,8 +101,8 @@ def test_tokens_and_pooled_vectors_are_on_the_sphere() -> None:
     pooled = model.forward_head(final, pre_logits=True)
     for vectors in (model.embed(images(24, 32)), *sum(taken, ()), final, pooled):
         assert torch.allclose(vectors.norm(dim=-1), torch.ones(()), atol=1e-6)
-    cosines = model.head.weight @ pooled.T
-    assert torch.allclose(model(images(24, 32)).T, model.head.s_z()[:, None] * cosines, atol=1e-5)
+    cosines = pooled @ model.head.linear.weight.T
+    assert torch.allclose(model(images(24, 32)), model.head.s_z(cosines), atol=1e-5)
 
 
 def lengths(model: NormalizedViT) -> Tensor:
@@ -118,11 +118,11 @@ def test_starts_as_the_paper_says() -> None:
     for name, module in model.named_modules():
         if hasattr(module, "stored"):
             expected = 0.05 if name.endswith("rate") else 1.0
-            assert torch.allclose(module(), torch.full_like(module.stored, expected))
+            assert torch.allclose(module.stored * module.ratio, torch.full_like(module.stored, expected))
             size = 1.0 if name.endswith(("s_u", "s_v")) else 24**-0.5
             assert torch.allclose(module.stored, torch.full_like(module.stored, size))
     assert not any(name.endswith("bias") for name in model.state_dict())
-    feedforward = model.encoder.blocks[0].feedforward.branch
+    feedforward = model.blocks[0].feedforward
     assert feedforward.to_uv.weight.shape == (80, 24)
     assert feedforward.to_out.weight.shape == (24, 40)
 

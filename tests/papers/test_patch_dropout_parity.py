@@ -37,9 +37,17 @@ class Chosen(nn.Module):
     ("ours", "theirs", "prefix"),
     [
         ({}, {}, 1),
-        ({"num_registers": 4, "no_embed_class": True}, {"reg_tokens": 4, "no_embed_class": True}, 5),
-        ({"pool": "mean", "fc_norm": True}, {"global_pool": "avg", "class_token": False}, 0),
-        ({"pre_norm": True}, {"pre_norm": True}, 1),
+        (
+            {"num_registers": 4, "positions": {"kind": "learned", "class_token": False}},
+            {"reg_tokens": 4, "no_embed_class": True},
+            5,
+        ),
+        (
+            {"pool": "mean", "head": {"kind": "linear", "norm": True}},
+            {"global_pool": "avg", "class_token": False},
+            0,
+        ),
+        ({"stem": {"kind": "linear", "pre_norm": True}}, {"pre_norm": True}, 1),
     ],
 )
 def test_same_patches_give_timms_logits(ours, theirs, prefix):
@@ -97,7 +105,7 @@ def test_positions_come_before():
     """Tokens have the positions of the places that they come from."""
     model = randomise(ViT(**OURS, patch_dropout=0.5)).train()
     seen = []
-    model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = images(48, 48)
     model(batch)
     whole = model.embed(batch)
@@ -127,5 +135,5 @@ def test_maps_are_recorded_in_training():
 
 @pytest.mark.parametrize("p", [1.0, -0.1])
 def test_wrong_share(p):
-    with pytest.raises(ValueError, match=rf"left out is in \[0, 1\), got {p}"):
+    with pytest.raises(ValueError, match=rf"patch_dropout must be in \[0, 1\), got {p}"):
         ViT(**OURS, patch_dropout=p)

@@ -99,7 +99,7 @@ def test_maps_and_strides() -> None:
     theirs = timm.create_model("pit_ti_224").feature_info
     assert [i["reduction"] for i in model.feature_info] == [i["reduction"] for i in theirs]
     assert [i["num_chs"] for i in model.feature_info] == [i["num_chs"] for i in theirs]
-    assert isinstance(model.get_submodule(model.feature_info[1]["module"]).pool, HeadPool)
+    assert isinstance(model.get_submodule(model.feature_info[1]["module"]).down, HeadPool)
 
 
 @torch.inference_mode()
@@ -113,8 +113,8 @@ def test_the_final_norm_acts_on_the_last_stage_alone() -> None:
         assert a[1].equal(b[1])
     assert torch.cat(normed[2][::-1], dim=1).equal(final)
     assert torch.cat(bare[2][::-1], dim=1).equal(final) is False
-    early, taken = model.forward_intermediates(x, [0], stop_early=True, output_fmt="NLC")
-    assert early[:, 1:].equal(taken[0])
+    early = model.forward_intermediates(x, [0], stop_early=True, output_fmt="NLC", intermediates_only=True)
+    assert early[0].equal(bare[0][0])
 
 
 @torch.inference_mode()
@@ -194,8 +194,8 @@ def test_new_number_of_classes_replaces_both_heads() -> None:
     other = PiT(**{**OURS, "num_classes": 5}, distilled=True)
     report = load_pretrained(other, model.state_dict())
     assert set(report.kept) == {
-        "head.weight",
-        "head.bias",
+        "head.classifier.weight",
+        "head.classifier.bias",
         "head.distilled.weight",
         "head.distilled.bias",
     }
@@ -216,10 +216,10 @@ def test_positions_are_interpolated_in_two_dimensions() -> None:
 
 def test_width_heads_and_feedforward_double_from_stage_to_stage() -> None:
     model = PiT(**OURS)
-    blocks = [stage.encoder.blocks[0] for stage in model.stages]
-    assert [b.feedforward.branch.to_hidden.weight.shape for b in blocks] == [(96, 24), (192, 48), (384, 96)]
-    assert [b.attention.branch.heads for b in blocks] == [2, 4, 8]
-    assert [b.attention.branch.dim_head for b in blocks] == [12, 12, 12]
+    blocks = [stage.blocks[0] for stage in model.stages]
+    assert [b.feedforward.to_hidden.weight.shape for b in blocks] == [(96, 24), (192, 48), (384, 96)]
+    assert [b.attention.heads for b in blocks] == [2, 4, 8]
+    assert [b.attention.dim_head for b in blocks] == [12, 12, 12]
 
 
 def test_pooling_is_one_grouped_convolution() -> None:
@@ -231,13 +231,13 @@ def test_pooling_is_one_grouped_convolution() -> None:
         "fc.bias": (8,),
     }
     x = torch.randn(2, 2 + 15, 4)
-    out, grid = pool(x, (3, 5))
-    assert grid == (2, 3)
+    out = pool(x, (3, 5))
+    assert out.shape == (2, 2 + 2 * 3, 8)
     torch.testing.assert_close(out[:, :2], pool.fc(x[:, :2]))
     # The middle of the first window is the first patch; channels 2 and 3 come from channel 1 alone.
     only = torch.zeros_like(x)
     only[:, :, 1] = x[:, :, 1]
-    moved = (pool(only, grid=(3, 5))[0] - pool(torch.zeros_like(x), grid=(3, 5))[0])[:, 2:]
+    moved = (pool(only, (3, 5)) - pool(torch.zeros_like(x), (3, 5)))[:, 2:]
     assert moved[..., 2:4].any()
     assert not moved[..., :2].any()
     assert not moved[..., 4:].any()
@@ -253,9 +253,9 @@ def test_positions_belong_to_the_patches_alone() -> None:
 def test_every_block_projects_and_has_biases() -> None:
     one_head = PiT(**{**OURS, "heads": (1, 1, 1)})
     for stage in one_head.stages:
-        for block in stage.encoder.blocks:
-            assert block.attention.branch.to_out.weight.ndim == 2
-            assert block.attention.branch.to_qkv.bias is not None
+        for block in stage.blocks:
+            assert block.attention.to_out.weight.ndim == 2
+            assert block.attention.to_qkv.bias is not None
 
 
 def test_smaller_image_has_the_positions_of_the_same_places() -> None:
@@ -293,12 +293,12 @@ def test_distilled_model_keeps_two_heads() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"heads": (2, 4)}, r"heads is one number or one for each of 3 stages, got \(2, 4\)"),
-        ({"dim": (24, 36, 72)}, "a multiple of the one before; got 24, 36"),
-        ({"heads": (5, 5, 5)}, r"widths \(24, 48, 96\) are not multiples of \(5, 5, 5\) heads"),
+        ({"heads": (2, 4)}, r"heads must be one number or one for each of 3 stages, got \(2, 4\)"),
+        ({"dim": (24, 36, 72)}, "a multiple of that of the stage before, got 24, 36"),
+        ({"heads": (5, 5, 5)}, "must be a multiple of heads, got dim=24 and heads=5"),
         (
             {"image_size": 50},
-            r"image size \(50, 50\) is not patch size \(8, 8\) and a multiple of .*\(4, 4\)",
+            r"image size must be patch size \(8, 8\) plus a multiple of .*\(4, 4\), got \(50, 50\)",
         ),
         ({"image_size": 6}, r"at least \(8, 8\), got image size \(6, 6\)"),
     ],

@@ -12,7 +12,7 @@ from tests.papers.golden import as_golden, assert_goes_back, assert_golden, read
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.pretrained import to_format
-from vit_pytorch.regionvit import Regions, RegionViT, lacking
+from vit_pytorch.regionvit import Regions, RegionViT, missing_pixels
 from vit_pytorch.registry import find_entry
 
 GOLDEN: dict[str, Any] = {
@@ -120,7 +120,8 @@ def test_features_are_regions_and_their_cells(size: tuple[int, int]) -> None:
     assert features[:, :count].equal(regional)
     cells = features[:, count:]
     assert cells[cells.any(dim=-1)].equal(local.permute(0, 2, 3, 1).flatten(0, 2))
-    assert model.pool_features(features).equal(regional.mean(dim=1))
+    # Another view of the same numbers: the mean may be summed in another order.
+    assert difference(model.pool_features(features), regional.mean(dim=1)) < TOLERANCE
 
 
 def test_another_window_takes_the_weights_of_this_one() -> None:
@@ -134,7 +135,7 @@ def test_another_window_takes_the_weights_of_this_one() -> None:
     load_pretrained(own, model.state_dict())
     assert all(larger.state_dict()[name].equal(tensor) for name, tensor in own.state_dict().items())
     ours, theirs = (
-        m.stages[1].encoder.blocks[0].bias.table.unflatten(0, (-1, n)) for m, n in ((model, 5), (own, 11))
+        m.stages[1].blocks[0].bias.table.unflatten(0, (-1, n)) for m, n in ((model, 5), (own, 11))
     )
     torch.testing.assert_close(theirs[5, 5], ours[2, 2])
     want = nn.functional.interpolate(weights["cls_token.proj.weight"], (24, 24), mode="bicubic")
@@ -147,7 +148,7 @@ def test_offsets_of_the_authors_table(window: int) -> None:
     model = RegionViT(**{**GOLDEN, "window_size": window, "image_size": 32})
     side = 2 * window - 1
     theirs = to_format(model, "regionvit")["layers.1.block.1.attn.rel_pos"].unflatten(1, (side, side))
-    bias = model.stages[1].encoder.blocks[0].bias()[:, 1:, 1:]
+    bias = model.stages[1].blocks[0].bias()[:, 1:, 1:]
     for query in range(window**2):
         for key in range(window**2):
             row, column = key // window - query // window, key % window - query % window
@@ -162,11 +163,11 @@ def test_offsets_of_the_authors_table(window: int) -> None:
 def test_a_block_region_by_region() -> None:
     """Regions hear of each other first, then each of its own cells; weights are shared, norms are not."""
     model, _, _ = make_golden()
-    block = model.stages[1].encoder.blocks[1]
-    attention, window = block.attention.branch, 3
+    block = model.stages[1].blocks[1]
+    attention, window = block.attention, 3
     local, regional = torch.randn(2, 6, 9, 24), torch.randn(2, 2, 3, 24)
     regions = Regions((6, 9), (2, 3), window)
-    got = regions.part(block(regions.join(local, regional), regions, None))
+    got = regions.split(block(regions.join(local, regional), regions, None))
     tokens = regional.flatten(1, 2)
     tokens = tokens + attention(block.regional_norm(tokens))
     for row in range(2):
@@ -174,14 +175,14 @@ def test_a_block_region_by_region() -> None:
             down, right = window * row, window * column
             cells = local[:, down : down + window, right : right + window].flatten(1, 2)
             x = torch.cat([tokens[:, 3 * row + column, None], cells], dim=1)
-            q, k, v = attention.project(block.attention.norm(x))
+            q, k, v = attention.project(block.norm1(x))
             scores = q @ k.mT * q.shape[-1] ** -0.5
             for i in range(9):
                 for j in range(9):
                     offset = 5 * (i // 3 - j // 3 + 2) + i % 3 - j % 3 + 2
                     scores[:, :, 1 + i, 1 + j] += block.bias.table[offset]
             x = x + attention.merge(scores.softmax(-1) @ v)
-            x = block.feedforward(x)
+            x = x + block.feedforward(block.norm2(x))
             assert difference(got[1][:, row, column], x[:, 0]) < TOLERANCE
             square = got[0][:, down : down + window, right : right + window]
             assert difference(square.flatten(1, 2), x[:, 1:]) < TOLERANCE
@@ -189,12 +190,12 @@ def test_a_block_region_by_region() -> None:
 
 def test_heads_are_of_32_channels_and_tables_belong_to_blocks() -> None:
     model = create_model("regionvit_tiny_224")
-    blocks = [block for stage in model.stages for block in stage.encoder.blocks]
-    assert [b.attention.branch.heads for b in blocks] == [2, 2, 4, 4, *[8] * 8, 16, 16]
-    assert {b.attention.branch.dim_head for b in blocks} == {32}
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    assert [b.attention.heads for b in blocks] == [2, 2, 4, 4, *[8] * 8, 16, 16]
+    assert {b.attention.dim_head for b in blocks} == {32}
     assert len({id(b.bias.table) for b in blocks}) == len(blocks) == 14
     assert all(b.bias.table.shape[0] == 13 * 13 for b in blocks)
-    assert all(b.attention.norm is not b.regional_norm for b in blocks)
+    assert all(b.norm1 is not b.regional_norm for b in blocks)
 
 
 def test_narrowing_is_one_depthwise_convolution_for_both_maps() -> None:
@@ -208,9 +209,7 @@ def test_narrowing_is_one_depthwise_convolution_for_both_maps() -> None:
     }
     assert isinstance(model.stages[0].down, nn.Identity)
     x = torch.randn(1, 4, 6, 12)
-    same = model.stages[1].down((x, x))
-    assert same[0].equal(same[1])
-    assert same[0].shape == (1, 2, 3, 24)
+    assert model.stages[1].down(x).shape == (1, 2, 3, 24)
 
 
 def test_embeddings() -> None:
@@ -224,9 +223,9 @@ def test_embeddings() -> None:
 
 def test_positions_are_told_behind_the_first_block_of_each_stage() -> None:
     model = RegionViT(**GOLDEN)
-    told = [[b.positions is not None for b in stage.encoder.blocks] for stage in model.stages]
+    told = [[b.positions is not None for b in stage.blocks] for stage in model.stages]
     assert told == [[True], *[[True, False]] * 3]
-    assert all(stage.encoder.blocks[0].positions.conv.bias is None for stage in model.stages)
+    assert all(stage.blocks[0].positions.conv.bias is None for stage in model.stages)
     assert not any("positions" in name for name in RegionViT(**ONE_CONV).state_dict())
 
 
@@ -245,19 +244,19 @@ def test_every_region_sees_the_whole_image() -> None:
 
 def test_what_an_image_lacks() -> None:
     """A multiple along one axis alone is filled up by a whole square along it, as by the authors' code."""
-    assert lacking((24, 48), 12) == [0, 0]
-    assert lacking((25, 47), 12) == [11, 1]
-    assert lacking((24, 47), 12) == [12, 1]
+    assert missing_pixels((24, 48), 12) == [0, 0]
+    assert missing_pixels((25, 47), 12) == [11, 1]
+    assert missing_pixels((24, 47), 12) == [12, 1]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"depth": (2, 2)}, r"depth is one for each of 4 stages, got \(2, 2\)"),
-        ({"dim": (12, 24, 36, 96)}, r"a multiple of the one before, got \(12, 24, 36, 96\)"),
-        ({"heads": None}, r"widths \(12, 24, 48, 96\) are not multiples of 32"),
+        ({"depth": (2, 2)}, r"depth must be one for each of 4 stages, got \(2, 2\)"),
+        ({"dim": (12, 24, 36, 96)}, r"a multiple of that of the stage before, got \(12, 24, 36, 96\)"),
+        ({"heads": None}, r"dims must be multiples of 32, the head dimension, got \(12, 24, 48, 96\)"),
         ({"dim": (14, 28, 56, 112), "heads": (2, 4, 8, 16)}, "a multiple of 4 channels, got 14"),
-        ({"mlp_ratio": (2, 2)}, r"mlp_ratio is one number or one for each of 4 stages, got \(2, 2\)"),
+        ({"mlp_ratio": (2, 2)}, r"mlp_ratio must be one number or one for each of 4 stages, got \(2, 2\)"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageC
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -122,8 +123,10 @@ def test_registers_with_any_pooling(pool):
     assert not model(batch).isclose(before).any()
 
 
-def test_both_pools_need_what_they_pool():
-    with pytest.raises(ValueError, match=r"pool='cls\+mean' needs a class token"):
-        ViT(**DINOV2, class_token=False)
-    with pytest.raises(ValueError, match=r"fc_norm .* pool='cls\+mean' gives two"):
-        ViT(**DINOV2, fc_norm=True)
+@torch.no_grad()
+def test_the_final_norm_acts_on_both_pools():
+    model = randomise(ViT(**DINOV2, head=Head(norm=True)))
+    features = model.forward_features(images(40, 40))
+    mean = features[:, model.num_prefix_tokens :].mean(dim=1)
+    want = model.head(model.fc_norm(torch.cat([features[:, 0], mean], dim=1)))
+    assert model.forward_head(features).equal(want)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
+from vit_pytorch.layers.attention import Attention
+from vit_pytorch.layers.positions import Learned
 from vit_pytorch.layers.relative import cells
-from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryAttention, rotate
+from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary, rotate
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -34,8 +36,8 @@ def reference(kind: str, **options) -> torch.nn.Module:
 
 def ours(kind: str, **options) -> ViT:
     rope = kind.removesuffix("_ape")
-    positions = f"learned+{rope}" if kind.endswith("ape") else rope
-    return ViT(**{**OURS, **options}, positions=positions, layer_scale=1e-5, no_embed_class=True).eval()
+    positions = [Learned(class_token=False), rope] if kind.endswith("ape") else rope
+    return ViT(**{**OURS, **options}, positions=positions, layer_scale=1e-5).eval()
 
 
 @torch.no_grad()
@@ -136,10 +138,9 @@ def scores(kind: str, grid: tuple[int, ...]) -> Tensor:
     q, k = (torch.randn(1, 2, 1, 24, generator=generator).double() for _ in range(2))
     n = prod(grid)
     if kind == "axial":
-        (rotation,) = AxialRotary(grid, 24).double().context(grid)
+        rotation = AxialRotary(grid, 24).double()(grid)
     else:
-        (rotations,) = MixedRotary(grid, 24, heads=2, depth=3).double().context(grid)
-        rotation = rotations[1]
+        rotation = MixedRotary(grid, 24, heads=2, depth=3).double().rotations(grid)[1]
     q, k = (rotate(x.expand(1, 2, n, 24), rotation) for x in (q, k))
     return (q @ k.mT)[0]
 
@@ -163,9 +164,9 @@ def test_scores_depend_on_the_offset_alone(kind, grid):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_axial_angles_are_the_formula(grid):
     """Pair t of an axis is turned by place / 100^(t / pairs); the last axis has the first pairs."""
-    (found,) = AxialRotary(grid, 24).context(grid)
+    found = AxialRotary(grid, 24)(grid)
     pairs = 24 // 2 // len(grid)
-    for place, rotation in zip(cells(grid).tolist(), found[0], strict=True):
+    for place, rotation in zip(cells(grid).tolist(), found, strict=True):
         angles = [x / 100 ** (t / pairs) for x in reversed(place) for t in range(pairs)]
         want = torch.tensor([(cos(angle), sin(angle)) for angle in angles])
         torch.testing.assert_close(rotation, want)
@@ -177,7 +178,7 @@ def test_mixed_angles_are_the_formula(grid):
     """Each pair is turned by the sum over axes of place times frequency."""
     rotary = MixedRotary(grid, 24, heads=2, depth=3)
     torch.nn.init.normal_(rotary.freqs)
-    (found,) = rotary.context(grid)
+    found = rotary.rotations(grid)
     assert found.shape == (3, 2, prod(grid), 12, 2)
     for layer, head, number, pair in ((0, 0, 3, 0), (1, 1, 5, 11), (2, 0, 10, 7)):
         place = reversed(cells(grid)[number].tolist())
@@ -202,9 +203,8 @@ def test_mixed_frequencies_start_as_axial_ones_in_turned_axes(axes):
 
 @torch.no_grad()
 def test_prefix_tokens_are_not_turned():
-    layer = RotaryAttention(24, heads=2, dim_head=12)
-    q, k, _ = layer.project(torch.randn(2, 3 + 20, 24))
-    (rotation,) = AxialRotary((4, 5), 12).context((4, 5), prefix=3)
+    q, k, _ = Attention(24, heads=2, dim_head=12).project(torch.randn(2, 3 + 20, 24))
+    rotation = AxialRotary((4, 5), 12)((4, 5), prefix=3)
     assert rotate(q, rotation)[:, :, :3].equal(q[:, :, :3])
     # The first patch stands in the origin.
     assert rotate(q, rotation)[:, :, 3].equal(q[:, :, 3])
@@ -216,7 +216,7 @@ def test_prefix_tokens_are_not_turned():
 def test_both_ways_to_turn_are_one():
     """Compiled code has no complex numbers."""
     q = torch.randn(2, 3, 20, 16)
-    (rotation,) = AxialRotary((4, 5), 16).context((4, 5))
+    rotation = AxialRotary((4, 5), 16)((4, 5))
     compiled = torch.compile(rotate, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(q, rotation), rotate(q, rotation))
     low = q.bfloat16()
@@ -235,12 +235,11 @@ def test_left_out_patches_are_as_if_they_were_hidden(positions):
     kept = torch.tensor([[1, 4, 7, 20, 24], [0, 2, 3, 11, 19]])
     places = torch.cat([torch.arange(3).expand(2, -1), 3 + kept], dim=1)
     got = model.encode(tokens.take_along_dim(places[..., None], dim=1), grid, kept)
-    (residual, feedforward) = model.blocks[0].attention, model.blocks[0].feedforward
     hidden = torch.full((2, 1, 1, 28), -torch.inf).scatter_(3, places[:, None, None], 0.0)
-    residual.branch.kernel.register_forward_pre_hook(
-        lambda module, inputs: (*inputs[:3], hidden + (inputs[3] if len(inputs) > 3 else 0.0))
+    model.blocks[0].attention.kernel.register_forward_pre_hook(
+        lambda module, inputs: (*inputs[:3], hidden + (0.0 if inputs[3] is None else inputs[3]))
     )
-    full = model.norm(feedforward(residual(tokens, *model.context(grid))))
+    full = model.encode(tokens, grid)
     torch.testing.assert_close(got, full.take_along_dim(places[..., None], dim=1), rtol=1e-4, atol=1e-5)
 
 
@@ -250,25 +249,31 @@ def test_tables_are_computed_once_and_not_saved():
     assert not any("rotary" in name for name in model.state_dict())
     mixed = ours("rope_mixed")
     with torch.no_grad():
-        assert mixed.rotary(5, 5) is mixed.rotary(5, 5)
-        before = mixed.rotary(5, 5)
+        assert mixed.rotary(1, 5, 5) is mixed.rotary(1, 5, 5)
+        before = mixed.rotary(1, 5, 5)
         mixed.rotary.freqs.mul_(2)
-        assert not mixed.rotary(5, 5).equal(before)
+        assert not mixed.rotary(1, 5, 5).equal(before)
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="2 axes need heads of a width that is a multiple of 4, got 18"):
-        ours("rope", dim_head=18)
-    with pytest.raises(ValueError, match="3 axes need heads of a width that is a multiple of 6, got 16"):
-        MixedRotary((2, 2, 2), 16, heads=2, depth=1)
-    with pytest.raises(ValueError, match=r"at most one of none, learned.*; got 'rope\+rope_mixed'"):
+    with pytest.raises(ValueError, match="2 axes need a head dimension of at least 4, got 3"):
+        ours("rope", dim_head=3)
+    with pytest.raises(ValueError, match="3 axes need a head dimension of at least 6, got 5"):
+        MixedRotary((2, 2, 2), 5, heads=2, depth=1)
+    with pytest.raises(ValueError, match=r"at most one .* inside attention; got rope, rope"):
         ViT(**OURS, positions="rope+rope_mixed")
-    with pytest.raises(ValueError, match=r"positions is one of none, .*rope_mixed; got 'rotary'"):
+    with pytest.raises(ValueError, match=r"positions must be one of none, .*rope_mixed; got 'rotary'"):
         ViT(**OURS, positions="rotary")
-    with pytest.raises(
-        ValueError, match="rope_theta is above 0 and belongs to rotary positions, got 10 for 'learned'"
-    ):
-        ViT(**OURS, rope_theta=10)
+    with pytest.raises(ValueError, match="theta of rotary positions must be above 0, got 0"):
+        Rotary(theta=0.0)
+
+
+@torch.no_grad()
+def test_channels_that_the_axes_cannot_share_are_not_rotated():
+    q = torch.randn(2, 3, 20, 18)
+    turned = rotate(q, AxialRotary((4, 5), 18)((4, 5)))
+    assert turned[..., 16:].equal(q[..., 16:])
+    assert turned[..., :16].equal(rotate(q[..., :16], AxialRotary((4, 5), 16)((4, 5))))
 
 
 def test_a_model_that_does_not_turn_refuses_frequencies():

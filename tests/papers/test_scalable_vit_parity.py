@@ -119,9 +119,9 @@ def test_example_is_the_small_model_with_other_windows() -> None:
 def test_dropout_is_in_attention_and_feed_forward() -> None:
     for attn_dropout, want in ((None, 0.25), (0.125, 0.125)):
         for stage in build(dropout=0.25, attn_dropout=attn_dropout).stages:
-            for block in stage.encoder.blocks:
-                assert block.attention.branch.attend.dropout == want
-                assert block.attention.branch.dropout.p == block.feedforward.branch.dropout.p == 0.25
+            for block in stage.blocks:
+                assert block.attention.kernel.dropout == want
+                assert block.attention.dropout.p == block.feedforward.dropout.p == 0.25
 
 
 @torch.inference_mode()
@@ -218,7 +218,7 @@ def test_size_that_does_not_divide_is_refused(
     changes: dict[str, Any], size: tuple[int, int], multiple: int
 ) -> None:
     model = build(image_size=96, **changes)
-    message = rf"image size \({size[0]}, {size[1]}\) is not a multiple of \({multiple}, {multiple}\)"
+    message = rf"image size must be a multiple of \({multiple}, {multiple}\), got \({size[0]}, {size[1]}\)"
     with pytest.raises(ValueError, match=message):
         model(images(*size))
 
@@ -228,13 +228,13 @@ def test_size_that_does_not_divide_is_refused(
 
 def test_windows_come_first_and_each_attention_has_its_own_feed_forward() -> None:
     for stage in build(depth=(4, 3, 1)).stages:
-        blocks = stage.encoder.blocks
-        kinds = [type(block.attention.branch) for block in blocks]
+        blocks = stage.blocks
+        kinds = [type(block.attention) for block in blocks]
         assert kinds == [IWSA, SSA] * (len(kinds) // 2) + ([IWSA] * (len(kinds) % 2))
         assert [isinstance(block, PositionedBlock) for block in blocks] == [True] + [False] * (
             len(blocks) - 1
         )
-        assert len({id(block.feedforward.branch) for block in blocks}) == len(blocks)
+        assert len({id(block.feedforward) for block in blocks}) == len(blocks)
 
 
 def test_values_are_mixed_locally_channel_by_channel() -> None:
@@ -245,7 +245,7 @@ def test_values_are_mixed_locally_channel_by_channel() -> None:
 
 def test_keys_have_the_width_given_and_values_that_of_the_heads() -> None:
     model = build()
-    first = model.stages[0].encoder.blocks[1].attention.branch
+    first = model.stages[0].blocks[1].attention
     assert first.to_q.weight.shape == (2 * 10, 16)
     assert first.to_kv[-1].weight.shape == (2 * 10 + 16, 2 * 10)
     assert first.to_kv[0].layers[0].groups == 16
@@ -254,7 +254,7 @@ def test_keys_have_the_width_given_and_values_that_of_the_heads() -> None:
 def test_every_embedding_has_a_norm_and_no_stage_another() -> None:
     model = build()
     assert all(isinstance(stage.down[1], nn.LayerNorm) for stage in model.stages)
-    assert [name for name, _ in model.stages[0].named_children()] == ["down", "encoder"]
+    assert [name for name, _ in model.stages[0].named_children()] == ["down", "blocks"]
     x = images(64, 64)
     last, maps = model.forward_intermediates(x)
     assert not maps[-1].equal(last)
@@ -272,21 +272,19 @@ def test_epsilons_are_the_authors() -> None:
 
 
 def test_convolutions_of_positions_are_not_decayed() -> None:
-    assert build().no_weight_decay() == {
-        f"stages.{i}.encoder.blocks.0.positions.conv.weight" for i in range(3)
-    }
+    assert build().no_weight_decay() == {f"stages.{i}.blocks.0.positions.conv.weight" for i in range(3)}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"heads": (2, 4)}, r"heads is one number or one for each of 3 stages, got \(2, 4\)"),
+        ({"heads": (2, 4)}, r"heads must be one number or one for each of 3 stages, got \(2, 4\)"),
         (
             {"window_size": (7, 7)},
-            r"window_size is one number or one for each of 3 stages, got \(7, 7\)",
+            r"window_size must be one number or one for each of 3 stages, got \(7, 7\)",
         ),
-        ({"heads": (2, 4, 3)}, "width 40 is not a multiple of 3 heads"),
-        ({"image_size": 100}, r"image size \(100, 100\) is not a multiple of \(16, 16\)"),
+        ({"heads": (2, 4, 3)}, "must be a multiple of heads, got dim=40 and heads=3"),
+        ({"image_size": 100}, r"image size must be a multiple of \(16, 16\), got \(100, 100\)"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

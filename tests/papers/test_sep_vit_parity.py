@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.papers.golden import assert_goes_back, read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.layers.conv import PositionedBlock, PositionGenerator
+from vit_pytorch.layers.conv import PositionGenerator
 from vit_pytorch.layers.positions import resize_table
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
@@ -94,9 +94,9 @@ def test_all_of_the_authors_models_are_named() -> None:
 def test_windows_of_the_named_models() -> None:
     with torch.device("meta"):
         model = create_model("sepvit_small")
-    sides = [[b.attention.branch.window for b in stage.encoder.blocks] for stage in model.stages]
+    sides = [[b.attention.window for b in stage.blocks] for stage in model.stages]
     assert sides == [[7], [7, 14], [7, None] * 7, [None, None]]
-    grids = [b.attention.branch.tokens.grid for stage in model.stages[:2] for b in stage.encoder.blocks]
+    grids = [b.attention.tokens.grid for stage in model.stages[:2] for b in stage.blocks]
     assert grids == [(8, 8), (4, 4), (2, 2)]
 
 
@@ -136,7 +136,7 @@ def test_attention_in_plain_loops(grid: tuple[int, int]) -> None:
     randomise(branch)
     x = torch.randn(2, 3 * grid[0], 3 * grid[1], 16)
     want = torch.stack([reference_attention(branch, each) for each in x])
-    assert difference(branch(x), want) < TOLERANCE
+    assert difference(branch(*branch.whole_windows(x)), want) < TOLERANCE
 
 
 @torch.inference_mode()
@@ -146,7 +146,7 @@ def test_a_map_of_one_window_is_plain_attention_with_a_shortcut() -> None:
     assert {name.split(".")[0] for name, _ in branch.named_parameters()} == {"to_qkv", "to_out"}
     x = torch.randn(2, 3, 5, 16)
     cells = x.flatten(1, 2)
-    mixed = branch.attend(*branch.project(cells)).transpose(1, 2).flatten(2)
+    mixed = branch.kernel(*branch.project(cells)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(branch(x).flatten(1, 2), branch.to_out(mixed + cells))
 
 
@@ -157,8 +157,8 @@ def test_a_map_of_one_window_is_plain_attention_with_a_shortcut() -> None:
 def test_window_size_counts() -> None:
     """Windows are of the size asked for, and no other reaches beyond them before windows are mixed."""
     model = SepViT(**{**OURS, "depth": (1, 1, 1), "window_size": 4})
-    assert [s.encoder.blocks[0].attention.branch.window for s in model.stages] == [4, None, None]
-    branch = model.stages[0].encoder.blocks[0].attention.branch
+    assert [s.blocks[0].attention.window for s in model.stages] == [4, None, None]
+    branch = model.stages[0].blocks[0].attention
     assert branch.partition.size == (4, 4)
     assert branch.tokens.grid == (2, 2)
 
@@ -175,17 +175,17 @@ def test_every_window_has_a_token_of_its_own() -> None:
 
 def test_every_second_block_has_wide_windows_where_the_map_has_several() -> None:
     model = SepViT(**{**OURS, "image_size": (32, 64)})
-    sides = [[b.attention.branch.window for b in stage.encoder.blocks] for stage in model.stages]
+    sides = [[b.attention.window for b in stage.blocks] for stage in model.stages]
     assert sides == [[2], [2, 4, 2, 4], [2, None]]
     given = SepViT(**{**OURS, "window_size": ((4,), (2, 2, 2, 2), (2, 1))})
-    assert [b.attention.branch.window for b in given.stages[1].encoder.blocks] == [2] * 4
+    assert [b.attention.window for b in given.stages[1].blocks] == [2] * 4
 
 
 def test_places_are_told_behind_the_first_block() -> None:
     model = SepViT(**OURS)
     for stage in model.stages:
-        first, *others = stage.encoder.blocks
-        assert isinstance(first, PositionedBlock)
+        first, *others = stage.blocks
+        assert isinstance(first.positions, PositionGenerator)
         assert not any(isinstance(m, PositionGenerator) for block in others for m in block.modules())
 
 
@@ -198,10 +198,10 @@ def test_norms_and_patches() -> None:
         ((3, 3), (2, 2), (1, 1)),
     ]
     assert [stage.down[1].eps for stage in model.stages] == [1e-5] * 3
-    block = model.stages[0].encoder.blocks[0]
-    assert block.attention.branch.token_norm[0].eps == 1e-5
-    assert block.attention.norm.eps == block.feedforward.norm.eps == model.norm.eps == 1e-6
-    assert block.attention.branch.to_token_qk.bias is not None
+    block = model.stages[0].blocks[0]
+    assert block.attention.token_norm[0].eps == 1e-5
+    assert block.norm1.eps == block.norm2.eps == model.norm.eps == 1e-6
+    assert block.attention.to_token_qk.bias is not None
 
 
 @torch.inference_mode()
@@ -213,11 +213,11 @@ def test_any_size_without_learned_tokens() -> None:
             tuple(-(-extent // stride) for extent in size) for stride in (4, 8, 16)
         ]
     assert not [name for name, _ in model.named_parameters() if "tokens" in name]
-    assert all(hasattr(b.attention.branch, "to_token_qk") for s in model.stages for b in s.encoder.blocks)
+    assert all(hasattr(b.attention, "to_token_qk") for s in model.stages for b in s.blocks)
 
 
 def test_larger_images_than_there_are_tokens_for_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"image size \(32, 36\) exceeds .*\(32, 32\)"):
+    with pytest.raises(ValueError, match=r"image size must be at most \(32, 32\), got \(32, 36\)"):
         SepViT(**OURS)(images(32, 36))
 
 
@@ -227,7 +227,7 @@ def test_tokens_are_resized_to_other_images(layout: str) -> None:
     model = randomise(SepViT(**{**few, "window_size": ((2,), (2,), (2,))}))
     larger = SepViT(**{**few, "window_size": ((2,), (2,), (6,)), "image_size": (64, 96)}).eval()
     report = load_pretrained(larger, to_format(model, layout))
-    names = [f"stages.{i}.encoder.blocks.0.attention.branch.tokens.table" for i in range(2)]
+    names = [f"stages.{i}.blocks.0.attention.tokens.table" for i in range(2)]
     assert report.resized == {names[0]: ((4, 4), (8, 12)), names[1]: ((2, 2), (4, 6))}
     table = resize_table(model.get_parameter(names[0]), (4, 4), (8, 12))
     torch.testing.assert_close(larger.get_parameter(names[0]), table)
@@ -237,12 +237,15 @@ def test_tokens_are_resized_to_other_images(layout: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"heads": (1, 2)}, r"dim \[8, 16, 32\], heads \(1, 2\) and depth \(1, 4, 2\) differ in stages"),
-        ({"dim": (8, 16)}, r"dim \[8, 16\], heads .* differ in stages"),
-        ({"dim_head": 4}, r"widths \[8, 16, 32\] are not \(1, 2, 4\) heads of dim_head 4"),
-        ({"window_size": ((2,), (2,), (2,))}, r"window_size \[\[2\], \[2\], \[2\]\] does not .*\(1, 4, 2\)"),
-        ({"window_tokens": "shared"}, "window_tokens is one of learned, zeros; got 'shared'"),
-        ({"window_size": 0}, "a window's side is at least 1, got 0"),
+        ({"heads": (1, 2)}, r"dim \[8, 16, 32\], heads \(1, 2\) and depth \(1, 4, 2\) must agree in stages"),
+        ({"dim": (8, 16)}, r"dim \[8, 16\], heads .* must agree in stages"),
+        ({"dim_head": 4}, r"dim must be heads times dim_head, got \[8, 16, 32\], \(1, 2, 4\) and 4"),
+        (
+            {"window_size": ((2,), (2,), (2,))},
+            r"window_size must have .*\(1, 4, 2\), got \[\[2\], \[2\], \[2\]\]",
+        ),
+        ({"window_tokens": "shared"}, "window_tokens must be one of learned, zeros; got 'shared'"),
+        ({"window_size": 0}, "window_size must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

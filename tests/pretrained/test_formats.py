@@ -35,7 +35,7 @@ def test_there_and_back(model: ViT, name: str, prefix: str) -> None:
 
 
 def test_there_and_back_of_the_public_vit() -> None:
-    options = {"patch_norm": True, "qkv_bias": False, "norm_eps": 1e-5}
+    options = {"stem": "dual_norm", "qkv_bias": False, "norm_eps": 1e-5}
     model, again = build(**options), build(**options)
     randomise(model)
     report = load_pretrained(again, to_format(model, "vit-pytorch ViT"))
@@ -44,7 +44,7 @@ def test_there_and_back_of_the_public_vit() -> None:
 
 
 def test_earlier_shape_of_the_public_vits_tokens() -> None:
-    options = {"patch_norm": True, "qkv_bias": False}
+    options = {"stem": "dual_norm", "qkv_bias": False}
     model, again = build(**options), build(**options)
     randomise(model)
     state = to_format(model, "vit-pytorch ViT")
@@ -79,7 +79,7 @@ def test_two_models_in_one_checkpoint_are_refused(model: ViT) -> None:
 
 
 def test_tensor_that_cannot_have_its_role_is_named() -> None:
-    model = build(patch_norm=True, qkv_bias=False)
+    model = build(stem="dual_norm", qkv_bias=False)
     state = to_format(model, "vit-pytorch ViT")
     state["to_patch_embedding.2.weight"] = torch.ones(48, 100)
     with pytest.raises(ValueError, match=r"to_patch_embedding\.2\.weight of shape \(48, 100\) cannot be"):
@@ -90,7 +90,7 @@ def test_tensor_that_cannot_have_its_role_is_named() -> None:
 def test_incomplete_parts_are_reported(model: ViT, part: str) -> None:
     state = to_format(model, "vit_jax")
     del state[f"Transformer/encoderblock_1/MultiHeadDotProductAttention_1/{part}"]
-    with pytest.raises(ValueError, match=r"missing \(1\): encoder\.blocks\.1\.attention\.branch\.to_qkv"):
+    with pytest.raises(ValueError, match=r"missing \(1\): blocks\.1\.attention\.to_qkv"):
         load_pretrained(model, state)
 
 

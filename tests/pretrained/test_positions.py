@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
+from tests.tolerances import tolerance
 from vit_pytorch import ViT, load_pretrained
 from vit_pytorch.levit import LeViT
 from vit_pytorch.pretrained import to_format
@@ -23,7 +24,8 @@ def test_positions_are_interpolated_as_timm_does(model: ViT, size: Any, antialia
     expected = resample_abs_pos_embed(
         model.positions.table, list(target.grid.shape), [6, 6], antialias=antialias
     )
-    assert torch.equal(target.positions.table, expected)
+    # Tables lie in memory in another order in timm, and interpolation has a kernel for each.
+    torch.testing.assert_close(target.positions.table, expected, **tolerance(expected, terms=16))
 
 
 @torch.inference_mode()

@@ -24,7 +24,8 @@ class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.num_classes = 4
-        self.layer = nn.Linear(8, 16)
+        # No bias: batch norm removes it, so that its gradient is rounding noise, which Adam scales up.
+        self.layer = nn.Linear(8, 16, bias=False)
         self.norm = nn.BatchNorm1d(16)
         self.head = nn.Linear(16, 4)
         self.register_buffer("constant", torch.tensor([0.1, 1 / 3]), persistent=False)
@@ -97,14 +98,17 @@ def test_validation_uses_the_averaged_statistics_and_training_does_not(tmp_path:
         model.load_state_dict(state)
         return nn.functional.cross_entropy(model(images), labels).item()
 
+    apart = []
     for epoch in range(3):
         averaged = checkpoint_weights(tmp_path / f"epoch-{epoch + 1:04}")
         current = live.states[6 * epoch + 5]
         assert losses.val[f"{epoch}.5"] == pytest.approx(loss(averaged), rel=1e-5)
         mixed = {name: current[name] if "running" in name else value for name, value in averaged.items()}
-        assert losses.val[f"{epoch}.5"] != pytest.approx(loss(mixed), rel=1e-3)
+        apart.append(abs(loss(mixed) / losses.val[f"{epoch}.5"] - 1))
         kept = read_checkpoint(tmp_path / f"epoch-{epoch + 1:04}")["current_model_state"]
         assert all(torch.equal(kept[f"model.{name}"], value) for name, value in current.items())
+    # In one epoch two losses may be equal by chance, but not in all of them.
+    assert max(apart) > 1e-3
 
 
 def test_a_resumed_average_goes_on_exactly(tmp_path: Path) -> None:

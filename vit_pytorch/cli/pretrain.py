@@ -65,9 +65,10 @@ def read_pretraining(arguments: Sequence[str], resumed: Path | None) -> tuple[Pr
     settings = find_method(method)
     sources, layers = _for_method(sources, layers, method)
     name = last_name(arguments, layers, "model") or MODEL
-    parser = pretrain_parser(find_entry(name), settings)
+    entry = find_entry(name)
+    parser = pretrain_parser(entry, settings)
     layers = drop_others(drop_others(layers, name), method, part="method")
-    parsed = parse_layers(parser, arguments, sources, layers)
+    parsed = parse_layers(parser, arguments, sources, layers, entry)
     config = PretrainConfig(**settings_of(parser, parsed, name))
     return config, Path(parsed.output) if parsed.output else None
 

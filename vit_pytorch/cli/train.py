@@ -21,6 +21,7 @@ from vit_pytorch.cli.layers import (
     read_layer,
     without_option,
 )
+from vit_pytorch.cli.model_options import check_model_options, fold_options, upgrade_layer
 from vit_pytorch.create import architectures, model_folder, read_config
 from vit_pytorch.distill import Distillable
 from vit_pytorch.memory_vit import MemoryViT
@@ -99,8 +100,9 @@ def read_command(
     if any("method" in layer for layer in layers):
         raise UsageError("these settings are those of a pretraining (they have a method): use vit pretrain")
     name = last_name(arguments, layers, "model") or MODEL
-    parser = train_parser(find_entry(name), command)
-    parsed = parse_layers(parser, arguments, sources, drop_others(layers, name))
+    entry = find_entry(name)
+    parser = train_parser(entry, command)
+    parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry)
     return TrainConfig(**settings_of(parser, parsed, name)), Path(parsed.output) if parsed.output else None
 
 
@@ -115,21 +117,27 @@ def parse_layers(
     arguments: Sequence[str],
     sources: Sequence[str],
     layers: Sequence[Mapping[str, Any]],
+    entry: ModelEntry,
 ) -> Namespace:
-    """Parse a command line over layers of settings, the lowest first, every key checked.
+    """Parse a command line over layers of settings for a model, the lowest first, every key checked.
 
     Raises:
         UsageError: Where an option or a key does not exist or has a value of the wrong type.
     """
+    layers = [upgrade_layer(layer, entry) for layer in layers]
+    arguments = fold_options(arguments, layers, entry)
     known = {*parser.get_defaults().keys(), "help"}
     check_options(arguments, known)
     for source, layer in zip(sources, layers, strict=True):
         check_layer(layer, known - {*STARTING, "help"}, source)
+        check_model_options(layer.get("model", {}), entry, source)
         _set_defaults(parser, layer, source)
     try:
-        return parser.parse_args(list(arguments))
+        parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UsageError(plain_message(error)) from error
+    check_model_options(vars(parsed.model), entry, "command line")
+    return parsed
 
 
 def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = train) -> ArgumentParser:

@@ -1,7 +1,8 @@
 """Attention in three public steps: project, attend, merge; and the kernels that attend.
 
-A kernel that computes the weights passes the result of its softmax through a submodule `weights`, an identity,
-where it can be seen; one that mixes them afterwards passes what multiplies the values through another one, `mixed`.
+A kernel that computes the weights passes the result of its softmax through a submodule `weights`, an
+identity, where it can be seen; one that mixes them afterwards passes what multiplies the values through
+another one, `mixed`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class BlockInputs:
     Args:
         grid: patches along each axis.
         num_prefix_tokens: number of tokens before the patches.
-        ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; None for
-            all of them.
-        mask: broadcasts to the scores (b h n m); boolean, true where a query sees a key, or a bias that is added.
+        ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; None
+            for all of them.
+        mask: broadcasts to the scores (b h n m); boolean, true where a query sees a key, or a bias that is
+            added.
         rotation: cosine and sine of each token, (n f 2) or (b 1 n f 2), or of each layer, head and token,
             (l h n f 2) or (b l h n f 2).
         first_values: the values (b h n e) of the first layer.
@@ -101,7 +103,7 @@ class FusedAttention(nn.Module):
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
     if not isinstance(q, Tensor) or torch.jit.is_tracing():
-        # FX traces with proxies, which have no values to decide by; `torch.jit.trace` would freeze the decision.
+        # Proxies and traced sizes have no values to decide by.
         return False
     if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:
         return False
@@ -159,7 +161,8 @@ def attention_weights(
 
 
 def mix_heads(linear: nn.Module, maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
-    """Mix the maps of all heads with each other by a linear layer, in the same way for each pair of tokens."""
+    """Mix the maps of all heads with each other by a linear layer, in the same way for each pair of
+    tokens."""
     return linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -332,13 +335,13 @@ class CrossAttention(nn.Module):
         self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]
     ) -> tuple[Float[Tensor, "b h m e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
         """Project tokens to queries, and the context to keys and values, split into heads."""
-        q = split_heads(self.to_q(x), self.heads)
+        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
     def merge(self, x: Float[Tensor, "b h m e"]) -> Float[Tensor, "b m d"]:
         """Concatenate the heads and project them back to the token dimension."""
-        return self.dropout(self.to_out(merge_heads(x)))
+        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
 
     def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
         """Attend from each token to all tokens of the context."""

@@ -19,6 +19,9 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+# PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
+# Versions in between are unknown, so that layers with batch norms keep their activations there.
+COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
 
 
 class QuickGELU(nn.Module):
@@ -124,7 +127,7 @@ class DropPath(nn.Module):
 
 
 def drop_path_rate(drop_path: float, layer: int, depth: int) -> float:
-    """Return a layer's probability of dropping a branch: it rises linearly from 0 to that of the last layer."""
+    """Return the probability of dropping a branch of a layer; it rises linearly from 0."""
     return drop_path * layer / max(depth - 1, 1)
 
 
@@ -148,12 +151,15 @@ def layer(forward: Forward) -> Forward:
 
     @wraps(forward)
     def run(self: nn.Module, *inputs: Any) -> Any:
-        if getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled():
-            # Compilers decide themselves how often a batch norm's statistics are updated.
-            context = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, self)}
-            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, **context)
-        else:
+        if not (getattr(self, "grad_checkpointing", False) and torch.is_grad_enabled()):
             output = forward(self, *inputs)
+        elif not torch.compiler.is_compiling():
+            contexts = partial(_contexts, self)
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False, context_fn=contexts)
+        elif COMPILED_RECOMPUTATION_COUNTS and any(isinstance(part, _BatchNorm) for part in self.modules()):
+            output = forward(self, *inputs)
+        else:
+            output = checkpoint(forward.__get__(self), *inputs, use_reentrant=False)
         outputs = getattr(self, "outputs", None)
         if outputs is not None:
             outputs.append(output)
@@ -183,7 +189,7 @@ def set_grad_checkpointing(module: nn.Module, enable: bool = True) -> None:
         part.grad_checkpointing = enable
 
 
-class Enough(Exception):
+class Enough(Exception):  # noqa: N818
     """Raised inside `collect_outputs` once everything is collected, where the rest is not needed."""
 
 
@@ -219,7 +225,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
-    """Context manager: freeze BatchNorm running statistics, so that recomputation does not count a batch twice."""
+    """Context manager: freeze BatchNorm running statistics, so that no batch counts twice."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     buffers = [dict(norm._buffers) for norm in norms]
     for norm in norms:
@@ -260,7 +266,7 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.feedforward = feedforward
         self.scale2 = make_scale(dim, layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
     def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
@@ -287,7 +293,7 @@ def plain_blocks(
     mlp_dim: int,
     dropout: float = 0.0,
     attn_dropout: float = 0.0,
-    drop_path: float = 0.0,
+    drop_path: float | Sequence[float] = 0.0,
     layer_scale: float | None = None,
     qkv_bias: bool = True,
     out_bias: bool = True,
@@ -304,13 +310,16 @@ def plain_blocks(
         mlp_dim: hidden dimension of the feed-forward.
         dropout: dropout after the linear layers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from 0.
+        drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
+            from 0; or that of each block.
         layer_scale: initial value of LayerScale's factors; None for no LayerScale.
         qkv_bias: use biases for queries, keys and values.
         out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward.
         norm: builds a norm from a dimension.
     """
+    if isinstance(drop_path, (int, float)):
+        drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]
     return nn.ModuleList(
         Block(
             dim,
@@ -326,7 +335,7 @@ def plain_blocks(
             FeedForward(dim, mlp_dim, dropout=dropout, act=act),
             norm=norm,
             layer_scale=layer_scale,
-            drop_path=drop_path_rate(drop_path, index, depth),
+            drop_path=rate,
         )
-        for index in range(depth)
+        for _, rate in zip(range(depth), drop_path, strict=True)
     )

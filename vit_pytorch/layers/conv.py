@@ -137,7 +137,9 @@ class PositionedBlock(Block):
         self.positions = positions
 
     @layer
-    def forward(self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b h w d"]:
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
         """Apply both residual branches, then the generator."""
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), inputs)))
         return self.positions(x + self.drop_path(self.scale2(self.feedforward(self.norm2(x)))))

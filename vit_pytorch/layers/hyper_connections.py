@@ -75,7 +75,8 @@ class HyperConnection(nn.Module):
 
 
 class HyperBlock(Block):
-    """A block between residual streams: what each branch computes is added to each stream by learned connections.
+    """A block between residual streams: what each branch computes is added to each stream by learned
+    connections.
 
     Args:
         dim: token dimension.

@@ -1,7 +1,9 @@
-"""Linear layers by the faster of the libraries that PyTorch has on a processor."""
+"""A switch: the product of linear layers by the faster of the libraries that PyTorch has on a processor."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,46 +12,65 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 CPUINFO = Path("/proc/cpuinfo")
-# PyTorch leaves products in fp32 to MKL, which takes twice as long as oneDNN on AMD's processors, and offers
-# oneDNN for convolutions alone.
-MKL_IS_SLOW = False
-if CPUINFO.is_file() and torch.backends.mkldnn.is_available():
+MKL_LINEAR = F.linear
+# Below so many vectors the two libraries differ little.
+MIN_VECTORS = 64
+
+
+def mkl_is_slow() -> bool:
+    """Return whether this is a processor of AMD, on which MKL's products in fp32 take twice as long as
+    oneDNN's."""
+    if not CPUINFO.is_file() or not torch.backends.mkldnn.is_available():
+        return False
     with CPUINFO.open() as file:
-        # Every core is listed; the first one tells.
-        MKL_IS_SLOW = "AuthenticAMD" in file.read(1024)
-# Below so many vectors the two differ little.
-FEW = 64
+        # Each core is listed; the first one tells.
+        return "AuthenticAMD" in file.read(1024)
 
 
-def linear(
-    x: Float[Tensor, "*b d"], weight: Float[Tensor, "e d"], bias: Float[Tensor, " e"] | None = None
-) -> Float[Tensor, "*b e"]:
-    """Compute what `F.linear` does, as a convolution of one cell where that is faster.
+def use_onednn_linear(enable: bool = True) -> None:
+    """Have oneDNN instead of MKL compute linear layers in fp32 on the processor, in this process.
 
-    That is so in fp32 on AMD's processors, outside of graphs that are traced.
+    It replaces `torch.nn.functional.linear`, which every `nn.Linear` calls, so that layers stay what they
+    are. PyTorch offers oneDNN's product in fp32 as a convolution only; outside of graphs that are traced, and
+    for other types, devices and small products, nothing changes. It pays on processors of AMD (see
+    `mkl_is_slow`).
+
+    Args:
+        enable: switch it on; False restores PyTorch's own function.
     """
+    F.linear = onednn_linear if enable else MKL_LINEAR  # type: ignore[assignment]
+
+
+@contextmanager
+def faster_linear() -> Iterator[None]:
+    """Context manager: use the faster library for this processor (see `use_onednn_linear`)."""
+    before = F.linear
+    use_onednn_linear(mkl_is_slow())
+    try:
+        yield
+    finally:
+        F.linear = before  # type: ignore[assignment]
+
+
+def onednn_linear(
+    input: Float[Tensor, "*b d"], weight: Float[Tensor, "e d"], bias: Float[Tensor, " e"] | None = None
+) -> Float[Tensor, "*b e"]:
+    """Compute `F.linear` as a convolution of one cell, where that is faster."""
     if (
-        MKL_IS_SLOW
+        # Weights of other types, such as quantised ones, have products of their own; so do proxies of
+        # tracers.
+        type(weight) in (nn.Parameter, Tensor)
+        and type(input) is Tensor
         and not torch.compiler.is_compiling()
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.numel() >= FEW * x.shape[-1]
+        and not torch.jit.is_tracing()
+        and input.dtype == weight.dtype == torch.float32
+        and input.device.type == "cpu"
+        and input.numel() >= MIN_VECTORS * input.shape[-1]
         # Of other numbers of vectors, oneDNN's gradients take longer than MKL's.
-        and (x.numel() // x.shape[-1] % 8 == 0 or not torch.is_grad_enabled())
-        # Weights of other types, such as quantised ones, have products of their own.
-        and type(weight) in (nn.Parameter, Tensor)
-        and weight.dtype == torch.float32
+        and (input.numel() // input.shape[-1] % 8 == 0 or not torch.is_grad_enabled())
         and not torch.is_autocast_enabled("cpu")
     ):
-        rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-        found = F.conv2d(rows, weight[:, :, None, None], bias)
-        return found.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
-    return F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """A linear layer whose product is computed by `linear`."""
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
-        """Transform every vector by itself."""
-        return linear(x, self.weight, self.bias)
+        rows = input.reshape(1, -1, 1, input.shape[-1]).permute(0, 3, 1, 2)
+        output = F.conv2d(rows, weight[:, :, None, None], bias)
+        return output.permute(0, 2, 3, 1).reshape(*input.shape[:-1], weight.shape[0])
+    return MKL_LINEAR(input, weight, bias)

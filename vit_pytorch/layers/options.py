@@ -1,8 +1,8 @@
 """Options that are given by name or as an object.
 
-An option that has settings of its own is a small frozen dataclass, registered under the string that is short for it
-with its defaults: `positions="rope"` is `positions=Rotary()`, and `Rotary(theta=50.0)` says more. In JSON and YAML
-an object is a mapping with its string as `kind`.
+An option that has settings of its own is a small frozen dataclass, registered under the string that is short
+for it with its defaults: `positions="rope"` is `positions=Rotary()`, and `Rotary(theta=50.0)` says more. In
+JSON and YAML an object is a mapping with its string as `kind`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Sequences of different lengths, one behind the other in one tensor, without padding or masks.
+"""Sequences of different lengths, one after the other in one tensor, without padding or masks.
 
-What acts on single tokens acts on the packed tensor as it is. Attention runs by itself within each
-sequence; neighbours of equal length are one batch of views, so that sorted lengths make few, large calls.
+What acts on single tokens acts on the packed tensor as it is. Attention runs within each sequence; neighbours
+of equal length are one batch of views, so that sorted lengths make few, large calls.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention
-from vit_pytorch.layers_v01.blocks import Block, DropPath, Residual
-from vit_pytorch.layers_v01.init import init_xavier
-from vit_pytorch.layers_v01.tokens import AttentionPool
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    merge_heads,
+    split_heads,
+)
+from vit_pytorch.layers.blocks import Block, layer
+from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.tokens import AttentionPool
 
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 
@@ -30,14 +37,14 @@ class Packing:
     """Which sequences lie in a packed tensor.
 
     Args:
-        lengths: number of tokens of each sequence, in the order in which they lie.
+        lengths: number of tokens of each sequence, in order.
     """
 
     lengths: tuple[int, ...]
 
     @cached_property
     def runs(self) -> tuple[tuple[int, int], ...]:
-        """Neighbours of equal length: how many, and how long each is."""
+        """Neighbours of equal length: their number and their length."""
         return tuple((len(list(run)), length) for length, run in groupby(self.lengths))
 
     @cached_property
@@ -46,87 +53,96 @@ class Packing:
         return [count * length for count, length in self.runs]
 
     def offsets(self, device: torch.device) -> Int32[Tensor, " ends"]:
-        """Where each sequence begins, and where the last one ends."""
+        """Return where each sequence begins, and where the last one ends."""
         ends = torch.tensor((0, *self.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return ends.to(device, non_blocking=True)
 
     def split(self, x: Float[Tensor, " t *d"]) -> list[Tensor]:
-        """Give each run of a packed tensor as a batch, a view."""
-        # One split, not a slice a run: the backward pass then writes the gradient once.
+        """Return each run of a packed tensor as a batch, a view."""
+        # One split instead of a slice per run: the backward pass then writes the gradient once.
         return [part.unflatten(0, run) for part, run in zip(x.split(self.sizes), self.runs, strict=True)]
 
     def repeat(self, x: Float[Tensor, "s d"]) -> Float[Tensor, "t d"]:
-        """Give every token the row of its sequence."""
+        """Repeat the row of each sequence for each of its tokens."""
         lengths = torch.tensor(self.lengths, device=x.device)
         return x.repeat_interleave(lengths, dim=0, output_size=sum(self.lengths))
 
 
 class PackedAttention(Attention):
-    """Attention that, told a packing, mixes the tokens of each sequence by themselves.
+    """Attention that, given a packing, stays within each sequence.
 
-    The cost is each sequence's own square, summed. On CUDA in half precision, PyTorch's attention for
+    The cost is the sum of each sequence's own square. On CUDA in half precision, PyTorch's attention for
     variable lengths takes all sequences at once; elsewhere each run is one call of the kernel.
     """
 
-    def forward(self, x: Float[Tensor, "b n d"], packing: Packing | None = None) -> Float[Tensor, "b n d"]:
-        """Let every token attend to all tokens of its sample, or of its sequence.
-
-        Args:
-            x: a batch of tokens, or a packed tensor (1 t d) where there is a packing.
-            packing: which sequences lie in `x`.
-        """
+    def attend(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n f"],
+        inputs: BlockInputs,
+    ) -> Float[Tensor, "b h n f"]:
+        """Attend within each sample of a batch, or within each sequence of a packed tensor (b = 1)."""
+        packing = inputs.packing
         if packing is None:
-            return super().forward(x)
-        q, k, v = (part[0].transpose(0, 1) for part in self.project(x))
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        attend = self.attend
-        if isinstance(attend, FusedAttention) and takes_varlen(q, attend):
-            mixed = attend_varlen(q, k, v, packing, attend.scale)
+            return super().attend(q, k, v, inputs)
+        q, k, v = (part[0].transpose(0, 1) for part in (q.to(v.dtype), k.to(v.dtype), v))
+        if isinstance(self.kernel, FusedAttention) and takes_varlen(q, self.kernel):
+            mixed = attend_varlen(q, k, v, packing, self.kernel.scale)
         else:
             runs = zip(packing.split(q), packing.split(k), packing.split(v), strict=True)
-            mixed = torch.cat([merge_run(attend(*(part.transpose(1, 2) for part in run))) for run in runs])
-        return self.dropout(self.to_out(mixed.unsqueeze(0)))
+            outputs = [self.kernel(*(part.transpose(1, 2) for part in run)) for run in runs]
+            mixed = torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs])
+        return mixed.transpose(0, 1).unsqueeze(0)
 
 
 class PackedBlock(Block):
-    """A block whose attention and dropped paths follow a packing."""
+    """A block that, given a packing, drops residual branches for whole sequences."""
 
-    attention: Residual
-    feedforward: Residual
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Transform a batch of tokens, or a packed tensor (b = 1).
 
-    def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "*b n d"]:
-        """Apply both residual branches, to a batch or to a packed tensor."""
-        if packing is None:
-            return super().forward(x)
-        x = x + _tail(self.attention, self.attention.branch(self.attention.norm(x), packing), packing)
-        return x + _tail(self.feedforward, self.feedforward.branch(self.feedforward.norm(x)), packing)
+        Args:
+            x: tokens.
+            inputs: which sequences are packed in `x`.
+        """
+        x = x + self.drop(self.scale1(self.attention(self.norm1(x), inputs)), inputs.packing)
+        return x + self.drop(self.scale2(self.feedforward(self.norm2(x))), inputs.packing)
+
+    def drop(self, x: Float[Tensor, "b n d"], packing: Packing | None) -> Float[Tensor, "b n d"]:
+        """Drop a residual branch for some samples of a batch, or for some packed sequences, in training."""
+        if packing is None or not self.training:
+            return self.drop_path(x)
+        factors = self.drop_path(x.new_ones(len(packing.lengths), 1))
+        return x * packing.repeat(factors)
 
 
 class PackedPool(AttentionPool):
-    """Attention pooling that, told a packing, gives one vector a sequence."""
+    """Attention pooling that, given a packing, returns one vector per sequence."""
 
     def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "s d"]:
-        """Pool a batch, or the sequences of a packed tensor."""
+        """Pool a batch, or the sequences of a packed tensor (t d)."""
         if packing is None:
             return super().forward(x)
-        q = self.to_q(self.query).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).unbind(1)
-        pooled = self.to_out(pool_runs(self.attend, q, k, v, packing))
+        q = split_heads(self.to_q(self.query.expand(len(packing.lengths), -1, -1)), self.heads)
+        k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        pooled = self.to_out(pool_sequences(self.kernel, q, k, v, packing))
         return pooled + self.mlp(self.norm(pooled))
 
 
 class QueryPool(nn.Module):
-    """Pool tokens by attention from one learned query.
+    """Pool tokens by attention from one learned query, without a feed-forward.
 
     Args:
-        dim: width of a token.
+        dim: token dimension.
         heads: number of heads.
-        dim_head: width of a head.
-        qkv_bias: whether the projections to queries, keys and values have biases.
-        out_bias: whether the output projection has a bias.
-        qk_norm: makes the norm of queries and of keys from the width of a head, where wanted.
-        norm: makes the norm of the query, before it is projected.
-        residual: whether the query is added to what it gathers.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values.
+        out_bias: use a bias for the output projection.
+        qk_norm: builds the norm of queries and of keys from the head dimension; None for none.
+        norm: builds the norm of the query, before its projection.
+        residual: add the query to the output.
     """
 
     def __init__(
@@ -138,7 +154,7 @@ class QueryPool(nn.Module):
         qkv_bias: bool,
         out_bias: bool,
         qk_norm: Callable[[int], nn.Module] | None,
-        norm: Callable[[], nn.Module],
+        norm: Callable[[int], nn.Module],
         residual: bool = True,
     ) -> None:
         super().__init__()
@@ -146,32 +162,33 @@ class QueryPool(nn.Module):
         self.residual = residual
         self.query = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.query, std=dim**-0.5)
-        self.norm = norm()
+        self.norm = norm(dim)
         self.to_q = nn.Linear(dim, heads * dim_head, bias=qkv_bias)
         self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=qkv_bias)
         self.q_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
-        self.attend = FusedAttention()
+        self.kernel = FusedAttention()
         self.to_out = nn.Linear(heads * dim_head, dim, bias=out_bias)
         init_xavier(self.to_q)
         init_xavier(self.to_kv, parts=2)
         init_xavier(self.to_out)
 
     def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "s d"]:
-        """Pool a batch, or the sequences of a packed tensor."""
-        q = self.to_q(self.norm(self.query)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """Pool a batch, or the sequences of a packed tensor (t d)."""
+        count = x.shape[0] if packing is None else len(packing.lengths)
+        q = self.q_norm(split_heads(self.to_q(self.norm(self.query.expand(count, -1, -1))), self.heads))
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        q, k = self.q_norm(q), self.k_norm(k.transpose(-3, -2)).transpose(-3, -2)
-        pooled = self.to_out(pool_runs(self.attend, q.to(v.dtype), k.to(v.dtype), v, packing))
+        k = self.k_norm(k.transpose(-3, -2)).transpose(-3, -2)
+        pooled = self.to_out(pool_sequences(self.kernel, q.to(v.dtype), k.to(v.dtype), v, packing))
         return pooled + self.query[0] if self.residual else pooled
 
 
 class HeadNorm(nn.Module):
-    """Scale vectors to a root mean square of 1, then by gains of each head's own (NaViT, section 2.1).
+    """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
 
     Args:
         heads: number of heads.
-        dim_head: width of a head.
+        dim_head: head dimension.
         eps: added to the mean square.
     """
 
@@ -181,39 +198,34 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads, 1, dim_head))
 
     def forward(self, x: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b h n e"]:
-        """Norm the last axis."""
-        return (F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+        """Normalise the last axis."""
+        return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
 
 
-def pool_runs(
-    attend: nn.Module,
-    q: Float[Tensor, "1 h 1 e"],
+def pool_sequences(
+    kernel: nn.Module,
+    q: Float[Tensor, "s h 1 e"],
     k: Float[Tensor, "*b n h e"],
     v: Float[Tensor, "*b n h e"],
     packing: Packing | None,
 ) -> Float[Tensor, "s d"]:
-    """Attend from one query to each sample of a batch, or to each packed sequence; the heads side by side."""
-    runs = [(k, v)] if packing is None else zip(packing.split(k), packing.split(v), strict=True)
-    pooled = []
-    for keys, values in runs:
-        query = q.expand(keys.shape[0], -1, -1, -1)
-        pooled.append(merge_run(attend(query, keys.transpose(1, 2), values.transpose(1, 2))))
-    return torch.cat(pooled)
+    """Attend from one query to each sample of a batch, or to each packed sequence; the heads concatenated."""
+    if packing is None:
+        return merge_heads(kernel(q, k.transpose(1, 2), v.transpose(1, 2)))[:, 0]
+    queries = q.split([count for count, _ in packing.runs])
+    runs = zip(queries, packing.split(k), packing.split(v), strict=True)
+    pooled = [kernel(query, keys.transpose(1, 2), values.transpose(1, 2)) for query, keys, values in runs]
+    return merge_heads(torch.cat(pooled))[:, 0]
 
 
-def merge_run(x: Float[Tensor, "b h n e"]) -> Float[Tensor, "t d"]:
-    """Concatenate the heads and pack the batch."""
-    return x.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def takes_varlen(q: Tensor, attend: FusedAttention) -> bool:
-    """Tell whether PyTorch's attention for variable lengths can stand in for the kernel."""
+def takes_varlen(q: Tensor, kernel: FusedAttention) -> bool:
+    """Return whether PyTorch's attention for variable lengths can replace the kernel."""
     return (
         HAS_VARLEN
         and q.is_cuda
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.shape[-1] % 8 == 0
-        and not (attend.training and attend.dropout)
+        and not (kernel.training and kernel.dropout)
     )
 
 
@@ -223,30 +235,30 @@ def attend_varlen(
     v: Float[Tensor, "t h e"],
     packing: Packing,
     scale: float | None = None,
-) -> Float[Tensor, "t d"]:
-    """Attend within every sequence by one call of the kernel for variable lengths."""
+) -> Float[Tensor, "t h e"]:
+    """Attend within each sequence by one call of the kernel for variable lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
     offsets, longest = packing.offsets(q.device), max(packing.lengths)
     mixed = varlen_attn(q, k, v, offsets, offsets, longest, longest, scale=scale)
-    assert isinstance(mixed, Tensor), "nothing but the values is asked for"
-    return mixed.flatten(1)
+    assert isinstance(mixed, Tensor), "only the output is requested"
+    return mixed
 
 
 def group_by_length(lengths: Sequence[int], maximum: int) -> list[list[int]]:
-    """Place sequences in rows of at most so many tokens, each in the first row with room for it.
+    """Group sequences into rows of at most so many tokens, each in the first row with room for it.
 
     The greedy packing of NaViT (arXiv:2307.06304, appendix A.3).
 
     Args:
         lengths: tokens of each sequence.
-        maximum: tokens of a row at most.
+        maximum: largest number of tokens of a row.
 
     Returns:
-        The rows: positions in `lengths`, rising within each.
+        The rows: indices into `lengths`, in order within each.
 
     Raises:
-        ValueError: where a sequence alone is longer than a row.
+        ValueError: if a sequence alone is longer than a row.
     """
     check_lengths(lengths, maximum)
     rows: list[list[int]] = []
@@ -263,7 +275,7 @@ def group_by_length(lengths: Sequence[int], maximum: int) -> list[list[int]]:
 
 
 def check_lengths(lengths: Sequence[int], maximum: int) -> None:
-    """Hold that every sequence fits in a row by itself.
+    """Check that each sequence alone fits in a row.
 
     Raises:
         ValueError: naming the first that does not.
@@ -271,15 +283,3 @@ def check_lengths(lengths: Sequence[int], maximum: int) -> None:
     for index, length in enumerate(lengths):
         if length > maximum:
             raise ValueError(f"image {index} has {length} tokens, a row takes at most {maximum}")
-
-
-def _tail(residual: Residual, update: Float[Tensor, "1 t d"], packing: Packing) -> Float[Tensor, "1 t d"]:
-    """Apply what stands before the sum; a path is dropped for whole sequences."""
-    for module in residual.tail:
-        if isinstance(module, DropPath):
-            if module.training:
-                factors = module(update.new_ones(len(packing.lengths), 1))
-                update = update * packing.repeat(factors)
-        else:
-            update = module(update)
-    return update

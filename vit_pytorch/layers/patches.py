@@ -5,6 +5,7 @@ One description serves signals (1-D), images (2-D), videos and volumes (3-D).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
+from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -65,7 +66,7 @@ class PatchGrid:
             raise ValueError(
                 f"sizes must be at least 1, got image size {self.size} and patch size {self.patch}"
             )
-        self._check_divides(self.size)
+        self.fit(self.size)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,12 +88,17 @@ class PatchGrid:
         """
         if isinstance(size, Proxy):
             return self.shape
-        if not is_tracing():
+        if torch.jit.is_tracing():
+            size = static_size(size)
+        elif not torch.compiler.is_compiling():
             if min(size) < 1:
                 raise ValueError(f"an image must be at least {self.patch}, got image size {tuple(size)}")
             if any(s > largest for s, largest in zip(size, self.size, strict=True)):
                 raise ValueError(f"image size must be at most {self.size}, got {tuple(size)}")
-            self._check_divides(size)
+            if any(s % p for s, p in zip(size, self.patch, strict=True)):
+                raise ValueError(
+                    f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}"
+                )
         return tuple(s // p for s, p in zip(size, self.patch, strict=True))
 
     @fx_leaf
@@ -121,9 +127,15 @@ class PatchGrid:
         x = x.permute(0, 1 + 2 * rank, *chain(*((1 + i, 1 + rank + i) for i in range(rank))))
         return x.reshape(*x.shape[:2], *(g * p for g, p in zip(grid, self.patch, strict=True)))
 
-    def _check_divides(self, size: Sequence[int]) -> None:
-        if any(s % p for s, p in zip(size, self.patch, strict=True)):
-            raise ValueError(f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}")
+
+def warn_if_few(grid: PatchGrid) -> None:
+    """Warn of a grid of 16 patches or fewer, in the name of who builds the model."""
+    if grid.num_patches <= 16:
+        warnings.warn(
+            f"{grid.num_patches} patches are few for attention to work with: "
+            f"make the patch smaller than {grid.patch}, so that there are more than 16",
+            stacklevel=3,
+        )
 
 
 class PatchEmbed(nn.Module):
@@ -226,12 +238,13 @@ class PrefixTokens(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
         self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        self.count = sum(token.shape[1] for token in self.parameters())
         for token in self.parameters():
             nn.init.trunc_normal_(token, std=0.02)
 
     def __len__(self) -> int:
         """Return the number of prefix tokens."""
-        return sum(token.shape[1] for token in self.parameters())
+        return self.count
 
     def tokens(self) -> list[Float[Tensor, "1 _ d"]]:
         """Return the tokens, the class token first."""
@@ -240,8 +253,9 @@ class PrefixTokens(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
         """Put the tokens before the patches."""
-        tokens = [token.expand(x.shape[0], -1, -1) for token in self.tokens()]
-        return torch.cat([*tokens, x], dim=1) if tokens else x
+        tokens = (self.class_token, self.distillation_token, self.registers)
+        before = [token.expand(x.shape[0], -1, -1) for token in tokens if token is not None]
+        return torch.cat([*before, x], dim=1) if before else x
 
 
 class PatchDropout(nn.Module):
@@ -273,10 +287,7 @@ class PatchDropout(nn.Module):
         """
         if not self.training or self.p == 0:
             return tokens, None
-        patches = tokens.shape[1] - prefix
-        count = max(1, int(patches * (1 - self.p)))
-        drawn = torch.rand(tokens.shape[0], patches, device=tokens.device)
-        ids_keep = drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+        ids_keep = draw_patches(tokens, prefix, self.p)
         return tokens.take_along_dim(token_ids(ids_keep, prefix)[..., None], dim=1), ids_keep
 
     def extra_repr(self) -> str:
@@ -284,6 +295,16 @@ class PatchDropout(nn.Module):
         return f"p={self.p}"
 
 
+@fx_leaf
+def draw_patches(tokens: Float[Tensor, "b n d"], prefix: int, p: float) -> Int[Tensor, "b k"]:
+    """Draw the patches of each sample that stay when a share `p` is dropped, in order."""
+    patches = tokens.shape[1] - prefix
+    count = max(1, int(patches * (1 - p)))
+    drawn = torch.rand(tokens.shape[0], patches, device=tokens.device)
+    return drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+@fx_leaf
 def token_ids(ids_keep: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
     """Return the positions, in the sequence, of prefix tokens and of the patches that are kept."""
     first = torch.arange(prefix, device=ids_keep.device).expand(ids_keep.shape[0], -1)
@@ -306,6 +327,11 @@ class LinearStem(Option):
 
 @dataclass(frozen=True)
 class ConvolutionalStem(Option):
-    """Option: patches are embedded by small convolutions (see `ConvStem`)."""
+    """Option: patches are embedded by small convolutions (see `ConvStem`).
+
+    Args:
+        pre_norm: a LayerNorm on all tokens before the blocks.
+    """
 
     kind: ClassVar[str] = "conv"
+    pre_norm: bool = False

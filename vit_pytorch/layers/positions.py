@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf
+from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -132,16 +132,20 @@ class Positions(ComputedBuffers):
         self.interpolates = False
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Add the embeddings to prefix tokens and patches.
 
         Args:
             tokens: prefix tokens, then patches.
-            prefix: number of prefix tokens; those without a position stay as they are.
+            prefix: number of prefix tokens, of which those without a position stay as they are; default all
+                tokens that are no patches.
             grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid
+        prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
+        if prefix == self.prefix and isinstance(grid, tuple) and grid == self.grid:
+            return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
@@ -289,8 +293,16 @@ class FactorisedPositions(Positions):
         for table in (self.rows, self.columns):
             nn.init.trunc_normal_(table, std=0.02)
 
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Add the embeddings to the patches; prefix tokens have none."""
+        table = self.table_for(self.grid if grid is None else grid)
+        return tokens + F.pad(table, (0, 0, prefix, 0))
+
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells."""
+        grid = static_size(grid)
         extents = (max(grid), max(grid)) if self.kind == "aspect" else tuple(grid)
         rows: Tensor = self.rows
         columns: Tensor = self.columns
@@ -302,7 +314,8 @@ class FactorisedPositions(Positions):
 
 @contextmanager
 def interpolated_positions(model: nn.Module) -> Iterator[None]:
-    """Context manager: interpolate positions, so that smaller inputs are whole pictures at a lower resolution."""
+    """Context manager: interpolate positions, so that smaller inputs are whole pictures at a lower
+    resolution."""
     changed = [part for part in model.modules() if isinstance(part, Positions) and not part.interpolates]
     for part in changed:
         part.interpolates = True
@@ -313,6 +326,7 @@ def interpolated_positions(model: nn.Module) -> Iterator[None]:
             part.interpolates = False
 
 
+@fx_leaf
 def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:
     """Interpolate a table of one axis to another extent."""
     if extent == table.shape[1]:
@@ -338,6 +352,9 @@ class NoPositions(Option):
     """Option: nothing is added to the tokens."""
 
     kind: ClassVar[str] = "none"
+
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> None:
+        """Build no table."""
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,10 @@ class CachedBias(ComputedBuffers):
             # FX shows its proxies only to those who ask for an attribute.
             or is_tracing(reduce(getattr, name.split("."), self))
             or any(parameter.device.type != "cpu" for parameter in parameters)
-            # Functional calls, as under vmap, put plain tensors in place of the parameters.
-            or not all(isinstance(parameter, nn.Parameter) for parameter in parameters)
+            # Functional calls, as under vmap, put plain tensors in place of the parameters; quantisation,
+            # others.
+            or not all(type(parameter) is nn.Parameter for parameter in parameters)
+            or not all(map(_is_unchanged, self.modules()))
         ):
             return self.compute(*window)
         cached = self._cached
@@ -215,6 +217,12 @@ class CachedBias(ComputedBuffers):
     def __getstate__(self) -> dict[str, object]:
         """Leave what was computed out of copies and files."""
         return {**self.__dict__, "_cached": None}
+
+
+def _is_unchanged(module: nn.Module) -> bool:
+    """Return whether a module computes by its parameters alone: not pruned, adapted, hooked or quantised."""
+    known = type(module).__module__.startswith(("torch.nn.modules.", "vit_pytorch."))
+    return known and not module._forward_pre_hooks and not module._forward_hooks
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -291,7 +299,7 @@ class TokenBias(CachedBias):
         if self.prefix is None:
             return bias
         heads, n, _ = bias.shape
-        to_patch, from_patch, within = self.prefix[..., None, None]
+        to_patch, from_patch, within = self.prefix[..., None, None].unbind(0)
         above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
         return torch.cat([above, torch.cat([from_patch.expand(heads, n, prefix), bias], dim=2)], dim=1)
 
@@ -415,18 +423,34 @@ class DynamicBias(CachedBias):
     def compute_buffers(self) -> dict[str, Tensor]:
         """Return all offsets within the window, and the number of that of each pair of cells."""
         every, inside = _places(self.window)
-        return {"places": every, "index": inside}
+        # In floating point, so that they have the model's dtype.
+        return {"places": every.float(), "index": inside}
 
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Compute the bias of every offset, then look up that of every pair of cells."""
-        places, index = self.places, self.index
-        if window and window != self.window:
-            places, index = (tensor.to(places.device) for tensor in _places(window))
-        n = prod(window or self.window)
-        x = self.embed(places.to(self.embed.weight.dtype))
+        places, index = window_offsets(self.places, self.index, self.window, *window)
+        x = self.embed(places)
         for layer in self.layers:
             x = layer(x)
-        return _look_up(x, index, n)
+        return _look_up(x, index, prod(window or self.window))
+
+
+@fx_leaf
+def window_offsets(
+    places: Float[Tensor, "k r"], index: Int[Tensor, " m"], own: tuple[int, ...], *window: int
+) -> tuple[Float[Tensor, "k r"], Int[Tensor, " m"]]:
+    """Return all offsets within a window, and the number of that of each pair of cells.
+
+    Args:
+        places: offsets of a window.
+        index: numbers of that window.
+        own: extents of that window.
+        window: extents of the window wanted; default the same.
+    """
+    if not window or window == own:
+        return places, index
+    every, inside = _places(window)
+    return every.to(places), inside.to(places.device)
 
 
 def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"]]:

@@ -1,8 +1,9 @@
-"""Where a token stands, as an angle by which its queries and keys are turned: rotary positions, n-D.
+"""Rotary position embeddings (RoPE) of one to three axes.
 
-Each pair of channels of a head is a point in the plane, and is turned by the place times a frequency (Su et
-al. 2021, arXiv:2104.09864, section 3.2): the product of a query and a key depends on the offset of their
-places alone. Places count patches, so that an image of another size keeps the angles between neighbours.
+Each pair of channels of a head is a point in the plane, and is rotated by the position times a frequency (Su
+et al. 2021, arXiv:2104.09864, section 3.2): the product of a query and a key depends only on the offset of
+their positions. Positions count patches, so that an image of another size keeps the angles between
+neighbours.
 """
 
 from __future__ import annotations
@@ -24,49 +25,53 @@ from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 def frequencies(dim_head: int, axes: int, theta: float) -> Float[Tensor, " f"]:
-    """Give the angles between neighbours, of each pair of channels of an axis; they fall from 1.
+    """Return the angle between neighbours for each pair of channels of an axis; they fall from 1.
 
-    Heo et al. 2024 (arXiv:2403.13298), section 3.2, where there are two axes.
+    Heo et al. 2024 (arXiv:2403.13298), section 3.2, for two axes. Channels that the axes cannot share evenly
+    are not rotated.
 
     Args:
-        dim_head: width of a head.
+        dim_head: head dimension.
         axes: axes of the grid, each of which has as many pairs.
-        theta: the inverse of the frequency that would come after the last.
+        theta: base of the frequencies.
 
     Raises:
-        ValueError: where the width does not give each axis as many pairs of channels.
+        ValueError: if the heads have no pair of channels for each axis.
     """
-    if dim_head % (2 * axes):
+    if dim_head < 2 * axes:
         raise ValueError(
-            f"rotary positions on {axes} axes need heads of a width that is a multiple of {2 * axes}, "
-            f"got {dim_head}"
+            f"rotary positions on {axes} axes need a head dimension of at least {2 * axes}, got {dim_head}"
         )
     count = dim_head // (2 * axes)
     return theta ** (-torch.arange(count, dtype=torch.float64) / count)
 
 
 def turns(angles: Float[Tensor, "*s f"]) -> Float[Tensor, "*s f 2"]:
-    """Give the rotations by some angles: cosine and sine."""
+    """Return the rotations by some angles: cosine and sine."""
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 @fx_leaf
 def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> Float[Tensor, "b h n e"]:
-    """Turn each pair of channels of queries or keys, in single precision at least.
+    """Rotate each pair of channels of queries or keys, in single precision at least.
 
     Args:
-        x: queries or keys; channels 2 i and 2 i + 1 are a pair.
+        x: queries or keys; channels 2 i and 2 i + 1 are a pair, and those after the last pair stay.
         rotation: cosines and sines, which broadcast to the heads.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    pairs, rotation = x.unflatten(-1, (-1, 2)).to(dtype), rotation.to(dtype)
+    rotated = 2 * rotation.shape[-2]
+    pairs, rotation = x[..., :rotated].unflatten(-1, (-1, 2)).to(dtype), rotation.to(dtype)
     if is_tracing(x):
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:
         # One kernel, several times as fast; compilers do without complex numbers.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    return turned.flatten(-2).to(x.dtype)
+    turned = turned.flatten(-2).to(x.dtype)
+    if not torch.jit.is_tracing() and rotated == x.shape[-1]:
+        return turned
+    return torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
 def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:
@@ -84,11 +89,11 @@ class AxialRotary(ComputedBuffers):
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim_head: head dimension, a multiple of twice the axes.
+        dim_head: head dimension, at least twice the axes.
         theta: base of the frequencies, which fall from 1 towards 1 / `theta`.
 
     Raises:
-        ValueError: if the head dimension does not divide.
+        ValueError: if the heads have no pair of channels for each axis.
     """
 
     table: Tensor
@@ -130,13 +135,13 @@ class MixedRotary(CachedBias):
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim_head: head dimension, a multiple of twice the axes.
+        dim_head: head dimension, at least twice the axes.
         heads: number of heads.
         depth: number of layers.
         theta: base of the initial frequencies.
 
     Raises:
-        ValueError: if the head dimension does not divide.
+        ValueError: if the heads have no pair of channels for each axis.
     """
 
     places: Tensor
@@ -158,7 +163,8 @@ class MixedRotary(CachedBias):
         return {"places": cells(self.grid).flip(-1)}
 
     def compute(self, *window: int) -> Float[Tensor, "l h n f 2"]:
-        """Compute the rotations of all layers for a grid of so many prefix tokens, and cells along each axis."""
+        """Compute the rotations of all layers for a grid of so many prefix tokens, and cells along each
+        axis."""
         prefix, *grid = window
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
         places = crop_cells(self.places, self.grid, grid, dim=0).to(freqs)
@@ -219,8 +225,8 @@ class Rotary(Option):
 
     Args:
         theta: base of the rotary frequencies; default 100 (10 if learned).
-        learned: frequencies along all axes at once are learned, of each layer and head (RoPE-Mixed), instead of
-            fixed ones along each axis (RoPE-Axial).
+        learned: frequencies along all axes at once are learned, of each layer and head (RoPE-Mixed), instead
+            of fixed ones along each axis (RoPE-Axial).
 
     Raises:
         ValueError: if `theta` is not above 0.

@@ -1,70 +1,67 @@
 """Attention over space, over time, or over one of them in each head (ViViT, arXiv:2103.15691, section 3.3).
 
 Tokens lie on a grid (time, height, width) in row-major order; each kind costs what its own axis needs.
+
+Functions of masks take None for no padding, though callers ask: what FX traces may turn out to be None later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention
-from vit_pytorch.layers_v01.blocks import Block
-
-Grid = Sequence[int]
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.blocks import Block, layer
+from vit_pytorch.layers.patches import PatchGrid
+from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 class SpaceAttention(Attention):
     """Attention among the tokens of the same frames."""
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], grid: Grid = (), seen: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        """Let every token attend to all tokens of its place in time.
-
-        Args:
-            x: tokens of a grid (time, height, width).
-            grid: patches along each axis.
-            seen: which places in time are no padding; padding has places of its own, so that none is asked.
-        """
-        return super().forward(x.reshape(-1, prod(grid[1:]), x.shape[2])).reshape(x.shape)
+    def attend(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        inputs: BlockInputs,
+    ) -> Float[Tensor, "b h n e"]:
+        """Attend from each token of a grid (time, height, width) to all tokens of its place in time."""
+        return attend_in_space(self.kernel, q, k, v, inputs)
 
 
 class TimeAttention(Attention):
     """Attention among the tokens of the same place in all frames."""
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], grid: Grid = (), seen: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        """Let every token attend to those of its place in the frames that are no padding.
-
-        Args:
-            x: tokens of a grid (time, height, width).
-            grid: patches along each axis.
-            seen: which places in time are no padding; all of them unless told.
-        """
-        places = prod(grid[1:])
-        tracks = x.unflatten(1, (-1, places)).transpose(1, 2).flatten(0, 1)
-        q, k, v = self.project(tracks)
-        tracks = self.merge(self.attend(q, k, v, _keys_in_time(seen, places)))
-        return tracks.unflatten(0, (-1, places)).transpose(1, 2).flatten(1, 2)
+    def attend(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        inputs: BlockInputs,
+    ) -> Float[Tensor, "b h n e"]:
+        """Attend from each token to those of its place in the frames that are no padding."""
+        return attend_in_time(self.kernel, q, k, v, inputs)
 
 
 class SpaceAndTimeAttention(Attention):
     """Attention over space in half of the heads and over time in the others (ViViT, section 3.3, model 4).
 
     Args:
-        dim: width of a token.
-        heads: number of heads, an even one.
-        dim_head: width of a head.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
+        dim: token dimension.
+        heads: number of heads, even.
+        dim_head: head dimension.
+        qkv_bias: use biases for queries, keys and values.
         dropout: dropout on the output.
-        attend: makes the kernels that mix the values.
+        kernel: builds the kernels that attend.
+
+    Raises:
+        ValueError: if the number of heads is odd.
     """
 
     def __init__(
@@ -75,55 +72,168 @@ class SpaceAndTimeAttention(Attention):
         dim_head: int,
         qkv_bias: bool = True,
         dropout: float = 0.0,
-        attend: Callable[[], nn.Module] = FusedAttention,
+        kernel: Callable[[], nn.Module] = FusedAttention,
     ) -> None:
         if heads % 2:
             raise ValueError(f"half of the heads attend over space and half over time; got {heads} heads")
         super().__init__(
-            dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, dropout=dropout, attend=attend
+            dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, dropout=dropout, kernel=kernel
         )
-        self.attend_time = attend()
+        self.kernel_time = kernel()
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], grid: Grid = (), seen: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        """Let every token attend to its frame and to its place in the frames that are no padding.
-
-        Args:
-            x: tokens of a grid (time, height, width).
-            grid: patches along each axis.
-            seen: which places in time are no padding; all of them unless told.
-        """
-        batch, half, places = x.shape[0], self.heads // 2, prod(grid[1:])
-        # (b h t p e), of which the kernels take four axes.
-        parts = [part.unflatten(2, (-1, places)) for part in self.project(x)]
-        space = self.attend(*(part[:, :half].transpose(1, 2).flatten(0, 1) for part in parts))
-        tracks = (part[:, half:].permute(0, 3, 1, 2, 4).flatten(0, 1) for part in parts)
-        time = self.attend_time(*tracks, _keys_in_time(seen, places))
-        space = space.unflatten(0, (batch, -1)).transpose(2, 3)
-        time = time.unflatten(0, (batch, -1)).permute(0, 3, 1, 2, 4)
-        mixed = torch.cat([space, time], dim=3).flatten(3)
-        return self.dropout(self.to_out(mixed.flatten(1, 2)))
+    def attend(
+        self,
+        q: Float[Tensor, "b h n e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        inputs: BlockInputs,
+    ) -> Float[Tensor, "b h n e"]:
+        """Attend from each token to its frame, and to its place in the frames that are no padding."""
+        half = self.heads // 2
+        space = attend_in_space(self.kernel, q[:, :half], k[:, :half], v[:, :half], inputs)
+        time = attend_in_time(self.kernel_time, q[:, half:], k[:, half:], v[:, half:], inputs)
+        return torch.cat([space, time], dim=1)
 
 
 class SpaceTimeBlock(Block):
     """A block with attention over space, then over time, then the feed-forward (ViViT, section 3.3, model 3).
 
     Args:
+        dim: token dimension.
         attention: mixes tokens of a frame.
         time: mixes tokens of a place.
-        feedforward: transforms every token by itself.
+        feedforward: transforms each token on its own.
+        norm: builds a norm from a dimension.
+        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
-    def __init__(self, attention: nn.Module, time: nn.Module, feedforward: nn.Module) -> None:
-        super().__init__(attention, feedforward)
+    def __init__(
+        self,
+        dim: int,
+        attention: nn.Module,
+        time: nn.Module,
+        feedforward: nn.Module,
+        *,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(dim, attention, feedforward, norm=norm, drop_path=drop_path)
+        self.norm_time = norm(dim)
         self.time = time
 
-    def forward(self, x: Float[Tensor, "*s"], *context: Any) -> Float[Tensor, "*s"]:
-        """Apply the three residual branches; both kinds of attention are handed the context."""
-        return self.feedforward(self.time(self.attention(x, *context), *context))
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Apply the three residual branches."""
+        x = x + self.drop_path(self.attention(self.norm1(x), inputs))
+        x = x + self.drop_path(self.time(self.norm_time(x), inputs))
+        return x + self.drop_path(self.feedforward(self.norm2(x)))
 
 
-def _keys_in_time(seen: Bool[Tensor, "b t"] | None, places: int) -> Bool[Tensor, "tracks 1 1 t"] | None:
-    """Give each place's mask of keys in time."""
-    return None if seen is None else seen.repeat_interleave(places, dim=0)[:, None, None]
+def attend_in_space(
+    kernel: nn.Module,
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    inputs: BlockInputs,
+) -> Float[Tensor, "b h n e"]:
+    """Attend in each frame; no mask is needed, since padding has frames of its own."""
+    frames = (x.unflatten(2, (-1, tokens_per_frame(inputs))).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    return kernel(*frames).unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3)
+
+
+def attend_in_time(
+    kernel: nn.Module,
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    inputs: BlockInputs,
+) -> Float[Tensor, "b h n e"]:
+    """Attend at each place of a frame along the frames, to those that the mask leaves."""
+    places = tokens_per_frame(inputs)
+    tracks = (x.unflatten(2, (-1, places)).permute(0, 3, 1, 2, 4).flatten(0, 1) for x in (q, k, v))
+    x = kernel(*tracks, mask_in_time(inputs.mask, places, tracks=places))
+    return x.unflatten(0, (q.shape[0], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def tokens_per_frame(inputs: BlockInputs) -> int:
+    """Return the number of tokens of a place in time."""
+    assert inputs.grid is not None
+    return prod(inputs.grid[1:])
+
+
+@fx_leaf
+def mask_in_time(
+    mask: Bool[Tensor, "b 1 1 n"] | None, places: int, *, tracks: int = 1, prefix: int = 0
+) -> Bool[Tensor, "m 1 1 t"] | None:
+    """Return which frames are seen as keys, from which tokens are; None for all of them.
+
+    Args:
+        mask: true for tokens that are seen.
+        places: tokens of a frame.
+        tracks: number of times that each sample's mask is repeated.
+        prefix: number of prefix tokens before the frames.
+    """
+    if mask is None:
+        return None
+    return F.pad(mask[..., ::places].repeat_interleave(tracks, dim=0), (prefix, 0), value=True)
+
+
+@fx_leaf
+def mask_of_keys(
+    mask: Bool[Tensor, "b f"] | None, videos: Float[Tensor, "b c f h w"], grid: PatchGrid, prefix: int = 0
+) -> Bool[Tensor, "b 1 1 n"] | None:
+    """Return which tokens are seen as keys: all but those of padding; None for all of them.
+
+    Args:
+        mask: true for frames, false for padding; None for no padding.
+        videos: whose frames.
+        grid: how videos are cut.
+        prefix: number of prefix tokens.
+
+    Raises:
+        ValueError: if the mask is not one of these frames, a patch is padding in part, or a video is
+            nothing but padding.
+    """
+    if mask is None:
+        return None
+    patch, cells = grid.patch[0], grid.fit(videos.shape[2:])[1:]
+    if not is_tracing(mask):
+        want = (videos.shape[0], videos.shape[2])
+        if mask.dtype != torch.bool or mask.shape != want:
+            raise ValueError(
+                f"expected a boolean mask of {want} (videos, frames), got {mask.dtype} of {tuple(mask.shape)}"
+            )
+        patches = mask.unflatten(1, (-1, patch))
+        if not patches.all(dim=2).equal(patches.any(dim=2)):
+            raise ValueError(f"the {patch} frames of a patch are masked together; the mask cuts a patch")
+        if not mask.any(dim=1).all():
+            raise ValueError("a video must have at least one frame, got a mask without any")
+    seen = mask[:, ::patch].repeat_interleave(prod(cells), dim=1)
+    return F.pad(seen, (prefix, 0), value=True)[:, None, None]
+
+
+@fx_leaf
+def zero_padding(
+    tokens: Float[Tensor, "b n d"], keys: Bool[Tensor, "b 1 1 n"] | None
+) -> Float[Tensor, "b n d"]:
+    """Return tokens of which those that are not seen as keys are zero, whatever they were, also NaN."""
+    return tokens if keys is None else tokens.masked_fill(~keys[:, 0, 0, :, None], 0)
+
+
+@fx_leaf
+def mean_of_frames(
+    tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b f"] | None, patch: int
+) -> Float[Tensor, "b d"]:
+    """Return the mean of the tokens that are no padding.
+
+    Args:
+        tokens: tokens in the order of time, equally many for each patch of frames.
+        mask: true for frames, false for padding; None for no padding.
+        patch: frames of a patch.
+    """
+    if mask is None:
+        return tokens.mean(dim=1)
+    seen = mask[:, ::patch]
+    seen = seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1)
+    weights = seen / seen.sum(dim=1, keepdim=True)
+    return (weights[:, None].to(tokens) @ tokens)[:, 0]

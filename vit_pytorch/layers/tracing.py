@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -24,12 +24,26 @@ def is_tracing(*values: object) -> bool:
     )
 
 
+def static_size(size: Sequence[int]) -> tuple[int, ...]:
+    """Return a size as numbers; a graph of `torch.jit.trace` serves the size of its example."""
+    if not torch.jit.is_tracing():
+        return tuple(size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(int(extent) for extent in size)
+
+
+def concrete(extent: int) -> int:
+    """Return a size as a number, also where `torch.jit.trace` stands in a tensor for it; for `fx_leaf`s."""
+    return int(extent) if torch.jit.is_tracing() else extent
+
+
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
 
-    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function is
-    imported. Sizes stay dynamic in the graph. `torch.jit.trace` is not to warn of what the function decides by
-    the sizes of maps: its graph serves one size, and batches of any.
+    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function
+    is imported. Sizes stay dynamic in the graph. `torch.jit.trace` is not to warn of what the function
+    decides by the sizes of maps: its graph serves one size, and batches of any.
     """
 
     @wraps(function)

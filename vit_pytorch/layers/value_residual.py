@@ -73,9 +73,10 @@ class ValueResidual(Option):
     """Option: layers mix the first layer's values into their own.
 
     Args:
-        mix: "learnable" (two learned numbers), "identity" (evenly) or "gated" (by a gate for each token and head).
-        layers: indices of the layers that do so, from 1 on; "last_third" for the last third of them; default all
-            but the first.
+        mix: "learnable" (two learned numbers), "identity" (evenly) or "gated" (by a gate for each token and
+            head).
+        layers: indices of the layers that do so, from 1 on; "last_third" for the last third of them; default
+            all but the first.
     """
 
     kind: ClassVar[str] = "learnable"

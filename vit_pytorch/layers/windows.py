@@ -146,7 +146,9 @@ class GroupAttention(nn.Module):
         """Return the partition of a map of this size, and what is added to the scores of its groups."""
         return self.partition, None if self.bias is None else self.bias()[None]
 
-    def forward(self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b h w d"]:
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
         """Attend from each cell to the cells of its group."""
         height, width = x.shape[1:3]
         partition, mask = self.partition_for((height, width))

@@ -1,4 +1,4 @@
-"""Weights of an image model as the start of a video model."""
+"""Weights of an image model as initial weights of a video model."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions, Positions, resize_table
 from vit_pytorch.pretrained.load import LoadReport
-from vit_pytorch.vit import ViT
-from vit_pytorch.vit_3d import ViT3D
-from vit_pytorch.vivit import FactorisedEncoder
+from vit_pytorch.vivit import ViViT
 from vit_pytorch.weights import load_weights
 
 logger = logging.getLogger(__name__)
 How = Literal["central", "average"]
 
 
-def inflate(image_model: ViT, video_model: ViT3D, how: How = "central") -> LoadReport:
-    """Start a video model from an image model's weights (ViViT, section 3.4), all or nothing.
+def inflate(image_model: IsotropicModel, video_model: IsotropicModel, how: How = "central") -> LoadReport:
+    """Initialize a video model with an image model's weights (ViViT, section 3.4), all or nothing.
 
     A patch is embedded as its central frame, or as the mean of its frames, is by the image model; positions
     in a frame are repeated over time, and interpolated where the frame has another size. Blocks start as
     they are in the image model: those over space where there are others. Attention over time in each block
     (model 3) adds nothing at first, its output projection being zero; in half of the heads (model 4), heads
-    keep their weights. Blocks behind the frames' encoder (model 2) and the classifier stay as they were.
+    keep their weights. Blocks after the frames' encoder (model 2) and the classifier stay as they were.
 
     Of a video that stands still, all frames have the image's tokens where neither model has a class token,
     except in model 4, and the frames' class tokens are the image's in model 2. Where one sequence has a class
-    token, it weighs less beside the patches of several frames than beside those of one.
+    token, it weighs less among the patches of several frames than among those of one.
 
     Args:
         image_model: a ViT on images, of the video model's sizes and options.
@@ -47,13 +46,13 @@ def inflate(image_model: ViT, video_model: ViT3D, how: How = "central") -> LoadR
         What was done; it is logged, too.
 
     Raises:
-        ValueError: where the two differ in their sizes; the video model is unchanged then.
+        ValueError: if the two differ in their sizes; the video model is unchanged then.
     """
     check_choice("how", how, get_args(How))
-    if image_model.rank != 2 or video_model.rank != 3:
+    ranks = tuple(len(model.grid.patch) for model in (image_model, video_model))
+    if ranks != (2, 3):
         raise ValueError(
-            "expected a model of images and one of videos, of 2 and 3 axes; "
-            f"got {image_model.rank} and {video_model.rank}"
+            f"expected a model of images and one of videos, of 2 and 3 axes; got {ranks[0]} and {ranks[1]}"
         )
     own = video_model.state_dict()
     found = {
@@ -75,16 +74,15 @@ def inflate(image_model: ViT, video_model: ViT3D, how: How = "central") -> LoadR
             resized["positions.table"] = (theirs.grid, positions.grid[-2:])
     if video_model.prefix.class_token is None:
         found.pop("prefix.class_token", None)
-    stays = r"head\.|prefix\.class_token$|.*\.time\."
-    if isinstance(video_model.encoder, FactorisedEncoder):
-        depth = video_model.encoder.spatial_depth
-        blocks = "|".join(map(str, range(depth, len(video_model.encoder.blocks))))
-        stays += rf"|norm\.|encoder\.(?:prefix|positions|blocks\.(?:{blocks}))\."
+    stays = r"head\.|prefix\.class_token$|.*\.(?:norm_)?time\."
+    if isinstance(video_model, ViViT) and video_model.temporal_embed is not None:
+        blocks = "|".join(map(str, range(video_model.spatial_depth, len(video_model.blocks))))
+        stays += rf"|norm\.|temporal_embed\.(?:prefix|positions)\.|blocks\.(?:{blocks})\."
         for name in ("norm.weight", "norm.bias"):
-            found[f"encoder.{name}"] = found.pop(name)
+            found[f"temporal_embed.{name}"] = found.pop(name)
     kept = tuple(name for name in own if name not in found and re.match(stays, name))
     found |= {name: own[name] for name in kept}
-    found |= {name: torch.zeros_like(part) for name, part in own.items() if ".time.branch.to_out." in name}
+    found |= {name: torch.zeros_like(part) for name, part in own.items() if ".time.to_out." in name}
     source = type(image_model).__name__
     load_weights(video_model, found, source=source)
     report = LoadReport(source=source, format=f"inflated, {how}", kept=kept, resized=resized)
@@ -93,7 +91,7 @@ def inflate(image_model: ViT, video_model: ViT3D, how: How = "central") -> LoadR
 
 
 def _in_time(weight: Float[Tensor, "d c h w"], frames: int, how: How) -> Float[Tensor, "d c t h w"]:
-    """Give the projection of a patch of frames that of one frame."""
+    """Return the projection of a patch of frames from that of one frame."""
     if how == "average":
         return (weight / frames)[:, :, None].repeat(1, 1, frames, 1, 1)
     inflated = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
@@ -102,7 +100,7 @@ def _in_time(weight: Float[Tensor, "d c h w"], frames: int, how: How) -> Float[T
 
 
 def _over_time(theirs: Positions, positions: LearnedPositions) -> Float[Tensor, "1 n d"]:
-    """Repeat an image's positions for every frame; those of prefix tokens are zero where it has none."""
+    """Repeat an image's positions for each frame; those of prefix tokens are zero if it has none."""
     rows = theirs.table[:, : min(theirs.prefix, positions.prefix)]
     rows = F.pad(rows, (0, 0, 0, positions.prefix - rows.shape[1]))
     cells = resize_table(theirs.table[:, theirs.prefix :], theirs.grid, positions.grid[-2:])

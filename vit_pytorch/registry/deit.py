@@ -16,6 +16,10 @@ PARAMETERS = {
     "deit_base_distilled_patch16_384": 87_630_032,
 }
 
+DISTILLED = {
+    "features_then_head": "the embedding is the mean of two tokens with a classifier each, as in timm"
+}
+
 
 def _entry(name: str) -> ModelEntry:
     _, size, *kind, _, image_size = name.split("_")
@@ -28,6 +32,7 @@ def _entry(name: str) -> ModelEntry:
         tiny={**TINY, "num_classes": 7},
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9 if image == 224 else 1.0},
         hub_id=f"timm/{name}.fb_in1k",
+        exceptions=DISTILLED if kind else {},
     )
 
 

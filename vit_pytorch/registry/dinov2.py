@@ -27,7 +27,7 @@ def _entry(size: str, registers: int) -> ModelEntry:
             **SIZES[size],
             "layer_scale": 1e-5,
             "num_registers": registers,
-            "no_embed_class": registers > 0,
+            "positions": {"kind": "learned", "class_token": registers == 0},
         },
         parameters=PARAMETERS[size, registers],
         tiny={**TINY, "num_classes": 7},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_pytorch.base import VisionModel
+from vit_pytorch.legacy import upgrade_arguments
 
 # The mean and standard deviation of ImageNet's colours, by which most published models prepare images.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -63,13 +64,16 @@ class ModelEntry:
         Raises:
             ValueError: where an override is not an argument of the architecture.
         """
-        known = [name for name in self.architecture._hub_mixin_init_parameters if name != "self"]
-        unknown = [name for name in overrides if name not in known]
+        parameters = self.architecture._hub_mixin_init_parameters
+        known = [name for name in parameters if name != "self"]
+        owner = self.architecture.__name__
+        arguments = upgrade_arguments({**self.config, **overrides}, parameters, owner=owner)
+        unknown = [name for name in arguments if name not in known]
         if unknown:
             raise ValueError(
                 f"{self.architecture.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}"
             )
-        model = self.architecture(**{**self.config, **overrides})
+        model = self.architecture(**arguments)
         cfg = dict(self.default_cfg)
         for key in ("mean", "std"):
             if len(cfg.get(key, ())) != model.channels:

@@ -34,6 +34,7 @@ def _entry(size: str) -> ModelEntry:
         parameters=PARAMETERS[size],
         tiny={**TINY, "num_classes": 7, "jumbo_pieces": 3},
         default_cfg={**IMAGENET, "interpolation": "bilinear", "crop_pct": 1.0},
+        exceptions={"widths": "the embedding is all pieces of the jumbo token, and the mean of the patches"},
     )
 
 

@@ -1,6 +1,6 @@
 """LocalViT at its authors' sizes (Li et al. 2021), by the names that their code has.
 
-A name says what the feed-forward is wider by, what stands in it, and the reduction of its gate.
+A name holds the ratio of the feed-forward, its activation and gate, and the reduction of the gate.
 """
 
 from typing import Any

@@ -10,8 +10,11 @@ from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
 from vit_pytorch.vit import ViT
 
 TIMM = {"layer_scale": 1e-5}
-AUTHORS = {"no_embed_class": True}
+AUTHORS: dict[str, Any] = {"no_embed_class": True}
 AUTHORS_LS = {**AUTHORS, "layer_scale": 1e-4}
+# The same, as the plain ViT says it.
+PLAIN: dict[str, Any] = {"positions": {"kind": "learned", "class_token": False}}
+PLAIN_LS = {**PLAIN, "layer_scale": 1e-4}
 AUTHORS_PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9}
 
 
@@ -36,8 +39,8 @@ ENTRIES = [
     _entry("deit_small_patch16_18x2_LS", "small", 18, 64_665_064, AUTHORS_LS),
     _entry("deit_base_patch16_18x2", "base", 18, 256_675_816, AUTHORS),
     _entry("deit_base_patch16_18x2_LS", "base", 18, 256_731_112, AUTHORS_LS),
-    _entry("deit_small_patch16_36", "small", 36, 64_637_416, AUTHORS),
-    _entry("deit_small_patch16_36_LS", "small", 36, 64_665_064, AUTHORS_LS),
-    _entry("deit_base_patch16_36x1", "base", 36, 256_675_816, AUTHORS),
-    _entry("deit_base_patch16_36x1_LS", "base", 36, 256_731_112, AUTHORS_LS),
+    _entry("deit_small_patch16_36", "small", 36, 64_637_416, PLAIN),
+    _entry("deit_small_patch16_36_LS", "small", 36, 64_665_064, PLAIN_LS),
+    _entry("deit_base_patch16_36x1", "base", 36, 256_675_816, PLAIN),
+    _entry("deit_base_patch16_36x1_LS", "base", 36, 256_731_112, PLAIN_LS),
 ]

@@ -38,9 +38,9 @@ def _entry(name: str) -> ModelEntry:
         **SHAPES[size],
         "pool": "mean",
         "num_registers": int(registers.removeprefix("reg")),
-        "no_embed_class": True,
+        "positions": {"kind": "learned", "class_token": False},
         "layer_scale": None if size == "base" else 1e-5,
-        "fc_norm": True,
+        "head": {"kind": "linear", "norm": True},
     }
     return ModelEntry(
         name=name,

@@ -32,8 +32,7 @@ def _entry(size: str, kind: str) -> ModelEntry:
             "num_classes": 1000,
             **SIZES[size],
             "layer_scale": 1e-5,
-            "no_embed_class": True,
-            "positions": f"learned+{rope}" if kind.endswith("_ape") else rope,
+            "positions": [{"kind": "learned", "class_token": False}, rope] if kind.endswith("_ape") else rope,
         },
         parameters=PARAMETERS[size, kind],
         # One with both kinds of positions, one with rotary ones alone.

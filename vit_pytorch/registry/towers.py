@@ -61,7 +61,7 @@ def _clip(name: str, parameters: int, tag: str, crop_pct: float) -> ModelEntry:
     return _entry(
         name,
         parameters,
-        config={"act": act, "norm_eps": 1e-5, "pre_norm": True},
+        config={"act": act, "norm_eps": 1e-5, "stem": {"kind": "linear", "pre_norm": True}},
         default_cfg={**colours, "interpolation": "bicubic", "crop_pct": crop_pct},
         # The weights are one release, for either activation.
         hub_id=f"timm/{name.replace('quickgelu_', '')}.{tag}",

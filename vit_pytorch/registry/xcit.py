@@ -52,7 +52,7 @@ TINY = {
     "eta": 0.1,
 }
 EXCEPTIONS = {
-    "intermediate_norm_and_prefix": "the class token joins behind the last block that is an intermediate, "
+    "intermediate_norm_and_prefix": "the class token joins after the last block that is an intermediate, "
     "and its stage changes the patches"
 }
 

@@ -41,9 +41,9 @@ class Backbone(Protocol):
         self,
         tokens: Float[Tensor, "b n d"],
         grid: Sequence[int] | None = None,
-        kept: Int[Tensor, "b k"] | None = None,
+        ids_keep: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Run the encoder and its final norm on tokens; `kept` are the places of the patches among them."""
+        """Run the encoder and its final norm on tokens; `ids_keep` are the positions of the patches among them."""
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm."""
@@ -98,7 +98,7 @@ class TimmBackbone(nn.Module):
         self,
         tokens: Float[Tensor, "b n d"],
         grid: Sequence[int] | None = None,
-        kept: Int[Tensor, "b k"] | None = None,
+        ids_keep: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Run the blocks and the final norm."""
         return self.model.norm(self.model.blocks(tokens))

@@ -15,6 +15,7 @@ from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import find_entry
+from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.training.config import PUBLISHED, TuningConfig
 from vit_pytorch.vit import ViT
 
@@ -102,7 +103,7 @@ def add_memory(model: VisionModel, *, memories: int, mode: Mode) -> MemoryViT:
     Raises:
         ValueError: Where the model is no plain ViT, or has no class token whose place the mode takes.
     """
-    if not isinstance(model, ViT):
+    if not isinstance(model, ViT | SimpleViT):
         raise ValueError(f"method 'memory' needs a plain ViT, got {type(model).__name__}")
     num_classes = model.num_classes
     model.reset_classifier(0)
@@ -112,21 +113,11 @@ def add_memory(model: VisionModel, *, memories: int, mode: Mode) -> MemoryViT:
 
 
 def attention_layers(model: nn.Module) -> list[str]:
-    """Name the linear layers that project to queries, keys and values, and back.
-
-    Layers whose weights are read instead of the layers being called are left out: an update around the layer
-    would not reach them.
-    """
-    silent = {
-        id(getattr(module, name))
-        for module in model.modules()
-        for name in getattr(module, "reads_weights", ())
-    }
+    """Return the names of the linear layers that project to queries, keys and values, and back."""
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and id(module) not in silent
         and re.fullmatch(r"to_(q|k|v|kv|qkv|out)", name.rpartition(".")[2])
         and "feedforward" not in name.split(".")
     ]

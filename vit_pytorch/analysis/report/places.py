@@ -119,7 +119,7 @@ def _reason_against(model: VisionModel, name: str, maps: Tensor) -> str | None:
         return "they attend within windows or groups"
     if isinstance(model, IsotropicModel):
         # What a model gives no features of has dropped, merged or moved its patches.
-        lost = list(model.encoder.blocks)[len(model.feature_info) :]
+        lost = list(model.blocks)[len(model.feature_info) :]
         if any(part is block for part in around for block in lost):
             return "patches have been dropped or merged there"
     return None

@@ -10,15 +10,16 @@ POINTWISE = Transform(
 )
 
 
-def timm_block(ours: str, theirs: str, *, qkv: bool = True) -> tuple[Rule, ...]:
+def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "attention") -> tuple[Rule, ...]:
     """Give a block's norms and linear layers, as timm and most authors after it name them.
 
     Args:
         ours: our name of the block.
         theirs: their name of it.
         qkv: whether one projection gives queries, keys and values.
+        attention: where our block has the projections.
     """
-    inner = f"{ours}.attention"
+    inner = f"{ours}.{attention}"
     return (
         Rule(f"{ours}.norm1.{{p}}", f"{theirs}.norm1.{{p}}"),
         *((Rule(f"{inner}.to_qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),) if qkv else ()),

@@ -13,10 +13,10 @@ COMPACT_TRANSFORMERS = Format(
     rules=(
         Rule("patch_embed.convs.{i}.weight", "tokenizer.conv_layers.{i}.0.weight"),
         Rule("positions.table", "classifier.positional_emb"),
-        Rule(f"{BLOCK}.attention.norm.{{p}}", f"{_BLOCK}.pre_norm.{{p}}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", f"{_BLOCK}.pre_norm.{{p}}"),
         Rule(f"{QKV}.weight", f"{_BLOCK}.self_attn.qkv.weight"),
         Rule(f"{OUT}.{{p}}", f"{_BLOCK}.self_attn.proj.{{p}}"),
-        Rule(f"{BLOCK}.feedforward.norm.{{p}}", f"{_BLOCK}.norm1.{{p}}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", f"{_BLOCK}.norm1.{{p}}"),
         Rule(f"{HIDDEN}.{{p}}", f"{_BLOCK}.linear1.{{p}}"),
         Rule(f"{CONTRACT}.{{p}}", f"{_BLOCK}.linear2.{{p}}"),
         Rule("norm.{p}", "classifier.norm.{p}"),

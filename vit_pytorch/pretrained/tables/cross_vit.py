@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import torch
+from vit_pytorch.pretrained.rules import Format, Rule, own_format, stack
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
-from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
-
-FUSION = "multi_scale_encoder.blocks.{i}.fusions.{j}"
+FUSION = "multi_scale_encoder.{i}.fusions.{j}"
 TURN = f"{FUSION}.turns.0"
 
-# One head for each branch is the part of ours that stands under the branch's class token.
-HEAD_WEIGHTS = Transform(
-    lambda parts, head: torch.cat(list(parts), dim=1), lambda tensor, head: tensor.split(head.dims, dim=1)
-)
-HEAD_BIASES = Transform(lambda parts, head: torch.stack(list(parts)), lambda tensor, head: tensor.unbind())
-
-OURS = own_format("multi_scale_encoder.blocks.0.fusions.0.project.0.weight")
+OURS = own_format("multi_scale_encoder.0.fusions.0.project.0.weight")
 
 
 _COMMON = (
     Rule("branches.{i}.patch_embed.proj.{p}", "patch_embed.{i}.proj.{p}"),
     Rule("branches.{i}.patch_embed.proj.{j}.{p}", "patch_embed.{i}.proj.{j}.{p}"),
-    *timm_block("multi_scale_encoder.blocks.{i}.encoders.0.blocks.{j}", "blocks.{i}.blocks.0.{j}"),
-    *timm_block("multi_scale_encoder.blocks.{i}.encoders.1.blocks.{j}", "blocks.{i}.blocks.1.{j}"),
+    *timm_block("multi_scale_encoder.{i}.small.{j}", "blocks.{i}.blocks.0.{j}"),
+    *timm_block("multi_scale_encoder.{i}.large.{j}", "blocks.{i}.blocks.1.{j}"),
     Rule(f"{FUSION}.project.0.{{p}}", "blocks.{i}.projs.{j}.0.{p}"),
     Rule(f"{FUSION}.project.2.{{p}}", "blocks.{i}.projs.{j}.2.{p}"),
     Rule(f"{TURN}.norm.{{p}}", "blocks.{i}.fusion.{j}.norm1.{p}"),
-    Rule(f"{TURN}.branch.to_q.{{p}}", "blocks.{i}.fusion.{j}.attn.wq.{p}"),
+    Rule(f"{TURN}.attention.to_q.{{p}}", "blocks.{i}.fusion.{j}.attn.wq.{p}"),
     Rule(
-        f"{TURN}.branch.to_kv.{{p}}",
+        f"{TURN}.attention.to_kv.{{p}}",
         ("blocks.{i}.fusion.{j}.attn.wk.{p}", "blocks.{i}.fusion.{j}.attn.wv.{p}"),
         stack(2),
     ),
-    Rule(f"{TURN}.branch.to_out.{{p}}", "blocks.{i}.fusion.{j}.attn.proj.{p}"),
+    Rule(f"{TURN}.attention.to_out.{{p}}", "blocks.{i}.fusion.{j}.attn.proj.{p}"),
     Rule(f"{FUSION}.revert.0.{{p}}", "blocks.{i}.revert_projs.{j}.0.{p}"),
     Rule(f"{FUSION}.revert.2.{{p}}", "blocks.{i}.revert_projs.{j}.2.{p}"),
     Rule("branches.{i}.norm.{p}", "norm.{i}.{p}"),
-    Rule("head.weight", ("head.0.weight", "head.1.weight"), HEAD_WEIGHTS),
-    Rule("head.bias", ("head.0.bias", "head.1.bias"), HEAD_BIASES),
+    Rule("head.small.{p}", "head.0.{p}"),
+    Rule("head.large.{p}", "head.1.{p}"),
 )
 TIMM = Format(
     name="timm",

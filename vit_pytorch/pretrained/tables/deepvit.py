@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule
-from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE
+from vit_pytorch.pretrained.tables.blocks import POINTWISE
 from vit_pytorch.pretrained.tables.vit import BLOCK, OURS, TIMM
 
-ATTEND = f"{BLOCK}.attention.branch.attend"
+KERNEL = f"{BLOCK}.attention.kernel"
 
 OFFICIAL = Format(
     name="DeepViT",
     marks=TIMM.marks,
     rules=(
-        Rule(f"{ATTEND}.mix.weight", "blocks.{i}.attn.reatten_matrix.weight", POINTWISE),
-        Rule(f"{ATTEND}.mix.bias", "blocks.{i}.attn.reatten_matrix.bias"),
-        Rule(f"{ATTEND}.norm.{{name}}", "blocks.{i}.attn.var_norm.{name}"),
+        Rule(f"{KERNEL}.mix.weight", "blocks.{i}.attn.reatten_matrix.weight", POINTWISE),
+        Rule(f"{KERNEL}.mix.bias", "blocks.{i}.attn.reatten_matrix.bias"),
+        Rule(f"{KERNEL}.norm.{{name}}", "blocks.{i}.attn.var_norm.{name}"),
         Rule("patch_embed.convs.0.weight", "patch_embed.conv1.weight"),
         Rule("patch_embed.convs.1.{name}", "patch_embed.bn1.{name}"),
         Rule("patch_embed.convs.3.weight", "patch_embed.conv2.weight"),

@@ -12,6 +12,7 @@ TIMM = replace(
     vit.TIMM,
     rules=(
         Rule("prefix.distillation_token", "dist_token"),
+        Rule("head.classifier.{p}", "head.{p}"),
         Rule("head.distilled.{p}", "head_dist.{p}"),
         *vit.TIMM.rules,
     ),
@@ -22,7 +23,7 @@ TRANSFORMERS = replace(
     prefix="deit.",
     rules=(
         Rule("prefix.distillation_token", "embeddings.distillation_token"),
-        Rule("head.{p}", "/cls_classifier.{p}"),
+        Rule("head.classifier.{p}", "/cls_classifier.{p}"),
         Rule("head.distilled.{p}", "/distillation_classifier.{p}"),
         *vit.TRANSFORMERS.rules,
     ),

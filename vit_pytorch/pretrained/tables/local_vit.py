@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vit_pytorch.pretrained.rules import NumberedFormat, Rule, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
-BLOCK = "encoder.blocks.{i}"
-LOCAL = f"{BLOCK}.feedforward.branch"
+BLOCK = "blocks.{i}"
+LOCAL = f"{BLOCK}.feedforward"
 THEIRS = "blocks.{i}.conv.conv"
 
 
@@ -17,13 +17,13 @@ class GateFormat(NumberedFormat):
 
     def places(self, model: Any) -> dict[str, str]:
         """Give where layers are in a block with a gate; see `NumberedFormat.places`."""
-        blocks = enumerate(model.encoder.blocks)
-        bare = [layer for layer, block in blocks if len(block.feedforward.branch.depthwise.layers) == 5]
+        blocks = enumerate(model.blocks)
+        bare = [layer for layer, block in blocks if len(block.feedforward.depthwise.layers) == 5]
         conv = "blocks.{}.conv.conv.{}."
         return {conv.format(layer, n): conv.format(layer, n + 1) for layer in bare for n in (7, 6)}
 
 
-OURS = own_format("encoder.blocks.0.feedforward.branch.expand.weight")
+OURS = own_format("blocks.0.feedforward.expand.weight")
 AUTHORS = GateFormat(
     name="LocalViT",
     marks=("blocks.0.conv.conv.0.weight",),
@@ -31,7 +31,7 @@ AUTHORS = GateFormat(
         Rule("prefix.class_token", "cls_token"),
         Rule("positions.table", "pos_embed"),
         Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
-        *(rule for rule in timm_block(BLOCK, "blocks.{i}") if ".attention." in rule.names[0]),
+        *timm_block(BLOCK, "blocks.{i}")[:3],
         Rule(f"{LOCAL}.expand.weight", f"{THEIRS}.0.weight", POINTWISE),
         Rule(f"{LOCAL}.depthwise.layers.0.{{name}}", f"{THEIRS}.1.{{name}}"),
         Rule(f"{LOCAL}.depthwise.layers.2.weight", f"{THEIRS}.3.weight"),

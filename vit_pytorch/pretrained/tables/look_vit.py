@@ -2,4 +2,4 @@
 
 from vit_pytorch.pretrained.rules import own_format
 
-FORMATS = (own_format("encoder.blocks.0.gather.to_kv.weight"),)
+FORMATS = (own_format("blocks.0.gather.to_kv.weight"),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vit_pytorch.pretrained.rules import Format, Rule, stack
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
-BLOCK = "decoder.blocks.{i}"
+BLOCK = "decoder.{i}"
 POSITIONS = "decoder_pos_embed"
 
 AUTHORS = Format(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from vit_pytorch.pretrained.rules import Format, Rule, own_format
 from vit_pytorch.pretrained.tables import vit
 
-ATTENTION = "encoder.blocks.{i}.attention.branches.{j}"
-FEEDFORWARD = "encoder.blocks.{i}.feedforward.branches.{j}"
-AROUND = tuple(rule for rule in vit.TIMM.rules if not rule.names[0].startswith("encoder."))
+ATTENTION = "blocks.{i}.attention.{j}"
+FEEDFORWARD = "blocks.{i}.feedforward.{j}"
+AROUND = tuple(rule for rule in vit.TIMM.rules if not rule.names[0].startswith("blocks."))
 
 
 def _branch(ours: str, theirs: str, names: tuple[str, str, str, str, str]) -> tuple[Rule, ...]:
@@ -17,11 +17,11 @@ def _branch(ours: str, theirs: str, names: tuple[str, str, str, str, str]) -> tu
         Rule(f"{ours}.norm.{{p}}", f"{theirs}.{norm}.{{p}}"),
         Rule(f"{ours}.branch.{inner}.{{p}}", f"{theirs}.{first}.{{p}}"),
         Rule(f"{ours}.branch.to_out.{{p}}", f"{theirs}.{last}.{{p}}"),
-        Rule(f"{ours}.tail.0.gamma", f"{theirs}.{scale}"),
+        Rule(f"{ours}.scale.gamma", f"{theirs}.{scale}"),
     )
 
 
-OURS = own_format("encoder.blocks.0.attention.branches.0.branch.to_qkv.weight")
+OURS = own_format("blocks.0.attention.0.branch.to_qkv.weight")
 
 TIMM = Format(
     name="timm",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
-BLOCK = "stages.{i}.encoder.blocks.{j}"
+BLOCK = "stages.{i}.blocks.{j}"
 THEIRS = "transformers.{i}.blocks.{j}"
 STAGES = range(1, 8)
 
@@ -22,18 +22,19 @@ _COMMON = (
     *timm_block(BLOCK, THEIRS),
     Rule("norm.{p}", "norm.{p}"),
     Rule("head.{p}", "head.{p}"),
+    Rule("head.classifier.{p}", "head.{p}"),
     Rule("head.distilled.{p}", "head_dist.{p}"),
 )
 
-OURS = own_format("stages.0.encoder.blocks.0.attention.branch.to_qkv.weight")
+OURS = own_format("stages.0.blocks.0.attention.to_qkv.weight")
 AUTHORS = Format(
     name="pit",
     marks=("pools.0.conv.weight",),
-    rules=(*_COMMON, *(Rule(f"stages.{i}.pool.{{name}}", f"pools.{i - 1}.{{name}}") for i in STAGES)),
+    rules=(*_COMMON, *(Rule(f"stages.{i}.down.{{name}}", f"pools.{i - 1}.{{name}}") for i in STAGES)),
 )
 TIMM = Format(
     name="timm",
     marks=("transformers.0.blocks.0.attn.qkv.weight",),
-    rules=(*_COMMON, Rule("stages.{i}.pool.{name}", "transformers.{i}.pool.{name}")),
+    rules=(*_COMMON, Rule("stages.{i}.down.{name}", "transformers.{i}.pool.{name}")),
 )
 FORMATS = (OURS, AUTHORS, TIMM)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCKS = range(64)
-BLOCK = "stages.{i}.encoder.blocks"
+BLOCK = "stages.{i}.blocks"
 
 
 def _maps(rows: Tensor) -> tuple[Tensor, int]:
@@ -70,7 +70,7 @@ def _narrow(ours: str, index: int, transform: Transform) -> Rule:
     return Rule(f"stages.{{i}}.down.{ours}.{{p}}", names, _twice(transform))
 
 
-OURS = own_format("stages.0.encoder.blocks.0.regional_norm.weight")
+OURS = own_format("stages.0.blocks.0.regional_norm.weight")
 OURS = Format(
     name=OURS.name,
     marks=OURS.marks,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
-BLOCK = "stages.{i}.encoder.blocks.{j}"
+BLOCK = "stages.{i}.blocks.{j}"
 THEIRS = "stages.{i}.{j}"
-MIX = f"{BLOCK}.attention.branch"
+MIX = f"{BLOCK}.attention"
 
 # Keys and values, which are not equally wide, from what the last layer but one gives.
 KEYS_VALUES = Transform(
@@ -21,7 +21,7 @@ _COMMON = (
     Rule("stages.{i}.down.0.layers.0.{p}", "patch_embeds.{i}.proj.{p}"),
     Rule("stages.{i}.down.1.{p}", "patch_embeds.{i}.norm.{p}"),
     *timm_block(BLOCK, THEIRS),
-    Rule("stages.{i}.encoder.blocks.0.positions.conv.{p}", "pos_block.{i}.proj.0.{p}"),
+    Rule("stages.{i}.blocks.0.positions.conv.{p}", "pos_block.{i}.proj.0.{p}"),
     Rule(f"{MIX}.local.layers.0.{{p}}", f"{THEIRS}.attn.lim_func.{{p}}"),
     Rule(f"{MIX}.to_q.{{p}}", f"{THEIRS}.attn.q.{{p}}"),
     Rule(f"{MIX}.to_kv.0.layers.0.{{p}}", f"{THEIRS}.attn.reduction.0.{{p}}"),
@@ -33,7 +33,7 @@ _COMMON = (
     Rule("norm.{p}", "norm.{p}"),
 )
 
-OURS = own_format("stages.0.encoder.blocks.0.attention.branch.local.layers.0.weight")
+OURS = own_format("stages.0.blocks.0.attention.local.layers.0.weight")
 AUTHORS = Format(
     name="ScalableViT",
     marks=("head.1.weight",),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import positioned_stages
+from vit_pytorch.pretrained.tables.blocks import positioned_stages
 
-BLOCK = "stages.{i}.encoder.blocks.{j}.attention.branch"
+BLOCK = "stages.{i}.blocks.{j}.attention"
 THEIRS = "blocks.{i}.{j}.attn"
 
 # Theirs have an axis for the place in the window, which is the first.
 TOKENS = Transform(lambda parts, module: parts[0].squeeze(2), lambda table, module: (table.unsqueeze(2),))
 
-OURS = own_format("stages.0.encoder.blocks.0.attention.branch.to_token_qk.weight")
+OURS = own_format("stages.0.blocks.0.attention.to_token_qk.weight")
 AUTHORS = Format(
     name="sepvit",
     marks=("blocks.0.0.attn.DSA_qkv.weight",),

@@ -51,23 +51,23 @@ def _format(tokens_type: str, mark: str, *block: tuple[str, str, Transform]) -> 
 TRANSFORMER = _format(
     "transformer",
     "attn.qkv.weight",
-    ("norm.{p}", "norm1.{p}", SAME),
+    ("norm1.{p}", "norm1.{p}", SAME),
     ("to_qkv.weight", "attn.qkv.weight", SAME),
     ("to_out.{p}", "attn.proj.{p}", SAME),
-    ("feedforward.norm.{p}", "norm2.{p}", SAME),
-    ("feedforward.branch.to_hidden.{p}", "mlp.fc1.{p}", SAME),
-    ("feedforward.branch.to_out.{p}", "mlp.fc2.{p}", SAME),
+    ("norm2.{p}", "norm2.{p}", SAME),
+    ("feedforward.to_hidden.{p}", "mlp.fc1.{p}", SAME),
+    ("feedforward.to_out.{p}", "mlp.fc2.{p}", SAME),
 )
 PERFORMER = _format(
     "performer",
     "kqv.weight",
-    ("norm.{p}", "norm1.{p}", SAME),
+    ("norm1.{p}", "norm1.{p}", SAME),
     ("to_qkv.{p}", "kqv.{p}", KQV),
-    ("attend.directions", "w", SAME),
+    ("kernel.directions", "w", SAME),
     ("to_out.{p}", "proj.{p}", SAME),
-    ("feedforward.norm.{p}", "norm2.{p}", SAME),
-    ("feedforward.branch.to_hidden.{p}", "mlp.0.{p}", SAME),
-    ("feedforward.branch.to_out.{p}", "mlp.2.{p}", SAME),
+    ("norm2.{p}", "norm2.{p}", SAME),
+    ("feedforward.to_hidden.{p}", "mlp.0.{p}", SAME),
+    ("feedforward.to_out.{p}", "mlp.2.{p}", SAME),
 )
 
 FORMATS = (OURS, TRANSFORMER, PERFORMER)

@@ -9,24 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from vit_pytorch.pretrained.rules import NumberedFormat, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
-MARK = "encoder.blocks.0.attention.branch.to_qkv.weight"
+MARK = "blocks.0.attention.to_qkv.weight"
 AUTHORS_MARK = "mid_block.attn.qkv.weight"
 DECODER = ("decoder_pred.{p}", "final_layer.{p}", "time_embed.{i}.{p}", "label_emb.weight")
 
 
 class LongSkipFormat(NumberedFormat):
-    """A layout that numbers the blocks of each half apart."""
+    """A layout that numbers the blocks of each half on its own; to the rules, they are one row of `layers`."""
 
     def places(self, model: Any) -> dict[str, str]:
         """Give where blocks are in the sequence of all; see `NumberedFormat.places`."""
-        # A noise predictor's encoder is a model, and that has one, too.
-        encoder = getattr(model.encoder, "encoder", model.encoder)
-        middle = len(encoder.blocks) // 2
-        first = {f"in_blocks.{layer}.": f"blocks.{layer}." for layer in range(middle)}
-        second = {f"out_blocks.{layer}.": f"blocks.{middle + 1 + layer}." for layer in range(middle)}
-        return {**first, "mid_block.": f"blocks.{middle}.", **second}
+        # A noise predictor has the blocks in its encoder.
+        blocks = getattr(model, "encoder", model).blocks
+        middle = len(blocks) // 2
+        first = {f"in_blocks.{layer}.": f"layers.{layer}." for layer in range(middle)}
+        second = {f"out_blocks.{layer}.": f"layers.{middle + 1 + layer}." for layer in range(middle)}
+        return {**first, "mid_block.": f"layers.{middle}.", **second}
 
 
 class BackboneFormat(LongSkipFormat):
@@ -45,11 +45,11 @@ class BackboneFormat(LongSkipFormat):
 
 def backbone(ours: str) -> tuple[Rule, ...]:
     """Give the rules of what both have but for the positions."""
-    block = f"{ours}encoder.blocks.{{i}}"
+    block = f"{ours}blocks.{{i}}"
     return (
         Rule(f"{ours}patch_embed.proj.{{p}}", "patch_embed.proj.{p}"),
-        *timm_block(block, "blocks.{i}"),
-        Rule(f"{block}.merge.{{p}}", "blocks.{i}.skip_linear.{p}"),
+        *timm_block(block, "layers.{i}"),
+        Rule(f"{block}.merge.{{p}}", "layers.{i}.skip_linear.{p}"),
         Rule(f"{ours}norm.{{p}}", "norm.{p}"),
     )
 

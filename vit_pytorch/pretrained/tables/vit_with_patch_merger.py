@@ -7,8 +7,8 @@ from vit_pytorch.pretrained.tables.vit import OURS, PUBLIC_VIT
 
 # The public package scales the scores by 1 / sqrt(dim); where the model does not, its queries are scaled.
 QUERIES = Transform(
-    lambda parts, encoder: parts[0] * (parts[0].shape[1] ** -0.5 / encoder.merger.scale),
-    lambda tensor, encoder: (tensor * (encoder.merger.scale / tensor.shape[1] ** -0.5),),
+    lambda parts, merger: parts[0] * (parts[0].shape[1] ** -0.5 / merger.scale),
+    lambda tensor, merger: (tensor * (merger.scale / tensor.shape[1] ** -0.5),),
 )
 # Its table has a last row that is never read.
 POSITIONS = Transform(
@@ -21,8 +21,8 @@ PUBLIC_MERGER = Format(
     marks=("transformer.patch_merger.queries",),
     rules=(
         Rule("positions.table", "pos_embedding", POSITIONS),
-        Rule("encoder.merger.queries", "transformer.patch_merger.queries", QUERIES),
-        Rule("encoder.merger.norm.{p}", "transformer.patch_merger.norm.{p}"),
+        Rule("merger.queries", "transformer.patch_merger.queries", QUERIES),
+        Rule("merger.norm.{p}", "transformer.patch_merger.norm.{p}"),
         Rule("head.{p}", "mlp_head.1.{p}"),
         *PUBLIC_VIT.rules,
     ),

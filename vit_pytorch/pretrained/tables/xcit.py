@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables.blocks_v01 import POINTWISE, timm_block
+from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
-BLOCK = "encoder.blocks.{i}"
-CLASS = "class_encoder.blocks.{i}"
+BLOCK = "blocks.{i}"
+CLASS = "class_blocks.{i}"
 
-# One projection for queries, keys and values; ours has the queries apart, which the class token alone needs.
+# One projection for queries, keys and values; ours separates the queries, which only the class token has.
 QUERY_APART = Transform(
     lambda parts, module: parts[0].tensor_split((len(parts[0]) // 3,)),
     lambda tensors, module: (torch.cat(list(tensors)),),
@@ -24,21 +24,17 @@ _COMMON = (
         for k in range(4)
     ),
     *timm_block(BLOCK, "blocks.{i}"),
-    Rule(f"{BLOCK}.attention.branch.attend.temperature", "blocks.{i}.attn.temperature"),
-    Rule(f"{BLOCK}.attention.tail.0.gamma", "blocks.{i}.gamma1"),
-    Rule(f"{BLOCK}.local.norm.{{p}}", "blocks.{i}.norm3.{p}"),
-    Rule(f"{BLOCK}.local.branch.conv_in.{{p}}", "blocks.{i}.local_mp.conv1.{p}"),
-    Rule(f"{BLOCK}.local.branch.norm.{{name}}", "blocks.{i}.local_mp.bn.{name}"),
-    Rule(f"{BLOCK}.local.branch.conv_out.{{p}}", "blocks.{i}.local_mp.conv2.{p}"),
-    Rule(f"{BLOCK}.local.tail.0.gamma", "blocks.{i}.gamma3"),
-    Rule(f"{BLOCK}.feedforward.tail.0.gamma", "blocks.{i}.gamma2"),
-    Rule(f"{CLASS}.attention_norm.{{p}}", "cls_attn_blocks.{i}.norm1.{p}"),
-    Rule(f"{CLASS}.attention.to_out.{{p}}", "cls_attn_blocks.{i}.attn.proj.{p}"),
-    Rule(f"{CLASS}.attention_scale.gamma", "cls_attn_blocks.{i}.gamma1"),
-    Rule(f"{CLASS}.feedforward_norm.{{p}}", "cls_attn_blocks.{i}.norm2.{p}"),
-    Rule(f"{CLASS}.feedforward.to_hidden.{{p}}", "cls_attn_blocks.{i}.mlp.fc1.{p}"),
-    Rule(f"{CLASS}.feedforward.to_out.{{p}}", "cls_attn_blocks.{i}.mlp.fc2.{p}"),
-    Rule(f"{CLASS}.feedforward_scale.gamma", "cls_attn_blocks.{i}.gamma2"),
+    Rule(f"{BLOCK}.attention.kernel.temperature", "blocks.{i}.attn.temperature"),
+    Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.gamma1"),
+    Rule(f"{BLOCK}.norm3.{{p}}", "blocks.{i}.norm3.{p}"),
+    Rule(f"{BLOCK}.local.conv_in.{{p}}", "blocks.{i}.local_mp.conv1.{p}"),
+    Rule(f"{BLOCK}.local.norm.{{name}}", "blocks.{i}.local_mp.bn.{name}"),
+    Rule(f"{BLOCK}.local.conv_out.{{p}}", "blocks.{i}.local_mp.conv2.{p}"),
+    Rule(f"{BLOCK}.scale3.gamma", "blocks.{i}.gamma3"),
+    Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.gamma2"),
+    *timm_block(CLASS, "cls_attn_blocks.{i}", qkv=False),
+    Rule(f"{CLASS}.scale1.gamma", "cls_attn_blocks.{i}.gamma1"),
+    Rule(f"{CLASS}.scale2.gamma", "cls_attn_blocks.{i}.gamma2"),
     Rule("norm.{p}", "norm.{p}"),
     Rule("head.{p}", "head.{p}"),
 )
@@ -51,7 +47,7 @@ def _positions(theirs: str) -> tuple[Rule, Rule]:
     )
 
 
-OURS = own_format("encoder.blocks.0.attention.branch.attend.temperature")
+OURS = own_format("blocks.0.attention.kernel.temperature")
 TIMM = Format(
     name="timm",
     marks=("cls_attn_blocks.0.attn.q.weight",),

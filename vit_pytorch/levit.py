@@ -385,7 +385,7 @@ class Shrink(nn.Module):
         super().__init__()
         self.attention = attention
         self.feedforward = feedforward
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Return the map of the next stage."""

@@ -137,7 +137,8 @@ class VisionModel(
         return x if pre_logits else self.head(x)
 
     def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
-        """Return one vector per image: the class token, the mean of the patches, both, or their attention pool."""
+        """Return one vector per image: the class token, the mean of the patches, both, or their attention
+        pool."""
         if self.pool == "cls":
             return features[:, 0]
         patches = features[:, self.num_prefix_tokens :]

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, head_dim, merge_heads
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, layer
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, layer
 from vit_pytorch.layers.conv import OnMap
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice, per_stage
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf
 from vit_pytorch.layers.windows import windows
 
 PADDINGS = ("same", "symmetric")

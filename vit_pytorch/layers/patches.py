@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

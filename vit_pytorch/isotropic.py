@@ -178,8 +178,8 @@ class IsotropicModel(VisionModel):
         outputs = [self.layer_tokens(output) for output in outputs]
         if output_fmt == "NCHW" and any(tokens.shape[1] - prefix != prod(grid) for tokens in outputs):
             raise ValueError(
-                f"a map needs all {prod(grid)} patches, and patch_dropout leaves {outputs[0].shape[1] - prefix} "
-                "of them: use output_fmt='NLC', or eval mode"
+                f"a map needs all {prod(grid)} patches, and patch_dropout leaves "
+                f"{outputs[0].shape[1] - prefix} of them: use output_fmt='NLC', or eval mode"
             )
         if norm:
             outputs = [self.norm(tokens) for tokens in outputs]

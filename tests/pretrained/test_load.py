@@ -30,10 +30,10 @@ def assert_unchanged(model: ViT, before: dict[str, torch.Tensor]) -> None:
     ("change", "message"),
     [
         ({"dim": 96}, r"sizes differ \(\d+\): .*expects \(1, 1, 96\), got \(1, 1, 48\), .* and \d+ more"),
-        ({"depth": 3}, r"missing \(12\): encoder\.blocks\.2\.attention\.norm\.weight, .* and 8 more"),
-        ({"depth": 1}, r"left over \(12\): encoder\.blocks\.1\.attention\.norm\.weight"),
+        ({"depth": 3}, r"missing \(12\): blocks\.2\.norm1\.weight, .* and 8 more"),
+        ({"depth": 1}, r"left over \(12\): blocks\.1\.norm1\.weight"),
         ({"pool": "mean"}, r"left over \(1\): prefix\.class_token"),
-        ({"qk_norm": True}, r"missing \(8\): encoder\.blocks\.0\.attention\.branch\.q_norm\.weight"),
+        ({"qk_norm": True}, r"missing \(8\): blocks\.0\.attention\.q_norm\.weight"),
         ({"channels": 1}, r"sizes differ \(1\): patch_embed\.proj\.weight expects \(48, 1, 8, 8\)"),
         ({"mlp_dim": 64}, r"sizes differ \(6\)"),
         ({"positions": "none"}, r"left over \(1\): positions\.table"),

@@ -49,9 +49,7 @@ class SlowViT:
                 mixed.append(seen @ v[head])
             maps.append(np.stack(found))
             x = x + self.linear(f"{name}.attention.to_out", np.concatenate(mixed, axis=1))
-            hidden = self.linear(
-                f"{name}.feedforward.to_hidden", self.norm(f"{name}.norm2", x)
-            )
+            hidden = self.linear(f"{name}.feedforward.to_hidden", self.norm(f"{name}.norm2", x))
             x = x + self.linear(f"{name}.feedforward.to_out", np.maximum(hidden, 0))
         return self.linear("head", self.norm("norm", x)[0]), maps
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions, resize_table
 from vit_pytorch.layers.patches import PrefixTokens
+from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions, resize_table
 
 TOLERANCE = 1e-4
 

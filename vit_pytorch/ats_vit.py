@@ -34,10 +34,17 @@ from vit_pytorch.layers.attention import (
     FusedAttention,
     attention_weights,
 )
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.blocks import (
+    Block,
+    FeedForward,
+    drop_path_rate,
+    fx_leaf,
+    is_tracing,
+    layer,
+    static_size,
+)
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 
 
 class ATSViT(IsotropicModel):

@@ -24,13 +24,19 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    head_dim,
+    jit_is_tracing,
+)
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer, static_size
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions, SequencePositions
-from vit_pytorch.layers.tracing import static_size
+from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions
 
 Positions = Literal["learnable", "sine", "none"]
 MAX_POOL: dict[int, Callable[..., nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -182,7 +188,7 @@ class ConvGrid(PatchGrid):
         """
         if isinstance(size, Proxy):
             return self.shape
-        if torch.jit.is_tracing():
+        if jit_is_tracing():
             size = static_size(size)
         elif not torch.compiler.is_compiling():
             if min(size) < 1 or any(s > largest for s, largest in zip(size, self.size, strict=True)):
@@ -300,14 +306,14 @@ def compact_blocks(
 
 def compact_positions(
     kind: Positions, grid: Sequence[int], dim: int
-) -> LearnedPositions | SequencePositions | None:
+) -> LearnedPositions | SinCosPositions | None:
     """Build the positions of a compact transformer; see `CCT` for the kinds."""
     check_choice("positional_embedding", kind, ("learnable", "sine", "none"))
     if kind == "learnable":
         positions = LearnedPositions(grid, dim)
         nn.init.trunc_normal_(positions.table, std=0.2)
         return positions
-    return SequencePositions(grid, dim) if kind == "sine" else None
+    return SinCosPositions(grid, dim, sequence=True) if kind == "sine" else None
 
 
 def conv_grid(size: tuple[int, ...], layers: int, conv: Window, pool: Window) -> ConvGrid:

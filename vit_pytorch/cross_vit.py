@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
 from vit_pytorch.layers.attention import CrossAttention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import DropPath, drop_path_rate, layer, plain_blocks
+from vit_pytorch.layers.blocks import DropPath, drop_path_rate, fx_leaf, layer, plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf
 
 Branches = tuple[Float[Tensor, "b n d"], Float[Tensor, "b m e"]]
 STRIDES = {12: (4, 3, 1), 16: (4, 2, 2)}
@@ -141,7 +140,7 @@ class CrossViT(VisionModel):
         self.reset_classifier(num_classes)
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_prefix_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches, in either branch."""
         return 1
 

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates
+from vit_pytorch.layers.blocks import Block, FeedForward, concrete, drop_path_rates, fx_leaf
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DynamicBias
-from vit_pytorch.layers.tracing import concrete, fx_leaf
 from vit_pytorch.layers.windows import GroupAttention, Partition, dilated, windows
 
 

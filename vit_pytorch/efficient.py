@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
-from vit_pytorch.layers.blocks import layer
+from vit_pytorch.layers.blocks import is_tracing, layer
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import is_tracing
 from vit_pytorch.legacy import flat_options
 
 

@@ -13,11 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.layers.blocks import layer
+from vit_pytorch.layers.blocks import is_tracing, layer
 from vit_pytorch.layers.conv import pool_map
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
-from vit_pytorch.layers.tracing import is_tracing
 
 
 class Stage(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_leaf, is_tracing, static_size
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens, pair
@@ -31,7 +31,6 @@ from vit_pytorch.layers.positions import NoPositions
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing, static_size
 from vit_pytorch.vit import (
     POSITIONS,
     Pool,

@@ -26,13 +26,12 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads, split_heads
-from vit_pytorch.layers.blocks import Block, DropPath, activation
+from vit_pytorch.layers.blocks import Block, DropPath, activation, fx_leaf
 from vit_pytorch.layers.conv import ConvNorm, OnMap
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
-from vit_pytorch.layers.tracing import fx_leaf
 
 STEM = 4
 
@@ -385,7 +384,7 @@ class Shrink(nn.Module):
         super().__init__()
         self.attention = attention
         self.feedforward = feedforward
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Return the map of the next stage."""

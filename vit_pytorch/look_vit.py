@@ -35,12 +35,11 @@ from vit_pytorch.layers.attention import (
     merge_heads,
     split_heads,
 )
-from vit_pytorch.layers.blocks import DropPath, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.blocks import DropPath, FeedForward, drop_path_rate, fx_leaf, layer
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions, resize_table
-from vit_pytorch.layers.tracing import fx_leaf
 
 
 class LookupViT(IsotropicModel):

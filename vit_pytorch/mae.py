@@ -12,7 +12,6 @@ paper's; patches are embedded before they are left out, which changes no number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -53,14 +52,6 @@ class Reconstruction(NamedTuple):
     pasted: Float[Tensor, "b c h w"]
 
 
-class DecoderPositions(SinCosPositions):
-    """Fixed sines and cosines, whose frequencies stop one step before 1 / 10,000."""
-
-    def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
-        """Compute the table of a grid."""
-        return sincos_table(grid, dim, endpoint=False)
-
-
 class MAE(nn.Module):
     """The loss of a masked autoencoder around a model, which learns.
 
@@ -99,7 +90,7 @@ class MAE(nn.Module):
         fixed_positions: bool = False,
     ) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(upgrade_on_load)
+        self.register_load_state_dict_pre_hook(upgrade_on_load)  # type: ignore[no-untyped-call]
         check_ratio("masking_ratio", masking_ratio)
         self.encoder = as_maskable(encoder)
         grid = self.encoder.grid
@@ -111,7 +102,7 @@ class MAE(nn.Module):
 
         self.to_decoder = nn.Linear(self.encoder.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
-        self.positions = DecoderPositions(grid.shape, decoder_dim)
+        self.positions = SinCosPositions(grid.shape, decoder_dim, endpoint=False)
         self.decoder = plain_blocks(
             decoder_dim,
             depth=decoder_depth,

@@ -246,7 +246,7 @@ class MBConv(nn.Module):
             excite=partial(SqueezeExcite, hidden_dim=gate_dim),
             norm_out=False,
         )
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.shortcut = nn.Sequential()
         if padding is not None:
             pool = nn.AvgPool2d(2) if padding == "same" else nn.AvgPool2d(3, stride=2, padding=1)

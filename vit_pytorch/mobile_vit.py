@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, activation
+from vit_pytorch.layers.blocks import Block, FeedForward, activation, fx_leaf
 from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
 from vit_pytorch.layers.init import init_convs
 from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.tracing import fx_leaf
 from vit_pytorch.layers.windows import Partition
 
 

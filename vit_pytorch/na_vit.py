@@ -29,7 +29,7 @@ from torch.fx import Proxy
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import BlockInputs, FusedAttention
-from vit_pytorch.layers.blocks import FeedForward, drop_path_rate
+from vit_pytorch.layers.blocks import FeedForward, drop_path_rate, is_tracing
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 from vit_pytorch.layers.packing import (
     HeadNorm,
@@ -42,7 +42,6 @@ from vit_pytorch.layers.packing import (
 )
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import FactorisedPositions
-from vit_pytorch.layers.tracing import is_tracing
 from vit_pytorch.legacy import flat_options
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
@@ -244,16 +243,21 @@ class NaViT(IsotropicModel):
         Returns:
             Tokens (b n d) of a batch; of a list, the tokens (n d) of each image, in order.
         """
+        packing: Packing | None = None
+        order: list[int] = []
         if is_batch(images):
             tokens = self.embed(images)
             if longest is not None:
-                check_lengths([tokens.shape[1] - self.num_prefix_tokens], longest)
-            return self.encode(tokens)
-        tokens, packing, order = self.pack(flatten_rows(images), longest)
-        inputs = BlockInputs(num_prefix_tokens=self.num_prefix_tokens, packing=packing)
+                check_lengths([tokens.shape[1] - self.prefix.count], longest)
+        else:
+            tokens, packing, order = self.pack(flatten_rows(images), longest)
+        inputs = BlockInputs(num_prefix_tokens=self.prefix.count, packing=packing)
         for block in self.blocks:
             tokens = block(tokens, inputs)
-        sequences = self.norm(tokens)[0].split(packing.lengths)
+        tokens = self.norm(tokens)
+        if packing is None:
+            return tokens
+        sequences = tokens[0].split(packing.lengths)
         return [sequences[place] for place in inverse(order)]
 
     def embed(
@@ -308,10 +312,10 @@ class NaViT(IsotropicModel):
             patches.append(pixels)
             positions.append(table)
         x = self.patch_embed.project(torch.cat(patches)) + torch.cat(positions)
-        if self.num_prefix_tokens:
+        if self.prefix.count:
             registers = torch.cat(self.prefix.tokens(), dim=1)[0]
             x = torch.cat([part for tokens in x.split(lengths) for part in (registers, tokens)])
-            lengths = tuple(length + self.num_prefix_tokens for length in lengths)
+            lengths = tuple(length + self.prefix.count for length in lengths)
         return self.dropout(x.unsqueeze(0)), Packing(lengths), order
 
     def num_kept(self, size: Sequence[int]) -> int:
@@ -332,9 +336,9 @@ class NaViT(IsotropicModel):
             features: output of `forward_features`.
         """
         if is_batch(features):
-            patches = features[:, self.num_prefix_tokens :]
+            patches = features[:, self.prefix.count :]
             return patches.mean(dim=1) if self.attention_pool is None else self.attention_pool(patches)
-        sequences = [tokens[self.num_prefix_tokens :] for tokens in features]
+        sequences = [tokens[self.prefix.count :] for tokens in features]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         packing = Packing(tuple(len(sequences[index]) for index in order))
         packed = torch.cat([sequences[index] for index in order])

@@ -6,120 +6,28 @@ Plain transformers on blocks of an image that do not see each other. Between two
 convolution and a pooling of the whole map merge every four blocks into one, so that the last level has one.
 
 Family: pyramid
-Differs from the paper: GELU is exact, unless told otherwise, where the authors' program approximates it.
+Differs from the paper: GELU is exact by default, where the authors' program approximates it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.hierarchical_v01 import HierarchicalModel, Stage
-from vit_pytorch.layers_v01.attention import Attention, FusedAttention, width_of_head
-from vit_pytorch.layers_v01.blocks import Block, Encoder, FeedForward, Residual, drop_path_rate, make_tail
-from vit_pytorch.layers_v01.conv import OnMap
-from vit_pytorch.layers_v01.init import init_linears
-from vit_pytorch.layers_v01.linear import Linear
-from vit_pytorch.layers_v01.options import check_choice, per_stage
-from vit_pytorch.layers_v01.patches import PatchGrid, pair
-from vit_pytorch.layers_v01.positions import LearnedPositions
-from vit_pytorch.layers_v01.windows import windows
+from vit_pytorch.hierarchical import HierarchicalModel
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, head_dim, merge_heads
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, layer
+from vit_pytorch.layers.conv import OnMap
+from vit_pytorch.layers.init import init_linears
+from vit_pytorch.layers.options import check_choice, per_stage
+from vit_pytorch.layers.patches import PatchGrid, pair
+from vit_pytorch.layers.positions import LearnedPositions
+from vit_pytorch.layers.windows import windows
 
 PADDINGS = ("same", "symmetric")
-
-
-class BlockAttention(Attention):
-    """Attention within each block of an image."""
-
-    def forward(self, x: Float[Tensor, "b t n d"]) -> Float[Tensor, "b t n d"]:
-        """Let every token attend to the tokens of its block."""
-        return super().forward(x.flatten(0, 1)).view_as(x)
-
-
-class MultiQueryAttention(BlockAttention):
-    """Attention within each block, with one head of keys and values for all of queries (arXiv:1911.02150).
-
-    Args:
-        dim: width of a token.
-        heads: number of heads of queries.
-        dim_head: width of a head.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
-        dropout: dropout on the output.
-        attend: makes the kernel that mixes the values.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        heads: int,
-        dim_head: int,
-        qkv_bias: bool = True,
-        dropout: float = 0.0,
-        attend: Callable[[], nn.Module] = FusedAttention,
-    ) -> None:
-        super().__init__(
-            dim, heads=heads, dim_head=dim_head, qkv_bias=qkv_bias, dropout=dropout, attend=attend
-        )
-        self.to_qkv = Linear(dim, (heads + 2) * dim_head, bias=qkv_bias)
-
-    def project(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
-        """Project tokens to the queries of every head, and to the keys and values that all heads share."""
-        parts = self.to_qkv(x).unflatten(-1, (-1, self.dim_head)).transpose(1, 2)
-        q, k, v = parts.split((self.heads, 1, 1), dim=1)
-        return q, k.expand_as(q), v.expand_as(q)
-
-
-class Aggregation(nn.Sequential):
-    """Merge blocks: convolution, LayerNorm and max-pooling of a map.
-
-    Args:
-        dim: width of a cell that enters.
-        out_dim: width of a cell that leaves.
-        padding: "same" pools windows that begin at a cell of even place, as TensorFlow and JAX do;
-            "symmetric" those that have it in their middle.
-        norm_eps: epsilon of the LayerNorm.
-    """
-
-    def __init__(self, dim: int, out_dim: int, *, padding: str = "same", norm_eps: float = 1e-6) -> None:
-        super().__init__()
-        check_choice("padding", padding, PADDINGS)
-        same = padding == "same"
-        self.add_module("conv", OnMap(nn.Conv2d(dim, out_dim, 3, padding=1)))
-        self.add_module("norm", nn.LayerNorm(out_dim, eps=norm_eps))
-        self.add_module("pool", OnMap(nn.MaxPool2d(3, 2, padding=0 if same else 1, ceil_mode=same)))
-
-
-class Level(Stage):
-    """A level of the hierarchy: aggregation, positions, and a transformer on each block by itself.
-
-    Args:
-        down: gives the map of this level from that of the one before.
-        encoder: the transformer, whose tokens are (b, blocks, n, d).
-        positions: what is added to the cells of the map.
-        regions: blocks along each axis.
-    """
-
-    def __init__(
-        self, down: nn.Module, encoder: Encoder, positions: LearnedPositions, *, regions: int
-    ) -> None:
-        super().__init__(down, encoder)
-        self.positions = positions
-        self.regions = regions
-
-    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x d"]:
-        """Give the map behind the level."""
-        x = self.down(x)
-        grid = x.shape[1:3]
-        x = x + self.positions(grid).unflatten(1, grid)
-        blocks = windows([extent // self.regions for extent in grid])
-        tokens = blocks.split(x).unflatten(0, (x.shape[0], -1))
-        return blocks.merge(self.encoder(tokens).flatten(0, 1), grid)
 
 
 class NesT(HierarchicalModel):
@@ -133,19 +41,20 @@ class NesT(HierarchicalModel):
         image_size: the largest input, one number or (height, width) in pixels; a multiple of the patch
             times the number of blocks along an axis of the first level, `2 ** (num_hierarchies - 1)`.
         patch_size: size of a patch, one number or (height, width).
-        dim: width of a token.
+        dim: token dimension.
         heads: number of attention heads.
         num_hierarchies: number of levels.
         block_repeats: number of transformer layers of each level, or of all alike, from the bottom on.
-        num_classes: number of logits; 0 gives the pooled embedding.
+        num_classes: number of logits; 0 for the pooled embedding.
         channels: channels of the input.
-        mlp_ratio: width inside the feed-forward, as a multiple of that of a token.
+        mlp_ratio: hidden dimension of the feed-forward, as a multiple of the token dimension.
         dropout: dropout after the linear layers of the transformers, in [0, 1).
         attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability to drop a residual branch at the last layer, in [0, 1); rises linearly from 0.
-        qkv_bias: whether queries, keys and values have biases.
-        multi_query: whether the heads of a layer share their keys and values, as in the paper's models for
-            images of 32 pixels.
+        drop_path: probability of dropping a residual branch at the last layer, in [0, 1); rises linearly
+            from 0.
+        qkv_bias: use biases for queries, keys and values.
+        multi_query: the heads of a layer share their keys and values, as in the paper's models for images of
+            32 pixels.
         act: name of the activation; the authors' program has "gelu_tanh", timm, whose conversions of the
             authors' weights most people use, "gelu".
         padding: "same" pads the pooling between levels as the authors' program does, in JAX; "symmetric"
@@ -153,7 +62,7 @@ class NesT(HierarchicalModel):
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
-        ValueError: where sizes do not divide.
+        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -178,7 +87,7 @@ class NesT(HierarchicalModel):
         norm_eps: float = 1e-6,
     ) -> None:
         if num_hierarchies < 1:
-            raise ValueError(f"a hierarchy has at least 1 level, got {num_hierarchies}")
+            raise ValueError(f"num_hierarchies must be at least 1, got {num_hierarchies}")
         levels = range(num_hierarchies)
         dims, all_heads = (
             per_stage(name, value, num_hierarchies) for name, value in (("dim", dim), ("heads", heads))
@@ -196,21 +105,19 @@ class NesT(HierarchicalModel):
             any_size=False,
         )
 
-        def block(level: int, layer: int) -> Block:
-            width = dims[level]
-            attention = (MultiQueryAttention if multi_query else BlockAttention)(
+        def block(level: int, drop: float) -> Block:
+            width, heads = dims[level], all_heads[level]
+            attention = BlockAttention(
                 width,
-                heads=all_heads[level],
-                dim_head=width_of_head(width, all_heads[level]),
+                heads=heads,
+                kv_heads=1 if multi_query else heads,
                 qkv_bias=qkv_bias,
                 dropout=dropout,
-                attend=partial(FusedAttention, attn_dropout),
+                attn_dropout=attn_dropout,
             )
             feedforward = FeedForward(width, int(width * mlp_ratio), dropout=dropout, act=act)
-            norm = partial(nn.LayerNorm, width, eps=norm_eps)
-            drop = drop_path_rate(drop_path, sum(depth[:level]) + layer, sum(depth))
-            tail = partial(make_tail, width, drop_path=drop)
-            return Block(Residual(attention, norm(), tail()), Residual(feedforward, norm(), tail()))
+            norm = partial(nn.LayerNorm, eps=norm_eps)
+            return Block(width, attention, feedforward, norm=norm, drop_path=drop)
 
         def down(level: int) -> nn.Module:
             if level == 0:
@@ -218,15 +125,10 @@ class NesT(HierarchicalModel):
             return Aggregation(dims[level - 1], dims[level], padding=padding, norm_eps=norm_eps)
 
         grid = PatchGrid(self.image_size, patch).shape
-        self.stages = nn.ModuleList(
-            Level(
-                down(level),
-                Encoder(partial(block, level), depth=depth[level]),
-                LearnedPositions([extent // 2**level for extent in grid], dims[level]),
-                regions=regions[level],
-            )
-            for level in levels
-        )
+        for level, rates in enumerate(drop_path_rates(drop_path, depth)):
+            blocks = [block(level, drop) for drop in rates]
+            positions = LearnedPositions([extent // 2**level for extent in grid], dims[level])
+            self.stages.append(Level(down(level), blocks, positions, regions=regions[level]))
         self.norm = nn.LayerNorm(dims[-1], eps=norm_eps)
         start = partial(nn.init.trunc_normal_, std=0.02)
         init_linears(self, start)
@@ -236,3 +138,125 @@ class NesT(HierarchicalModel):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.reset_classifier(num_classes)
+
+    def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Return the map of the last level after the final norm."""
+        x = self.embed(images)
+        for level in self.stages:
+            x = level(x)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+class Level(nn.Module):
+    """A level of the hierarchy: aggregation, positions, and a transformer on each block of the map.
+
+    Args:
+        down: returns the map of this level from that of the one before.
+        blocks: the layers of the transformer, whose tokens are (b, blocks, n, d).
+        positions: added to the cells of the map.
+        regions: blocks along each axis.
+    """
+
+    def __init__(
+        self, down: nn.Module, blocks: Iterable[nn.Module], positions: LearnedPositions, *, regions: int
+    ) -> None:
+        super().__init__()
+        self.down = down
+        self.blocks = nn.ModuleList(blocks)
+        self.positions = positions
+        self.regions = regions
+
+    @layer
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b y x d"]:
+        """Return the map of this level."""
+        x = self.down(x)
+        height, width = x.shape[1:3]
+        # The grid is a list: tuples are compared with the table's, which tracing cannot follow.
+        x = self.positions(x.flatten(1, 2), prefix=0, grid=[height, width]).unflatten(1, (height, width))
+        tokens = to_blocks(x, self.regions)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return from_blocks(tokens, (height, width), self.regions)
+
+
+class BlockAttention(nn.Module):
+    """Multi-head self-attention within each block of an image.
+
+    Args:
+        dim: token dimension.
+        heads: number of heads of queries; they share the dimension.
+        kv_heads: number of heads of keys and values: as many, or one that all heads of queries share
+            (arXiv:1911.02150).
+        qkv_bias: use biases for queries, keys and values.
+        dropout: dropout on the output.
+        attn_dropout: dropout on the attention weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.dim_head = head_dim(dim, heads)
+        self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.dim_head, bias=qkv_bias)
+        self.kernel = FusedAttention(attn_dropout)
+        self.to_out = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(
+        self, x: Float[Tensor, "b t n d"]
+    ) -> tuple[Float[Tensor, "g h n e"], Float[Tensor, "g h n e"], Float[Tensor, "g h n e"]]:
+        """Project tokens to queries, keys and values, split into heads; blocks join the batch."""
+        parts = self.to_qkv(x).flatten(0, 1).unflatten(-1, (-1, self.dim_head)).transpose(1, 2)
+        q, k, v = parts.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        return q, k.expand_as(q), v.expand_as(q)
+
+    def forward(
+        self, x: Float[Tensor, "b t n d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b t n d"]:
+        """Attend from each token to the tokens of its block."""
+        mixed = merge_heads(self.kernel(*self.project(x))).view_as(x)
+        return self.dropout(self.to_out(mixed))
+
+
+class Aggregation(nn.Sequential):
+    """Merge blocks: convolution, LayerNorm and max-pooling of a map.
+
+    Args:
+        dim: input channels.
+        out_dim: output channels.
+        padding: "same" pools windows that begin at a cell of even place, as TensorFlow and JAX do;
+            "symmetric" those that have it in their middle.
+        norm_eps: epsilon of the LayerNorm.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, padding: str = "same", norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        check_choice("padding", padding, PADDINGS)
+        same = padding == "same"
+        self.add_module("conv", OnMap(nn.Conv2d(dim, out_dim, 3, padding=1)))
+        self.add_module("norm", nn.LayerNorm(out_dim, eps=norm_eps))
+        self.add_module("pool", OnMap(nn.MaxPool2d(3, 2, padding=0 if same else 1, ceil_mode=same)))
+
+
+@fx_leaf
+def to_blocks(x: Float[Tensor, "b h w d"], regions: int) -> Float[Tensor, "b t n d"]:
+    """Cut a map into so many blocks along each axis, in row-major order."""
+    blocks = windows([extent // regions for extent in x.shape[1:3]])
+    return blocks.split(x).unflatten(0, (x.shape[0], -1))
+
+
+@fx_leaf
+def from_blocks(
+    tokens: Float[Tensor, "b t n d"], grid: Sequence[int], regions: int
+) -> Float[Tensor, "b h w d"]:
+    """Put the blocks back in their places on a map; the inverse of `to_blocks`."""
+    return windows([extent // regions for extent in grid]).merge(tokens.flatten(0, 1), grid)

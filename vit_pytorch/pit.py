@@ -3,7 +3,8 @@
 B. Heo, S. Yun, D. Han, S. Chun, J. Choe, S. J. Oh 2021, arXiv:2103.16302.
 
 A ViT in stages like a convolutional network: between two stages a strided depth-wise convolution halves the
-map of patches and multiplies its channels; a linear layer does the latter for the class token. Patches overlap.
+map of patches and multiplies its channels; a linear layer does the latter for the class token. Patches
+overlap.
 
 Family: pyramid
 Differs from the paper: nothing.
@@ -23,13 +24,12 @@ from torch.fx import Proxy
 
 from vit_pytorch.hierarchical import HierarchicalModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, layer
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, is_tracing, layer
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import DistilledHead, make_classifier
-from vit_pytorch.layers.tracing import is_tracing
 
 Grid = tuple[int, ...]
 

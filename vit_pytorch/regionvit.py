@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
 from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Block, FeedForward, collect_outputs, drop_path_rates, layer
+from vit_pytorch.layers.blocks import Block, FeedForward, collect_outputs, drop_path_rates, fx_leaf, layer
 from vit_pytorch.layers.conv import OnMap, PositionGenerator
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
-from vit_pytorch.layers.tracing import fx_leaf
 from vit_pytorch.layers.windows import Partition, crop_map, pad_map, real_cells, windows
 
 PATCH = 4

@@ -30,12 +30,11 @@ from vit_pytorch.layers.attention import (
     merge_heads,
     split_heads,
 )
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates
+from vit_pytorch.layers.blocks import Block, FeedForward, concrete, drop_path_rates, fx_leaf
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.tracing import concrete, fx_leaf
 from vit_pytorch.layers.windows import Partition, crop_map, mask_padding, pad_map, windows
 
 PATCH = 4

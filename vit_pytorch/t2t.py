@@ -25,12 +25,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_leaf
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchGrid, PrefixTokens, pair
-from vit_pytorch.layers.positions import SequencePositions
-from vit_pytorch.layers.tracing import fx_leaf
+from vit_pytorch.layers.positions import SinCosPositions
 
 TokensType = Literal["transformer", "performer"]
 Pool = Literal["cls", "mean"]
@@ -123,7 +122,7 @@ class T2TViT(IsotropicModel):
         kernel = partial(FusedAttention, attn_dropout, qk_scale)
         self.patch_embed = TokensToToken(splits, channels, dim, token_dim=token_dim, block=token_block)
         self.prefix = PrefixTokens(dim, registers=num_registers)
-        self.positions = SequencePositions(grid.shape, dim, prefix=1)
+        self.positions = SinCosPositions(grid.shape, dim, prefix=1, sequence=True)
         self.dropout = nn.Dropout(emb_dropout)
         self.blocks = nn.ModuleList(
             Block(

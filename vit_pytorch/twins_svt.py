@@ -7,8 +7,8 @@ few summaries of the map, made by a convolution whose stride is its kernel. A de
 first block of a stage is the only source of positions. Without windows it is Twins-PCPVT.
 
 Family: pyramid
-Differs from the paper: nothing; as in the authors' code for detection, the last windows are padded with zeros,
-which the other cells see.
+Differs from the paper: nothing; as in the authors' code for detection, the last windows are padded with
+zeros, which the other cells see.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class TwinsSVT(HierarchicalModel):
         s1_patch_size: side of the patches of the map before that become cells.
         s1_local_patch_size: side of the windows in cells; None for a stage without windows, in which all
             blocks are global.
-        s1_global_k: side of the squares of cells that one key and value summarises. The paper's models have 8,
-            4, 2 and 1 from stage to stage.
+        s1_global_k: side of the squares of cells that one key and value summarises. The paper's models have
+            8, 4, 2 and 1 from stage to stage.
         s1_depth: number of pairs of blocks, one local and one global, or of global blocks if there are no
             windows.
         s2_emb_dim: see stage 1.

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, is_tracing, layer
 from vit_pytorch.layers.init import init_linears, init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import is_tracing
 from vit_pytorch.ssl.backbone import as_backbone
 
 

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from vit_pytorch.base import CONFIG_NAME, WEIGHTS_NAME
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, CrossAttention
-from vit_pytorch.layers.blocks import FeedForward, layer, set_grad_checkpointing
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
+from vit_pytorch.layers.blocks import FeedForward, fx_leaf, is_tracing, layer, set_grad_checkpointing
 from vit_pytorch.vit import ViT
 from vit_pytorch.weights import load_weights, read_safetensors
 from vit_pytorch.xcit import XCiT

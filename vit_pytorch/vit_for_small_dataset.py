@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention
-from vit_pytorch.layers.blocks import Block, FeedForward
+from vit_pytorch.layers.blocks import Block, FeedForward, fx_leaf, is_tracing
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 class SPT(nn.Module):

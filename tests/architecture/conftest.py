@@ -8,7 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vit_pytorch"
-MACHINERY = {"__init__", "__main__", "base", "isotropic", "hierarchical", "weights", "create", "cli"}
+MACHINERY = {
+    "__init__",
+    "__main__",
+    "base",
+    "isotropic",
+    "hierarchical",
+    "legacy",
+    "weights",
+    "create",
+    "cli",
+}
 WRAPPERS = {"recorder", "extractor", "efficient"}
 
 

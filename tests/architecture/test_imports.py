@@ -8,6 +8,7 @@ import vit_pytorch
 
 ORDER = (
     {"layers"},
+    {"legacy"},
     {"weights", "base", "ssl"},
     {"isotropic", "hierarchical"},
     {"papers"},

@@ -86,9 +86,12 @@ def test_intermediates_stop_early(model: VisionModel, images: Tensor):
     last = model.get_submodule(model.feature_info[-1]["module"])
     last.register_forward_hook(lambda *_: ran.append(True))
     for stop_early in (False, True):
-        model.forward_intermediates(images, [0], stop_early=stop_early)
+        model.forward_intermediates(images, [0], stop_early=stop_early, intermediates_only=True)
     assert len(model.feature_info) > 1
     assert len(ran) == 1
+    # The final features need all layers.
+    model.forward_intermediates(images, [0], stop_early=True)
+    assert len(ran) == 2
 
 
 @pytest.mark.parametrize("coarse", [False, True])

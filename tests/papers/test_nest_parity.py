@@ -81,8 +81,10 @@ def level_in_plain(level: Any, x: Tensor) -> Tensor:
     for i in range(level.regions):
         for j in range(level.regions):
             rows, columns = slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width)
-            block = x[:, rows, columns].flatten(1, 2)
-            out[:, rows, columns] = level.encoder(block[:, None])[:, 0].unflatten(1, (height, width))
+            tokens = x[:, rows, columns].flatten(1, 2)[:, None]
+            for block in level.blocks:
+                tokens = block(tokens)
+            out[:, rows, columns] = tokens[:, 0].unflatten(1, (height, width))
     return out
 
 
@@ -201,23 +203,23 @@ def from_jax(weights: dict[str, Tensor], model: NesT) -> dict[str, Tensor]:
         side = int(blocks.shape[2] ** 0.5)
         grid = (side * level.regions, side * level.regions)
         ours[f"stages.{i}.positions.table"] = windows((side, side)).merge(blocks[0], grid).flatten(1, 2)
-        for j in range(len(level.encoder.blocks)):
-            name, theirs = f"stages.{i}.encoder.blocks.{j}", f"EncoderNDBlock_{count}"
+        for j in range(len(level.blocks)):
+            name, theirs = f"stages.{i}.blocks.{j}", f"EncoderNDBlock_{count}"
             count += 1
-            norm(f"{name}.attention.norm", f"{theirs}/LayerNorm_0")
-            norm(f"{name}.feedforward.norm", f"{theirs}/LayerNorm_1")
-            layer(f"{name}.feedforward.branch.to_hidden", f"{theirs}/MlpBlock_0/Dense_0")
-            layer(f"{name}.feedforward.branch.to_out", f"{theirs}/MlpBlock_0/Dense_1")
+            norm(f"{name}.norm1", f"{theirs}/LayerNorm_0")
+            norm(f"{name}.norm2", f"{theirs}/LayerNorm_1")
+            layer(f"{name}.feedforward.to_hidden", f"{theirs}/MlpBlock_0/Dense_0")
+            layer(f"{name}.feedforward.to_out", f"{theirs}/MlpBlock_0/Dense_1")
             kind = next(key.split("/")[1] for key in weights if key.startswith(f"{theirs}/Multi"))
             both = "Dense_0" if kind.startswith("MultiQuery") else "DenseGeneral_1"
             for what, end in (("weight", "kernel"), ("bias", "bias")):
                 q = weights[f"{theirs}/{kind}/DenseGeneral_0/{end}"]
                 k, v = weights[f"{theirs}/{kind}/{both}/{end}"].chunk(2, dim=-1)
                 parts = [part.flatten(1).T if what == "weight" else part.flatten() for part in (q, k, v)]
-                ours[f"{name}.attention.branch.to_qkv.{what}"] = torch.cat(parts)
+                ours[f"{name}.attention.to_qkv.{what}"] = torch.cat(parts)
             out = weights[f"{theirs}/{kind}/proj_kernel"]
-            ours[f"{name}.attention.branch.to_out.weight"] = out.flatten(0, 1).T
-            ours[f"{name}.attention.branch.to_out.bias"] = weights[f"{theirs}/{kind}/bias"]
+            ours[f"{name}.attention.to_out.weight"] = out.flatten(0, 1).T
+            ours[f"{name}.attention.to_out.bias"] = weights[f"{theirs}/{kind}/bias"]
     norm("norm", "LayerNorm_0")
     layer("head", "Dense_0")
     return ours
@@ -257,7 +259,7 @@ def test_smaller_image_is_timms_model_of_that_size(size: int) -> None:
         side, block = level.pos_embed.shape[1:3]
         assert side == 4 ** (2 - i)
         extent = int((side * block) ** 0.5)
-        table = model.stages[i].positions((extent, extent)).unflatten(1, (extent, extent))
+        table = model.stages[i].positions.table_for((extent, extent)).unflatten(1, (extent, extent))
         state[f"levels.{i}.pos_embed"] = timm_nest.blockify(table, int(block**0.5))
     smaller.load_state_dict(state)
     x = images(size, size)
@@ -275,7 +277,7 @@ def test_blocks_of_images_that_are_not_square(size: tuple[int, int]) -> None:
     assert difference(model.forward_features(images(*size)), want) < TOLERANCE
     other = NesT(**{**OURS, "image_size": size}).eval()
     tables = {
-        f"stages.{i}.positions.table": level.positions(other.stages[i].positions.grid)
+        f"stages.{i}.positions.table": level.positions.table_for(other.stages[i].positions.grid)
         for i, level in enumerate(model.stages)
     }
     other.load_state_dict({**model.state_dict(), **tables})
@@ -317,9 +319,9 @@ def test_positions_of_all_levels_are_resized_to_an_oblong_grid_and_back() -> Non
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((36, 32), r"\(36, 32\) exceeds the largest that the model takes, \(32, 32\)"),
-        ((28, 32), r"\(28, 32\) is not a multiple of \(8, 8\)"),
-        ((4, 4), r"\(4, 4\) is not a multiple of \(8, 8\)"),
+        ((36, 32), r"at most \(32, 32\), got \(36, 32\)"),
+        ((28, 32), r"a multiple of \(8, 8\), got \(28, 32\)"),
+        ((4, 4), r"a multiple of \(8, 8\), got \(4, 4\)"),
     ],
 )
 def test_size_that_the_hierarchy_does_not_divide_is_refused(size: tuple[int, int], message: str) -> None:
@@ -340,8 +342,8 @@ def test_every_level_has_a_vector_of_position_for_every_place() -> None:
 def test_queries_keys_and_values_have_biases_and_patches_no_norm() -> None:
     model = NesT(**OURS)
     for level in model.stages:
-        for block in level.encoder.blocks:
-            assert block.attention.branch.to_qkv.bias is not None
+        for block in level.blocks:
+            assert block.attention.to_qkv.bias is not None
     assert [name for name, _ in model.stages[0].down.named_parameters()] == [
         "layers.0.weight",
         "layers.0.bias",
@@ -389,11 +391,14 @@ def test_a_dropped_branch_is_dropped_in_all_blocks_of_a_sample() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"heads": (2, 4)}, r"heads is one number or one for each of 3 stages, got \(2, 4\)"),
-        ({"block_repeats": (2, 2)}, r"block_repeats is one number or one for each of 3 stages, got \(2, 2\)"),
-        ({"heads": 5}, "width 24 is not a multiple of 5 heads"),
-        ({"image_size": 20}, r"image size \(20, 20\) is not a multiple of \(8, 8\)"),
-        ({"num_hierarchies": 0}, "at least 1 level, got 0"),
+        ({"heads": (2, 4)}, r"heads must be one number or one for each of 3 stages, got \(2, 4\)"),
+        (
+            {"block_repeats": (2, 2)},
+            r"block_repeats must be one number or one for each of 3 stages, got \(2, 2\)",
+        ),
+        ({"heads": 5}, "dim must be a multiple of heads, got dim=24 and heads=5"),
+        ({"image_size": 20}, r"a multiple of \(8, 8\), got \(20, 20\)"),
+        ({"num_hierarchies": 0}, "num_hierarchies must be at least 1, got 0"),
         ({"padding": "valid"}, "padding must be one of same, symmetric; got 'valid'"),
     ],
 )

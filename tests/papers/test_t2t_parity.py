@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.layers.positions import SequencePositions
+from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.t2t import RandomFeatures, SoftSplit, T2TViT
@@ -196,7 +196,7 @@ def test_first_residual_of_a_token_block_adds_the_values() -> None:
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
 def test_positions_are_those_of_the_sequence(grid: tuple[int, int]) -> None:
-    table = SequencePositions(grid, 12, prefix=1).table
+    table = SinCosPositions(grid, 12, prefix=1, sequence=True).table
     for place in range(1 + math.prod(grid)):
         for i in range(6):
             angle = place / 10_000 ** (2 * i / 12)
@@ -210,7 +210,7 @@ def test_positions_are_fixed_and_a_smaller_input_keeps_its_places() -> None:
     assert model.no_weight_decay() == {"prefix.class_token"}
     nn.init.zeros_(model.prefix.class_token)
     nn.init.zeros_(model.patch_embed.proj.weight)
-    table = SequencePositions((4, 4), 48, prefix=1).table[0]
+    table = SinCosPositions((4, 4), 48, prefix=1, sequence=True).table[0]
     tokens = model.embed(images(32, 48))[0]
     places = [0, *(1 + 4 * row + column for row in range(2) for column in range(3))]
     assert torch.equal(tokens, table[places])

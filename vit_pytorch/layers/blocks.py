@@ -1,27 +1,84 @@
-"""The transformer block and its parts: feed-forward, LayerScale, stochastic depth."""
+"""The transformer block and its parts; and what surrounds forward functions: checkpointing, tracing."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    jit_is_tracing,
+)
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+# PyTorch does not declare that it exports it.
+TRACER_WARNING: type[Warning] = torch.jit.TracerWarning  # type: ignore[attr-defined]
 # PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
 # Versions in between are unknown, so that layers with batch norms keep their activations there.
 COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
+
+
+def is_tracing(*values: object) -> bool:
+    """Return whether a graph is being traced, by FX of these values, by `torch.jit.trace` or by a compiler.
+
+    Checks of shapes and types are skipped then: they would become part of the graph, or end the trace.
+    """
+    return torch.compiler.is_compiling() or jit_is_tracing() or any(isinstance(v, Proxy) for v in values)
+
+
+def static_size(size: Sequence[int]) -> tuple[int, ...]:
+    """Return a size as numbers; a graph of `torch.jit.trace` serves the size of its example."""
+    if not jit_is_tracing():
+        return tuple(size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TRACER_WARNING)
+        return tuple(int(extent) for extent in size)
+
+
+def concrete(extent: int) -> int:
+    """Return a size as a number, also where `torch.jit.trace` stands in a tensor for it; for `fx_leaf`s."""
+    return int(extent) if jit_is_tracing() else extent
+
+
+def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
+
+    `torch.fx.wrap` does the same for the module in which it stands alone; this one acts wherever the function
+    is imported. Sizes stay dynamic in the graph. `torch.jit.trace` is not to warn of what the function
+    decides by the sizes of maps: its graph serves one size, and batches of any.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if jit_is_tracing():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TRACER_WARNING)
+                return function(*args, **kwargs)
+        proxy = next((value for value in (*args, *kwargs.values()) if isinstance(value, Proxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        # A proxy stands for what the function will return.
+        return proxy.tracer.create_proxy("call_function", call, args, kwargs)  # type: ignore[return-value]
+
+    return call
 
 
 class QuickGELU(nn.Module):
@@ -186,7 +243,8 @@ def set_grad_checkpointing(module: nn.Module, enable: bool = True) -> None:
     if not layers:
         raise ValueError(f"{type(module).__name__} has no layers whose activations can be recomputed")
     for part in layers:
-        part.grad_checkpointing = enable
+        # A stage of blocks leaves it to them.
+        part.grad_checkpointing = enable and len(layers_of(part)) == 1  # type: ignore[assignment]
 
 
 class Enough(Exception):  # noqa: N818
@@ -208,7 +266,8 @@ def collect_outputs(layers: Iterable[nn.Module], *, stop_early: bool = False) ->
     if any(getattr(part, "outputs", None) is not None for part in layers):
         raise RuntimeError("intermediate features of one model can be computed by one thread at a time")
     for part in layers:
-        part.outputs, part.enough = outputs, len(layers) if stop_early else 0
+        part.outputs = outputs  # type: ignore[assignment]
+        part.enough = len(layers) if stop_early else 0  # type: ignore[assignment]
     try:
         yield outputs
     except Enough:

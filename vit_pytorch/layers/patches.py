@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from vit_pytorch.layers.attention import jit_is_tracing
+from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -88,7 +89,7 @@ class PatchGrid:
         """
         if isinstance(size, Proxy):
             return self.shape
-        if torch.jit.is_tracing():
+        if jit_is_tracing():
             size = static_size(size)
         elif not torch.compiler.is_compiling():
             if min(size) < 1:

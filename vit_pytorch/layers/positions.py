@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.options import Option
-from vit_pytorch.layers.tracing import fx_leaf, static_size
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
@@ -87,6 +87,22 @@ def sincos_table(
     return F.pad(table, (0, dim - table.shape[1]))[None].float()
 
 
+def sequence_table(length: int, dim: int) -> Float[Tensor, "1 n d"]:
+    """Compute fixed embeddings of positions in a sequence (Vaswani et al. 2017, section 3.5).
+
+    Sines and cosines of the position alternate, with frequencies that fall geometrically from 1 to nearly
+    1 / 10,000.
+
+    Args:
+        length: number of positions.
+        dim: token dimension.
+    """
+    positions = torch.arange(length, dtype=torch.float64)
+    channel = torch.arange(dim)
+    angles = positions[:, None] * 10_000 ** -((channel - channel % 2).double() / dim)
+    return torch.where(channel % 2 == 0, angles.sin(), angles.cos())[None].float()
+
+
 class ComputedBuffers(nn.Module):
     """Base class of modules with buffers that follow from their settings, and are therefore not saved.
 
@@ -104,7 +120,7 @@ class ComputedBuffers(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComputedBuffers:
         empty = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in self.compute_buffers().items() if empty else ():
             own = self._buffers[name]
             if name in empty and own is not None and not own.is_meta:
@@ -238,17 +254,30 @@ class Learned2DPositions(Positions):
 
 
 class SinCosPositions(Positions):
-    """Fixed sine and cosine embeddings of a grid of one to three axes (see `sincos_table`).
+    """Fixed sine and cosine embeddings (see `sincos_table` and `sequence_table`).
 
     Args:
         grid: cells along each axis, of the largest input.
         dim: token dimension, a multiple of 4 for two axes.
         prefix: rows for prefix tokens.
+        endpoint: see `sincos_table`.
+        sequence: embed positions in the sequence, prefix tokens first, instead of those along the axes. A
+            smaller grid has the positions that its cells have in the largest one.
     """
 
-    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+    def __init__(
+        self,
+        grid: Sequence[int],
+        dim: int,
+        *,
+        prefix: int = 0,
+        endpoint: bool = True,
+        sequence: bool = False,
+    ) -> None:
         super().__init__(grid, prefix=prefix)
         self.dim = dim
+        self.endpoint = endpoint
+        self.sequence = sequence
         self.register_computed()
 
     def compute_buffers(self) -> dict[str, Tensor]:
@@ -256,23 +285,10 @@ class SinCosPositions(Positions):
         return {"table": self.compute(self.grid, self.dim)}
 
     def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
-        """Compute the table of a grid; the rows of prefix tokens, which are zero, come first."""
-        return F.pad(sincos_table(grid, dim), (0, 0, self.prefix, 0))
-
-
-class SequencePositions(SinCosPositions):
-    """Fixed embeddings of positions in the sequence, prefix tokens first (Vaswani et al. 2017, section 3.5).
-
-    Sines and cosines of the position alternate, with frequencies that fall geometrically from 1 to nearly
-    1 / 10,000. A smaller grid has the positions that its cells have in the largest one.
-    """
-
-    def compute(self, grid: Sequence[int], dim: int) -> Float[Tensor, "1 n d"]:
-        """Compute the table: the rows of prefix tokens, then the cells in row-major order."""
-        positions = torch.arange(self.prefix + prod(grid), dtype=torch.float64)
-        channel = torch.arange(dim)
-        angles = positions[:, None] * 10_000 ** -((channel - channel % 2).double() / dim)
-        return torch.where(channel % 2 == 0, angles.sin(), angles.cos())[None].float()
+        """Compute the table of a grid; the rows of prefix tokens, zero along axes, come first."""
+        if self.sequence:
+            return sequence_table(self.prefix + prod(grid), dim)
+        return F.pad(sincos_table(grid, dim, endpoint=self.endpoint), (0, 0, self.prefix, 0))
 
 
 class FactorisedPositions(Positions):
@@ -294,11 +310,11 @@ class FactorisedPositions(Positions):
             nn.init.trunc_normal_(table, std=0.02)
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = 0, grid: Sequence[int] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Add the embeddings to the patches; prefix tokens have none."""
         table = self.table_for(self.grid if grid is None else grid)
-        return tokens + F.pad(table, (0, 0, prefix, 0))
+        return tokens + F.pad(table, (0, 0, prefix or 0, 0))
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells."""
@@ -407,4 +423,4 @@ class Sequential(Option):
 
     def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
         """Build the table for a grid."""
-        return SequencePositions(grid, dim)
+        return SinCosPositions(grid, dim, sequence=True)

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
 from vit_pytorch.layers.positions import ComputedBuffers
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:

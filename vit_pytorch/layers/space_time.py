@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
-from vit_pytorch.layers.blocks import Block, layer
+from vit_pytorch.layers.blocks import Block, fx_leaf, is_tracing, layer
 from vit_pytorch.layers.patches import PatchGrid
-from vit_pytorch.layers.tracing import fx_leaf, is_tracing
 
 
 class SpaceAttention(Attention):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs
-from vit_pytorch.layers.tracing import fx_leaf
+from vit_pytorch.layers.blocks import fx_leaf
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Backbone(Protocol):
         grid: Sequence[int] | None = None,
         ids_keep: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Run the encoder and its final norm on tokens; `ids_keep` are the positions of the patches among them."""
+        """Run the encoder and its final norm on tokens; `ids_keep` are the positions of the patches among
+        them."""
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Compute the tokens after the final norm."""

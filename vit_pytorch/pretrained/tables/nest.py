@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vit_pytorch.layers.windows import windows
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
-from vit_pytorch.pretrained.tables.blocks_v01 import timm_block
+from vit_pytorch.pretrained.tables.blocks import timm_block
 
-BLOCK = "stages.{i}.encoder.blocks.{j}"
+BLOCK = "stages.{i}.blocks.{j}"
 THEIRS = "levels.{i}.transformer_encoder.{j}"
 
 
@@ -36,7 +36,7 @@ HEADS_INNER = Transform(
     lambda tensor, attention: (tensor.unflatten(1, (attention.heads, -1)).transpose(1, 2).flatten(1),),
 )
 
-OURS = own_format("stages.0.encoder.blocks.0.attention.branch.to_qkv.weight")
+OURS = own_format("stages.0.blocks.0.attention.to_qkv.weight")
 TIMM = Format(
     name="timm",
     marks=("levels.0.transformer_encoder.0.attn.qkv.weight",),
@@ -45,7 +45,7 @@ TIMM = Format(
         Rule("stages.{i}.down.conv.layers.0.{p}", "levels.{i}.pool.conv.{p}"),
         Rule("stages.{i}.down.norm.{p}", "levels.{i}.pool.norm.{p}"),
         Rule("stages.{i}.positions.table", "levels.{i}.pos_embed", POSITIONS),
-        Rule(f"{BLOCK}.attention.branch.to_out.weight", f"{THEIRS}.attn.proj.weight", HEADS_INNER),
+        Rule(f"{BLOCK}.attention.to_out.weight", f"{THEIRS}.attn.proj.weight", HEADS_INNER),
         *timm_block(BLOCK, THEIRS),
         Rule("norm.{p}", "norm.{p}"),
         Rule("head.{p}", "head.{p}"),

@@ -17,7 +17,8 @@ DECODER = ("decoder_pred.{p}", "final_layer.{p}", "time_embed.{i}.{p}", "label_e
 
 
 class LongSkipFormat(NumberedFormat):
-    """A layout that numbers the blocks of each half on its own; to the rules, they are one row of `layers`."""
+    """A layout that numbers the blocks of each half on its own; to the rules, they are one row of
+    `layers`."""
 
     def places(self, model: Any) -> dict[str, str]:
         """Give where blocks are in the sequence of all; see `NumberedFormat.places`."""

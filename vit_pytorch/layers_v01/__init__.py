@@ -1,1 +1,0 @@
-"""Parts that two or more papers use."""

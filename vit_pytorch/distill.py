@@ -26,7 +26,7 @@ from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.patches import PrefixTokens
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import DistilledHead, TwoHeads, make_classifier
+from vit_pytorch.layers.tokens import DistilledHead, TwoHeads, classify_pair, make_classifier
 from vit_pytorch.t2t import T2TViT
 from vit_pytorch.vit import ViT
 
@@ -80,10 +80,7 @@ class Distillable(IsotropicModel):
             features: output of `forward_features`.
             pre_logits: return the mean of what enters the classifiers.
         """
-        pooled = self.pool_features(features)
-        if pre_logits or self.num_classes == 0:
-            return pooled.unflatten(-1, (2, -1)).mean(dim=1)
-        return self.head(pooled)
+        return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace both classifiers by new ones; the constructor's call, the first, adds the token.

@@ -29,7 +29,7 @@ from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
-from vit_pytorch.layers.tokens import DistilledHead, make_classifier
+from vit_pytorch.layers.tokens import DistilledHead, classify_pair, make_classifier
 
 Grid = tuple[int, ...]
 
@@ -58,8 +58,8 @@ class PiT(HierarchicalModel):
         attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         distilled: have a distillation token with a classifier of its own; the logits are the mean of both
-            classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is both
-            tokens, concatenated.
+            classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the mean
+            of both tokens.
         norm_eps: epsilon of the LayerNorms.
 
     Raises:
@@ -107,7 +107,6 @@ class PiT(HierarchicalModel):
         self.patch = patch
         self.stride = stride
         self.num_prefix_tokens = 2 if distilled else 1
-        self.classifier_dim = self.num_prefix_tokens * dims[-1]
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
         self.patch_embed = nn.Conv2d(channels, dims[0], patch, stride)
@@ -177,7 +176,7 @@ class PiT(HierarchicalModel):
         self.check_images(images)
         grid = self.fit(images.shape[2:])
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
-        patches = self.dropout(self.positions(patches, grid=grid))
+        patches = self.dropout(self.positions(patches, prefix=0, grid=grid))
         return torch.cat([self.tokens.expand(patches.shape[0], -1, -1), patches], dim=1)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -191,6 +190,14 @@ class PiT(HierarchicalModel):
     def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """Return the class token, and the distillation token if there is one, concatenated."""
         return features[:, : self.num_prefix_tokens].flatten(1)
+
+    def forward_head(
+        self, features: Float[Tensor, "b n d"], pre_logits: bool = False
+    ) -> Float[Tensor, "b k"]:
+        """Classify the class token, and the distillation token if there is one; see `VisionModel`."""
+        if self.num_prefix_tokens == 1:
+            return super().forward_head(features, pre_logits)
+        return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
 
     def split_prefix(
         self, output: Float[Tensor, "b n d"], stage: int, size: Sequence[int]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.options import Option
 
@@ -160,7 +161,7 @@ class Positions(ComputedBuffers):
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
-        if prefix == self.prefix and isinstance(grid, tuple) and grid == self.grid:
+        if not jit_is_tracing() and prefix == self.prefix and isinstance(grid, tuple) and grid == self.grid:
             return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 

@@ -93,6 +93,19 @@ class DistilledHead(nn.Module):
         return (token + distilled) / 2
 
 
+def classify_pair(pair: Float[Tensor, "b e"], head: nn.Module, *, pre_logits: bool) -> Float[Tensor, "b k"]:
+    """Return the mean logits of a `DistilledHead`, or the mean of both tokens, which is the embedding.
+
+    Args:
+        pair: class token and distillation token, concatenated.
+        head: the classifier; the identity for none.
+        pre_logits: return the embedding.
+    """
+    if pre_logits or isinstance(head, nn.Identity):
+        return pair.unflatten(-1, (2, -1)).mean(dim=1)
+    return head(pair)
+
+
 def make_classifier(
     dim: int, num_classes: int, *, like: Tensor, kind: type[nn.Linear | DistilledHead] = nn.Linear
 ) -> nn.Module:

@@ -58,8 +58,8 @@ class PiT(HierarchicalModel):
         attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         distilled: have a distillation token with a classifier of its own; the logits are the mean of both
-            classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the mean
-            of both tokens.
+            classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the
+            mean of both tokens.
         norm_eps: epsilon of the LayerNorms.
 
     Raises:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vit_pytorch import list_models
 from vit_pytorch.base import VisionModel
 from vit_pytorch.registry import ModelEntry, find_entry
+from vit_pytorch.registry.entry import NO_BATCH
 
 OPTIONS = {
     "conv_registers": {
@@ -64,11 +65,10 @@ OPTIONS = {
 }
 
 
-# Opacus needs modules that own parameters to take one tensor of the batch.
-NO_BATCH = {"gradients_per_sample": "parameters of tables that no tensor of the batch enters"}
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "relative_both_pools": NO_BATCH,
     "relative_by_layer": NO_BATCH,
+    "map_qk_norm": NO_BATCH,
     "mixed_patch_dropout": NO_BATCH,
     "values_hyper_connections": {
         "gradients_per_sample": "connections own parameters beside modules that own some",

@@ -381,6 +381,8 @@ def test_widths(build, model: VisionModel, images: Tensor):
     assert embedding.shape == (3, model.head_hidden_size)
     assert embedding.shape == model.forward_head(features, pre_logits=True).shape
     # One vector of the features' width, unless the caller asks for another by an argument.
-    width = model.config.get("representation_size") or model.num_features
+    head = model.config.get("head")
+    hidden = head.get("hidden_dim") if isinstance(head, dict) else model.config.get("representation_size")
+    width = hidden or model.num_features
     width *= 2 if model.config.get("pool") == "cls+mean" else 1
     assert model.head_hidden_size == width

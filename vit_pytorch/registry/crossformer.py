@@ -1,7 +1,7 @@
 """The CrossFormer paper's models at four sizes (Wang et al. 2021, table 1)."""
 
 from vit_pytorch.crossformer import CrossFormer
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import FOLDED, IMAGENET, ModelEntry
 
 SIZES = {
     "tiny": ({"dim": (64, 128, 256, 512), "depth": (1, 1, 8, 6)}, 27_776_794),
@@ -34,6 +34,7 @@ ENTRIES = [
         parameters=parameters,
         tiny=TINY,
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
+        exceptions=FOLDED,
     )
     for size, (arguments, parameters) in SIZES.items()
 ]

@@ -12,6 +12,15 @@ from vit_pytorch.legacy import upgrade_arguments
 # The mean and standard deviation of ImageNet's colours, by which most published models prepare images.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
+# Promises that tools of other libraries cannot keep for a kind of model.
+FOLDED = {
+    "gradients_per_sample": "Opacus takes windows that are folded into the batch for samples, and maps whose "
+    "channels come last for maps whose channels come first"
+}
+NO_BATCH = {
+    "gradients_per_sample": "Opacus needs parameters to meet a tensor of the batch in their own module"
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:

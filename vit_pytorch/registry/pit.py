@@ -33,9 +33,9 @@ TINY = {
     "heads": 2,
     "mlp_dim": 32,
 }
-EXCEPTIONS = {
-    "feature_info": "patches overlap without padding, so the map has one cell less than pixels by stride"
-}
+OVERLAP = "patches overlap without padding, so the map has one cell less than pixels by stride"
+EXCEPTIONS = {"feature_info": OVERLAP, "grad_cam": OVERLAP}
+PAIR = {"features_then_head": "the embedding is the mean of two tokens with a classifier each, as in timm"}
 
 
 def _entry(size: str, distilled: bool) -> ModelEntry:
@@ -54,7 +54,7 @@ def _entry(size: str, distilled: bool) -> ModelEntry:
         tiny=TINY,
         default_cfg=PREPARE,
         hub_id=f"timm/{name}.in1k",
-        exceptions=EXCEPTIONS,
+        exceptions={**EXCEPTIONS, **(PAIR if distilled else {})},
     )
 
 

@@ -1,7 +1,7 @@
 """The RegionViT paper's models at four sizes, and the two that serve detection with larger regions."""
 
 from vit_pytorch.regionvit import RegionViT
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import FOLDED, IMAGENET, ModelEntry
 
 SIZES = {
     "tiny": {"dim": (64, 128, 256, 512), "depth": (2, 2, 8, 2), "tokenize_local_3_conv": True},
@@ -43,7 +43,7 @@ def _entry(size: str, window: int, peg: bool) -> ModelEntry:
         parameters=PARAMETERS[size, window, peg],
         tiny={**TINY, "use_peg": peg, "tokenize_local_3_conv": peg},
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
-        exceptions=EXCEPTIONS,
+        exceptions={**EXCEPTIONS, **FOLDED},
     )
 
 

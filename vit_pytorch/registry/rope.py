@@ -1,6 +1,6 @@
 """RoPE-ViT's models: rotary positions, with and without learned ones (Heo et al. 2024, arXiv:2403.13298)."""
 
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, NO_BATCH, ModelEntry
 from vit_pytorch.registry.vit import SIZES, TINY
 from vit_pytorch.vit import ViT
 
@@ -38,6 +38,7 @@ def _entry(size: str, kind: str) -> ModelEntry:
         # One with both kinds of positions, one with rotary ones alone.
         tiny={**TINY, "num_classes": 7, "positions": "learned+rope" if rope == "rope" else rope},
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9},
+        exceptions=NO_BATCH if "mixed" in kind else {},
         hub_id=f"timm/{name}.naver_in1k",
     )
 

@@ -1,6 +1,6 @@
 """The four models of ScalableViT's authors (Yang et al. 2022)."""
 
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import FOLDED, IMAGENET, ModelEntry
 from vit_pytorch.scalable_vit import ScalableViT
 
 # The paper gives the width of queries and keys as a factor on the width of a head, which is 32.
@@ -59,6 +59,7 @@ def _entry(size: str) -> ModelEntry:
         parameters=PARAMETERS[size],
         tiny={**TINY, **hidden},
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9},
+        exceptions=FOLDED,
     )
 
 

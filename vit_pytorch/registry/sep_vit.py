@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import FOLDED, IMAGENET, ModelEntry
 from vit_pytorch.sep_vit import SepViT
 
 SIZES: dict[str, tuple[dict[str, Any], int]] = {
@@ -32,6 +32,7 @@ def _entry(size: str) -> ModelEntry:
         parameters=parameters,
         tiny=TINY,
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
+        exceptions=FOLDED,
     )
 
 

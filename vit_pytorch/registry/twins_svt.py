@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import FOLDED, IMAGENET, ModelEntry
 from vit_pytorch.twins_svt import TwinsSVT
 
 REDUCTION = (8, 4, 2, 1)
@@ -50,6 +50,7 @@ def _entry(size: str) -> ModelEntry:
         parameters=parameters,
         tiny=TINY_WINDOWS if size.startswith("svt") else TINY,
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9},
+        exceptions=FOLDED,
         hub_id=f"timm/twins_{size}.in1k",
     )
 

@@ -6,7 +6,7 @@
 
 from typing import Any
 
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import NO_BATCH, ModelEntry
 from vit_pytorch.registry.vit import SIZES
 from vit_pytorch.registry.vit_3d import TINY
 from vit_pytorch.vivit import ViViT
@@ -52,6 +52,8 @@ def _entry(name: str) -> ModelEntry:
         tiny=tiny,
         default_cfg=PREPARE,
         hub_id=PUBLISHED.get(name),
+        # The class token of the frames gets its position outside the module of the positions.
+        exceptions=NO_BATCH if variant == "factorized_encoder" else {},
     )
 
 

@@ -48,7 +48,11 @@ RELEASES = {
 }
 TIMM_OPTIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("", {}, {}),
-    (", mean", {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}, {"global_pool": "avg"}),
+    (
+        ", mean",
+        {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}},
+        {"global_pool": "avg"},
+    ),
     (", `map`", {"pool": "map"}, {"global_pool": "map", "class_token": False}),
     (", `qk_norm`", {"qk_norm": True}, {"qk_norm": True}),
 )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, to_json
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
@@ -71,7 +72,7 @@ class VisionModel(
             raise ValueError(
                 f"num_classes must be at least 0 and channels 1, got {num_classes} and {channels}"
             )
-        self.register_load_state_dict_pre_hook(upgrade_on_load)
+        self.register_load_state_dict_pre_hook(upgrade_on_load)  # type: ignore[no-untyped-call]
         # A name for what enters the classifier, which wrappers ask for.
         self.to_latent = nn.Identity()
         self.num_classes = num_classes
@@ -230,7 +231,7 @@ class VisionModel(
             ValueError: naming what was expected and what came.
         """
         # Checks would become part of a traced graph, or end the trace.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(images, Proxy):
+        if torch.compiler.is_compiling() or jit_is_tracing() or isinstance(images, Proxy):
             return
         rank = 2 + len(self.image_size)
         if images.ndim != rank:

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    head_dim,
+    jit_is_tracing,
+)
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer, static_size
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
@@ -181,7 +188,7 @@ class ConvGrid(PatchGrid):
         """
         if isinstance(size, Proxy):
             return self.shape
-        if torch.jit.is_tracing():
+        if jit_is_tracing():
             size = static_size(size)
         elif not torch.compiler.is_compiling():
             if min(size) < 1 or any(s > largest for s, largest in zip(size, self.size, strict=True)):

@@ -140,7 +140,7 @@ class CrossViT(VisionModel):
         self.reset_classifier(num_classes)
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_prefix_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches, in either branch."""
         return 1
 

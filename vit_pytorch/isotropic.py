@@ -14,7 +14,7 @@ from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import AttentionPool, make_classifier
+from vit_pytorch.layers.tokens import make_classifier
 
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
@@ -65,11 +65,11 @@ class IsotropicModel(VisionModel):
         self.fc_norm = nn.Identity()
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
-        self.attention_pool: AttentionPool | None = None
+        self.attention_pool = None
         self.classifier_dim = dim
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_prefix_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches in the output of `forward_features`."""
         return len(self.prefix)
 
@@ -178,8 +178,8 @@ class IsotropicModel(VisionModel):
         outputs = [self.layer_tokens(output) for output in outputs]
         if output_fmt == "NCHW" and any(tokens.shape[1] - prefix != prod(grid) for tokens in outputs):
             raise ValueError(
-                f"a map needs all {prod(grid)} patches, and patch_dropout leaves {outputs[0].shape[1] - prefix} "
-                "of them: use output_fmt='NLC', or eval mode"
+                f"a map needs all {prod(grid)} patches, and patch_dropout leaves "
+                f"{outputs[0].shape[1] - prefix} of them: use output_fmt='NLC', or eval mode"
             )
         if norm:
             outputs = [self.norm(tokens) for tokens in outputs]

@@ -90,7 +90,7 @@ class MAE(nn.Module):
         fixed_positions: bool = False,
     ) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(upgrade_on_load)
+        self.register_load_state_dict_pre_hook(upgrade_on_load)  # type: ignore[no-untyped-call]
         check_ratio("masking_ratio", masking_ratio)
         self.encoder = as_maskable(encoder)
         grid = self.encoder.grid

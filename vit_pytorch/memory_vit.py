@@ -98,7 +98,7 @@ class MemoryViT(VisionModel):
         return model
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_prefix_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches; the task's class token is the first."""
         return self.adapter.vit.num_prefix_tokens + int(self.adapter.mode == "extend")
 

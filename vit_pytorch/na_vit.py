@@ -243,7 +243,8 @@ class NaViT(IsotropicModel):
         Returns:
             Tokens (b n d) of a batch; of a list, the tokens (n d) of each image, in order.
         """
-        packing, order = None, []
+        packing: Packing | None = None
+        order: list[int] = []
         if is_batch(images):
             tokens = self.embed(images)
             if longest is not None:

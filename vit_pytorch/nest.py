@@ -171,7 +171,8 @@ class Level(nn.Module):
         """Return the map of this level."""
         x = self.down(x)
         height, width = x.shape[1:3]
-        x = self.positions(x.flatten(1, 2), grid=(height, width)).unflatten(1, (height, width))
+        # The grid is a list: tuples are compared with the table's, which tracing cannot follow.
+        x = self.positions(x.flatten(1, 2), prefix=0, grid=[height, width]).unflatten(1, (height, width))
         tokens = to_blocks(x, self.regions)
         for block in self.blocks:
             tokens = block(tokens)

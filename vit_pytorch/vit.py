@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ class ViT(IsotropicModel):
         check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
         warn_if_few(grid)
         added, inside = read_positions(positions)
-        stem = read_option("stem", stem, STEMS)
+        stem = cast(LinearStem | ConvolutionalStem, read_option("stem", stem, STEMS))
         head = read_option("head", head, {"linear": Head})
         values = read_value_residual(value_residual)
         streams = read_hyper_connections(hyper_connections)
@@ -171,8 +171,9 @@ class ViT(IsotropicModel):
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
             # A bias before CLIP's norm would nearly cancel there.
-            bias = not stem.pre_norm
-            self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=patch_norm_eps, bias=bias)
+            self.patch_embed = PatchEmbed(
+                grid, channels, dim, norm_eps=patch_norm_eps, bias=not stem.pre_norm
+            )
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)

@@ -71,7 +71,8 @@ def test_embeddings_are_corrupted_before_they_have_positions():
         for n in range(36):
             token = method.mask_token[0, 0] if found.masked[b, n] else clean[b, found.source[b, n]]
             torch.testing.assert_close(seen[0][b, 1 + n], token + table[0, 1 + n])
-    torch.testing.assert_close(seen[0][:, :1], (method.transformer.prefix.class_token + table[:, :1]).expand(2, -1, -1))
+    first = method.transformer.prefix.class_token + table[:, :1]
+    torch.testing.assert_close(seen[0][:, :1], first.expand(2, -1, -1))
 
 
 def test_colours_in_plain_loops():

@@ -12,7 +12,7 @@ import yaml
 from vit_pytorch.cli.layers import UsageError, option_value, without_option
 from vit_pytorch.layers.options import read_option
 from vit_pytorch.legacy import FLAT_OPTIONS, parts_of, upgrade_arguments
-from vit_pytorch.registry import ModelEntry
+from vit_pytorch.registry.entry import ModelEntry
 
 
 def upgrade_layer(layer: Mapping[str, Any], entry: ModelEntry) -> dict[str, Any]:

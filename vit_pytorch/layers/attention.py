@@ -21,6 +21,8 @@ from vit_pytorch.layers.init import init_xavier
 if TYPE_CHECKING:
     from vit_pytorch.layers.packing import Packing
 
+# PyTorch does not declare that it exports it.
+jit_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 MAX_PLAIN_KEYS = 1024
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 # PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
@@ -102,7 +104,7 @@ class FusedAttention(nn.Module):
 
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
-    if not isinstance(q, Tensor) or torch.jit.is_tracing():
+    if not isinstance(q, Tensor) or jit_is_tracing():
         # Proxies and traced sizes have no values to decide by.
         return False
     if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:

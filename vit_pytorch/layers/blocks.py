@@ -16,13 +16,21 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    jit_is_tracing,
+)
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R")
+# PyTorch does not declare that it exports it.
+TRACER_WARNING: type[Warning] = torch.jit.TracerWarning  # type: ignore[attr-defined]
 # PyTorch 2.6 compiles recomputed batch norms so that a batch counts twice in their statistics; 2.14 does not.
 # Versions in between are unknown, so that layers with batch norms keep their activations there.
 COMPILED_RECOMPUTATION_COUNTS = torch.__version__ < "2.14"
@@ -33,23 +41,21 @@ def is_tracing(*values: object) -> bool:
 
     Checks of shapes and types are skipped then: they would become part of the graph, or end the trace.
     """
-    return (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or any(isinstance(v, Proxy) for v in values)
-    )
+    return torch.compiler.is_compiling() or jit_is_tracing() or any(isinstance(v, Proxy) for v in values)
 
 
 def static_size(size: Sequence[int]) -> tuple[int, ...]:
     """Return a size as numbers; a graph of `torch.jit.trace` serves the size of its example."""
-    if not torch.jit.is_tracing():
+    if not jit_is_tracing():
         return tuple(size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TRACER_WARNING)
         return tuple(int(extent) for extent in size)
 
 
 def concrete(extent: int) -> int:
     """Return a size as a number, also where `torch.jit.trace` stands in a tensor for it; for `fx_leaf`s."""
-    return int(extent) if torch.jit.is_tracing() else extent
+    return int(extent) if jit_is_tracing() else extent
 
 
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
@@ -62,9 +68,9 @@ def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.jit.is_tracing():
+        if jit_is_tracing():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                warnings.simplefilter("ignore", TRACER_WARNING)
                 return function(*args, **kwargs)
         proxy = next((value for value in (*args, *kwargs.values()) if isinstance(value, Proxy)), None)
         if proxy is None:
@@ -237,7 +243,8 @@ def set_grad_checkpointing(module: nn.Module, enable: bool = True) -> None:
     if not layers:
         raise ValueError(f"{type(module).__name__} has no layers whose activations can be recomputed")
     for part in layers:
-        part.grad_checkpointing = enable
+        # A stage of blocks leaves it to them.
+        part.grad_checkpointing = enable and len(layers_of(part)) == 1  # type: ignore[assignment]
 
 
 class Enough(Exception):  # noqa: N818
@@ -259,7 +266,8 @@ def collect_outputs(layers: Iterable[nn.Module], *, stop_early: bool = False) ->
     if any(getattr(part, "outputs", None) is not None for part in layers):
         raise RuntimeError("intermediate features of one model can be computed by one thread at a time")
     for part in layers:
-        part.outputs, part.enough = outputs, len(layers) if stop_early else 0
+        part.outputs = outputs  # type: ignore[assignment]
+        part.enough = len(layers) if stop_early else 0  # type: ignore[assignment]
     try:
         yield outputs
     except Enough:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.attention import jit_is_tracing
+
 CPUINFO = Path("/proc/cpuinfo")
 MKL_LINEAR = F.linear
 # Below so many vectors the two libraries differ little.
@@ -38,7 +40,7 @@ def use_onednn_linear(enable: bool = True) -> None:
     Args:
         enable: switch it on; False restores PyTorch's own function.
     """
-    F.linear = onednn_linear if enable else MKL_LINEAR  # type: ignore[assignment]
+    F.linear = onednn_linear if enable else MKL_LINEAR
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def faster_linear() -> Iterator[None]:
     try:
         yield
     finally:
-        F.linear = before  # type: ignore[assignment]
+        F.linear = before
 
 
 def onednn_linear(
@@ -62,7 +64,7 @@ def onednn_linear(
         type(weight) in (nn.Parameter, Tensor)
         and type(input) is Tensor
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not jit_is_tracing()
         and input.dtype == weight.dtype == torch.float32
         and input.device.type == "cpu"
         and input.numel() >= MIN_VECTORS * input.shape[-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
@@ -69,7 +69,7 @@ def read_option(name: str, value: OptionLike, kinds: Mapping[str, type[O] | O]) 
         if not isinstance(value, allowed):
             names = ", ".join(sorted(kind.__name__ for kind in allowed))
             raise ValueError(f"{name} must be one of {', '.join(kinds)} or {names}; got {value!r}")
-        return cast(O, value)
+        return value
     settings = dict(value) if isinstance(value, Mapping) else {}
     kind = settings.pop("kind", None) if isinstance(value, Mapping) else value
     check_choice(name, kind, kinds)
@@ -82,7 +82,7 @@ def read_option(name: str, value: OptionLike, kinds: Mapping[str, type[O] | O]) 
             f"{name}={kind!r} has no setting {', '.join(unknown)}; its settings: {', '.join(known) or 'none'}"
         )
     lists = {key: tuple(item) if isinstance(item, list) else item for key, item in settings.items()}
-    return cast(O, type(base)(**{**{key: getattr(base, key) for key in known}, **lists}))
+    return type(base)(**{**{key: getattr(base, key) for key in known}, **lists})
 
 
 def to_json(value: Any) -> Any:

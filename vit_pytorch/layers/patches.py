@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.options import Option
 
@@ -88,7 +89,7 @@ class PatchGrid:
         """
         if isinstance(size, Proxy):
             return self.shape
-        if torch.jit.is_tracing():
+        if jit_is_tracing():
             size = static_size(size)
         elif not torch.compiler.is_compiling():
             if min(size) < 1:

@@ -120,7 +120,7 @@ class ComputedBuffers(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComputedBuffers:
         empty = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in self.compute_buffers().items() if empty else ():
             own = self._buffers[name]
             if name in empty and own is not None and not own.is_meta:
@@ -310,11 +310,11 @@ class FactorisedPositions(Positions):
             nn.init.trunc_normal_(table, std=0.02)
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int = 0, grid: Sequence[int] | None = None
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = 0, grid: Sequence[int] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Add the embeddings to the patches; prefix tokens have none."""
         table = self.table_for(self.grid if grid is None else grid)
-        return tokens + F.pad(table, (0, 0, prefix, 0))
+        return tokens + F.pad(table, (0, 0, prefix or 0, 0))
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.attention import BlockInputs, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
@@ -69,7 +69,7 @@ def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> 
         # One kernel, several times as fast; compilers do without complex numbers.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
     turned = turned.flatten(-2).to(x.dtype)
-    if not torch.jit.is_tracing() and rotated == x.shape[-1]:
+    if not jit_is_tracing() and rotated == x.shape[-1]:
         return turned
     return torch.cat([turned, x[..., rotated:]], dim=-1)
 

@@ -27,6 +27,10 @@ TINY = {
     "num_classes": 7,
 }
 
+EXCEPTIONS = {
+    "gradients_per_sample": "Opacus takes convolutions' inputs to have their channels first in memory",
+}
+
 
 def _entry(size: str, padding: str) -> ModelEntry:
     name = f"nest_{size}_jx" if padding == "same" else f"nest_{size}"
@@ -44,6 +48,7 @@ def _entry(size: str, padding: str) -> ModelEntry:
         tiny=TINY,
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
         hub_id=f"timm/{name}.goog_in1k" if padding == "same" else None,
+        exceptions=EXCEPTIONS,
     )
 
 
@@ -67,6 +72,7 @@ def _small_images(size: str) -> ModelEntry:
         parameters=PARAMETERS[f"{size}_s16_32"],
         tiny={"dim": (12,) * 4, "heads": (3,) * 4, "block_repeats": (1, 2, 1, 1), "num_classes": 7},
         default_cfg={**CIFAR, "interpolation": "bicubic", "crop_pct": 1.0},
+        exceptions=EXCEPTIONS,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.wrapper import Wrapper, uncompiled
 
 Layer = str | int | nn.Module
@@ -32,7 +33,7 @@ class Extractor(Wrapper):
             the final norm.
         device: where embeddings are kept; None for where they are computed.
         layer_save_input: whether to give what enters the layers instead; positional arguments, a tuple of
-            them where there are several.
+            them where there are several. A block's `BlockInputs` are left out.
         return_embeddings_only: whether calls leave out the model's output unless told.
         detach: whether embeddings are cut off from the graph. They are left in it to train the model through
             them.
@@ -127,6 +128,7 @@ class Extractor(Wrapper):
         """Collect what a layer gives, or takes, from now on; return what ends it."""
 
         def take(_: nn.Module, inputs: tuple[Any, ...], *output: Any) -> None:
+            inputs = tuple(given for given in inputs if not isinstance(given, BlockInputs))
             value = output[0] if output else inputs[0] if len(inputs) == 1 else inputs
             found.append(map_tensors(self.keep, value))
 

@@ -217,12 +217,12 @@ def test_models_are_left_as_they_were(build, images):
     model = build(dropout=0.5)
     model.train()
     model.norm.eval()
-    kernel = model.encoder.blocks[0].attention.branch.attend
+    kernel = model.blocks[0].attention.kernel
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first, second = (rollout(model, images(32, 32)) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert [name for name, part in model.named_modules() if not part.training] == ["norm"]
-    assert model.encoder.blocks[0].attention.branch.attend is kernel
+    assert model.blocks[0].attention.kernel is kernel
     assert not any(part._forward_hooks for part in model.modules())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)

@@ -163,7 +163,7 @@ def test_layers_and_heads(page: Page) -> None:
     page.run("const l = document.getElementById('layer'); l.value = 1; l.dispatchEvent(new Event('input'))")
     first = page.changed(start)
     assert page.text("#layer-shown") == "1 of 3"
-    assert page.find("#layer").get_attribute("aria-valuetext").startswith("1 of 3, encoder.blocks.0")
+    assert page.find("#layer").get_attribute("aria-valuetext").startswith("1 of 3, blocks.0")
     page.run("const h = document.getElementById('head'); h.value = 1; h.dispatchEvent(new Event('change'))")
     second = page.changed(first)
     assert "head 2" in page.text("#who")

@@ -21,9 +21,9 @@ class SlowViT:
     """The forward pass of a small ViT in numpy, one head at a time, whose maps can be changed on the way."""
 
     def __init__(self, model: ViT) -> None:
-        self.heads = model.encoder.blocks[0].attention.branch.heads
+        self.heads = model.blocks[0].attention.heads
         self.weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
-        self.depth = len(model.encoder.blocks)
+        self.depth = len(model.blocks)
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         x = x - x.mean(axis=-1, keepdims=True)
@@ -38,8 +38,8 @@ class SlowViT:
         maps = []
         x = tokens
         for layer in range(self.depth):
-            name = f"encoder.blocks.{layer}"
-            qkv = self.linear(f"{name}.attention.branch.to_qkv", self.norm(f"{name}.attention.norm", x))
+            name = f"blocks.{layer}"
+            qkv = self.linear(f"{name}.attention.to_qkv", self.norm(f"{name}.norm1", x))
             q, k, v = (np.split(part, self.heads, axis=1) for part in np.split(qkv, 3, axis=1))
             found, mixed = [], []
             for head in range(self.heads):
@@ -48,11 +48,9 @@ class SlowViT:
                 seen = found[head] + (change[layer][head] if layer in change else 0)
                 mixed.append(seen @ v[head])
             maps.append(np.stack(found))
-            x = x + self.linear(f"{name}.attention.branch.to_out", np.concatenate(mixed, axis=1))
-            hidden = self.linear(
-                f"{name}.feedforward.branch.to_hidden", self.norm(f"{name}.feedforward.norm", x)
-            )
-            x = x + self.linear(f"{name}.feedforward.branch.to_out", np.maximum(hidden, 0))
+            x = x + self.linear(f"{name}.attention.to_out", np.concatenate(mixed, axis=1))
+            hidden = self.linear(f"{name}.feedforward.to_hidden", self.norm(f"{name}.norm2", x))
+            x = x + self.linear(f"{name}.feedforward.to_out", np.maximum(hidden, 0))
         return self.linear("head", self.norm("norm", x)[0]), maps
 
 

@@ -15,6 +15,7 @@ from vit_pytorch import ViT
 from vit_pytorch.ats_vit import ATSViT
 from vit_pytorch.base import VisionModel
 from vit_pytorch.cross_vit import CrossViT
+from vit_pytorch.distill import Distillable
 from vit_pytorch.extractor import Extractor
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.recorder import Recorder
@@ -87,9 +88,11 @@ def test_extractor_layers(model: VisionModel, images: Tensor):
 
 
 def test_extractor_inputs(model: VisionModel, images: Tensor):
-    """What enters the classifier is the pooled embedding."""
+    """What enters the classifier is the pooled embedding; of DeiT's pair, the tokens whose mean it is."""
     extractor = Extractor(model, model.get_classifier(), layer_save_input=True)
     embedding = extractor(images, return_embeddings_only=True)
+    if isinstance(model, Distillable):
+        embedding = embedding.unflatten(-1, (2, -1)).mean(dim=1)
     assert embedding.equal(model.forward_head(model.forward_features(images), pre_logits=True))
 
 
@@ -134,7 +137,7 @@ def test_shapes_of_the_description():
     branches = {f"{branch}_{name}": value for branch in ("sm", "lg") for name, value in sizes.items()}
     branches |= {"sm_dim": 24, "sm_patch_size": 4, "lg_dim": 32, "lg_patch_size": 16}
     model = CrossViT(image_size=32, num_classes=5, depth=2, cross_attn_heads=2, **branches)
-    small, large = Extractor(model, layer_name="blocks.1")(torch.randn(2, 3, 32, 32))[1]
+    small, large = Extractor(model, layer_name="multi_scale_encoder")(torch.randn(2, 3, 32, 32))[1]
     assert small.shape == (2, 65, 24)
     assert large.shape == (2, 5, 32)
 
@@ -162,7 +165,7 @@ def test_train_through_the_embeddings():
     vit = ViT(**SIZES)
     embeddings = Extractor(vit, 0, detach=False, return_embeddings_only=True)(torch.randn(2, 3, 20, 20))
     embeddings.square().sum().backward()
-    blocks = [any(p.grad is not None for p in block.parameters()) for block in vit.encoder.blocks]
+    blocks = [any(p.grad is not None for p in block.parameters()) for block in vit.blocks]
     assert blocks == [True, False]
 
 
@@ -225,11 +228,19 @@ def test_layers_that_run_twice():
     assert second.equal(model(x))
 
 
+def test_inputs_of_a_block():
+    """They are tokens; what else blocks use, such as rotations, is no embedding."""
+    vit = randomize_(ViT(**SIZES, positions="rope")).eval()
+    images = torch.randn(2, 3, 20, 20)
+    tokens = Extractor(vit, 1, layer_save_input=True)(images)[1]
+    assert tokens.equal(Extractor(vit, 0)(images)[1])
+
+
 def test_layers_with_several_inputs():
     model = randomize_(ATSViT(**SIZES, max_tokens_per_depth=(9, 4))).eval()
     images = torch.randn(2, 3, 20, 20)
-    tokens, ids, points = Extractor(model, "encoder.blocks.1", layer_save_input=True)(images)[1]
-    given, given_ids = Extractor(model, "encoder.blocks.0")(images)[1]
+    tokens, ids, points = Extractor(model, "blocks.1", layer_save_input=True)(images)[1]
+    given, given_ids = Extractor(model, "blocks.0")(images)[1]
     assert tokens.equal(given)
     assert ids.equal(given_ids)
     assert points == 4
@@ -272,7 +283,7 @@ def test_around_a_recorder():
 def test_copies():
     vit = randomize_(ViT(**SIZES)).eval()
     images = torch.randn(2, 3, 20, 20)
-    extractor = Extractor(vit, vit.encoder.blocks[1])
+    extractor = Extractor(vit, vit.blocks[1])
     want = extractor(images)[1]
     for copied in (copy.deepcopy(extractor), pickle.loads(pickle.dumps(extractor))):
         assert copied(images)[1].equal(want)
@@ -280,11 +291,9 @@ def test_copies():
 
 def test_unknown_layers():
     vit = ViT(**SIZES)
-    with pytest.raises(
-        ValueError, match=r"ViT has no layer 'encoder.block.1'; close to it: .*encoder.blocks.1"
-    ):
-        Extractor(vit, "encoder.block.1")
-    with pytest.raises(ValueError, match=r"ViT has no layer '§'; it has patch_embed, .* …"):
+    with pytest.raises(ValueError, match=r"ViT has no layer 'block.1'; close to it: .*blocks.1"):
+        Extractor(vit, "block.1")
+    with pytest.raises(ValueError, match=r"ViT has no layer '§'; it has to_latent, patch_embed, .* …"):
         Extractor(vit, "§")
     with pytest.raises(ValueError, match="ViT has layers -2 to 1, got 2"):
         Extractor(vit, 2)
@@ -303,8 +312,8 @@ def test_unknown_layers():
 def test_layers_that_do_not_run():
     """A block of ATS calls the steps of its attention, never the attention."""
     model = ATSViT(**SIZES, max_tokens_per_depth=(9, 4))
-    with pytest.raises(ValueError, match=r"ATSViT did not call encoder.blocks.0.attention as a module"):
-        Extractor(model, ["encoder", "encoder.blocks.0.attention"])(torch.randn(1, 3, 20, 20))
+    with pytest.raises(ValueError, match=r"ATSViT did not call blocks.0.attention as a module"):
+        Extractor(model, ["blocks.0", "blocks.0.attention"])(torch.randn(1, 3, 20, 20))
 
 
 def test_ejected():

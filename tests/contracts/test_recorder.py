@@ -22,7 +22,13 @@ from vit_pytorch.base import VisionModel
 from vit_pytorch.cait import CaiT, TalkingHeads
 from vit_pytorch.deepvit import DeepViT
 from vit_pytorch.efficient import ViT as EfficientViT
-from vit_pytorch.layers.attention import Attention, ClassAttention, ExplicitAttention, FusedAttention
+from vit_pytorch.layers.attention import (
+    Attention,
+    CrossAttention,
+    ExplicitAttention,
+    FusedAttention,
+    mix_heads,
+)
 from vit_pytorch.learnable_memory_vit import Adapter
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.recorder import Recorder
@@ -77,7 +83,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def attends(name: str) -> bool:
-    return name.rpartition(".")[2].startswith("attend")
+    return "kernel" in name.rpartition(".")[2]
 
 
 def kernels_that_run(model: nn.Module, images: Tensor) -> list[str]:
@@ -243,9 +249,8 @@ def test_maps_are_the_softmax_of_the_scores():
     images = torch.randn(3, 3, 20, 20)
     first, second = Recorder(vit).maps(images)
     tokens = vit.embed(images)
-    for block, found in zip(vit.encoder.blocks, (first, second), strict=True):
-        residual = block.attention
-        q, k, _ = residual.branch.project(residual.norm(tokens))
+    for block, found in zip(vit.blocks, (first, second), strict=True):
+        q, k, _ = block.attention.project(block.norm1(tokens))
         scores = torch.einsum("bhne,bhme->bhnm", q, k) / q.shape[-1] ** 0.5
         torch.testing.assert_close(found, scores.exp() / scores.exp().sum(-1, keepdim=True))
         tokens = block(tokens)
@@ -253,7 +258,7 @@ def test_maps_are_the_softmax_of_the_scores():
 
 def test_heads_of_class_attention():
     """Its map is the class token's row of full attention's, whichever kernel it has."""
-    ours, full = ClassAttention(24, heads=3, dim_head=8), Attention(24, heads=3, dim_head=8)
+    ours, full = CrossAttention(24, heads=3, dim_head=8), Attention(24, heads=3, dim_head=8)
     full.load_state_dict(
         {
             "to_qkv.weight": torch.cat([ours.to_q.weight, ours.to_kv.weight]),
@@ -264,13 +269,13 @@ def test_heads_of_class_attention():
     )
     tokens = torch.randn(2, 7, 24)
     (want,) = Recorder(full).maps(tokens)
-    for attend in (FusedAttention, ExplicitAttention):
-        ours.attend = attend()
+    for kernel in (FusedAttention, ExplicitAttention):
+        ours.kernel = kernel()
         recorder = Recorder(ours)
-        (found,) = recorder.maps(tokens)
+        found = recorder.record(tokens[:, :1], tokens).maps[0]
         assert found.shape == (2, 3, 1, 7)
         torch.testing.assert_close(found, want[:, :, :1])
-        recording = recorder.record(tokens, keep_graph=True)
+        recording = recorder.record(tokens[:, :1], tokens, keep_graph=True)
         (gradient,) = torch.autograd.grad(recording.output.sum(), recording.maps)
         assert gradient.shape == found.shape
         recorder.eject()
@@ -282,9 +287,9 @@ def test_mixed_maps():
     talking = randomize_(CaiT(**SIZES, cls_depth=1)).eval()
     images = torch.randn(3, 3, 20, 20)
     for model, heads in ((deep, 2), (talking, 2)):
-        attention = model.encoder.blocks[0].attention
-        q, k, v = attention.branch.project(attention.norm(model.embed(images)))
-        kernel = attention.branch.attend
+        block = model.blocks[0]
+        q, k, v = block.attention.project(block.norm1(model.embed(images)))
+        kernel = block.attention.kernel
         recorder = Recorder(model, mixed=True)
         found = recorder.maps(images)[0]
         assert found.shape[1] == heads
@@ -293,7 +298,7 @@ def test_mixed_maps():
         recorder.eject()
         (softmax, *_) = Recorder(model).maps(images)
         mix = kernel.mix if model is deep else kernel.mix_weights
-        behind = mix(softmax)
+        behind = mix_heads(mix, softmax)
         torch.testing.assert_close(found, kernel.norm(behind) if model is deep else behind)
 
 
@@ -339,7 +344,7 @@ def test_dropout_comes_behind_the_maps():
 
 def test_flags_may_differ_within_a_model():
     vit = ViT(**SIZES).train()
-    vit.encoder.blocks[0].eval()
+    vit.blocks[0].eval()
     recorder = Recorder(vit)
     with unchanged(vit):
         recorder(torch.randn(2, 3, 20, 20))
@@ -353,12 +358,11 @@ def test_device_of_the_maps():
 def test_hooks_of_others_stay():
     vit = ViT(**SIZES).eval()
     ran = []
-    attend = vit.encoder.blocks[0].attention.branch.attend
-    attend.register_forward_hook(lambda *_: ran.append("attend"))
+    vit.blocks[0].attention.kernel.register_forward_hook(lambda *_: ran.append("kernel"))
     vit.register_forward_hook(lambda *_: ran.append("vit"))
     images = torch.randn(2, 3, 20, 20)
     Recorder(vit).eject()(images)
-    assert ran == ["attend", "vit"]
+    assert ran == ["kernel", "vit"]
 
 
 def test_nothing_to_record():
@@ -427,14 +431,14 @@ def test_modes_of_gradients():
 def test_kernels_in_one_place_and_shared():
     """A kernel that two layers share, and one without a layer around it."""
     kernel = FusedAttention()
-    layers = nn.Sequential(*(Attention(24, heads=2, attend=lambda: kernel) for _ in range(2))).eval()
+    layers = nn.Sequential(*(Attention(24, heads=2, kernel=lambda: kernel) for _ in range(2))).eval()
     tokens = torch.randn(2, 7, 24)
     recorder = Recorder(layers)
     with unchanged(layers):
         output, maps = recorder(tokens)
     torch.testing.assert_close(output, layers(tokens))
     assert maps.shape == (2, 2, 2, 7, 7)
-    assert layers[0].attend is layers[1].attend is kernel
+    assert layers[0].kernel is layers[1].kernel is kernel
 
 
 def test_masks_and_biases():
@@ -452,5 +456,6 @@ def test_masks_and_biases():
 
 
 def test_talking_heads_inside_class_attention():
-    layer = ClassAttention(24, heads=3, dim_head=8, attend=partial(TalkingHeads, 1))
-    assert Recorder(layer).maps(torch.randn(2, 5, 24))[0].shape == (2, 3, 1, 5)
+    layer = CrossAttention(24, heads=3, dim_head=8, kernel=partial(TalkingHeads, 3))
+    tokens = torch.randn(2, 5, 24)
+    assert Recorder(layer).record(tokens[:, :1], tokens).maps[0].shape == (2, 3, 1, 5)

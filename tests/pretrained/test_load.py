@@ -14,6 +14,7 @@ from torch import nn
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from vit_pytorch import ViT, create_model, load_pretrained
+from vit_pytorch.layers.tokens import Head
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.weights import init_empty_weights, load_weights
 
@@ -30,14 +31,14 @@ def assert_unchanged(model: ViT, before: dict[str, torch.Tensor]) -> None:
     ("change", "message"),
     [
         ({"dim": 96}, r"sizes differ \(\d+\): .*expects \(1, 1, 96\), got \(1, 1, 48\), .* and \d+ more"),
-        ({"depth": 3}, r"missing \(12\): encoder\.blocks\.2\.attention\.norm\.weight, .* and 8 more"),
-        ({"depth": 1}, r"left over \(12\): encoder\.blocks\.1\.attention\.norm\.weight"),
+        ({"depth": 3}, r"missing \(12\): blocks\.2\.norm1\.weight, .* and 8 more"),
+        ({"depth": 1}, r"left over \(12\): blocks\.1\.norm1\.weight"),
         ({"pool": "mean"}, r"left over \(1\): prefix\.class_token"),
-        ({"qk_norm": True}, r"missing \(8\): encoder\.blocks\.0\.attention\.branch\.q_norm\.weight"),
+        ({"qk_norm": True}, r"missing \(8\): blocks\.0\.attention\.q_norm\.weight"),
         ({"channels": 1}, r"sizes differ \(1\): patch_embed\.proj\.weight expects \(48, 1, 8, 8\)"),
         ({"mlp_dim": 64}, r"sizes differ \(6\)"),
         ({"positions": "none"}, r"left over \(1\): positions\.table"),
-        ({"representation_size": 20}, r"missing \(2\): pre_logits.*\n.*head\.weight expects \(7, 20\)"),
+        ({"head": Head(hidden_dim=20)}, r"missing \(2\): pre_logits.*\n.*head\.weight expects \(7, 20\)"),
     ],
 )
 @pytest.mark.parametrize("name", ["vit_pytorch", "timm"])
@@ -122,7 +123,7 @@ def test_classifier_stays_where_the_checkpoint_has_none(model: ViT) -> None:
 
 
 def test_hidden_layer_of_the_head_goes_with_it() -> None:
-    state = to_format(build(representation_size=20), "vit_jax")
+    state = to_format(build(head=Head(hidden_dim=20)), "vit_jax")
     report = load_pretrained(build(num_classes=3), state)
     assert {"pre_logits.0.weight", "pre_logits.0.bias"} <= set(report.dropped)
     with pytest.raises(ValueError, match=r"left over \(2\): pre_logits"):

@@ -12,6 +12,7 @@ from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from tests.tolerances import tolerance
 from vit_pytorch import ViT, load_pretrained
+from vit_pytorch.layers.positions import Learned
 from vit_pytorch.levit import LeViT
 from vit_pytorch.pretrained import to_format
 
@@ -69,7 +70,7 @@ def test_square_count_on_a_grid_that_is_not_square_is_not_guessed() -> None:
 def test_places_of_prefix_tokens_move_into_the_tokens(registers: int, size: int) -> None:
     model = build(num_registers=registers).eval()
     randomise(model)
-    target = build(num_registers=registers, no_embed_class=True, image_size=size).eval()
+    target = build(num_registers=registers, positions=Learned(class_token=False), image_size=size).eval()
     load_pretrained(target, model.state_dict())
     assert torch.equal(target.prefix.class_token, model.prefix.class_token + model.positions.table[:, :1])
     if size == 48:
@@ -79,7 +80,7 @@ def test_places_of_prefix_tokens_move_into_the_tokens(registers: int, size: int)
 
 @torch.inference_mode()
 def test_tokens_without_places_get_one_of_zero() -> None:
-    model = build(num_registers=2, no_embed_class=True).eval()
+    model = build(num_registers=2, positions=Learned(class_token=False)).eval()
     randomise(model)
     target = build(num_registers=2).eval()
     load_pretrained(target, model.state_dict())

@@ -50,7 +50,7 @@ class NamedModels(SphinxDirective):
         rows = [["name", "parameters", *columns, "published weights"]]
         for entry in found:
             sizes = [
-                str(next(entry.config[key] for key in names if key in entry.config))
+                str(next((entry.config[key] for key in names if key in entry.config), ""))
                 for names in columns.values()
             ]
             rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])

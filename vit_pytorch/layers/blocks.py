@@ -54,7 +54,7 @@ def static_size(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def concrete(extent: int) -> int:
-    """Return a size as a number, also where `torch.jit.trace` stands in a tensor for it; for `fx_leaf`s."""
+    """Return a size as a number, also where `torch.jit.trace` has a tensor in its place; for an `fx_leaf`."""
     return int(extent) if jit_is_tracing() else extent
 
 

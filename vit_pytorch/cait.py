@@ -131,8 +131,8 @@ class CaiT(IsotropicModel):
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, the class token first."""
         self.check_images(images)
-        tokens = self.patch_embed(images)
-        tokens = self.dropout(self.positions(tokens, prefix=0, grid=self.grid.fit(images.shape[2:])))
+        grid = self.grid.fit(images.shape[2:])
+        tokens = self.dropout(self.positions(self.patch_embed(images), prefix=0, grid=grid))
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.prefix(tokens)

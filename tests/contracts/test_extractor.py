@@ -15,8 +15,8 @@ from vit_pytorch import ViT
 from vit_pytorch.ats_vit import ATSViT
 from vit_pytorch.base import VisionModel
 from vit_pytorch.cross_vit import CrossViT
-from vit_pytorch.distill import Distillable
 from vit_pytorch.extractor import Extractor
+from vit_pytorch.layers.tokens import DistilledHead
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.recorder import Recorder
 
@@ -91,7 +91,7 @@ def test_extractor_inputs(model: VisionModel, images: Tensor):
     """What enters the classifier is the pooled embedding; of DeiT's pair, the tokens whose mean it is."""
     extractor = Extractor(model, model.get_classifier(), layer_save_input=True)
     embedding = extractor(images, return_embeddings_only=True)
-    if isinstance(model, Distillable):
+    if isinstance(model.get_classifier(), DistilledHead):
         embedding = embedding.unflatten(-1, (2, -1)).mean(dim=1)
     assert embedding.equal(model.forward_head(model.forward_features(images), pre_logits=True))
 

@@ -161,7 +161,9 @@ class Positions(ComputedBuffers):
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
-        if not jit_is_tracing() and prefix == self.prefix and isinstance(grid, tuple) and grid == self.grid:
+        # Proxies and traced sizes have no values to compare.
+        known = isinstance(prefix, int) and isinstance(grid, tuple) and not jit_is_tracing()
+        if known and (prefix, grid) == (self.prefix, self.grid):
             return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 

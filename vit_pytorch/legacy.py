@@ -159,7 +159,7 @@ def upgrade_arguments(
         if flat.name in parameters or flat.option not in parameters or flat.name not in upgraded:
             continue
         value = upgraded.pop(flat.name)
-        if value != flat.default:
+        if to_json(value) != to_json(flat.default):
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
@@ -170,8 +170,8 @@ def upgrade_arguments(
             replaced = removed.replace(value, {**defaults, **upgraded})
             upgraded |= replaced
             new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            if value is not None:
-                changes.append(f"{removed.name}={value!r} is now {new or 'always so'}")
+            if new:
+                changes.append(f"{removed.name}={value!r} is now {new}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False

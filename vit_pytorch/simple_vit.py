@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
+from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
 from vit_pytorch.layers.positions import SinCosPositions
 
 
@@ -69,6 +69,7 @@ class SimpleViT(IsotropicModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="mean")
+        warn_if_few(grid)
         norm = partial(nn.LayerNorm, eps=norm_eps)
         self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=norm_eps if patch_norm else None)
         self.positions = SinCosPositions(grid.shape, dim)

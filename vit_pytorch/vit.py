@@ -159,7 +159,8 @@ class ViT(IsotropicModel):
         grid = PatchGrid(to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
-        warn_if_few(grid)
+        # The constructor is decorated.
+        warn_if_few(grid, stacklevel=4)
         added, inside = read_positions(positions)
         stem = cast(LinearStem | ConvolutionalStem, read_option("stem", stem, STEMS))
         head = read_option("head", head, {"linear": Head})

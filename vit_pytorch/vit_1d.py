@@ -89,7 +89,8 @@ class ViT1D(IsotropicModel):
         check_choice("pool", pool, ("cls", "mean"))
         grid = PatchGrid((seq_len,), (patch_size,))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        warn_if_few(grid)
+        # The constructor is decorated.
+        warn_if_few(grid, stacklevel=4)
         norm = partial(nn.LayerNorm, eps=norm_eps)
         class_token = class_token or pool == "cls"
 

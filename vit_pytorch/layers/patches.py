@@ -129,13 +129,13 @@ class PatchGrid:
         return x.reshape(*x.shape[:2], *(g * p for g, p in zip(grid, self.patch, strict=True)))
 
 
-def warn_if_few(grid: PatchGrid) -> None:
-    """Warn of a grid of 16 patches or fewer, in the name of who builds the model."""
+def warn_if_few(grid: PatchGrid, *, stacklevel: int = 3) -> None:
+    """Warn of a grid of 16 patches or fewer, in the name of the caller of the constructor."""
     if grid.num_patches <= 16:
         warnings.warn(
             f"{grid.num_patches} patches are few for attention to work with: "
             f"make the patch smaller than {grid.patch}, so that there are more than 16",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

@@ -131,7 +131,12 @@ def check_blocks(model: nn.Module) -> IsotropicModel:
         ValueError: if it is not.
     """
     as_maskable(model)
-    if isinstance(model, IsotropicModel) and all(_is_plain(block) for block in model.blocks):
+    if (
+        isinstance(model, IsotropicModel)
+        # Other models do more between their blocks than to apply them one after the other.
+        and (isinstance(model, ViT) or type(model).encode is IsotropicModel.encode)
+        and all(_is_plain(block) for block in model.blocks)
+    ):
         return model
     raise ValueError(
         f"position prediction needs a model of plain self-attention blocks, got {type(model).__name__}"

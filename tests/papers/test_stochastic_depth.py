@@ -21,7 +21,7 @@ RISING = (
 @pytest.mark.parametrize("name", RISING)
 def test_rises_over_all_stages(name):
     model = create_model(name, **{**find_entry(name).tiny, "drop_path": 0.5})
-    blocks = [block for stage in model.stages for block in stage.encoder.blocks]
+    blocks = [block for stage in model.stages for block in stage.blocks]
     rates = [
         sorted({module.p for module in block.modules() if isinstance(module, DropPath)}) for block in blocks
     ]

@@ -135,6 +135,8 @@ def check_blocks(model: nn.Module) -> IsotropicModel:
         isinstance(model, IsotropicModel)
         # Other models do more between their blocks than to apply them one after the other.
         and (isinstance(model, ViT) or type(model).encode is IsotropicModel.encode)
+        # A bias that all layers share tells positions, too.
+        and getattr(model, "relative", None) is None
         and all(_is_plain(block) for block in model.blocks)
     ):
         return model

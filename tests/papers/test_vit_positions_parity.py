@@ -225,7 +225,7 @@ def test_a_distillation_token_stands_in_front(positions):
     assert tokens.shape == (2, 27, 48)
     plain = model.to_vit()
     torch.testing.assert_close(plain.forward_features(batch), tokens)
-    with pytest.raises(ValueError, match=r"classifies its tokens as they are; got pool='cls\+mean'"):
+    with pytest.raises(ValueError, match=r"classifies its tokens as they are, got pool='cls\+mean'"):
         DistillableViT(**OURS, positions=positions, pool="cls+mean")
 
 

@@ -96,7 +96,7 @@ def load_model(folder: str | os.PathLike[str]) -> VisionModel:
 
 
 def architectures() -> dict[str, type[VisionModel]]:
-    """Give the classes that a saved model may be of, by name."""
+    """Return the classes that a saved model may be of, by name."""
     registered = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
     return {**registered, **{found.__name__: found for found in (*DISTILLABLE.values(), MemoryViT)}}
 

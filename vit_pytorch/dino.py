@@ -105,7 +105,7 @@ class Student(nn.Module):
         return find_layer(self.net, layer)
 
     def add_heads(self, make_head: MakeHead, embedded: Any) -> None:
-        """Make the head for what `embed` gives."""
+        """Build the head for what `embed` gives."""
         self.head = make_head(embedded.shape[1])
 
     def embed(self, images: Float[Tensor, "b c h w"]) -> Any:
@@ -238,7 +238,7 @@ class Dino(nn.Module):
         return Student(net, layer, make_head, sizes)
 
     def make_criterion(self, num_classes: int, *, student_temp: float, center_decay: float) -> Any:
-        """Make what compares the student's and the teacher's output."""
+        """Build what compares the student's and the teacher's output."""
         return DinoLoss(num_classes, student_temp=student_temp, center_decay=center_decay)
 
     def forward(

@@ -111,7 +111,8 @@ class RegionStudent(Student):
     end = "layers"
 
     def find(self, layer: Layer) -> int:
-        """Give the index in `feature_info` of a layer that is asked for by index, by name, or as a module."""
+        """Return the index in `feature_info` of a layer that is asked for by index, by name, or as a
+        module."""
         name = find_layer(self.net, layer)
         info: Any = getattr(self.net, "feature_info", [])
         modules = [entry["module"] for entry in info]
@@ -120,7 +121,7 @@ class RegionStudent(Student):
         return modules.index(name)
 
     def add_heads(self, make_head: MakeHead, embedded: tuple[Tensor, Tensor]) -> None:
-        """Make the heads of the embedding and of the cells."""
+        """Build the heads of the embedding and of the cells."""
         view, cells = embedded
         if not cells.shape[1]:
             raise ValueError(f"regions are cells of a map, and {type(self.net).__name__} gives none")
@@ -186,5 +187,5 @@ class EsViTTrainer(Dino):
         return RegionStudent(net, layer, make_head, sizes)
 
     def make_criterion(self, num_classes: int, *, student_temp: float, center_decay: float) -> EsViTLoss:
-        """Make what compares views and regions."""
+        """Build what compares views and regions."""
         return EsViTLoss(num_classes, student_temp=student_temp, center_decay=center_decay)

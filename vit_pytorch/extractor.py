@@ -119,7 +119,7 @@ class Extractor(Wrapper):
         return embeddings if only else (output, embeddings)
 
     def keep(self, x: Tensor) -> Tensor:
-        """Give a tensor as it was asked for: detached, copied, moved."""
+        """Return a tensor as it was asked for: detached, copied, moved."""
         x = x.detach() if self.detach else x
         moved = x.to(self.device)
         return moved.clone() if self.clone and moved is x else moved
@@ -137,7 +137,7 @@ class Extractor(Wrapper):
 
 
 def find_layer(model: nn.Module, layer: Layer) -> str:
-    """Give the name of a layer, which is asked for by name, by index, or as a module.
+    """Return the name of a layer, which is asked for by name, by index, or as a module.
 
     Raises:
         ValueError: where the model has no such layer.

@@ -148,7 +148,7 @@ class MAE(nn.Module):
         noise: Float[Tensor, "b n"] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "b n p"], Bool[Tensor, "b n"]]:
-        """Give the prediction for every patch, in the order (row, column, channel), and what was hidden.
+        """Return the prediction for every patch, in the order (row, column, channel), and what was hidden.
 
         Args:
             images: input.
@@ -170,7 +170,7 @@ class MAE(nn.Module):
         noise: Float[Tensor, "b n"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
-        """Give pictures of the input with gaps, of the prediction, and of both put together.
+        """Return pictures of the input with gaps, of the prediction, and of both put together.
 
         Where `norm_pix_loss` is set, a prediction has no brightness and no contrast of its own; those of the
         true patch are put in.
@@ -191,7 +191,7 @@ class MAE(nn.Module):
         return Reconstruction(*(self.encoder.grid.unpatchify(picture, grid) for picture in shown))
 
     def targets(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
-        """Give what is to be predicted: the pixels of every patch, normalised where told."""
+        """Return what is to be predicted: the pixels of every patch, normalised where told."""
         patches = self.encoder.patchify(images)
         if not self.norm_pix_loss:
             return patches
@@ -230,7 +230,7 @@ class MAE(nn.Module):
     def _order(
         self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Int[Tensor, "b n"], int]:
-        """Give the places of the patches, the visible ones first, and the number of those."""
+        """Return the places of the patches, the visible ones first, and the number of those."""
         rows, columns = self.encoder.grid.fit(images.shape[2:])
         shape = (len(images), rows * columns)
         if noise is None:

@@ -169,7 +169,7 @@ class MobileViTBlock(nn.Module):
         return self.fuse(torch.cat([x, seen], dim=3))
 
     def look(self, x: Float[Tensor, "b h w e"]) -> Float[Tensor, "b h w e"]:
-        """Let cells at the same place of all patches attend to each other.
+        """Attend among the cells at the same place of all patches.
 
         A map that is no multiple of the patch is stretched to the next one, and back, bilinearly.
         """

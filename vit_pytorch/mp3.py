@@ -96,7 +96,7 @@ class MP3(nn.Module):
         noise: Float[Tensor, "b n"] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "b n n"], Bool[Tensor, "b n"]]:
-        """Give the logits of every patch's position, and which patches were outside the context.
+        """Return the logits of every patch's position, and which patches were outside the context.
 
         Args:
             images: input, of the model's largest size.

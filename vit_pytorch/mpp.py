@@ -169,7 +169,7 @@ class MPP(nn.Module):
     def predict(
         self, images: Float[Tensor, "b c h w"], corruption: Corruption
     ) -> Float[Tensor, "b n colours"]:
-        """Give the logits of every patch's colour.
+        """Return the logits of every patch's colour.
 
         Args:
             images: input.

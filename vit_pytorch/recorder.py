@@ -92,7 +92,7 @@ class Recorder(Wrapper):
         return recording.output, stacks[0] if len(stacks) == 1 else stacks
 
     def maps(self, images: Any, keep_graph: bool = False) -> list[Tensor]:
-        """Give the maps one by one, in the order of execution; see `record`."""
+        """Return the maps one by one, in the order of execution; see `record`."""
         return self.record(images, keep_graph=keep_graph).maps
 
     def record(self, images: Any, *args: Any, keep_graph: bool = False, **kwargs: Any) -> Recording:
@@ -141,7 +141,7 @@ class Recorder(Wrapper):
             _RECORDERS[self.model] = ref(self)
 
     def eject(self) -> nn.Module:
-        """Give the model back, the same object; the recorder is of no use from then on."""
+        """Return the model itself; the recorder is of no use from then on."""
         _RECORDERS.pop(self.model, None)
         return super().eject()
 
@@ -165,7 +165,7 @@ def stack_maps(maps: Sequence[Tensor], *, in_runs: bool = True) -> list[Tensor]:
 
 @contextmanager
 def explicit_kernels(model: nn.Module) -> Iterator[None]:
-    """Let explicit kernels stand in for the fused ones, and gradient checkpointing pause, meanwhile.
+    """Context manager: replace fused kernels by explicit ones, and pause gradient checkpointing.
 
     What is recomputed in the backward pass would meet the fused kernels again.
     """
@@ -190,7 +190,7 @@ def _call_with_output(
 
 
 def _probe(kernel: nn.Module, mixed: bool) -> nn.Module | None:
-    """Give the submodule through which a kernel passes its weights; None where it has none."""
+    """Return the submodule through which a kernel passes its weights; None where it has none."""
     children = dict(kernel.named_children())
     probe = (children.get("mixed") if mixed else None) or children.get("weights")
     return probe if isinstance(probe, nn.Identity) else None

@@ -114,7 +114,7 @@ class SimMIM(nn.Module):
     def predict(
         self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b ..."]
     ) -> Float[Tensor, "b n p"]:
-        """Give the prediction for every patch, in the order (row, column, channel).
+        """Return the prediction for every patch, in the order (row, column, channel).
 
         Args:
             images: input.

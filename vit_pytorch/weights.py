@@ -71,7 +71,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def verify_hub_checksum(path: Path) -> None:
-    """Hold a file of the Hub's cache against its SHA-256, where that is known: large files are named by it.
+    """Check a file of the Hub's cache by its SHA-256, where that is known: large files are named by it.
 
     Raises:
         ValueError: where it is another; names the file.
@@ -166,7 +166,7 @@ class IncompatibleKeys:
     sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
     def __bool__(self) -> bool:
-        """Tell whether anything differs."""
+        """Return whether anything differs."""
         return bool(self.missing or self.unexpected or self.sizes)
 
     def __str__(self) -> str:
@@ -225,7 +225,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
 
 @contextmanager
 def init_empty_weights() -> Iterator[None]:
-    """Give the parameters of what is built meanwhile, in this thread, no values but shapes (device "meta").
+    """Return the parameters of what is built meanwhile, in this thread, no values but shapes (device "meta").
 
     `load_weights` then gives them their values, and none is drawn at random before. Buffers are computed.
     """

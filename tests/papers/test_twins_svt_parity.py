@@ -247,9 +247,7 @@ def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:
 
 def test_arguments_of_version_0_1() -> None:
     old = {**OURS, "heads": None, "dim_head": 8, "qkv_bias": True}
-    with pytest.warns(
-        DeprecationWarning, match=r"form: dim_head=8 is now heads=\(2, 3, 4, 5\)$"
-    ):
+    with pytest.warns(DeprecationWarning, match=r"form: dim_head=8 is now heads=\(2, 3, 4, 5\)$"):
         model = TwinsSVT(**old)
     assert model.config == {**TwinsSVT(**OURS).config, "heads": [2, 3, 4, 5]}
     for wrong, message in (({"qkv_bias": False}, "qkv_bias=False"), ({"heads": (1, 1, 1, 1)}, "share")):

@@ -55,7 +55,7 @@ def rollout(
     identity: float = 0.5,
     mode: str = "linear",
 ) -> Float[Tensor, " b *size"]:
-    """Give how much of each place of the image reaches the classifier by attention (see `rollout_of_maps`).
+    """Return how much of each place of the image reaches the classifier by attention (see `rollout_of_maps`).
 
     Read for the class token or the attention pool, or else averaged over the patches.
 
@@ -80,7 +80,7 @@ def rollout(
 def class_attention_of_map(
     attention: Float[Tensor, "b h q k"], layout: TokenLayout
 ) -> Float[Tensor, "b h *grid"]:
-    """Give what the class token takes from each patch in one layer, by head.
+    """Return what the class token takes from each patch in one layer, by head.
 
     Args:
         attention: map of the layer; that of a single query is its row, be it a class token's that attends
@@ -107,7 +107,7 @@ def class_attention_of_map(
 def class_attention(
     model: nn.Module, images: Float[Tensor, "b c *size"], *, layer: int = -1, mode: str = "linear"
 ) -> Float[Tensor, "b h *size"]:
-    """Give what the class token takes from each place of the image in one layer, by head.
+    """Return what the class token takes from each place of the image in one layer, by head.
 
     Args:
         model: a model with a class token, or with an attention pool as its last layer.

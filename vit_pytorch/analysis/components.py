@@ -29,7 +29,7 @@ class Components:
     share: Float[Tensor, " k"]
 
     def project(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        """Give the coordinates of samples along the components."""
+        """Return the coordinates of samples along the components."""
         return (x.double() - self.mean) @ self.axes.mT
 
 

@@ -104,5 +104,6 @@ def to_pictures(model: VisionModel, images: Float[Tensor, "b c *size"]) -> Float
 
 
 def in_single(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """Give half-precision numbers in single precision, others as they are; products of layers need digits."""
+    """Return half-precision numbers in single precision, others as they are; products of layers need
+    digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -80,7 +80,7 @@ def maps_and_gradients(
 def check_classes(
     logits: Float[Tensor, "b k"], classes: Int[Tensor, " b"] | None, num_classes: int
 ) -> Int[Tensor, " b"]:
-    """Give the class of each image: as told, or that of the highest logit.
+    """Return the class of each image: as told, or that of the highest logit.
 
     Raises:
         ValueError: where there are no logits, or a class is none of them.
@@ -104,7 +104,7 @@ def class_relevance(
     *,
     mode: str = "linear",
 ) -> Float[Tensor, " b *size"]:
-    """Give how relevant each place of the image is for a class's logit (see `relevance_of_maps`).
+    """Return how relevant each place of the image is for a class's logit (see `relevance_of_maps`).
 
     Args:
         model: a model of one sequence of tokens, with a classifier.

@@ -144,7 +144,7 @@ def _explain(
 
 
 def at_full_size(image: UInt8[Tensor, "c h w"], prep: Preprocessing) -> UInt8[Tensor, "c h2 w2"]:
-    """Give the part of an image that a model sees, with the image's own resolution where that is higher."""
+    """Return the part of an image that a model sees, with the image's own resolution where that is higher."""
     if prep.max_tokens is None:
         scale = min(
             side / (own / prep.crop_pct) for side, own in zip(image.shape[1:], prep.image_size, strict=True)
@@ -157,7 +157,7 @@ def at_full_size(image: UInt8[Tensor, "c h w"], prep: Preprocessing) -> UInt8[Te
 
 
 def _free(stem: str, taken: set[str]) -> str:
-    """Give a stem that no other image has."""
+    """Return a stem that no other image has."""
     free, number = stem, 1
     while free in taken:
         number += 1

@@ -40,7 +40,7 @@ def long_options(
 
 
 def option_value(arguments: Sequence[str], option: str) -> str | None:
-    """Give the last value of an option on a command line, before any parsing; None where it is absent."""
+    """Return the last value of an option on a command line, before any parsing; None where it is absent."""
     value = None
     for i, argument in enumerate(arguments):
         if argument.startswith(f"--{option}="):
@@ -97,7 +97,7 @@ def drop_others(
 
 
 def name_in(layer: Mapping[str, Any], part: str = "model") -> str | None:
-    """Give the name of the model, or method, that a layer asks for; None where it names none."""
+    """Return the name of the model, or method, that a layer asks for; None where it names none."""
     settings = layer.get(part)
     name = settings.get("name") if isinstance(settings, Mapping) else None
     return name if isinstance(name, str) else None

@@ -107,7 +107,7 @@ def read_command(
 
 
 def last_name(arguments: Sequence[str], layers: Sequence[Mapping[str, Any]], part: str) -> str | None:
-    """Give the name of the model, or method, that is asked for last, on the command line or in a layer."""
+    """Return the name of the model, or method, that is asked for last, on the command line or in a layer."""
     named = [found for layer in layers if (found := name_in(layer, part)) is not None]
     return option_value(arguments, f"{part}.name") or (named[-1] if named else None)
 
@@ -265,7 +265,7 @@ def _leaves(layer: Mapping[str, Any], known: set[str], prefix: str = "") -> list
 
 
 def settings_of(parser: ArgumentParser, parsed: Namespace, name: str) -> dict[str, Any]:
-    """Give what was parsed as the arguments of a run's configuration."""
+    """Return what was parsed as the arguments of a run's configuration."""
     settings = vars(parser.instantiate(parsed))
     model = {"name": name, **{key: value for key, value in vars(parsed.model).items() if key != "name"}}
     rest = {key: value for key, value in settings.items() if key not in (*STARTING, "model")}

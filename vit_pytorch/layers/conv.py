@@ -14,7 +14,7 @@ from vit_pytorch.layers.blocks import Block, activation, layer
 
 
 def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
-    """Give the mean of a channels-first map; the gradient lies in memory with its channels last."""
+    """Return the mean of a channels-first map; the gradient lies in memory with its channels last."""
     return x.permute(0, 2, 3, 1).mean(dim=(1, 2))
 
 
@@ -33,7 +33,7 @@ class OnMap(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
-        """Give the map, its channels last again."""
+        """Return the map, its channels last again."""
         return self.layers(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

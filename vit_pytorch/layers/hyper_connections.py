@@ -63,7 +63,7 @@ class HyperConnection(nn.Module):
     def forward(
         self, streams: Float[Tensor, "b n s d"]
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n s d"], Float[Tensor, "*b s"]]:
-        """Give what the layer reads, the streams without its output, and each stream's share of that."""
+        """Return what the layer reads, the streams without its output, and each stream's share of that."""
         alpha, beta = self.alpha, self.beta
         if self.dynamic:
             width = self.alpha.shape[1]

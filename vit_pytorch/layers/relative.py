@@ -23,7 +23,7 @@ from vit_pytorch.layers.positions import ComputedBuffers
 
 
 def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
-    """Give the coordinates of a grid's cells in row-major order."""
+    """Return the coordinates of a grid's cells in row-major order."""
     axes = torch.meshgrid(*(torch.arange(extent) for extent in grid), indexing="ij")
     return torch.stack(axes, dim=-1).flatten(0, -2)
 
@@ -124,7 +124,7 @@ def stretch_offsets(
 
 
 def _stretching(old: int, new: int) -> Float[Tensor, "m n"]:
-    """Give the weights of offsets up to `old` for each up to `new`, both signs, for `stretch_offsets`."""
+    """Return the weights of offsets up to `old` for each up to `new`, both signs, for `stretch_offsets`."""
     low, factor, high = 1.01, 1.01, 1.5
     while high - low > 1e-6:
         factor = (low + high) / 2
@@ -190,7 +190,7 @@ class CachedBias(ComputedBuffers):
         """Compute the bias from the parameters."""
 
     def forward(self, *window: int) -> Float[Tensor, h * n]:
-        """Give the bias of every head for every pair of cells.
+        """Return the bias of every head for every pair of cells.
 
         Args:
             window: extents of the window in cells, for a bias that can be computed for any; its own window
@@ -454,7 +454,7 @@ def window_offsets(
 
 
 def _places(window: Sequence[int]) -> tuple[Int[Tensor, "k r"], Int[Tensor, " m"]]:
-    """Give all offsets within a window, and the number of that of every pair of cells."""
+    """Return all offsets within a window, and the number of that of every pair of cells."""
     inside = cells(window)
     every = cells([2 * extent - 1 for extent in window]) - torch.tensor([extent - 1 for extent in window])
     return every, offsets(inside, inside, window).flatten()

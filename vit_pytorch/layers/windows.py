@@ -47,7 +47,7 @@ class Partition:
         return tuple((s or 1) * (i or 1) for s, i in zip(self.size, self.interval, strict=True))
 
     def layout(self, grid: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Give (regions, cells of a group, interval) along each axis of a map.
+        """Return (regions, cells of a group, interval) along each axis of a map.
 
         Raises:
             ValueError: where the groups do not divide the map.
@@ -183,7 +183,7 @@ def hide_padding(
     padded: Float[Tensor, "b y x d"],
     bias: Float[Tensor, "h n n"] | None = None,
 ) -> Tensor:
-    """Make the mask of all groups of a batch that hides what fills the maps up; see `hide`.
+    """Return the mask of all groups of a batch that hides what fills the maps up; see `hide`.
 
     Args:
         partition: how the padded maps are parted.
@@ -196,7 +196,7 @@ def hide_padding(
 
 
 def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "h n n"] | None) -> Tensor:
-    """Make the mask of groups that hides padded keys; a group of nothing else sees them all.
+    """Return the mask of groups that hides padded keys; a group of nothing else sees them all.
 
     Args:
         real: which cells of every group are not padding.

@@ -24,12 +24,12 @@ class Wrapper(nn.Module):
         self.model = model
 
     def eject(self) -> nn.Module:
-        """Give the model back, the same object; the wrapper is of no use from then on."""
+        """Return the model itself; the wrapper is of no use from then on."""
         self.ejected = True
         return self.model
 
     def check_in_use(self) -> None:
-        """Hold that the model has not been handed back.
+        """Check that the model has not been handed back.
 
         Raises:
             RuntimeError: where it has.
@@ -39,14 +39,14 @@ class Wrapper(nn.Module):
 
 
 def uncompiled() -> AbstractContextManager[object]:
-    """Let what was compiled run as it is written, meanwhile: compiled code knows nothing of later hooks."""
+    """Context manager: run compiled modules eagerly, since compiled code knows nothing of later hooks."""
     # Without this module, whose import takes long, nothing was compiled.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval meanwhile, and every part of it back where it was."""
+    """Context manager: put a model in eval mode, and each part of it back afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

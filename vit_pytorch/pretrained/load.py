@@ -159,7 +159,7 @@ def recognise(
 
 
 def to_format(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Give a model's weights as another library's state dict.
+    """Return a model's weights as another library's state dict.
 
     Args:
         model: whose weights.

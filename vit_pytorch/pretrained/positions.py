@@ -123,7 +123,8 @@ def _split(
 
 
 def _guess(cells: int, wanted: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Give the grids that so many cells may have: a line, a square, or a video with one of the model's sizes.
+    """Return the grids that so many cells may have: a line, a square, or a video with one of the model's
+    sizes.
 
     Those of a video are the model's frames of another, square size, and more or fewer frames of its size.
     """
@@ -137,7 +138,7 @@ def _guess(cells: int, wanted: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _fold(state: dict[str, Tensor], tokens: list[str], rows: Tensor, *, keep: int) -> Tensor:
-    """Give the rows that stay in the table; add the others to their tokens."""
+    """Return the rows that stay in the table; add the others to their tokens."""
     if rows.shape[1] > keep:
         counts = [state[token].shape[1] for token in tokens]
         moved = torch.cat([torch.zeros_like(rows[:, :keep]), rows[:, keep:]], dim=1)

@@ -81,7 +81,7 @@ class Format:
     fixed_positions: bool = False
 
     def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Give the state dict under this format's bare names, or None where it is another format.
+        """Return the state dict under this format's bare names, or None where it is another format.
 
         Raises:
             ValueError: where there are two models under different prefixes.

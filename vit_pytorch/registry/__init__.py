@@ -55,7 +55,7 @@ FAMILIES = (
 
 @cache
 def entries() -> dict[str, ModelEntry]:
-    """Give every named model by its name, in the order of the catalogue."""
+    """Return every named model by its name, in the order of the catalogue."""
     found: dict[str, ModelEntry] = {}
     for family in FAMILIES:
         for entry in import_module(f"vit_pytorch.registry.{family}").ENTRIES:

@@ -110,7 +110,7 @@ class TimmBackbone(nn.Module):
 
 
 def as_backbone(model: nn.Module) -> Backbone:
-    """Give a model as a learning method wants it: itself, or a plain ViT of timm in an adapter.
+    """Return a model as a learning method wants it: itself, or a plain ViT of timm in an adapter.
 
     Raises:
         ValueError: where it is neither.

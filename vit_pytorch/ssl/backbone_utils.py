@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def channels_of(net: nn.Module) -> int:
-    """Give the channels of a model's input.
+    """Return the channels of a model's input.
 
     Raises:
         ValueError: where the model does not say.
@@ -26,12 +26,12 @@ def channels_of(net: nn.Module) -> int:
 
 
 def dummy_input(net: nn.Module, size: Sequence[int]) -> Float[Tensor, "1 c h w"]:
-    """Give a batch of one black image of a size, for a model."""
+    """Return a batch of one black image of a size, for a model."""
     return next(net.parameters()).new_zeros(1, channels_of(net), *size)
 
 
 def normalisation_of(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give the mean and the standard deviation of a model's input.
+    """Return the mean and the standard deviation of a model's input.
 
     One half each, where the model does not tell them for the channels that it takes.
     """
@@ -45,7 +45,7 @@ def normalisation_of(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def local_size(net: nn.Module, size: tuple[int, int], part: float = 3 / 7) -> tuple[int, int]:
-    """Give the size of a crop that a model takes, close to a part of a size.
+    """Return the size of a crop that a model takes, close to a part of a size.
 
     Args:
         net: says its patch, or its stride, and the least size.

@@ -37,7 +37,7 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Float[Tensor, "*b k"], temperature: float) -> Float[Tensor, "*b k"]:
-        """Give the centred, sharpened distributions (DINO, arXiv:2104.14294, equation 1)."""
+        """Return the centred, sharpened distributions (DINO, arXiv:2104.14294, equation 1)."""
         logits = logits.float()
         if self.training:
             rows = logits.flatten(0, -2)

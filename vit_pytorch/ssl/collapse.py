@@ -22,7 +22,7 @@ def feature_spread(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
 
 
 def prediction_entropy(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-    """Give the mean entropy of the distributions, in nats; ln K for a collapse to the uniform one.
+    """Return the mean entropy of the distributions, in nats; ln K for a collapse to the uniform one.
 
     Of a DINO teacher, `logits` are centred and divided by its temperature (arXiv:2104.14294, section 5.3).
     """
@@ -30,7 +30,7 @@ def prediction_entropy(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
 
 
 def usage_entropy(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-    """Give the entropy of the mean distribution, in nats; 0 for a collapse to one dimension.
+    """Return the entropy of the mean distribution, in nats; 0 for a collapse to one dimension.
 
     Raises:
         ValueError: for less than two distributions.
@@ -40,7 +40,7 @@ def usage_entropy(logits: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
 
 
 def entropy_of(distribution: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
-    """Give the entropy of distributions, in nats."""
+    """Return the entropy of distributions, in nats."""
     return _entropy(distribution.clamp_min(1e-30).log())
 
 

@@ -18,7 +18,7 @@ from vit_pytorch.ssl.backbone import Backbone, as_backbone
 
 
 def as_maskable(model: nn.Module) -> Backbone:
-    """Give a model as learning by masking wants it: with all prefix tokens in the sequence from the start.
+    """Return a model as learning by masking wants it: with all prefix tokens in the sequence from the start.
 
     Warns where patches are not embedded one by one: overlapping ones, or convolutions, show other tokens the
     pixels that are hidden.
@@ -54,7 +54,7 @@ def check_ratio(name: str, ratio: float) -> None:
 
 
 def count_visible(patches: int, ratio: float) -> int:
-    """Give the number of patches that stay where a share of them, rounded up, is hidden.
+    """Return the number of patches that stay where a share of them, rounded up, is hidden.
 
     Raises:
         ValueError: where none would stay, or none be hidden.
@@ -144,12 +144,12 @@ def cover(
 
 
 def gather_tokens(tokens: Float[Tensor, "b n d"], places: Int[Tensor, "b m"]) -> Float[Tensor, "b m d"]:
-    """Give each image's tokens at its own places."""
+    """Return each image's tokens at its own places."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def patch_tokens(tokens: Float[Tensor, "b n d"], prefix: int, patches: int) -> Float[Tensor, "b m d"]:
-    """Give the patches of a sequence, without the prefix tokens.
+    """Return the patches of a sequence, without the prefix tokens.
 
     Raises:
         ValueError: where the sequence has another number of them: tokens that are no patches, or that the

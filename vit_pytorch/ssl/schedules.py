@@ -27,7 +27,7 @@ class LinearSchedule:
         _check_steps(self.steps)
 
     def __call__(self, step: int) -> float:
-        """Give the value at a step."""
+        """Return the value at a step."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
 
@@ -49,7 +49,7 @@ class CosineSchedule:
         _check_steps(self.steps)
 
     def __call__(self, step: int) -> float:
-        """Give the value at a step."""
+        """Return the value at a step."""
         done = min(step / self.steps, 1.0)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
 
@@ -65,7 +65,7 @@ class Constant:
     value: float
 
     def __call__(self, step: int) -> float:
-        """Give the value at a step."""
+        """Return the value at a step."""
         return self.value
 
 

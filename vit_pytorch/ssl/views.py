@@ -130,7 +130,7 @@ def dino_views(
     global_lower: float = 0.4,
     local_upper: float = 0.4,
 ) -> tuple[View, ...]:
-    """Give DINO's views: two global ones, one blurred always, one solarized at times, and local ones.
+    """Return DINO's views: two global ones, one blurred always, one solarized at times, and local ones.
 
     Args:
         image_size: size of the global views.
@@ -216,7 +216,8 @@ def change_colours(
 
 
 def luma(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Give the brightness that each pixel has for the eye; the mean of the channels where they are not 3."""
+    """Return the brightness that each pixel has for the eye; the mean of the channels where they are not
+    3."""
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True)
     weights = images.new_tensor(_YIQ[0]).view(1, 3, 1, 1)

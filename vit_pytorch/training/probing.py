@@ -54,7 +54,7 @@ def read_features(
 
 
 def cast(images: Images, dtype: torch.dtype) -> Images:
-    """Give a batch of images in another precision."""
+    """Return a batch of images in another precision."""
     return images.to(dtype) if isinstance(images, Tensor) else [image.to(dtype) for image in images]
 
 

@@ -158,7 +158,7 @@ def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
 
 
 def model_arguments(config: RunConfig, splits: Splits) -> tuple[dict[str, Any], int]:
-    """Give the arguments of a configuration's model, and the channels that it shall take."""
+    """Return the arguments of a configuration's model, and the channels that it shall take."""
     arguments = {key: value for key, value in config.model.items() if key != "name"}
     return arguments, splits.train.channels if config.data.channels is None else config.data.channels
 
@@ -173,7 +173,7 @@ def prepared_as(model: VisionModel, config: TrainConfig) -> TrainConfig:
 def make_module(
     config: TrainConfig, model: VisionModel, preprocessing: Preprocessing, splits: Splits
 ) -> Classifier:
-    """Make what trains the model: from labels, and from a teacher where a configuration names one."""
+    """Build what trains the model: from labels, and from a teacher where a configuration names one."""
     settings: dict[str, Any] = {
         "optimizer": config.optimizer,
         "schedule": config.schedule,
@@ -299,7 +299,7 @@ def announce(config: RunConfig, folder: Path, splits: Splits, model: VisionModel
 
 
 def usable_device(config: RunConfig) -> torch.device:
-    """Give where a run's results are measured: on a GPU where there is one and the run may take it."""
+    """Return where a run's results are measured: on a GPU where there is one and the run may take it."""
     usable = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if usable else "cpu")
 

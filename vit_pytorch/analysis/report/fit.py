@@ -100,7 +100,7 @@ def _pack_layer(layer: Layer, steps: int, cells: tuple[int | None, int | None]) 
 
 
 def _block(places: Places, most: int | None) -> int:
-    """Give the side of the smallest blocks that make at most so many cells."""
+    """Return the side of the smallest blocks that make at most so many cells."""
     block = 1
     while most is not None and ceil(places.rows / block) * ceil(places.columns / block) > most:
         block += 1

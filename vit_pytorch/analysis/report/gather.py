@@ -195,7 +195,7 @@ def _record(model: VisionModel, images: Float[Tensor, "1 c h w"]) -> tuple[Recor
 
 
 def _one_sequence(model: VisionModel, images: Float[Tensor, "1 c h w"], found: Found) -> TokenLayout:
-    """Give the layout of a model whose patches can be followed through all layers.
+    """Return the layout of a model whose patches can be followed through all layers.
 
     Raises:
         ValueError: where they cannot.
@@ -213,7 +213,7 @@ def _rollout(found: Found, layout: TokenLayout) -> Layer:
 
 
 def _distances(layer: Layer, size: Sequence[int]) -> tuple[list[float], float] | None:
-    """Give the mean attention distance of each head, and that of uniform attention; None without a grid."""
+    """Return the mean attention distance of each head, and that of uniform attention; None without a grid."""
     if layer.queries != layer.keys:
         return None
     grid = (layer.keys.rows, layer.keys.columns)

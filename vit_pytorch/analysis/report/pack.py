@@ -36,7 +36,7 @@ class Packed:
     differences: bool = False
 
     def unpack(self) -> Bytes:
-        """Give the array back."""
+        """Return the array back."""
         values = np.frombuffer(zlib.decompress(base64.b64decode(self.text)), dtype=np.uint8)
         values = values.reshape(self.shape)
         return values.cumsum(axis=-2, dtype=np.uint8) if self.differences else values
@@ -77,7 +77,7 @@ def quantise_rows(maps: Floats, steps: int) -> Bytes:
 
 
 def restore_rows(numbers: Bytes) -> Floats:
-    """Give back the weights of attention that `quantise_rows` was given, rows summing to 1."""
+    """Return the weights of attention that `quantise_rows` was given, rows summing to 1."""
     squares = numbers.astype(np.float32) ** 2
     restored: Floats = squares / squares.sum(axis=-1, keepdims=True)
     return restored

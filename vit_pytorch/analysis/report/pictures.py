@@ -32,7 +32,7 @@ def as_url(picture: UInt8[Tensor, "c h w"]) -> str:
 
 
 def to_image(picture: UInt8[Tensor, "c h w"]) -> Image:
-    """Give a picture of one channel or three to Pillow; of others the first one is shown."""
+    """Return a picture of one channel or three to Pillow; of others the first one is shown."""
     from PIL import Image
 
     array = picture.movedim(0, -1).numpy(force=True)
@@ -66,7 +66,7 @@ def write_pictures(shown: Explanation, folder: Path, stem: str) -> list[Path]:
 
 
 def mean_attention(layer: Layer, *, pooled: bool) -> Float[Tensor, "rows columns"]:
-    """Give what the first token takes from each patch, or the patches on average; the mean over heads.
+    """Return what the first token takes from each patch, or the patches on average; the mean over heads.
 
     Args:
         layer: the layer.

@@ -93,7 +93,7 @@ def find_layers(model: VisionModel, recording: Recording, grids: Sequence[Grid])
 
 
 def prefix_of(model: VisionModel) -> int:
-    """Give the number of tokens in front of a model's patches."""
+    """Return the number of tokens in front of a model's patches."""
     return int(getattr(model, "num_prefix_tokens", 0))
 
 

@@ -50,7 +50,7 @@ TABLES = {
 
 
 def formats_for(model: nn.Module) -> tuple[Format, ...]:
-    """Give the formats that a model's checkpoints are published in.
+    """Return the formats that a model's checkpoints are published in.
 
     Raises:
         ValueError: where no table is known for the architecture.

@@ -47,7 +47,7 @@ SCALES = (
 
 
 def formats_beside(timm: Format) -> tuple[Format, ...]:
-    """Give the formats whose other names are those of timm's plain ViT."""
+    """Return the formats whose other names are those of timm's plain ViT."""
     return (
         Format(
             name="BEiT",

@@ -11,7 +11,7 @@ POINTWISE = Transform(
 
 
 def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "attention") -> tuple[Rule, ...]:
-    """Give a block's norms and linear layers, as timm and most authors after it name them.
+    """Return a block's norms and linear layers, as timm and most authors after it name them.
 
     Args:
         ours: our name of the block.
@@ -31,7 +31,7 @@ def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "at
 
 
 def positioned_stages() -> tuple[Rule, ...]:
-    """Give what Twins and, after it, SepViT name alike: all but the attention."""
+    """Return what Twins and, after it, SepViT name alike: all but the attention."""
     ours, theirs = "stages.{i}.blocks.{j}", "blocks.{i}.{j}"
     return (
         Rule("stages.{i}.down.0.layers.0.{p}", "patch_embeds.{i}.proj.{p}"),

@@ -13,7 +13,8 @@ OURS = own_format("stages.0.blocks.0.attention.convs.0.layers.0.conv.weight")
 
 
 def _projections(conv: str, norm: str, linear: str, names: Sequence[str], stem: str) -> tuple[Rule, ...]:
-    """Give the rules of the convolutions, their batch norms and the linear layers, in which `*` is a name."""
+    """Return the rules of the convolutions, their batch norms and the linear layers, in which `*` is a
+    name."""
     rules = []
     for i, name in enumerate(names):
         ours = f"{ATTENTION}.convs.{i}.layers.0"

@@ -49,7 +49,7 @@ class FlatFormat(NumberedFormat):
     residual: str
 
     def places(self, model: Any) -> dict[str, str]:
-        """Give the prefix of each layer's names and that in the rules."""
+        """Return the prefix of each layer's names and that in the rules."""
         found: dict[str, str] = {}
         for i, stage in enumerate(model.stages):
             blocks = range(len(stage.blocks))
@@ -89,7 +89,7 @@ class Names:
 
 
 def _rules(names: Names) -> tuple[Rule, ...]:
-    """Give the table of a layout."""
+    """Return the table of a layout."""
     blocks = ("stages.{i}.blocks.{j}", "stages.{i}.blocks.{j}")
     attentions = (
         (f"{blocks[0]}.attention", f"{blocks[1]}.attn"),

@@ -16,7 +16,7 @@ class GateFormat(NumberedFormat):
     """A layout in which the last layer and its norm come one place earlier where there is no gate."""
 
     def places(self, model: Any) -> dict[str, str]:
-        """Give where layers are in a block with a gate; see `NumberedFormat.places`."""
+        """Return where layers are in a block with a gate; see `NumberedFormat.places`."""
         blocks = enumerate(model.blocks)
         bare = [layer for layer, block in blocks if len(block.feedforward.depthwise.layers) == 5]
         conv = "blocks.{}.conv.conv.{}."

@@ -54,13 +54,13 @@ def _rule(ours: str, theirs: str, kind: str) -> tuple[Rule, ...]:
 
 
 def _around(*theirs: str) -> tuple[Rule, ...]:
-    """Give the rules of all but the transformer blocks, from their names in the order of `AROUND`."""
+    """Return the rules of all but the transformer blocks, from their names in the order of `AROUND`."""
     named = zip(AROUND, theirs, strict=True)
     return tuple(rule for (ours, kind), name in named for rule in _rule(ours, name, kind))
 
 
 def _transformer(part: str, block: str, theirs: tuple[str, ...], read: Transform = SAME) -> tuple[Rule, ...]:
-    """Give the rules of a transformer block.
+    """Return the rules of a transformer block.
 
     Args:
         part: what it is called here.

@@ -10,7 +10,7 @@ LAYER = f"{BLOCK}.transformer.{{j}}"
 
 
 def _conv(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
-    """Give the rules of a convolution and its batch norm."""
+    """Return the rules of a convolution and its batch norm."""
     return (
         Rule(f"{ours}.layers.0.conv.weight", f"{theirs}.{conv}.weight"),
         Rule(f"{ours}.layers.0.norm.{{name}}", f"{theirs}.{norm}.{{name}}"),
@@ -18,7 +18,7 @@ def _conv(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
 
 
 def _pointwise(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
-    """Give the rules of a linear layer, a 1 x 1 convolution of theirs, and its batch norm."""
+    """Return the rules of a linear layer, a 1 x 1 convolution of theirs, and its batch norm."""
     return (
         Rule(f"{ours}.0.weight", f"{theirs}.{conv}.weight", POINTWISE),
         Rule(f"{ours}.1.layers.0.{{name}}", f"{theirs}.{norm}.{{name}}"),
@@ -26,7 +26,7 @@ def _pointwise(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]
 
 
 def _bottleneck(ours: str, layers: tuple[str, str, str], conv: str, norm: str) -> tuple[Rule, ...]:
-    """Give the rules of an inverted bottleneck from their names of its three layers."""
+    """Return the rules of an inverted bottleneck from their names of its three layers."""
     expand, depthwise, project = layers
     return (
         Rule(f"{ours}.expand.weight", f"{expand}.{conv}.weight", POINTWISE),

@@ -17,7 +17,7 @@ BLOCK = "stages.{i}.blocks"
 
 
 def _maps(rows: Tensor) -> tuple[Tensor, int]:
-    """Give the offsets of each head as a map, and how far theirs, centred at half a window, is shifted."""
+    """Return the offsets of each head as a map, and how far theirs, centred at half a window, is shifted."""
     side = isqrt(rows.shape[1])
     window = (side + 1) // 2
     return rows.unflatten(1, (side, side)), window - 1 - window // 2

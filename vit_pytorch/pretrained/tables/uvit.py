@@ -21,7 +21,7 @@ class LongSkipFormat(NumberedFormat):
     `layers`."""
 
     def places(self, model: Any) -> dict[str, str]:
-        """Give where blocks are in the sequence of all; see `NumberedFormat.places`."""
+        """Return where blocks are in the sequence of all; see `NumberedFormat.places`."""
         # A noise predictor has the blocks in its encoder.
         blocks = getattr(model, "encoder", model).blocks
         middle = len(blocks) // 2
@@ -45,7 +45,7 @@ class BackboneFormat(LongSkipFormat):
 
 
 def backbone(ours: str) -> tuple[Rule, ...]:
-    """Give the rules of what both have but for the positions."""
+    """Return the rules of what both have but for the positions."""
     block = f"{ours}blocks.{{i}}"
     return (
         Rule(f"{ours}patch_embed.proj.{{p}}", "patch_embed.proj.{p}"),
@@ -56,7 +56,7 @@ def backbone(ours: str) -> tuple[Rule, ...]:
 
 
 def _read_patches(parts: Sequence[Tensor], positions: Any) -> Tensor:
-    """Give the places of patches alone, whose grid is square; one or two are those of time and label."""
+    """Return the places of patches alone, whose grid is square; one or two are those of time and label."""
     rows = parts[0].shape[1]
     return parts[0][:, rows - isqrt(rows - 1) ** 2 :]
 

@@ -59,6 +59,6 @@ def files_below(folder: Path, extensions: Container[str]) -> Iterator[Path]:
 
 
 def extension(name: str) -> str:
-    """Give the extension of a file's name in small letters, with that before a final ``.gz``."""
+    """Return the extension of a file's name in small letters, with that before a final ``.gz``."""
     stem, last = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] + last if last == ".gz" else last

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 def fit_tokens(
     size: tuple[int, int], *, patch: tuple[int, int], largest: tuple[int, int], max_tokens: int
 ) -> tuple[int, int]:
-    """Give the size at which an image is cut into whole patches, within a number of tokens.
+    """Return the size at which an image is cut into whole patches, within a number of tokens.
 
     The aspect ratio is kept as far as whole patches allow, and nothing is enlarged but to fill a patch.
 

@@ -176,7 +176,7 @@ def move(images: Images, device: torch.device) -> Images:
 
 
 def check_native(augmentation: Augmentation) -> None:
-    """Hold that an augmentation suits images that differ in size.
+    """Check that an augmentation suits images that differ in size.
 
     Raises:
         ValueError: It moves them within one size, or mixes them with each other.

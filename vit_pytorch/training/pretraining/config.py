@@ -184,7 +184,7 @@ METHODS: dict[str, type[MethodConfig]] = {
 
 
 def find_method(name: str) -> type[MethodConfig]:
-    """Give the settings of a method.
+    """Return the settings of a method.
 
     Raises:
         ValueError: Where there is no such method.

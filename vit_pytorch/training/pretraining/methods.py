@@ -117,7 +117,7 @@ def _try(method: nn.Module, prep: Preprocessing) -> None:
 
 
 def last_layers(method: nn.Module) -> list[nn.Parameter]:
-    """Give what learns of the student's heads' last layers; nothing where there is no teacher."""
+    """Return what learns of the student's heads' last layers; nothing where there is no teacher."""
     if not isinstance(method, Dino):
         return []
     heads = (module for module in method.student.modules() if isinstance(module, NormedLinear))
@@ -184,7 +184,7 @@ def _dino(config: DinoConfig, model: nn.Module, prep: Preprocessing, length: Len
 
 
 def views_of(config: DinoConfig, size: tuple[int, int], small: tuple[int, int]) -> tuple[View, ...]:
-    """Give DINO's views with the distortions that a configuration asks for."""
+    """Return DINO's views with the distortions that a configuration asks for."""
     drawn = dino_views(size, small, num_local=config.num_local_crops)
     whole = (config.global_lower_crop_scale, 1.0)
     part = (config.local_lower_crop_scale, config.local_upper_crop_scale)
@@ -220,7 +220,7 @@ MAKERS: dict[type[MethodConfig], Callable[..., nn.Module]] = {
 
 
 def backbone_of(method: nn.Module) -> VisionModel:
-    """Give the model that a method leaves: that of the teacher where there is one."""
+    """Return the model that a method leaves: that of the teacher where there is one."""
     learned: Any = method
     if isinstance(method, Dino):
         return learned.teacher.model.net
@@ -233,7 +233,7 @@ def backbone_of(method: nn.Module) -> VisionModel:
 def teacher_outputs(
     method: Dino, images: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
-    """Give a teacher's features of images, which would enter the classifier, and what it says of them.
+    """Return a teacher's features of images, which would enter the classifier, and what it says of them.
 
     That is its centred and sharpened distributions.
 
@@ -250,7 +250,7 @@ def teacher_outputs(
 
 
 def centre_of(method: Dino) -> Centre:
-    """Give the centre of the views' logits."""
+    """Return the centre of the views' logits."""
     loss = method.criterion
     return loss.views.centre if isinstance(method, EsViTTrainer) else loss.centre
 

@@ -88,7 +88,7 @@ class Pretrainer(OptimizedModule):
             parameter.grad = None
 
     def _frozen(self) -> list[nn.Parameter]:
-        """Give the last layers at the start, where they do not learn yet."""
+        """Return the last layers at the start, where they do not learn yet."""
         method = self.model
         frozen = isinstance(method, Dino) and int(method.steps) < method.freeze_last_layer
         return last_layers(method) if frozen else []
@@ -112,7 +112,7 @@ class Pretrainer(OptimizedModule):
 
 
 def set_weight_decay(optimizer: Optimizer, value: float) -> None:
-    """Give all parameters that decay a weight decay."""
+    """Return all parameters that decay a weight decay."""
     for group in optimizer.param_groups:
         if group["weight_decay"] > 0:
             group["weight_decay"] = value

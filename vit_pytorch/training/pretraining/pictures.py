@@ -85,7 +85,7 @@ class Pictures(Callback):
 
 
 def picture_rows(method: nn.Module, images: Float[Tensor, "b c h w"], pixels: Any) -> list[Tensor]:
-    """Give the rows of a sheet, each a picture of every image in [0, 1]; none for methods without pictures.
+    """Return the rows of a sheet, each a picture of every image in [0, 1]; none for methods without pictures.
 
     Args:
         method: What learns; in eval meanwhile.
@@ -112,7 +112,7 @@ def picture_rows(method: nn.Module, images: Float[Tensor, "b c h w"], pixels: An
 
 
 def _seen(method: MAE | SimMIM, mask: Tensor, images: Float[Tensor, "b c h w"], pixels: Any) -> Tensor:
-    """Give images with grey where patches are hidden."""
+    """Return images with grey where patches are hidden."""
     encoder = method.encoder
     hidden = mask[..., None].expand_as(encoder.patchify(images)).to(images.dtype)
     shown = encoder.grid.unpatchify(hidden, encoder.grid.fit(images.shape[2:])) > 0.5
@@ -120,7 +120,7 @@ def _seen(method: MAE | SimMIM, mask: Tensor, images: Float[Tensor, "b c h w"], 
 
 
 def attention_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
-    """Give where the class token looks, a row a head, each picture between its least and greatest value."""
+    """Return where the class token looks, a row a head, each picture between its least and greatest value."""
     if not isinstance(model, IsotropicModel) or model.pool != "cls" or not model.num_prefix_tokens:
         return []
     maps = class_attention(model, images, mode="nearest").float().cpu()
@@ -129,7 +129,7 @@ def attention_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list
 
 @torch.no_grad()
 def component_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
-    """Give the three principal components of the last map's cells as red, green and blue."""
+    """Return the three principal components of the last map's cells as red, green and blue."""
 
     def cells(part: Tensor) -> Tensor:
         maps = model.forward_intermediates(part, indices=1, intermediates_only=True)

@@ -108,7 +108,7 @@ def build(
 
 
 def make_module(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
-    """Make what trains by a method."""
+    """Build what trains by a method."""
     return Pretrainer(
         method,
         optimizer=config.optimizer,

@@ -13,7 +13,7 @@ def list_recipes(kind: str = TRAIN) -> list[str]:
 
 
 def find_recipe(name: str, kind: str = TRAIN) -> Path:
-    """Give the file of a recipe.
+    """Return the file of a recipe.
 
     Args:
         name: One of `list_recipes(kind)`, or the path of a YAML file.

@@ -127,7 +127,7 @@ class VisionModel(
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Tensor:
         """Compute tokens or a feature map, before pooling."""
 
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Float[Tensor, "b k"]:
+    def forward_head(self, features: Any, pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Pool features and classify them.
 
         Args:
@@ -137,7 +137,7 @@ class VisionModel(
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
+    def pool_features(self, features: Any) -> Float[Tensor, "b e"]:
         """Return one vector per image: the class token, the mean of the patches, both, or their attention
         pool."""
         if self.pool == "cls":

@@ -199,7 +199,7 @@ class RegionEmbedding(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "b h w c"]
-    ) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b y x d"]]:
+    ) -> tuple[Float[Tensor, "b _ _ d"], Float[Tensor, "b _ _ d"]]:
         """Embed channels-last images."""
         return self.dropout(self.local(images)), self.regional(pad_to_squares(images, self.square))
 

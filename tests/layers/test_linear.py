@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.checking import traces
 from vit_pytorch.layers import linear as module
 from vit_pytorch.layers.linear import MKL_LINEAR, use_onednn_linear
 
@@ -45,6 +46,7 @@ def test_views_that_are_not_contiguous():
     torch.testing.assert_close(layer(x), MKL_LINEAR(x, layer.weight, layer.bias))
 
 
+@traces
 def test_other_types_and_traced_graphs_are_left_alone(monkeypatch):
     layer = nn.Linear(12, 20)
     x = torch.randn(100, 12)

@@ -271,8 +271,8 @@ class Attention(nn.Module):
     def attend(
         self,
         q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n f"],
+        k: Float[Tensor, "b h m e"],
+        v: Float[Tensor, "b h m f"],
         inputs: BlockInputs,
     ) -> Float[Tensor, "b h n f"]:
         """Attend; positions and masks act here."""

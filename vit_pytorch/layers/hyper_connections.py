@@ -99,6 +99,9 @@ class HyperBlock(Block):
     ) -> None:
         super().__init__(dim, attention, feedforward, **options)
         self.connect1 = connect1
+        # Parameters keep the order in which version 0.1 had them, by which states of optimizers are numbered.
+        for name in ("norm2", "feedforward", "scale2", "drop_path"):
+            self._modules[name] = self._modules.pop(name)
         self.connect2 = connect2
 
     @layer

@@ -149,8 +149,8 @@ class Positions(ComputedBuffers):
         self.interpolates = False
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
-    ) -> Float[Tensor, "b n d"]:
+        self, tokens: Float[Tensor, "*b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
+    ) -> Float[Tensor, "*b n d"]:
         """Add the embeddings to prefix tokens and patches.
 
         Args:

@@ -438,7 +438,7 @@ class DynamicBias(CachedBias):
 @fx_leaf
 def window_offsets(
     places: Float[Tensor, "k r"], index: Int[Tensor, " m"], own: tuple[int, ...], *window: int
-) -> tuple[Float[Tensor, "k r"], Int[Tensor, " m"]]:
+) -> tuple[Float[Tensor, "l r"], Int[Tensor, " p"]]:
     """Return all offsets within a window, and the number of that of each pair of cells.
 
     Args:

@@ -181,7 +181,7 @@ def hide_padding(
     partition: Partition,
     grid: Sequence[int],
     padded: Float[Tensor, "b y x d"],
-    bias: Float[Tensor, "h n n"] | None = None,
+    bias: Float[Tensor, "*_ h n n"] | None = None,
 ) -> Tensor:
     """Return the mask of all groups of a batch that hides what fills the maps up; see `hide`.
 
@@ -195,7 +195,7 @@ def hide_padding(
     return hide(real[..., 0], bias).repeat(padded.shape[0], 1, 1, 1)
 
 
-def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "h n n"] | None) -> Tensor:
+def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "*_ h n n"] | None) -> Tensor:
     """Return the mask of groups that hides padded keys; a group of nothing else sees them all.
 
     Args:

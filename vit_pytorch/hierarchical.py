@@ -119,7 +119,7 @@ class HierarchicalModel(VisionModel):
         if any(s % m for s, m in zip(size, self.size_multiple, strict=True)):
             raise ValueError(f"image size must be a multiple of {self.size_multiple}, got {tuple(size)}")
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b y x d"]:
+    def embed(self, images: Float[Tensor, "b c h w"]) -> Any:
         """Return what enters the first stage, channels last."""
         self.check_images(images)
         if not is_tracing(images):

@@ -103,7 +103,7 @@ def test_neighbours_share_their_digit():
 
 def test_a_model_in_stages_learns_views_and_regions():
     torch.manual_seed(0)
-    found = pretrain(TwinsSVT(**TWINS), EsViTTrainer, epochs=8, lr=2e-3)
+    found = pretrain(TwinsSVT(**TWINS), EsViTTrainer, epochs=12, lr=2e-3)
     assert found["trained"] > found["untrained"] + 0.02
     assert found["last"] < found["settled"] < math.log(CLASSES)
     assert found["spread"] > 0.4

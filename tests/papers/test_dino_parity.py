@@ -278,7 +278,7 @@ TWINS = {
     "s4_local_patch_size": 2,
     "s4_global_k": 2,
     "s1_patch_size": 2,
-    "dim_head": 8,
+    "heads": (1, 2, 3, 4),
 }
 
 

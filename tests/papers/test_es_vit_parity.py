@@ -25,7 +25,7 @@ TWINS = {
     "s4_local_patch_size": 2,
     "s4_global_k": 2,
     "s1_patch_size": 2,
-    "dim_head": 8,
+    "heads": (1, 2, 3, 4),
 }
 CVT = {"num_classes": 5, "image_size": 64, "s1_emb_dim": 8, "s2_emb_dim": 16, "s2_heads": 2, "s2_depth": 1}
 CVT = {**CVT, "s3_emb_dim": 24, "s3_heads": 3, "s3_depth": 1}

@@ -192,3 +192,19 @@ def test_impossible_schedules() -> None:
         ScheduleConfig(warmup_epochs=-1)
     with pytest.raises(ValueError, match=r"min_lr must not be negative, got -1"):
         ScheduleConfig(min_lr=-1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_states_of_another_order_are_refused(name):
+    """Fused kernels would read past the end of a smaller state."""
+    config = OptimizerConfig(name=name, lr=1e-3)
+    first, second = (nn.Sequential(*layers) for layers in (_two_layers(), _two_layers()[::-1]))
+    optimizers = [make_optimizer(model, config) for model in (first, second)]
+    first(torch.randn(5, 4)).sum().backward()
+    optimizers[0].step()
+    with pytest.raises(ValueError, match=r"must have shape .*, got .*: it belongs to another model"):
+        optimizers[1].load_state_dict(optimizers[0].state_dict())
+
+
+def _two_layers():
+    return [nn.Linear(4, 6), nn.Linear(6, 4)]

@@ -241,15 +241,37 @@ def _make_optimizer(model: nn.Module, config: OptimizerConfig, scaled: bool) -> 
     if config.name == "adamw":
         fused = not scaled and all(map(_can_fuse, chain.from_iterable(group["params"] for group in groups)))
         adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        adamw.register_load_state_dict_pre_hook(_check_shapes)
         adamw.register_load_state_dict_pre_hook(_keep_kernels)
         return adamw
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        sgd.register_load_state_dict_pre_hook(_check_shapes)
+        return sgd
     raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {config.name!r}")
 
 
 def _can_fuse(parameter: torch.Tensor) -> bool:
     return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+
+
+def _check_shapes(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Check that the state of each parameter has its shape: fused kernels read past the end of a smaller one.
+
+    States are numbered, so that those of a model whose parameters stand in another order would go astray.
+
+    Raises:
+        ValueError: if one has another shape.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, number in zip(group["params"], saved["params"], strict=True):
+            for name, value in state["state"].get(number, {}).items():
+                plain = type(value) is torch.Tensor and type(parameter.data) is torch.Tensor
+                if plain and value.ndim and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"the optimizer's {name} of parameter {number} must have shape "
+                        f"{tuple(parameter.shape)}, got {tuple(value.shape)}: it belongs to another model"
+                    )
 
 
 def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ CROSSVIT = {
 TWINS = {
     "image_size": 16,
     "s1_patch_size": 1,
-    "dim_head": 8,
+    "heads": (2, 3, 4, 6),
     "mlp_ratio": 2,
     **stages(emb_dim=(16, 24, 32, 48), depth=(1, 1, 1, 1)),
     **stages(local_patch_size=(4, 4, 2, 2), global_k=(4, 2, 2, 1)),

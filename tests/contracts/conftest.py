@@ -69,7 +69,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "relative_both_pools": NO_BATCH,
     "relative_by_layer": NO_BATCH,
     "map_qk_norm": NO_BATCH,
-    "mixed_patch_dropout": NO_BATCH,
+    "mixed_patch_dropout": {
+        **NO_BATCH,
+        "feature_extractor_of_torchvision": "torchvision warns that the graph in training drops patches",
+    },
     "values_hyper_connections": {
         "gradients_per_sample": "connections own parameters beside modules that own some",
         "grad_cam": "the output of a block is several streams",

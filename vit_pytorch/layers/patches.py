@@ -181,7 +181,9 @@ class PatchEmbed(nn.Module):
             patches = self.norm_in(patches)
         # Each patch is an image of its own to the convolution, whose kernel covers it.
         channels_last = patches.reshape(-1, *self.grid.patch, self.proj.in_channels)
-        x = self.proj(channels_last.movedim(-1, 1)).reshape(*patches.shape[:-1], -1)
+        x = self.proj(channels_last.movedim(-1, 1))
+        # FX cannot unpack the sizes, but add to them.
+        x = x.reshape(patches.shape[:-1] + (-1,))  # noqa: RUF005
         return x if self.norm_out is None else self.norm_out(x)
 
 

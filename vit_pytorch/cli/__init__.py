@@ -49,11 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _ = COMMANDS[command]
     keep_freed_memory()
     try:
-        run = getattr(import_module(f"vit_pytorch.cli.{module}"), command)
-        from vit_pytorch.layers.linear import faster_linear
-
-        with faster_linear():
-            run(options)
+        getattr(import_module(f"vit_pytorch.cli.{module}"), command)(options)
     except UsageError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.blocks import Block, layer, set_grad_checkpointing
+from vit_pytorch.layers.init import init_embeddings
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.simple_vit import SimpleViT
@@ -55,12 +56,11 @@ class Task(nn.Module):
         self.memories = nn.Parameter(like.new_empty(len(vit.blocks), memories, dim))
         head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
         nn.init.normal_(self.memories, std=std)
-        nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         self.head: nn.Module = head
         with torch.no_grad():
             if vit.prefix.class_token is None:
-                nn.init.trunc_normal_(self.class_token, std=0.02)
+                init_embeddings(self.class_token)
             else:
                 self.class_token.copy_(vit.prefix.class_token)
                 if isinstance(vit.positions, LearnedPositions) and vit.positions.prefix:

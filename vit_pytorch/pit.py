@@ -25,7 +25,7 @@ from torch.fx import Proxy
 from vit_pytorch.hierarchical import HierarchicalModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, is_tracing, layer
-from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.init import init_embeddings, init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -115,7 +115,7 @@ class PiT(HierarchicalModel):
             nn.init.zeros_(self.patch_embed.bias)
         self.positions = LearnedPositions(self.fit(self.image_size), dims[0])
         self.tokens = nn.Parameter(torch.empty(1, self.num_prefix_tokens, dims[0]))
-        nn.init.trunc_normal_(self.tokens, std=0.02)
+        init_embeddings(self.tokens)
         self.dropout = nn.Dropout(emb_dropout)
         for i, rates in enumerate(drop_path_rates(drop_path, depth)):
             blocks = [

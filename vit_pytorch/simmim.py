@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.patches import pair
+from vit_pytorch.layers.init import init_embeddings
+from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.ssl.masks import as_maskable, check_ratio, check_shape, cover, draw_mask, patch_tokens
 
 
@@ -32,7 +33,8 @@ class SimMIM(nn.Module):
         encoder: a model of one sequence of tokens (`learning.backbone.Backbone`), or a plain ViT of timm.
         masking_ratio: share of the squares that is covered, in (0, 1); rounded up to whole squares.
         mask_patch_size: side of a square in pixels, one number or (height, width): a multiple of the patch,
-            of which the image is a multiple (section 3.2).
+            of which the image is a multiple (section 3.2). By default at most the paper's 32 pixels, and so
+            small that at least four fit along each side of the image.
 
     Raises:
         ValueError: where a number is out of range, or the model is no sequence of tokens.
@@ -43,13 +45,13 @@ class SimMIM(nn.Module):
         *,
         encoder: nn.Module,
         masking_ratio: float = 0.6,
-        mask_patch_size: int | Sequence[int] = 32,
+        mask_patch_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_ratio("masking_ratio", masking_ratio)
         self.encoder = as_maskable(encoder)
         grid = self.encoder.grid
-        side = pair(mask_patch_size)
+        side = mask_side(grid) if mask_patch_size is None else pair(mask_patch_size)
         if any(s % p for s, p in zip(side, grid.patch, strict=True)):
             raise ValueError(f"mask_patch_size {side} is not a multiple of patch size {grid.patch}")
         if any(extent % s for extent, s in zip(grid.size, side, strict=True)):
@@ -60,7 +62,7 @@ class SimMIM(nn.Module):
         self.to_pixels = nn.Linear(
             self.encoder.num_features, self.encoder.channels * grid.patch[0] * grid.patch[1]
         )
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        init_embeddings(self.mask_token)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of more than one axis that weight decay leaves alone, beside the model's."""
@@ -128,3 +130,15 @@ class SimMIM(nn.Module):
         tokens = self.encoder.embed(images, mask_fn=lambda patches: cover(patches, covered, self.mask_token))
         features = self.encoder.encode(tokens, grid)
         return self.to_pixels(patch_tokens(features, self.encoder.num_prefix_tokens, covered.shape[1]))
+
+
+def mask_side(grid: PatchGrid) -> tuple[int, ...]:
+    """Return the largest square of whole patches that is neither above 32 pixels nor a quarter of the image."""
+
+    def fits(side: int, extent: int) -> bool:
+        return extent % side == 0 and side <= min(32, extent // 4)
+
+    return tuple(
+        max([patch, *(side for side in range(patch, 33, patch) if fits(side, extent))])
+        for extent, patch in zip(grid.size, grid.patch, strict=True)
+    )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, is_tracing, layer
-from vit_pytorch.layers.init import init_linears, init_xavier
+from vit_pytorch.layers.init import init_embeddings, init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -209,9 +209,7 @@ class NoisePredictor(nn.Module):
         self.places = nn.Parameter(torch.empty(1, 2 if num_labels else 1, dim))
         self.to_pixels = nn.Linear(dim, channels * prod(grid.patch))
         self.final_conv = nn.Conv2d(channels, channels, 3, padding=1) if final_conv else nn.Identity()
-        nn.init.trunc_normal_(self.places, std=0.02)
-        for part in (self.time_mlp, self.to_pixels):
-            init_linears(part, partial(nn.init.trunc_normal_, std=0.02))
+        init_embeddings(self.places)
 
     def forward(
         self,

@@ -31,6 +31,7 @@ from vit_pytorch.base import CONFIG_NAME, WEIGHTS_NAME
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, CrossAttention
 from vit_pytorch.layers.blocks import FeedForward, fx_leaf, is_tracing, layer, set_grad_checkpointing
+from vit_pytorch.layers.init import init_embeddings
 from vit_pytorch.vit import ViT
 from vit_pytorch.weights import load_weights, read_safetensors
 from vit_pytorch.xcit import XCiT
@@ -404,7 +405,9 @@ def has_plain_loop(model: IsotropicModel) -> bool:
 
 
 def _learned(*shape: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(*shape), std=0.02))
+    table = nn.Parameter(torch.empty(*shape))
+    init_embeddings(table)
+    return table
 
 
 def _freeze_unread(vit: IsotropicModel, last: int) -> None:

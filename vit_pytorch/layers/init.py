@@ -7,6 +7,11 @@ from math import prod
 
 from torch import Tensor, nn
 
+# Standard deviation of learned positions and tokens: half that of embedded patches whose pixels have unit
+# variance. With the 0.02 of the papers' long schedules, attention is blind to places for hundreds of steps
+# (docs/measured/learning.md).
+EMBEDDING_STD = 0.5
+
 
 def init_xavier(linear: nn.Linear, parts: int = 1) -> None:
     """Start a linear layer by Glorot and Bengio's uniform distribution, its bias at zero (ViT's own code).
@@ -19,6 +24,17 @@ def init_xavier(linear: nn.Linear, parts: int = 1) -> None:
         nn.init.xavier_uniform_(weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+def init_embeddings(*tables: Tensor, std: float = EMBEDDING_STD) -> None:
+    """Start learned positions, or tokens, from a normal distribution around zero.
+
+    Args:
+        tables: what learns.
+        std: standard deviation.
+    """
+    for table in tables:
+        nn.init.normal_(table, std=std)
 
 
 def init_linears(model: nn.Module, start: Callable[[Tensor], object]) -> None:

@@ -19,6 +19,7 @@ from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
+from vit_pytorch.layers.init import init_embeddings
 from vit_pytorch.layers.options import Option
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -242,8 +243,7 @@ class PrefixTokens(nn.Module):
         self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
         self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.count = sum(token.shape[1] for token in self.parameters())
-        for token in self.parameters():
-            nn.init.trunc_normal_(token, std=0.02)
+        init_embeddings(*self.parameters())
 
     def __len__(self) -> int:
         """Return the number of prefix tokens."""

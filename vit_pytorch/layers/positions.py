@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
+from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -214,12 +215,13 @@ class LearnedPositions(Positions):
         grid: cells along each axis, of the largest input.
         dim: token dimension.
         prefix: rows for prefix tokens.
+        std: standard deviation at the start.
     """
 
-    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0, std: float = EMBEDDING_STD) -> None:
         super().__init__(grid, prefix=prefix)
         self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        init_embeddings(self.table, std=std)
 
 
 class Learned2DPositions(Positions):
@@ -229,12 +231,13 @@ class Learned2DPositions(Positions):
         grid: cells along each of two axes, of the largest input.
         dim: token dimension, a multiple of 2.
         prefix: rows for prefix tokens, which are learned whole.
+        std: standard deviation at the start.
 
     Raises:
         ValueError: if the dimension is odd, or the grid is not 2-D.
     """
 
-    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
+    def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0, std: float = EMBEDDING_STD) -> None:
         super().__init__(grid, prefix=prefix)
         if dim % 2 or len(grid) != 2:
             raise ValueError(
@@ -243,8 +246,7 @@ class Learned2DPositions(Positions):
         self.rows = nn.Parameter(torch.empty(1, grid[0], dim // 2))
         self.columns = nn.Parameter(torch.empty(1, grid[1], dim // 2))
         self.first = nn.Parameter(torch.empty(1, prefix, dim)) if prefix else None
-        for table in self.parameters():
-            nn.init.trunc_normal_(table, std=0.02)
+        init_embeddings(*self.parameters(), std=std)
 
     @property
     def table(self) -> Float[Tensor, "1 n d"]:  # type: ignore[override]
@@ -309,8 +311,8 @@ class FactorisedPositions(Positions):
         self.kind = kind
         self.rows = nn.Parameter(torch.empty(1, grid[0], dim))
         self.columns = nn.Parameter(torch.empty(1, grid[1], dim))
-        for table in (self.rows, self.columns):
-            nn.init.trunc_normal_(table, std=0.02)
+        # The sum of two has the variance of one.
+        init_embeddings(self.rows, self.columns, std=EMBEDDING_STD / 2**0.5)
 
     def forward(
         self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = 0, grid: Sequence[int] | None = None
@@ -382,14 +384,16 @@ class Learned(Option):
 
     Args:
         class_token: the class token has an embedding, too.
+        std: standard deviation at the start.
     """
 
     kind: ClassVar[str] = "learned"
     class_token: bool = True
+    std: float = EMBEDDING_STD
 
     def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
         """Build the table for a grid."""
-        return LearnedPositions(grid, dim, prefix=int(class_token and self.class_token))
+        return LearnedPositions(grid, dim, prefix=int(class_token and self.class_token), std=self.std)
 
 
 @dataclass(frozen=True)
@@ -398,13 +402,14 @@ class Learned2D(Learned):
 
     Args:
         class_token: the class token has an embedding, too.
+        std: standard deviation at the start.
     """
 
     kind: ClassVar[str] = "learned_2d"
 
     def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
         """Build the tables for a grid."""
-        return Learned2DPositions(grid, dim, prefix=int(class_token and self.class_token))
+        return Learned2DPositions(grid, dim, prefix=int(class_token and self.class_token), std=self.std)
 
 
 @dataclass(frozen=True)

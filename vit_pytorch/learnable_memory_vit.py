@@ -56,6 +56,7 @@ class Task(nn.Module):
         self.memories = nn.Parameter(like.new_empty(len(vit.blocks), memories, dim))
         head = nn.Linear(dim, num_classes, device=like.device, dtype=like.dtype)
         nn.init.normal_(self.memories, std=std)
+        nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         self.head: nn.Module = head
         with torch.no_grad():

@@ -133,7 +133,7 @@ class SimMIM(nn.Module):
 
 
 def mask_side(grid: PatchGrid) -> tuple[int, ...]:
-    """Return the largest square of whole patches that is neither above 32 pixels nor a quarter of the image."""
+    """Return the largest square of whole patches that is at most 32 pixels and a quarter of the image."""
 
     def fits(side: int, extent: int) -> bool:
         return extent % side == 0 and side <= min(32, extent // 4)

@@ -42,7 +42,8 @@ class SimpleViT(IsotropicModel):
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
         norm_eps: epsilon of the LayerNorms.
         patch_norm: apply LayerNorm before and after the patch projection.
-        head_zero_init: the classifier starts at zero.
+        head_zero_init: the classifier starts at zero, as in the paper's code; long schedules do not mind, and
+            short ones learn later.
 
     Raises:
         ValueError: if sizes do not divide.
@@ -65,7 +66,7 @@ class SimpleViT(IsotropicModel):
         act: str = "gelu_tanh",
         norm_eps: float = 1e-6,
         patch_norm: bool = False,
-        head_zero_init: bool = True,
+        head_zero_init: bool = False,
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="mean")

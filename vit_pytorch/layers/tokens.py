@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention, head_dim, merge_heads, split_heads
 from vit_pytorch.layers.blocks import FeedForward
-from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.init import init_linears, init_xavier
 from vit_pytorch.layers.options import Option
 
 
@@ -119,11 +120,7 @@ def make_classifier(
     if num_classes == 0:
         return nn.Identity()
     head = kind(dim, num_classes).to(like)
-    # The weights stay as PyTorch draws them, with a variance of 1 / (3 dim). The papers' 0.02, that of 800
-    # channels, starts the logits of narrow models near zero, and so the gradients of all layers before.
-    for linear in head.modules():
-        if isinstance(linear, nn.Linear):
-            nn.init.zeros_(linear.bias)
+    init_linears(head, partial(nn.init.trunc_normal_, std=0.02))
     return head
 
 

@@ -310,9 +310,7 @@ def compact_positions(
     """Build the positions of a compact transformer; see `CCT` for the kinds."""
     check_choice("positional_embedding", kind, ("learnable", "sine", "none"))
     if kind == "learnable":
-        positions = LearnedPositions(grid, dim)
-        nn.init.trunc_normal_(positions.table, std=0.2)
-        return positions
+        return LearnedPositions(grid, dim)
     return SinCosPositions(grid, dim, sequence=True) if kind == "sine" else None
 
 

@@ -130,11 +130,11 @@ class NesT(HierarchicalModel):
             positions = LearnedPositions([extent // 2**level for extent in grid], dims[level])
             self.stages.append(Level(down(level), blocks, positions, regions=regions[level]))
         self.norm = nn.LayerNorm(dims[-1], eps=norm_eps)
-        start = partial(nn.init.trunc_normal_, std=0.02)
-        init_linears(self, start)
+        init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                start(module.weight)
+                # Patches of pixels of unit variance become tokens of unit variance, which positions are added to.
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.reset_classifier(num_classes)

@@ -189,8 +189,6 @@ class SeparableAttention(Attention):
             return
         self.partition = windows((window, window))
         self.tokens = None if grid is None else LearnedPositions(grid, dim)
-        if self.tokens is not None:
-            nn.init.zeros_(self.tokens.table)
         self.token_norm = nn.Sequential(nn.LayerNorm(dim), nn.GELU())
         self.to_token_qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.window_kernel = kernel()

@@ -133,7 +133,7 @@ class NesT(HierarchicalModel):
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Patches of pixels of unit variance become tokens of unit variance, which positions are added to.
+                # Pixels of unit variance become tokens of unit variance, which positions are added to.
                 nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -54,27 +54,11 @@ class ATSViT(IsotropicModel):
     that stays empty (-1 among the sampled ids) has no meaning and nothing sees it.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
         max_tokens_per_depth: for each block, the most patches that leave it if it samples; at least 1.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
-        dim_head: head dimension.
         ats_layers: indices of the blocks that sample; default those that more patches enter than their
             maximum. The paper's models sample from block 3 on, at as many steps as there are patches.
         drop_tokens: cut off slots that are empty in the whole batch. It saves time and computes the same
             to rounding. Compiled and exported graphs keep all slots, since their shapes are fixed.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide, or the layers' maxima do not fit the depth.
@@ -161,7 +145,6 @@ class ATSViT(IsotropicModel):
         """Apply the blocks, some of which sample, and the final norm (section 3).
 
         Args:
-            tokens: output of `embed`.
             patches: number of patches among them.
 
         Returns:
@@ -210,7 +193,6 @@ class ATSViT(IsotropicModel):
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
-            images: input.
             return_sampled_token_ids: return the patches that are left, too: their numbers in row-major
                 order from 0, in the order of score, then -1 for empty slots.
 
@@ -235,9 +217,7 @@ class SamplingBlock(Block):
     """A transformer block that may drop tokens: only those sampled get the attention's update.
 
     Args:
-        dim: token dimension.
         attention: an `Attention`.
-        feedforward: transforms each token on its own.
         drop_tokens: cut off slots that are empty in all samples.
         options: those of `Block`.
     """
@@ -295,7 +275,6 @@ def score_tokens(
 
     Args:
         q: queries, the class token's first.
-        k: keys.
         v: values.
         mask: true where there is a token; the others score 0.
     """

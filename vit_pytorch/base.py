@@ -1,4 +1,50 @@
-"""What every model promises: checked input, features and head, a configuration, saving and loading."""
+"""What every model promises: checked input, features and head, a configuration, saving and loading.
+
+Arguments mean the same in all models and in the parts of which they consist, whose docstrings describe what
+is their own:
+
+Args:
+    image_size: the largest input, one number or (height, width) in pixels; the largest frame of a video.
+    patch_size: size of a patch, one number or (height, width); divides the image size.
+    frames: number of frames (slices of a volume) at most.
+    image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
+    frame_patch_size: frames of a patch; divides `frames`.
+    channels: channels of the input.
+    num_classes: number of logits; 0 for the pooled embedding.
+    dim: token dimension; where a part changes it, that of the input.
+    out_dim: output dimension.
+    depth: number of blocks; of each stage, in models that have stages.
+    heads: number of attention heads.
+    dim_head: head dimension; where it has no default of its own, `dim / heads`.
+    mlp_dim: hidden dimension of the feed-forward.
+    hidden_dim: dimension between two linear layers.
+    dropout: dropout after the linear layers of a model's blocks, or on the output of a part, in [0, 1).
+    emb_dropout: dropout on the embedded tokens, in [0, 1).
+    attn_dropout: dropout on the attention weights, in [0, 1).
+    drop_path: probability of dropping a residual branch of a sample in training, in [0, 1); a model's is that
+        of the last block, to which it rises linearly from 0.
+    layer_scale: initial value of LayerScale's factors; None for no LayerScale.
+    qkv_bias: use biases for queries, keys and values.
+    out_bias: use a bias for the attention's output projection.
+    act: activation: "gelu", "gelu_tanh", "quickgelu", "hardswish", "relu", "relu6" or "silu".
+    norm_eps: epsilon of the LayerNorms.
+    pool: "cls" classifies the class token, "mean" the mean of the patches.
+    class_token: have a class token even if `pool` does not use it.
+    num_registers: number of register tokens.
+    patch_norm: apply LayerNorm before and after the patch projection.
+    fc_norm: the final norm acts on the pooled vector instead of on the tokens.
+    head_zero_init: the classifier starts at zero.
+    norm: builds a norm from a dimension.
+    attention: mixes tokens.
+    feedforward: transforms each token on its own.
+    kernel: builds the kernel that attends.
+    grid: patches along each axis; default those of the largest input.
+    prefix: number of prefix tokens.
+    ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; default
+        all of them.
+    scale: factor on the attention scores; default 1 / sqrt(head dimension).
+    generator: where random numbers are drawn from, instead of torch's global generator.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +227,6 @@ class VisionModel(
         """Compute the final features and the outputs of some of the layers that `feature_info` names.
 
         Args:
-            images: input.
             layers: indices of layers, in order.
             stop_early: skip the layers after the last one; there are no final features then.
         """

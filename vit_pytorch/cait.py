@@ -38,25 +38,14 @@ class CaiT(IsotropicModel):
     """The Class-Attention image Transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks that the patches pass through.
         cls_depth: number of class-attention blocks after them.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
         dropout: dropout after the linear layers of the patches' blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         layer_dropout: probability of dropping a residual branch of the patches' blocks for a sample, in
             training, in [0, 1); the same in all blocks.
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights of the patches' blocks, in [0, 1).
         layer_scale: initial value of LayerScale's factors, in all blocks; default the paper's choice by
             depth: 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 above.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide.
@@ -156,7 +145,6 @@ class TalkingHeads(nn.Module):
     in the softmax; published weights have it.
 
     Args:
-        heads: number of heads.
         dropout: probability of dropping a mixed weight in training.
     """
 

@@ -70,13 +70,8 @@ class CCT(IsotropicModel):
         num_layers: number of blocks.
         num_heads: number of attention heads.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of `embedding_dim`.
-        num_classes: number of logits; 0 for the pooled embedding.
         positional_embedding: "learnable", "sine" (fixed, along the sequence) or "none".
-        channels: channels of the input.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
 
     Raises:
         ValueError: if heads do not divide the dimension, or an image leaves no token.
@@ -218,8 +213,6 @@ class ConvTokenizer(nn.Module):
     The ReLU comes after the pooling, on fewer numbers; both are monotonic, so the result is the same.
 
     Args:
-        channels: channels of the input.
-        dim: token dimension.
         layers: number of convolutions; those before the last have 64 channels.
         conv: window of the convolutions; its rank, 1 to 3, is that of the array.
         pool: window of the poolings.
@@ -248,9 +241,6 @@ class SequencePool(nn.Module):
     """Pool tokens by a mean whose weights are learned from the tokens (section 3.3).
 
     The score's bias has no influence, since softmax ignores it; published checkpoints have it.
-
-    Args:
-        dim: token dimension.
     """
 
     def __init__(self, dim: int) -> None:

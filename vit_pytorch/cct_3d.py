@@ -58,13 +58,8 @@ class CCT3D(IsotropicModel):
         num_layers: number of blocks.
         num_heads: number of attention heads.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of `embedding_dim`.
-        num_classes: number of logits; 0 for the pooled embedding.
         positional_embedding: "learnable", "sine" (fixed, along the sequence) or "none".
-        channels: channels of the input.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
 
     Raises:
         ValueError: if heads do not divide the dimension, or a video leaves no token.

@@ -40,7 +40,6 @@ class CrossViT(VisionModel):
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; what the small branch sees.
-        num_classes: number of logits; 0 for the pooled embedding.
         depth: number of multi-scale blocks.
         sm_dim: token dimension of the small branch.
         sm_patch_size: size of its patches, one number or (height, width).
@@ -54,18 +53,10 @@ class CrossViT(VisionModel):
         lg_enc_mlp_dim: the same of the large branch.
         cross_attn_depth: how often a class token attends to the other branch in a multi-scale block.
         cross_attn_heads: number of heads of the cross-attention.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         lg_image_size: size to which the large branch resizes the largest input, bicubically; a smaller input
             is resized in proportion. None for no resizing.
         stem: "linear" projects patches, "conv" stacks three convolutions (the paper's dagger), for patches of
             12 and of 16.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide, or the stem does not know the patch.
@@ -221,7 +212,6 @@ class CrossViT(VisionModel):
         """Replace the classifier by a new one.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "cls" (timm's "token"), the only one.
 
         Raises:
@@ -252,12 +242,9 @@ class Branch(nn.Module):
 
     Args:
         grid: how its view of the image is cut.
-        channels: channels of the input.
-        dim: token dimension.
         full: the largest input, (height, width) in pixels, of which `grid.size` is the view.
         stem: "linear" or "conv".
         dropout: dropout on the embedded tokens.
-        norm: builds a norm from a dimension.
     """
 
     def __init__(
@@ -319,8 +306,6 @@ class ThreeConvolutions(nn.Module):
 
     Args:
         grid: how the image is cut.
-        channels: channels of the image.
-        dim: token dimension.
 
     Raises:
         ValueError: if the patch is of another size.
@@ -407,13 +392,8 @@ class ClassTurn(nn.Module):
     """Attention from a class token to itself and to patches, added to the token.
 
     Args:
-        dim: token dimension.
         heads: number of attention heads, which share `dim`.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        attn_dropout: dropout on the attention weights.
         drop_path: probability of dropping the attention of a sample in training, in [0, 1).
-        norm: builds a norm from a dimension.
     """
 
     def __init__(
@@ -453,7 +433,6 @@ class MeanOfHeads(nn.Module):
     Args:
         small_dim: dimension of the small branch's class token.
         large_dim: dimension of the large branch's class token.
-        num_classes: number of logits.
     """
 
     def __init__(self, small_dim: int, large_dim: int, num_classes: int) -> None:

@@ -35,7 +35,6 @@ class CrossFormer(HierarchicalModel):
     """The CrossFormer.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: channels of each stage.
         depth: number of blocks of each stage; the first, third, ... attend to near cells, the others to far.
         global_window_size: for blocks that attend to far cells, the distance of a group's neighbouring cells
@@ -43,16 +42,11 @@ class CrossFormer(HierarchicalModel):
         local_window_size: side of the groups in cells, G in the paper; one number or one for each stage.
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the
             product of strides is accepted.
-        channels: channels of the input.
         cross_embed_kernel_sizes: for each stage, sides of the kernels of the embedding.
         cross_embed_strides: for each stage, stride of the embedding.
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
-        qkv_bias: use biases for queries, keys and values.
         dropout: dropout after the linear layers of the blocks and the first embedding, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide.
@@ -146,8 +140,6 @@ class CrossScaleEmbedding(nn.Module):
     many.
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         kernel_sizes: sides of the kernels, each of the stride's parity.
         stride: stride of all convolutions.
 

@@ -41,9 +41,6 @@ class Variant(Option):
     Args:
         class_token: stages that have a class token of their own; that of the last stage is classified, or the
             mean of the map if it has none.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        norm_eps: epsilon of the LayerNorms.
         act: activation of the feed-forward (see `layers.blocks.ACTIVATIONS`); the authors' weights belong to
             "quickgelu", transformers computes "gelu" with them.
 
@@ -72,7 +69,6 @@ class CvT(HierarchicalModel):
     Images of any size are taken; `image_size` is only the customary one.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
         s1_emb_dim: dimension of the first stage.
         s1_emb_kernel: side of a patch.
         s1_emb_stride: distance between neighbouring patches.
@@ -98,7 +94,6 @@ class CvT(HierarchicalModel):
         s3_depth: see above.
         s3_mlp_mult: see above.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
-        channels: channels of the input.
         image_size: the customary input, one number or (height, width) in pixels.
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises
             linearly from 0 over the last stage; the others drop none, as in the paper's models.
@@ -214,7 +209,6 @@ class CvT(HierarchicalModel):
         """Replace the classifier by a new one.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "cls" (timm's "token") if the last stage has a class token, "mean" ("avg") otherwise;
                 the only pooling.
         """
@@ -261,13 +255,9 @@ class ConvAttention(nn.Module):
     A class token before the map passes through the linear layers only.
 
     Args:
-        dim: token dimension.
         heads: number of heads; they share the dimension.
         kernel_size: side of the convolutions' kernels, odd.
         kv_stride: stride of the convolutions of keys and values.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        attn_dropout: dropout on the attention weights.
 
     Raises:
         ValueError: if the kernels are even, or `heads` does not divide `dim`.
@@ -319,11 +309,8 @@ class ConvEmbed(nn.Module):
     """Embed overlapping patches of a map by a strided convolution and LayerNorm (section 3.1).
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         kernel: side of a patch.
         stride: distance between neighbouring patches.
-        norm_eps: epsilon of the LayerNorm.
     """
 
     def __init__(self, dim: int, out_dim: int, kernel: int, stride: int, *, norm_eps: float) -> None:

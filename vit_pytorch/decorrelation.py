@@ -115,11 +115,7 @@ class DecorLinear(nn.Linear):
 
 
 class Decorrelation:
-    """The decorrelated linear layers of a model, as `decorrelate` returns them.
-
-    Args:
-        model: the model.
-    """
+    """The decorrelated linear layers of a model, as `decorrelate` returns them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

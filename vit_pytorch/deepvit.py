@@ -42,27 +42,10 @@ class DeepViT(IsotropicModel):
     """The Vision Transformer with re-attention.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dim_head: head dimension.
         reattn_layers: number of last blocks that re-attend, the others being plain; default all.
         reattn_scale: factor on the re-attention's maps.
         scale_adjustment: s in x + branch(norm(s x)) / s, the residuals of all blocks.
         stem: "linear" projects patches; "conv" first applies two convolutions at half the resolution.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide, or options contradict each other.
@@ -137,7 +120,6 @@ class ReAttention(nn.Module):
     """norm(mix(softmax(q k^T * scale))) v, the heads' maps mixed with each other (section 4.2, equation 3).
 
     Args:
-        heads: number of heads.
         dropout: probability of dropping an attention weight in training, before the mix.
         gain: factor on the normalised maps.
     """
@@ -168,12 +150,7 @@ class AdjustedBlock(Block):
     """A block with x + branch(norm(s x)) / s as residuals.
 
     Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
         scale: the factor s.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -202,8 +179,6 @@ class HalvingStem(nn.Module):
 
     Args:
         grid: how the input is cut; its patch even.
-        channels: channels of the input.
-        dim: token dimension.
         width: channels of the map.
     """
 

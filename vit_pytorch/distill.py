@@ -77,7 +77,6 @@ class Distillable(IsotropicModel):
         """Return the mean logits of both classifiers.
 
         Args:
-            features: output of `forward_features`.
             pre_logits: return the mean of what enters the classifiers.
         """
         return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
@@ -86,7 +85,6 @@ class Distillable(IsotropicModel):
         """Replace both classifiers by new ones; the constructor's call, the first, adds the token.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
         """
         if self.prefix.distillation_token is None:

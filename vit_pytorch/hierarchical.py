@@ -187,7 +187,6 @@ class HierarchicalModel(VisionModel):
         """Replace the classifier by a new one.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "mean" (timm's "avg"), the only pooling.
         """
         if global_pool not in (None, "mean", "avg"):

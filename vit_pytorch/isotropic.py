@@ -111,7 +111,6 @@ class IsotropicModel(VisionModel):
         """Return the tokens that enter the blocks, prefix tokens first (ViT, equation 1).
 
         Args:
-            images: input.
             mask_fn: acts on the embedded patches (b, n, d) before positions are added, as learning by masking
                 needs it.
             add_positions: add the position embeddings.
@@ -148,12 +147,7 @@ class IsotropicModel(VisionModel):
         return self.norm(tokens)
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the extra inputs of each block.
-
-        Args:
-            grid: patches along each axis.
-            ids_keep: see `encode`.
-        """
+        """Return the extra inputs of each block."""
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
 
     def forward_intermediates(
@@ -202,7 +196,6 @@ class IsotropicModel(VisionModel):
         """Replace the classifier by a new one, and the pooling if given.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
         """
         if global_pool is not None:

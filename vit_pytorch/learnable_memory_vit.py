@@ -42,7 +42,6 @@ class Task(nn.Module):
 
     Args:
         vit: the base; the class token starts as a copy of its own, with its position, if it has one.
-        num_classes: number of logits.
         memories: number of memory tokens of a layer.
         std: standard deviation of the initial memories.
     """

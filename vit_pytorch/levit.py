@@ -43,23 +43,17 @@ class LeViT(HierarchicalModel):
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; any size up to it is taken.
-        num_classes: number of logits; 0 for the pooled embedding.
         stages: number of stages.
         dim: channels; a multiple of 8 in the first stage, of `dim_key` in all but the last.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_mult: hidden dimension of the feed-forward, as a multiple of `dim`.
         dropout: dropout in the feed-forwards and on what blocks add, in [0, 1).
         dim_key: head dimension of queries and keys.
         dim_value: head dimension of values; default 2 * dim_key.
-        channels: channels of the input.
         down_heads: number of heads of the attention between two stages; default dim / dim_key.
         down_dim_value: head dimension of values between two stages; default 4 * dim_key.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch, in [0, 1); the same in all layers.
         distilled: have two classifiers, the second of which is trained on a teacher's outputs; the logits are
             the mean of both, also in training (see `DistilledNormHead.separate`).
-        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
 
     Raises:
         ValueError: if sizes do not divide, or an option is unknown.
@@ -172,7 +166,6 @@ class LeViT(HierarchicalModel):
         """Replace the classifier by a new one, or both if the model is distilled.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "mean" (timm's "avg"), the only pooling.
 
         Raises:
@@ -245,7 +238,6 @@ class LinearNorm(nn.Module):
     """A linear layer without bias, and batch norm over all tokens.
 
     Args:
-        dim: input dimension.
         out_dim: output dimension.
         gain: initial value of the batch norm's factors; 0 for a residual branch that starts as nothing.
     """
@@ -272,8 +264,6 @@ class HeadsNorm(LinearNorm):
     """Projections to heads, in one product.
 
     Args:
-        dim: input dimension.
-        heads: number of heads.
         widths: head dimension of each projection.
     """
 
@@ -293,15 +283,10 @@ class AttentionNorm(nn.Module):
     """Attention over a map, with batch norm and a learned bias for each absolute offset (section 4.2).
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         grid: extents of the largest map.
-        heads: number of heads.
         widths: head dimension of keys and of values.
         stride: distance between neighbouring queries, in cells; 2 quarters the map.
         act: name of the activation after attention.
-        dropout: dropout on the output.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -350,14 +335,7 @@ class AttentionNorm(nn.Module):
 
 
 class FeedForwardNorm(nn.Module):
-    """Two linear layers, each with batch norm, and an activation between them (section 4.2).
-
-    Args:
-        dim: channels.
-        hidden_dim: dimension between the layers.
-        act: name of the activation.
-        dropout: dropout after the activation and on the output.
-    """
+    """Two linear layers, each with batch norm, and an activation between them (section 4.2)."""
 
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "hardswish", dropout: float = 0.0) -> None:
         super().__init__()
@@ -397,7 +375,6 @@ class NormHead(nn.Module):
 
     Args:
         dim: dimension of what is classified.
-        num_classes: number of logits.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -428,7 +405,6 @@ class DistilledNormHead(NormHead):
 
     Args:
         dim: dimension of what is classified.
-        num_classes: number of logits.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:

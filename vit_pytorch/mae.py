@@ -130,9 +130,7 @@ class MAE(nn.Module):
         """Compute the loss: the mean squared error of the hidden pixels.
 
         Args:
-            images: input.
             noise: a number for each patch; those with the smallest stay visible. Drawn unless given.
-            generator: where the noise is drawn from, instead of torch's global generator.
 
         Raises:
             ValueError: where the images are not what the model takes, or the noise has another shape.
@@ -151,7 +149,6 @@ class MAE(nn.Module):
         """Return the prediction for every patch, in the order (row, column, channel), and what was hidden.
 
         Args:
-            images: input.
             noise: see `forward`.
             generator: see `forward`.
 
@@ -176,7 +173,6 @@ class MAE(nn.Module):
         true patch are put in.
 
         Args:
-            images: input.
             noise: see `forward`.
             generator: see `forward`.
         """
@@ -204,7 +200,6 @@ class MAE(nn.Module):
         """Encode the visible patches and decode all of them.
 
         Args:
-            images: input.
             order: places of the patches, those that are visible first.
             visible: number of them.
 

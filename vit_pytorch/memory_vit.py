@@ -117,12 +117,7 @@ class MemoryViT(VisionModel):
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
     ) -> Float[Tensor, "b k"]:
-        """Classify the task's class token.
-
-        Args:
-            features: output of `forward_features`.
-            pre_logits: stop before the classifier.
-        """
+        """Classify the task's class token."""
         x = self.adapter.vit.fc_norm(self.pool_features(features))
         return x if pre_logits else self.adapter.task.head(x)
 

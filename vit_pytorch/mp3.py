@@ -78,7 +78,6 @@ class MP3(nn.Module):
         Args:
             images: input, of the model's largest size.
             noise: a number for each patch; those with the smallest are context. Drawn unless given.
-            generator: where the noise is drawn from, instead of torch's global generator.
 
         Raises:
             ValueError: where the images are not what the model takes, or the noise has another shape.

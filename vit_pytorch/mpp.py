@@ -135,9 +135,7 @@ class MPP(nn.Module):
         """Compute the loss: the mean cross entropy of the chosen patches' colours.
 
         Args:
-            images: input.
             corruption: what happens to the patches; drawn unless given.
-            generator: where it is drawn from, instead of torch's global generator.
 
         Raises:
             ValueError: where the images are not what the model takes, or the corruption has another shape.
@@ -153,7 +151,6 @@ class MPP(nn.Module):
 
         Args:
             images: input, of which the size counts.
-            generator: where the randomness comes from, instead of torch's global generator.
         """
         batch, device = len(images), images.device
         grid = self.transformer.grid.fit(images.shape[2:])
@@ -172,7 +169,6 @@ class MPP(nn.Module):
         """Return the logits of every patch's colour.
 
         Args:
-            images: input.
             corruption: what happens to the patches.
         """
         grid = self.transformer.grid.fit(images.shape[2:])

@@ -85,16 +85,7 @@ class NaViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels; with `pos_type` other than
             "abs" the size of the position tables, and images may be larger.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_dim: hidden dimension of the feed-forward, also of the attention pool's.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         token_dropout_prob: share of an image's tokens that is dropped in training, in [0, 1), or a function
             that returns it from (height, width) in pixels, which is not saved with the model; an image keeps
             at least one token.
@@ -102,19 +93,9 @@ class NaViT(IsotropicModel):
             fractions of the longer side, which keep the aspect ratio.
         pool: "map" (`MapPooling`), "query" (`QueryPooling`) or "mean" (`MeanPooling`).
         qk_norm: norm of queries and keys: "rms" with gains per head, "layer", or "none".
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         norm_bias: use biases for the LayerNorms.
         head_bias: use a bias for the classifier.
-        norm_eps: epsilon of the LayerNorms.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        patch_norm: apply LayerNorm before and after the patch projection.
         num_registers: number of register tokens before each image's patches.
-        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
 
     Raises:
         ValueError: if sizes do not divide, or options contradict each other.
@@ -330,11 +311,7 @@ class NaViT(IsotropicModel):
         return max(1, int(patches * (1 - share)))
 
     def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
-        """Return one vector per image.
-
-        Args:
-            features: output of `forward_features`.
-        """
+        """Return one vector per image."""
         if is_batch(features):
             patches = features[:, self.prefix.count :]
             return patches.mean(dim=1) if self.attention_pool is None else self.attention_pool(patches)
@@ -366,7 +343,6 @@ class NaViT(IsotropicModel):
         """Replace the classifier by a new one.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: the model's own pooling; it cannot change.
         """
         super().reset_classifier(num_classes, global_pool)

@@ -42,21 +42,8 @@ class NormalizedViT(IsotropicModel):
     """The Vision Transformer on the hypersphere.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_dim: hidden dimension of the feed-forward, u * silu(v): the dimension of u and of v.
-        channels: channels of the input.
         dropout: dropout inside the feed-forward, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dim_head: head dimension.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        class_token: have a class token even if `pool` does not use it.
-        num_registers: number of register tokens.
         alpha_init: initial rates of attention and feed-forward.
         sz_init: initial factors on the logits.
         base_scale: size of the parameters that store rates, s_qk and s_z, which decides how fast they learn;
@@ -176,9 +163,6 @@ class SphereBlock(nn.Module):
     """A step on the sphere towards the output of attention, then one towards that of the feed-forward.
 
     Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
         alpha_init: initial rates.
         base_scale: what is stored for them.
     """
@@ -259,11 +243,8 @@ class UnitAttention(Attention):
     """Attention of queries and keys of length 1, times s_qk for each channel (section 2.3.2).
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
         dim_head: head dimension; the scores' factor is its square root.
         base_scale: what is stored for factors of 1.
-        attn_dropout: dropout on the attention weights.
     """
 
     def __init__(
@@ -291,7 +272,6 @@ class UnitMLP(nn.Module):
     """W_out (u * silu(v)), of u = s_u W_u h and v = s_v sqrt(d) W_v h (section 2.4.2).
 
     Args:
-        dim: token dimension.
         hidden_dim: dimension of u and of v.
         dropout: dropout on their product.
     """
@@ -316,7 +296,6 @@ class UnitHead(nn.Module):
 
     Args:
         dim: dimension of the vector.
-        num_classes: number of logits.
         sz_init: initial factors.
         base_scale: what is stored for them.
     """

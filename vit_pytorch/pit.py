@@ -41,26 +41,12 @@ class PiT(HierarchicalModel):
     doubles from stage to stage, as in the paper's models.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width).
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks of each stage.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded patches, in [0, 1).
-        channels: channels of the input.
         stride: distance of neighbouring patches, one number or (height, width); default half a patch. The
             image size is a patch plus a multiple of it.
         dim_head: head dimension of all stages; default `dim / heads`.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         distilled: have a distillation token with a classifier of its own; the logits are the mean of both
             classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the
             mean of both tokens.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide.
@@ -212,7 +198,6 @@ class PiT(HierarchicalModel):
         """Replace the classifier by a new one, or both if the model is distilled.
 
         Args:
-            num_classes: number of logits; 0 for the pooled embedding.
             global_pool: "cls" (timm's "token"), the only pooling.
         """
         if global_pool not in (None, "cls", "token"):

@@ -46,20 +46,15 @@ class RegionViT(HierarchicalModel):
 
     Args:
         dim: token dimension of each stage, each a multiple of the one before.
-        depth: number of blocks of each stage.
         window_size: side of a region in local cells; 7 or 14 in the paper.
-        num_classes: number of logits; 0 for the pooled embedding.
         tokenize_local_3_conv: embed the local cells by three convolutions with norms, instead of one. The
             paper's tiny and small models have three.
         use_peg: encode positions on both maps by a depth-wise convolution after the first block of each
             stage. The paper has it for detection.
         image_size: the customary input, one number or (height, width) in pixels; any other is accepted.
-        channels: channels of the input.
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by token dimension, for all stages or each.
-        qkv_bias: use biases for queries, keys and values.
         dropout: dropout after the linear layers of the blocks and the local embedding, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0. In
             local attention and the feed-forward, it is dropped for each region separately.
         norm_eps: epsilon of the blocks' LayerNorms and the last; those at convolutions have 1e-5.
@@ -244,7 +239,6 @@ class Downsample(nn.Module):
     """Halve a map by a depth-wise convolution (section 3.1).
 
     Args:
-        dim: input channels.
         out_dim: output channels, a multiple of `dim`.
     """
 
@@ -307,13 +301,9 @@ class RegionBlock(Block):
     """Regional self-attention, local self-attention by the same weights, and a feed-forward (section 3.2).
 
     Args:
-        dim: token dimension.
         attention: acts in a region, and between the regions' tokens.
-        feedforward: transforms each token on its own.
         bias: returns what is added to the scores in a region.
         positions: acts on both maps after the block; None for none.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping a branch in training, in [0, 1).
     """
 
     def __init__(

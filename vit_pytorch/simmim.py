@@ -75,9 +75,7 @@ class SimMIM(nn.Module):
         """Compute the loss: the mean absolute error of the covered pixels (section 3.4).
 
         Args:
-            images: input.
             mask: true for the patches to cover, (b, n) or (b, rows, columns); drawn unless given.
-            generator: where the mask is drawn from, instead of torch's global generator.
 
         Returns:
             The mean over all covered pixels of the batch; 0 where a given mask covers none.
@@ -99,7 +97,6 @@ class SimMIM(nn.Module):
 
         Args:
             images: input, of which the size counts.
-            generator: where the randomness comes from, instead of torch's global generator.
         """
         grid = self.encoder.grid.fit(images.shape[2:])
         return draw_mask(
@@ -117,7 +114,6 @@ class SimMIM(nn.Module):
         """Return the prediction for every patch, in the order (row, column, channel).
 
         Args:
-            images: input.
             mask: true for the patches to cover, (b, n) or (b, rows, columns).
         """
         grid = self.encoder.grid.fit(images.shape[2:])

@@ -30,24 +30,9 @@ class SimpleViT3D(IsotropicModel):
     """The simplified Vision Transformer on videos or volumes (b c t h w).
 
     Args:
-        image_size: the largest frame, one number or (height, width) in pixels.
-        frames: number of frames (slices of a volume) at most.
-        image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
-        frame_patch_size: frames of a patch; divides `frames`.
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: token dimension, even, at least 12. Channels that the three axes cannot share evenly have no
             position.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
-        head_zero_init: the classifier starts at zero.
 
     Raises:
         ValueError: if sizes do not divide.
@@ -102,7 +87,6 @@ class SimpleViT3D(IsotropicModel):
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
-            images: videos or volumes.
             mask: true for frames, false for padding, which has no influence; default no padding.
 
         Raises:

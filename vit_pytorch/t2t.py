@@ -39,31 +39,15 @@ class T2TViT(IsotropicModel):
     """The Tokens-to-Token Vision Transformer.
 
     Args:
-        dim: token dimension of the backbone.
-        image_size: the largest input, one number or (height, width) in pixels.
-        depth: number of blocks of the backbone.
-        heads: number of attention heads of the backbone.
-        mlp_dim: hidden dimension of the feed-forward.
-        num_classes: number of logits; 0 for the pooled embedding.
         t2t_layers: (kernel size, stride) of each soft split; the product of the strides divides the
             image size.
-        channels: channels of the input.
         token_dim: token dimension between two soft splits.
         tokens_type: how these tokens attend: "transformer" by softmax, "performer" by random features,
             in time linear in their number.
         kernel_ratio: random features of the performer, by `token_dim`.
         token_dropout: dropout on both branches of the token blocks, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dropout: dropout after the linear layers of the backbone, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        attn_dropout: dropout on the attention weights of the backbone, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values of the backbone.
         qk_scale: factor on the backbone's attention scores; default 1 / sqrt(`dim_head`). The authors'
             published weights need 1 / sqrt(`dim`).
-        norm_eps: epsilon of the LayerNorms.
         num_registers: number of register tokens, which have no position.
 
     Raises:
@@ -189,8 +173,6 @@ class TokensToToken(nn.Module):
 
     Args:
         splits: the soft splits.
-        channels: channels of the input.
-        dim: token dimension of the backbone.
         token_dim: token dimension between two splits.
         block: builds the token block for windows of a dimension.
     """
@@ -233,10 +215,7 @@ class TokenBlock(nn.Module):
     Args:
         dim: dimension of the tokens that enter.
         token_dim: dimension of the tokens that leave.
-        kernel: builds the kernel that attends.
-        qkv_bias: use biases for queries, keys and values.
         dropout: dropout on both branches.
-        norm_eps: epsilon of the LayerNorms.
     """
 
     def __init__(

@@ -36,25 +36,9 @@ class UViT(IsotropicModel):
     """The U-ViT as a classifier; the backbone of `NoisePredictor`.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks apart from the one in the middle, as the authors count; an odd number counts
             that one, too.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
         pool: "mean" classifies the mean of the patches, "cls" a class token.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
-        class_token: have a class token even if `pool` does not use it.
 
     Raises:
         ValueError: if sizes do not divide, or options contradict each other.
@@ -135,9 +119,6 @@ class SkipBlock(Block):
     """A block of the second half, which merges the output of its counterpart into its input (section 3.1).
 
     Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
         options: norm and stochastic depth; see `Block`.
     """
 
@@ -153,7 +134,6 @@ class SkipBlock(Block):
         """Transform tokens.
 
         Args:
-            x: tokens.
             skip: those of the block's counterpart.
         """
         x = self.merge(torch.cat([x, skip], dim=-1))
@@ -247,7 +227,6 @@ class NoisePredictor(nn.Module):
 
         Args:
             timesteps: see `forward`.
-            labels: see `forward`.
             batch: number of images.
 
         Raises:

@@ -52,7 +52,6 @@ class VAT(nn.Module):
         action_chunk: actions that are predicted at once.
         dim: dimension of an action token; default that of the vision tokens.
         heads: number of attention heads of the action layers.
-        dim_head: head dimension.
         mlp_dim: hidden dimension of the action layers' feed-forward; default 4 * `dim`.
         vit_layer_indices: for each action layer, after how many of the model's blocks it reads; 0 reads the
             input of the first. None for a layer beside each block, which reads the input of that block.
@@ -256,7 +255,6 @@ class ActionBlock(nn.Module):
         feedforward: transforms each action token on its own.
         film: conditions on the task; None for none.
         self_attention: among action tokens; None for none.
-        norm: builds a norm from a dimension.
     """
 
     def __init__(
@@ -332,7 +330,6 @@ class ActionHead(nn.Module):
         dim: dimension of a token.
         action_dim: numbers of an action.
         hidden_dim: hidden dimension.
-        norm_eps: epsilon of the LayerNorms.
     """
 
     def __init__(self, dim: int, action_dim: int, *, hidden_dim: int, norm_eps: float = 1e-5) -> None:
@@ -359,7 +356,6 @@ class ResidualLayer(nn.Module):
 
     Args:
         dim: dimension of the vector.
-        norm: builds a norm from a dimension.
     """
 
     def __init__(self, dim: int, *, norm: Callable[[int], nn.Module]) -> None:

@@ -69,37 +69,16 @@ class ViT(IsotropicModel):
     """The Vision Transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         pool: "cls" classifies the class token, "mean" the mean of the patches, "cls+mean" both,
             concatenated, "map" an attention pool of the patches.
-        dim_head: head dimension.
         positions: what is added to the tokens: "none", "learned" (`Learned`), "learned_2d" (`Learned2D`),
             "sincos" (`SinCos`) or "sequence" (`Sequential`); or what acts inside attention: "relative",
             "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`); or one of each, as
             "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
-        class_token: have a class token even if `pool` does not use it.
-        num_registers: number of register tokens.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         qk_norm: apply LayerNorm to queries and keys, per head.
         qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
-        attn_dropout: dropout on the attention weights, in [0, 1).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
-            0.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        norm_eps: epsilon of the LayerNorms.
         zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them
             towards 1.
         value_residual: layers mix the first layer's values into their own (`ValueResidual`): True or
@@ -259,12 +238,7 @@ class ViT(IsotropicModel):
         return self.norm(tokens if self.streams is None else tokens.sum(dim=2))
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the extra inputs of each block: positions used inside attention.
-
-        Args:
-            grid: patches along each axis.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
-        """
+        """Return the extra inputs of each block: positions used inside attention."""
         inputs = BlockInputs(tuple(grid), self.prefix.count, ids_keep)
         if self.rotary is None and self.relative is None:
             return inputs

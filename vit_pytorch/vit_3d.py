@@ -44,33 +44,8 @@ class ViT3D(IsotropicModel):
     of the same places in the full grid. Maps of `forward_intermediates` have the axes (b d t h w).
 
     Args:
-        image_size: the largest frame, one number or (height, width) in pixels.
-        frames: number of frames (slices of a volume) at most.
-        image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
-        frame_patch_size: frames of a patch; divides `frames`.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
         positions: "learned" (`Learned`), "sincos" of the three axes (`SinCos`), "sequence" (`Sequential`,
             fixed, along the sequence of patches, as in VideoMAE) or "none".
-        class_token: have a class token even if `pool` does not use it.
-        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
-        head_zero_init: the classifier starts at zero.
 
     Raises:
         ValueError: if sizes do not divide, or an option is unknown.
@@ -146,7 +121,6 @@ class ViT3D(IsotropicModel):
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
-            images: videos or volumes.
             mask: true for frames, false for padding, which has no influence; default no padding.
 
         Raises:
@@ -161,7 +135,6 @@ class ViT3D(IsotropicModel):
         """Return all tokens after the final norm, the class token first.
 
         Args:
-            images: videos or volumes.
             mask: see `forward`. The tokens of padding are there, and no other token attends to them.
         """
         tokens, inputs = self.embed(images), NO_INPUTS
@@ -181,8 +154,6 @@ class ViT3D(IsotropicModel):
         """Pool tokens and classify them.
 
         Args:
-            features: output of `forward_features`.
-            pre_logits: stop before the classifier.
             mask: see `forward`.
         """
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))

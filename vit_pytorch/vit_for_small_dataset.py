@@ -38,9 +38,7 @@ class SPT(nn.Module):
     together; each patch of all five is normed and projected to a token.
 
     Args:
-        dim: token dimension.
         patch_size: size of a patch, one number or (height, width); at least 2.
-        channels: channels of the input.
 
     Raises:
         ValueError: if half a patch is less than a pixel.
@@ -80,7 +78,6 @@ class Temperature(nn.Module):
     """Multiply the queries of each head by a learned factor.
 
     Args:
-        heads: number of heads.
         init: initial value of the factors.
     """
 
@@ -97,7 +94,6 @@ class Locality(nn.Module):
     """The kernel of locality self-attention (equations 5 to 7): a temperature for each head, no diagonal.
 
     Args:
-        heads: number of heads.
         dim_head: head dimension; the temperatures start at ViT's scale, 1 / sqrt(dim_head).
     """
 
@@ -127,18 +123,6 @@ class SLViT(IsotropicModel):
     """The Vision Transformer with shifted patch tokenization and locality self-attention.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        channels: channels of the input.
-        dim_head: head dimension.
         stem: "shifted" for shifted patch tokenization, "linear" for ViT's patches.
         attention: "locality" for locality self-attention, "plain" for ViT's.
         drop_path: probability of dropping a residual branch, the same in all blocks, in [0, 1).

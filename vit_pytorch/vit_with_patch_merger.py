@@ -31,26 +31,10 @@ class PatchMergerViT(IsotropicModel):
     """A Vision Transformer whose patches are merged into a few tokens on the way; the mean is classified.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks, at least 2.
-        heads: number of attention heads.
         patch_merge_layer: number of blocks before the merger, from 1 to depth - 1; default half of them.
         patch_merge_num_tokens: number of merged tokens.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
-        dim_head: head dimension.
         scale: factor on the merging scores (see `PatchMerger`).
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
 
     Raises:
         ValueError: if sizes do not divide, or the merger is not between two blocks.
@@ -146,10 +130,8 @@ class PatchMerger(nn.Module):
     """Merge any number of tokens into a few: softmax(scale * W LN(x)^T) LN(x), over the tokens.
 
     Args:
-        dim: token dimension.
         num_tokens_out: number of merged tokens.
         scale: factor on the scores; the public vit-pytorch package has 1 / sqrt(dim), the paper none.
-        norm_eps: epsilon of the LayerNorm.
     """
 
     def __init__(self, dim: int, num_tokens_out: int, *, scale: float = 1.0, norm_eps: float = 1e-6) -> None:

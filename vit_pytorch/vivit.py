@@ -61,31 +61,16 @@ class ViViT(IsotropicModel):
     the encoder of frames in model 2 have one cell per frame.
 
     Args:
-        image_size: the largest frame, one number or (height, width) in pixels.
-        frames: number of frames at most.
-        image_patch_size: size of a tubelet in a frame, one number or (height, width); divides the image size.
-        frame_patch_size: frames of a tubelet; divides `frames`.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         spatial_depth: number of blocks: over space in model 2, in all otherwise.
         temporal_depth: number of blocks over time in model 2; otherwise `spatial_depth`, or None.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
         variant: "joint" (the paper's model 1), "factorized_encoder" (2), "factorized_self_attention" (3) or
             "factorized_dot_product" (4).
         pool: "cls" classifies a class token, "mean" the mean of the patches, or of the frames in model 2,
             where a frame is the mean of its patches then; default "cls" in models 1 and 2 and "mean" in
             models 3 and 4, which have no class token.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
             from 0, in each of the two encoders of model 2.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-        norm_eps: epsilon of the LayerNorms.
 
     Attributes:
         blocks: the layers; in model 2 those over space, then those over time.
@@ -183,7 +168,6 @@ class ViViT(IsotropicModel):
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
-            images: videos.
             mask: true for frames, false for padding, which has no influence; default no padding.
 
         Raises:
@@ -198,7 +182,6 @@ class ViViT(IsotropicModel):
         """Return all tokens after the final norm, the class token first; those of the frames in model 2.
 
         Args:
-            images: videos.
             mask: see `forward`. The tokens of padding are there, and no other token attends to them.
         """
         tokens, keys = self.embed(images), None
@@ -241,8 +224,6 @@ class ViViT(IsotropicModel):
         """Apply the blocks and the final norm (section 3.3).
 
         Args:
-            tokens: output of `embed`.
-            grid: patches along each axis; default those of the largest input.
             ids_keep: see `IsotropicModel.encode`; None unless attention is joint.
             mask: true for tokens that are no padding; default all of them.
         """
@@ -289,8 +270,6 @@ class ViViT(IsotropicModel):
         """Pool tokens and classify them.
 
         Args:
-            features: output of `forward_features`.
-            pre_logits: stop before the classifier.
             mask: see `forward`.
         """
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
@@ -369,11 +348,9 @@ class TemporalEmbed(nn.Module):
     A frame is what its class token has become, or the mean of its patches.
 
     Args:
-        dim: token dimension.
         frames: places in time of the largest input.
         norm: builds the norm of the tokens of frames from the dimension.
         class_token: the tokens of a frame, and those of the frames, have a class token.
-        dropout: dropout on the output.
     """
 
     def __init__(
@@ -417,13 +394,9 @@ def build_blocks(
     """Build the blocks of an encoder.
 
     Args:
-        dim: token dimension.
         kinds: what attends in a block, in this order.
-        depth: number of blocks.
         attention: arguments of attention.
         feedforward: arguments of the feed-forward.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping a residual branch at the last block; rises linearly from 0.
     """
     blocks = nn.ModuleList()
     for index in range(depth):

@@ -45,27 +45,14 @@ class XCiT(IsotropicModel):
     """The cross-covariance image transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks with cross-covariance attention.
         cls_depth: number of class-attention blocks after them.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         layer_dropout: probability of dropping a residual branch of the cross-covariance blocks for a sample,
             in training, in [0, 1); the same in all blocks.
         local_patch_kernel_size: kernel size of the local patch interaction, odd.
-        channels: channels of the input.
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         eta: initial value of LayerScale's factors; the paper's is 1 at depth 12 and 1e-5 at depth 24.
         tokens_norm: the second norm of a class-attention block acts on the patches, too, as in all of the
             paper's models except the nano ones.
-        norm_eps: epsilon of the LayerNorms.
         stem: "conv" stacks 3 x 3 convolutions, for patches that are a power of two; "linear" projects
             patches.
         positions: "fourier", "learned" or "none".
@@ -231,7 +218,6 @@ class LocalPatchInteraction(nn.Module):
     """Two depth-wise convolutions with GELU and batch norm between them (section 3.3).
 
     Args:
-        dim: token dimension.
         kernel_size: size of the kernels, odd.
 
     Raises:
@@ -258,13 +244,9 @@ class XCiTBlock(nn.Module):
     """Cross-covariance attention, local patch interaction and a feed-forward, each added to its input.
 
     Args:
-        dim: token dimension.
         attention: mixes channels.
         local: mixes neighbouring tokens.
-        feedforward: transforms each token on its own.
-        norm: builds a norm from a dimension.
         layer_scale: initial value of LayerScale's factors.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -305,7 +287,6 @@ class ClassBlock(Block):
     authors' code, which the published weights need.
 
     Args:
-        dim: token dimension.
         attention: from the class token to all tokens.
         feedforward: transforms the class token.
         tokens_norm: the second norm acts on all tokens instead of on the class token only.
@@ -338,7 +319,6 @@ class FourierPositions(Positions):
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim: token dimension.
     """
 
     def __init__(self, grid: Sequence[int], dim: int) -> None:

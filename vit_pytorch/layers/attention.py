@@ -69,7 +69,6 @@ class FusedAttention(nn.Module):
 
     Args:
         dropout: probability of dropping an attention weight in training.
-        scale: factor on the scores; default 1 / sqrt(head dimension).
     """
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
@@ -118,7 +117,6 @@ class ExplicitAttention(nn.Module):
 
     Args:
         dropout: probability of dropping an attention weight in training.
-        scale: factor on the scores; default 1 / sqrt(head dimension).
     """
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
@@ -147,9 +145,6 @@ def attention_weights(
     """Compute softmax(q k^T * scale + mask): what each query takes from each key, rows summing to 1.
 
     Args:
-        q: queries.
-        k: keys.
-        scale: factor on the scores; default 1 / sqrt(head dimension).
         mask: broadcasts to the scores; boolean, true where a query sees a key, or a bias that is added.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -219,16 +214,10 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
         dim_head: head dimension; `heads * dim_head` need not equal `dim`.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the output projection.
-        dropout: dropout on the output.
         qk_norm: builds the norm of queries and of keys from the head dimension; default none.
         position: positions inside attention, an `AttentionPosition`; default none.
         value_mix: acts on values, first layer's values and tokens; default none.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -289,7 +278,6 @@ class Attention(nn.Module):
         """Attend from each token to all tokens of its sample.
 
         Args:
-            x: tokens.
             inputs: mask, rotations and the first layer's values, where there are any.
         """
         q, k, v = self.project(x)
@@ -304,11 +292,6 @@ class CrossAttention(nn.Module):
     Args:
         dim: query dimension.
         context_dim: key-value dimension; default that of the queries.
-        heads: number of heads.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(

@@ -108,14 +108,7 @@ def activation(name: str) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3).
-
-    Args:
-        dim: token dimension.
-        hidden_dim: dimension between the layers.
-        dropout: dropout after the activation and on the output.
-        act: name of the activation.
-    """
+    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
         super().__init__()
@@ -135,7 +128,6 @@ class LayerScale(nn.Module):
     """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2).
 
     Args:
-        dim: token dimension.
         init: initial value of the factors.
     """
 
@@ -193,7 +185,6 @@ def drop_path_rates(drop_path: float, depth: Sequence[int]) -> list[list[float]]
 
     Args:
         drop_path: the last block's.
-        depth: number of blocks of each stage.
     """
     rates = (drop_path_rate(drop_path, index, sum(depth)) for index in range(sum(depth)))
     return [[next(rates) for _ in range(blocks)] for blocks in depth]
@@ -297,16 +288,7 @@ def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then a feed-forward, each added to its input.
-
-    Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
-        norm: builds a norm from a dimension.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
-    """
+    """A pre-norm transformer block: attention, then a feed-forward, each added to its input."""
 
     def __init__(
         self,
@@ -362,20 +344,8 @@ def plain_blocks(
     """Build the blocks of a plain transformer.
 
     Args:
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        dim_head: head dimension.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
             from 0; or that of each block.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
-        act: activation of the feed-forward.
-        norm: builds a norm from a dimension.
     """
     if isinstance(drop_path, (int, float)):
         drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]

@@ -41,8 +41,6 @@ class ConvNorm(nn.Sequential):
     """A convolution without bias, batch norm, and an activation, on a channels-first map.
 
     Args:
-        dim: channels that enter.
-        out_dim: channels that leave.
         kernel: side of the kernel; odd, and padded to keep the size but for the stride.
         stride: distance of the kernel's places.
         groups: parts of the channels that are convolved apart.
@@ -77,8 +75,6 @@ class SqueezeExcite(nn.Module):
     """Scale each channel by a gate computed from the means of all (Hu et al. 2017, arXiv:1709.01507).
 
     Args:
-        dim: channels of the map.
-        hidden_dim: channels between the two layers.
         act: name of the activation between them.
         hard: whether the gate is the hard sigmoid, relu6(x + 3) / 6.
     """
@@ -100,7 +96,6 @@ class PositionGenerator(nn.Module):
     """Add a depth-wise convolution of the map, which tells cells their places (CPVT, arXiv:2102.10882, 3.2).
 
     Args:
-        dim: channels of the map.
         kernel: side of the kernel, odd.
         bias: whether the convolution has a bias.
 
@@ -123,7 +118,6 @@ class PositionedBlock(Block):
     """A block followed by a positional encoding generator (PEG; Twins, arXiv:2104.13840, section 3.1).
 
     Args:
-        dim: channels.
         attention: mixes cells.
         feedforward: transforms each cell on its own.
         positions: acts on the map after the block.
@@ -153,7 +147,6 @@ class InvertedBottleneck(nn.Module):
     Args:
         dim: width of a cell that enters.
         out_dim: width of a cell that leaves.
-        hidden_dim: width between the linear layers.
         depthwise: makes the convolution from the width.
         norm: makes a batch norm from a width; one follows each of the two layers before the last.
         act: name of the activation behind these two.

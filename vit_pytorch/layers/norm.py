@@ -17,7 +17,6 @@ class ZeroCenteredLayerNorm(nn.Module):
     Normalization: Challenges and a Reparameterization Solution".
 
     Args:
-        dim: width of a token.
         eps: what is added to the variance.
     """
 

@@ -104,7 +104,6 @@ class PackedBlock(Block):
         """Transform a batch of tokens, or a packed tensor (b = 1).
 
         Args:
-            x: tokens.
             inputs: which sequences are packed in `x`.
         """
         x = x + self.drop(self.scale1(self.attention(self.norm1(x), inputs)), inputs.packing)
@@ -135,11 +134,6 @@ class QueryPool(nn.Module):
     """Pool tokens by attention from one learned query, without a feed-forward.
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the output projection.
         qk_norm: builds the norm of queries and of keys from the head dimension; None for none.
         norm: builds the norm of the query, before its projection.
         residual: add the query to the output.
@@ -187,8 +181,6 @@ class HeadNorm(nn.Module):
     """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
 
     Args:
-        heads: number of heads.
-        dim_head: head dimension.
         eps: added to the mean square.
     """
 

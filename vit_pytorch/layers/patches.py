@@ -147,8 +147,6 @@ class PatchEmbed(nn.Module):
 
     Args:
         grid: how the input is cut.
-        channels: channels of the input.
-        dim: token dimension.
         norm_eps: epsilon of a LayerNorm before and one after the projection (Dual PatchNorm,
             arXiv:2302.01327); None for no norms.
         bias: use a bias for the projection.
@@ -195,7 +193,6 @@ class ConvStem(nn.Module):
 
     Args:
         grid: how the input is cut; 2-D, its patch square and a power of two.
-        channels: channels of the input.
         dim: width of a token. Channels double up to `dim` with each convolution.
         project: whether the 1 x 1 projection stands at the end; without it the last convolution gives
             the tokens, and no activation follows it.
@@ -228,7 +225,6 @@ class PrefixTokens(nn.Module):
     """Learned tokens before the patches, in the order of the arguments.
 
     Args:
-        dim: token dimension.
         class_token: have a class token (ViT, section 3.1).
         distillation_token: have a distillation token (Touvron et al. 2020, arXiv:2012.12877).
         registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
@@ -286,7 +282,6 @@ class PatchDropout(nn.Module):
 
         Args:
             tokens: prefix tokens and patches.
-            prefix: number of prefix tokens.
         """
         if not self.training or self.p == 0:
             return tokens, None

@@ -96,7 +96,6 @@ def sequence_table(length: int, dim: int) -> Float[Tensor, "1 n d"]:
 
     Args:
         length: number of positions.
-        dim: token dimension.
     """
     positions = torch.arange(length, dtype=torch.float64)
     channel = torch.arange(dim)
@@ -157,7 +156,6 @@ class Positions(ComputedBuffers):
             tokens: prefix tokens, then patches.
             prefix: number of prefix tokens, of which those without a position stay as they are; default all
                 tokens that are no patches.
-            grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
@@ -212,7 +210,6 @@ class LearnedPositions(Positions):
 
     Args:
         grid: cells along each axis, of the largest input.
-        dim: token dimension.
         prefix: rows for prefix tokens.
     """
 
@@ -299,7 +296,6 @@ class FactorisedPositions(Positions):
 
     Args:
         grid: cells along each axis that the two tables have.
-        dim: token dimension.
         kind: "abs" takes the table's entries one by one; "frac" interpolates it along each side of the
             grid; "aspect" interpolates both along the longer side.
     """

@@ -234,7 +234,6 @@ class RelativeBias(CachedBias):
 
     Args:
         window: extents of the window, in cells.
-        heads: number of heads.
     """
 
     index: Tensor
@@ -270,7 +269,6 @@ class TokenBias(CachedBias):
 
     Args:
         grid: cells along each axis, of the largest input.
-        heads: number of heads.
         prefix: whether there are prefix tokens.
     """
 
@@ -306,13 +304,7 @@ class TokenBias(CachedBias):
     def mask(
         self, grid: Sequence[int] | None, prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b h n n"]:
-        """Return what is added to the scores.
-
-        Args:
-            grid: patches along each axis; default those of the largest input.
-            prefix: number of prefix tokens.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
-        """
+        """Return what is added to the scores."""
         bias = self(prefix, *(self.patches.window if grid is None else grid))
         if ids_keep is None:
             return bias[None]
@@ -355,7 +347,6 @@ class DistanceBias(CachedBias):
 
     Args:
         grid: cells along each axis, of the largest input.
-        heads: number of heads.
         stride: distance of neighbouring queries, in cells; keys are all cells.
     """
 
@@ -401,7 +392,6 @@ class DynamicBias(CachedBias):
 
     Args:
         window: extents of the customary window, in cells.
-        heads: number of heads.
         dim: width of the network.
         depth: number of hidden layers, each behind a LayerNorm and a ReLU.
     """

@@ -31,7 +31,6 @@ def frequencies(dim_head: int, axes: int, theta: float) -> Float[Tensor, " f"]:
     are not rotated.
 
     Args:
-        dim_head: head dimension.
         axes: axes of the grid, each of which has as many pairs.
         theta: base of the frequencies.
 
@@ -117,9 +116,7 @@ class AxialRotary(ComputedBuffers):
         """Return the rotation of each token, which all heads share.
 
         Args:
-            grid: patches along each axis.
             prefix: number of prefix tokens, which are not rotated.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
         rotation = crop_cells(self.table, self.grid, grid, dim=0)
         if ids_keep is not None:
@@ -136,7 +133,6 @@ class MixedRotary(CachedBias):
     Args:
         grid: cells along each axis, of the largest input.
         dim_head: head dimension, at least twice the axes.
-        heads: number of heads.
         depth: number of layers.
         theta: base of the initial frequencies.
 
@@ -177,9 +173,7 @@ class MixedRotary(CachedBias):
         """Return the rotations of all layers.
 
         Args:
-            grid: patches along each axis.
             prefix: number of prefix tokens, which are not rotated.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
         rotations = self(prefix, *grid)
         if ids_keep is None:

@@ -52,11 +52,7 @@ class SpaceAndTimeAttention(Attention):
     """Attention over space in half of the heads and over time in the others (ViViT, section 3.3, model 4).
 
     Args:
-        dim: token dimension.
         heads: number of heads, even.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
         kernel: builds the kernels that attend.
 
     Raises:
@@ -98,12 +94,8 @@ class SpaceTimeBlock(Block):
     """A block with attention over space, then over time, then the feed-forward (ViViT, section 3.3, model 3).
 
     Args:
-        dim: token dimension.
         attention: mixes tokens of a frame.
         time: mixes tokens of a place.
-        feedforward: transforms each token on its own.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -187,7 +179,6 @@ def mask_of_keys(
         mask: true for frames, false for padding; None for no padding.
         videos: whose frames.
         grid: how videos are cut.
-        prefix: number of prefix tokens.
 
     Raises:
         ValueError: if the mask is not one of these frames, a patch is padding in part, or a video is

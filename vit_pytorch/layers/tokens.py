@@ -22,11 +22,7 @@ class AttentionPool(nn.Module):
     The "MAP head" of Zhai et al. 2021 (arXiv:2106.04560, section 3.2).
 
     Args:
-        dim: token dimension.
         heads: number of attention heads, which share `dim`.
-        mlp_dim: hidden dimension of the feed-forward.
-        norm_eps: epsilon of the LayerNorm.
-        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
     """
 
     def __init__(
@@ -67,10 +63,6 @@ class DistilledHead(nn.Module):
     """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
 
     DeiT, arXiv:2012.12877, section 4.
-
-    Args:
-        dim: token dimension.
-        num_classes: number of logits.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -113,7 +105,6 @@ def make_classifier(
 
     Args:
         dim: dimension of what is classified, of each token for a `DistilledHead`.
-        num_classes: number of logits.
         like: a tensor of the device and the dtype.
         kind: the class of the classifier.
     """

@@ -48,10 +48,6 @@ class GatedMix(nn.Module):
 
     x is the normed token that the values are projected from. The paper has no such form; the public
     vit-pytorch package has it. W and b are zero at first, so that it starts as the even mix.
-
-    Args:
-        dim: width of a token.
-        heads: number of heads.
     """
 
     def __init__(self, dim: int, heads: int) -> None:

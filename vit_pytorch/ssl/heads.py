@@ -32,7 +32,6 @@ class NormedLinear(nn.Module):
         """Project; the rows are divided by their lengths and multiplied by the gains.
 
         Args:
-            x: input.
             freeze: whether the layer itself is given no gradients.
         """
         weight = self.gain * F.normalize(self.weight, dim=1)

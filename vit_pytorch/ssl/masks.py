@@ -112,7 +112,6 @@ def draw_mask(
 
     Args:
         batch: number of images.
-        grid: patches along each axis.
         ratio: share of the units that is chosen, in (0, 1).
         unit: patches along each axis that are chosen together; single patches unless told.
         device: where the mask is wanted.

@@ -23,7 +23,6 @@ def extract(
 
     Args:
         features: gives vectors (b, d) from images.
-        images: input.
         batch: images at a time.
     """
     with eval_mode(features) if isinstance(features, nn.Module) else nullcontext():

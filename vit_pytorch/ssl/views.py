@@ -61,7 +61,6 @@ class View:
         Args:
             images: pixels in [0, 1]; colours are changed where there are three channels, brightness and
                 contrast always.
-            generator: where the randomness comes from; torch's own unless given.
         """
         x = crop_and_resize(images, draw_boxes(images, self.scale, generator), self.size)
         x = torch.where(self._chosen(x, self.flip, generator), x.flip(3), x)
@@ -103,7 +102,6 @@ class MultiCrop:
 
         Args:
             images: normalised images; values outside the range of pixels are clipped.
-            generator: where the randomness comes from; torch's own unless given.
 
         Raises:
             ValueError: where mean and std are not those of the images' channels.

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import (
     NO_INPUTS,
@@ -207,10 +208,8 @@ class ATSViT(IsotropicModel):
             ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         return self.forward_head(tokens), (ids[:, 1:] - 1).clamp(min=-1)
 
-    def _change_pool(self, pool: str) -> None:
-        """Check that the pooling stays by the class token: the other slots may be empty."""
-        if pool != self.pool:
-            raise ValueError(f"adaptive token sampling pools by the class token ('cls'), got {pool!r}")
+    # Only by the class token: the other slots may be empty.
+    _change_pool = VisionModel._change_pool
 
 
 class SamplingBlock(Block):

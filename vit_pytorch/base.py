@@ -1,7 +1,8 @@
 """What every model promises: checked input, features and head, a configuration, saving and loading.
 
 Arguments mean the same in all models and in the parts of which they consist, whose docstrings describe what
-is their own:
+is their own. Constructors raise `ValueError` if sizes do not divide, an option is unknown, or options
+contradict each other.
 
 Args:
     image_size: the largest input, one number or (height, width) in pixels; the largest frame of a video.
@@ -49,8 +50,10 @@ Args:
 from __future__ import annotations
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,13 +66,15 @@ from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
-from vit_pytorch.layers.options import Option, to_json
+from vit_pytorch.layers.options import Option, check_choice, to_json
+from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
+TIMM_POOL = {"token": "cls", "avg": "mean"}
 
 
 class VisionModel(
@@ -89,6 +94,8 @@ class VisionModel(
         num_features: dimension of the features.
         channels: channels of the input.
         image_size: the largest input, (height, width) in pixels.
+        classifier_dim: dimension of what enters the classifier.
+        undecayed: pattern of the names of parameters of more than one axis without weight decay.
         fc_norm: acts on the pooled vector.
         pre_logits: acts on the normed pooled vector.
         head: the classifier.
@@ -97,9 +104,11 @@ class VisionModel(
 
     # Strings and objects of the constructor's arguments that are options with settings of their own.
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {}
+    undecayed: ClassVar[str]
 
     num_classes: int
     num_features: int
+    classifier_dim: int
     channels: int
     image_size: tuple[int, ...]
     pool: str
@@ -122,7 +131,7 @@ class VisionModel(
         # A name for what enters the classifier, which wrappers ask for.
         self.to_latent = nn.Identity()
         self.num_classes = num_classes
-        self.num_features = num_features
+        self.num_features = self.classifier_dim = num_features
         self.channels = channels
         self.image_size = image_size
         self.default_cfg = {
@@ -144,7 +153,7 @@ class VisionModel(
     @property
     def head_hidden_size(self) -> int:
         """Dimension of what enters the classifier."""
-        return self.num_features
+        return self.classifier_dim
 
     @property
     def native_patch(self) -> tuple[int, ...] | None:
@@ -194,7 +203,6 @@ class VisionModel(
         mean = patches.mean(dim=1)
         return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
-    @abstractmethod
     def forward_intermediates(
         self,
         images: Float[Tensor, "b c *size"],
@@ -219,6 +227,40 @@ class VisionModel(
 
         Returns:
             The final features and the list of intermediates, or the list only.
+
+        Raises:
+            ValueError: if a layer is outside the model, or maps are asked for while patches are dropped.
+        """
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        layers = resolve_indices(indices, len(self.feature_info))
+        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
+        found: Any = []
+        for layer, output in zip(layers, outputs, strict=True):
+            patches, prefix, grid = self.split_output(output, layer, images.shape[2:], norm=norm)
+            if output_fmt == "NCHW":
+                if patches.shape[1] != prod(grid):
+                    raise ValueError(
+                        f"a map needs all {prod(grid)} patches, and patch_dropout leaves {patches.shape[1]} "
+                        "of them: use output_fmt='NLC', or eval mode"
+                    )
+                patches = patches.transpose(1, 2).unflatten(2, tuple(grid))
+            found.append((patches, prefix) if return_prefix_tokens else patches)
+        if intermediates_only:
+            return found
+        assert features is not None
+        return features, found
+
+    @abstractmethod
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a layer, and the patches' grid.
+
+        Args:
+            output: what the layer returned.
+            layer: index of the layer.
+            size: size of the images along each axis.
+            norm: apply the final norm.
         """
 
     def collect_layers(
@@ -240,22 +282,39 @@ class VisionModel(
         """Return the layer that computes the logits; the identity where there is none."""
         return self.head
 
-    @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
+        """Replace the classifier by a new one, and the pooling if given.
 
         Args:
             num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: another pooling, where the architecture has one.
+            global_pool: another pooling, where the architecture has one: "cls" (timm's "token") or "mean"
+                (timm's "avg").
+
+        Raises:
+            ValueError: if the model cannot pool so.
         """
+        if global_pool is not None and TIMM_POOL.get(global_pool, global_pool) != self.pool:
+            self._change_pool(global_pool)
+        self.head = self.make_head(num_classes)
+        self.num_classes = num_classes
+        self._record(num_classes=num_classes)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a new classifier; the identity for no classes."""
+        return make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
+
+    def _change_pool(self, global_pool: str) -> None:
+        raise ValueError(
+            f"{type(self).__name__} pools by {self.pool!r} only; pooling cannot be {global_pool!r}"
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         set_grad_checkpointing(self, enable)
 
-    @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
+        return {name for name, _ in self.named_parameters() if re.search(self.undecayed, name)}
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -46,9 +46,6 @@ class CaiT(IsotropicModel):
         attn_dropout: dropout on the attention weights of the patches' blocks, in [0, 1).
         layer_scale: initial value of LayerScale's factors, in all blocks; default the paper's choice by
             depth: 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 above.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     positions: LearnedPositions

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.attention import CrossAttention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import DropPath, drop_path_rate, fx_leaf, layer, plain_blocks
 from vit_pytorch.layers.init import init_linears
@@ -36,7 +36,8 @@ class CrossViT(VisionModel):
     """The two-branch Vision Transformer with cross-attention.
 
     `forward_features` returns one token, the class tokens of both branches concatenated, which is all that
-    the head reads; the patches of either branch come from `forward_intermediates`.
+    the head reads; the patches of either branch come from `forward_intermediates`. Arguments that begin with
+    `lg_` are those of the large branch that `sm_` are of the small one.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; what the small branch sees.
@@ -46,11 +47,6 @@ class CrossViT(VisionModel):
         sm_enc_depth: number of its transformer blocks in a multi-scale block.
         sm_enc_heads: number of its attention heads, each of dimension `sm_dim / sm_enc_heads`.
         sm_enc_mlp_dim: hidden dimension of its feed-forward.
-        lg_dim: the same of the large branch.
-        lg_patch_size: the same of the large branch.
-        lg_enc_depth: the same of the large branch.
-        lg_enc_heads: the same of the large branch.
-        lg_enc_mlp_dim: the same of the large branch.
         cross_attn_depth: how often a class token attends to the other branch in a multi-scale block.
         cross_attn_heads: number of heads of the cross-attention.
         lg_image_size: size to which the large branch resizes the largest input, bicubically; a smaller input
@@ -61,6 +57,9 @@ class CrossViT(VisionModel):
     Raises:
         ValueError: if sizes do not divide, or the stem does not know the patch.
     """
+
+    pool = "cls"
+    undecayed = r"^branches\.\d\.(prefix\.class_token|positions\.table)$"
 
     def __init__(
         self,
@@ -173,61 +172,30 @@ class CrossViT(VisionModel):
         """Return the pair of class tokens."""
         return features[:, 0]
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute a branch's features after the multi-scale blocks; see `VisionModel.forward_intermediates`.
-
-        Indices are those of `feature_info`: the small branch by depth, then the large branch.
-        """
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+    def collect_layers(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], *, stop_early: bool = False
+    ) -> tuple[Tensor | None, list[Any]]:
+        """Compute the final features and the outputs of layers, by the indices of `feature_info`."""
         depth = len(self.multi_scale_encoder)
-        layers = resolve_indices(indices, 2 * depth)
         # The branches take turns, block by block.
         in_turn = sorted(layers, key=lambda index: (index % depth, index // depth))
-        features, outputs = self.collect_layers(images, in_turn, stop_early=stop_early and intermediates_only)
-        tokens = dict(zip(in_turn, outputs, strict=True))
-        maps, prefix = [], []
-        for index in layers:
-            branch: Any = self.branches[index // depth]
-            x = branch.norm(tokens[index]) if norm else tokens[index]
-            prefix.append(x[:, :1])
-            x = x[:, 1:]
-            grid = branch.grid.fit(view_size(images.shape[2:], branch.full, branch.grid.size))
-            maps.append(x.transpose(1, 2).unflatten(2, grid) if output_fmt == "NCHW" else x)
-        found: Intermediates = list(zip(maps, prefix, strict=True)) if return_prefix_tokens else maps
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+        features, outputs = super().collect_layers(images, in_turn, stop_early=stop_early)
+        found = dict(zip(in_turn, outputs, strict=False))
+        return features, [found[index] for index in layers]
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 d"], Sequence[int]]:
+        """Return the patches and the class token of a branch, and the patches' grid."""
+        branch: Any = self.branches[layer // len(self.multi_scale_encoder)]
+        x = branch.norm(output) if norm else output
+        return x[:, 1:], x[:, :1], branch.grid.fit(view_size(size, branch.full, branch.grid.size))
 
-        Args:
-            global_pool: "cls" (timm's "token"), the only one.
-
-        Raises:
-            ValueError: if another pooling is given.
-        """
-        if global_pool not in (None, "cls", "token"):
-            raise ValueError(f"CrossViT classifies its class tokens, global_pool='cls'; got {global_pool!r}")
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier of each branch; the identity for no classes."""
         small, large = self._branches()
-        self.head = MeanOfHeads(small.dim, large.dim, num_classes) if num_classes else nn.Identity()
-        self.head.to(next(self.branches.parameters()))
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return {f"branches.{i}.{name}" for i in (0, 1) for name in ("prefix.class_token", "positions.table")}
+        head = MeanOfHeads(small.dim, large.dim, num_classes) if num_classes else nn.Identity()
+        return head.to(next(self.branches.parameters()))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, as timm's tools read them."""

@@ -47,9 +47,6 @@ class CrossFormer(HierarchicalModel):
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
         dropout: dropout after the linear layers of the blocks and the first embedding, in [0, 1).
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(

@@ -66,10 +66,11 @@ VARIANTS = {"authors": Variant(), "transformers": Variant(act="gelu")}
 class CvT(HierarchicalModel):
     """The convolutional vision transformer in three stages.
 
-    Images of any size are taken; `image_size` is only the customary one.
+    Images of any size are taken; `image_size` is only the customary one. Arguments that begin with `s1_`,
+    `s2_` or `s3_` belong to that stage.
 
     Args:
-        s1_emb_dim: dimension of the first stage.
+        s1_emb_dim: dimension of the stage.
         s1_emb_kernel: side of a patch.
         s1_emb_stride: distance between neighbouring patches.
         s1_proj_kernel: side of the kernels that project queries, keys and values, odd.
@@ -77,30 +78,11 @@ class CvT(HierarchicalModel):
         s1_heads: number of attention heads.
         s1_depth: number of blocks.
         s1_mlp_mult: hidden dimension of the feed-forward, as a multiple of the stage's.
-        s2_emb_dim: the same of the second stage, and so on.
-        s2_emb_kernel: see above.
-        s2_emb_stride: see above.
-        s2_proj_kernel: see above.
-        s2_kv_proj_stride: see above.
-        s2_heads: see above.
-        s2_depth: see above.
-        s2_mlp_mult: see above.
-        s3_emb_dim: the same of the third stage, and so on.
-        s3_emb_kernel: see above.
-        s3_emb_stride: see above.
-        s3_proj_kernel: see above.
-        s3_kv_proj_stride: see above.
-        s3_heads: see above.
-        s3_depth: see above.
-        s3_mlp_mult: see above.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
         image_size: the customary input, one number or (height, width) in pixels.
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises
             linearly from 0 over the last stage; the others drop none, as in the paper's models.
         variant: "authors", "transformers", or a `Variant`: class tokens, biases, activation.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     @flat_options
@@ -156,6 +138,7 @@ class CvT(HierarchicalModel):
             min_size=(least_size(kernels, strides),) * 2,
         )
         self.num_prefix_tokens = int(variant.class_token[-1])
+        self.pool = "cls" if self.num_prefix_tokens else "mean"
         norm = partial(nn.LayerNorm, eps=variant.norm_eps)
 
         for i, dim in enumerate(dims):
@@ -204,18 +187,6 @@ class CvT(HierarchicalModel):
         for part in self.stages[: stage + 1]:
             height, width = part.down.extent(height), part.down.extent(width)  # type: ignore[union-attr, operator]
         return output[:, prefix:].unflatten(1, (height, width)), output[:, :prefix]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
-
-        Args:
-            global_pool: "cls" (timm's "token") if the last stage has a class token, "mean" ("avg") otherwise;
-                the only pooling.
-        """
-        known = ("cls", "token") if self.num_prefix_tokens else ("mean", "avg")
-        if global_pool is not None and global_pool not in known:
-            raise ValueError(f"this CvT pools by {known[0]!r}; pooling cannot be {global_pool!r}")
-        super().reset_classifier(num_classes)
 
 
 class ConvStage(nn.Module):

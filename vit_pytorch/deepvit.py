@@ -46,9 +46,6 @@ class DeepViT(IsotropicModel):
         reattn_scale: factor on the re-attention's maps.
         scale_adjustment: s in x + branch(norm(s x)) / s, the residuals of all blocks.
         stem: "linear" projects patches; "conv" first applies two convolutions at half the resolution.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(

@@ -82,18 +82,15 @@ class Distillable(IsotropicModel):
         return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace both classifiers by new ones; the constructor's call, the first, adds the token.
-
-        Args:
-            global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
-        """
+        """Replace both classifiers by new ones; the constructor's call, the first, adds the token."""
         if self.prefix.distillation_token is None:
             self.add_distillation_token()
-        super().reset_classifier(0, global_pool)
+        super().reset_classifier(num_classes, global_pool)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build both classifiers; the identity for no classes."""
         like = next(self.parameters())
-        self.head = make_classifier(self.num_features, num_classes, like=like, kind=DistilledHead)
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
+        return make_classifier(self.num_features, num_classes, like=like, kind=DistilledHead)
 
     def to_vit(self) -> IsotropicModel:
         """Return the plain model that computes the class token's logits.

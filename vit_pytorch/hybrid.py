@@ -33,11 +33,11 @@ from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool
 from vit_pytorch.vit import (
     POSITIONS,
+    UNDECAYED,
     Pool,
     attention_position,
     position_inputs,
     read_positions,
-    undecayed,
 )
 
 
@@ -266,6 +266,7 @@ class HybridViT(IsotropicModel):
     """
 
     option_kinds: ClassVar = {"positions": POSITIONS}
+    undecayed = UNDECAYED
 
     def __init__(
         self,
@@ -363,7 +364,3 @@ class HybridViT(IsotropicModel):
         if self.rotary is None and self.relative is None:
             return inputs
         return position_inputs(inputs, self.rotary, self.relative)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return super().no_weight_decay() | undecayed(self)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.base import TIMM_POOL, VisionModel
 from vit_pytorch.layers.attention import BlockInputs
-from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import make_classifier
-
-TIMM_POOL = {"token": "cls", "avg": "mean"}
 
 
 class IsotropicModel(VisionModel):
@@ -38,7 +33,6 @@ class IsotropicModel(VisionModel):
         blocks: the layers.
         norm: acts on the tokens after the blocks.
         attention_pool: pools the patches for "map".
-        classifier_dim: dimension of what enters the classifier.
     """
 
     grid: PatchGrid
@@ -47,6 +41,7 @@ class IsotropicModel(VisionModel):
     prefix: PrefixTokens
     positions: Positions | None
     blocks: nn.ModuleList
+    undecayed = r"^prefix\.(class_token|distillation_token|registers)$|^positions\.table$"
 
     def __init__(
         self, *, grid: PatchGrid, num_classes: int, dim: int, channels: int = 3, pool: str = "cls"
@@ -66,7 +61,6 @@ class IsotropicModel(VisionModel):
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
         self.attention_pool = None
-        self.classifier_dim = dim
 
     @property
     def num_prefix_tokens(self) -> int:  # type: ignore[override]
@@ -90,11 +84,6 @@ class IsotropicModel(VisionModel):
             }
             for layer in range(len(self.blocks))
         ]
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Dimension of what enters the classifier."""
-        return self.classifier_dim
 
     def patchify(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n p"]:
         """Flatten each patch of pixels to a vector (row, column, channel)."""
@@ -150,65 +139,18 @@ class IsotropicModel(VisionModel):
         """Return the extra inputs of each block."""
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c *size"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`.
-
-        Raises:
-            ValueError: if a layer is outside the model, or maps are asked for while patches are dropped.
-        """
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = resolve_indices(indices, len(self.feature_info))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        prefix, grid = self.num_encoder_prefix_tokens, self.grid.fit(images.shape[2:])
-        outputs = [self.layer_tokens(output) for output in outputs]
-        if output_fmt == "NCHW" and any(tokens.shape[1] - prefix != prod(grid) for tokens in outputs):
-            raise ValueError(
-                f"a map needs all {prod(grid)} patches, and patch_dropout leaves "
-                f"{outputs[0].shape[1] - prefix} of them: use output_fmt='NLC', or eval mode"
-            )
-        if norm:
-            outputs = [self.norm(tokens) for tokens in outputs]
-        patches = [tokens[:, prefix:] for tokens in outputs]
-        if output_fmt == "NCHW":
-            patches = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in patches]
-        found: Intermediates = patches
-        if return_prefix_tokens:
-            found = [(x, tokens[:, :prefix]) for x, tokens in zip(patches, outputs, strict=True)]
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a layer, and the patches' grid."""
+        tokens = self.layer_tokens(output)
+        prefix = self.num_encoder_prefix_tokens
+        tokens = self.norm(tokens) if norm else tokens
+        return tokens[:, prefix:], tokens[:, :prefix], self.grid.fit(size)
 
     def layer_tokens(self, output: Any) -> Float[Tensor, "b n d"]:
         """Return the tokens in the output of a layer."""
         return output
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, and the pooling if given.
-
-        Args:
-            global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
-        """
-        if global_pool is not None:
-            self._change_pool(TIMM_POOL.get(global_pool, global_pool))
-        self.head = make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = {name for name, _ in self.named_parameters()}
-        tokens = {f"prefix.{token}" for token in ("class_token", "distillation_token", "registers")}
-        return names & (tokens | {"positions.table"})
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, as timm's tools read them."""
@@ -217,10 +159,9 @@ class IsotropicModel(VisionModel):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 
-    def _change_pool(self, pool: str) -> None:
+    def _change_pool(self, global_pool: str) -> None:
         """Pool by the class token or by the mean from now on."""
-        if pool == self.pool:
-            return
+        pool = TIMM_POOL.get(global_pool, global_pool)
         if self.num_encoder_prefix_tokens == 0 and self.num_prefix_tokens:
             # Patches take nothing from a class token that comes after their blocks: it would learn nothing.
             raise ValueError(f"{type(self).__name__} classifies the class token; pooling cannot be {pool!r}")

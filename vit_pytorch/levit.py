@@ -54,9 +54,6 @@ class LeViT(HierarchicalModel):
         drop_path: probability of dropping a residual branch, in [0, 1); the same in all layers.
         distilled: have two classifiers, the second of which is trained on a teacher's outputs; the logits are
             the mean of both, also in training (see `DistilledNormHead.separate`).
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -162,25 +159,18 @@ class LeViT(HierarchicalModel):
         """Return the extents of a stage's map for the largest input."""
         return tuple(-(-extent // self.strides[stage]) for extent in self.image_size)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, or both if the model is distilled.
-
-        Args:
-            global_pool: "mean" (timm's "avg"), the only pooling.
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, or two if the model is distilled; the identity for no classes.
 
         Raises:
-            ValueError: if another pooling is asked for, or the model is fused.
+            ValueError: if the model is fused.
         """
         if self.fused:
             raise ValueError("a fused LeViT is for inference; reset the classifier of the model it is from")
-        super().reset_classifier(0, global_pool)
-        if num_classes:
-            head = DistilledNormHead if self.distilled else NormHead
-            self.head = (
-                head(self.classifier_dim, num_classes).to(next(self.parameters())).train(self.training)
-            )
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
+        if not num_classes:
+            return nn.Identity()
+        head = (DistilledNormHead if self.distilled else NormHead)(self.classifier_dim, num_classes)
+        return head.to(next(self.parameters())).train(self.training)
 
     def fuse(self) -> LeViT:
         """Return a copy for inference whose batch norms are folded into the layers next to them.

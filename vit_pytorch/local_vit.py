@@ -47,9 +47,6 @@ class LocalViT(IsotropicModel):
             convolution along the channels, "eca_hard" for that with the hard sigmoid, or "none".
         reduction: factor by which the hidden dimension of "se" is smaller than `mlp_dim`.
         drop_path: probability of dropping the attention of the last block, in [0, 1); rises linearly from 0.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(

@@ -26,6 +26,7 @@ from vit_pytorch.layers.init import init_convs, init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
+from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.layers.windows import GroupAttention, Partition, grid_groups, windows
 
 PADDINGS = ("same", "symmetric")
@@ -163,11 +164,9 @@ class MaxViT(HierarchicalModel):
             x = stage(x)
         return x.permute(0, 3, 1, 2)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, without a bias if the model has none there."""
-        super().reset_classifier(num_classes, global_pool)
-        if not self.head_bias and isinstance(self.head, nn.Linear):
-            self.head.register_parameter("bias", None)
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, without a bias if the model has none there; the identity for no classes."""
+        return drop_bias(super().make_head(num_classes), self.head_bias)
 
 
 class MaxViTBlock(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.base import VisionModel
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
@@ -45,6 +45,8 @@ class MemoryViT(VisionModel):
     Raises:
         ValueError: if the base is not a plain ViT, or arguments are out of range.
     """
+
+    pool = "cls"
 
     def __init__(
         self,
@@ -125,51 +127,25 @@ class MemoryViT(VisionModel):
         """Return the task's class token."""
         return features[:, 0]
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c *size"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        vit = self.adapter.vit
-        layers = resolve_indices(indices, len(vit.blocks))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        tokens = [torch.cat(output, dim=1) for output in outputs]
-        if norm:
-            tokens = [vit.norm(x) for x in tokens]
-        count, grid = self.num_prefix_tokens, vit.grid.fit(images.shape[2:])
-        prefix = [x[:, :count] for x in tokens]
-        patches = [x[:, count:] for x in tokens]
-        if output_fmt == "NCHW":
-            patches = [x.transpose(1, 2).unflatten(2, grid) for x in patches]
-        found: Intermediates = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a layer, and the patches' grid."""
+        vit, count = self.adapter.vit, self.num_prefix_tokens
+        x = torch.cat(output, dim=1)
+        x = vit.norm(x) if norm else x
+        return x[:, count:], x[:, :count], vit.grid.fit(size)
 
     def get_classifier(self) -> nn.Module:
         """Return the layer that computes the task's logits; the identity if there is none."""
         return self.adapter.task.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the task's classifier by a new one.
-
-        Args:
-            num_classes: number of logits; 0 for the class token.
-            global_pool: "cls" (timm's "token"), the only pooling.
-        """
+        """Replace the task's classifier by a new one; the only pooling is "cls" (timm's "token")."""
         if global_pool not in (None, "cls", "token"):
-            raise ValueError(f"MemoryViT classifies the class token; pooling cannot be {global_pool!r}")
-        self.adapter.task.head = make_classifier(
-            self.num_features, num_classes, like=self.adapter.task.memories
-        )
+            self._change_pool(global_pool)
+        task = self.adapter.task
+        task.head = make_classifier(self.num_features, num_classes, like=task.memories)
         self.adapter.config["num_classes"] = num_classes
         self.num_classes = num_classes
         self._record(num_classes=num_classes)

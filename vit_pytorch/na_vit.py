@@ -42,6 +42,7 @@ from vit_pytorch.layers.packing import (
 )
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import FactorisedPositions
+from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.legacy import flat_options
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
@@ -96,13 +97,11 @@ class NaViT(IsotropicModel):
         norm_bias: use biases for the LayerNorms.
         head_bias: use a bias for the classifier.
         num_registers: number of register tokens before each image's patches.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     patch_embed: PatchEmbed
     positions: FactorisedPositions
+    undecayed = IsotropicModel.undecayed + r"|^positions\.(rows|columns)$|^attention_pool\.query$"
 
     @flat_options
     def __init__(
@@ -339,20 +338,9 @@ class NaViT(IsotropicModel):
             )
         return super().collect_layers(images, layers, stop_early=stop_early)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
-
-        Args:
-            global_pool: the model's own pooling; it cannot change.
-        """
-        super().reset_classifier(num_classes, global_pool)
-        if not self.head_bias and isinstance(self.head, nn.Linear):
-            self.head.register_parameter("bias", None)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = {"positions.rows", "positions.columns", "attention_pool.query"}
-        return super().no_weight_decay() | (names & {name for name, _ in self.named_parameters()})
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, without a bias if the model has none there; the identity for no classes."""
+        return drop_bias(super().make_head(num_classes), self.head_bias)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if callable(self.token_dropout_prob):

@@ -49,9 +49,6 @@ class NesT(HierarchicalModel):
             authors' weights most people use, "gelu".
         padding: "same" pads the pooling between levels as the authors' program does, in JAX; "symmetric"
             as is the custom in PyTorch (see `Aggregation`).
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(

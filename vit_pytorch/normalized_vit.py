@@ -48,9 +48,6 @@ class NormalizedViT(IsotropicModel):
         sz_init: initial factors on the logits.
         base_scale: size of the parameters that store rates, s_qk and s_z, which decides how fast they learn;
             default 1 / sqrt(dim).
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(

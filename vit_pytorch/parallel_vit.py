@@ -38,9 +38,6 @@ class ParallelViT(IsotropicModel):
         drop_path: probability of dropping a branch at the last block, in [0, 1); rises linearly from 0. Each
             branch is dropped on its own.
         no_embed_class: the class token has no position, as in the authors' code.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(

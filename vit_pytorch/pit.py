@@ -47,10 +47,10 @@ class PiT(HierarchicalModel):
         distilled: have a distillation token with a classifier of its own; the logits are the mean of both
             classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the
             mean of both tokens.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
+
+    pool = "cls"
+    undecayed = r"^(tokens|positions\.table)$"
 
     def __init__(
         self,
@@ -194,22 +194,10 @@ class PiT(HierarchicalModel):
             grid = pooled.grid_after(grid)  # type: ignore[operator]
         return output[:, self.num_prefix_tokens :].unflatten(1, grid), output[:, : self.num_prefix_tokens]
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, or both if the model is distilled.
-
-        Args:
-            global_pool: "cls" (timm's "token"), the only pooling.
-        """
-        if global_pool not in (None, "cls", "token"):
-            raise ValueError(f"PiT classifies the class token; pooling cannot be {global_pool!r}")
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, or two if the model is distilled; the identity for no classes."""
         kind = DistilledHead if self.num_prefix_tokens == 2 else nn.Linear
-        self.head = make_classifier(self.num_features, num_classes, like=self.tokens, kind=kind)
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return {"tokens", "positions.table"}
+        return make_classifier(self.num_features, num_classes, like=self.tokens, kind=kind)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the coarse ones by stage."""

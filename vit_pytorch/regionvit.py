@@ -58,9 +58,6 @@ class RegionViT(HierarchicalModel):
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0. In
             local attention and the feed-forward, it is dropped for each region separately.
         norm_eps: epsilon of the blocks' LayerNorms and the last; those at convolutions have 1e-5.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(

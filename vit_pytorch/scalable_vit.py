@@ -61,9 +61,6 @@ class ScalableViT(HierarchicalModel):
         representation_size: dimension of the hidden layer between the pooled vector and the classifier, which
             the paper's numbers of parameters include; None for no such layer.
         norm_eps: epsilon of the LayerNorms, except that of the reduced map.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(

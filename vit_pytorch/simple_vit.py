@@ -30,9 +30,6 @@ class SimpleViT(IsotropicModel):
     Args:
         dim: token dimension, a multiple of 4.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(

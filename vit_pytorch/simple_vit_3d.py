@@ -33,9 +33,6 @@ class SimpleViT3D(IsotropicModel):
         dim: token dimension, even, at least 12. Channels that the three axes cannot share evenly have no
             position.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(

@@ -49,9 +49,6 @@ class T2TViT(IsotropicModel):
         qk_scale: factor on the backbone's attention scores; default 1 / sqrt(`dim_head`). The authors'
             published weights need 1 / sqrt(`dim`).
         num_registers: number of register tokens, which have no position.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(

@@ -53,21 +53,6 @@ class TwinsSVT(HierarchicalModel):
             8, 4, 2 and 1 from stage to stage.
         s1_depth: number of pairs of blocks, one local and one global, or of global blocks if there are no
             windows.
-        s2_emb_dim: see stage 1.
-        s2_patch_size: see stage 1.
-        s2_local_patch_size: see stage 1.
-        s2_global_k: see stage 1.
-        s2_depth: see stage 1.
-        s3_emb_dim: see stage 1.
-        s3_patch_size: see stage 1.
-        s3_local_patch_size: see stage 1.
-        s3_global_k: see stage 1.
-        s3_depth: see stage 1.
-        s4_emb_dim: see stage 1.
-        s4_patch_size: see stage 1.
-        s4_local_patch_size: see stage 1.
-        s4_global_k: see stage 1.
-        s4_depth: see stage 1.
         peg_kernel_size: side of the convolution that encodes positions, odd.
         dropout: dropout on embedded patches and after the linear layers of the blocks, in [0, 1).
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the

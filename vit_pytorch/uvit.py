@@ -39,9 +39,6 @@ class UViT(IsotropicModel):
         depth: number of blocks apart from the one in the middle, as the authors count; an odd number counts
             that one, too.
         pool: "mean" classifies the mean of the patches, "cls" a class token.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(

@@ -63,6 +63,11 @@ STEMS: dict[str, type[Option] | Option] = {
     "dual_norm": LinearStem(patch_norm=True),
     "conv": ConvolutionalStem,
 }
+# Tokens, and the parameters of positions, pools and connections.
+UNDECAYED = (
+    IsotropicModel.undecayed + r"|^(positions|relative|rotary)\.|\.attention\.position\."
+    r"|\.connect[12]\.alpha$|^attention_pool\.query$"
+)
 
 
 class ViT(IsotropicModel):
@@ -85,11 +90,9 @@ class ViT(IsotropicModel):
             "learnable", "identity", "gated", "sparse", or the indices of layers that do so evenly.
         hyper_connections: residual streams with learned connections (`HyperConnections`), or their number.
         head: what comes between pooling and the classifier (`Head`).
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
+    undecayed = UNDECAYED
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
@@ -248,22 +251,6 @@ class ViT(IsotropicModel):
         """Return the tokens in the output of a block: the sum of its residual streams, if there are
         several."""
         return output if self.streams is None else output.sum(dim=2)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return super().no_weight_decay() | undecayed(self)
-
-
-def undecayed(model: nn.Module) -> set[str]:
-    """Return the names of the parameters of positions, pools and connections, without weight decay."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if name.startswith(("positions.", "relative.", "rotary."))
-        or ".attention.position." in name
-        or name.endswith((".connect1.alpha", ".connect2.alpha"))
-        or name == "attention_pool.query"
-    }
 
 
 def attention_position(

@@ -36,9 +36,6 @@ class ViT1D(IsotropicModel):
         seq_len: length of the longest signal.
         patch_size: length of a patch; divides `seq_len`.
         positions: "learned" (`Learned`), "sincos" (`SinCos`) or "none".
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     @flat_options

@@ -46,9 +46,6 @@ class ViT3D(IsotropicModel):
     Args:
         positions: "learned" (`Learned`), "sincos" of the three axes (`SinCos`), "sequence" (`Sequential`,
             fixed, along the sequence of patches, as in VideoMAE) or "none".
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     @flat_options

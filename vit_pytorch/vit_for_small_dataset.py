@@ -126,9 +126,6 @@ class SLViT(IsotropicModel):
         stem: "shifted" for shifted patch tokenization, "linear" for ViT's patches.
         attention: "locality" for locality self-attention, "plain" for ViT's.
         drop_path: probability of dropping a residual branch, the same in all blocks, in [0, 1).
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(

@@ -40,6 +40,8 @@ class PatchMergerViT(IsotropicModel):
         ValueError: if sizes do not divide, or the merger is not between two blocks.
     """
 
+    undecayed = IsotropicModel.undecayed + r"|^merger\.queries$"
+
     def __init__(
         self,
         *,
@@ -114,10 +116,6 @@ class PatchMergerViT(IsotropicModel):
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is; blocks after the merger have no map."""
         return super().feature_info[: self.merge_layer]
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return super().no_weight_decay() | {"merger.queries"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the merger goes with the block after it."""

@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, resolve_indices
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
@@ -76,10 +75,9 @@ class ViViT(IsotropicModel):
         blocks: the layers; in model 2 those over space, then those over time.
         spatial_depth: number of blocks before `temporal_embed`, or of all blocks.
         temporal_embed: leads from space to time in model 2; None in the other models.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
+
+    undecayed = IsotropicModel.undecayed + r"|^temporal_embed\.(prefix\.class_token|positions\.table)$"
 
     def __init__(
         self,
@@ -283,51 +281,24 @@ class ViViT(IsotropicModel):
             return super().pool_features(features)
         return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c t h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`.
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a block, and the patches' grid.
 
         In model 2 the prefix tokens of a block over space are those of all frames, and the norm is the one of
         the block's own encoder.
         """
         if self.temporal_embed is None:
-            return super().forward_intermediates(
-                images, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
-            )
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = resolve_indices(indices, len(self.blocks))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        grid = self.grid.fit(images.shape[2:])
-        found: list[Any] = []
-        for index, tokens in zip(layers, outputs, strict=True):
-            over_space = index < self.spatial_depth
-            if norm:
-                tokens = self.temporal_embed.norm(tokens) if over_space else self.norm(tokens)
-            sequences = tokens.unflatten(1, (grid[0] if over_space else 1, -1))
-            prefix, patches = (
-                part.flatten(1, 2) for part in sequences.tensor_split([self.num_prefix_tokens], dim=2)
-            )
-            if output_fmt == "NCHW":
-                patches = patches.transpose(1, 2).unflatten(2, grid if over_space else (grid[0], 1, 1))
-            found.append((patches, prefix) if return_prefix_tokens else patches)
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = {name for name, _ in self.named_parameters()}
-        in_time = {"temporal_embed.prefix.class_token", "temporal_embed.positions.table"}
-        return super().no_weight_decay() | names & in_time
+            return super().split_output(output, layer, size, norm=norm)
+        over_space, grid = layer < self.spatial_depth, self.grid.fit(size)
+        if norm:
+            output = self.temporal_embed.norm(output) if over_space else self.norm(output)
+        sequences = output.unflatten(1, (grid[0] if over_space else 1, -1))
+        prefix, patches = (
+            part.flatten(1, 2) for part in sequences.tensor_split([self.num_prefix_tokens], dim=2)
+        )
+        return patches, prefix, grid if over_space else (grid[0], 1, 1)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, `temporal_embed` between space and time."""
@@ -336,10 +307,9 @@ class ViViT(IsotropicModel):
         groups["blocks"] = [groups["blocks"][0], between, *groups["blocks"][1:]]
         return groups
 
-    def _change_pool(self, pool: str) -> None:
+    def _change_pool(self, global_pool: str) -> None:
         """Refuse another pooling: with it, the model would have other tokens."""
-        if pool != self.pool:
-            raise ValueError(f"ViViT's pooling is chosen at construction: {self.pool!r}, not {pool!r}")
+        raise ValueError(f"ViViT's pooling is chosen at construction: {self.pool!r}, not {global_pool!r}")
 
 
 class TemporalEmbed(nn.Module):

@@ -56,10 +56,10 @@ class XCiT(IsotropicModel):
         stem: "conv" stacks 3 x 3 convolutions, for patches that are a power of two; "linear" projects
             patches.
         positions: "fourier", "learned" or "none".
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is none of those above.
     """
+
+    # In addition to the class token: the projection of the positions and the temperatures.
+    undecayed = IsotropicModel.undecayed + r"|^positions\.proj\.weight$|temperature$"
 
     def __init__(
         self,
@@ -169,15 +169,6 @@ class XCiT(IsotropicModel):
                 f"XCiT mixes neighbours and needs all patches, got {ids_keep.shape[1]} kept ones"
             )
         return super().block_inputs(grid)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay.
-
-        These are the class token, the projection of the positions and the temperatures.
-        """
-        names = {name for name, _ in self.named_parameters()}
-        own = {name for name in names if name.endswith("temperature")} | {"positions.proj.weight"}
-        return super().no_weight_decay() | (names & own)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""

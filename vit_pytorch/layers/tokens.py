@@ -115,6 +115,13 @@ def make_classifier(
     return head
 
 
+def drop_bias(head: nn.Module, bias: bool) -> nn.Module:
+    """Return a classifier, without its bias if it is to have none."""
+    if not bias and isinstance(head, nn.Linear):
+        head.register_parameter("bias", None)
+    return head
+
+
 @dataclass(frozen=True)
 class Head(Option):
     """Option: what comes between pooling and the classifier, and how the classifier starts.

@@ -33,6 +33,8 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     FusedAttention,
+    Ids,
+    Queries,
     attention_weights,
 )
 from vit_pytorch.layers.blocks import (
@@ -130,10 +132,7 @@ class ATSViT(IsotropicModel):
         return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm; see `IsotropicModel.encode`."""
         patches = prod(self.grid.shape if grid is None else grid)
@@ -262,12 +261,7 @@ class SamplingBlock(Block):
 
 
 @fx_leaf
-def score_tokens(
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h n e"],
-    v: Float[Tensor, "b h n e"],
-    mask: Tensor | None = None,
-) -> Float[Tensor, "b p"]:
+def score_tokens(q: Queries, k: Queries, v: Queries, mask: Tensor | None = None) -> Float[Tensor, "b p"]:
     """Score all tokens but the class token: its attention to them times their values' norm (section 3.1).
 
     The attention is summed over heads, the norm is that of the heads' values together. No gradient flows.

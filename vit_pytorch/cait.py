@@ -26,6 +26,10 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     CrossAttention,
+    Keys,
+    Mixed,
+    Queries,
+    Values,
     head_dim,
     mix_heads,
 )
@@ -158,13 +162,7 @@ class TalkingHeads(nn.Module):
             else:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: None = None) -> Mixed:
         """Attend from each query to all keys."""
         scores = mix_heads(self.mix_scores, (q * q.shape[-1] ** -0.5) @ k.mT)
         weights = mix_heads(self.mix_weights, self.weights(scores.softmax(dim=-1)))

@@ -25,7 +25,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import BlockInputs, FusedAttention, head_dim, merge_heads, split_heads
+from vit_pytorch.layers.attention import (
+    BlockInputs,
+    FusedAttention,
+    Keys,
+    Queries,
+    head_dim,
+    merge_heads,
+    split_heads,
+)
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
 from vit_pytorch.layers.conv import ConvNorm, OnMap
 from vit_pytorch.layers.init import init_linears
@@ -257,9 +265,7 @@ class ConvAttention(nn.Module):
         conv = partial(ConvNorm, dim, dim, kernel_size, groups=dim)
         self.convs = nn.ModuleList(OnMap(conv(stride=stride)) for stride in (1, kv_stride, kv_stride))
 
-    def project(
-        self, x: Float[Tensor, "b n d"], inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h m e"], Float[Tensor, "b h m e"]]:
+    def project(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> tuple[Queries, Keys, Keys]:
         """Project the tokens of a grid to queries, and to keys and values, which are fewer."""
         prefix = inputs.num_prefix_tokens
         # After a class token the cells are not contiguous: one copy here instead of one per convolution.

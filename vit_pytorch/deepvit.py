@@ -26,6 +26,10 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     FusedAttention,
+    Keys,
+    Mixed,
+    Queries,
+    Values,
     attention_weights,
     mix_heads,
 )
@@ -130,13 +134,7 @@ class ReAttention(nn.Module):
         self.norm = nn.BatchNorm2d(heads)
         self.mixed = nn.Identity()
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: Tensor | None = None) -> Mixed:
         """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         maps = self.dropout(self.weights(attention_weights(q, k, mask=mask)))
         # The gain acts on the values, which are fewer than the maps.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.base import TIMM_POOL, VisionModel
-from vit_pytorch.layers.attention import BlockInputs
-from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens
+from vit_pytorch.layers.attention import BlockInputs, Ids
+from vit_pytorch.layers.patches import MaskFn, PatchDropout, PatchGrid, PrefixTokens
 from vit_pytorch.layers.positions import Positions
+from vit_pytorch.layers.space_time import mean_of_frames
 
 
 class IsotropicModel(VisionModel):
@@ -91,11 +92,7 @@ class IsotropicModel(VisionModel):
         return self.grid.patchify(images)
 
     def embed(
-        self,
-        images: Float[Tensor, "b c *size"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c *size"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens that enter the blocks, prefix tokens first (ViT, equation 1).
 
@@ -117,10 +114,7 @@ class IsotropicModel(VisionModel):
         return self.pre_norm(self.dropout(x))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm (ViT, equations 2 to 4).
 
@@ -172,6 +166,47 @@ class IsotropicModel(VisionModel):
             raise ValueError("pooling by the class token needs one; the model has none")
         self.pool = pool
         self._record(pool=pool, class_token=class_token)
+
+
+# A mixin, so that models of videos are no deeper than others.
+if TYPE_CHECKING:
+    _Base = IsotropicModel
+else:
+    _Base = object
+
+
+class MaskedFrames(_Base):
+    """What models of videos and volumes add to `IsotropicModel`: frames that are padding, told by a mask."""
+
+    def forward(
+        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
+
+        Args:
+            images: videos or volumes.
+            mask: true for frames, false for padding, which has no influence; default no padding.
+
+        Raises:
+            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
+                mask is not one of whole patches.
+        """
+        return self.forward_head(self.forward_features(images, mask), mask=mask)
+
+    def forward_head(
+        self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Pool tokens, except those of padding, and classify them; see `VisionModel.forward_head`."""
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
+        return x if pre_logits else self.head(x)
+
+    def pool_features(
+        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Return the class token, or the mean of the patches or frames that are no padding."""
+        if self.pool == "cls" or mask is None:
+            return super().pool_features(features)
+        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
 
 def late_class_groups() -> dict[str, Any]:

@@ -31,6 +31,7 @@ from vit_pytorch.layers.attention import (
     BlockInputs,
     CrossAttention,
     FusedAttention,
+    Ids,
     attention_weights,
     merge_heads,
     split_heads,
@@ -155,10 +156,7 @@ class LookupViT(IsotropicModel):
         return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Compress the patches, apply the blocks and the final norms; see `IsotropicModel.encode`."""
         grid = self.grid.shape if grid is None else tuple(grid)

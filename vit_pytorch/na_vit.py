@@ -40,7 +40,7 @@ from vit_pytorch.layers.packing import (
     QueryPool,
     check_lengths,
 )
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.patches import MaskFn, PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import FactorisedPositions
 from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.legacy import flat_options
@@ -241,11 +241,7 @@ class NaViT(IsotropicModel):
         return [sequences[place] for place in inverse(order)]
 
     def embed(
-        self,
-        images: Float[Tensor, "b c h w"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens of a batch, registers first; some patches are dropped in training."""
         self.check_images(images)

@@ -18,7 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, head_dim, merge_heads
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    BlockInputs,
+    FusedAttention,
+    Queries,
+    head_dim,
+    merge_heads,
+)
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, layer
 from vit_pytorch.layers.conv import OnMap
 from vit_pytorch.layers.init import init_linears
@@ -193,9 +200,7 @@ class BlockAttention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def project(
-        self, x: Float[Tensor, "b t n d"]
-    ) -> tuple[Float[Tensor, "g h n e"], Float[Tensor, "g h n e"], Float[Tensor, "g h n e"]]:
+    def project(self, x: Float[Tensor, "_ t n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values, split into heads; blocks join the batch."""
         parts = self.to_qkv(x).flatten(0, 1).unflatten(-1, (-1, self.dim_head)).transpose(1, 2)
         q, k, v = parts.split((self.heads, self.kv_heads, self.kv_heads), dim=1)

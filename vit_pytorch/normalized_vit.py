@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, Queries
 from vit_pytorch.layers.blocks import layer
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
@@ -257,9 +257,7 @@ class UnitAttention(Attention):
         )
         self.s_qk = LearnedScale(heads * dim_head, scale=base_scale, shape=(heads, 1, dim_head))
 
-    def project(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values, split into heads."""
         q, k, v = super().project(x)
         return self.s_qk(unit(q)), self.s_qk(unit(k)), v

@@ -17,16 +17,16 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.isotropic import IsotropicModel, MaskedFrames
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
 from vit_pytorch.layers.positions import SinCosPositions
-from vit_pytorch.layers.space_time import mask_of_keys, mean_of_frames, zero_padding
+from vit_pytorch.layers.space_time import mask_of_keys, zero_padding
 
 
-class SimpleViT3D(IsotropicModel):
+class SimpleViT3D(MaskedFrames, IsotropicModel):
     """The simplified Vision Transformer on videos or volumes (b c t h w).
 
     Args:
@@ -78,20 +78,6 @@ class SimpleViT3D(IsotropicModel):
         if head_zero_init:
             init_linears(self.head, nn.init.zeros_)
 
-    def forward(
-        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding if `num_classes` is 0.
-
-        Args:
-            mask: true for frames, false for padding, which has no influence; default no padding.
-
-        Raises:
-            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
-                mask is not one of whole patches.
-        """
-        return self.forward_head(self.forward_features(images, mask), mask=mask)
-
     def forward_features(
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
@@ -103,24 +89,6 @@ class SimpleViT3D(IsotropicModel):
         for block in self.blocks:
             tokens = block(tokens, inputs)
         return self.norm(tokens)
-
-    def forward_head(
-        self,
-        features: Float[Tensor, "b n d"],
-        pre_logits: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> Float[Tensor, "b k"]:
-        """Pool tokens, except those of padding, and classify them; see `ViT3D.forward_head`."""
-        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
-        return x if pre_logits else self.head(x)
-
-    def pool_features(
-        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b d"]:
-        """Return the mean of the patches that are no padding."""
-        if mask is None:
-            return super().pool_features(features)
-        return mean_of_frames(features, mask, self.grid.patch[0])
 
 
 SimpleViT = SimpleViT3D

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.attention import Attention, FusedAttention, Keys, Mixed, Queries, Values
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_leaf
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
@@ -266,9 +266,7 @@ class RandomFeatures(nn.Module):
         directions = nn.init.orthogonal_(torch.empty(features, dim)) * features**0.5
         self.register_buffer("directions", directions)
 
-    def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m f"]
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values) -> Mixed:
         """Attend from each query to all keys."""
         q, k = random_features(q, self.directions), random_features(k, self.directions)
         total = q @ k.sum(dim=-2, keepdim=True).mT
@@ -278,9 +276,7 @@ class RandomFeatures(nn.Module):
 
 
 @fx_leaf
-def random_features(
-    x: Float[Tensor, "b h n e"], directions: Float[Tensor, "r e"]
-) -> Float[Tensor, "b h n r"]:
+def random_features(x: Queries, directions: Float[Tensor, "r e"]) -> Float[Tensor, "b h n r"]:
     """Compute exp(w x - x x / 2) for each direction w, in single precision at least."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return (x @ directions.to(x.dtype).mT - x.square().sum(dim=-1, keepdim=True) / 2).exp()

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
+from vit_pytorch.layers.attention import Attention, FusedAttention, Ids, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, is_tracing, layer
 from vit_pytorch.layers.init import init_linears, init_xavier
 from vit_pytorch.layers.options import check_choice
@@ -96,10 +96,7 @@ class UViT(IsotropicModel):
         return self.encode(self.embed(images))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b n d"]:
         """Apply the blocks with their long skips, and the final norm; see `IsotropicModel.encode`."""
         middle = len(self.blocks) // 2

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, Ids
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
@@ -225,10 +225,7 @@ class ViT(IsotropicModel):
         return self.encode(tokens, grid, ids_keep)
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b n d"]:
         """Apply the blocks and the final norm (equations 2 to 4); see `IsotropicModel.encode`."""
         inputs = self.block_inputs(self.grid.shape if grid is None else tuple(grid), ids_keep)

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.attention import Attention, FusedAttention, Queries
 from vit_pytorch.layers.blocks import Block, FeedForward, fx_leaf, is_tracing
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
@@ -102,13 +102,7 @@ class Locality(nn.Module):
         self.temperature = Temperature(heads, dim_head**-0.5)
         self.kernel = FusedAttention(scale=1.0)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        mask: None = None,
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, q: Queries, k: Queries, v: Queries, mask: None = None) -> Queries:
         """Attend from each token to all others."""
         return self.kernel(self.temperature(q), k, v, others(q))
 

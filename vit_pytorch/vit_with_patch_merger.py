@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import FusedAttention
+from vit_pytorch.layers.attention import FusedAttention, Ids
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -100,10 +100,7 @@ class PatchMergerViT(IsotropicModel):
         return self.encode(self.embed(images))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks, with the merger between two of them, and the final norm (section 3)."""
         for index, block in enumerate(self.blocks):

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.isotropic import IsotropicModel, MaskedFrames
 from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
+from vit_pytorch.layers.patches import MaskFn, PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.space_time import (
     SpaceAndTimeAttention,
@@ -36,7 +36,6 @@ from vit_pytorch.layers.space_time import (
     TimeAttention,
     mask_in_time,
     mask_of_keys,
-    mean_of_frames,
     zero_padding,
 )
 
@@ -52,7 +51,7 @@ ATTENTION: dict[str, tuple[type[Attention], ...]] = {
 HAVE_CLASS_TOKEN = ("joint", "factorized_encoder")
 
 
-class ViViT(IsotropicModel):
+class ViViT(MaskedFrames, IsotropicModel):
     """The Video Vision Transformer, on videos (b c t h w).
 
     An input may have fewer frames than `frames` and be smaller than `image_size`: tokens have the positions
@@ -160,27 +159,12 @@ class ViViT(IsotropicModel):
             info.update(reduction=max(whole[1:]), reductions=whole)
         return infos
 
-    def forward(
-        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding if `num_classes` is 0.
-
-        Args:
-            mask: true for frames, false for padding, which has no influence; default no padding.
-
-        Raises:
-            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
-                mask is not one of whole tubelets.
-        """
-        return self.forward_head(self.forward_features(images, mask), mask=mask)
-
     def forward_features(
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, the class token first; those of the frames in model 2.
 
-        Args:
-            mask: see `forward`. The tokens of padding are there, and no other token attends to them.
+        The tokens of padding are there, and no other token attends to them.
         """
         tokens, keys = self.embed(images), None
         if mask is not None:
@@ -189,11 +173,7 @@ class ViViT(IsotropicModel):
         return self.encode(tokens, self.grid.fit(images.shape[2:]), mask=keys)
 
     def embed(
-        self,
-        images: Float[Tensor, "b c t h w"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c t h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens that enter the blocks; see `IsotropicModel.embed`.
 
@@ -258,28 +238,6 @@ class ViViT(IsotropicModel):
         if ids_keep is not None and self.variant != "joint":
             raise ValueError(f"ViViT with variant={self.variant!r} needs the patches of whole frames")
         return super().block_inputs(grid, ids_keep)
-
-    def forward_head(
-        self,
-        features: Float[Tensor, "b n d"],
-        pre_logits: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> Float[Tensor, "b k"]:
-        """Pool tokens and classify them.
-
-        Args:
-            mask: see `forward`.
-        """
-        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
-        return x if pre_logits else self.head(x)
-
-    def pool_features(
-        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b d"]:
-        """Return the class token, or the mean of the patches or frames that are no padding."""
-        if self.pool == "cls" or mask is None:
-            return super().pool_features(features)
-        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
     def split_output(
         self, output: Any, layer: int, size: Sequence[int], *, norm: bool

@@ -30,6 +30,8 @@ from vit_pytorch.layers.attention import (
     BlockInputs,
     CrossAttention,
     FusedAttention,
+    Ids,
+    Queries,
     head_dim,
 )
 from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, LayerScale, layer
@@ -144,10 +146,7 @@ class XCiT(IsotropicModel):
         return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks, class attention and the final norm; see `IsotropicModel.encode`."""
         inputs = self.block_inputs(self.grid.shape if grid is None else grid, ids_keep)
@@ -192,13 +191,7 @@ class CrossCovariance(nn.Module):
         self.weights = nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        mask: None = None,
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, q: Queries, k: Queries, v: Queries, mask: None = None) -> Queries:
         """Attend from each channel of a head to all channels of that head."""
         q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
         weights = (q.mT @ k * self.temperature).softmax(dim=-1)

@@ -27,6 +27,13 @@ MAX_PLAIN_KEYS = 1024
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 # PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
 BF16_LACKS_AMX = bool(CPU) and not CPU.get("amx_bf16", False)
+# Queries, keys, values and what attention returns, split into heads.
+Queries = Float[Tensor, "b h n e"]
+Keys = Float[Tensor, "b h m e"]
+Values = Float[Tensor, "b h m f"]
+Mixed = Float[Tensor, "b h n f"]
+# Positions in the grid of the patches that are among the tokens.
+Ids = Int[Tensor, "b k"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,7 @@ class FusedAttention(nn.Module):
         self.dropout = dropout
         self.scale = scale
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: Tensor | None = None) -> Mixed:
         """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         dropout = self.dropout if self.training else 0.0
         if prefers_plain(q, k, v, mask):
@@ -125,22 +126,13 @@ class ExplicitAttention(nn.Module):
         self.weights = nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: Tensor | None = None) -> Mixed:
         """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         return self.dropout(self.weights(attention_weights(q, k, self.scale, mask))) @ v
 
 
 def attention_weights(
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h m e"],
-    scale: float | None = None,
-    mask: Tensor | None = None,
+    q: Queries, k: Keys, scale: float | None = None, mask: Tensor | None = None
 ) -> Float[Tensor, "b h n m"]:
     """Compute softmax(q k^T * scale + mask): what each query takes from each key, rows summing to 1.
 
@@ -204,9 +196,7 @@ def heads_per_stage(dims: Sequence[int], heads: Sequence[int] | None) -> tuple[i
 class AttentionPosition(Protocol):
     """Positions inside attention: act on queries and keys, or on the mask."""
 
-    def __call__(
-        self, q: Tensor, k: Tensor, inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Tensor | None]:
+    def __call__(self, q: Tensor, k: Tensor, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
         """Return queries, keys and the mask."""
 
 
@@ -249,21 +239,13 @@ class Attention(nn.Module):
         init_xavier(self.to_qkv, parts=3)
         init_xavier(self.to_out)
 
-    def project(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values: views of one product, split into heads."""
         qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n f"]:
+    def attend(self, q: Queries, k: Keys, v: Values, inputs: BlockInputs) -> Mixed:
         """Attend; positions and masks act here."""
         mask = inputs.mask
         if self.position is not None:

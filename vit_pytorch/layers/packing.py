@@ -22,6 +22,8 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     FusedAttention,
+    Mixed,
+    Queries,
     merge_heads,
     split_heads,
 )
@@ -29,6 +31,7 @@ from vit_pytorch.layers.blocks import Block, layer
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.tokens import AttentionPool
 
+Heads = Float[Tensor, "t h e"]
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 
 
@@ -75,13 +78,7 @@ class PackedAttention(Attention):
     variable lengths takes all sequences at once; elsewhere each run is one call of the kernel.
     """
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n f"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n f"]:
+    def attend(self, q: Queries, k: Queries, v: Mixed, inputs: BlockInputs) -> Mixed:
         """Attend within each sample of a batch, or within each sequence of a packed tensor (b = 1)."""
         packing = inputs.packing
         if packing is None:
@@ -221,13 +218,7 @@ def takes_varlen(q: Tensor, kernel: FusedAttention) -> bool:
     )
 
 
-def attend_varlen(
-    q: Float[Tensor, "t h e"],
-    k: Float[Tensor, "t h e"],
-    v: Float[Tensor, "t h e"],
-    packing: Packing,
-    scale: float | None = None,
-) -> Float[Tensor, "t h e"]:
+def attend_varlen(q: Heads, k: Heads, v: Heads, packing: Packing, scale: float | None = None) -> Heads:
     """Attend within each sequence by one call of the kernel for variable lengths."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -23,8 +23,8 @@ from vit_pytorch.layers.options import Option
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
+# Acts on the embedded patches (b n d).
+MaskFn = Callable[[Tensor], Tensor]
 AXES = ("frames", "height", "width")
 
 

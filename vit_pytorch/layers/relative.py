@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.attention import BlockInputs, Queries
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
@@ -324,8 +324,8 @@ class RelativePositions(nn.Module):
         self.bias = bias
 
     def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h n e"], inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "*b h n n"]]:
+        self, q: Queries, k: Queries, inputs: BlockInputs
+    ) -> tuple[Queries, Queries, Float[Tensor, "*b h n n"]]:
         """Return queries and keys as they are, and the bias."""
         return q, k, self.bias.mask(inputs.grid, inputs.num_prefix_tokens, inputs.ids_keep)
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import BlockInputs, jit_is_tracing
+from vit_pytorch.layers.attention import BlockInputs, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
@@ -201,9 +201,7 @@ class RotaryPositions(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h n e"], inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Tensor | None]:
+    def forward(self, q: Queries, k: Queries, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
         """Return rotated queries and keys, and the mask as it is."""
         rotation = inputs.rotation
         if rotation is None:

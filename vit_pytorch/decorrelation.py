@@ -153,12 +153,7 @@ class Decorrelation:
 
 
 def decorrelate(
-    model: nn.Module,
-    pattern: str = ".*",
-    *,
-    lr: float = 1e-3,
-    kappa: float = 0.5,
-    sample_frac: float = 1.0,
+    model: nn.Module, pattern: str = ".*", *, lr: float = 1e-3, kappa: float = 0.5, sample_frac: float = 1.0
 ) -> Decorrelation:
     """Replace a model's linear layers by `DecorLinear`, in place; the outputs do not change at first.
 

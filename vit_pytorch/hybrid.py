@@ -31,14 +31,7 @@ from vit_pytorch.layers.positions import NoPositions
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool
-from vit_pytorch.vit import (
-    POSITIONS,
-    UNDECAYED,
-    Pool,
-    attention_position,
-    position_inputs,
-    read_positions,
-)
+from vit_pytorch.vit import POSITIONS, UNDECAYED, Pool, attention_position, position_inputs, read_positions
 
 
 class StandardisedConv(nn.Conv2d):
@@ -93,10 +86,7 @@ class Bottleneck(nn.Module):
         inner = out_dim // 4
         self.downsample = (
             nn.ModuleDict(
-                {
-                    "conv": StandardisedConv(dim, out_dim, stride=stride),
-                    "norm": nn.GroupNorm(groups, out_dim),
-                }
+                {"conv": StandardisedConv(dim, out_dim, stride=stride), "norm": nn.GroupNorm(groups, out_dim)}
             )
             if stride > 1 or dim != out_dim
             else None

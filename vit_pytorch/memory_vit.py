@@ -163,8 +163,5 @@ class MemoryViT(VisionModel):
         """Return patterns that sort parameters by depth; the task's are the last."""
         return {
             "stem": r"^adapter\.vit\.(?:prefix|positions|patch_embed|pre_norm)\.",
-            "blocks": [
-                (r"^adapter\.vit\.blocks\.(\d+)", None),
-                (r"^adapter\.vit\.norm\.", (99999,)),
-            ],
+            "blocks": [(r"^adapter\.vit\.blocks\.(\d+)", None), (r"^adapter\.vit\.norm\.", (99999,))],
         }

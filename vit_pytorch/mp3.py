@@ -51,11 +51,7 @@ class MP3(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        vit: nn.Module,
-        masking_ratio: float = 0.75,
-        loss_on: Literal["all", "masked"] = "all",
+        self, *, vit: nn.Module, masking_ratio: float = 0.75, loss_on: Literal["all", "masked"] = "all"
     ) -> None:
         super().__init__()
         check_ratio("masking_ratio", masking_ratio)

@@ -165,13 +165,7 @@ class SphereBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        attention: nn.Module,
-        feedforward: nn.Module,
-        *,
-        alpha_init: float,
-        base_scale: float,
+        self, dim: int, attention: nn.Module, feedforward: nn.Module, *, alpha_init: float, base_scale: float
     ) -> None:
         super().__init__()
         self.attention = attention

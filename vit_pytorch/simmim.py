@@ -39,11 +39,7 @@ class SimMIM(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        masking_ratio: float = 0.6,
-        mask_patch_size: int | Sequence[int] = 32,
+        self, *, encoder: nn.Module, masking_ratio: float = 0.6, mask_patch_size: int | Sequence[int] = 32
     ) -> None:
         super().__init__()
         check_ratio("masking_ratio", masking_ratio)
@@ -100,12 +96,7 @@ class SimMIM(nn.Module):
         """
         grid = self.encoder.grid.fit(images.shape[2:])
         return draw_mask(
-            len(images),
-            grid,
-            self.masking_ratio,
-            unit=self.unit,
-            device=images.device,
-            generator=generator,
+            len(images), grid, self.masking_ratio, unit=self.unit, device=images.device, generator=generator
         )
 
     def predict(

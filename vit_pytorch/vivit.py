@@ -282,13 +282,7 @@ class TemporalEmbed(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        frames: int,
-        *,
-        norm: Callable[[int], nn.Module],
-        class_token: bool,
-        dropout: float,
+        self, dim: int, frames: int, *, norm: Callable[[int], nn.Module], class_token: bool, dropout: float
     ) -> None:
         super().__init__()
         self.norm = norm(dim)

@@ -16,13 +16,7 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vit_pytorch.layers.attention import (
-    NO_INPUTS,
-    Attention,
-    BlockInputs,
-    FusedAttention,
-    jit_is_tracing,
-)
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, jit_is_tracing
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 

@@ -208,11 +208,7 @@ class ConvStem(nn.Module):
         widths = [channels, *(max(dim >> i, min(dim, 8)) for i in reversed(range(len(strides))))]
         layers: list[nn.Module] = []
         for stride, before, after in zip(strides, widths, widths[1:], strict=False):
-            layers += [
-                nn.Conv2d(before, after, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.GELU(),
-            ]
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
         self.convs = nn.Sequential(*(layers if project else layers[:-1]))
         self.proj = nn.Conv2d(dim, dim, 1) if project else nn.Identity()
 

@@ -266,13 +266,7 @@ class SinCosPositions(Positions):
     """
 
     def __init__(
-        self,
-        grid: Sequence[int],
-        dim: int,
-        *,
-        prefix: int = 0,
-        endpoint: bool = True,
-        sequence: bool = False,
+        self, grid: Sequence[int], dim: int, *, prefix: int = 0, endpoint: bool = True, sequence: bool = False
     ) -> None:
         super().__init__(grid, prefix=prefix)
         self.dim = dim

@@ -81,11 +81,7 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 
 def draw_noise(
-    batch: int,
-    cells: int,
-    *,
-    device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    batch: int, cells: int, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
 ) -> Float[Tensor, "b n"]:
     """Draw uniform numbers in [0, 1), of which the order decides what is hidden.
 

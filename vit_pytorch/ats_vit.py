@@ -144,9 +144,6 @@ class ATSViT(IsotropicModel):
     ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b m"] | None]:
         """Apply the blocks, some of which sample, and the final norm (section 3).
 
-        Args:
-            patches: number of patches among them.
-
         Returns:
             The tokens that are kept, and what they are (see `SamplingBlock`); None if no block samples.
         """
@@ -215,9 +212,7 @@ class SamplingBlock(Block):
     """A transformer block that may drop tokens: only those sampled get the attention's update.
 
     Args:
-        attention: an `Attention`.
         drop_tokens: cut off slots that are empty in all samples.
-        options: those of `Block`.
     """
 
     def __init__(
@@ -238,7 +233,6 @@ class SamplingBlock(Block):
 
         Args:
             x: tokens, the class token first.
-            inputs: a mask of the slots that are not empty.
             ids: what the tokens are: 0 is the class token, patches follow, -1 marks an empty slot; None while
                 nothing has been removed.
             points: number of steps to sample at; default none, which keeps all tokens.

@@ -15,11 +15,12 @@ Args:
     dim: token dimension; where a part changes it, that of the input.
     out_dim: output dimension.
     depth: number of blocks; of each stage, in models that have stages.
-    heads: number of attention heads.
+    heads: number of attention heads; they share `dim` where there is no `dim_head`.
     dim_head: head dimension; where it has no default of its own, `dim / heads`.
     mlp_dim: hidden dimension of the feed-forward.
     hidden_dim: dimension between two linear layers.
-    dropout: dropout after the linear layers of a model's blocks, or on the output of a part, in [0, 1).
+    dropout: dropout after the linear layers of a model's blocks, on the output of a part, or on the weights
+        in a kernel of attention, in [0, 1).
     emb_dropout: dropout on the embedded tokens, in [0, 1).
     attn_dropout: dropout on the attention weights, in [0, 1).
     drop_path: probability of dropping a residual branch of a sample in training, in [0, 1); a model's is that
@@ -39,11 +40,12 @@ Args:
     attention: mixes tokens.
     feedforward: transforms each token on its own.
     kernel: builds the kernel that attends.
-    grid: patches along each axis; default those of the largest input.
+    grid: how the input is cut, or patches along each axis; default those of the largest input.
     prefix: number of prefix tokens.
     ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; default
         all of them.
     scale: factor on the attention scores; default 1 / sqrt(head dimension).
+    options: arguments of the base class, such as the norm, LayerScale and stochastic depth of a `Block`.
     generator: where random numbers are drawn from, instead of torch's global generator.
 """
 
@@ -258,7 +260,6 @@ class VisionModel(
 
         Args:
             output: what the layer returned.
-            layer: index of the layer.
             size: size of the images along each axis.
             norm: apply the final norm.
         """

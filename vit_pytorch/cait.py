@@ -144,9 +144,6 @@ class TalkingHeads(nn.Module):
 
     Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels
     in the softmax; published weights have it.
-
-    Args:
-        dropout: probability of dropping a mixed weight in training.
     """
 
     def __init__(self, heads: int, dropout: float = 0.0) -> None:

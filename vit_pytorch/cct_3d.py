@@ -55,8 +55,6 @@ class CCT3D(IsotropicModel):
         pooling_kernel_size: size of the max-poolings' window in a frame.
         pooling_stride: step of the poolings in a frame.
         pooling_padding: padding around what is pooled, at most half of its window.
-        num_layers: number of blocks.
-        num_heads: number of attention heads.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of `embedding_dim`.
         positional_embedding: "learnable", "sine" (fixed, along the sequence) or "none".
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).

@@ -209,10 +209,8 @@ class Branch(nn.Module):
     """What a branch has of its own: a view of the image, its embedding, and the norm after all blocks.
 
     Args:
-        grid: how its view of the image is cut.
         full: the largest input, (height, width) in pixels, of which `grid.size` is the view.
         stem: "linear" or "conv".
-        dropout: dropout on the embedded tokens.
     """
 
     def __init__(
@@ -271,9 +269,6 @@ def resize_view(
 
 class ThreeConvolutions(nn.Module):
     """Embed patches of 12 or of 16 pixels by three convolutions (section 4.1, the models with a dagger).
-
-    Args:
-        grid: how the image is cut.
 
     Raises:
         ValueError: if the patch is of another size.
@@ -334,7 +329,6 @@ class CrossFusion(nn.Module):
         dim: token dimension of the token's branch.
         other: token dimension of the other branch.
         turns: residual class attention, in the other branch's dimension, each on the patches as they came.
-        norm: builds the norm of each projection from a dimension.
     """
 
     def __init__(
@@ -357,12 +351,7 @@ class CrossFusion(nn.Module):
 
 
 class ClassTurn(nn.Module):
-    """Attention from a class token to itself and to patches, added to the token.
-
-    Args:
-        heads: number of attention heads, which share `dim`.
-        drop_path: probability of dropping the attention of a sample in training, in [0, 1).
-    """
+    """Attention from a class token to itself and to patches, added to the token."""
 
     def __init__(
         self,

@@ -201,8 +201,6 @@ def fit_groups(
     Args:
         partition: that of larger maps.
         group: rows and columns of its groups.
-        height: rows of the map.
-        width: columns of the map.
     """
     if min(height, width) > min(group):
         rows, columns = group

@@ -202,9 +202,7 @@ class ConvStage(nn.Module):
 
     Args:
         down: returns the map of this stage from that of the one before.
-        blocks: the blocks, applied in turn.
         prefix: the class token, or nothing.
-        dropout: dropout on the embedded tokens.
     """
 
     def __init__(
@@ -234,7 +232,6 @@ class ConvAttention(nn.Module):
     A class token before the map passes through the linear layers only.
 
     Args:
-        heads: number of heads; they share the dimension.
         kernel_size: side of the convolutions' kernels, odd.
         kv_stride: stride of the convolutions of keys and values.
 

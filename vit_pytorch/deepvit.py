@@ -121,7 +121,6 @@ class ReAttention(nn.Module):
     """norm(mix(softmax(q k^T * scale))) v, the heads' maps mixed with each other (section 4.2, equation 3).
 
     Args:
-        dropout: probability of dropping an attention weight in training, before the mix.
         gain: factor on the normalised maps.
     """
 
@@ -142,11 +141,7 @@ class ReAttention(nn.Module):
 
 
 class AdjustedBlock(Block):
-    """A block with x + branch(norm(s x)) / s as residuals.
-
-    Args:
-        scale: the factor s.
-    """
+    """A block with x + branch(norm(s x)) / s as residuals."""
 
     def __init__(
         self,

@@ -211,7 +211,6 @@ class DistillWrapper(nn.Module):
         """Compute the loss of a batch.
 
         Args:
-            images: input of both models.
             labels: classes, or a distribution over them for each image.
             temperature: another temperature for this batch.
             alpha: another weight for this batch.

@@ -83,11 +83,7 @@ class ViT(IsotropicModel):
 
 
 class TransformerBlock(nn.Module):
-    """A transformer of another library as one block.
-
-    Args:
-        transformer: computes tokens from tokens.
-    """
+    """A transformer of another library as one block."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()

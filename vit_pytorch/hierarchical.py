@@ -22,7 +22,6 @@ class Stage(nn.Module):
 
     Args:
         down: returns the map of this stage from that of the one before.
-        blocks: the blocks, applied in turn.
     """
 
     def __init__(self, down: nn.Module, blocks: Iterable[nn.Module]) -> None:

@@ -41,9 +41,7 @@ class StandardisedConv(nn.Conv2d):
     comes after the map.
 
     Args:
-        kernel: side of the kernel.
         stride: distance of the kernel's places.
-        eps: added to the variance.
     """
 
     def __init__(

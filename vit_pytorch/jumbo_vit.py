@@ -33,8 +33,6 @@ class JumboViT(IsotropicModel):
     Args:
         num_classes: number of logits; 0 for the pooled embedding: the normed pieces and the mean of
             the normed patches, concatenated.
-        dim: token dimension of a patch.
-        mlp_dim: hidden dimension of the feed-forward of the patches.
         jumbo_pieces: dimension of the jumbo token, in multiples of `dim`.
         jumbo_mult: hidden dimension of its feed-forward, in multiples of its dimension.
 
@@ -128,9 +126,6 @@ class JumboBlock(Block):
     """A block with a feed-forward for each patch, and another one for the whole jumbo token.
 
     Args:
-        dim: token dimension of a patch.
-        attention: mixes pieces and patches.
-        feedforward: transforms each patch on its own.
         pieces: number of pieces of the jumbo token, which come before the patches.
     """
 
@@ -153,7 +148,6 @@ class JumboBlock(Block):
         """Transform pieces and patches.
 
         Args:
-            x: the pieces, then the patches.
             inputs: with the jumbo token's feed-forward, which all blocks share.
         """
         assert inputs.shared is not None

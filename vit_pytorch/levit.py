@@ -203,11 +203,7 @@ class LeViT(HierarchicalModel):
 
 
 class TokenNorm(nn.BatchNorm1d):
-    """Batch norm of vectors; a single one has no statistics: in training, those of earlier batches serve it.
-
-    Args:
-        dim: dimension of a vector.
-    """
+    """Batch norm of vectors; in training, a single one, without statistics, is served by earlier batches'."""
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Norm each channel over the batch."""
@@ -228,7 +224,6 @@ class LinearNorm(nn.Module):
     """A linear layer without bias, and batch norm over all tokens.
 
     Args:
-        out_dim: output dimension.
         gain: initial value of the batch norm's factors; 0 for a residual branch that starts as nothing.
     """
 
@@ -276,7 +271,6 @@ class AttentionNorm(nn.Module):
         grid: extents of the largest map.
         widths: head dimension of keys and of values.
         stride: distance between neighbouring queries, in cells; 2 quarters the map.
-        act: name of the activation after attention.
     """
 
     def __init__(
@@ -344,8 +338,6 @@ class Shrink(nn.Module):
 
     Args:
         attention: returns the smaller map.
-        feedforward: transforms each cell on its own.
-        drop_path: probability of dropping the feed-forward of a sample in training, in [0, 1).
     """
 
     def __init__(self, attention: nn.Module, feedforward: nn.Module, *, drop_path: float) -> None:
@@ -361,11 +353,7 @@ class Shrink(nn.Module):
 
 
 class NormHead(nn.Module):
-    """A linear classifier after batch norm (section 4.2).
-
-    Args:
-        dim: dimension of what is classified.
-    """
+    """A linear classifier after batch norm (section 4.2)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -391,11 +379,7 @@ class NormHead(nn.Module):
 
 
 class DistilledNormHead(NormHead):
-    """The mean of two classifiers; the second, `distilled`, is trained on a teacher's outputs (section 4.2).
-
-    Args:
-        dim: dimension of what is classified.
-    """
+    """The mean of two classifiers; the second, `distilled`, is trained on a teacher's outputs (section 4)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__(dim, num_classes)

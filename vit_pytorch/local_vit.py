@@ -40,13 +40,11 @@ class LocalViT(IsotropicModel):
     "hardswish" with the gates "none", "se", "eca" and "eca_hard".
 
     Args:
-        dropout: dropout on the attention's output, in [0, 1).
         act: activation after the first linear layer and after the convolution: "hardswish", "relu6", or any
             other one of a feed-forward.
         gate: gate of the channels before the last linear layer: "se" for squeeze and excitation, "eca" for a
             convolution along the channels, "eca_hard" for that with the hard sigmoid, or "none".
         reduction: factor by which the hidden dimension of "se" is smaller than `mlp_dim`.
-        drop_path: probability of dropping the attention of the last block, in [0, 1); rises linearly from 0.
     """
 
     def __init__(
@@ -139,7 +137,6 @@ class LocalBlock(nn.Module):
 
     Args:
         feedforward: transforms a channels-last map.
-        drop_path: probability of dropping the attention of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -159,11 +156,7 @@ class LocalBlock(nn.Module):
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:
-        """Transform tokens, of which the patches are the last.
-
-        Args:
-            inputs: with the grid.
-        """
+        """Transform tokens, of which the patches are the last."""
         assert inputs.grid is not None
         x = x + self.drop_path(self.attention(self.norm1(x)))
         prefix = x.shape[1] - prod(inputs.grid)

@@ -142,9 +142,6 @@ class LookupViT(IsotropicModel):
     def set_num_compressed(self, num_compressed: int | Sequence[int]) -> None:
         """Work with another number of compressed tokens from now on; the parameters stay.
 
-        Args:
-            num_compressed: see the constructor.
-
         Raises:
             ValueError: if it is no grid within that of the patches.
         """
@@ -214,7 +211,6 @@ class LookupBlock(nn.Module):
     Args:
         gather: from the compressed tokens to the patches.
         attention: among the compressed tokens.
-        feedforward: transforms each compressed token on its own.
         infusion: updates the patches; None to leave them as they are.
         lookup_feedforward: transforms each patch on its own; None without `infusion`.
     """
@@ -307,11 +303,7 @@ class Gather(CrossAttention):
 
 
 class SpreadKernel(nn.Module):
-    """softmax(scores^T) v: each patch weighs the compressed tokens anew.
-
-    Args:
-        dropout: probability of dropping an attention weight in training.
-    """
+    """softmax(scores^T) v: each patch weighs the compressed tokens anew."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -148,10 +148,6 @@ class MAE(nn.Module):
     ) -> tuple[Float[Tensor, "b n p"], Bool[Tensor, "b n"]]:
         """Return the prediction for every patch, in the order (row, column, channel), and what was hidden.
 
-        Args:
-            noise: see `forward`.
-            generator: see `forward`.
-
         Returns:
             The patches in raster order, normalised where `norm_pix_loss` is set; and a mask, true where a
             patch was hidden.
@@ -171,10 +167,6 @@ class MAE(nn.Module):
 
         Where `norm_pix_loss` is set, a prediction has no brightness and no contrast of its own; those of the
         true patch are put in.
-
-        Args:
-            noise: see `forward`.
-            generator: see `forward`.
         """
         predicted, mask = self.predict(images, noise, generator)
         patches = self.encoder.patchify(images)
@@ -240,9 +232,6 @@ class MAE(nn.Module):
 
 def fix_positions(model: nn.Module) -> None:
     """Set a model's learned positions to sines and cosines, zero for prefix tokens, and keep them so.
-
-    Args:
-        model: a model with learned positions of a 2-D grid.
 
     Raises:
         ValueError: where it has none.

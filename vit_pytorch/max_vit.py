@@ -194,11 +194,9 @@ class MBConv(nn.Module):
 
     Args:
         gate_dim: hidden dimension of the squeeze-and-excitation.
-        norm: builds a batch norm from a number of channels.
         padding: how a strided convolution is padded, "same" or "symmetric"; None for a block that is not
             strided.
         project: project the pooled map even if its channels stay as many.
-        drop_path: probability of dropping the bottleneck of a sample in training, in [0, 1).
     """
 
     def __init__(

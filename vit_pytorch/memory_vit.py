@@ -39,7 +39,6 @@ class MemoryViT(VisionModel):
         base: arguments of the base, and under "architecture" its class if that is not `ViT`.
         num_classes: number of logits of the task; 0 for the class token.
         num_memories_per_layer: memory tokens of a layer.
-        mode: see `Adapter`.
         memory_std: standard deviation of the initial memories.
 
     Raises:
@@ -80,10 +79,6 @@ class MemoryViT(VisionModel):
     @classmethod
     def around(cls, vit: IsotropicModel, **options: Any) -> MemoryViT:
         """Build the model around an existing base, which becomes part of it and is not copied.
-
-        Args:
-            vit: the base.
-            options: arguments of the class other than `base`.
 
         Raises:
             ValueError: if the base is neither a `ViT` nor a `SimpleViT`, or as the class does.

@@ -131,8 +131,6 @@ class MobileViTBlock(nn.Module):
     """Transformers as convolutions (section 3.1, figure 1b).
 
     Args:
-        channels: channels of the map.
-        dim: token dimension of the transformer.
         transformer: blocks that act on sequences of cells, one cell from each patch.
         norm: acts on the output of the transformer.
         patch: extents of a patch, in cells.

@@ -95,8 +95,6 @@ class MP3(nn.Module):
 
         Args:
             images: input, of the model's largest size.
-            noise: see `forward`.
-            generator: see `forward`.
         """
         self.vit.check_images(images)
         grid = self.vit.grid.fit(images.shape[2:])

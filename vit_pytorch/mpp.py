@@ -147,11 +147,7 @@ class MPP(nn.Module):
         return (losses * corruption.chosen).sum() / corruption.chosen.sum().clamp(min=1)
 
     def draw(self, images: Float[Tensor, "b c h w"], generator: torch.Generator | None = None) -> Corruption:
-        """Draw what happens to the patches of images.
-
-        Args:
-            images: input, of which the size counts.
-        """
+        """Draw what happens to the patches of images."""
         batch, device = len(images), images.device
         grid = self.transformer.grid.fit(images.shape[2:])
         patches = grid[0] * grid[1]
@@ -166,11 +162,7 @@ class MPP(nn.Module):
     def predict(
         self, images: Float[Tensor, "b c h w"], corruption: Corruption
     ) -> Float[Tensor, "b n colours"]:
-        """Return the logits of every patch's colour.
-
-        Args:
-            corruption: what happens to the patches.
-        """
+        """Return the logits of every patch's colour."""
         grid = self.transformer.grid.fit(images.shape[2:])
         for name, tensor in corruption._asdict().items():
             check_shape(name, tensor, (len(images), grid[0] * grid[1]))

@@ -176,7 +176,6 @@ class BlockAttention(nn.Module):
     """Multi-head self-attention within each block of an image.
 
     Args:
-        heads: number of heads of queries; they share the dimension.
         kv_heads: number of heads of keys and values: as many, or one that all heads of queries share
             (arXiv:1911.02150).
     """

@@ -43,7 +43,6 @@ class NormalizedViT(IsotropicModel):
 
     Args:
         mlp_dim: hidden dimension of the feed-forward, u * silu(v): the dimension of u and of v.
-        dropout: dropout inside the feed-forward, in [0, 1).
         alpha_init: initial rates of attention and feed-forward.
         sz_init: initial factors on the logits.
         base_scale: size of the parameters that store rates, s_qk and s_z, which decides how fast they learn;
@@ -157,12 +156,7 @@ class NormalizedViT(IsotropicModel):
 
 
 class SphereBlock(nn.Module):
-    """A step on the sphere towards the output of attention, then one towards that of the feed-forward.
-
-    Args:
-        alpha_init: initial rates.
-        base_scale: what is stored for them.
-    """
+    """A step on the sphere towards the output of attention, then one towards that of the feed-forward."""
 
     def __init__(
         self, dim: int, attention: nn.Module, feedforward: nn.Module, *, alpha_init: float, base_scale: float
@@ -188,7 +182,6 @@ class LearnedScale(nn.Module):
 
     Args:
         size: number of factors.
-        init: their initial value.
         scale: what is stored for that.
         shape: how they broadcast to what is scaled; default along its last axis.
     """
@@ -262,7 +255,6 @@ class UnitMLP(nn.Module):
 
     Args:
         hidden_dim: dimension of u and of v.
-        dropout: dropout on their product.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
@@ -284,9 +276,7 @@ class UnitHead(nn.Module):
     """Logits: the cosine of a vector with that of each class, times s_z (section 2.1).
 
     Args:
-        dim: dimension of the vector.
         sz_init: initial factors.
-        base_scale: what is stored for them.
     """
 
     def __init__(self, dim: int, num_classes: int, *, sz_init: float = 1.0, base_scale: float = 1.0) -> None:

@@ -32,8 +32,6 @@ class ParallelViT(IsotropicModel):
 
     Args:
         depth: number of blocks, each of `num_parallel_branches` attentions and as many feed-forwards.
-        heads: number of attention heads of a branch.
-        mlp_dim: hidden dimension of a feed-forward.
         num_parallel_branches: branches side by side; the paper finds two best.
         drop_path: probability of dropping a branch at the last block, in [0, 1); rises linearly from 0. Each
             branch is dropped on its own.

@@ -208,7 +208,6 @@ class HeadPool(nn.Module):
     """Halve the map and multiply the channels of all tokens (section 3.2, figure 3).
 
     Args:
-        dim: token dimension before it.
         out_dim: token dimension after it, a multiple of `dim`.
     """
 
@@ -232,7 +231,6 @@ class PooledStage(nn.Module):
 
     Args:
         down: halves the map; None for no pooling.
-        blocks: the blocks, applied in turn.
     """
 
     def __init__(self, down: HeadPool | None, blocks: Iterable[nn.Module]) -> None:
@@ -245,7 +243,6 @@ class PooledStage(nn.Module):
         """Return the tokens after the stage.
 
         Args:
-            x: tokens before it.
             grid: patches along each axis among them.
         """
         if self.down is not None:

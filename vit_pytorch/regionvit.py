@@ -179,7 +179,6 @@ class RegionEmbedding(nn.Module):
         local: returns the map of local cells.
         regional: returns the map of regions, from squares of pixels that do not overlap.
         square: side of such a square; other images are padded on all sides (see `missing_pixels`).
-        dropout: dropout on the local cells.
     """
 
     def __init__(self, local: nn.Module, regional: nn.Module, square: int, dropout: float = 0.0) -> None:
@@ -255,8 +254,6 @@ class RegionStage(nn.Module):
 
     Args:
         down: halves a map.
-        blocks: the blocks, applied in turn.
-        window: side of a region in cells.
     """
 
     def __init__(self, down: nn.Module, blocks: Iterable[RegionBlock], window: int) -> None:

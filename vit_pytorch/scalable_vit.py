@@ -149,7 +149,6 @@ class IWSA(Attention):
     """Interactive window attention: within windows, plus a depth-wise convolution of all values.
 
     Args:
-        heads: number of heads, which share the channels.
         window: side of a window; 0 for one window, the map.
     """
 
@@ -190,8 +189,6 @@ def fit_windows(window: int, height: int, width: int) -> Partition:
 
     Args:
         window: side of a window; 0 for one window.
-        height: rows of the map.
-        width: columns of the map.
     """
     height, width = concrete(height), concrete(width)
     return windows((min(window or height, height), min(window or width, width)))
@@ -201,7 +198,6 @@ class SSA(nn.Module):
     """Scalable attention: to a reduced map, with queries and keys of another dimension.
 
     Args:
-        heads: number of heads, which share the channels of the values.
         dim_key: head dimension of queries and keys. If the map is not reduced, it is that of the values, as
             in the authors' code, and this only scales the scores, by `dim_key ** -0.5`.
         reduction: cells that become one along each axis; 1 for the map as it is.

@@ -89,11 +89,7 @@ class SimMIM(nn.Module):
     def draw_mask(
         self, images: Float[Tensor, "b c h w"], generator: torch.Generator | None = None
     ) -> Bool[Tensor, "b n"]:
-        """Choose the patches of images that are covered, in whole squares.
-
-        Args:
-            images: input, of which the size counts.
-        """
+        """Choose the patches of images that are covered, in whole squares."""
         grid = self.encoder.grid.fit(images.shape[2:])
         return draw_mask(
             len(images), grid, self.masking_ratio, unit=self.unit, device=images.device, generator=generator

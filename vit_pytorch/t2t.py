@@ -210,9 +210,7 @@ class TokenBlock(nn.Module):
     """A transformer block of one head that narrows tokens; its first residual adds the values.
 
     Args:
-        dim: dimension of the tokens that enter.
         token_dim: dimension of the tokens that leave.
-        dropout: dropout on both branches.
     """
 
     def __init__(

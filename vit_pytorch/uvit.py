@@ -110,11 +110,7 @@ class UViT(IsotropicModel):
 
 
 class SkipBlock(Block):
-    """A block of the second half, which merges the output of its counterpart into its input (section 3.1).
-
-    Args:
-        options: norm and stochastic depth; see `Block`.
-    """
+    """A block of the second half, which merges the output of its counterpart into its input (section 3.1)."""
 
     def __init__(self, dim: int, attention: nn.Module, feedforward: nn.Module, **options: Any) -> None:
         super().__init__(dim, attention, feedforward, **options)
@@ -196,7 +192,6 @@ class NoisePredictor(nn.Module):
         """Predict the noise.
 
         Args:
-            images: images with noise.
             timesteps: the time of each; the authors' schedules go from 0 to 1000, whole or not.
             labels: the label of each, from 0 to `num_labels` - 1; required if there are labels.
 
@@ -218,10 +213,6 @@ class NoisePredictor(nn.Module):
         self, timesteps: Real[Tensor, " b"], labels: Int[Tensor, " b"] | None, *, batch: int
     ) -> Float[Tensor, "b k d"]:
         """Return the tokens of the label, if there are labels, and of the time, with their positions.
-
-        Args:
-            timesteps: see `forward`.
-            batch: number of images.
 
         Raises:
             ValueError: if there is none for each image, or labels are missing or unexpected.

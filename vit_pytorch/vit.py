@@ -257,7 +257,6 @@ def attention_position(
 
     Args:
         inside: the option.
-        layer: index of the layer.
         bias: builds a bias of the layer's own.
     """
     if isinstance(inside, Rotary):

@@ -75,11 +75,7 @@ class SPT(nn.Module):
 
 
 class Temperature(nn.Module):
-    """Multiply the queries of each head by a learned factor.
-
-    Args:
-        init: initial value of the factors.
-    """
+    """Multiply the queries of each head by a learned factor."""
 
     def __init__(self, heads: int, init: float) -> None:
         super().__init__()

@@ -125,7 +125,6 @@ class PatchMerger(nn.Module):
     """Merge any number of tokens into a few: softmax(scale * W LN(x)^T) LN(x), over the tokens.
 
     Args:
-        num_tokens_out: number of merged tokens.
         scale: factor on the scores; the public vit-pytorch package has 1 / sqrt(dim), the paper none.
     """
 

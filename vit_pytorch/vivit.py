@@ -277,7 +277,6 @@ class TemporalEmbed(nn.Module):
 
     Args:
         frames: places in time of the largest input.
-        norm: builds the norm of the tokens of frames from the dimension.
         class_token: the tokens of a frame, and those of the frames, have a class token.
     """
 

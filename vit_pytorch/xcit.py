@@ -48,7 +48,6 @@ class XCiT(IsotropicModel):
 
     Args:
         depth: number of blocks with cross-covariance attention.
-        cls_depth: number of class-attention blocks after them.
         layer_dropout: probability of dropping a residual branch of the cross-covariance blocks for a sample,
             in training, in [0, 1); the same in all blocks.
         local_patch_kernel_size: kernel size of the local patch interaction, odd.
@@ -182,7 +181,6 @@ class CrossCovariance(nn.Module):
 
     Args:
         heads: number of heads, each with a learned temperature that starts at 1.
-        dropout: probability of dropping an attention weight in training.
     """
 
     def __init__(self, heads: int, dropout: float = 0.0) -> None:
@@ -228,7 +226,6 @@ class XCiTBlock(nn.Module):
     """Cross-covariance attention, local patch interaction and a feed-forward, each added to its input.
 
     Args:
-        attention: mixes channels.
         local: mixes neighbouring tokens.
         layer_scale: initial value of LayerScale's factors.
     """
@@ -272,9 +269,7 @@ class ClassBlock(Block):
 
     Args:
         attention: from the class token to all tokens.
-        feedforward: transforms the class token.
         tokens_norm: the second norm acts on all tokens instead of on the class token only.
-        options: norm and LayerScale; see `Block`.
     """
 
     def __init__(
@@ -300,9 +295,6 @@ class FourierPositions(Positions):
     """Fixed waves over the grid, projected to the token dimension (see `fourier_table`).
 
     Positions are relative to the size of the input, so an input of any size has them.
-
-    Args:
-        grid: cells along each axis, of the largest input.
     """
 
     def __init__(self, grid: Sequence[int], dim: int) -> None:

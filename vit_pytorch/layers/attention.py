@@ -73,9 +73,6 @@ class FusedAttention(nn.Module):
     On a processor, two plain products serve where they take less time, up to 1024 keys, a bound that keeps
     the memory linear: a half to a quarter of the fused kernel's in bf16 without AMX; two thirds where values
     are wider than keys, and three quarters where the mask is learned, which that kernel does not know.
-
-    Args:
-        dropout: probability of dropping an attention weight in training.
     """
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
@@ -114,11 +111,7 @@ def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 
 
 class ExplicitAttention(nn.Module):
-    """The function of `FusedAttention`, step by step, so that the weights can be seen.
-
-    Args:
-        dropout: probability of dropping an attention weight in training.
-    """
+    """The function of `FusedAttention`, step by step, so that the weights can be seen."""
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
         super().__init__()

@@ -119,11 +119,7 @@ class FeedForward(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2).
-
-    Args:
-        init: initial value of the factors.
-    """
+    """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2)."""
 
     def __init__(self, dim: int, init: float = 1e-5) -> None:
         super().__init__()
@@ -305,12 +301,7 @@ class Block(nn.Module):
 
     @layer
     def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
-        """Transform tokens, or a channels-last map.
-
-        Args:
-            x: tokens or map.
-            inputs: what attention uses besides them.
-        """
+        """Transform tokens, or a channels-last map."""
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), inputs)))
         return x + self.drop_path(self.scale2(self.feedforward(self.norm2(x))))
 

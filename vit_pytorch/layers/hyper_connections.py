@@ -79,7 +79,6 @@ class HyperBlock(Block):
     Args:
         connect1: connections of attention.
         connect2: connections of the feed-forward.
-        options: norm, LayerScale and stochastic depth; see `Block`.
     """
 
     def __init__(

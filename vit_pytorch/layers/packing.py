@@ -98,11 +98,7 @@ class PackedBlock(Block):
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
-        """Transform a batch of tokens, or a packed tensor (b = 1).
-
-        Args:
-            inputs: which sequences are packed in `x`.
-        """
+        """Transform a batch of tokens, or a packed tensor (b = 1)."""
         x = x + self.drop(self.scale1(self.attention(self.norm1(x), inputs)), inputs.packing)
         return x + self.drop(self.scale2(self.feedforward(self.norm2(x))), inputs.packing)
 
@@ -132,7 +128,6 @@ class QueryPool(nn.Module):
 
     Args:
         qk_norm: builds the norm of queries and of keys from the head dimension; None for none.
-        norm: builds the norm of the query, before its projection.
         residual: add the query to the output.
     """
 
@@ -234,7 +229,6 @@ def group_by_length(lengths: Sequence[int], maximum: int) -> list[list[int]]:
     The greedy packing of NaViT (arXiv:2307.06304, appendix A.3).
 
     Args:
-        lengths: tokens of each sequence.
         maximum: largest number of tokens of a row.
 
     Returns:

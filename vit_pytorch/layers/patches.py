@@ -146,10 +146,8 @@ class PatchEmbed(nn.Module):
     starts with variance 1 / fan-in.
 
     Args:
-        grid: how the input is cut.
         norm_eps: epsilon of a LayerNorm before and one after the projection (Dual PatchNorm,
             arXiv:2302.01327); None for no norms.
-        bias: use a bias for the projection.
     """
 
     def __init__(
@@ -274,11 +272,7 @@ class PatchDropout(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n d"], prefix: int = 0
     ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b k"] | None]:
-        """Return the tokens that stay, and the positions of their patches in the grid; all and None in eval.
-
-        Args:
-            tokens: prefix tokens and patches.
-        """
+        """Return the tokens that stay, and their patches' positions in the grid; all and None in eval."""
         if not self.training or self.p == 0:
             return tokens, None
         ids_keep = draw_patches(tokens, prefix, self.p)

@@ -60,7 +60,6 @@ def sincos_table(
     three axes cannot share out evenly stay zero.
 
     Args:
-        grid: cells along each axis.
         dim: width of a token, a multiple of 2 for one axis and of 4 for two.
         temperature: the inverse of the lowest frequency.
         endpoint: whether the lowest frequency is among them; otherwise they stop one step before it, as in
@@ -93,9 +92,6 @@ def sequence_table(length: int, dim: int) -> Float[Tensor, "1 n d"]:
 
     Sines and cosines of the position alternate, with frequencies that fall geometrically from 1 to nearly
     1 / 10,000.
-
-    Args:
-        length: number of positions.
     """
     positions = torch.arange(length, dtype=torch.float64)
     channel = torch.arange(dim)
@@ -132,7 +128,6 @@ class Positions(ComputedBuffers):
     """A table of embeddings: a row for each prefix token with a position, then one for each cell of a grid.
 
     Args:
-        grid: cells along each axis, of the largest input.
         prefix: rows for prefix tokens (as a rule the class token), which come first.
 
     Attributes:
@@ -153,7 +148,6 @@ class Positions(ComputedBuffers):
         """Add the embeddings to prefix tokens and patches.
 
         Args:
-            tokens: prefix tokens, then patches.
             prefix: number of prefix tokens, of which those without a position stay as they are; default all
                 tokens that are no patches.
         """
@@ -193,7 +187,6 @@ def select_rows(
         own_prefix: rows of prefix tokens that the table has.
         own_grid: cells along each axis that the table has.
         prefix: number of prefix tokens; the rows of those without a position are zero.
-        grid: cells along each axis.
         interpolate: stretch the table over the grid, instead of cutting it.
     """
     if prefix == own_prefix and tuple(grid) == own_grid:
@@ -206,12 +199,7 @@ def select_rows(
 
 
 class LearnedPositions(Positions):
-    """A learned embedding for each cell of a grid, and for the prefix tokens that have a position.
-
-    Args:
-        grid: cells along each axis, of the largest input.
-        prefix: rows for prefix tokens.
-    """
+    """A learned embedding for each cell of a grid, and for the prefix tokens that have a position."""
 
     def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0) -> None:
         super().__init__(grid, prefix=prefix)
@@ -257,9 +245,7 @@ class SinCosPositions(Positions):
     """Fixed sine and cosine embeddings (see `sincos_table` and `sequence_table`).
 
     Args:
-        grid: cells along each axis, of the largest input.
         dim: token dimension, a multiple of 4 for two axes.
-        prefix: rows for prefix tokens.
         endpoint: see `sincos_table`.
         sequence: embed positions in the sequence, prefix tokens first, instead of those along the axes. A
             smaller grid has the positions that its cells have in the largest one.

@@ -230,11 +230,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class RelativeBias(CachedBias):
-    """A learned bias for each head and each offset within a window (Swin, arXiv:2103.14030, equation 4).
-
-    Args:
-        window: extents of the window, in cells.
-    """
+    """A learned bias for each head and each offset within a window (Swin, arXiv:2103.14030, equation 4)."""
 
     index: Tensor
 
@@ -266,10 +262,6 @@ class TokenBias(CachedBias):
 
     The latter are one number each for a prefix token that looks at a patch, a patch that looks at a prefix
     token, and two prefix tokens (BEiT, arXiv:2106.08254; the authors' program).
-
-    Args:
-        grid: cells along each axis, of the largest input.
-        prefix: whether there are prefix tokens.
     """
 
     def __init__(self, grid: Sequence[int], heads: int, *, prefix: bool) -> None:
@@ -313,11 +305,7 @@ class TokenBias(CachedBias):
 
 
 class RelativePositions(nn.Module):
-    """Positions inside attention: a bias of this layer's own for each pair of tokens.
-
-    Args:
-        bias: the bias.
-    """
+    """Positions inside attention: a bias of this layer's own for each pair of tokens."""
 
     def __init__(self, bias: TokenBias) -> None:
         super().__init__()
@@ -346,7 +334,6 @@ class DistanceBias(CachedBias):
     """A learned bias for each head and each absolute offset on a grid (LeViT, arXiv:2104.01136, section 4.2).
 
     Args:
-        grid: cells along each axis, of the largest input.
         stride: distance of neighbouring queries, in cells; keys are all cells.
     """
 

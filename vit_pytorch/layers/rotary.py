@@ -87,7 +87,6 @@ class AxialRotary(ComputedBuffers):
     The pairs of the last axis come first: x, then y. The table is computed once.
 
     Args:
-        grid: cells along each axis, of the largest input.
         dim_head: head dimension, at least twice the axes.
         theta: base of the frequencies, which fall from 1 towards 1 / `theta`.
 
@@ -131,9 +130,7 @@ class MixedRotary(CachedBias):
     coordinate system that is rotated at random, with the frequencies of `frequencies` along each.
 
     Args:
-        grid: cells along each axis, of the largest input.
         dim_head: head dimension, at least twice the axes.
-        depth: number of layers.
         theta: base of the initial frequencies.
 
     Raises:

@@ -41,7 +41,6 @@ class SpaceAndTimeAttention(Attention):
 
     Args:
         heads: number of heads, even.
-        kernel: builds the kernels that attend.
 
     Raises:
         ValueError: if the number of heads is odd.
@@ -132,7 +131,6 @@ def mask_in_time(
         mask: true for tokens that are seen.
         places: tokens of a frame.
         tracks: number of times that each sample's mask is repeated.
-        prefix: number of prefix tokens before the frames.
     """
     if mask is None:
         return None

@@ -20,9 +20,6 @@ class AttentionPool(nn.Module):
     """Pool tokens by attention from one learned query, then a residual feed-forward.
 
     The "MAP head" of Zhai et al. 2021 (arXiv:2106.04560, section 3.2).
-
-    Args:
-        heads: number of attention heads, which share `dim`.
     """
 
     def __init__(

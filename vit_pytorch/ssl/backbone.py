@@ -47,9 +47,6 @@ class Backbone(Protocol):
 class TimmBackbone(nn.Module):
     """A plain ViT of timm as a `Backbone`; the model is used as it is, not copied.
 
-    Args:
-        model: timm's `VisionTransformer`.
-
     Raises:
         ValueError: where it is no plain ViT.
     """

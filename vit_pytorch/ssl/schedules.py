@@ -56,11 +56,7 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value at every step.
-
-    Args:
-        value: what it is.
-    """
+    """The same value at every step."""
 
     value: float
 

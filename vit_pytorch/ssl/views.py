@@ -170,7 +170,6 @@ def crop_and_resize(
     """Cut a box out of each image and resize it by bicubic interpolation, clipped to [0, 1].
 
     Args:
-        images: pixels in [0, 1].
         boxes: what `draw_boxes` gives.
         size: (height, width) wanted.
     """
@@ -192,7 +191,6 @@ def change_colours(
     """Change the colours of each image by numbers of its own, in this order, clipped to [0, 1] after each.
 
     Args:
-        images: pixels in [0, 1].
         brightness: added to the factor 1 of the pixels.
         contrast: added to the factor 1 of their distance to the image's mean luma.
         saturation: added to the factor 1 of their distance to their own luma.

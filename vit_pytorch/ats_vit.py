@@ -32,20 +32,11 @@ from vit_pytorch.layers.attention import (
     NO_INPUTS,
     Attention,
     BlockInputs,
-    FusedAttention,
     Ids,
     Queries,
     attention_weights,
 )
-from vit_pytorch.layers.blocks import (
-    Block,
-    FeedForward,
-    drop_path_rate,
-    fx_leaf,
-    is_tracing,
-    layer,
-    static_size,
-)
+from vit_pytorch.layers.blocks import Block, fx_leaf, is_tracing, layer, plain_blocks, static_size
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
 
@@ -106,23 +97,18 @@ class ATSViT(IsotropicModel):
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedPositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
-        self.blocks = nn.ModuleList(
-            SamplingBlock(
-                dim,
-                Attention(
-                    dim,
-                    heads=heads,
-                    dim_head=dim_head,
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    kernel=partial(FusedAttention, attn_dropout),
-                ),
-                FeedForward(dim, mlp_dim, dropout=dropout),
-                norm=norm,
-                drop_path=drop_path_rate(drop_path, index, depth),
-                drop_tokens=drop_tokens,
-            )
-            for index in range(depth)
+        self.blocks = plain_blocks(
+            dim,
+            depth=depth,
+            heads=heads,
+            dim_head=dim_head,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
+            attn_dropout=attn_dropout,
+            drop_path=drop_path,
+            qkv_bias=qkv_bias,
+            norm=norm,
+            block=partial(SamplingBlock, drop_tokens=drop_tokens),
         )
         self.norm = norm(dim)
         self.reset_classifier(num_classes)

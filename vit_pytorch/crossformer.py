@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Block, FeedForward, concrete, drop_path_rates, fx_leaf
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, static_size
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -205,5 +205,5 @@ def fit_groups(
     if min(height, width) > min(group):
         rows, columns = group
         return partition, rows, columns
-    height, width = concrete(height), concrete(width)
+    height, width = static_size((height, width))
     return windows((height, width)), height, width

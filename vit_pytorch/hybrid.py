@@ -27,7 +27,6 @@ from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_lea
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens, pair
-from vit_pytorch.layers.positions import NoPositions
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool
@@ -296,8 +295,7 @@ class HybridViT(IsotropicModel):
 
         self.patch_embed = MapEmbed(network, grid, patch, features, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
-        if not isinstance(added, NoPositions):
-            self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.positions = added.build(grid.shape, dim, class_token=class_token)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
@@ -348,7 +346,4 @@ class HybridViT(IsotropicModel):
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
         """Return the extra inputs of each block: positions used inside attention; see `ViT.block_inputs`."""
-        inputs = super().block_inputs(grid, ids_keep)
-        if self.rotary is None and self.relative is None:
-            return inputs
-        return position_inputs(inputs, self.rotary, self.relative)
+        return position_inputs(super().block_inputs(grid, ids_keep), self.rotary, self.relative)

@@ -379,7 +379,7 @@ class NormHead(nn.Module):
 
 
 class DistilledNormHead(NormHead):
-    """The mean of two classifiers; the second, `distilled`, is trained on a teacher's outputs (section 4)."""
+    """The mean of two classifiers; the second, `distilled`, learns a teacher's outputs (section 4.2)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__(dim, num_classes)

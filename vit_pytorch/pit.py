@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, is_tracing, layer
+from vit_pytorch.layers.attention import head_dim
+from vit_pytorch.layers.blocks import drop_path_rates, is_tracing, layer, plain_blocks
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -104,23 +104,18 @@ class PiT(HierarchicalModel):
         nn.init.trunc_normal_(self.tokens, std=0.02)
         self.dropout = nn.Dropout(emb_dropout)
         for i, rates in enumerate(drop_path_rates(drop_path, depth)):
-            blocks = [
-                Block(
-                    dims[i],
-                    Attention(
-                        dims[i],
-                        heads=all_heads[i],
-                        dim_head=dim_head or head_dim(dims[i], all_heads[i]),
-                        qkv_bias=qkv_bias,
-                        dropout=dropout,
-                        kernel=partial(FusedAttention, attn_dropout),
-                    ),
-                    FeedForward(dims[i], mlp_dims[i], dropout=dropout),
-                    norm=norm,
-                    drop_path=rate,
-                )
-                for rate in rates
-            ]
+            blocks = plain_blocks(
+                dims[i],
+                depth=depth[i],
+                heads=all_heads[i],
+                dim_head=dim_head or head_dim(dims[i], all_heads[i]),
+                mlp_dim=mlp_dims[i],
+                dropout=dropout,
+                attn_dropout=attn_dropout,
+                drop_path=rates,
+                qkv_bias=qkv_bias,
+                norm=norm,
+            )
             self.stages.append(PooledStage(HeadPool(dims[i - 1], dims[i]) if i else None, blocks))
         self.norm = norm(dims[-1])
         self.reset_classifier(num_classes)

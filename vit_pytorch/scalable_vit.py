@@ -30,7 +30,7 @@ from vit_pytorch.layers.attention import (
     merge_heads,
     split_heads,
 )
-from vit_pytorch.layers.blocks import Block, FeedForward, concrete, drop_path_rates, fx_leaf
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, static_size
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import per_stage
@@ -190,7 +190,7 @@ def fit_windows(window: int, height: int, width: int) -> Partition:
     Args:
         window: side of a window; 0 for one window.
     """
-    height, width = concrete(height), concrete(width)
+    height, width = static_size((height, width))
     return windows((min(window or height, height), min(window or width, width)))
 
 

@@ -160,8 +160,7 @@ class ViT(IsotropicModel):
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
-        if not isinstance(added, NoPositions):
-            self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.positions = added.build(grid.shape, dim, class_token=class_token)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)

@@ -113,20 +113,18 @@ class ViViT(MaskedFrames, IsotropicModel):
         self.variant = variant
         self.spatial_depth = spatial_depth
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        build = partial(
-            build_blocks,
-            dim,
-            attention={
-                "heads": heads,
-                "dim_head": dim_head,
-                "qkv_bias": qkv_bias,
-                "dropout": dropout,
-                "kernel": partial(FusedAttention, attn_dropout),
-            },
-            feedforward={"hidden_dim": mlp_dim, "dropout": dropout, "act": act},
-            norm=norm,
-            drop_path=drop_path,
-        )
+        kernel = partial(FusedAttention, attn_dropout)
+        heads_of: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "qkv_bias": qkv_bias}
+
+        def build(kinds: Sequence[type[Attention]], depth: int) -> nn.ModuleList:
+            blocks = nn.ModuleList()
+            for index in range(depth):
+                parts = [kind(dim, **heads_of, dropout=dropout, kernel=kernel) for kind in kinds]
+                feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
+                rate = drop_path_rate(drop_path, index, depth)
+                block: Any = Block if len(parts) == 1 else SpaceTimeBlock
+                blocks.append(block(dim, *parts, feedforward, norm=norm, drop_path=rate))
+            return blocks
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=pool == "cls")
@@ -300,32 +298,6 @@ class TemporalEmbed(nn.Module):
         prefix = len(self.prefix)
         frames = x[:, :, 0] if prefix else x.mean(dim=2)
         return self.dropout(self.positions(self.prefix(frames), prefix=prefix, grid=grid))
-
-
-def build_blocks(
-    dim: int,
-    kinds: Sequence[type[Attention]],
-    depth: int,
-    *,
-    attention: dict[str, Any],
-    feedforward: dict[str, Any],
-    norm: Callable[[int], nn.Module],
-    drop_path: float,
-) -> nn.ModuleList:
-    """Build the blocks of an encoder.
-
-    Args:
-        kinds: what attends in a block, in this order.
-        attention: arguments of attention.
-        feedforward: arguments of the feed-forward.
-    """
-    blocks = nn.ModuleList()
-    for index in range(depth):
-        parts = [kind(dim, **attention) for kind in kinds]
-        rate = drop_path_rate(drop_path, index, depth)
-        block: Any = Block if len(parts) == 1 else SpaceTimeBlock
-        blocks.append(block(dim, *parts, FeedForward(dim, **feedforward), norm=norm, drop_path=rate))
-    return blocks
 
 
 def _check_options(variant: str, spatial_depth: int, temporal_depth: int | None, pool: str | None) -> None:

@@ -47,11 +47,6 @@ def static_size(size: Sequence[int]) -> tuple[int, ...]:
         return tuple(int(extent) for extent in size)
 
 
-def concrete(extent: int) -> int:
-    """Return a size as a number, also where `torch.jit.trace` has a tensor in its place; for an `fx_leaf`."""
-    return int(extent) if jit_is_tracing() else extent
-
-
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that reads sizes, so that FX's symbolic tracing records its call and not its body.
 
@@ -325,17 +320,19 @@ def plain_blocks(
     out_bias: bool = True,
     act: str = "gelu",
     norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    block: Callable[..., nn.Module] = Block,
 ) -> nn.ModuleList:
     """Build the blocks of a plain transformer.
 
     Args:
+        block: builds a block from the arguments of `Block`.
         drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
             from 0; or that of each block.
     """
     if isinstance(drop_path, (int, float)):
         drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]
     return nn.ModuleList(
-        Block(
+        block(
             dim,
             Attention(
                 dim,

@@ -192,7 +192,7 @@ def select_rows(
     if prefix == own_prefix and tuple(grid) == own_grid:
         return table
     cells = table[:, own_prefix:]
-    cells = (resize_table if interpolate else crop_table)(cells, own_grid, grid)
+    cells = resize_table(cells, own_grid, grid) if interpolate else crop_cells(cells, own_grid, grid, dim=1)
     if prefix == 0:
         return cells
     return torch.cat([F.pad(table[:, :own_prefix], (0, 0, 0, prefix - own_prefix)), cells], dim=1)
@@ -330,16 +330,21 @@ def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d
     return stretched.transpose(1, 2).to(table.dtype)
 
 
-def crop_table(
-    table: Float[Tensor, "1 n d"], old: Sequence[int], new: Sequence[int]
-) -> Float[Tensor, "1 m d"]:
-    """Take the rows of the cells that a smaller grid shares with a larger one, from the origin on."""
-    if tuple(old) == tuple(new):
-        return table
-    cells = table.unflatten(1, tuple(old))
-    for axis, extent in enumerate(new):
-        cells = cells.narrow(1 + axis, 0, extent)
-    return cells.flatten(1, -2)
+def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: int) -> Tensor:
+    """Take, on the axis of a grid's cells, those that a smaller grid shares with it, from the origin on.
+
+    Args:
+        x: values of the cells, in row-major order.
+        grid: cells along each axis of the grid.
+        wanted: cells along each axis of the smaller one.
+        dim: which axis of the tensor the cells are.
+    """
+    if tuple(grid) == tuple(wanted):
+        return x
+    x = x.unflatten(dim, tuple(grid))
+    for axis, extent in enumerate(wanted):
+        x = x.narrow(dim + axis, 0, extent)
+    return x.flatten(dim, dim + len(wanted) - 1)
 
 
 @dataclass(frozen=True)
@@ -370,11 +375,7 @@ class Learned(Option):
 
 @dataclass(frozen=True)
 class Learned2D(Learned):
-    """Option: a learned embedding for the column and one for the row, half of the dimension each.
-
-    Args:
-        class_token: the class token has an embedding, too.
-    """
+    """Option: a learned embedding for the column and one for the row, half of the dimension each."""
 
     kind: ClassVar[str] = "learned_2d"
 

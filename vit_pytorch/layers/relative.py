@@ -19,7 +19,7 @@ from vit_pytorch.layers.attention import BlockInputs, Queries
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
-from vit_pytorch.layers.positions import ComputedBuffers
+from vit_pytorch.layers.positions import ComputedBuffers, crop_cells
 
 
 def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
@@ -28,42 +28,25 @@ def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
     return torch.stack(axes, dim=-1).flatten(0, -2)
 
 
-def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: int) -> Tensor:
-    """Take, on the axis of a grid's cells, those that a smaller grid shares with it, from the origin on.
-
-    Args:
-        x: values of the cells, in row-major order.
-        grid: cells along each axis of the grid.
-        wanted: cells along each axis of the smaller one.
-        dim: which axis of the tensor the cells are.
-    """
-    if tuple(grid) == tuple(wanted):
-        return x
-    x = x.unflatten(dim, tuple(grid))
-    for axis, extent in enumerate(wanted):
-        x = x.narrow(dim + axis, 0, extent)
-    return x.flatten(dim, dim + len(wanted) - 1)
-
-
 def offsets(
     queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
 ) -> Int[Tensor, "n m"]:
     """Number the offsets query - key between -(extent - 1) and extent - 1 along each axis, row-major."""
-    apart = queries[:, None] - keys[None]
-    number = torch.zeros_like(apart[..., 0])
-    for axis, extent in enumerate(extents):
-        number = number * (2 * extent - 1) + apart[..., axis] + extent - 1
-    return number
+    zero = torch.tensor([extent - 1 for extent in extents], device=queries.device)
+    return _row_major(queries[:, None] - keys[None] + zero, [2 * extent - 1 for extent in extents])
 
 
 def distances(
     queries: Int[Tensor, "n r"], keys: Int[Tensor, "m r"], extents: Sequence[int]
 ) -> Int[Tensor, "n m"]:
     """Number the absolute offsets, query from key, between 0 and extent - 1 along each axis, row-major."""
-    apart = (queries[:, None] - keys[None]).abs()
-    number = torch.zeros_like(apart[..., 0])
-    for axis, extent in enumerate(extents):
-        number = number * extent + apart[..., axis]
+    return _row_major((queries[:, None] - keys[None]).abs(), extents)
+
+
+def _row_major(places: Int[Tensor, "n m r"], extents: Sequence[int]) -> Int[Tensor, "n m"]:
+    number = torch.zeros_like(places[..., 0])
+    for place, extent in zip(places.unbind(-1), extents, strict=True):
+        number = number * extent + place
     return number
 
 
@@ -81,13 +64,17 @@ def resize_offsets(
         ValueError: where the table does not have a row for each offset of the old window.
     """
     sides, wanted = ([2 * extent - 1 for extent in window] for window in (old, new))
-    if table.shape[0] != prod(sides):
-        raise ValueError(f"a window of {tuple(old)} has {prod(sides)} offsets, the table {table.shape[0]}")
+    _check_table(table, old, sides)
     if tuple(old) == tuple(new):
         return table
     maps = table.float().T.unflatten(1, sides)[None]
     maps = F.interpolate(maps, wanted, mode="bicubic", align_corners=False)
     return maps[0].flatten(1).T.to(table.dtype)
+
+
+def _check_table(table: Tensor, window: Sequence[int], sides: Sequence[int]) -> None:
+    if table.shape[0] != prod(sides):
+        raise ValueError(f"a window of {tuple(window)} has {prod(sides)} offsets, the table {table.shape[0]}")
 
 
 def stretch_offsets(
@@ -99,17 +86,10 @@ def stretch_offsets(
     to 1.5 wider from one to the next, so that the outermost ones meet; between them the table is linear (the
     way of BEiT's program, arXiv:2106.08254, after which timm resizes).
 
-    Args:
-        table: a row for each offset, as `offsets` numbers them, a column for each head.
-        old: extents of the window that the table belongs to.
-        new: extents of the window wanted.
-
-    Raises:
-        ValueError: where the table does not have a row for each offset of the old window.
+    See `resize_offsets` for the arguments.
     """
     sides = [2 * extent - 1 for extent in old]
-    if table.shape[0] != prod(sides):
-        raise ValueError(f"a window of {tuple(old)} has {prod(sides)} offsets, the table {table.shape[0]}")
+    _check_table(table, old, sides)
     if tuple(old) == tuple(new):
         return table
     maps = table.float().unflatten(0, sides)

@@ -130,10 +130,6 @@ class CaiT(IsotropicModel):
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """Return the class token."""
-        return features[:, 0]
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
         return late_class_groups()

@@ -59,6 +59,8 @@ class CrossViT(VisionModel):
     """
 
     pool = "cls"
+    # In either branch.
+    num_prefix_tokens = 1
     undecayed = r"^branches\.\d\.(prefix\.class_token|positions\.table)$"
 
     def __init__(
@@ -130,11 +132,6 @@ class CrossViT(VisionModel):
         self.reset_classifier(num_classes)
 
     @property
-    def num_prefix_tokens(self) -> int:  # type: ignore[override]
-        """Number of tokens before the patches, in either branch."""
-        return 1
-
-    @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is: module, num_chs, reduction (stride in pixels), branch.
 
@@ -167,10 +164,6 @@ class CrossViT(VisionModel):
     def _branches(self) -> tuple[Branch, Branch]:
         small, large = self.branches
         return small, large  # type: ignore[return-value]
-
-    def pool_features(self, features: Float[Tensor, "b 1 f"]) -> Float[Tensor, "b f"]:
-        """Return the pair of class tokens."""
-        return features[:, 0]
 
     def collect_layers(
         self, images: Float[Tensor, "b c h w"], layers: Sequence[int], *, stop_early: bool = False

@@ -118,10 +118,6 @@ class MemoryViT(VisionModel):
         x = self.adapter.vit.fc_norm(self.pool_features(features))
         return x if pre_logits else self.adapter.task.head(x)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """Return the task's class token."""
-        return features[:, 0]
-
     def split_output(
         self, output: Any, layer: int, size: Sequence[int], *, norm: bool
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:

@@ -36,6 +36,8 @@ from vit_pytorch.layers.relative import RelativeBias
 from vit_pytorch.layers.windows import Partition, crop_map, pad_map, real_cells, windows
 
 PATCH = 4
+# Local cells and regions.
+Maps = tuple[Float[Tensor, "b h w d"], Float[Tensor, "b y x d"]]
 
 
 class RegionViT(HierarchicalModel):
@@ -320,13 +322,7 @@ class RegionBlock(Block):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "g n d"], regions: Regions, visible: Bool[Tensor, "r 1 n n"] | None = None
     ) -> Float[Tensor, "g n d"]:
-        """Transform the tokens of all regions.
-
-        Args:
-            x: tokens as `Regions.join` returns them.
-            regions: how the map of local cells is divided.
-            visible: see `visible_cells`.
-        """
+        """Transform the tokens of all regions, as `Regions.join` and `visible_cells` return them."""
         regional = x[:, 0].unflatten(0, (-1, prod(regions.counts)))
         regional = regional + self.drop_path(self.scale1(self.attention(self.regional_norm(regional))))
         x = torch.cat([regional.flatten(0, 1)[:, None], x[:, 1:]], dim=1)
@@ -378,10 +374,8 @@ class Regions:
         cells = self.partition.split(pad_map(local, self.padded))
         return torch.cat([regional.flatten(0, 2)[:, None], cells], dim=1)
 
-    def split(
-        self, tokens: Float[Tensor, "g n d"]
-    ) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b y x d"]]:
-        """Return the map of local cells and that of regions; the inverse of `join`."""
+    def split(self, tokens: Float[Tensor, "g n d"]) -> Maps:
+        """Return the inverse of `join`."""
         local = crop_map(self.partition.merge(tokens[:, 1:], self.padded), self.grid)
         return local, tokens[:, 0].unflatten(0, (-1, *self.counts))
 

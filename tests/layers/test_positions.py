@@ -4,11 +4,11 @@ from itertools import product
 import pytest
 import torch
 
+from vit_pytorch.layers.offsets import crop_cells
 from vit_pytorch.layers.positions import (
     FactorisedPositions,
     LearnedPositions,
     SinCosPositions,
-    crop_cells,
     resize_table,
     sincos_table,
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
+from vit_pytorch.layers.offsets import crop_cells
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -328,23 +329,6 @@ def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d
         return table
     stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)
     return stretched.transpose(1, 2).to(table.dtype)
-
-
-def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: int) -> Tensor:
-    """Take, on the axis of a grid's cells, those that a smaller grid shares with it, from the origin on.
-
-    Args:
-        x: values of the cells, in row-major order.
-        grid: cells along each axis of the grid.
-        wanted: cells along each axis of the smaller one.
-        dim: which axis of the tensor the cells are.
-    """
-    if tuple(grid) == tuple(wanted):
-        return x
-    x = x.unflatten(dim, tuple(grid))
-    for axis, extent in enumerate(wanted):
-        x = x.narrow(dim + axis, 0, extent)
-    return x.flatten(dim, dim + len(wanted) - 1)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import BlockInputs, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
+from vit_pytorch.layers.offsets import cells, crop_cells
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
-from vit_pytorch.layers.positions import ComputedBuffers, crop_cells
-from vit_pytorch.layers.relative import CachedBias, cells
+from vit_pytorch.layers.positions import ComputedBuffers
+from vit_pytorch.layers.relative import CachedBias
 
 
 def frequencies(dim_head: int, axes: int, theta: float) -> Float[Tensor, " f"]:

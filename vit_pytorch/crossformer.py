@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -92,18 +93,14 @@ class CrossFormer(HierarchicalModel):
         )
         norm = partial(nn.LayerNorm, eps=norm_eps)
         drops = drop_path_rates(drop_path, depth)
+        options: dict[str, Any] = {"qkv_bias": qkv_bias, "kernel": partial(FusedAttention, attn_dropout)}
         for i, width in enumerate(dim):
             group = pair(groups[i])
             near, far = windows(group), dilated(group, pair(global_window_size[i]))
             blocks: list[Block] = []
             for drop in drops[i]:
                 attention = Attention(
-                    width,
-                    heads=all_heads[i],
-                    dim_head=width // all_heads[i],
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    kernel=partial(FusedAttention, attn_dropout),
+                    width, heads=all_heads[i], dim_head=width // all_heads[i], dropout=dropout, **options
                 )
                 bias = DynamicBias(group, all_heads[i], dim=max(width // 16, 1))
                 grouped = LongShortAttention(attention, far if len(blocks) % 2 else near, bias)

@@ -110,16 +110,12 @@ class RegionViT(HierarchicalModel):
         self.stem = RegionEmbedding(local, regional, square, dropout)
 
         norm = partial(nn.LayerNorm, eps=norm_eps)
+        options: dict[str, Any] = {"qkv_bias": qkv_bias, "kernel": partial(FusedAttention, attn_dropout)}
         for i, rates in enumerate(drop_path_rates(drop_path, depth)):
             blocks: list[RegionBlock] = []
             for rate in rates:
                 attention = Attention(
-                    dim[i],
-                    heads=all_heads[i],
-                    dim_head=dim[i] // all_heads[i],
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    kernel=partial(FusedAttention, attn_dropout),
+                    dim[i], heads=all_heads[i], dim_head=dim[i] // all_heads[i], dropout=dropout, **options
                 )
                 block = RegionBlock(
                     dim[i],
@@ -234,11 +230,7 @@ def three_convs(channels: int, dim: int) -> nn.Module:
 
 
 class Downsample(nn.Module):
-    """Halve a map by a depth-wise convolution (section 3.1).
-
-    Args:
-        out_dim: output channels, a multiple of `dim`.
-    """
+    """Halve a map by a depth-wise convolution; `out_dim` is a multiple of `dim` (section 3.1)."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -252,11 +244,7 @@ class Downsample(nn.Module):
 
 
 class RegionStage(nn.Module):
-    """Downsample both maps by the same layers, then apply blocks to the tokens sorted by region.
-
-    Args:
-        down: halves a map.
-    """
+    """Downsample both maps by `down`, which halves them, then apply blocks to the tokens sorted by region."""
 
     def __init__(self, down: nn.Module, blocks: Iterable[RegionBlock], window: int) -> None:
         super().__init__()

@@ -77,10 +77,8 @@ class CaiT(IsotropicModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         norm = partial(nn.LayerNorm, eps=norm_eps)
         scale = scale_by_depth(depth) if layer_scale is None else layer_scale
         kernel = partial(TalkingHeads, heads, attn_dropout)

@@ -67,10 +67,8 @@ class JumboViT(IsotropicModel):
             raise ValueError(
                 f"jumbo_pieces and jumbo_mult must be at least 1, got {jumbo_pieces} and {jumbo_mult}"
             )
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         jumbo_dim = jumbo_pieces * dim
         norm = partial(nn.LayerNorm, eps=norm_eps)
 

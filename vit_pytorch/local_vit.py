@@ -84,10 +84,8 @@ class LocalViT(IsotropicModel):
         }
         check_choice("gate", gate, gates)
         class_token = class_token or pool == "cls"
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         norm = partial(nn.LayerNorm, eps=norm_eps)
         kernel = partial(FusedAttention, attn_dropout)
         bottleneck = partial(InvertedBottleneck, depthwise=_convolve_channels, act=act, excite=gates[gate])

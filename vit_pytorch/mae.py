@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from vit_pytorch.layers.attention import head_dim
 from vit_pytorch.layers.blocks import plain_blocks
@@ -36,6 +36,8 @@ from vit_pytorch.ssl.masks import (
 )
 
 VARIANCE_EPS = 1e-6
+# A number for each patch, by whose order patches are hidden.
+Noise = Float[Tensor, "b n"]
 
 
 class Reconstruction(NamedTuple):
@@ -122,10 +124,7 @@ class MAE(nn.Module):
         return {"mask_token"}
 
     def forward(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> Float[Tensor, ""]:
         """Compute the loss: the mean squared error of the hidden pixels.
 
@@ -141,10 +140,7 @@ class MAE(nn.Module):
         return F.mse_loss(predicted, gather_tokens(self.targets(images), hidden))
 
     def predict(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> tuple[Float[Tensor, "b n p"], Bool[Tensor, "b n"]]:
         """Return the prediction for every patch, in the order (row, column, channel), and what was hidden.
 
@@ -158,10 +154,7 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> Reconstruction:
         """Return pictures of the input with gaps, of the prediction, and of both put together.
 
@@ -215,7 +208,7 @@ class MAE(nn.Module):
         return self.norm(x)[:, prefix:]
 
     def _order(
-        self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None
+        self, images: Tensor, noise: Tensor | None, generator: Generator | None
     ) -> tuple[Int[Tensor, "b n"], int]:
         """Return the places of the patches, the visible ones first, and the number of those."""
         rows, columns = self.encoder.grid.fit(images.shape[2:])

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, BlockInputs, ExplicitAttention, FusedAttention
@@ -32,6 +32,9 @@ from vit_pytorch.ssl.masks import (
     patch_tokens,
 )
 from vit_pytorch.vit import ViT as ViT
+
+# A number for each patch, by whose order patches are context.
+Noise = Float[Tensor, "b n"]
 
 
 class MP3(nn.Module):
@@ -64,10 +67,7 @@ class MP3(nn.Module):
         init_linears(self.head, nn.init.xavier_uniform_)
 
     def forward(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> Float[Tensor, ""]:
         """Compute the loss: the mean cross entropy of the patches' positions.
 
@@ -86,10 +86,7 @@ class MP3(nn.Module):
         return (losses * masked).sum() / masked.sum()
 
     def predict(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> tuple[Float[Tensor, "b n n"], Bool[Tensor, "b n"]]:
         """Return the logits of every patch's position, and which patches were outside the context.
 

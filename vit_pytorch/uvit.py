@@ -66,10 +66,8 @@ class UViT(IsotropicModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
         class_token = class_token or pool == "cls"
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         norm = partial(nn.LayerNorm, eps=norm_eps)
         kernel = partial(FusedAttention, attn_dropout)
         middle = depth // 2

@@ -191,7 +191,7 @@ class MaskedFrames(_Base):
             ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
                 mask is not one of whole patches.
         """
-        return self.forward_head(self.forward_features(images, mask), mask=mask)
+        return self.forward_head(self.forward_features(images, mask), mask=mask)  # type: ignore[call-arg]
 
     def forward_head(
         self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b t"] | None = None

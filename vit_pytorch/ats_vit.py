@@ -26,23 +26,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import (
     NO_INPUTS,
     Attention,
     BlockInputs,
-    FusedAttention,
+    Ids,
+    Queries,
     attention_weights,
 )
-from vit_pytorch.layers.blocks import (
-    Block,
-    FeedForward,
-    drop_path_rate,
-    fx_leaf,
-    is_tracing,
-    layer,
-    static_size,
-)
+from vit_pytorch.layers.blocks import Block, fx_leaf, is_tracing, layer, plain_blocks, static_size
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
 
@@ -54,27 +48,11 @@ class ATSViT(IsotropicModel):
     that stays empty (-1 among the sampled ids) has no meaning and nothing sees it.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
         max_tokens_per_depth: for each block, the most patches that leave it if it samples; at least 1.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
-        dim_head: head dimension.
         ats_layers: indices of the blocks that sample; default those that more patches enter than their
             maximum. The paper's models sample from block 3 on, at as many steps as there are patches.
         drop_tokens: cut off slots that are empty in the whole batch. It saves time and computes the same
             to rounding. Compiled and exported graphs keep all slots, since their shapes are fixed.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide, or the layers' maxima do not fit the depth.
@@ -119,23 +97,18 @@ class ATSViT(IsotropicModel):
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedPositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
-        self.blocks = nn.ModuleList(
-            SamplingBlock(
-                dim,
-                Attention(
-                    dim,
-                    heads=heads,
-                    dim_head=dim_head,
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    kernel=partial(FusedAttention, attn_dropout),
-                ),
-                FeedForward(dim, mlp_dim, dropout=dropout),
-                norm=norm,
-                drop_path=drop_path_rate(drop_path, index, depth),
-                drop_tokens=drop_tokens,
-            )
-            for index in range(depth)
+        self.blocks = plain_blocks(
+            dim,
+            depth=depth,
+            heads=heads,
+            dim_head=dim_head,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
+            attn_dropout=attn_dropout,
+            drop_path=drop_path,
+            qkv_bias=qkv_bias,
+            norm=norm,
+            block=partial(SamplingBlock, drop_tokens=drop_tokens),
         )
         self.norm = norm(dim)
         self.reset_classifier(num_classes)
@@ -145,10 +118,7 @@ class ATSViT(IsotropicModel):
         return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm; see `IsotropicModel.encode`."""
         patches = prod(self.grid.shape if grid is None else grid)
@@ -159,10 +129,6 @@ class ATSViT(IsotropicModel):
         self, tokens: Float[Tensor, "b n d"], patches: int
     ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b m"] | None]:
         """Apply the blocks, some of which sample, and the final norm (section 3).
-
-        Args:
-            tokens: output of `embed`.
-            patches: number of patches among them.
 
         Returns:
             The tokens that are kept, and what they are (see `SamplingBlock`); None if no block samples.
@@ -210,7 +176,6 @@ class ATSViT(IsotropicModel):
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
-            images: input.
             return_sampled_token_ids: return the patches that are left, too: their numbers in row-major
                 order from 0, in the order of score, then -1 for empty slots.
 
@@ -225,21 +190,15 @@ class ATSViT(IsotropicModel):
             ids = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         return self.forward_head(tokens), (ids[:, 1:] - 1).clamp(min=-1)
 
-    def _change_pool(self, pool: str) -> None:
-        """Check that the pooling stays by the class token: the other slots may be empty."""
-        if pool != self.pool:
-            raise ValueError(f"adaptive token sampling pools by the class token ('cls'), got {pool!r}")
+    # Only by the class token: the other slots may be empty.
+    _change_pool = VisionModel._change_pool
 
 
 class SamplingBlock(Block):
     """A transformer block that may drop tokens: only those sampled get the attention's update.
 
     Args:
-        dim: token dimension.
-        attention: an `Attention`.
-        feedforward: transforms each token on its own.
         drop_tokens: cut off slots that are empty in all samples.
-        options: those of `Block`.
     """
 
     def __init__(
@@ -260,7 +219,6 @@ class SamplingBlock(Block):
 
         Args:
             x: tokens, the class token first.
-            inputs: a mask of the slots that are not empty.
             ids: what the tokens are: 0 is the class token, patches follow, -1 marks an empty slot; None while
                 nothing has been removed.
             points: number of steps to sample at; default none, which keeps all tokens.
@@ -283,19 +241,13 @@ class SamplingBlock(Block):
 
 
 @fx_leaf
-def score_tokens(
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h n e"],
-    v: Float[Tensor, "b h n e"],
-    mask: Tensor | None = None,
-) -> Float[Tensor, "b p"]:
+def score_tokens(q: Queries, k: Queries, v: Queries, mask: Tensor | None = None) -> Float[Tensor, "b p"]:
     """Score all tokens but the class token: its attention to them times their values' norm (section 3.1).
 
     The attention is summed over heads, the norm is that of the heads' values together. No gradient flows.
 
     Args:
         q: queries, the class token's first.
-        k: keys.
         v: values.
         mask: true where there is a token; the others score 0.
     """

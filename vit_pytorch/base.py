@@ -1,10 +1,61 @@
-"""What every model promises: checked input, features and head, a configuration, saving and loading."""
+"""What every model promises: checked input, features and head, a configuration, saving and loading.
+
+Arguments mean the same in all models and in the parts of which they consist, whose docstrings describe what
+is their own. Constructors raise `ValueError` if sizes do not divide, an option is unknown, or options
+contradict each other.
+
+Args:
+    image_size: the largest input, one number or (height, width) in pixels; the largest frame of a video.
+    patch_size: size of a patch, one number or (height, width); divides the image size.
+    frames: number of frames (slices of a volume) at most.
+    image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
+    frame_patch_size: frames of a patch; divides `frames`.
+    channels: channels of the input.
+    num_classes: number of logits; 0 for the pooled embedding.
+    dim: token dimension; where a part changes it, that of the input.
+    out_dim: output dimension.
+    depth: number of blocks; of each stage, in models that have stages.
+    heads: number of attention heads; they share `dim` where there is no `dim_head`.
+    dim_head: head dimension; where it has no default of its own, `dim / heads`.
+    mlp_dim: hidden dimension of the feed-forward.
+    hidden_dim: dimension between two linear layers.
+    dropout: dropout after the linear layers of a model's blocks, on the output of a part, or on the weights
+        in a kernel of attention, in [0, 1).
+    emb_dropout: dropout on the embedded tokens, in [0, 1).
+    attn_dropout: dropout on the attention weights, in [0, 1).
+    drop_path: probability of dropping a residual branch of a sample in training, in [0, 1); a model's is that
+        of the last block, to which it rises linearly from 0.
+    layer_scale: initial value of LayerScale's factors; None for no LayerScale.
+    qkv_bias: use biases for queries, keys and values.
+    out_bias: use a bias for the attention's output projection.
+    act: activation: "gelu", "gelu_tanh", "quickgelu", "hardswish", "relu", "relu6" or "silu".
+    norm_eps: epsilon of the LayerNorms.
+    pool: "cls" classifies the class token, "mean" the mean of the patches.
+    class_token: have a class token even if `pool` does not use it.
+    num_registers: number of register tokens.
+    patch_norm: apply LayerNorm before and after the patch projection.
+    fc_norm: the final norm acts on the pooled vector instead of on the tokens.
+    head_zero_init: the classifier starts at zero.
+    norm: builds a norm from a dimension.
+    attention: mixes tokens.
+    feedforward: transforms each token on its own.
+    kernel: builds the kernel that attends.
+    grid: how the input is cut, or patches along each axis; default those of the largest input.
+    prefix: number of prefix tokens.
+    ids_keep: positions in the grid, in row-major order, of the patches that are among the tokens; default
+        all of them.
+    scale: factor on the attention scores; default 1 / sqrt(head dimension).
+    options: arguments of the base class, such as the norm, LayerScale and stochastic depth of a `Block`.
+    generator: where random numbers are drawn from, instead of torch's global generator.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,13 +68,15 @@ from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
-from vit_pytorch.layers.options import Option, to_json
+from vit_pytorch.layers.options import Option, check_choice, to_json
+from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
+TIMM_POOL = {"token": "cls", "avg": "mean"}
 
 
 class VisionModel(
@@ -43,6 +96,8 @@ class VisionModel(
         num_features: dimension of the features.
         channels: channels of the input.
         image_size: the largest input, (height, width) in pixels.
+        classifier_dim: dimension of what enters the classifier.
+        undecayed: pattern of the names of parameters of more than one axis without weight decay.
         fc_norm: acts on the pooled vector.
         pre_logits: acts on the normed pooled vector.
         head: the classifier.
@@ -51,9 +106,11 @@ class VisionModel(
 
     # Strings and objects of the constructor's arguments that are options with settings of their own.
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {}
+    undecayed: ClassVar[str]
 
     num_classes: int
     num_features: int
+    classifier_dim: int
     channels: int
     image_size: tuple[int, ...]
     pool: str
@@ -76,7 +133,7 @@ class VisionModel(
         # A name for what enters the classifier, which wrappers ask for.
         self.to_latent = nn.Identity()
         self.num_classes = num_classes
-        self.num_features = num_features
+        self.num_features = self.classifier_dim = num_features
         self.channels = channels
         self.image_size = image_size
         self.default_cfg = {
@@ -98,7 +155,7 @@ class VisionModel(
     @property
     def head_hidden_size(self) -> int:
         """Dimension of what enters the classifier."""
-        return self.num_features
+        return self.classifier_dim
 
     @property
     def native_patch(self) -> tuple[int, ...] | None:
@@ -148,7 +205,6 @@ class VisionModel(
         mean = patches.mean(dim=1)
         return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
-    @abstractmethod
     def forward_intermediates(
         self,
         images: Float[Tensor, "b c *size"],
@@ -173,6 +229,39 @@ class VisionModel(
 
         Returns:
             The final features and the list of intermediates, or the list only.
+
+        Raises:
+            ValueError: if a layer is outside the model, or maps are asked for while patches are dropped.
+        """
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        layers = resolve_indices(indices, len(self.feature_info))
+        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
+        found: Any = []
+        for layer, output in zip(layers, outputs, strict=True):
+            patches, prefix, grid = self.split_output(output, layer, images.shape[2:], norm=norm)
+            if output_fmt == "NCHW":
+                if patches.shape[1] != prod(grid):
+                    raise ValueError(
+                        f"a map needs all {prod(grid)} patches, and patch_dropout leaves {patches.shape[1]} "
+                        "of them: use output_fmt='NLC', or eval mode"
+                    )
+                patches = patches.transpose(1, 2).unflatten(2, tuple(grid))
+            found.append((patches, prefix) if return_prefix_tokens else patches)
+        if intermediates_only:
+            return found
+        assert features is not None
+        return features, found
+
+    @abstractmethod
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a layer, and the patches' grid.
+
+        Args:
+            output: what the layer returned.
+            size: size of the images along each axis.
+            norm: apply the final norm.
         """
 
     def collect_layers(
@@ -181,7 +270,6 @@ class VisionModel(
         """Compute the final features and the outputs of some of the layers that `feature_info` names.
 
         Args:
-            images: input.
             layers: indices of layers, in order.
             stop_early: skip the layers after the last one; there are no final features then.
         """
@@ -195,22 +283,39 @@ class VisionModel(
         """Return the layer that computes the logits; the identity where there is none."""
         return self.head
 
-    @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
+        """Replace the classifier by a new one, and the pooling if given.
 
         Args:
             num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: another pooling, where the architecture has one.
+            global_pool: another pooling, where the architecture has one: "cls" (timm's "token") or "mean"
+                (timm's "avg").
+
+        Raises:
+            ValueError: if the model cannot pool so.
         """
+        if global_pool is not None and TIMM_POOL.get(global_pool, global_pool) != self.pool:
+            self._change_pool(global_pool)
+        self.head = self.make_head(num_classes)
+        self.num_classes = num_classes
+        self._record(num_classes=num_classes)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a new classifier; the identity for no classes."""
+        return make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
+
+    def _change_pool(self, global_pool: str) -> None:
+        raise ValueError(
+            f"{type(self).__name__} pools by {self.pool!r} only; pooling cannot be {global_pool!r}"
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         set_grad_checkpointing(self, enable)
 
-    @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
+        return {name for name, _ in self.named_parameters() if re.search(self.undecayed, name)}
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -26,6 +26,10 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     CrossAttention,
+    Keys,
+    Mixed,
+    Queries,
+    Values,
     head_dim,
     mix_heads,
 )
@@ -38,28 +42,14 @@ class CaiT(IsotropicModel):
     """The Class-Attention image Transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks that the patches pass through.
         cls_depth: number of class-attention blocks after them.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
         dropout: dropout after the linear layers of the patches' blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         layer_dropout: probability of dropping a residual branch of the patches' blocks for a sample, in
             training, in [0, 1); the same in all blocks.
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights of the patches' blocks, in [0, 1).
         layer_scale: initial value of LayerScale's factors, in all blocks; default the paper's choice by
             depth: 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 above.
-        norm_eps: epsilon of the LayerNorms.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     positions: LearnedPositions
@@ -87,10 +77,8 @@ class CaiT(IsotropicModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         norm = partial(nn.LayerNorm, eps=norm_eps)
         scale = scale_by_depth(depth) if layer_scale is None else layer_scale
         kernel = partial(TalkingHeads, heads, attn_dropout)
@@ -140,10 +128,6 @@ class CaiT(IsotropicModel):
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """Return the class token."""
-        return features[:, 0]
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
         return late_class_groups()
@@ -154,10 +138,6 @@ class TalkingHeads(nn.Module):
 
     Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels
     in the softmax; published weights have it.
-
-    Args:
-        heads: number of heads.
-        dropout: probability of dropping a mixed weight in training.
     """
 
     def __init__(self, heads: int, dropout: float = 0.0) -> None:
@@ -173,13 +153,7 @@ class TalkingHeads(nn.Module):
             else:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: None = None) -> Mixed:
         """Attend from each query to all keys."""
         scores = mix_heads(self.mix_scores, (q * q.shape[-1] ** -0.5) @ k.mT)
         weights = mix_heads(self.mix_weights, self.weights(scores.softmax(dim=-1)))

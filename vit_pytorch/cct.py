@@ -24,15 +24,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import (
-    NO_INPUTS,
-    Attention,
-    BlockInputs,
-    FusedAttention,
-    head_dim,
-    jit_is_tracing,
-)
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer, static_size
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, head_dim, jit_is_tracing
+from vit_pytorch.layers.blocks import Block, layer, plain_blocks, static_size
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import CONV, PatchGrid, pair
@@ -67,16 +60,9 @@ class CCT(IsotropicModel):
         pooling_kernel_size: size of the max-poolings' window.
         pooling_stride: step of the poolings.
         pooling_padding: padding around what is pooled, at most half of its window.
-        num_layers: number of blocks.
-        num_heads: number of attention heads.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of `embedding_dim`.
-        num_classes: number of logits; 0 for the pooled embedding.
         positional_embedding: "learnable", "sine" (fixed, along the sequence) or "none".
-        channels: channels of the input.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
 
     Raises:
         ValueError: if heads do not divide the dimension, or an image leaves no token.
@@ -111,14 +97,17 @@ class CCT(IsotropicModel):
         self.patch_embed = ConvTokenizer(channels, embedding_dim, layers=n_conv_layers, conv=conv, pool=pool)
         self.positions = compact_positions(positional_embedding, grid.shape, embedding_dim)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = compact_blocks(
+        self.blocks = plain_blocks(
             embedding_dim,
             depth=num_layers,
             heads=num_heads,
-            mlp_ratio=mlp_ratio,
+            dim_head=head_dim(embedding_dim, num_heads),
+            mlp_dim=int(embedding_dim * mlp_ratio),
             dropout=dropout,
             attn_dropout=attn_dropout,
             drop_path=drop_path,
+            qkv_bias=False,
+            block=StreamNormBlock,
         )
         self.norm = nn.LayerNorm(embedding_dim)
         self.sequence_pool = SequencePool(embedding_dim)
@@ -218,8 +207,6 @@ class ConvTokenizer(nn.Module):
     The ReLU comes after the pooling, on fewer numbers; both are monotonic, so the result is the same.
 
     Args:
-        channels: channels of the input.
-        dim: token dimension.
         layers: number of convolutions; those before the last have 64 channels.
         conv: window of the convolutions; its rank, 1 to 3, is that of the array.
         pool: window of the poolings.
@@ -248,9 +235,6 @@ class SequencePool(nn.Module):
     """Pool tokens by a mean whose weights are learned from the tokens (section 3.3).
 
     The score's bias has no influence, since softmax ignores it; published checkpoints have it.
-
-    Args:
-        dim: token dimension.
     """
 
     def __init__(self, dim: int) -> None:
@@ -273,35 +257,6 @@ class StreamNormBlock(Block):
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), inputs)))
         x = self.norm2(x)
         return x + self.drop_path(self.scale2(self.feedforward(x)))
-
-
-def compact_blocks(
-    dim: int,
-    *,
-    depth: int,
-    heads: int,
-    mlp_ratio: float,
-    dropout: float,
-    attn_dropout: float,
-    drop_path: float,
-) -> nn.ModuleList:
-    """Build the blocks of a compact transformer; see `CCT` for the arguments."""
-    return nn.ModuleList(
-        StreamNormBlock(
-            dim,
-            Attention(
-                dim,
-                heads=heads,
-                dim_head=head_dim(dim, heads),
-                qkv_bias=False,
-                dropout=dropout,
-                kernel=partial(FusedAttention, attn_dropout),
-            ),
-            FeedForward(dim, int(dim * mlp_ratio), dropout=dropout),
-            drop_path=drop_path_rate(drop_path, index, depth),
-        )
-        for index in range(depth)
-    )
 
 
 def compact_positions(

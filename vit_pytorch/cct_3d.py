@@ -20,13 +20,15 @@ from vit_pytorch.cct import (
     ConvTokenizer,
     Positions,
     SequencePool,
+    StreamNormBlock,
     Window,
     build_cct,
-    compact_blocks,
     compact_positions,
     conv_grid,
 )
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import head_dim
+from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import pair
 
@@ -55,16 +57,9 @@ class CCT3D(IsotropicModel):
         pooling_kernel_size: size of the max-poolings' window in a frame.
         pooling_stride: step of the poolings in a frame.
         pooling_padding: padding around what is pooled, at most half of its window.
-        num_layers: number of blocks.
-        num_heads: number of attention heads.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of `embedding_dim`.
-        num_classes: number of logits; 0 for the pooled embedding.
         positional_embedding: "learnable", "sine" (fixed, along the sequence) or "none".
-        channels: channels of the input.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
 
     Raises:
         ValueError: if heads do not divide the dimension, or a video leaves no token.
@@ -118,14 +113,17 @@ class CCT3D(IsotropicModel):
         self.patch_embed = ConvTokenizer(channels, embedding_dim, layers=n_conv_layers, conv=conv, pool=pool)
         self.positions = compact_positions(positional_embedding, grid.shape, embedding_dim)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = compact_blocks(
+        self.blocks = plain_blocks(
             embedding_dim,
             depth=num_layers,
             heads=num_heads,
-            mlp_ratio=mlp_ratio,
+            dim_head=head_dim(embedding_dim, num_heads),
+            mlp_dim=int(embedding_dim * mlp_ratio),
             dropout=dropout,
             attn_dropout=attn_dropout,
             drop_path=drop_path,
+            qkv_bias=False,
+            block=StreamNormBlock,
         )
         self.norm = nn.LayerNorm(embedding_dim)
         self.sequence_pool = SequencePool(embedding_dim)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.attention import CrossAttention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import DropPath, drop_path_rate, fx_leaf, layer, plain_blocks
 from vit_pytorch.layers.init import init_linears
@@ -36,40 +36,32 @@ class CrossViT(VisionModel):
     """The two-branch Vision Transformer with cross-attention.
 
     `forward_features` returns one token, the class tokens of both branches concatenated, which is all that
-    the head reads; the patches of either branch come from `forward_intermediates`.
+    the head reads; the patches of either branch come from `forward_intermediates`. Arguments that begin with
+    `lg_` are those of the large branch that `sm_` are of the small one.
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; what the small branch sees.
-        num_classes: number of logits; 0 for the pooled embedding.
         depth: number of multi-scale blocks.
         sm_dim: token dimension of the small branch.
         sm_patch_size: size of its patches, one number or (height, width).
         sm_enc_depth: number of its transformer blocks in a multi-scale block.
         sm_enc_heads: number of its attention heads, each of dimension `sm_dim / sm_enc_heads`.
         sm_enc_mlp_dim: hidden dimension of its feed-forward.
-        lg_dim: the same of the large branch.
-        lg_patch_size: the same of the large branch.
-        lg_enc_depth: the same of the large branch.
-        lg_enc_heads: the same of the large branch.
-        lg_enc_mlp_dim: the same of the large branch.
         cross_attn_depth: how often a class token attends to the other branch in a multi-scale block.
         cross_attn_heads: number of heads of the cross-attention.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         lg_image_size: size to which the large branch resizes the largest input, bicubically; a smaller input
             is resized in proportion. None for no resizing.
         stem: "linear" projects patches, "conv" stacks three convolutions (the paper's dagger), for patches of
             12 and of 16.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide, or the stem does not know the patch.
     """
+
+    pool = "cls"
+    # In either branch.
+    num_prefix_tokens = 1
+    undecayed = r"^branches\.\d\.(prefix\.class_token|positions\.table)$"
 
     def __init__(
         self,
@@ -140,11 +132,6 @@ class CrossViT(VisionModel):
         self.reset_classifier(num_classes)
 
     @property
-    def num_prefix_tokens(self) -> int:  # type: ignore[override]
-        """Number of tokens before the patches, in either branch."""
-        return 1
-
-    @property
     def feature_info(self) -> list[dict[str, Any]]:
         """What each intermediate feature is: module, num_chs, reduction (stride in pixels), branch.
 
@@ -178,66 +165,30 @@ class CrossViT(VisionModel):
         small, large = self.branches
         return small, large  # type: ignore[return-value]
 
-    def pool_features(self, features: Float[Tensor, "b 1 f"]) -> Float[Tensor, "b f"]:
-        """Return the pair of class tokens."""
-        return features[:, 0]
-
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute a branch's features after the multi-scale blocks; see `VisionModel.forward_intermediates`.
-
-        Indices are those of `feature_info`: the small branch by depth, then the large branch.
-        """
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+    def collect_layers(
+        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], *, stop_early: bool = False
+    ) -> tuple[Tensor | None, list[Any]]:
+        """Compute the final features and the outputs of layers, by the indices of `feature_info`."""
         depth = len(self.multi_scale_encoder)
-        layers = resolve_indices(indices, 2 * depth)
         # The branches take turns, block by block.
         in_turn = sorted(layers, key=lambda index: (index % depth, index // depth))
-        features, outputs = self.collect_layers(images, in_turn, stop_early=stop_early and intermediates_only)
-        tokens = dict(zip(in_turn, outputs, strict=True))
-        maps, prefix = [], []
-        for index in layers:
-            branch: Any = self.branches[index // depth]
-            x = branch.norm(tokens[index]) if norm else tokens[index]
-            prefix.append(x[:, :1])
-            x = x[:, 1:]
-            grid = branch.grid.fit(view_size(images.shape[2:], branch.full, branch.grid.size))
-            maps.append(x.transpose(1, 2).unflatten(2, grid) if output_fmt == "NCHW" else x)
-        found: Intermediates = list(zip(maps, prefix, strict=True)) if return_prefix_tokens else maps
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+        features, outputs = super().collect_layers(images, in_turn, stop_early=stop_early)
+        found = dict(zip(in_turn, outputs, strict=False))
+        return features, [found[index] for index in layers]
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b 1 d"], Sequence[int]]:
+        """Return the patches and the class token of a branch, and the patches' grid."""
+        branch: Any = self.branches[layer // len(self.multi_scale_encoder)]
+        x = branch.norm(output) if norm else output
+        return x[:, 1:], x[:, :1], branch.grid.fit(view_size(size, branch.full, branch.grid.size))
 
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "cls" (timm's "token"), the only one.
-
-        Raises:
-            ValueError: if another pooling is given.
-        """
-        if global_pool not in (None, "cls", "token"):
-            raise ValueError(f"CrossViT classifies its class tokens, global_pool='cls'; got {global_pool!r}")
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier of each branch; the identity for no classes."""
         small, large = self._branches()
-        self.head = MeanOfHeads(small.dim, large.dim, num_classes) if num_classes else nn.Identity()
-        self.head.to(next(self.branches.parameters()))
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return {f"branches.{i}.{name}" for i in (0, 1) for name in ("prefix.class_token", "positions.table")}
+        head = MeanOfHeads(small.dim, large.dim, num_classes) if num_classes else nn.Identity()
+        return head.to(next(self.branches.parameters()))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, as timm's tools read them."""
@@ -251,13 +202,8 @@ class Branch(nn.Module):
     """What a branch has of its own: a view of the image, its embedding, and the norm after all blocks.
 
     Args:
-        grid: how its view of the image is cut.
-        channels: channels of the input.
-        dim: token dimension.
         full: the largest input, (height, width) in pixels, of which `grid.size` is the view.
         stem: "linear" or "conv".
-        dropout: dropout on the embedded tokens.
-        norm: builds a norm from a dimension.
     """
 
     def __init__(
@@ -316,11 +262,6 @@ def resize_view(
 
 class ThreeConvolutions(nn.Module):
     """Embed patches of 12 or of 16 pixels by three convolutions (section 4.1, the models with a dagger).
-
-    Args:
-        grid: how the image is cut.
-        channels: channels of the image.
-        dim: token dimension.
 
     Raises:
         ValueError: if the patch is of another size.
@@ -381,7 +322,6 @@ class CrossFusion(nn.Module):
         dim: token dimension of the token's branch.
         other: token dimension of the other branch.
         turns: residual class attention, in the other branch's dimension, each on the patches as they came.
-        norm: builds the norm of each projection from a dimension.
     """
 
     def __init__(
@@ -404,17 +344,7 @@ class CrossFusion(nn.Module):
 
 
 class ClassTurn(nn.Module):
-    """Attention from a class token to itself and to patches, added to the token.
-
-    Args:
-        dim: token dimension.
-        heads: number of attention heads, which share `dim`.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        attn_dropout: dropout on the attention weights.
-        drop_path: probability of dropping the attention of a sample in training, in [0, 1).
-        norm: builds a norm from a dimension.
-    """
+    """Attention from a class token to itself and to patches, added to the token."""
 
     def __init__(
         self,
@@ -453,7 +383,6 @@ class MeanOfHeads(nn.Module):
     Args:
         small_dim: dimension of the small branch's class token.
         large_dim: dimension of the large branch's class token.
-        num_classes: number of logits.
     """
 
     def __init__(self, small_dim: int, large_dim: int, num_classes: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Block, FeedForward, concrete, drop_path_rates, fx_leaf
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, static_size
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -35,7 +36,6 @@ class CrossFormer(HierarchicalModel):
     """The CrossFormer.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: channels of each stage.
         depth: number of blocks of each stage; the first, third, ... attend to near cells, the others to far.
         global_window_size: for blocks that attend to far cells, the distance of a group's neighbouring cells
@@ -43,19 +43,11 @@ class CrossFormer(HierarchicalModel):
         local_window_size: side of the groups in cells, G in the paper; one number or one for each stage.
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the
             product of strides is accepted.
-        channels: channels of the input.
         cross_embed_kernel_sizes: for each stage, sides of the kernels of the embedding.
         cross_embed_strides: for each stage, stride of the embedding.
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
-        qkv_bias: use biases for queries, keys and values.
         dropout: dropout after the linear layers of the blocks and the first embedding, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
-        norm_eps: epsilon of the LayerNorms.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(
@@ -101,18 +93,14 @@ class CrossFormer(HierarchicalModel):
         )
         norm = partial(nn.LayerNorm, eps=norm_eps)
         drops = drop_path_rates(drop_path, depth)
+        options: dict[str, Any] = {"qkv_bias": qkv_bias, "kernel": partial(FusedAttention, attn_dropout)}
         for i, width in enumerate(dim):
             group = pair(groups[i])
             near, far = windows(group), dilated(group, pair(global_window_size[i]))
             blocks: list[Block] = []
             for drop in drops[i]:
                 attention = Attention(
-                    width,
-                    heads=all_heads[i],
-                    dim_head=width // all_heads[i],
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    kernel=partial(FusedAttention, attn_dropout),
+                    width, heads=all_heads[i], dim_head=width // all_heads[i], dropout=dropout, **options
                 )
                 bias = DynamicBias(group, all_heads[i], dim=max(width // 16, 1))
                 grouped = LongShortAttention(attention, far if len(blocks) % 2 else near, bias)
@@ -146,8 +134,6 @@ class CrossScaleEmbedding(nn.Module):
     many.
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         kernel_sizes: sides of the kernels, each of the stride's parity.
         stride: stride of all convolutions.
 
@@ -212,11 +198,9 @@ def fit_groups(
     Args:
         partition: that of larger maps.
         group: rows and columns of its groups.
-        height: rows of the map.
-        width: columns of the map.
     """
     if min(height, width) > min(group):
         rows, columns = group
         return partition, rows, columns
-    height, width = concrete(height), concrete(width)
+    height, width = static_size((height, width))
     return windows((height, width)), height, width

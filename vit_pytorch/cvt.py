@@ -25,7 +25,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import BlockInputs, FusedAttention, head_dim, merge_heads, split_heads
+from vit_pytorch.layers.attention import (
+    BlockInputs,
+    FusedAttention,
+    Keys,
+    Queries,
+    head_dim,
+    merge_heads,
+    split_heads,
+)
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, layer
 from vit_pytorch.layers.conv import ConvNorm, OnMap
 from vit_pytorch.layers.init import init_linears
@@ -41,9 +49,6 @@ class Variant(Option):
     Args:
         class_token: stages that have a class token of their own; that of the last stage is classified, or the
             mean of the map if it has none.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        norm_eps: epsilon of the LayerNorms.
         act: activation of the feed-forward (see `layers.blocks.ACTIVATIONS`); the authors' weights belong to
             "quickgelu", transformers computes "gelu" with them.
 
@@ -69,11 +74,11 @@ VARIANTS = {"authors": Variant(), "transformers": Variant(act="gelu")}
 class CvT(HierarchicalModel):
     """The convolutional vision transformer in three stages.
 
-    Images of any size are taken; `image_size` is only the customary one.
+    Images of any size are taken; `image_size` is only the customary one. Arguments that begin with `s1_`,
+    `s2_` or `s3_` belong to that stage.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
-        s1_emb_dim: dimension of the first stage.
+        s1_emb_dim: dimension of the stage.
         s1_emb_kernel: side of a patch.
         s1_emb_stride: distance between neighbouring patches.
         s1_proj_kernel: side of the kernels that project queries, keys and values, odd.
@@ -81,31 +86,11 @@ class CvT(HierarchicalModel):
         s1_heads: number of attention heads.
         s1_depth: number of blocks.
         s1_mlp_mult: hidden dimension of the feed-forward, as a multiple of the stage's.
-        s2_emb_dim: the same of the second stage, and so on.
-        s2_emb_kernel: see above.
-        s2_emb_stride: see above.
-        s2_proj_kernel: see above.
-        s2_kv_proj_stride: see above.
-        s2_heads: see above.
-        s2_depth: see above.
-        s2_mlp_mult: see above.
-        s3_emb_dim: the same of the third stage, and so on.
-        s3_emb_kernel: see above.
-        s3_emb_stride: see above.
-        s3_proj_kernel: see above.
-        s3_kv_proj_stride: see above.
-        s3_heads: see above.
-        s3_depth: see above.
-        s3_mlp_mult: see above.
         dropout: dropout on the embedded tokens and after the linear layers of the blocks, in [0, 1).
-        channels: channels of the input.
         image_size: the customary input, one number or (height, width) in pixels.
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises
             linearly from 0 over the last stage; the others drop none, as in the paper's models.
         variant: "authors", "transformers", or a `Variant`: class tokens, biases, activation.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     @flat_options
@@ -161,6 +146,7 @@ class CvT(HierarchicalModel):
             min_size=(least_size(kernels, strides),) * 2,
         )
         self.num_prefix_tokens = int(variant.class_token[-1])
+        self.pool = "cls" if self.num_prefix_tokens else "mean"
         norm = partial(nn.LayerNorm, eps=variant.norm_eps)
 
         for i, dim in enumerate(dims):
@@ -210,28 +196,13 @@ class CvT(HierarchicalModel):
             height, width = part.down.extent(height), part.down.extent(width)  # type: ignore[union-attr, operator]
         return output[:, prefix:].unflatten(1, (height, width)), output[:, :prefix]
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "cls" (timm's "token") if the last stage has a class token, "mean" ("avg") otherwise;
-                the only pooling.
-        """
-        known = ("cls", "token") if self.num_prefix_tokens else ("mean", "avg")
-        if global_pool is not None and global_pool not in known:
-            raise ValueError(f"this CvT pools by {known[0]!r}; pooling cannot be {global_pool!r}")
-        super().reset_classifier(num_classes)
-
 
 class ConvStage(nn.Module):
     """Embed the patches of a map, put the class token before them, if there is one, and apply blocks.
 
     Args:
         down: returns the map of this stage from that of the one before.
-        blocks: the blocks, applied in turn.
         prefix: the class token, or nothing.
-        dropout: dropout on the embedded tokens.
     """
 
     def __init__(
@@ -261,13 +232,8 @@ class ConvAttention(nn.Module):
     A class token before the map passes through the linear layers only.
 
     Args:
-        dim: token dimension.
-        heads: number of heads; they share the dimension.
         kernel_size: side of the convolutions' kernels, odd.
         kv_stride: stride of the convolutions of keys and values.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        attn_dropout: dropout on the attention weights.
 
     Raises:
         ValueError: if the kernels are even, or `heads` does not divide `dim`.
@@ -296,9 +262,7 @@ class ConvAttention(nn.Module):
         conv = partial(ConvNorm, dim, dim, kernel_size, groups=dim)
         self.convs = nn.ModuleList(OnMap(conv(stride=stride)) for stride in (1, kv_stride, kv_stride))
 
-    def project(
-        self, x: Float[Tensor, "b n d"], inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h m e"], Float[Tensor, "b h m e"]]:
+    def project(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> tuple[Queries, Keys, Keys]:
         """Project the tokens of a grid to queries, and to keys and values, which are fewer."""
         prefix = inputs.num_prefix_tokens
         # After a class token the cells are not contiguous: one copy here instead of one per convolution.
@@ -319,11 +283,8 @@ class ConvEmbed(nn.Module):
     """Embed overlapping patches of a map by a strided convolution and LayerNorm (section 3.1).
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         kernel: side of a patch.
         stride: distance between neighbouring patches.
-        norm_eps: epsilon of the LayerNorm.
     """
 
     def __init__(self, dim: int, out_dim: int, kernel: int, stride: int, *, norm_eps: float) -> None:

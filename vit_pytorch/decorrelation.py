@@ -34,7 +34,6 @@ class DecorLinear(nn.Linear):
     Args:
         in_features: dimension of the input.
         out_features: dimension of the output.
-        bias: use a bias.
         lr: step size of R.
         kappa: goal of R: 0 for uncorrelated channels, 1 for channels of variance 1, both in between.
         sample_frac: share of a batch's samples that R learns from, in (0, 1]; at least one sample.
@@ -115,11 +114,7 @@ class DecorLinear(nn.Linear):
 
 
 class Decorrelation:
-    """The decorrelated linear layers of a model, as `decorrelate` returns them.
-
-    Args:
-        model: the model.
-    """
+    """The decorrelated linear layers of a model, as `decorrelate` returns them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -157,12 +152,7 @@ class Decorrelation:
 
 
 def decorrelate(
-    model: nn.Module,
-    pattern: str = ".*",
-    *,
-    lr: float = 1e-3,
-    kappa: float = 0.5,
-    sample_frac: float = 1.0,
+    model: nn.Module, pattern: str = ".*", *, lr: float = 1e-3, kappa: float = 0.5, sample_frac: float = 1.0
 ) -> Decorrelation:
     """Replace a model's linear layers by `DecorLinear`, in place; the outputs do not change at first.
 
@@ -171,9 +161,6 @@ def decorrelate(
     Args:
         model: the model, or a part of it, such as its blocks.
         pattern: regular expression that the whole name of a layer matches.
-        lr: see `DecorLinear`.
-        kappa: see `DecorLinear`.
-        sample_frac: see `DecorLinear`.
 
     Raises:
         ValueError: if no linear layer matches, or a setting is out of range.

@@ -26,6 +26,10 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     FusedAttention,
+    Keys,
+    Mixed,
+    Queries,
+    Values,
     attention_weights,
     mix_heads,
 )
@@ -42,30 +46,10 @@ class DeepViT(IsotropicModel):
     """The Vision Transformer with re-attention.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dim_head: head dimension.
         reattn_layers: number of last blocks that re-attend, the others being plain; default all.
         reattn_scale: factor on the re-attention's maps.
         scale_adjustment: s in x + branch(norm(s x)) / s, the residuals of all blocks.
         stem: "linear" projects patches; "conv" first applies two convolutions at half the resolution.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -137,8 +121,6 @@ class ReAttention(nn.Module):
     """norm(mix(softmax(q k^T * scale))) v, the heads' maps mixed with each other (section 4.2, equation 3).
 
     Args:
-        heads: number of heads.
-        dropout: probability of dropping an attention weight in training, before the mix.
         gain: factor on the normalised maps.
     """
 
@@ -151,13 +133,7 @@ class ReAttention(nn.Module):
         self.norm = nn.BatchNorm2d(heads)
         self.mixed = nn.Identity()
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: Tensor | None = None) -> Mixed:
         """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         maps = self.dropout(self.weights(attention_weights(q, k, mask=mask)))
         # The gain acts on the values, which are fewer than the maps.
@@ -165,16 +141,7 @@ class ReAttention(nn.Module):
 
 
 class AdjustedBlock(Block):
-    """A block with x + branch(norm(s x)) / s as residuals.
-
-    Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
-        scale: the factor s.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
-    """
+    """A block with x + branch(norm(s x)) / s as residuals."""
 
     def __init__(
         self,
@@ -202,8 +169,6 @@ class HalvingStem(nn.Module):
 
     Args:
         grid: how the input is cut; its patch even.
-        channels: channels of the input.
-        dim: token dimension.
         width: channels of the map.
     """
 

@@ -41,7 +41,6 @@ class DinoLoss(nn.Module):
     """Cross-entropy of the student's views with the teacher's centred and sharpened ones (equation 3).
 
     Args:
-        num_classes: number of logits.
         student_temp: the student's temperature.
         center_decay: how much of the old centre stays at an update.
     """
@@ -251,7 +250,6 @@ class Dino(nn.Module):
         Args:
             images: images as the model takes them, of any size; or the crops of a batch, the two global ones
                 first.
-            generator: where the randomness of the crops comes from; torch's own unless given.
 
         Raises:
             ValueError: for less than two crops.

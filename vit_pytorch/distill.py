@@ -77,25 +77,20 @@ class Distillable(IsotropicModel):
         """Return the mean logits of both classifiers.
 
         Args:
-            features: output of `forward_features`.
             pre_logits: return the mean of what enters the classifiers.
         """
         return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace both classifiers by new ones; the constructor's call, the first, adds the token.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
-        """
+        """Replace both classifiers by new ones; the constructor's call, the first, adds the token."""
         if self.prefix.distillation_token is None:
             self.add_distillation_token()
-        super().reset_classifier(0, global_pool)
+        super().reset_classifier(num_classes, global_pool)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build both classifiers; the identity for no classes."""
         like = next(self.parameters())
-        self.head = make_classifier(self.num_features, num_classes, like=like, kind=DistilledHead)
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
+        return make_classifier(self.num_features, num_classes, like=like, kind=DistilledHead)
 
     def to_vit(self) -> IsotropicModel:
         """Return the plain model that computes the class token's logits.
@@ -216,7 +211,6 @@ class DistillWrapper(nn.Module):
         """Compute the loss of a batch.
 
         Args:
-            images: input of both models.
             labels: classes, or a distribution over them for each image.
             temperature: another temperature for this batch.
             alpha: another weight for this batch.

@@ -29,18 +29,11 @@ class ViT(IsotropicModel):
     A list of blocks has features between them; any other module counts as one block.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: token dimension; the same as the transformer's.
         transformer: computes tokens from tokens, (b, n, d) both; or an `nn.ModuleList` of blocks. It is not
             copied.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        channels: channels of the input.
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         norm_eps: epsilon of the LayerNorm after the transformer.
         final_norm: have that LayerNorm; a transformer may end in one of its own.
-        class_token: have a class token even if `pool` does not use it.
         num_registers: number of register tokens, which have no position.
 
     Raises:
@@ -90,11 +83,7 @@ class ViT(IsotropicModel):
 
 
 class TransformerBlock(nn.Module):
-    """A transformer of another library as one block.
-
-    Args:
-        transformer: computes tokens from tokens.
-    """
+    """A transformer of another library as one block."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()

@@ -26,7 +26,6 @@ class Extractor(Wrapper):
     as it is written where a layer is named.
 
     Args:
-        model: the model.
         layer_name: the layer: its name as in `named_modules`; its index in the order of depth, among the
             modules of the model's `feature_info`, negative from the end; or the module itself. A sequence of
             such asks for several. None for what `forward_features` gives: of a plain model, the tokens behind
@@ -83,9 +82,7 @@ class Extractor(Wrapper):
 
         Args:
             images: input; other arguments are passed on, too, where a layer is named.
-            args: passed on.
             return_embeddings_only: whether to leave out the model's output; None for the extractor's setting.
-            kwargs: passed on.
 
         Returns:
             The model's output and the embeddings, or the embeddings alone. They are what the layer gives; of

@@ -12,11 +12,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.blocks import is_tracing, layer
 from vit_pytorch.layers.conv import pool_map
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.tokens import make_classifier
 
 
 class Stage(nn.Module):
@@ -24,7 +22,6 @@ class Stage(nn.Module):
 
     Args:
         down: returns the map of this stage from that of the one before.
-        blocks: the blocks, applied in turn.
     """
 
     def __init__(self, down: nn.Module, blocks: Iterable[nn.Module]) -> None:
@@ -57,10 +54,11 @@ class HierarchicalModel(VisionModel):
         stem: acts on the image, its channels last, before the stages.
         stages: return the map of each stage from that of the one before.
         norm: acts on the last map.
-        classifier_dim: dimension of what enters the classifier.
     """
 
     stages: nn.ModuleList
+    pool = "mean"
+    undecayed = r"\.(table|positions\.conv\.weight|class_token)$"
 
     def __init__(
         self,
@@ -89,7 +87,6 @@ class HierarchicalModel(VisionModel):
         self.fc_norm = nn.Identity()
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
-        self.classifier_dim = dims[-1]
         self.check_size(image_size)
 
     @property
@@ -99,11 +96,6 @@ class HierarchicalModel(VisionModel):
             {"module": f"stages.{i}", "num_chs": dim, "reduction": stride}
             for i, (dim, stride) in enumerate(zip(self.dims, self.strides, strict=True))
         ]
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Dimension of what enters the classifier."""
-        return self.classifier_dim
 
     def check_size(self, size: Sequence[int]) -> None:
         """Check the size of an input.
@@ -133,43 +125,19 @@ class HierarchicalModel(VisionModel):
             return features[:, : self.num_prefix_tokens].mean(dim=1)
         return pool_map(features)
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute the map of each stage; see `VisionModel.forward_intermediates`.
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the cells and the prefix tokens in the output of a stage, and the map's rows and columns.
 
         The final norm has the last stage's dimension and acts on no other.
         """
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = resolve_indices(indices, len(self.stages))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        size = images.shape[2:]
-        pairs = [
-            self.split_prefix(output, stage, size) for output, stage in zip(outputs, layers, strict=True)
-        ]
-        if norm and layers and layers[-1] == len(self.stages) - 1:
-            x, prefix = pairs[-1]
+        x, prefix = self.split_prefix(output, layer, size)
+        if norm and layer == len(self.stages) - 1:
             x = self.norm(x)
             # The final norm may change the number of channels.
-            pairs[-1] = (
-                x,
-                self.norm(prefix) if prefix.shape[1] else prefix.new_empty(x.shape[0], 0, x.shape[3]),
-            )
-        maps = [x.permute(0, 3, 1, 2) if output_fmt == "NCHW" else x.flatten(1, 2) for x, _ in pairs]
-        found: Intermediates = maps
-        if return_prefix_tokens:
-            found = [(x, prefix) for x, (_, prefix) in zip(maps, pairs, strict=True)]
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+            prefix = self.norm(prefix) if prefix.shape[1] else x.new_empty(x.shape[0], 0, x.shape[3])
+        return x.flatten(1, 2), prefix, x.shape[1:3]
 
     def split_prefix(
         self, output: Tensor, stage: int, size: Sequence[int]
@@ -182,24 +150,6 @@ class HierarchicalModel(VisionModel):
             size: height and width of the images.
         """
         return output, output.new_empty(output.shape[0], 0, output.shape[3])
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "mean" (timm's "avg"), the only pooling.
-        """
-        if global_pool not in (None, "mean", "avg"):
-            raise ValueError(f"{type(self).__name__} pools by the mean; pooling cannot be {global_pool!r}")
-        self.head = make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        tokens = (".table", ".positions.conv.weight", ".class_token")
-        return {name for name, _ in self.named_parameters() if name.endswith(tokens)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the coarse ones by stage."""

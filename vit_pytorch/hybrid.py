@@ -27,18 +27,10 @@ from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_lea
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens, pair
-from vit_pytorch.layers.positions import NoPositions
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool
-from vit_pytorch.vit import (
-    POSITIONS,
-    Pool,
-    attention_position,
-    position_inputs,
-    read_positions,
-    undecayed,
-)
+from vit_pytorch.vit import POSITIONS, UNDECAYED, Pool, attention_position, position_inputs, read_positions
 
 
 class StandardisedConv(nn.Conv2d):
@@ -48,11 +40,7 @@ class StandardisedConv(nn.Conv2d):
     comes after the map.
 
     Args:
-        dim: channels that enter.
-        out_dim: channels that leave.
-        kernel: side of the kernel.
         stride: distance of the kernel's places.
-        eps: added to the variance.
     """
 
     def __init__(
@@ -85,7 +73,6 @@ class Bottleneck(nn.Module):
     """Three convolutions next to a shortcut (He et al. 2015, arXiv:1512.03385, figure 5).
 
     Args:
-        dim: channels that enter.
         out_dim: channels that leave; a quarter of them are between the convolutions.
         stride: that of the middle convolution and of the shortcut.
         groups: groups of the norms.
@@ -96,10 +83,7 @@ class Bottleneck(nn.Module):
         inner = out_dim // 4
         self.downsample = (
             nn.ModuleDict(
-                {
-                    "conv": StandardisedConv(dim, out_dim, stride=stride),
-                    "norm": nn.GroupNorm(groups, out_dim),
-                }
+                {"conv": StandardisedConv(dim, out_dim, stride=stride), "norm": nn.GroupNorm(groups, out_dim)}
             )
             if stride > 1 or dim != out_dim
             else None
@@ -125,7 +109,6 @@ class ResNet(nn.Module):
     """Big Transfer's ResNet without its head, of bottlenecks whose norms follow the convolutions.
 
     Args:
-        channels: channels of the input.
         depths: blocks in each stage; each stage but the first halves the map and doubles the width.
         width: channels of the stem, of which a stage's first has four times as many; a multiple of 32.
 
@@ -187,7 +170,6 @@ class MapEmbed(nn.Module):
         grid: how the input is cut: its patches, in pixels, are cells of the tokens.
         patch: cells of the map along each axis of a patch.
         features: channels of the map.
-        dim: token dimension.
     """
 
     def __init__(
@@ -256,39 +238,22 @@ class HybridViT(IsotropicModel):
     `save_pretrained` refuses; save the state dict. The ResNet of its own is described by numbers.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
         patch_size: size of a patch in cells of the feature map, one number or (height, width).
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
         backbone: returns feature maps from images; default Big Transfer's ResNet. It is used as it is, not
             copied, and is called once, on one image of zeros, to see how large its map is.
         resnet_depths: blocks in each stage of the ResNet: (2, 2, 2, 2) for the R26, (3, 4, 6, 3) for the R50,
             (3, 4, 9) for the R50 whose last stage is moved to the one before it.
         resnet_width: channels of the ResNet's stem.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         pool: see `ViT`.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
         positions: see `ViT`.
-        class_token: have a class token even if `pool` does not use it.
-        num_registers: number of register tokens.
-        head_zero_init: the classifier starts at zero.
 
     Raises:
         ValueError: if sizes do not divide, options contradict each other, or the backbone returns no map.
     """
 
     option_kinds: ClassVar = {"positions": POSITIONS}
+    undecayed = UNDECAYED
 
     def __init__(
         self,
@@ -330,8 +295,7 @@ class HybridViT(IsotropicModel):
 
         self.patch_embed = MapEmbed(network, grid, patch, features, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
-        if not isinstance(added, NoPositions):
-            self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.positions = added.build(grid.shape, dim, class_token=class_token)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
@@ -382,11 +346,4 @@ class HybridViT(IsotropicModel):
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
         """Return the extra inputs of each block: positions used inside attention; see `ViT.block_inputs`."""
-        inputs = super().block_inputs(grid, ids_keep)
-        if self.rotary is None and self.relative is None:
-            return inputs
-        return position_inputs(inputs, self.rotary, self.relative)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return super().no_weight_decay() | undecayed(self)
+        return position_inputs(super().block_inputs(grid, ids_keep), self.rotary, self.relative)

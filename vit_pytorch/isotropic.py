@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
-from vit_pytorch.layers.attention import BlockInputs
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens
+from vit_pytorch.base import TIMM_POOL, VisionModel
+from vit_pytorch.layers.attention import BlockInputs, Ids
+from vit_pytorch.layers.patches import MaskFn, PatchDropout, PatchGrid, PrefixTokens
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.tokens import make_classifier
-
-TIMM_POOL = {"token": "cls", "avg": "mean"}
+from vit_pytorch.layers.space_time import mean_of_frames
 
 
 class IsotropicModel(VisionModel):
@@ -38,7 +34,6 @@ class IsotropicModel(VisionModel):
         blocks: the layers.
         norm: acts on the tokens after the blocks.
         attention_pool: pools the patches for "map".
-        classifier_dim: dimension of what enters the classifier.
     """
 
     grid: PatchGrid
@@ -47,6 +42,7 @@ class IsotropicModel(VisionModel):
     prefix: PrefixTokens
     positions: Positions | None
     blocks: nn.ModuleList
+    undecayed = r"^prefix\.(class_token|distillation_token|registers)$|^positions\.table$"
 
     def __init__(
         self, *, grid: PatchGrid, num_classes: int, dim: int, channels: int = 3, pool: str = "cls"
@@ -66,7 +62,6 @@ class IsotropicModel(VisionModel):
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
         self.attention_pool = None
-        self.classifier_dim = dim
 
     @property
     def num_prefix_tokens(self) -> int:  # type: ignore[override]
@@ -91,27 +86,17 @@ class IsotropicModel(VisionModel):
             for layer in range(len(self.blocks))
         ]
 
-    @property
-    def head_hidden_size(self) -> int:
-        """Dimension of what enters the classifier."""
-        return self.classifier_dim
-
     def patchify(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n p"]:
         """Flatten each patch of pixels to a vector (row, column, channel)."""
         self.check_images(images)
         return self.grid.patchify(images)
 
     def embed(
-        self,
-        images: Float[Tensor, "b c *size"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c *size"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens that enter the blocks, prefix tokens first (ViT, equation 1).
 
         Args:
-            images: input.
             mask_fn: acts on the embedded patches (b, n, d) before positions are added, as learning by masking
                 needs it.
             add_positions: add the position embeddings.
@@ -129,10 +114,7 @@ class IsotropicModel(VisionModel):
         return self.pre_norm(self.dropout(x))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm (ViT, equations 2 to 4).
 
@@ -148,74 +130,21 @@ class IsotropicModel(VisionModel):
         return self.norm(tokens)
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the extra inputs of each block.
-
-        Args:
-            grid: patches along each axis.
-            ids_keep: see `encode`.
-        """
+        """Return the extra inputs of each block."""
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
 
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c *size"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`.
-
-        Raises:
-            ValueError: if a layer is outside the model, or maps are asked for while patches are dropped.
-        """
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = resolve_indices(indices, len(self.feature_info))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        prefix, grid = self.num_encoder_prefix_tokens, self.grid.fit(images.shape[2:])
-        outputs = [self.layer_tokens(output) for output in outputs]
-        if output_fmt == "NCHW" and any(tokens.shape[1] - prefix != prod(grid) for tokens in outputs):
-            raise ValueError(
-                f"a map needs all {prod(grid)} patches, and patch_dropout leaves "
-                f"{outputs[0].shape[1] - prefix} of them: use output_fmt='NLC', or eval mode"
-            )
-        if norm:
-            outputs = [self.norm(tokens) for tokens in outputs]
-        patches = [tokens[:, prefix:] for tokens in outputs]
-        if output_fmt == "NCHW":
-            patches = [tokens.transpose(1, 2).unflatten(2, grid) for tokens in patches]
-        found: Intermediates = patches
-        if return_prefix_tokens:
-            found = [(x, tokens[:, :prefix]) for x, tokens in zip(patches, outputs, strict=True)]
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a layer, and the patches' grid."""
+        tokens = self.layer_tokens(output)
+        prefix = self.num_encoder_prefix_tokens
+        tokens = self.norm(tokens) if norm else tokens
+        return tokens[:, prefix:], tokens[:, :prefix], self.grid.fit(size)
 
     def layer_tokens(self, output: Any) -> Float[Tensor, "b n d"]:
         """Return the tokens in the output of a layer."""
         return output
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, and the pooling if given.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "cls" (timm's "token") or "mean" (timm's "avg").
-        """
-        if global_pool is not None:
-            self._change_pool(TIMM_POOL.get(global_pool, global_pool))
-        self.head = make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = {name for name, _ in self.named_parameters()}
-        tokens = {f"prefix.{token}" for token in ("class_token", "distillation_token", "registers")}
-        return names & (tokens | {"positions.table"})
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, as timm's tools read them."""
@@ -224,10 +153,9 @@ class IsotropicModel(VisionModel):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 
-    def _change_pool(self, pool: str) -> None:
+    def _change_pool(self, global_pool: str) -> None:
         """Pool by the class token or by the mean from now on."""
-        if pool == self.pool:
-            return
+        pool = TIMM_POOL.get(global_pool, global_pool)
         if self.num_encoder_prefix_tokens == 0 and self.num_prefix_tokens:
             # Patches take nothing from a class token that comes after their blocks: it would learn nothing.
             raise ValueError(f"{type(self).__name__} classifies the class token; pooling cannot be {pool!r}")
@@ -238,6 +166,47 @@ class IsotropicModel(VisionModel):
             raise ValueError("pooling by the class token needs one; the model has none")
         self.pool = pool
         self._record(pool=pool, class_token=class_token)
+
+
+# A mixin, so that models of videos are no deeper than others.
+if TYPE_CHECKING:
+    _Base = IsotropicModel
+else:
+    _Base = object
+
+
+class MaskedFrames(_Base):
+    """What models of videos and volumes add to `IsotropicModel`: frames that are padding, told by a mask."""
+
+    def forward(
+        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
+
+        Args:
+            images: videos or volumes.
+            mask: true for frames, false for padding, which has no influence; default no padding.
+
+        Raises:
+            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
+                mask is not one of whole patches.
+        """
+        return self.forward_head(self.forward_features(images, mask), mask=mask)  # type: ignore[call-arg]
+
+    def forward_head(
+        self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Pool tokens, except those of padding, and classify them; see `VisionModel.forward_head`."""
+        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
+        return x if pre_logits else self.head(x)
+
+    def pool_features(
+        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Return the class token, or the mean of the patches or frames that are no padding."""
+        if self.pool == "cls" or mask is None:
+            return super().pool_features(features)
+        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
 
 def late_class_groups() -> dict[str, Any]:

@@ -31,25 +31,10 @@ class JumboViT(IsotropicModel):
     """The Vision Transformer with a jumbo class token.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
         num_classes: number of logits; 0 for the pooled embedding: the normed pieces and the mean of
             the normed patches, concatenated.
-        dim: token dimension of a patch.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward of the patches.
         jumbo_pieces: dimension of the jumbo token, in multiples of `dim`.
         jumbo_mult: hidden dimension of its feed-forward, in multiples of its dimension.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if sizes do not divide, or `jumbo_pieces` or `jumbo_mult` is below 1.
@@ -82,10 +67,8 @@ class JumboViT(IsotropicModel):
             raise ValueError(
                 f"jumbo_pieces and jumbo_mult must be at least 1, got {jumbo_pieces} and {jumbo_mult}"
             )
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         jumbo_dim = jumbo_pieces * dim
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
@@ -141,12 +124,7 @@ class JumboBlock(Block):
     """A block with a feed-forward for each patch, and another one for the whole jumbo token.
 
     Args:
-        dim: token dimension of a patch.
-        attention: mixes pieces and patches.
-        feedforward: transforms each patch on its own.
         pieces: number of pieces of the jumbo token, which come before the patches.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -168,7 +146,6 @@ class JumboBlock(Block):
         """Transform pieces and patches.
 
         Args:
-            x: the pieces, then the patches.
             inputs: with the jumbo token's feed-forward, which all blocks share.
         """
         assert inputs.shared is not None

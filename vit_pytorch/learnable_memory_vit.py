@@ -43,7 +43,6 @@ class Task(nn.Module):
 
     Args:
         vit: the base; the class token starts as a copy of its own, with its position, if it has one.
-        num_classes: number of logits.
         memories: number of memory tokens of a layer.
         std: standard deviation of the initial memories.
     """
@@ -69,11 +68,7 @@ class Task(nn.Module):
 
 
 class MemoryLayer(nn.Module):
-    """A block of the base with memories; it has no weights of its own.
-
-    Args:
-        mode: see `Adapter`.
-    """
+    """A block of the base with memories; it has no weights of its own."""
 
     def __init__(self, mode: Mode) -> None:
         super().__init__()
@@ -116,7 +111,6 @@ class Adapter(nn.Module):
 
     Args:
         vit: the base, a ViT or a SimpleViT with plain blocks of attention and feed-forward.
-        num_classes: number of logits of the task.
         num_memories_per_layer: memory tokens of a layer; with 0, only class token and head are learned.
         mode: "extend" keeps the base's tokens unaware of the task (section 2.2); "finetune" lets all tokens
             see the memories and replaces the base's class token by the task's (section 2.1), which serves
@@ -208,7 +202,6 @@ class Adapter(nn.Module):
         """Load an adapter that `save_pretrained` wrote, in eval mode.
 
         Args:
-            folder: where it was written.
             vit: the base that it was trained on.
 
         Raises:

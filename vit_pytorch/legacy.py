@@ -6,10 +6,9 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import wraps
 from operator import not_
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,14 +17,10 @@ from vit_pytorch.layers.options import to_json
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
-@dataclass(frozen=True)
-class FlatOption:
+class FlatOption(NamedTuple):
     """An argument of version 0.1 that is a setting of an option now.
 
     Args:
-        name: the argument.
-        option: the argument that takes the option.
-        setting: the setting.
         kinds: strings of the options that have the setting; the first is the default.
         default: the argument's default in version 0.1.
         convert: returns the setting's value from the argument's.
@@ -47,10 +42,8 @@ class FlatOption:
         parts = parts_of(option, self.kinds[0])
         found = [part for part in parts if part["kind"] in self.kinds]
         if not found:
-            kinds = ", ".join(repr(kind) for kind in self.kinds)
-            raise ValueError(
-                f"{self.name} is a setting of {self.option}={kinds}, got {self.option}={option!r}"
-            )
+            wanted = f"{self.option}={', '.join(map(repr, self.kinds))}"
+            raise ValueError(f"{self.name} is a setting of {wanted}, got {self.option}={option!r}")
         found[0][self.setting] = value if self.convert is None else self.convert(value)
         return parts[0] if len(parts) == 1 else parts
 
@@ -91,54 +84,25 @@ FLAT_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class RemovedArgument:
-    """An argument of version 0.1 that an architecture no longer has.
-
-    Args:
-        name: the argument.
-        marker: an argument that only this architecture has.
-        replace: returns the arguments that replace it, from its value and the arguments by name, defaults
-            included.
-    """
-
-    name: str
-    marker: str
-    replace: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
-
-
-def twins_heads(dim_head: int | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the number of heads of each stage from the head dimension, as `TwinsSVT` took it.
+def upgrade_twins(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `TwinsSVT`, which took `dim_head` instead of `heads`, and `qkv_bias`.
 
     Raises:
-        ValueError: if the heads do not share the channels of each stage.
+        ValueError: if the heads do not share the channels of each stage, or projections were to have no bias.
     """
-    dims = [arguments[f"s{stage}_emb_dim"] for stage in range(1, 5)]
-    heads = arguments["heads"]
+    upgraded = dict(arguments)
+    if not upgraded.pop("qkv_bias", True):
+        raise ValueError("queries, keys and values always have biases here: qkv_bias=False is not supported")
+    dim_head = upgraded.pop("dim_head", None)
     if dim_head is None:
-        return {}
+        return upgraded
+    known = {**defaults, **upgraded}
+    dims, heads = [known[f"s{stage}_emb_dim"] for stage in range(1, 5)], known["heads"]
     if any(dim % dim_head for dim in dims):
         raise ValueError(f"emb_dims must be multiples of dim_head, got {dims} and {dim_head}")
     if heads is not None and list(heads) != [dim // dim_head for dim in dims]:
         raise ValueError(f"heads must share the channels, got heads={tuple(heads)}, {dim_head=} and {dims}")
-    return {"heads": tuple(dim // dim_head for dim in dims)}
-
-
-def always_biased(qkv_bias: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Check that queries, keys and values have biases.
-
-    Raises:
-        ValueError: if they were to have none.
-    """
-    if not qkv_bias:
-        raise ValueError("queries, keys and values always have biases here: qkv_bias=False is not supported")
-    return {}
-
-
-REMOVED_ARGUMENTS = (
-    RemovedArgument("dim_head", "s4_emb_dim", twins_heads),
-    RemovedArgument("qkv_bias", "s4_emb_dim", always_biased),
-)
+    return {**upgraded, "heads": tuple(dim // dim_head for dim in dims)}
 
 
 def upgrade_arguments(
@@ -163,15 +127,12 @@ def upgrade_arguments(
             option = upgraded.get(flat.option, parameters[flat.option].default)
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
-    for removed in REMOVED_ARGUMENTS:
-        if removed.marker in parameters and removed.name in upgraded:
-            value = upgraded.pop(removed.name)
-            defaults = {name: parameter.default for name, parameter in parameters.items()}
-            replaced = removed.replace(value, {**defaults, **upgraded})
-            upgraded |= replaced
-            new = ", ".join(f"{name}={each!r}" for name, each in replaced.items())
-            if new:
-                changes.append(f"{removed.name}={value!r} is now {new}")
+    # No other class has an argument of this name.
+    if "s4_emb_dim" in parameters:
+        before, defaults = upgraded, {name: parameter.default for name, parameter in parameters.items()}
+        upgraded = upgrade_twins(before, defaults)
+        if before.get("dim_head") is not None:
+            changes.append(f"dim_head={before['dim_head']!r} is now heads={upgraded['heads']!r}")
     # None meant: where the pooling uses one.
     if upgraded.get("class_token", False) is None and "stem" in parameters:
         upgraded["class_token"] = False
@@ -198,77 +159,68 @@ def flat_options(init: Init) -> Init:
 
 
 # In this order, each to what the one before it returned.
-RENAMED = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"^multi_scale_encoder\.blocks\.", "multi_scale_encoder."),
-        (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
-        (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
-        (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
-        (r"^encoder\.merger\.", "merger."),
-        (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
-        (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
-        (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
-        (r"\.attention\.norm\.", ".norm1."),
-        (r"\.feedforward\.norm\.", ".norm2."),
-        (r"\.attention\.tail\.0\.", ".scale1."),
-        (r"\.feedforward\.tail\.0\.", ".scale2."),
-        (r"\.attention\.connection\.", ".connect1."),
-        (r"\.feedforward\.connection\.", ".connect2."),
-        (r"\.attention\.branch\.mix\.", ".attention.value_mix."),
-        (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
-        (r"\.(attention|feedforward)\.branch\.", r".\1."),
-        (r"\.attend\.", ".kernel."),
-        (r"\.encoders\.0\.blocks\.", ".small."),
-        (r"\.encoders\.1\.blocks\.", ".large."),
-        (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
-        (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
-        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
-        (r"\.mix\.norm\.", ".self_norm."),
-        (r"\.mix\.branch\.", ".self_attention."),
-        (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
-        (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
-        (r"\.jumbo\.norm\.", ".jumbo_norm."),
-        (r"\.local\.norm\.", ".norm3."),
-        (r"\.local\.tail\.0\.", ".scale3."),
-        (r"\.local\.branch\.", ".local."),
-        (r"\.attention_(norm|scale)\.", r".\g<1>1."),
-        (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
-        # ViViT
-        (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
-        (r"\.time\.norm\.", ".norm_time."),
-        (r"\.time\.branch\.", ".time."),
-        (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
-        # MaxViT's MBConv
-        (r"\.conv\.branch\.", ".conv.bottleneck."),
-        # `DistilledHead`
-        (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
-    )
-]
+RENAMED = (
+    (r"^multi_scale_encoder\.blocks\.", "multi_scale_encoder."),
+    (r"(^|\.)encoder\.blocks\.", r"\1blocks."),
+    (r"(^|\.)class_encoder\.blocks\.", r"\1class_blocks."),
+    (r"(^|\.)decoder\.blocks\.", r"\1decoder."),
+    (r"^encoder\.merger\.", "merger."),
+    (r"^patch_embed\.blocks\.(\d+)\.norm\.", r"patch_embed.blocks.\1.norm1."),
+    (r"\.(attention|feedforward)\.branches\.(\d+)\.", r".\1.\2."),
+    (r"\.(attention|feedforward)\.(\d+)\.tail\.0\.", r".\1.\2.scale."),
+    (r"\.attention\.norm\.", ".norm1."),
+    (r"\.feedforward\.norm\.", ".norm2."),
+    (r"\.attention\.tail\.0\.", ".scale1."),
+    (r"\.feedforward\.tail\.0\.", ".scale2."),
+    (r"\.attention\.connection\.", ".connect1."),
+    (r"\.feedforward\.connection\.", ".connect2."),
+    (r"\.attention\.branch\.mix\.", ".attention.value_mix."),
+    (r"\.attention\.branch\.bias\.(patches|prefix)", r".attention.position.bias.\1"),
+    (r"\.(attention|feedforward)\.branch\.", r".\1."),
+    (r"\.attend\.", ".kernel."),
+    (r"\.encoders\.0\.blocks\.", ".small."),
+    (r"\.encoders\.1\.blocks\.", ".large."),
+    (r"\.turns\.(\d+)\.branch\.", r".turns.\1.attention."),
+    (r"^head\.layers\.(\d+)\.branch\.0\.", r"head.layers.\1.linear."),
+    (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.norm1."),
+    (r"\.mix\.norm\.", ".self_norm."),
+    (r"\.mix\.branch\.", ".self_attention."),
+    (r"\.(attention|feedforward)\.rate\.", r".\1_rate."),
+    (r"(^|\.)encoder\.shared\.", r"\1jumbo_feedforward."),
+    (r"\.jumbo\.norm\.", ".jumbo_norm."),
+    (r"\.local\.norm\.", ".norm3."),
+    (r"\.local\.tail\.0\.", ".scale3."),
+    (r"\.local\.branch\.", ".local."),
+    (r"\.attention_(norm|scale)\.", r".\g<1>1."),
+    (r"\.feedforward_(norm|scale)\.", r".\g<1>2."),
+    # ViViT
+    (r"(^|\.)encoder\.(norm|prefix|positions)\.", r"\1temporal_embed.\2."),
+    (r"\.time\.norm\.", ".norm_time."),
+    (r"\.time\.branch\.", ".time."),
+    (r"^stages\.(\d+)\.pool\.", r"stages.\1.down."),
+    # MaxViT's MBConv
+    (r"\.conv\.branch\.", ".conv.bottleneck."),
+    # `DistilledHead`
+    (r"(^|\.)head\.(weight|bias)$", r"\1head.classifier.\2"),
+)
 # One of them, where a model does not have the name that the others lead to.
-MOVED = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        # An encoder of another library is one block (`efficient.ViT`).
-        (r"^blocks\.0\.", "blocks.0.transformer."),
-        (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
-        # LeViT's classifiers have norms before them, the normalised ViT's has a scale.
-        (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
-        (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
-    )
-]
+MOVED = (
+    # An encoder of another library is one block (`efficient.ViT`).
+    (r"^blocks\.0\.", "blocks.0.transformer."),
+    (r"\.kernel\.temperature$", ".kernel.temperature.factors"),
+    # LeViT's classifiers have norms before them, the normalised ViT's has a scale.
+    (r"^head\.classifier\.(weight|bias)$", r"head.linear.\1"),
+    (r"^head\.distilled\.(weight|bias)$", r"head.distilled.linear.\1"),
+)
 
 
 # LookupViT's, before those: its blocks have a feed-forward of the patches in addition to a plain block's.
-LOOKUP_RENAMED = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
-        (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
-        (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
-        (r"\.refine\.", "."),
-    )
-]
+LOOKUP_RENAMED = (
+    (r"^encoder\.blocks\.(\d+)\.norm\.", r"blocks.\1.gather_norm."),
+    (r"^encoder\.blocks\.(\d+)\.feedforward\.norm\.", r"blocks.\1.lookup_feedforward_norm."),
+    (r"^encoder\.blocks\.(\d+)\.feedforward\.branch\.", r"blocks.\1.lookup_feedforward."),
+    (r"\.refine\.", "."),
+)
 
 
 def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
@@ -282,7 +234,7 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
     external = any(name.startswith("blocks.0.transformer.") for name in names)
     if not external and not any(".branch." in name for name in state):
         return dict(state)
-    renamed = [*LOOKUP_RENAMED, *RENAMED] if "blocks.0.gather_norm.weight" in names else RENAMED
+    renamed = (*LOOKUP_RENAMED, *RENAMED) if "blocks.0.gather_norm.weight" in names else RENAMED
     upgraded: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in names:
@@ -290,44 +242,30 @@ def upgrade_state(state: Mapping[str, Tensor], names: Collection[str]) -> dict[s
             continue
         new = name
         for pattern, replacement in renamed:
-            new = pattern.sub(replacement, new)
-        tried = [new, *(pattern.sub(replacement, new) for pattern, replacement in MOVED)]
+            new = re.sub(pattern, replacement, new)
+        tried = [new, *(re.sub(pattern, replacement, new) for pattern, replacement in MOVED)]
         found = next((known for known in tried if known in names), None)
         upgraded |= split_fused(new, tensor, names) or {name: tensor} if found is None else {found: tensor}
     if "head.small.weight" in names and "head.weight" in upgraded:
-        upgraded |= split_branch_heads(upgraded)
+        # CrossViT's classifier was one layer.
+        weight, bias = upgraded.pop("head.weight"), upgraded.pop("head.bias")
+        parts = weight.tensor_split([upgraded["branches.0.norm.weight"].shape[0]], dim=1)
+        for branch, part, offset in zip(("small", "large"), parts, bias, strict=True):
+            upgraded[f"head.{branch}.weight"] = part.clone()
+            upgraded[f"head.{branch}.bias"] = offset.clone()
     return upgraded
 
 
 def upgrade_on_load(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Rename what version 0.1 named otherwise, in a state dict that is about to be loaded."""
     own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
-    bare = upgrade_state(
-        {name.removeprefix(prefix): value for name, value in own.items()}, model.state_dict()
-    )
-    state.update({f"{prefix}{name}": value for name, value in bare.items()})
-
-
-def split_branch_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take CrossViT's classifier, one layer in version 0.1, out of a state dict; return it as two."""
-    dim = state["branches.0.norm.weight"].shape[0]
-    weight, bias = state.pop("head.weight"), state.pop("head.bias")
-    return {
-        "head.small.weight": weight[:, :dim].clone(),
-        "head.small.bias": bias[0].clone(),
-        "head.large.weight": weight[:, dim:].clone(),
-        "head.large.bias": bias[1].clone(),
-    }
+    bare = {name.removeprefix(prefix): value for name, value in own.items()}
+    upgraded = upgrade_state(bare, model.state_dict())
+    state.update({f"{prefix}{name}": value for name, value in upgraded.items()})
 
 
 def split_fused(name: str, tensor: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-    """Return the parts of a fused projection that a model has as separate layers; nothing if it does not.
-
-    Args:
-        name: name of the fused weight or bias.
-        tensor: the fused one, its parts one after the other.
-        names: the model's names.
-    """
+    """Return the parts of a fused projection that a model has as separate layers; nothing if it does not."""
     parts = [name.replace(".to_qkv.", f".to_{part}.") for part in "qkv"]
     if ".to_qkv." not in name or not set(parts) <= set(names):
         return {}

@@ -43,26 +43,17 @@ class LeViT(HierarchicalModel):
 
     Args:
         image_size: the largest input, one number or (height, width) in pixels; any size up to it is taken.
-        num_classes: number of logits; 0 for the pooled embedding.
         stages: number of stages.
         dim: channels; a multiple of 8 in the first stage, of `dim_key` in all but the last.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_mult: hidden dimension of the feed-forward, as a multiple of `dim`.
         dropout: dropout in the feed-forwards and on what blocks add, in [0, 1).
         dim_key: head dimension of queries and keys.
         dim_value: head dimension of values; default 2 * dim_key.
-        channels: channels of the input.
         down_heads: number of heads of the attention between two stages; default dim / dim_key.
         down_dim_value: head dimension of values between two stages; default 4 * dim_key.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch, in [0, 1); the same in all layers.
         distilled: have two classifiers, the second of which is trained on a teacher's outputs; the logits are
             the mean of both, also in training (see `DistilledNormHead.separate`).
-        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -168,26 +159,18 @@ class LeViT(HierarchicalModel):
         """Return the extents of a stage's map for the largest input."""
         return tuple(-(-extent // self.strides[stage]) for extent in self.image_size)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, or both if the model is distilled.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "mean" (timm's "avg"), the only pooling.
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, or two if the model is distilled; the identity for no classes.
 
         Raises:
-            ValueError: if another pooling is asked for, or the model is fused.
+            ValueError: if the model is fused.
         """
         if self.fused:
             raise ValueError("a fused LeViT is for inference; reset the classifier of the model it is from")
-        super().reset_classifier(0, global_pool)
-        if num_classes:
-            head = DistilledNormHead if self.distilled else NormHead
-            self.head = (
-                head(self.classifier_dim, num_classes).to(next(self.parameters())).train(self.training)
-            )
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
+        if not num_classes:
+            return nn.Identity()
+        head = (DistilledNormHead if self.distilled else NormHead)(self.classifier_dim, num_classes)
+        return head.to(next(self.parameters())).train(self.training)
 
     def fuse(self) -> LeViT:
         """Return a copy for inference whose batch norms are folded into the layers next to them.
@@ -220,11 +203,7 @@ class LeViT(HierarchicalModel):
 
 
 class TokenNorm(nn.BatchNorm1d):
-    """Batch norm of vectors; a single one has no statistics: in training, those of earlier batches serve it.
-
-    Args:
-        dim: dimension of a vector.
-    """
+    """Batch norm of vectors; in training, a single one, without statistics, is served by earlier batches'."""
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Norm each channel over the batch."""
@@ -245,8 +224,6 @@ class LinearNorm(nn.Module):
     """A linear layer without bias, and batch norm over all tokens.
 
     Args:
-        dim: input dimension.
-        out_dim: output dimension.
         gain: initial value of the batch norm's factors; 0 for a residual branch that starts as nothing.
     """
 
@@ -272,8 +249,6 @@ class HeadsNorm(LinearNorm):
     """Projections to heads, in one product.
 
     Args:
-        dim: input dimension.
-        heads: number of heads.
         widths: head dimension of each projection.
     """
 
@@ -293,15 +268,9 @@ class AttentionNorm(nn.Module):
     """Attention over a map, with batch norm and a learned bias for each absolute offset (section 4.2).
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         grid: extents of the largest map.
-        heads: number of heads.
         widths: head dimension of keys and of values.
         stride: distance between neighbouring queries, in cells; 2 quarters the map.
-        act: name of the activation after attention.
-        dropout: dropout on the output.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -350,14 +319,7 @@ class AttentionNorm(nn.Module):
 
 
 class FeedForwardNorm(nn.Module):
-    """Two linear layers, each with batch norm, and an activation between them (section 4.2).
-
-    Args:
-        dim: channels.
-        hidden_dim: dimension between the layers.
-        act: name of the activation.
-        dropout: dropout after the activation and on the output.
-    """
+    """Two linear layers, each with batch norm, and an activation between them (section 4.2)."""
 
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "hardswish", dropout: float = 0.0) -> None:
         super().__init__()
@@ -376,8 +338,6 @@ class Shrink(nn.Module):
 
     Args:
         attention: returns the smaller map.
-        feedforward: transforms each cell on its own.
-        drop_path: probability of dropping the feed-forward of a sample in training, in [0, 1).
     """
 
     def __init__(self, attention: nn.Module, feedforward: nn.Module, *, drop_path: float) -> None:
@@ -393,12 +353,7 @@ class Shrink(nn.Module):
 
 
 class NormHead(nn.Module):
-    """A linear classifier after batch norm (section 4.2).
-
-    Args:
-        dim: dimension of what is classified.
-        num_classes: number of logits.
-    """
+    """A linear classifier after batch norm (section 4.2)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -424,12 +379,7 @@ class NormHead(nn.Module):
 
 
 class DistilledNormHead(NormHead):
-    """The mean of two classifiers; the second, `distilled`, is trained on a teacher's outputs (section 4.2).
-
-    Args:
-        dim: dimension of what is classified.
-        num_classes: number of logits.
-    """
+    """The mean of two classifiers; the second, `distilled`, learns a teacher's outputs (section 4.2)."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__(dim, num_classes)

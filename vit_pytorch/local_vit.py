@@ -40,31 +40,11 @@ class LocalViT(IsotropicModel):
     "hardswish" with the gates "none", "se", "eca" and "eca_hard".
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dropout: dropout on the attention's output, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dim_head: head dimension; default dim / heads.
         act: activation after the first linear layer and after the convolution: "hardswish", "relu6", or any
             other one of a feed-forward.
         gate: gate of the channels before the last linear layer: "se" for squeeze and excitation, "eca" for a
             convolution along the channels, "eca_hard" for that with the hard sigmoid, or "none".
         reduction: factor by which the hidden dimension of "se" is smaller than `mlp_dim`.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping the attention of the last block, in [0, 1); rises linearly from 0.
-        norm_eps: epsilon of the LayerNorms.
-        class_token: have a class token even if `pool` does not use it.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -104,10 +84,8 @@ class LocalViT(IsotropicModel):
         }
         check_choice("gate", gate, gates)
         class_token = class_token or pool == "cls"
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         norm = partial(nn.LayerNorm, eps=norm_eps)
         kernel = partial(FusedAttention, attn_dropout)
         bottleneck = partial(InvertedBottleneck, depthwise=_convolve_channels, act=act, excite=gates[gate])
@@ -156,11 +134,7 @@ class LocalBlock(nn.Module):
     The feed-forward has no norm before it and no stochastic depth. Prefix tokens pass it by.
 
     Args:
-        dim: token dimension.
-        attention: mixes tokens.
         feedforward: transforms a channels-last map.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping the attention of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -180,12 +154,7 @@ class LocalBlock(nn.Module):
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs) -> Float[Tensor, "b n d"]:
-        """Transform tokens, of which the patches are the last.
-
-        Args:
-            x: tokens.
-            inputs: with the grid.
-        """
+        """Transform tokens, of which the patches are the last."""
         assert inputs.grid is not None
         x = x + self.drop_path(self.attention(self.norm1(x)))
         prefix = x.shape[1] - prod(inputs.grid)
@@ -201,7 +170,6 @@ class NeighbourGate(nn.Module):
     is the odd number near (log2 of the dimension + 1) / 2.
 
     Args:
-        dim: channels of the map.
         hard: the gate is the hard sigmoid, relu6(x + 3) / 6.
     """
 

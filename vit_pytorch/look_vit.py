@@ -31,6 +31,7 @@ from vit_pytorch.layers.attention import (
     BlockInputs,
     CrossAttention,
     FusedAttention,
+    Ids,
     attention_weights,
     merge_heads,
     split_heads,
@@ -50,31 +51,15 @@ class LookupViT(IsotropicModel):
     `set_num_compressed`, a model may be trained with several numbers, and a trained one run with any.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_dim: hidden dimension of the compressed tokens' feed-forward.
         num_compressed: number of compressed tokens: the square of an integer, or (rows, columns); at most the
             patches of the largest input along each axis.
         lookup_mlp_dim: hidden dimension of the patches' feed-forward; default half of `dim`.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
         pool: "cls" classifies the class token, "mean" the mean of the compressed tokens.
-        dim_head: head dimension.
         head_on: "compressed" classifies what `pool` says; "both" the sum of that and of the patches' mean, as
             the public vit-pytorch package does.
         reuse: what the way back to the patches reuses: the attention's "weights", or its "logits", of which
             it takes a softmax over the compressed tokens.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
-        class_token: have a class token even if `pool` does not use it.
 
     Raises:
         ValueError: if sizes do not divide, or the compressed tokens are no grid within that of the patches.
@@ -157,9 +142,6 @@ class LookupViT(IsotropicModel):
     def set_num_compressed(self, num_compressed: int | Sequence[int]) -> None:
         """Work with another number of compressed tokens from now on; the parameters stay.
 
-        Args:
-            num_compressed: see the constructor.
-
         Raises:
             ValueError: if it is no grid within that of the patches.
         """
@@ -171,10 +153,7 @@ class LookupViT(IsotropicModel):
         return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Compress the patches, apply the blocks and the final norms; see `IsotropicModel.encode`."""
         grid = self.grid.shape if grid is None else tuple(grid)
@@ -230,14 +209,10 @@ class LookupBlock(nn.Module):
     """Compressed tokens gather from the patches, are refined as in a plain block, and give back (section 3).
 
     Args:
-        dim: token dimension.
         gather: from the compressed tokens to the patches.
         attention: among the compressed tokens.
-        feedforward: transforms each compressed token on its own.
         infusion: updates the patches; None to leave them as they are.
         lookup_feedforward: transforms each patch on its own; None without `infusion`.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -328,11 +303,7 @@ class Gather(CrossAttention):
 
 
 class SpreadKernel(nn.Module):
-    """softmax(scores^T) v: each patch weighs the compressed tokens anew.
-
-    Args:
-        dropout: probability of dropping an attention weight in training.
-    """
+    """softmax(scores^T) v: each patch weighs the compressed tokens anew."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -353,11 +324,7 @@ class Infusion(nn.Module):
     as much as that one took from it; its weights do not sum to 1.
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
-        dim_head: head dimension.
         qkv_bias: use a bias for the values.
-        dropout: dropout on the output.
         kernel: builds the kernel that attends by the transposed scores; None if weights are reused.
     """
 

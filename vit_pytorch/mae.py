@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from vit_pytorch.layers.attention import head_dim
 from vit_pytorch.layers.blocks import plain_blocks
@@ -36,6 +36,8 @@ from vit_pytorch.ssl.masks import (
 )
 
 VARIANCE_EPS = 1e-6
+# A number for each patch, by whose order patches are hidden.
+Noise = Float[Tensor, "b n"]
 
 
 class Reconstruction(NamedTuple):
@@ -122,17 +124,12 @@ class MAE(nn.Module):
         return {"mask_token"}
 
     def forward(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> Float[Tensor, ""]:
         """Compute the loss: the mean squared error of the hidden pixels.
 
         Args:
-            images: input.
             noise: a number for each patch; those with the smallest stay visible. Drawn unless given.
-            generator: where the noise is drawn from, instead of torch's global generator.
 
         Raises:
             ValueError: where the images are not what the model takes, or the noise has another shape.
@@ -143,17 +140,9 @@ class MAE(nn.Module):
         return F.mse_loss(predicted, gather_tokens(self.targets(images), hidden))
 
     def predict(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> tuple[Float[Tensor, "b n p"], Bool[Tensor, "b n"]]:
         """Return the prediction for every patch, in the order (row, column, channel), and what was hidden.
-
-        Args:
-            images: input.
-            noise: see `forward`.
-            generator: see `forward`.
 
         Returns:
             The patches in raster order, normalised where `norm_pix_loss` is set; and a mask, true where a
@@ -165,20 +154,12 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> Reconstruction:
         """Return pictures of the input with gaps, of the prediction, and of both put together.
 
         Where `norm_pix_loss` is set, a prediction has no brightness and no contrast of its own; those of the
         true patch are put in.
-
-        Args:
-            images: input.
-            noise: see `forward`.
-            generator: see `forward`.
         """
         predicted, mask = self.predict(images, noise, generator)
         patches = self.encoder.patchify(images)
@@ -204,7 +185,6 @@ class MAE(nn.Module):
         """Encode the visible patches and decode all of them.
 
         Args:
-            images: input.
             order: places of the patches, those that are visible first.
             visible: number of them.
 
@@ -228,7 +208,7 @@ class MAE(nn.Module):
         return self.norm(x)[:, prefix:]
 
     def _order(
-        self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None
+        self, images: Tensor, noise: Tensor | None, generator: Generator | None
     ) -> tuple[Int[Tensor, "b n"], int]:
         """Return the places of the patches, the visible ones first, and the number of those."""
         rows, columns = self.encoder.grid.fit(images.shape[2:])
@@ -245,9 +225,6 @@ class MAE(nn.Module):
 
 def fix_positions(model: nn.Module) -> None:
     """Set a model's learned positions to sines and cosines, zero for prefix tokens, and keep them so.
-
-    Args:
-        model: a model with learned positions of a 2-D grid.
 
     Raises:
         ValueError: where it has none.

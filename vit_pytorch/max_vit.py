@@ -26,6 +26,7 @@ from vit_pytorch.layers.init import init_convs, init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
+from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.layers.windows import GroupAttention, Partition, grid_groups, windows
 
 PADDINGS = ("same", "symmetric")
@@ -38,24 +39,16 @@ class MaxViT(HierarchicalModel):
     the last stage, an eighth of the first one's, has to consist of whole windows.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: channels of the first stage; they double from stage to stage.
-        depth: number of blocks of each stage.
         dim_conv_stem: channels of the convolutional stem; default `dim`.
-        dim_head: head dimension.
         window_size: cells of a window and of a grid, one number or (height, width); default a 32nd of
             `image_size`.
         mbconv_expansion_rate: hidden channels of an MBConv, as a multiple of its output channels.
         mbconv_shrinkage_rate: hidden dimension of its squeeze-and-excitation, as a multiple of its output
             channels.
-        dropout: dropout after the linear layers of the transformer blocks, in [0, 1).
-        channels: channels of the input.
         image_size: the customary input, one number or (height, width) in pixels; default 32 windows, or 224
             pixels.
         mlp_ratio: hidden dimension of the feed-forwards, as a multiple of the stage's.
-        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a branch at the last block, in [0, 1); rises linearly from 0.
         padding: "same" pads strided convolutions as TensorFlow does and pools 2 x 2 cells around them;
             "symmetric" pads them on all sides and pools 3 x 3.
         project_shortcuts: project the pooled map even if its channels stay as many.
@@ -64,7 +57,6 @@ class MaxViT(HierarchicalModel):
         representation_size: dimension of the tanh layer before the classifier; default the last stage's.
         stem_bias: use a bias for the first convolution.
         head_bias: use a bias for the classifier.
-        norm_eps: epsilon of the LayerNorms.
         bn_eps: epsilon of the batch norms.
 
     Raises:
@@ -172,11 +164,9 @@ class MaxViT(HierarchicalModel):
             x = stage(x)
         return x.permute(0, 3, 1, 2)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, without a bias if the model has none there."""
-        super().reset_classifier(num_classes, global_pool)
-        if not self.head_bias and isinstance(self.head, nn.Linear):
-            self.head.register_parameter("bias", None)
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, without a bias if the model has none there; the identity for no classes."""
+        return drop_bias(super().make_head(num_classes), self.head_bias)
 
 
 class MaxViTBlock(nn.Module):
@@ -203,16 +193,10 @@ class MBConv(nn.Module):
     """A pre-norm inverted bottleneck around which the map passes pooled (section 3.3 and appendix A.1).
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
-        hidden_dim: channels between the linear layers.
         gate_dim: hidden dimension of the squeeze-and-excitation.
-        norm: builds a batch norm from a number of channels.
-        act: name of the activation.
         padding: how a strided convolution is padded, "same" or "symmetric"; None for a block that is not
             strided.
         project: project the pooled map even if its channels stay as many.
-        drop_path: probability of dropping the bottleneck of a sample in training, in [0, 1).
     """
 
     def __init__(

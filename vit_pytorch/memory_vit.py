@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, VisionModel, resolve_indices
+from vit_pytorch.base import VisionModel
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
@@ -39,12 +39,13 @@ class MemoryViT(VisionModel):
         base: arguments of the base, and under "architecture" its class if that is not `ViT`.
         num_classes: number of logits of the task; 0 for the class token.
         num_memories_per_layer: memory tokens of a layer.
-        mode: see `Adapter`.
         memory_std: standard deviation of the initial memories.
 
     Raises:
         ValueError: if the base is not a plain ViT, or arguments are out of range.
     """
+
+    pool = "cls"
 
     def __init__(
         self,
@@ -78,10 +79,6 @@ class MemoryViT(VisionModel):
     @classmethod
     def around(cls, vit: IsotropicModel, **options: Any) -> MemoryViT:
         """Build the model around an existing base, which becomes part of it and is not copied.
-
-        Args:
-            vit: the base.
-            options: arguments of the class other than `base`.
 
         Raises:
             ValueError: if the base is neither a `ViT` nor a `SimpleViT`, or as the class does.
@@ -117,64 +114,29 @@ class MemoryViT(VisionModel):
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
     ) -> Float[Tensor, "b k"]:
-        """Classify the task's class token.
-
-        Args:
-            features: output of `forward_features`.
-            pre_logits: stop before the classifier.
-        """
+        """Classify the task's class token."""
         x = self.adapter.vit.fc_norm(self.pool_features(features))
         return x if pre_logits else self.adapter.task.head(x)
 
-    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """Return the task's class token."""
-        return features[:, 0]
-
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c *size"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`."""
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        vit = self.adapter.vit
-        layers = resolve_indices(indices, len(vit.blocks))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        tokens = [torch.cat(output, dim=1) for output in outputs]
-        if norm:
-            tokens = [vit.norm(x) for x in tokens]
-        count, grid = self.num_prefix_tokens, vit.grid.fit(images.shape[2:])
-        prefix = [x[:, :count] for x in tokens]
-        patches = [x[:, count:] for x in tokens]
-        if output_fmt == "NCHW":
-            patches = [x.transpose(1, 2).unflatten(2, grid) for x in patches]
-        found: Intermediates = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a layer, and the patches' grid."""
+        vit, count = self.adapter.vit, self.num_prefix_tokens
+        x = torch.cat(output, dim=1)
+        x = vit.norm(x) if norm else x
+        return x[:, count:], x[:, :count], vit.grid.fit(size)
 
     def get_classifier(self) -> nn.Module:
         """Return the layer that computes the task's logits; the identity if there is none."""
         return self.adapter.task.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the task's classifier by a new one.
-
-        Args:
-            num_classes: number of logits; 0 for the class token.
-            global_pool: "cls" (timm's "token"), the only pooling.
-        """
+        """Replace the task's classifier by a new one; the only pooling is "cls" (timm's "token")."""
         if global_pool not in (None, "cls", "token"):
-            raise ValueError(f"MemoryViT classifies the class token; pooling cannot be {global_pool!r}")
-        self.adapter.task.head = make_classifier(
-            self.num_features, num_classes, like=self.adapter.task.memories
-        )
+            self._change_pool(global_pool)
+        task = self.adapter.task
+        task.head = make_classifier(self.num_features, num_classes, like=task.memories)
         self.adapter.config["num_classes"] = num_classes
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
@@ -192,8 +154,5 @@ class MemoryViT(VisionModel):
         """Return patterns that sort parameters by depth; the task's are the last."""
         return {
             "stem": r"^adapter\.vit\.(?:prefix|positions|patch_embed|pre_norm)\.",
-            "blocks": [
-                (r"^adapter\.vit\.blocks\.(\d+)", None),
-                (r"^adapter\.vit\.norm\.", (99999,)),
-            ],
+            "blocks": [(r"^adapter\.vit\.blocks\.(\d+)", None), (r"^adapter\.vit\.norm\.", (99999,))],
         }

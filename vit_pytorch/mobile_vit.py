@@ -35,7 +35,6 @@ class MobileViT(HierarchicalModel):
     Args:
         image_size: the customary input, one number or (height, width) in pixels.
         dims: token dimension of the transformer in each of the last three stages.
-        num_classes: number of logits; 0 for the pooled embedding.
         channels: channels of the input; or, as a sequence, the model's `widths`, for an input of 3.
         widths: channels of the maps, eleven numbers: of the stem; of the first stage; of the second stage's
             first convolution and of its others; of each further stage's convolution and of its
@@ -44,12 +43,8 @@ class MobileViT(HierarchicalModel):
         kernel_size: side of the kernel of the convolutions around the transformers, odd.
         patch_size: cells of a patch, one number or (height, width).
         depths: number of transformer blocks in each of the last three stages.
-        heads: number of attention heads.
         mlp_ratio: hidden dimension of the feed-forwards, as a multiple of `dims`.
-        dropout: dropout after the linear layers of the transformers, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a branch of the transformers, in [0, 1); the same in all blocks.
-        norm_eps: epsilon of the LayerNorms.
 
     Raises:
         ValueError: if the widths are not eleven, or those of a stage differ, or `dims` do not fit.
@@ -136,8 +131,6 @@ class MobileViTBlock(nn.Module):
     """Transformers as convolutions (section 3.1, figure 1b).
 
     Args:
-        channels: channels of the map.
-        dim: token dimension of the transformer.
         transformer: blocks that act on sequences of cells, one cell from each patch.
         norm: acts on the output of the transformer.
         patch: extents of a patch, in cells.
@@ -185,8 +178,6 @@ class InvertedResidual(InvertedBottleneck):
     """An inverted bottleneck, with a residual if the map keeps its size and its channels (section 3.1).
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         stride: 2 to halve the map.
         expansion: hidden channels, as a multiple of `dim`; rounded to a multiple of 8.
     """
@@ -204,13 +195,7 @@ class InvertedResidual(InvertedBottleneck):
 
 
 class PointwiseNorm(nn.Sequential):
-    """A linear layer without bias, batch norm and an activation, on a map whose channels are last.
-
-    Args:
-        dim: input channels.
-        out_dim: output channels.
-        act: name of the activation.
-    """
+    """A linear layer without bias, batch norm and an activation, on a map whose channels are last."""
 
     def __init__(self, dim: int, out_dim: int, *, act: str = "silu") -> None:
         super().__init__(nn.Linear(dim, out_dim, bias=False), OnMap(nn.BatchNorm2d(out_dim)), activation(act))

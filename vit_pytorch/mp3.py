@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, BlockInputs, ExplicitAttention, FusedAttention
@@ -32,6 +32,9 @@ from vit_pytorch.ssl.masks import (
     patch_tokens,
 )
 from vit_pytorch.vit import ViT as ViT
+
+# A number for each patch, by whose order patches are context.
+Noise = Float[Tensor, "b n"]
 
 
 class MP3(nn.Module):
@@ -51,11 +54,7 @@ class MP3(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        vit: nn.Module,
-        masking_ratio: float = 0.75,
-        loss_on: Literal["all", "masked"] = "all",
+        self, *, vit: nn.Module, masking_ratio: float = 0.75, loss_on: Literal["all", "masked"] = "all"
     ) -> None:
         super().__init__()
         check_ratio("masking_ratio", masking_ratio)
@@ -68,17 +67,13 @@ class MP3(nn.Module):
         init_linears(self.head, nn.init.xavier_uniform_)
 
     def forward(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> Float[Tensor, ""]:
         """Compute the loss: the mean cross entropy of the patches' positions.
 
         Args:
             images: input, of the model's largest size.
             noise: a number for each patch; those with the smallest are context. Drawn unless given.
-            generator: where the noise is drawn from, instead of torch's global generator.
 
         Raises:
             ValueError: where the images are not what the model takes, or the noise has another shape.
@@ -91,17 +86,12 @@ class MP3(nn.Module):
         return (losses * masked).sum() / masked.sum()
 
     def predict(
-        self,
-        images: Float[Tensor, "b c h w"],
-        noise: Float[Tensor, "b n"] | None = None,
-        generator: torch.Generator | None = None,
+        self, images: Float[Tensor, "b c h w"], noise: Noise | None = None, generator: Generator | None = None
     ) -> tuple[Float[Tensor, "b n n"], Bool[Tensor, "b n"]]:
         """Return the logits of every patch's position, and which patches were outside the context.
 
         Args:
             images: input, of the model's largest size.
-            noise: see `forward`.
-            generator: see `forward`.
         """
         self.vit.check_images(images)
         grid = self.vit.grid.fit(images.shape[2:])

@@ -135,9 +135,7 @@ class MPP(nn.Module):
         """Compute the loss: the mean cross entropy of the chosen patches' colours.
 
         Args:
-            images: input.
             corruption: what happens to the patches; drawn unless given.
-            generator: where it is drawn from, instead of torch's global generator.
 
         Raises:
             ValueError: where the images are not what the model takes, or the corruption has another shape.
@@ -149,12 +147,7 @@ class MPP(nn.Module):
         return (losses * corruption.chosen).sum() / corruption.chosen.sum().clamp(min=1)
 
     def draw(self, images: Float[Tensor, "b c h w"], generator: torch.Generator | None = None) -> Corruption:
-        """Draw what happens to the patches of images.
-
-        Args:
-            images: input, of which the size counts.
-            generator: where the randomness comes from, instead of torch's global generator.
-        """
+        """Draw what happens to the patches of images."""
         batch, device = len(images), images.device
         grid = self.transformer.grid.fit(images.shape[2:])
         patches = grid[0] * grid[1]
@@ -169,12 +162,7 @@ class MPP(nn.Module):
     def predict(
         self, images: Float[Tensor, "b c h w"], corruption: Corruption
     ) -> Float[Tensor, "b n colours"]:
-        """Return the logits of every patch's colour.
-
-        Args:
-            images: input.
-            corruption: what happens to the patches.
-        """
+        """Return the logits of every patch's colour."""
         grid = self.transformer.grid.fit(images.shape[2:])
         for name, tensor in corruption._asdict().items():
             check_shape(name, tensor, (len(images), grid[0] * grid[1]))

@@ -40,8 +40,9 @@ from vit_pytorch.layers.packing import (
     QueryPool,
     check_lengths,
 )
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.patches import MaskFn, PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import FactorisedPositions
+from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.legacy import flat_options
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
@@ -85,16 +86,7 @@ class NaViT(IsotropicModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels; with `pos_type` other than
             "abs" the size of the position tables, and images may be larger.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_dim: hidden dimension of the feed-forward, also of the attention pool's.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         token_dropout_prob: share of an image's tokens that is dropped in training, in [0, 1), or a function
             that returns it from (height, width) in pixels, which is not saved with the model; an image keeps
             at least one token.
@@ -102,26 +94,14 @@ class NaViT(IsotropicModel):
             fractions of the longer side, which keep the aspect ratio.
         pool: "map" (`MapPooling`), "query" (`QueryPooling`) or "mean" (`MeanPooling`).
         qk_norm: norm of queries and keys: "rms" with gains per head, "layer", or "none".
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         norm_bias: use biases for the LayerNorms.
         head_bias: use a bias for the classifier.
-        norm_eps: epsilon of the LayerNorms.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        patch_norm: apply LayerNorm before and after the patch projection.
         num_registers: number of register tokens before each image's patches.
-        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     patch_embed: PatchEmbed
     positions: FactorisedPositions
+    undecayed = IsotropicModel.undecayed + r"|^positions\.(rows|columns)$|^attention_pool\.query$"
 
     @flat_options
     def __init__(
@@ -261,11 +241,7 @@ class NaViT(IsotropicModel):
         return [sequences[place] for place in inverse(order)]
 
     def embed(
-        self,
-        images: Float[Tensor, "b c h w"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens of a batch, registers first; some patches are dropped in training."""
         self.check_images(images)
@@ -330,11 +306,7 @@ class NaViT(IsotropicModel):
         return max(1, int(patches * (1 - share)))
 
     def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
-        """Return one vector per image.
-
-        Args:
-            features: output of `forward_features`.
-        """
+        """Return one vector per image."""
         if is_batch(features):
             patches = features[:, self.prefix.count :]
             return patches.mean(dim=1) if self.attention_pool is None else self.attention_pool(patches)
@@ -362,21 +334,9 @@ class NaViT(IsotropicModel):
             )
         return super().collect_layers(images, layers, stop_early=stop_early)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: the model's own pooling; it cannot change.
-        """
-        super().reset_classifier(num_classes, global_pool)
-        if not self.head_bias and isinstance(self.head, nn.Linear):
-            self.head.register_parameter("bias", None)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = {"positions.rows", "positions.columns", "attention_pool.query"}
-        return super().no_weight_decay() | (names & {name for name, _ in self.named_parameters()})
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, without a bias if the model has none there; the identity for no classes."""
+        return drop_bias(super().make_head(num_classes), self.head_bias)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if callable(self.token_dropout_prob):

@@ -41,11 +41,7 @@ class NaViT(PackedNaViT):
         return tokens
 
     def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
-        """Return one vector per image.
-
-        Args:
-            features: output of `forward_features`.
-        """
+        """Return one vector per image."""
         if isinstance(features, Tensor) and features.is_nested:
             features = features.unbind()
         return super().pool_features(features)

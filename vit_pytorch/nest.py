@@ -18,7 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, head_dim, merge_heads
+from vit_pytorch.layers.attention import (
+    NO_INPUTS,
+    BlockInputs,
+    FusedAttention,
+    Queries,
+    head_dim,
+    merge_heads,
+)
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, layer
 from vit_pytorch.layers.conv import OnMap
 from vit_pytorch.layers.init import init_linears
@@ -40,29 +47,15 @@ class NesT(HierarchicalModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels; a multiple of the patch
             times the number of blocks along an axis of the first level, `2 ** (num_hierarchies - 1)`.
-        patch_size: size of a patch, one number or (height, width).
-        dim: token dimension.
-        heads: number of attention heads.
         num_hierarchies: number of levels.
         block_repeats: number of transformer layers of each level, or of all alike, from the bottom on.
-        num_classes: number of logits; 0 for the pooled embedding.
-        channels: channels of the input.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of the token dimension.
-        dropout: dropout after the linear layers of the transformers, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last layer, in [0, 1); rises linearly
-            from 0.
-        qkv_bias: use biases for queries, keys and values.
         multi_query: the heads of a layer share their keys and values, as in the paper's models for images of
             32 pixels.
         act: name of the activation; the authors' program has "gelu_tanh", timm, whose conversions of the
             authors' weights most people use, "gelu".
         padding: "same" pads the pooling between levels as the authors' program does, in JAX; "symmetric"
             as is the custom in PyTorch (see `Aggregation`).
-        norm_eps: epsilon of the LayerNorms.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -183,13 +176,8 @@ class BlockAttention(nn.Module):
     """Multi-head self-attention within each block of an image.
 
     Args:
-        dim: token dimension.
-        heads: number of heads of queries; they share the dimension.
         kv_heads: number of heads of keys and values: as many, or one that all heads of queries share
             (arXiv:1911.02150).
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        attn_dropout: dropout on the attention weights.
     """
 
     def __init__(
@@ -211,9 +199,7 @@ class BlockAttention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def project(
-        self, x: Float[Tensor, "b t n d"]
-    ) -> tuple[Float[Tensor, "g h n e"], Float[Tensor, "g h n e"], Float[Tensor, "g h n e"]]:
+    def project(self, x: Float[Tensor, "_ t n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values, split into heads; blocks join the batch."""
         parts = self.to_qkv(x).flatten(0, 1).unflatten(-1, (-1, self.dim_head)).transpose(1, 2)
         q, k, v = parts.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
@@ -231,11 +217,8 @@ class Aggregation(nn.Sequential):
     """Merge blocks: convolution, LayerNorm and max-pooling of a map.
 
     Args:
-        dim: input channels.
-        out_dim: output channels.
         padding: "same" pools windows that begin at a cell of even place, as TensorFlow and JAX do;
             "symmetric" those that have it in their middle.
-        norm_eps: epsilon of the LayerNorm.
     """
 
     def __init__(self, dim: int, out_dim: int, *, padding: str = "same", norm_eps: float = 1e-6) -> None:

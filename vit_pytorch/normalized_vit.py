@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, Queries
 from vit_pytorch.layers.blocks import layer
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
@@ -42,28 +42,11 @@ class NormalizedViT(IsotropicModel):
     """The Vision Transformer on the hypersphere.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
         mlp_dim: hidden dimension of the feed-forward, u * silu(v): the dimension of u and of v.
-        channels: channels of the input.
-        dropout: dropout inside the feed-forward, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dim_head: head dimension.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        class_token: have a class token even if `pool` does not use it.
-        num_registers: number of register tokens.
         alpha_init: initial rates of attention and feed-forward.
         sz_init: initial factors on the logits.
         base_scale: size of the parameters that store rates, s_qk and s_z, which decides how fast they learn;
             default 1 / sqrt(dim).
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -173,24 +156,10 @@ class NormalizedViT(IsotropicModel):
 
 
 class SphereBlock(nn.Module):
-    """A step on the sphere towards the output of attention, then one towards that of the feed-forward.
-
-    Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
-        alpha_init: initial rates.
-        base_scale: what is stored for them.
-    """
+    """A step on the sphere towards the output of attention, then one towards that of the feed-forward."""
 
     def __init__(
-        self,
-        dim: int,
-        attention: nn.Module,
-        feedforward: nn.Module,
-        *,
-        alpha_init: float,
-        base_scale: float,
+        self, dim: int, attention: nn.Module, feedforward: nn.Module, *, alpha_init: float, base_scale: float
     ) -> None:
         super().__init__()
         self.attention = attention
@@ -213,7 +182,6 @@ class LearnedScale(nn.Module):
 
     Args:
         size: number of factors.
-        init: their initial value.
         scale: what is stored for that.
         shape: how they broadcast to what is scaled; default along its last axis.
     """
@@ -259,11 +227,8 @@ class UnitAttention(Attention):
     """Attention of queries and keys of length 1, times s_qk for each channel (section 2.3.2).
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
         dim_head: head dimension; the scores' factor is its square root.
         base_scale: what is stored for factors of 1.
-        attn_dropout: dropout on the attention weights.
     """
 
     def __init__(
@@ -279,9 +244,7 @@ class UnitAttention(Attention):
         )
         self.s_qk = LearnedScale(heads * dim_head, scale=base_scale, shape=(heads, 1, dim_head))
 
-    def project(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values, split into heads."""
         q, k, v = super().project(x)
         return self.s_qk(unit(q)), self.s_qk(unit(k)), v
@@ -291,9 +254,7 @@ class UnitMLP(nn.Module):
     """W_out (u * silu(v)), of u = s_u W_u h and v = s_v sqrt(d) W_v h (section 2.4.2).
 
     Args:
-        dim: token dimension.
         hidden_dim: dimension of u and of v.
-        dropout: dropout on their product.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
@@ -315,10 +276,7 @@ class UnitHead(nn.Module):
     """Logits: the cosine of a vector with that of each class, times s_z (section 2.1).
 
     Args:
-        dim: dimension of the vector.
-        num_classes: number of logits.
         sz_init: initial factors.
-        base_scale: what is stored for them.
     """
 
     def __init__(self, dim: int, num_classes: int, *, sz_init: float = 1.0, base_scale: float = 1.0) -> None:

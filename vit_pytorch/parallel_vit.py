@@ -31,32 +31,11 @@ class ParallelViT(IsotropicModel):
     """The Vision Transformer with parallel branches.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks, each of `num_parallel_branches` attentions and as many feed-forwards.
-        heads: number of attention heads of a branch.
-        mlp_dim: hidden dimension of a feed-forward.
         num_parallel_branches: branches side by side; the paper finds two best.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a branch at the last block, in [0, 1); rises linearly from 0. Each
             branch is dropped on its own.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        norm_eps: epsilon of the LayerNorms.
-        class_token: have a class token even if `pool` does not use it.
         no_embed_class: the class token has no position, as in the authors' code.
-        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(
@@ -149,7 +128,6 @@ class ParallelBlock(nn.Module):
         """Transform tokens (equation 2).
 
         Args:
-            x: tokens.
             inputs: not used: nothing acts inside attention.
         """
         x = x + sum(branch(x) for branch in self.attention)
@@ -160,11 +138,7 @@ class Branch(nn.Module):
     """What one branch adds to the input of its block; each has its own norm, LayerScale and DropPath.
 
     Args:
-        dim: token dimension.
         branch: attention or feed-forward.
-        norm: builds a norm from a dimension.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        drop_path: probability of dropping the branch of a sample in training, in [0, 1).
     """
 
     def __init__(

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, is_tracing, layer
+from vit_pytorch.layers.attention import head_dim
+from vit_pytorch.layers.blocks import drop_path_rates, is_tracing, layer, plain_blocks
 from vit_pytorch.layers.init import init_embeddings, init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -41,30 +41,16 @@ class PiT(HierarchicalModel):
     doubles from stage to stage, as in the paper's models.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width).
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks of each stage.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded patches, in [0, 1).
-        channels: channels of the input.
         stride: distance of neighbouring patches, one number or (height, width); default half a patch. The
             image size is a patch plus a multiple of it.
         dim_head: head dimension of all stages; default `dim / heads`.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         distilled: have a distillation token with a classifier of its own; the logits are the mean of both
             classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the
             mean of both tokens.
-        norm_eps: epsilon of the LayerNorms.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
+
+    pool = "cls"
+    undecayed = r"^(tokens|positions\.table)$"
 
     def __init__(
         self,
@@ -118,23 +104,18 @@ class PiT(HierarchicalModel):
         init_embeddings(self.tokens)
         self.dropout = nn.Dropout(emb_dropout)
         for i, rates in enumerate(drop_path_rates(drop_path, depth)):
-            blocks = [
-                Block(
-                    dims[i],
-                    Attention(
-                        dims[i],
-                        heads=all_heads[i],
-                        dim_head=dim_head or head_dim(dims[i], all_heads[i]),
-                        qkv_bias=qkv_bias,
-                        dropout=dropout,
-                        kernel=partial(FusedAttention, attn_dropout),
-                    ),
-                    FeedForward(dims[i], mlp_dims[i], dropout=dropout),
-                    norm=norm,
-                    drop_path=rate,
-                )
-                for rate in rates
-            ]
+            blocks = plain_blocks(
+                dims[i],
+                depth=depth[i],
+                heads=all_heads[i],
+                dim_head=dim_head or head_dim(dims[i], all_heads[i]),
+                mlp_dim=mlp_dims[i],
+                dropout=dropout,
+                attn_dropout=attn_dropout,
+                drop_path=rates,
+                qkv_bias=qkv_bias,
+                norm=norm,
+            )
             self.stages.append(PooledStage(HeadPool(dims[i - 1], dims[i]) if i else None, blocks))
         self.norm = norm(dims[-1])
         self.reset_classifier(num_classes)
@@ -208,23 +189,10 @@ class PiT(HierarchicalModel):
             grid = pooled.grid_after(grid)  # type: ignore[operator]
         return output[:, self.num_prefix_tokens :].unflatten(1, grid), output[:, : self.num_prefix_tokens]
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one, or both if the model is distilled.
-
-        Args:
-            num_classes: number of logits; 0 for the pooled embedding.
-            global_pool: "cls" (timm's "token"), the only pooling.
-        """
-        if global_pool not in (None, "cls", "token"):
-            raise ValueError(f"PiT classifies the class token; pooling cannot be {global_pool!r}")
+    def make_head(self, num_classes: int) -> nn.Module:
+        """Build a classifier, or two if the model is distilled; the identity for no classes."""
         kind = DistilledHead if self.num_prefix_tokens == 2 else nn.Linear
-        self.head = make_classifier(self.num_features, num_classes, like=self.tokens, kind=kind)
-        self.num_classes = num_classes
-        self._record(num_classes=num_classes)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return {"tokens", "positions.table"}
+        return make_classifier(self.num_features, num_classes, like=self.tokens, kind=kind)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the coarse ones by stage."""
@@ -235,7 +203,6 @@ class HeadPool(nn.Module):
     """Halve the map and multiply the channels of all tokens (section 3.2, figure 3).
 
     Args:
-        dim: token dimension before it.
         out_dim: token dimension after it, a multiple of `dim`.
     """
 
@@ -259,7 +226,6 @@ class PooledStage(nn.Module):
 
     Args:
         down: halves the map; None for no pooling.
-        blocks: the blocks, applied in turn.
     """
 
     def __init__(self, down: HeadPool | None, blocks: Iterable[nn.Module]) -> None:
@@ -272,7 +238,6 @@ class PooledStage(nn.Module):
         """Return the tokens after the stage.
 
         Args:
-            x: tokens before it.
             grid: patches along each axis among them.
         """
         if self.down is not None:

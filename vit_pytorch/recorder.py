@@ -79,8 +79,6 @@ class Recorder(Wrapper):
 
         Args:
             images: input; other arguments are passed on, too.
-            args: passed on.
-            kwargs: passed on.
 
         Returns:
             The model's output and the maps, (b layers heads n m), where all have one shape. Otherwise a list
@@ -99,12 +97,9 @@ class Recorder(Wrapper):
         """Compute what the model computes, and keep the maps.
 
         Args:
-            images: input.
-            args: passed on.
             keep_graph: whether the output is computed from the very maps that are given, so that
                 `torch.autograd.grad` gives gradients with respect to them; also of a frozen model. Such maps
                 stay where they are computed. Otherwise they are detached.
-            kwargs: passed on.
 
         Raises:
             ValueError: where no attention runs, or a graph is asked for while gradients are off.

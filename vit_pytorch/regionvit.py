@@ -36,6 +36,8 @@ from vit_pytorch.layers.relative import RelativeBias
 from vit_pytorch.layers.windows import Partition, crop_map, pad_map, real_cells, windows
 
 PATCH = 4
+# Local cells and regions.
+Maps = tuple[Float[Tensor, "b h w d"], Float[Tensor, "b y x d"]]
 
 
 class RegionViT(HierarchicalModel):
@@ -46,26 +48,18 @@ class RegionViT(HierarchicalModel):
 
     Args:
         dim: token dimension of each stage, each a multiple of the one before.
-        depth: number of blocks of each stage.
         window_size: side of a region in local cells; 7 or 14 in the paper.
-        num_classes: number of logits; 0 for the pooled embedding.
         tokenize_local_3_conv: embed the local cells by three convolutions with norms, instead of one. The
             paper's tiny and small models have three.
         use_peg: encode positions on both maps by a depth-wise convolution after the first block of each
             stage. The paper has it for detection.
         image_size: the customary input, one number or (height, width) in pixels; any other is accepted.
-        channels: channels of the input.
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by token dimension, for all stages or each.
-        qkv_bias: use biases for queries, keys and values.
         dropout: dropout after the linear layers of the blocks and the local embedding, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0. In
             local attention and the feed-forward, it is dropped for each region separately.
         norm_eps: epsilon of the blocks' LayerNorms and the last; those at convolutions have 1e-5.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(
@@ -116,16 +110,12 @@ class RegionViT(HierarchicalModel):
         self.stem = RegionEmbedding(local, regional, square, dropout)
 
         norm = partial(nn.LayerNorm, eps=norm_eps)
+        options: dict[str, Any] = {"qkv_bias": qkv_bias, "kernel": partial(FusedAttention, attn_dropout)}
         for i, rates in enumerate(drop_path_rates(drop_path, depth)):
             blocks: list[RegionBlock] = []
             for rate in rates:
                 attention = Attention(
-                    dim[i],
-                    heads=all_heads[i],
-                    dim_head=dim[i] // all_heads[i],
-                    qkv_bias=qkv_bias,
-                    dropout=dropout,
-                    kernel=partial(FusedAttention, attn_dropout),
+                    dim[i], heads=all_heads[i], dim_head=dim[i] // all_heads[i], dropout=dropout, **options
                 )
                 block = RegionBlock(
                     dim[i],
@@ -187,7 +177,6 @@ class RegionEmbedding(nn.Module):
         local: returns the map of local cells.
         regional: returns the map of regions, from squares of pixels that do not overlap.
         square: side of such a square; other images are padded on all sides (see `missing_pixels`).
-        dropout: dropout on the local cells.
     """
 
     def __init__(self, local: nn.Module, regional: nn.Module, square: int, dropout: float = 0.0) -> None:
@@ -241,12 +230,7 @@ def three_convs(channels: int, dim: int) -> nn.Module:
 
 
 class Downsample(nn.Module):
-    """Halve a map by a depth-wise convolution (section 3.1).
-
-    Args:
-        dim: input channels.
-        out_dim: output channels, a multiple of `dim`.
-    """
+    """Halve a map by a depth-wise convolution; `out_dim` is a multiple of `dim` (section 3.1)."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -260,13 +244,7 @@ class Downsample(nn.Module):
 
 
 class RegionStage(nn.Module):
-    """Downsample both maps by the same layers, then apply blocks to the tokens sorted by region.
-
-    Args:
-        down: halves a map.
-        blocks: the blocks, applied in turn.
-        window: side of a region in cells.
-    """
+    """Downsample both maps by `down`, which halves them, then apply blocks to the tokens sorted by region."""
 
     def __init__(self, down: nn.Module, blocks: Iterable[RegionBlock], window: int) -> None:
         super().__init__()
@@ -307,13 +285,9 @@ class RegionBlock(Block):
     """Regional self-attention, local self-attention by the same weights, and a feed-forward (section 3.2).
 
     Args:
-        dim: token dimension.
         attention: acts in a region, and between the regions' tokens.
-        feedforward: transforms each token on its own.
         bias: returns what is added to the scores in a region.
         positions: acts on both maps after the block; None for none.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping a branch in training, in [0, 1).
     """
 
     def __init__(
@@ -336,13 +310,7 @@ class RegionBlock(Block):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "g n d"], regions: Regions, visible: Bool[Tensor, "r 1 n n"] | None = None
     ) -> Float[Tensor, "g n d"]:
-        """Transform the tokens of all regions.
-
-        Args:
-            x: tokens as `Regions.join` returns them.
-            regions: how the map of local cells is divided.
-            visible: see `visible_cells`.
-        """
+        """Transform the tokens of all regions, as `Regions.join` and `visible_cells` return them."""
         regional = x[:, 0].unflatten(0, (-1, prod(regions.counts)))
         regional = regional + self.drop_path(self.scale1(self.attention(self.regional_norm(regional))))
         x = torch.cat([regional.flatten(0, 1)[:, None], x[:, 1:]], dim=1)
@@ -394,10 +362,8 @@ class Regions:
         cells = self.partition.split(pad_map(local, self.padded))
         return torch.cat([regional.flatten(0, 2)[:, None], cells], dim=1)
 
-    def split(
-        self, tokens: Float[Tensor, "g n d"]
-    ) -> tuple[Float[Tensor, "b h w d"], Float[Tensor, "b y x d"]]:
-        """Return the map of local cells and that of regions; the inverse of `join`."""
+    def split(self, tokens: Float[Tensor, "g n d"]) -> Maps:
+        """Return the inverse of `join`."""
         local = crop_map(self.partition.merge(tokens[:, 1:], self.padded), self.grid)
         return local, tokens[:, 0].unflatten(0, (-1, *self.counts))
 

@@ -30,7 +30,7 @@ from vit_pytorch.layers.attention import (
     merge_heads,
     split_heads,
 )
-from vit_pytorch.layers.blocks import Block, FeedForward, concrete, drop_path_rates, fx_leaf
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, fx_leaf, static_size
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import per_stage
@@ -47,9 +47,6 @@ class ScalableViT(HierarchicalModel):
     stage to stage; the other sizes are one for each stage, or the same for all.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: channels.
-        heads: number of attention heads.
         depth: number of blocks of each stage; windows come first, and they alternate.
         ssa_dim_key: head dimension of queries and keys in attention to the reduced map; the paper states it
             as a factor on `dim / heads`. If the map is not reduced, the head dimension is `dim / heads`, as
@@ -59,17 +56,11 @@ class ScalableViT(HierarchicalModel):
         dropout: dropout after the linear layers of the blocks, and on the attention weights, in [0, 1).
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the last
             stride and of what the reductions need is accepted.
-        channels: channels of the input.
         mlp_ratio: hidden dimension of the feed-forward by channels.
-        qkv_bias: use biases for queries, keys and values.
         attn_dropout: dropout on the attention weights; default `dropout`.
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         representation_size: dimension of the hidden layer between the pooled vector and the classifier, which
             the paper's numbers of parameters include; None for no such layer.
         norm_eps: epsilon of the LayerNorms, except that of the reduced map.
-
-    Raises:
-        ValueError: if sizes do not divide.
     """
 
     def __init__(
@@ -158,12 +149,7 @@ class IWSA(Attention):
     """Interactive window attention: within windows, plus a depth-wise convolution of all values.
 
     Args:
-        dim: channels.
-        heads: number of heads, which share the channels.
         window: side of a window; 0 for one window, the map.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -203,10 +189,8 @@ def fit_windows(window: int, height: int, width: int) -> Partition:
 
     Args:
         window: side of a window; 0 for one window.
-        height: rows of the map.
-        width: columns of the map.
     """
-    height, width = concrete(height), concrete(width)
+    height, width = static_size((height, width))
     return windows((min(window or height, height), min(window or width, width)))
 
 
@@ -214,13 +198,9 @@ class SSA(nn.Module):
     """Scalable attention: to a reduced map, with queries and keys of another dimension.
 
     Args:
-        dim: channels.
-        heads: number of heads, which share the channels of the values.
         dim_key: head dimension of queries and keys. If the map is not reduced, it is that of the values, as
             in the authors' code, and this only scales the scores, by `dim_key ** -0.5`.
         reduction: cells that become one along each axis; 1 for the map as it is.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
         kernel: builds the kernel that attends, from the factor on the scores.
     """
 

@@ -40,23 +40,17 @@ class SepViT(HierarchicalModel):
     """The separable vision transformer.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: channels of the first stage, which double from stage to stage; or one number for each stage.
         dim_head: head dimension; the heads of a stage share its channels.
         heads: number of heads of each stage.
-        depth: number of blocks of each stage.
         window_size: side of the windows in cells. Every second block of a stage has windows twice as wide,
             if the map does not fit in one; or a side for each block of each stage, as they are.
         dropout: dropout on embedded patches and after the linear layers of the blocks, in [0, 1).
         image_size: the largest input, one number or (height, width) in pixels, if window tokens are
             learned; otherwise the customary one.
-        channels: channels of the input.
         window_tokens: "learned", a token for each window of the largest input and none for a map that is
             one window; or "zeros", the authors' choice for detection, for which inputs may be of any size.
         mlp_ratio: hidden dimension of the feed-forward by channels.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         norm_eps: epsilon of the blocks' LayerNorms and the last; the others have 1e-5.
 
     Raises:
@@ -162,12 +156,8 @@ class SeparableAttention(Attention):
     """Attention within windows, then between windows (section 3.3, equations 3 to 5).
 
     Args:
-        dim: channels.
-        heads: number of heads.
         window: side of the windows in cells; None if the whole map is one window, which has no token.
         grid: windows along each axis of the largest map, for a learned token of each; None for zeros.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
         kernel: builds the two kernels, of attention between cells and between windows.
     """
 
@@ -224,7 +214,6 @@ class SeparableAttention(Attention):
         """Mix the cells of a map of whole windows.
 
         Args:
-            x: the map.
             tokens: the token of each window; None if the map is one window.
         """
         batch, height, width, dim = x.shape

@@ -77,9 +77,7 @@ class SimMIM(nn.Module):
         """Compute the loss: the mean absolute error of the covered pixels (section 3.4).
 
         Args:
-            images: input.
             mask: true for the patches to cover, (b, n) or (b, rows, columns); drawn unless given.
-            generator: where the mask is drawn from, instead of torch's global generator.
 
         Returns:
             The mean over all covered pixels of the batch; 0 where a given mask covers none.
@@ -97,20 +95,10 @@ class SimMIM(nn.Module):
     def draw_mask(
         self, images: Float[Tensor, "b c h w"], generator: torch.Generator | None = None
     ) -> Bool[Tensor, "b n"]:
-        """Choose the patches of images that are covered, in whole squares.
-
-        Args:
-            images: input, of which the size counts.
-            generator: where the randomness comes from, instead of torch's global generator.
-        """
+        """Choose the patches of images that are covered, in whole squares."""
         grid = self.encoder.grid.fit(images.shape[2:])
         return draw_mask(
-            len(images),
-            grid,
-            self.masking_ratio,
-            unit=self.unit,
-            device=images.device,
-            generator=generator,
+            len(images), grid, self.masking_ratio, unit=self.unit, device=images.device, generator=generator
         )
 
     def predict(
@@ -119,7 +107,6 @@ class SimMIM(nn.Module):
         """Return the prediction for every patch, in the order (row, column, channel).
 
         Args:
-            images: input.
             mask: true for the patches to cover, (b, n) or (b, rows, columns).
         """
         grid = self.encoder.grid.fit(images.shape[2:])

@@ -28,25 +28,9 @@ class SimpleViT(IsotropicModel):
     """The simplified Vision Transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: token dimension, a multiple of 4.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
-        head_zero_init: the classifier starts at zero, as in the paper's code; long schedules do not mind, and
-            short ones learn later.
-
-    Raises:
-        ValueError: if sizes do not divide.
+        head_zero_init: the classifier starts at zero, as in the paper's code; short trainings learn later so.
     """
 
     def __init__(

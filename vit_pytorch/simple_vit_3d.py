@@ -17,41 +17,23 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.isotropic import IsotropicModel, MaskedFrames
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
 from vit_pytorch.layers.positions import SinCosPositions
-from vit_pytorch.layers.space_time import mask_of_keys, mean_of_frames, zero_padding
+from vit_pytorch.layers.space_time import mask_of_keys, zero_padding
 
 
-class SimpleViT3D(IsotropicModel):
+class SimpleViT3D(MaskedFrames, IsotropicModel):
     """The simplified Vision Transformer on videos or volumes (b c t h w).
 
     Args:
-        image_size: the largest frame, one number or (height, width) in pixels.
-        frames: number of frames (slices of a volume) at most.
-        image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
-        frame_patch_size: frames of a patch; divides `frames`.
-        num_classes: number of logits; 0 for the pooled embedding.
         dim: token dimension, even, at least 12. Channels that the three axes cannot share evenly have no
             position.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
-        head_zero_init: the classifier starts at zero, as in the paper's code; long schedules do not mind, and
-            short ones learn later.
-
-    Raises:
-        ValueError: if sizes do not divide.
+        head_zero_init: the classifier starts at zero, as in the paper's code; short trainings learn later so.
     """
 
     def __init__(
@@ -97,21 +79,6 @@ class SimpleViT3D(IsotropicModel):
         if head_zero_init:
             init_linears(self.head, nn.init.zeros_)
 
-    def forward(
-        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding if `num_classes` is 0.
-
-        Args:
-            images: videos or volumes.
-            mask: true for frames, false for padding, which has no influence; default no padding.
-
-        Raises:
-            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
-                mask is not one of whole patches.
-        """
-        return self.forward_head(self.forward_features(images, mask), mask=mask)
-
     def forward_features(
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
@@ -123,24 +90,6 @@ class SimpleViT3D(IsotropicModel):
         for block in self.blocks:
             tokens = block(tokens, inputs)
         return self.norm(tokens)
-
-    def forward_head(
-        self,
-        features: Float[Tensor, "b n d"],
-        pre_logits: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> Float[Tensor, "b k"]:
-        """Pool tokens, except those of padding, and classify them; see `ViT3D.forward_head`."""
-        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
-        return x if pre_logits else self.head(x)
-
-    def pool_features(
-        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b d"]:
-        """Return the mean of the patches that are no padding."""
-        if mask is None:
-            return super().pool_features(features)
-        return mean_of_frames(features, mask, self.grid.patch[0])
 
 
 SimpleViT = SimpleViT3D

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.attention import Attention, FusedAttention, Keys, Mixed, Queries, Values
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_leaf
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
@@ -39,35 +39,16 @@ class T2TViT(IsotropicModel):
     """The Tokens-to-Token Vision Transformer.
 
     Args:
-        dim: token dimension of the backbone.
-        image_size: the largest input, one number or (height, width) in pixels.
-        depth: number of blocks of the backbone.
-        heads: number of attention heads of the backbone.
-        mlp_dim: hidden dimension of the feed-forward.
-        num_classes: number of logits; 0 for the pooled embedding.
         t2t_layers: (kernel size, stride) of each soft split; the product of the strides divides the
             image size.
-        channels: channels of the input.
         token_dim: token dimension between two soft splits.
         tokens_type: how these tokens attend: "transformer" by softmax, "performer" by random features,
             in time linear in their number.
         kernel_ratio: random features of the performer, by `token_dim`.
         token_dropout: dropout on both branches of the token blocks, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        dropout: dropout after the linear layers of the backbone, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        attn_dropout: dropout on the attention weights of the backbone, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values of the backbone.
         qk_scale: factor on the backbone's attention scores; default 1 / sqrt(`dim_head`). The authors'
             published weights need 1 / sqrt(`dim`).
-        norm_eps: epsilon of the LayerNorms.
         num_registers: number of register tokens, which have no position.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -189,8 +170,6 @@ class TokensToToken(nn.Module):
 
     Args:
         splits: the soft splits.
-        channels: channels of the input.
-        dim: token dimension of the backbone.
         token_dim: token dimension between two splits.
         block: builds the token block for windows of a dimension.
     """
@@ -231,12 +210,7 @@ class TokenBlock(nn.Module):
     """A transformer block of one head that narrows tokens; its first residual adds the values.
 
     Args:
-        dim: dimension of the tokens that enter.
         token_dim: dimension of the tokens that leave.
-        kernel: builds the kernel that attends.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on both branches.
-        norm_eps: epsilon of the LayerNorms.
     """
 
     def __init__(
@@ -290,9 +264,7 @@ class RandomFeatures(nn.Module):
         directions = nn.init.orthogonal_(torch.empty(features, dim)) * features**0.5
         self.register_buffer("directions", directions)
 
-    def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h m e"], v: Float[Tensor, "b h m f"]
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values) -> Mixed:
         """Attend from each query to all keys."""
         q, k = random_features(q, self.directions), random_features(k, self.directions)
         total = q @ k.sum(dim=-2, keepdim=True).mT
@@ -302,9 +274,7 @@ class RandomFeatures(nn.Module):
 
 
 @fx_leaf
-def random_features(
-    x: Float[Tensor, "b h n e"], directions: Float[Tensor, "r e"]
-) -> Float[Tensor, "b h n r"]:
+def random_features(x: Queries, directions: Float[Tensor, "r e"]) -> Float[Tensor, "b h n r"]:
     """Compute exp(w x - x x / 2) for each direction w, in single precision at least."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return (x @ directions.to(x.dtype).mT - x.square().sum(dim=-1, keepdim=True) / 2).exp()

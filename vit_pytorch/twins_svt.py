@@ -45,7 +45,6 @@ class TwinsSVT(HierarchicalModel):
     Arguments that begin with `s1_`, `s2_`, `s3_` or `s4_` belong to that stage.
 
     Args:
-        num_classes: number of logits; 0 for the pooled embedding.
         s1_emb_dim: channels.
         s1_patch_size: side of the patches of the map before that become cells.
         s1_local_patch_size: side of the windows in cells; None for a stage without windows, in which all
@@ -54,30 +53,12 @@ class TwinsSVT(HierarchicalModel):
             8, 4, 2 and 1 from stage to stage.
         s1_depth: number of pairs of blocks, one local and one global, or of global blocks if there are no
             windows.
-        s2_emb_dim: see stage 1.
-        s2_patch_size: see stage 1.
-        s2_local_patch_size: see stage 1.
-        s2_global_k: see stage 1.
-        s2_depth: see stage 1.
-        s3_emb_dim: see stage 1.
-        s3_patch_size: see stage 1.
-        s3_local_patch_size: see stage 1.
-        s3_global_k: see stage 1.
-        s3_depth: see stage 1.
-        s4_emb_dim: see stage 1.
-        s4_patch_size: see stage 1.
-        s4_local_patch_size: see stage 1.
-        s4_global_k: see stage 1.
-        s4_depth: see stage 1.
         peg_kernel_size: side of the convolution that encodes positions, odd.
         dropout: dropout on embedded patches and after the linear layers of the blocks, in [0, 1).
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the
             stride of the last stage is accepted, if no stage's map is smaller than its `global_k`.
-        channels: channels of the input.
         heads: number of heads of each stage; default one for 32 channels.
         mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises from 0.
         norm_eps: epsilon of the blocks' LayerNorms and the last; those after convolutions have 1e-5.
 
     Raises:
@@ -186,7 +167,6 @@ class SubsampledAttention(nn.Module):
 
     Args:
         attention: attends from the cells to the summary.
-        dim: channels.
         rate: side of the squares of cells that are summarised in one. Cells beyond the last whole square are
             in no summary; with a rate of 1 the map is its own summary.
     """

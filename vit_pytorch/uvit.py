@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
+from vit_pytorch.layers.attention import Attention, FusedAttention, Ids, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, is_tracing, layer
 from vit_pytorch.layers.init import init_embeddings, init_xavier
 from vit_pytorch.layers.options import check_choice
@@ -36,28 +36,9 @@ class UViT(IsotropicModel):
     """The U-ViT as a classifier; the backbone of `NoisePredictor`.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks apart from the one in the middle, as the authors count; an odd number counts
             that one, too.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
         pool: "mean" classifies the mean of the patches, "cls" a class token.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
-        class_token: have a class token even if `pool` does not use it.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
     def __init__(
@@ -85,10 +66,8 @@ class UViT(IsotropicModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
         class_token = class_token or pool == "cls"
-        size: dict[str, Any] = {
-            "heads": heads,
-            "dim_head": head_dim(dim, heads) if dim_head is None else dim_head,
-        }
+        dim_head = head_dim(dim, heads) if dim_head is None else dim_head
+        size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         norm = partial(nn.LayerNorm, eps=norm_eps)
         kernel = partial(FusedAttention, attn_dropout)
         middle = depth // 2
@@ -115,10 +94,7 @@ class UViT(IsotropicModel):
         return self.encode(self.embed(images))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b n d"]:
         """Apply the blocks with their long skips, and the final norm; see `IsotropicModel.encode`."""
         middle = len(self.blocks) // 2
@@ -132,14 +108,7 @@ class UViT(IsotropicModel):
 
 
 class SkipBlock(Block):
-    """A block of the second half, which merges the output of its counterpart into its input (section 3.1).
-
-    Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
-        options: norm and stochastic depth; see `Block`.
-    """
+    """A block of the second half, which merges the output of its counterpart into its input (section 3.1)."""
 
     def __init__(self, dim: int, attention: nn.Module, feedforward: nn.Module, **options: Any) -> None:
         super().__init__(dim, attention, feedforward, **options)
@@ -153,7 +122,6 @@ class SkipBlock(Block):
         """Transform tokens.
 
         Args:
-            x: tokens.
             skip: those of the block's counterpart.
         """
         x = self.merge(torch.cat([x, skip], dim=-1))
@@ -220,7 +188,6 @@ class NoisePredictor(nn.Module):
         """Predict the noise.
 
         Args:
-            images: images with noise.
             timesteps: the time of each; the authors' schedules go from 0 to 1000, whole or not.
             labels: the label of each, from 0 to `num_labels` - 1; required if there are labels.
 
@@ -242,11 +209,6 @@ class NoisePredictor(nn.Module):
         self, timesteps: Real[Tensor, " b"], labels: Int[Tensor, " b"] | None, *, batch: int
     ) -> Float[Tensor, "b k d"]:
         """Return the tokens of the label, if there are labels, and of the time, with their positions.
-
-        Args:
-            timesteps: see `forward`.
-            labels: see `forward`.
-            batch: number of images.
 
         Raises:
             ValueError: if there is none for each image, or labels are missing or unexpected.

@@ -52,8 +52,6 @@ class VAT(nn.Module):
         action_dim: numbers of an action.
         action_chunk: actions that are predicted at once.
         dim: dimension of an action token; default that of the vision tokens.
-        heads: number of attention heads of the action layers.
-        dim_head: head dimension.
         mlp_dim: hidden dimension of the action layers' feed-forward; default 4 * `dim`.
         vit_layer_indices: for each action layer, after how many of the model's blocks it reads; 0 reads the
             input of the first. None for a layer beside each block, which reads the input of that block.
@@ -63,8 +61,6 @@ class VAT(nn.Module):
         use_film: condition each layer on the task by FiLM; otherwise the task is added to the action tokens.
         film_std: standard deviation of the initial weights of FiLM's last layers; the authors' code has 0.02.
         self_attn: action tokens attend to each other in each layer, which in the paper they do not.
-        dropout: dropout after the linear layers of the action layers, in [0, 1).
-        norm_eps: epsilon of the action layers' LayerNorms.
 
     Raises:
         ValueError: if the model drops tokens, a layer is outside of it, or a number is below 1.
@@ -173,11 +169,7 @@ class VAT(nn.Module):
         return self.head(tokens)
 
     def see(self, images: Float[Tensor, "b ..."]) -> dict[int, Float[Tensor, "b n c"]]:
-        """Return the vision tokens that action layers read, of all views and times, by number of blocks.
-
-        Args:
-            images: see `forward`.
-        """
+        """Return the vision tokens that action layers read, of all views and times, by number of blocks."""
         single = single_images(images, views=self.num_views, frames=self.frames)
         tokens = self.vit.embed(single)
         inputs = self.vit.block_inputs(self.vit.grid.fit(single.shape[2:]))
@@ -210,7 +202,6 @@ class VAT(nn.Module):
         """Build a policy from a folder that `save_pretrained` wrote; in eval mode.
 
         Args:
-            folder: the folder.
             vit: a model of the same architecture; its weights are replaced by those written.
 
         Raises:
@@ -251,13 +242,10 @@ class ActionBlock(nn.Module):
     FiLM acts on the input of the attention, not on the residual stream.
 
     Args:
-        dim: dimension of an action token.
         vision_dim: dimension of a vision token.
         attention: from action tokens to vision tokens.
-        feedforward: transforms each action token on its own.
         film: conditions on the task; None for none.
         self_attention: among action tokens; None for none.
-        norm: builds a norm from a dimension.
     """
 
     def __init__(
@@ -291,7 +279,6 @@ class ActionBlock(nn.Module):
         """Transform action tokens.
 
         Args:
-            tokens: action tokens.
             vision: vision tokens, of all views and times.
             task: the task's embedding, if there is FiLM.
         """
@@ -330,10 +317,7 @@ class ActionHead(nn.Module):
     """Predict an action from the concatenated tokens of its numbers: a small residual network.
 
     Args:
-        dim: dimension of a token.
         action_dim: numbers of an action.
-        hidden_dim: hidden dimension.
-        norm_eps: epsilon of the LayerNorms.
     """
 
     def __init__(self, dim: int, action_dim: int, *, hidden_dim: int, norm_eps: float = 1e-5) -> None:
@@ -356,12 +340,7 @@ class ActionHead(nn.Module):
 
 
 class ResidualLayer(nn.Module):
-    """x + relu(linear(norm(x))).
-
-    Args:
-        dim: dimension of the vector.
-        norm: builds a norm from a dimension.
-    """
+    """x + relu(linear(norm(x)))."""
 
     def __init__(self, dim: int, *, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()

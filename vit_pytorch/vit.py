@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, Ids
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
@@ -63,54 +63,36 @@ STEMS: dict[str, type[Option] | Option] = {
     "dual_norm": LinearStem(patch_norm=True),
     "conv": ConvolutionalStem,
 }
+# Tokens, and the parameters of positions, pools and connections.
+UNDECAYED = (
+    IsotropicModel.undecayed + r"|^(positions|relative|rotary)\.|\.attention\.position\."
+    r"|\.connect[12]\.alpha$|^attention_pool\.query$"
+)
 
 
 class ViT(IsotropicModel):
     """The Vision Transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         pool: "cls" classifies the class token, "mean" the mean of the patches, "cls+mean" both,
             concatenated, "map" an attention pool of the patches.
-        dim_head: head dimension.
         positions: what is added to the tokens: "none", "learned" (`Learned`), "learned_2d" (`Learned2D`),
             "sincos" (`SinCos`) or "sequence" (`Sequential`); or what acts inside attention: "relative",
             "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`); or one of each, as
             "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
-        class_token: have a class token even if `pool` does not use it.
-        num_registers: number of register tokens.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
         qk_norm: apply LayerNorm to queries and keys, per head.
         qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
-        attn_dropout: dropout on the attention weights, in [0, 1).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly from
-            0.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        norm_eps: epsilon of the LayerNorms.
         zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them
             towards 1.
         value_residual: layers mix the first layer's values into their own (`ValueResidual`): True or
             "learnable", "identity", "gated", "sparse", or the indices of layers that do so evenly.
         hyper_connections: residual streams with learned connections (`HyperConnections`), or their number.
         head: what comes between pooling and the classifier (`Head`).
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
 
+    undecayed = UNDECAYED
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
@@ -178,8 +160,7 @@ class ViT(IsotropicModel):
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
-        if not isinstance(added, NoPositions):
-            self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.positions = added.build(grid.shape, dim, class_token=class_token)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)
@@ -243,10 +224,7 @@ class ViT(IsotropicModel):
         return self.encode(tokens, grid, ids_keep)
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b n d"]:
         """Apply the blocks and the final norm (equations 2 to 4); see `IsotropicModel.encode`."""
         inputs = self.block_inputs(self.grid.shape if grid is None else tuple(grid), ids_keep)
@@ -259,12 +237,7 @@ class ViT(IsotropicModel):
         return self.norm(tokens if self.streams is None else tokens.sum(dim=2))
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the extra inputs of each block: positions used inside attention.
-
-        Args:
-            grid: patches along each axis.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
-        """
+        """Return the extra inputs of each block: positions used inside attention."""
         inputs = BlockInputs(tuple(grid), self.prefix.count, ids_keep)
         if self.rotary is None and self.relative is None:
             return inputs
@@ -275,22 +248,6 @@ class ViT(IsotropicModel):
         several."""
         return output if self.streams is None else output.sum(dim=2)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return super().no_weight_decay() | undecayed(self)
-
-
-def undecayed(model: nn.Module) -> set[str]:
-    """Return the names of the parameters of positions, pools and connections, without weight decay."""
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if name.startswith(("positions.", "relative.", "rotary."))
-        or ".attention.position." in name
-        or name.endswith((".connect1.alpha", ".connect2.alpha"))
-        or name == "attention_pool.query"
-    }
-
 
 def attention_position(
     inside: Rotary | Relative | None, layer: int, bias: Callable[[], TokenBias]
@@ -299,7 +256,6 @@ def attention_position(
 
     Args:
         inside: the option.
-        layer: index of the layer.
         bias: builds a bias of the layer's own.
     """
     if isinstance(inside, Rotary):

@@ -35,29 +35,7 @@ class ViT1D(IsotropicModel):
     Args:
         seq_len: length of the longest signal.
         patch_size: length of a patch; divides `seq_len`.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
         positions: "learned" (`Learned`), "sincos" (`SinCos`) or "none".
-        class_token: have a class token even if `pool` does not use it.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     @flat_options

@@ -18,14 +18,14 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.isotropic import IsotropicModel, MaskedFrames
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
 from vit_pytorch.layers.positions import Learned, NoPositions, Sequential, SinCos
-from vit_pytorch.layers.space_time import mask_of_keys, mean_of_frames, zero_padding
+from vit_pytorch.layers.space_time import mask_of_keys, zero_padding
 from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean"]
@@ -37,43 +37,15 @@ POSITIONS: dict[str, Any] = {
 }
 
 
-class ViT3D(IsotropicModel):
+class ViT3D(MaskedFrames, IsotropicModel):
     """The Vision Transformer on videos or volumes (b c t h w).
 
     An input may have fewer frames than `frames` and be smaller than `image_size`: tokens have the positions
     of the same places in the full grid. Maps of `forward_intermediates` have the axes (b d t h w).
 
     Args:
-        image_size: the largest frame, one number or (height, width) in pixels.
-        frames: number of frames (slices of a volume) at most.
-        image_patch_size: size of a patch in a frame, one number or (height, width); divides the image size.
-        frame_patch_size: frames of a patch; divides `frames`.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        act: activation of the feed-forward: "gelu", "gelu_tanh", "quickgelu", "relu" or "silu".
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
         positions: "learned" (`Learned`), "sincos" of the three axes (`SinCos`), "sequence" (`Sequential`,
             fixed, along the sequence of patches, as in VideoMAE) or "none".
-        class_token: have a class token even if `pool` does not use it.
-        fc_norm: the final norm acts on the pooled vector instead of on the tokens.
-        head_zero_init: the classifier starts at zero.
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     @flat_options
@@ -140,30 +112,10 @@ class ViT3D(IsotropicModel):
         if head_zero_init:
             init_linears(self.head, nn.init.zeros_)
 
-    def forward(
-        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding if `num_classes` is 0.
-
-        Args:
-            images: videos or volumes.
-            mask: true for frames, false for padding, which has no influence; default no padding.
-
-        Raises:
-            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
-                mask is not one of whole patches.
-        """
-        return self.forward_head(self.forward_features(images, mask), mask=mask)
-
     def forward_features(
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Return all tokens after the final norm, the class token first.
-
-        Args:
-            images: videos or volumes.
-            mask: see `forward`. The tokens of padding are there, and no other token attends to them.
-        """
+        """Return all tokens after the final norm, the class token first; no other attends to padding."""
         tokens, inputs = self.embed(images), NO_INPUTS
         if mask is not None:
             keys = mask_of_keys(mask, images, self.grid, self.num_prefix_tokens)
@@ -171,30 +123,6 @@ class ViT3D(IsotropicModel):
         for block in self.blocks:
             tokens = block(tokens, inputs)
         return self.norm(tokens)
-
-    def forward_head(
-        self,
-        features: Float[Tensor, "b n d"],
-        pre_logits: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> Float[Tensor, "b k"]:
-        """Pool tokens and classify them.
-
-        Args:
-            features: output of `forward_features`.
-            pre_logits: stop before the classifier.
-            mask: see `forward`.
-        """
-        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
-        return x if pre_logits else self.head(x)
-
-    def pool_features(
-        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b d"]:
-        """Return the class token, or the mean of the patches that are no padding."""
-        if self.pool == "cls" or mask is None:
-            return super().pool_features(features)
-        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
 
 
 ViT = ViT3D

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, FusedAttention
+from vit_pytorch.layers.attention import Attention, FusedAttention, Queries
 from vit_pytorch.layers.blocks import Block, FeedForward, fx_leaf, is_tracing
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
@@ -38,9 +38,7 @@ class SPT(nn.Module):
     together; each patch of all five is normed and projected to a token.
 
     Args:
-        dim: token dimension.
         patch_size: size of a patch, one number or (height, width); at least 2.
-        channels: channels of the input.
 
     Raises:
         ValueError: if half a patch is less than a pixel.
@@ -77,12 +75,7 @@ class SPT(nn.Module):
 
 
 class Temperature(nn.Module):
-    """Multiply the queries of each head by a learned factor.
-
-    Args:
-        heads: number of heads.
-        init: initial value of the factors.
-    """
+    """Multiply the queries of each head by a learned factor."""
 
     def __init__(self, heads: int, init: float) -> None:
         super().__init__()
@@ -97,7 +90,6 @@ class Locality(nn.Module):
     """The kernel of locality self-attention (equations 5 to 7): a temperature for each head, no diagonal.
 
     Args:
-        heads: number of heads.
         dim_head: head dimension; the temperatures start at ViT's scale, 1 / sqrt(dim_head).
     """
 
@@ -106,13 +98,7 @@ class Locality(nn.Module):
         self.temperature = Temperature(heads, dim_head**-0.5)
         self.kernel = FusedAttention(scale=1.0)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        mask: None = None,
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, q: Queries, k: Queries, v: Queries, mask: None = None) -> Queries:
         """Attend from each token to all others."""
         return self.kernel(self.temperature(q), k, v, others(q))
 
@@ -127,24 +113,9 @@ class SLViT(IsotropicModel):
     """The Vision Transformer with shifted patch tokenization and locality self-attention.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        pool: "cls" classifies the class token, "mean" the mean of the patches.
-        channels: channels of the input.
-        dim_head: head dimension.
         stem: "shifted" for shifted patch tokenization, "linear" for ViT's patches.
         attention: "locality" for locality self-attention, "plain" for ViT's.
         drop_path: probability of dropping a residual branch, the same in all blocks, in [0, 1).
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is unknown.
     """
 
     def __init__(

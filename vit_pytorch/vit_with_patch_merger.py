@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import FusedAttention
+from vit_pytorch.layers.attention import FusedAttention, Ids
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -31,30 +31,16 @@ class PatchMergerViT(IsotropicModel):
     """A Vision Transformer whose patches are merged into a few tokens on the way; the mean is classified.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks, at least 2.
-        heads: number of attention heads.
         patch_merge_layer: number of blocks before the merger, from 1 to depth - 1; default half of them.
         patch_merge_num_tokens: number of merged tokens.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        channels: channels of the input.
-        dim_head: head dimension.
         scale: factor on the merging scores (see `PatchMerger`).
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
-        drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
-            from 0.
-        norm_eps: epsilon of the LayerNorms.
-        patch_norm: apply LayerNorm before and after the patch projection.
 
     Raises:
         ValueError: if sizes do not divide, or the merger is not between two blocks.
     """
+
+    undecayed = IsotropicModel.undecayed + r"|^merger\.queries$"
 
     def __init__(
         self,
@@ -114,10 +100,7 @@ class PatchMergerViT(IsotropicModel):
         return self.encode(self.embed(images))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks, with the merger between two of them, and the final norm (section 3)."""
         for index, block in enumerate(self.blocks):
@@ -131,10 +114,6 @@ class PatchMergerViT(IsotropicModel):
         """What each intermediate feature is; blocks after the merger have no map."""
         return super().feature_info[: self.merge_layer]
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return super().no_weight_decay() | {"merger.queries"}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the merger goes with the block after it."""
         groups = super().group_matcher(coarse)
@@ -146,10 +125,7 @@ class PatchMerger(nn.Module):
     """Merge any number of tokens into a few: softmax(scale * W LN(x)^T) LN(x), over the tokens.
 
     Args:
-        dim: token dimension.
-        num_tokens_out: number of merged tokens.
         scale: factor on the scores; the public vit-pytorch package has 1 / sqrt(dim), the paper none.
-        norm_eps: epsilon of the LayerNorm.
     """
 
     def __init__(self, dim: int, num_tokens_out: int, *, scale: float = 1.0, norm_eps: float = 1e-6) -> None:

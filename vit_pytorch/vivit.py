@@ -23,12 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.base import Intermediates, resolve_indices
-from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.isotropic import IsotropicModel, MaskedFrames
 from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
+from vit_pytorch.layers.patches import MaskFn, PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.space_time import (
     SpaceAndTimeAttention,
@@ -37,7 +36,6 @@ from vit_pytorch.layers.space_time import (
     TimeAttention,
     mask_in_time,
     mask_of_keys,
-    mean_of_frames,
     zero_padding,
 )
 
@@ -53,7 +51,7 @@ ATTENTION: dict[str, tuple[type[Attention], ...]] = {
 HAVE_CLASS_TOKEN = ("joint", "factorized_encoder")
 
 
-class ViViT(IsotropicModel):
+class ViViT(MaskedFrames, IsotropicModel):
     """The Video Vision Transformer, on videos (b c t h w).
 
     An input may have fewer frames than `frames` and be smaller than `image_size`: tokens have the positions
@@ -61,40 +59,24 @@ class ViViT(IsotropicModel):
     the encoder of frames in model 2 have one cell per frame.
 
     Args:
-        image_size: the largest frame, one number or (height, width) in pixels.
-        frames: number of frames at most.
-        image_patch_size: size of a tubelet in a frame, one number or (height, width); divides the image size.
-        frame_patch_size: frames of a tubelet; divides `frames`.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         spatial_depth: number of blocks: over space in model 2, in all otherwise.
         temporal_depth: number of blocks over time in model 2; otherwise `spatial_depth`, or None.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
         variant: "joint" (the paper's model 1), "factorized_encoder" (2), "factorized_self_attention" (3) or
             "factorized_dot_product" (4).
         pool: "cls" classifies a class token, "mean" the mean of the patches, or of the frames in model 2,
             where a frame is the mean of its patches then; default "cls" in models 1 and 2 and "mean" in
             models 3 and 4, which have no class token.
-        channels: channels of the input.
-        dim_head: head dimension.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         drop_path: probability of dropping a residual branch at the last block, in [0, 1); rises linearly
             from 0, in each of the two encoders of model 2.
         act: activation of the feed-forward; the paper's code uses the tanh approximation of GELU.
-        norm_eps: epsilon of the LayerNorms.
 
     Attributes:
         blocks: the layers; in model 2 those over space, then those over time.
         spatial_depth: number of blocks before `temporal_embed`, or of all blocks.
         temporal_embed: leads from space to time in model 2; None in the other models.
-
-    Raises:
-        ValueError: if sizes do not divide, or options contradict each other.
     """
+
+    undecayed = IsotropicModel.undecayed + r"|^temporal_embed\.(prefix\.class_token|positions\.table)$"
 
     def __init__(
         self,
@@ -131,20 +113,18 @@ class ViViT(IsotropicModel):
         self.variant = variant
         self.spatial_depth = spatial_depth
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        build = partial(
-            build_blocks,
-            dim,
-            attention={
-                "heads": heads,
-                "dim_head": dim_head,
-                "qkv_bias": qkv_bias,
-                "dropout": dropout,
-                "kernel": partial(FusedAttention, attn_dropout),
-            },
-            feedforward={"hidden_dim": mlp_dim, "dropout": dropout, "act": act},
-            norm=norm,
-            drop_path=drop_path,
-        )
+        kernel = partial(FusedAttention, attn_dropout)
+        heads_of: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "qkv_bias": qkv_bias}
+
+        def build(kinds: Sequence[type[Attention]], depth: int) -> nn.ModuleList:
+            blocks = nn.ModuleList()
+            for index in range(depth):
+                parts = [kind(dim, **heads_of, dropout=dropout, kernel=kernel) for kind in kinds]
+                feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
+                rate = drop_path_rate(drop_path, index, depth)
+                block: Any = Block if len(parts) == 1 else SpaceTimeBlock
+                blocks.append(block(dim, *parts, feedforward, norm=norm, drop_path=rate))
+            return blocks
 
         self.patch_embed = PatchEmbed(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=pool == "cls")
@@ -177,29 +157,12 @@ class ViViT(IsotropicModel):
             info.update(reduction=max(whole[1:]), reductions=whole)
         return infos
 
-    def forward(
-        self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding if `num_classes` is 0.
-
-        Args:
-            images: videos.
-            mask: true for frames, false for padding, which has no influence; default no padding.
-
-        Raises:
-            ValueError: if rank, channels, size or dtype of the videos are not what the model takes, or the
-                mask is not one of whole tubelets.
-        """
-        return self.forward_head(self.forward_features(images, mask), mask=mask)
-
     def forward_features(
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, the class token first; those of the frames in model 2.
 
-        Args:
-            images: videos.
-            mask: see `forward`. The tokens of padding are there, and no other token attends to them.
+        The tokens of padding are there, and no other token attends to them.
         """
         tokens, keys = self.embed(images), None
         if mask is not None:
@@ -208,11 +171,7 @@ class ViViT(IsotropicModel):
         return self.encode(tokens, self.grid.fit(images.shape[2:]), mask=keys)
 
     def embed(
-        self,
-        images: Float[Tensor, "b c t h w"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c t h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens that enter the blocks; see `IsotropicModel.embed`.
 
@@ -241,8 +200,6 @@ class ViViT(IsotropicModel):
         """Apply the blocks and the final norm (section 3.3).
 
         Args:
-            tokens: output of `embed`.
-            grid: patches along each axis; default those of the largest input.
             ids_keep: see `IsotropicModel.encode`; None unless attention is joint.
             mask: true for tokens that are no padding; default all of them.
         """
@@ -280,75 +237,24 @@ class ViViT(IsotropicModel):
             raise ValueError(f"ViViT with variant={self.variant!r} needs the patches of whole frames")
         return super().block_inputs(grid, ids_keep)
 
-    def forward_head(
-        self,
-        features: Float[Tensor, "b n d"],
-        pre_logits: bool = False,
-        mask: Bool[Tensor, "b t"] | None = None,
-    ) -> Float[Tensor, "b k"]:
-        """Pool tokens and classify them.
-
-        Args:
-            features: output of `forward_features`.
-            pre_logits: stop before the classifier.
-            mask: see `forward`.
-        """
-        x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
-        return x if pre_logits else self.head(x)
-
-    def pool_features(
-        self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b d"]:
-        """Return the class token, or the mean of the patches or frames that are no padding."""
-        if self.pool == "cls" or mask is None:
-            return super().pool_features(features)
-        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
-
-    def forward_intermediates(
-        self,
-        images: Float[Tensor, "b c t h w"],
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
-        """Compute features between the blocks; see `VisionModel.forward_intermediates`.
+    def split_output(
+        self, output: Any, layer: int, size: Sequence[int], *, norm: bool
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
+        """Return the patches and the prefix tokens in the output of a block, and the patches' grid.
 
         In model 2 the prefix tokens of a block over space are those of all frames, and the norm is the one of
         the block's own encoder.
         """
         if self.temporal_embed is None:
-            return super().forward_intermediates(
-                images, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
-            )
-        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
-        layers = resolve_indices(indices, len(self.blocks))
-        features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
-        grid = self.grid.fit(images.shape[2:])
-        found: list[Any] = []
-        for index, tokens in zip(layers, outputs, strict=True):
-            over_space = index < self.spatial_depth
-            if norm:
-                tokens = self.temporal_embed.norm(tokens) if over_space else self.norm(tokens)
-            sequences = tokens.unflatten(1, (grid[0] if over_space else 1, -1))
-            prefix, patches = (
-                part.flatten(1, 2) for part in sequences.tensor_split([self.num_prefix_tokens], dim=2)
-            )
-            if output_fmt == "NCHW":
-                patches = patches.transpose(1, 2).unflatten(2, grid if over_space else (grid[0], 1, 1))
-            found.append((patches, prefix) if return_prefix_tokens else patches)
-        if intermediates_only:
-            return found
-        assert features is not None
-        return features, found
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        names = {name for name, _ in self.named_parameters()}
-        in_time = {"temporal_embed.prefix.class_token", "temporal_embed.positions.table"}
-        return super().no_weight_decay() | names & in_time
+            return super().split_output(output, layer, size, norm=norm)
+        over_space, grid = layer < self.spatial_depth, self.grid.fit(size)
+        if norm:
+            output = self.temporal_embed.norm(output) if over_space else self.norm(output)
+        sequences = output.unflatten(1, (grid[0] if over_space else 1, -1))
+        prefix, patches = (
+            part.flatten(1, 2) for part in sequences.tensor_split([self.num_prefix_tokens], dim=2)
+        )
+        return patches, prefix, grid if over_space else (grid[0], 1, 1)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, `temporal_embed` between space and time."""
@@ -357,10 +263,9 @@ class ViViT(IsotropicModel):
         groups["blocks"] = [groups["blocks"][0], between, *groups["blocks"][1:]]
         return groups
 
-    def _change_pool(self, pool: str) -> None:
+    def _change_pool(self, global_pool: str) -> None:
         """Refuse another pooling: with it, the model would have other tokens."""
-        if pool != self.pool:
-            raise ValueError(f"ViViT's pooling is chosen at construction: {self.pool!r}, not {pool!r}")
+        raise ValueError(f"ViViT's pooling is chosen at construction: {self.pool!r}, not {global_pool!r}")
 
 
 class TemporalEmbed(nn.Module):
@@ -369,21 +274,12 @@ class TemporalEmbed(nn.Module):
     A frame is what its class token has become, or the mean of its patches.
 
     Args:
-        dim: token dimension.
         frames: places in time of the largest input.
-        norm: builds the norm of the tokens of frames from the dimension.
         class_token: the tokens of a frame, and those of the frames, have a class token.
-        dropout: dropout on the output.
     """
 
     def __init__(
-        self,
-        dim: int,
-        frames: int,
-        *,
-        norm: Callable[[int], nn.Module],
-        class_token: bool,
-        dropout: float,
+        self, dim: int, frames: int, *, norm: Callable[[int], nn.Module], class_token: bool, dropout: float
     ) -> None:
         super().__init__()
         self.norm = norm(dim)
@@ -402,36 +298,6 @@ class TemporalEmbed(nn.Module):
         prefix = len(self.prefix)
         frames = x[:, :, 0] if prefix else x.mean(dim=2)
         return self.dropout(self.positions(self.prefix(frames), prefix=prefix, grid=grid))
-
-
-def build_blocks(
-    dim: int,
-    kinds: Sequence[type[Attention]],
-    depth: int,
-    *,
-    attention: dict[str, Any],
-    feedforward: dict[str, Any],
-    norm: Callable[[int], nn.Module],
-    drop_path: float,
-) -> nn.ModuleList:
-    """Build the blocks of an encoder.
-
-    Args:
-        dim: token dimension.
-        kinds: what attends in a block, in this order.
-        depth: number of blocks.
-        attention: arguments of attention.
-        feedforward: arguments of the feed-forward.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping a residual branch at the last block; rises linearly from 0.
-    """
-    blocks = nn.ModuleList()
-    for index in range(depth):
-        parts = [kind(dim, **attention) for kind in kinds]
-        rate = drop_path_rate(drop_path, index, depth)
-        block: Any = Block if len(parts) == 1 else SpaceTimeBlock
-        blocks.append(block(dim, *parts, FeedForward(dim, **feedforward), norm=norm, drop_path=rate))
-    return blocks
 
 
 def _check_options(variant: str, spatial_depth: int, temporal_depth: int | None, pool: str | None) -> None:

@@ -30,6 +30,8 @@ from vit_pytorch.layers.attention import (
     BlockInputs,
     CrossAttention,
     FusedAttention,
+    Ids,
+    Queries,
     head_dim,
 )
 from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, LayerScale, layer
@@ -45,34 +47,20 @@ class XCiT(IsotropicModel):
     """The cross-covariance image transformer.
 
     Args:
-        image_size: the largest input, one number or (height, width) in pixels.
-        patch_size: size of a patch, one number or (height, width); divides the image size.
-        num_classes: number of logits; 0 for the pooled embedding.
-        dim: token dimension.
         depth: number of blocks with cross-covariance attention.
-        cls_depth: number of class-attention blocks after them.
-        heads: number of attention heads.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers of the blocks, in [0, 1).
-        emb_dropout: dropout on the embedded tokens, in [0, 1).
         layer_dropout: probability of dropping a residual branch of the cross-covariance blocks for a sample,
             in training, in [0, 1); the same in all blocks.
         local_patch_kernel_size: kernel size of the local patch interaction, odd.
-        channels: channels of the input.
-        dim_head: head dimension; default dim / heads.
-        qkv_bias: use biases for queries, keys and values.
-        attn_dropout: dropout on the attention weights, in [0, 1).
         eta: initial value of LayerScale's factors; the paper's is 1 at depth 12 and 1e-5 at depth 24.
         tokens_norm: the second norm of a class-attention block acts on the patches, too, as in all of the
             paper's models except the nano ones.
-        norm_eps: epsilon of the LayerNorms.
         stem: "conv" stacks 3 x 3 convolutions, for patches that are a power of two; "linear" projects
             patches.
         positions: "fourier", "learned" or "none".
-
-    Raises:
-        ValueError: if sizes do not divide, or an option is none of those above.
     """
+
+    # In addition to the class token: the projection of the positions and the temperatures.
+    undecayed = IsotropicModel.undecayed + r"|^positions\.proj\.weight$|temperature$"
 
     def __init__(
         self,
@@ -157,10 +145,7 @@ class XCiT(IsotropicModel):
         return self.encode(self.embed(images), self.grid.fit(images.shape[2:]))
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b m d"]:
         """Apply the blocks, class attention and the final norm; see `IsotropicModel.encode`."""
         inputs = self.block_inputs(self.grid.shape if grid is None else grid, ids_keep)
@@ -183,15 +168,6 @@ class XCiT(IsotropicModel):
             )
         return super().block_inputs(grid)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters of more than one axis without weight decay.
-
-        These are the class token, the projection of the positions and the temperatures.
-        """
-        names = {name for name, _ in self.named_parameters()}
-        own = {name for name in names if name.endswith("temperature")} | {"positions.proj.weight"}
-        return super().no_weight_decay() | (names & own)
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
         return late_class_groups()
@@ -205,7 +181,6 @@ class CrossCovariance(nn.Module):
 
     Args:
         heads: number of heads, each with a learned temperature that starts at 1.
-        dropout: probability of dropping an attention weight in training.
     """
 
     def __init__(self, heads: int, dropout: float = 0.0) -> None:
@@ -214,13 +189,7 @@ class CrossCovariance(nn.Module):
         self.weights = nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        mask: None = None,
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, q: Queries, k: Queries, v: Queries, mask: None = None) -> Queries:
         """Attend from each channel of a head to all channels of that head."""
         q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
         weights = (q.mT @ k * self.temperature).softmax(dim=-1)
@@ -231,7 +200,6 @@ class LocalPatchInteraction(nn.Module):
     """Two depth-wise convolutions with GELU and batch norm between them (section 3.3).
 
     Args:
-        dim: token dimension.
         kernel_size: size of the kernels, odd.
 
     Raises:
@@ -258,13 +226,8 @@ class XCiTBlock(nn.Module):
     """Cross-covariance attention, local patch interaction and a feed-forward, each added to its input.
 
     Args:
-        dim: token dimension.
-        attention: mixes channels.
         local: mixes neighbouring tokens.
-        feedforward: transforms each token on its own.
-        norm: builds a norm from a dimension.
         layer_scale: initial value of LayerScale's factors.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -305,11 +268,8 @@ class ClassBlock(Block):
     authors' code, which the published weights need.
 
     Args:
-        dim: token dimension.
         attention: from the class token to all tokens.
-        feedforward: transforms the class token.
         tokens_norm: the second norm acts on all tokens instead of on the class token only.
-        options: norm and LayerScale; see `Block`.
     """
 
     def __init__(
@@ -335,10 +295,6 @@ class FourierPositions(Positions):
     """Fixed waves over the grid, projected to the token dimension (see `fourier_table`).
 
     Positions are relative to the size of the input, so an input of any size has them.
-
-    Args:
-        grid: cells along each axis, of the largest input.
-        dim: token dimension.
     """
 
     def __init__(self, grid: Sequence[int], dim: int) -> None:

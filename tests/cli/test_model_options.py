@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from vit_pytorch.cli.layers import UsageError
-from vit_pytorch.cli.train import read_command
+from vit_pytorch.cli.train import read_command, train_parser
+from vit_pytorch.registry import find_entry
 
 VIT = ["--model.name=vit_tiny_patch16_224"]
 
@@ -67,3 +68,11 @@ def test_configuration_of_version_0_1(tmp_path):
     assert found["positions"] == {"kind": "rope", "theta": 50.0}
     assert found["head"] == {"kind": "linear", "zero_init": True}
     assert (found["stem"], found["class_token"]) == ("linear", False)
+
+
+def test_help_describes_the_arguments_that_all_models_share() -> None:
+    text = " ".join(train_parser(find_entry("vit_tiny_patch16_224")).format_help().split())
+    assert "hidden dimension of the feed-forward. (required" in text
+    assert "dropout after the linear layers of a model's blocks" in text
+    # What a model says of an argument comes before what all models say.
+    assert '"map" an attention pool of the patches' in text

@@ -4,11 +4,11 @@ from itertools import product
 import pytest
 import torch
 
+from vit_pytorch.layers.offsets import crop_cells
 from vit_pytorch.layers.positions import (
     FactorisedPositions,
     LearnedPositions,
     SinCosPositions,
-    crop_table,
     resize_table,
     sincos_table,
 )
@@ -73,12 +73,12 @@ def test_sincos_limits(grid, dim, words):
 def test_crop_keeps_places(new):
     cells = torch.randn(4, 5, 8)
     want = cells[: new[0], : new[1]].flatten(0, 1)
-    assert crop_table(cells.flatten(0, 1)[None], (4, 5), new)[0].equal(want)
+    assert crop_cells(cells.flatten(0, 1)[None], (4, 5), new, dim=1)[0].equal(want)
 
 
 def test_sincos_positions_are_cropped():
     positions = SinCosPositions((4, 5), 8)
-    assert positions.table_for((2, 3)).equal(crop_table(sincos_table((4, 5), 8), (4, 5), (2, 3)))
+    assert positions.table_for((2, 3)).equal(crop_cells(sincos_table((4, 5), 8), (4, 5), (2, 3), dim=1))
     torch.testing.assert_close(positions.table_for((2, 3)), sincos_table((2, 3), 8))
     assert list(positions.state_dict()) == []
 

@@ -5,10 +5,7 @@ import pytest
 import torch
 from timm.layers import resize_rel_pos_bias_table
 
-from vit_pytorch.layers.relative import (
-    DistanceBias,
-    DynamicBias,
-    RelativeBias,
+from vit_pytorch.layers.offsets import (
     cells,
     distances,
     offsets,
@@ -16,6 +13,7 @@ from vit_pytorch.layers.relative import (
     resize_offsets,
     stretch_offsets,
 )
+from vit_pytorch.layers.relative import DistanceBias, DynamicBias, RelativeBias
 
 
 def test_offsets_are_numbered_row_by_row():

@@ -12,8 +12,8 @@ from torch import Tensor
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
 from vit_pytorch.layers.attention import Attention
+from vit_pytorch.layers.offsets import cells
 from vit_pytorch.layers.positions import Learned
-from vit_pytorch.layers.relative import cells
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary, rotate
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry

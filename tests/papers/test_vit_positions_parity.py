@@ -12,7 +12,8 @@ from torch import nn
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import MAE, ViT, load_pretrained
 from vit_pytorch.distill import DistillableViT
-from vit_pytorch.layers.relative import TokenBias, stretch_offsets
+from vit_pytorch.layers.offsets import stretch_offsets
+from vit_pytorch.layers.relative import TokenBias
 from vit_pytorch.layers.tokens import Head
 from vit_pytorch.learnable_memory_vit import Adapter
 from vit_pytorch.mp3 import MP3

@@ -7,8 +7,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from vit_pytorch import base
 from vit_pytorch.cli.layers import (
     UsageError,
     check_layer,
@@ -165,8 +167,18 @@ def add_common(parser: ArgumentParser, entry: ModelEntry) -> None:
         help="see `vit models`; or a run or a model folder, whose architecture is taken",
     )
     parser.add_class_arguments(entry.architecture, "model", skip=DECIDED, instantiate=False)
+    describe_model(parser, entry)
     config = {f"model.{key}": value for key, value in entry.config.items() if key not in DECIDED}
     parser.set_defaults(config)
+
+
+def describe_model(parser: ArgumentParser, entry: ModelEntry) -> None:
+    """Describe the arguments that all models share, which the docstring of `base` explains."""
+    own = {parameter.arg_name for parameter in parse(entry.architecture.__doc__ or "").params}
+    shared = {f"model.{each.arg_name}": each.description for each in parse(base.__doc__ or "").params}
+    for action in parser._actions:
+        if action.dest in shared and action.dest.removeprefix("model.") not in own:
+            action.help = shared[action.dest]
 
 
 def model_layer(folder: str) -> dict[str, Any]:

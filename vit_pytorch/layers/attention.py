@@ -27,6 +27,13 @@ MAX_PLAIN_KEYS = 1024
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 # PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
 BF16_LACKS_AMX = bool(CPU) and not CPU.get("amx_bf16", False)
+# Queries, keys, values and what attention returns, split into heads.
+Queries = Float[Tensor, "b h n e"]
+Keys = Float[Tensor, "b h m e"]
+Values = Float[Tensor, "b h m f"]
+Mixed = Float[Tensor, "b h n f"]
+# Positions in the grid of the patches that are among the tokens.
+Ids = Int[Tensor, "b k"]
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,6 @@ class FusedAttention(nn.Module):
     On a processor, two plain products serve where they take less time, up to 1024 keys, a bound that keeps
     the memory linear: a half to a quarter of the fused kernel's in bf16 without AMX; two thirds where values
     are wider than keys, and three quarters where the mask is learned, which that kernel does not know.
-
-    Args:
-        dropout: probability of dropping an attention weight in training.
-        scale: factor on the scores; default 1 / sqrt(head dimension).
     """
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
@@ -77,13 +80,7 @@ class FusedAttention(nn.Module):
         self.dropout = dropout
         self.scale = scale
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: Tensor | None = None) -> Mixed:
         """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         dropout = self.dropout if self.training else 0.0
         if prefers_plain(q, k, v, mask):
@@ -114,12 +111,7 @@ def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 
 
 class ExplicitAttention(nn.Module):
-    """The function of `FusedAttention`, step by step, so that the weights can be seen.
-
-    Args:
-        dropout: probability of dropping an attention weight in training.
-        scale: factor on the scores; default 1 / sqrt(head dimension).
-    """
+    """The function of `FusedAttention`, step by step, so that the weights can be seen."""
 
     def __init__(self, dropout: float = 0.0, scale: float | None = None) -> None:
         super().__init__()
@@ -127,29 +119,17 @@ class ExplicitAttention(nn.Module):
         self.weights = nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        mask: Tensor | None = None,
-    ) -> Float[Tensor, "b h n f"]:
+    def forward(self, q: Queries, k: Keys, v: Values, mask: Tensor | None = None) -> Mixed:
         """Attend from each query to all keys, or to those that a mask leaves (see `attention_weights`)."""
         return self.dropout(self.weights(attention_weights(q, k, self.scale, mask))) @ v
 
 
 def attention_weights(
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h m e"],
-    scale: float | None = None,
-    mask: Tensor | None = None,
+    q: Queries, k: Keys, scale: float | None = None, mask: Tensor | None = None
 ) -> Float[Tensor, "b h n m"]:
     """Compute softmax(q k^T * scale + mask): what each query takes from each key, rows summing to 1.
 
     Args:
-        q: queries.
-        k: keys.
-        scale: factor on the scores; default 1 / sqrt(head dimension).
         mask: broadcasts to the scores; boolean, true where a query sees a key, or a bias that is added.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -209,9 +189,7 @@ def heads_per_stage(dims: Sequence[int], heads: Sequence[int] | None) -> tuple[i
 class AttentionPosition(Protocol):
     """Positions inside attention: act on queries and keys, or on the mask."""
 
-    def __call__(
-        self, q: Tensor, k: Tensor, inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Tensor | None]:
+    def __call__(self, q: Tensor, k: Tensor, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
         """Return queries, keys and the mask."""
 
 
@@ -219,16 +197,10 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
         dim_head: head dimension; `heads * dim_head` need not equal `dim`.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the output projection.
-        dropout: dropout on the output.
         qk_norm: builds the norm of queries and of keys from the head dimension; default none.
         position: positions inside attention, an `AttentionPosition`; default none.
         value_mix: acts on values, first layer's values and tokens; default none.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(
@@ -260,21 +232,13 @@ class Attention(nn.Module):
         init_xavier(self.to_qkv, parts=3)
         init_xavier(self.to_out)
 
-    def project(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values: views of one product, split into heads."""
         qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h m e"],
-        v: Float[Tensor, "b h m f"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n f"]:
+    def attend(self, q: Queries, k: Keys, v: Values, inputs: BlockInputs) -> Mixed:
         """Attend; positions and masks act here."""
         mask = inputs.mask
         if self.position is not None:
@@ -289,7 +253,6 @@ class Attention(nn.Module):
         """Attend from each token to all tokens of its sample.
 
         Args:
-            x: tokens.
             inputs: mask, rotations and the first layer's values, where there are any.
         """
         q, k, v = self.project(x)
@@ -304,11 +267,6 @@ class CrossAttention(nn.Module):
     Args:
         dim: query dimension.
         context_dim: key-value dimension; default that of the queries.
-        heads: number of heads.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        kernel: builds the kernel that attends.
     """
 
     def __init__(

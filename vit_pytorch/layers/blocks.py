@@ -16,13 +16,7 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vit_pytorch.layers.attention import (
-    NO_INPUTS,
-    Attention,
-    BlockInputs,
-    FusedAttention,
-    jit_is_tracing,
-)
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, jit_is_tracing
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 
@@ -51,11 +45,6 @@ def static_size(size: Sequence[int]) -> tuple[int, ...]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TRACER_WARNING)
         return tuple(int(extent) for extent in size)
-
-
-def concrete(extent: int) -> int:
-    """Return a size as a number, also where `torch.jit.trace` has a tensor in its place; for an `fx_leaf`."""
-    return int(extent) if jit_is_tracing() else extent
 
 
 def fx_leaf(function: Callable[P, R]) -> Callable[P, R]:
@@ -108,14 +97,7 @@ def activation(name: str) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3).
-
-    Args:
-        dim: token dimension.
-        hidden_dim: dimension between the layers.
-        dropout: dropout after the activation and on the output.
-        act: name of the activation.
-    """
+    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
         super().__init__()
@@ -132,12 +114,7 @@ class FeedForward(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2).
-
-    Args:
-        dim: token dimension.
-        init: initial value of the factors.
-    """
+    """Multiply each channel by a learned factor (Touvron et al. 2021, arXiv:2103.17239, section 2.2)."""
 
     def __init__(self, dim: int, init: float = 1e-5) -> None:
         super().__init__()
@@ -193,7 +170,6 @@ def drop_path_rates(drop_path: float, depth: Sequence[int]) -> list[list[float]]
 
     Args:
         drop_path: the last block's.
-        depth: number of blocks of each stage.
     """
     rates = (drop_path_rate(drop_path, index, sum(depth)) for index in range(sum(depth)))
     return [[next(rates) for _ in range(blocks)] for blocks in depth]
@@ -297,16 +273,7 @@ def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then a feed-forward, each added to its input.
-
-    Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
-        norm: builds a norm from a dimension.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
-    """
+    """A pre-norm transformer block: attention, then a feed-forward, each added to its input."""
 
     def __init__(
         self,
@@ -329,12 +296,7 @@ class Block(nn.Module):
 
     @layer
     def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
-        """Transform tokens, or a channels-last map.
-
-        Args:
-            x: tokens or map.
-            inputs: what attention uses besides them.
-        """
+        """Transform tokens, or a channels-last map."""
         x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), inputs)))
         return x + self.drop_path(self.scale2(self.feedforward(self.norm2(x))))
 
@@ -358,29 +320,19 @@ def plain_blocks(
     out_bias: bool = True,
     act: str = "gelu",
     norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    block: Callable[..., nn.Module] = Block,
 ) -> nn.ModuleList:
     """Build the blocks of a plain transformer.
 
     Args:
-        dim: token dimension.
-        depth: number of blocks.
-        heads: number of attention heads.
-        dim_head: head dimension.
-        mlp_dim: hidden dimension of the feed-forward.
-        dropout: dropout after the linear layers, in [0, 1).
-        attn_dropout: dropout on the attention weights, in [0, 1).
+        block: builds a block from the arguments of `Block`.
         drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
             from 0; or that of each block.
-        layer_scale: initial value of LayerScale's factors; None for no LayerScale.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the attention's output projection.
-        act: activation of the feed-forward.
-        norm: builds a norm from a dimension.
     """
     if isinstance(drop_path, (int, float)):
         drop_path = [drop_path_rate(drop_path, index, depth) for index in range(depth)]
     return nn.ModuleList(
-        Block(
+        block(
             dim,
             Attention(
                 dim,

@@ -41,12 +41,9 @@ class ConvNorm(nn.Sequential):
     """A convolution without bias, batch norm, and an activation, on a channels-first map.
 
     Args:
-        dim: channels that enter.
-        out_dim: channels that leave.
         kernel: side of the kernel; odd, and padded to keep the size but for the stride.
         stride: distance of the kernel's places.
         groups: parts of the channels that are convolved apart.
-        act: name of the activation, or None.
         eps: epsilon of the batch norm.
     """
 
@@ -77,9 +74,6 @@ class SqueezeExcite(nn.Module):
     """Scale each channel by a gate computed from the means of all (Hu et al. 2017, arXiv:1709.01507).
 
     Args:
-        dim: channels of the map.
-        hidden_dim: channels between the two layers.
-        act: name of the activation between them.
         hard: whether the gate is the hard sigmoid, relu6(x + 3) / 6.
     """
 
@@ -100,9 +94,7 @@ class PositionGenerator(nn.Module):
     """Add a depth-wise convolution of the map, which tells cells their places (CPVT, arXiv:2102.10882, 3.2).
 
     Args:
-        dim: channels of the map.
         kernel: side of the kernel, odd.
-        bias: whether the convolution has a bias.
 
     Raises:
         ValueError: where the kernel is not odd.
@@ -123,11 +115,7 @@ class PositionedBlock(Block):
     """A block followed by a positional encoding generator (PEG; Twins, arXiv:2104.13840, section 3.1).
 
     Args:
-        dim: channels.
-        attention: mixes cells.
-        feedforward: transforms each cell on its own.
         positions: acts on the map after the block.
-        options: norm, LayerScale and stochastic depth; see `Block`.
     """
 
     def __init__(
@@ -151,12 +139,8 @@ class InvertedBottleneck(nn.Module):
     The linear layers are that paper's 1 x 1 convolutions, on a map whose channels are last.
 
     Args:
-        dim: width of a cell that enters.
-        out_dim: width of a cell that leaves.
-        hidden_dim: width between the linear layers.
         depthwise: makes the convolution from the width.
         norm: makes a batch norm from a width; one follows each of the two layers before the last.
-        act: name of the activation behind these two.
         excite: where given, makes a gate of the channels from the width, which stands before the last layer
             (`SqueezeExcite` in MBConv, Tan et al. 2018, arXiv:1807.11626).
         norm_out: whether a norm follows the last layer, too, which has a bias otherwise.

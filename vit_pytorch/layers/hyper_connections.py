@@ -28,11 +28,9 @@ class HyperConnection(nn.Module):
     scale * tanh(norm(h_i) W) is added to a, A and b for each token; W is zero at first.
 
     Args:
-        dim: width of a token.
         streams: number of streams.
         index: of the layer, attention and feed-forward counted by themselves; says which stream it reads.
         dynamic: whether the connections depend on the token, too.
-        norm: makes the norm from the width of a token.
     """
 
     def __init__(
@@ -79,12 +77,8 @@ class HyperBlock(Block):
     connections.
 
     Args:
-        dim: token dimension.
-        attention: mixes tokens.
-        feedforward: transforms each token on its own.
         connect1: connections of attention.
         connect2: connections of the feed-forward.
-        options: norm, LayerScale and stochastic depth; see `Block`.
     """
 
     def __init__(

@@ -17,7 +17,6 @@ def init_xavier(linear: nn.Linear, parts: int = 1) -> None:
     """Start a linear layer by Glorot and Bengio's uniform distribution, its bias at zero (ViT's own code).
 
     Args:
-        linear: the layer.
         parts: how many layers are fused in it along the output, each of which counts by itself.
     """
     for weight in linear.weight.data.chunk(parts):
@@ -41,7 +40,6 @@ def init_linears(model: nn.Module, start: Callable[[Tensor], object]) -> None:
     """Start all linear layers of a model alike, their biases at zero.
 
     Args:
-        model: whose layers.
         start: fills a weight.
     """
     for module in model.modules():
@@ -55,9 +53,6 @@ def init_convs(model: nn.Module) -> None:
     """Start all convolutions of images with variance 2 / fan-out, of a group's channels; biases at zero.
 
     He et al. 2015, arXiv:1502.01852, equation 14, as codes after EfficientNet's have it.
-
-    Args:
-        model: whose layers.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

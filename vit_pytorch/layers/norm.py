@@ -15,10 +15,6 @@ class ZeroCenteredLayerNorm(nn.Module):
     gains are left out of it as a rule. What is stored here may decay, which `decayed` says to
     `vit_pytorch.training.optim.parameter_groups`. O. Rubin 2023, "Exploring Weight Decay in Layer
     Normalization: Challenges and a Reparameterization Solution".
-
-    Args:
-        dim: width of a token.
-        eps: what is added to the variance.
     """
 
     # Parameters of one axis that weight decay acts on.

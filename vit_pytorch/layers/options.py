@@ -27,7 +27,6 @@ def per_stage(name: str, value: int | Sequence[int], stages: int, *, growth: int
     """Return a size for each stage of a model.
 
     Args:
-        name: name of the argument.
         value: one number for each stage, or that of the first stage.
         stages: number of stages.
         growth: factor from stage to stage of a number that is given for the first stage.
@@ -57,7 +56,6 @@ def read_option(name: str, value: OptionLike, kinds: Mapping[str, type[O] | O]) 
     """Return the object that an option stands for.
 
     Args:
-        name: name of the argument.
         value: a string, an object, or a mapping with `kind` and settings.
         kinds: the object, or the class whose defaults count, of each string.
 

@@ -22,6 +22,8 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     FusedAttention,
+    Mixed,
+    Queries,
     merge_heads,
     split_heads,
 )
@@ -29,6 +31,7 @@ from vit_pytorch.layers.blocks import Block, layer
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.tokens import AttentionPool
 
+Heads = Float[Tensor, "t h e"]
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 
 
@@ -75,13 +78,7 @@ class PackedAttention(Attention):
     variable lengths takes all sequences at once; elsewhere each run is one call of the kernel.
     """
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n f"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n f"]:
+    def attend(self, q: Queries, k: Queries, v: Mixed, inputs: BlockInputs) -> Mixed:
         """Attend within each sample of a batch, or within each sequence of a packed tensor (b = 1)."""
         packing = inputs.packing
         if packing is None:
@@ -101,12 +98,7 @@ class PackedBlock(Block):
 
     @layer
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
-        """Transform a batch of tokens, or a packed tensor (b = 1).
-
-        Args:
-            x: tokens.
-            inputs: which sequences are packed in `x`.
-        """
+        """Transform a batch of tokens, or a packed tensor (b = 1)."""
         x = x + self.drop(self.scale1(self.attention(self.norm1(x), inputs)), inputs.packing)
         return x + self.drop(self.scale2(self.feedforward(self.norm2(x))), inputs.packing)
 
@@ -135,13 +127,7 @@ class QueryPool(nn.Module):
     """Pool tokens by attention from one learned query, without a feed-forward.
 
     Args:
-        dim: token dimension.
-        heads: number of heads.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        out_bias: use a bias for the output projection.
         qk_norm: builds the norm of queries and of keys from the head dimension; None for none.
-        norm: builds the norm of the query, before its projection.
         residual: add the query to the output.
     """
 
@@ -187,8 +173,6 @@ class HeadNorm(nn.Module):
     """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
 
     Args:
-        heads: number of heads.
-        dim_head: head dimension.
         eps: added to the mean square.
     """
 
@@ -229,13 +213,7 @@ def takes_varlen(q: Tensor, kernel: FusedAttention) -> bool:
     )
 
 
-def attend_varlen(
-    q: Float[Tensor, "t h e"],
-    k: Float[Tensor, "t h e"],
-    v: Float[Tensor, "t h e"],
-    packing: Packing,
-    scale: float | None = None,
-) -> Float[Tensor, "t h e"]:
+def attend_varlen(q: Heads, k: Heads, v: Heads, packing: Packing, scale: float | None = None) -> Heads:
     """Attend within each sequence by one call of the kernel for variable lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -251,7 +229,6 @@ def group_by_length(lengths: Sequence[int], maximum: int) -> list[list[int]]:
     The greedy packing of NaViT (arXiv:2307.06304, appendix A.3).
 
     Args:
-        lengths: tokens of each sequence.
         maximum: largest number of tokens of a row.
 
     Returns:

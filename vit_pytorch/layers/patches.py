@@ -24,8 +24,8 @@ from vit_pytorch.layers.options import Option
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONV: dict[int, Callable[..., Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
+# Acts on the embedded patches (b n d).
+MaskFn = Callable[[Tensor], Tensor]
 AXES = ("frames", "height", "width")
 
 
@@ -147,12 +147,8 @@ class PatchEmbed(nn.Module):
     starts with variance 1 / fan-in.
 
     Args:
-        grid: how the input is cut.
-        channels: channels of the input.
-        dim: token dimension.
         norm_eps: epsilon of a LayerNorm before and one after the projection (Dual PatchNorm,
             arXiv:2302.01327); None for no norms.
-        bias: use a bias for the projection.
     """
 
     def __init__(
@@ -196,7 +192,6 @@ class ConvStem(nn.Module):
 
     Args:
         grid: how the input is cut; 2-D, its patch square and a power of two.
-        channels: channels of the input.
         dim: width of a token. Channels double up to `dim` with each convolution.
         project: whether the 1 x 1 projection stands at the end; without it the last convolution gives
             the tokens, and no activation follows it.
@@ -212,11 +207,7 @@ class ConvStem(nn.Module):
         widths = [channels, *(max(dim >> i, min(dim, 8)) for i in reversed(range(len(strides))))]
         layers: list[nn.Module] = []
         for stride, before, after in zip(strides, widths, widths[1:], strict=False):
-            layers += [
-                nn.Conv2d(before, after, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.GELU(),
-            ]
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
         self.convs = nn.Sequential(*(layers if project else layers[:-1]))
         self.proj = nn.Conv2d(dim, dim, 1) if project else nn.Identity()
 
@@ -229,7 +220,6 @@ class PrefixTokens(nn.Module):
     """Learned tokens before the patches, in the order of the arguments.
 
     Args:
-        dim: token dimension.
         class_token: have a class token (ViT, section 3.1).
         distillation_token: have a distillation token (Touvron et al. 2020, arXiv:2012.12877).
         registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
@@ -282,12 +272,7 @@ class PatchDropout(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "b n d"], prefix: int = 0
     ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b k"] | None]:
-        """Return the tokens that stay, and the positions of their patches in the grid; all and None in eval.
-
-        Args:
-            tokens: prefix tokens and patches.
-            prefix: number of prefix tokens.
-        """
+        """Return the tokens that stay, and their patches' positions in the grid; all and None in eval."""
         if not self.training or self.p == 0:
             return tokens, None
         ids_keep = draw_patches(tokens, prefix, self.p)

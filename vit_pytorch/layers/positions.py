@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
+from vit_pytorch.layers.offsets import crop_cells
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -61,7 +62,6 @@ def sincos_table(
     three axes cannot share out evenly stay zero.
 
     Args:
-        grid: cells along each axis.
         dim: width of a token, a multiple of 2 for one axis and of 4 for two.
         temperature: the inverse of the lowest frequency.
         endpoint: whether the lowest frequency is among them; otherwise they stop one step before it, as in
@@ -94,10 +94,6 @@ def sequence_table(length: int, dim: int) -> Float[Tensor, "1 n d"]:
 
     Sines and cosines of the position alternate, with frequencies that fall geometrically from 1 to nearly
     1 / 10,000.
-
-    Args:
-        length: number of positions.
-        dim: token dimension.
     """
     positions = torch.arange(length, dtype=torch.float64)
     channel = torch.arange(dim)
@@ -134,7 +130,6 @@ class Positions(ComputedBuffers):
     """A table of embeddings: a row for each prefix token with a position, then one for each cell of a grid.
 
     Args:
-        grid: cells along each axis, of the largest input.
         prefix: rows for prefix tokens (as a rule the class token), which come first.
 
     Attributes:
@@ -155,10 +150,8 @@ class Positions(ComputedBuffers):
         """Add the embeddings to prefix tokens and patches.
 
         Args:
-            tokens: prefix tokens, then patches.
             prefix: number of prefix tokens, of which those without a position stay as they are; default all
                 tokens that are no patches.
-            grid: patches along each axis; default those of the largest input.
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
@@ -196,13 +189,12 @@ def select_rows(
         own_prefix: rows of prefix tokens that the table has.
         own_grid: cells along each axis that the table has.
         prefix: number of prefix tokens; the rows of those without a position are zero.
-        grid: cells along each axis.
         interpolate: stretch the table over the grid, instead of cutting it.
     """
     if prefix == own_prefix and tuple(grid) == own_grid:
         return table
     cells = table[:, own_prefix:]
-    cells = (resize_table if interpolate else crop_table)(cells, own_grid, grid)
+    cells = resize_table(cells, own_grid, grid) if interpolate else crop_cells(cells, own_grid, grid, dim=1)
     if prefix == 0:
         return cells
     return torch.cat([F.pad(table[:, :own_prefix], (0, 0, 0, prefix - own_prefix)), cells], dim=1)
@@ -212,9 +204,6 @@ class LearnedPositions(Positions):
     """A learned embedding for each cell of a grid, and for the prefix tokens that have a position.
 
     Args:
-        grid: cells along each axis, of the largest input.
-        dim: token dimension.
-        prefix: rows for prefix tokens.
         std: standard deviation at the start.
     """
 
@@ -262,22 +251,14 @@ class SinCosPositions(Positions):
     """Fixed sine and cosine embeddings (see `sincos_table` and `sequence_table`).
 
     Args:
-        grid: cells along each axis, of the largest input.
         dim: token dimension, a multiple of 4 for two axes.
-        prefix: rows for prefix tokens.
         endpoint: see `sincos_table`.
         sequence: embed positions in the sequence, prefix tokens first, instead of those along the axes. A
             smaller grid has the positions that its cells have in the largest one.
     """
 
     def __init__(
-        self,
-        grid: Sequence[int],
-        dim: int,
-        *,
-        prefix: int = 0,
-        endpoint: bool = True,
-        sequence: bool = False,
+        self, grid: Sequence[int], dim: int, *, prefix: int = 0, endpoint: bool = True, sequence: bool = False
     ) -> None:
         super().__init__(grid, prefix=prefix)
         self.dim = dim
@@ -301,7 +282,6 @@ class FactorisedPositions(Positions):
 
     Args:
         grid: cells along each axis that the two tables have.
-        dim: token dimension.
         kind: "abs" takes the table's entries one by one; "frac" interpolates it along each side of the
             grid; "aspect" interpolates both along the longer side.
     """
@@ -354,18 +334,6 @@ def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d
         return table
     stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)
     return stretched.transpose(1, 2).to(table.dtype)
-
-
-def crop_table(
-    table: Float[Tensor, "1 n d"], old: Sequence[int], new: Sequence[int]
-) -> Float[Tensor, "1 m d"]:
-    """Take the rows of the cells that a smaller grid shares with a larger one, from the origin on."""
-    if tuple(old) == tuple(new):
-        return table
-    cells = table.unflatten(1, tuple(old))
-    for axis, extent in enumerate(new):
-        cells = cells.narrow(1 + axis, 0, extent)
-    return cells.flatten(1, -2)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import BlockInputs, jit_is_tracing
+from vit_pytorch.layers.attention import BlockInputs, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
+from vit_pytorch.layers.offsets import cells, crop_cells
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
 from vit_pytorch.layers.positions import ComputedBuffers
-from vit_pytorch.layers.relative import CachedBias, cells, crop_cells
+from vit_pytorch.layers.relative import CachedBias
 
 
 def frequencies(dim_head: int, axes: int, theta: float) -> Float[Tensor, " f"]:
@@ -31,7 +32,6 @@ def frequencies(dim_head: int, axes: int, theta: float) -> Float[Tensor, " f"]:
     are not rotated.
 
     Args:
-        dim_head: head dimension.
         axes: axes of the grid, each of which has as many pairs.
         theta: base of the frequencies.
 
@@ -88,7 +88,6 @@ class AxialRotary(ComputedBuffers):
     The pairs of the last axis come first: x, then y. The table is computed once.
 
     Args:
-        grid: cells along each axis, of the largest input.
         dim_head: head dimension, at least twice the axes.
         theta: base of the frequencies, which fall from 1 towards 1 / `theta`.
 
@@ -117,9 +116,7 @@ class AxialRotary(ComputedBuffers):
         """Return the rotation of each token, which all heads share.
 
         Args:
-            grid: patches along each axis.
             prefix: number of prefix tokens, which are not rotated.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
         rotation = crop_cells(self.table, self.grid, grid, dim=0)
         if ids_keep is not None:
@@ -134,10 +131,7 @@ class MixedRotary(CachedBias):
     coordinate system that is rotated at random, with the frequencies of `frequencies` along each.
 
     Args:
-        grid: cells along each axis, of the largest input.
         dim_head: head dimension, at least twice the axes.
-        heads: number of heads.
-        depth: number of layers.
         theta: base of the initial frequencies.
 
     Raises:
@@ -177,9 +171,7 @@ class MixedRotary(CachedBias):
         """Return the rotations of all layers.
 
         Args:
-            grid: patches along each axis.
             prefix: number of prefix tokens, which are not rotated.
-            ids_keep: positions in the grid of the patches that are among the tokens; default all of them.
         """
         rotations = self(prefix, *grid)
         if ids_keep is None:
@@ -207,9 +199,7 @@ class RotaryPositions(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(
-        self, q: Float[Tensor, "b h n e"], k: Float[Tensor, "b h n e"], inputs: BlockInputs
-    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n e"], Tensor | None]:
+    def forward(self, q: Queries, k: Queries, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
         """Return rotated queries and keys, and the mask as it is."""
         rotation = inputs.rotation
         if rotation is None:

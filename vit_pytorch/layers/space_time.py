@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, Queries
 from vit_pytorch.layers.blocks import Block, fx_leaf, is_tracing, layer
 from vit_pytorch.layers.patches import PatchGrid
 
@@ -23,13 +23,7 @@ from vit_pytorch.layers.patches import PatchGrid
 class SpaceAttention(Attention):
     """Attention among the tokens of the same frames."""
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n e"]:
+    def attend(self, q: Queries, k: Queries, v: Queries, inputs: BlockInputs) -> Queries:
         """Attend from each token of a grid (time, height, width) to all tokens of its place in time."""
         return attend_in_space(self.kernel, q, k, v, inputs)
 
@@ -37,13 +31,7 @@ class SpaceAttention(Attention):
 class TimeAttention(Attention):
     """Attention among the tokens of the same place in all frames."""
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n e"]:
+    def attend(self, q: Queries, k: Queries, v: Queries, inputs: BlockInputs) -> Queries:
         """Attend from each token to those of its place in the frames that are no padding."""
         return attend_in_time(self.kernel, q, k, v, inputs)
 
@@ -52,12 +40,7 @@ class SpaceAndTimeAttention(Attention):
     """Attention over space in half of the heads and over time in the others (ViViT, section 3.3, model 4).
 
     Args:
-        dim: token dimension.
         heads: number of heads, even.
-        dim_head: head dimension.
-        qkv_bias: use biases for queries, keys and values.
-        dropout: dropout on the output.
-        kernel: builds the kernels that attend.
 
     Raises:
         ValueError: if the number of heads is odd.
@@ -80,13 +63,7 @@ class SpaceAndTimeAttention(Attention):
         )
         self.kernel_time = kernel()
 
-    def attend(
-        self,
-        q: Float[Tensor, "b h n e"],
-        k: Float[Tensor, "b h n e"],
-        v: Float[Tensor, "b h n e"],
-        inputs: BlockInputs,
-    ) -> Float[Tensor, "b h n e"]:
+    def attend(self, q: Queries, k: Queries, v: Queries, inputs: BlockInputs) -> Queries:
         """Attend from each token to its frame, and to its place in the frames that are no padding."""
         half = self.heads // 2
         space = attend_in_space(self.kernel, q[:, :half], k[:, :half], v[:, :half], inputs)
@@ -98,12 +75,8 @@ class SpaceTimeBlock(Block):
     """A block with attention over space, then over time, then the feed-forward (ViViT, section 3.3, model 3).
 
     Args:
-        dim: token dimension.
         attention: mixes tokens of a frame.
         time: mixes tokens of a place.
-        feedforward: transforms each token on its own.
-        norm: builds a norm from a dimension.
-        drop_path: probability of dropping each branch of a sample in training, in [0, 1).
     """
 
     def __init__(
@@ -128,25 +101,13 @@ class SpaceTimeBlock(Block):
         return x + self.drop_path(self.feedforward(self.norm2(x)))
 
 
-def attend_in_space(
-    kernel: nn.Module,
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h n e"],
-    v: Float[Tensor, "b h n e"],
-    inputs: BlockInputs,
-) -> Float[Tensor, "b h n e"]:
+def attend_in_space(kernel: nn.Module, q: Queries, k: Queries, v: Queries, inputs: BlockInputs) -> Queries:
     """Attend in each frame; no mask is needed, since padding has frames of its own."""
     frames = (x.unflatten(2, (-1, tokens_per_frame(inputs))).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
     return kernel(*frames).unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3)
 
 
-def attend_in_time(
-    kernel: nn.Module,
-    q: Float[Tensor, "b h n e"],
-    k: Float[Tensor, "b h n e"],
-    v: Float[Tensor, "b h n e"],
-    inputs: BlockInputs,
-) -> Float[Tensor, "b h n e"]:
+def attend_in_time(kernel: nn.Module, q: Queries, k: Queries, v: Queries, inputs: BlockInputs) -> Queries:
     """Attend at each place of a frame along the frames, to those that the mask leaves."""
     places = tokens_per_frame(inputs)
     tracks = (x.unflatten(2, (-1, places)).permute(0, 3, 1, 2, 4).flatten(0, 1) for x in (q, k, v))
@@ -170,7 +131,6 @@ def mask_in_time(
         mask: true for tokens that are seen.
         places: tokens of a frame.
         tracks: number of times that each sample's mask is repeated.
-        prefix: number of prefix tokens before the frames.
     """
     if mask is None:
         return None
@@ -187,7 +147,6 @@ def mask_of_keys(
         mask: true for frames, false for padding; None for no padding.
         videos: whose frames.
         grid: how videos are cut.
-        prefix: number of prefix tokens.
 
     Raises:
         ValueError: if the mask is not one of these frames, a patch is padding in part, or a video is

@@ -20,13 +20,6 @@ class AttentionPool(nn.Module):
     """Pool tokens by attention from one learned query, then a residual feed-forward.
 
     The "MAP head" of Zhai et al. 2021 (arXiv:2106.04560, section 3.2).
-
-    Args:
-        dim: token dimension.
-        heads: number of attention heads, which share `dim`.
-        mlp_dim: hidden dimension of the feed-forward.
-        norm_eps: epsilon of the LayerNorm.
-        act: name of the activation (see `layers.blocks.ACTIVATIONS`).
     """
 
     def __init__(
@@ -67,10 +60,6 @@ class DistilledHead(nn.Module):
     """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
 
     DeiT, arXiv:2012.12877, section 4.
-
-    Args:
-        dim: token dimension.
-        num_classes: number of logits.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
@@ -113,7 +102,6 @@ def make_classifier(
 
     Args:
         dim: dimension of what is classified, of each token for a `DistilledHead`.
-        num_classes: number of logits.
         like: a tensor of the device and the dtype.
         kind: the class of the classifier.
     """
@@ -121,6 +109,13 @@ def make_classifier(
         return nn.Identity()
     head = kind(dim, num_classes).to(like)
     init_linears(head, partial(nn.init.trunc_normal_, std=0.02))
+    return head
+
+
+def drop_bias(head: nn.Module, bias: bool) -> nn.Module:
+    """Return a classifier, without its bias if it is to have none."""
+    if not bias and isinstance(head, nn.Linear):
+        head.register_parameter("bias", None)
     return head
 
 

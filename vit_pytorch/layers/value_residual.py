@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 
+Heads = Float[Tensor, "b h n e"]
+
 
 class EvenMix(nn.Module):
     """Half of the first layer's values, half of a layer's own: V' = 0.5 V_1 + 0.5 V_n ("identity")."""
 
-    def forward(
-        self, values: Float[Tensor, "b h n e"], first: Float[Tensor, "b h n e"], x: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, values: Heads, first: Heads, x: Float[Tensor, "b n d"]) -> Heads:
         """Mix a layer's own values and the first layer's."""
         return torch.lerp(values, first, 0.5)
 
@@ -36,9 +36,7 @@ class LearnedMix(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.full((2,), 0.5))
 
-    def forward(
-        self, values: Float[Tensor, "b h n e"], first: Float[Tensor, "b h n e"], x: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, values: Heads, first: Heads, x: Float[Tensor, "b n d"]) -> Heads:
         """Mix a layer's own values and the first layer's."""
         return self.weights[0] * first + self.weights[1] * values
 
@@ -48,10 +46,6 @@ class GatedMix(nn.Module):
 
     x is the normed token that the values are projected from. The paper has no such form; the public
     vit-pytorch package has it. W and b are zero at first, so that it starts as the even mix.
-
-    Args:
-        dim: width of a token.
-        heads: number of heads.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -60,9 +54,7 @@ class GatedMix(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
-    def forward(
-        self, values: Float[Tensor, "b h n e"], first: Float[Tensor, "b h n e"], x: Float[Tensor, "b n d"]
-    ) -> Float[Tensor, "b h n e"]:
+    def forward(self, values: Heads, first: Heads, x: Float[Tensor, "b n d"]) -> Heads:
         """Mix a layer's own values and the first layer's."""
         share = self.gate(x).sigmoid().transpose(1, 2)[..., None]
         return values + share * (first - values)

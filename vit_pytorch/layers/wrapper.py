@@ -11,11 +11,7 @@ from torch import nn
 
 
 class Wrapper(nn.Module):
-    """Around a model, which stays the object that it is; its parameters and training flags are untouched.
-
-    Args:
-        model: the model.
-    """
+    """Around a model, which stays the object that it is; its parameters and training flags are untouched."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

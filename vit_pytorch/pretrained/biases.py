@@ -7,7 +7,8 @@ from math import isqrt, prod
 
 from torch import Tensor, nn
 
-from vit_pytorch.layers.relative import DistanceBias, RelativeBias, resize_distances, stretch_offsets
+from vit_pytorch.layers.offsets import resize_distances, stretch_offsets
+from vit_pytorch.layers.relative import DistanceBias, RelativeBias
 
 
 def fit_biases(

@@ -33,11 +33,7 @@ ENTRIES = [
             # Cutting follows the batch, and with it the last bit, which the contracts compare.
             "drop_tokens": False,
         },
-        default_cfg={
-            **IMAGENET,
-            "interpolation": "bicubic",
-            "crop_pct": 0.9,
-        },
+        default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9},
         hub_id="timm/deit_small_patch16_224.fb_in1k",
         exceptions={
             "intermediate_norm_and_prefix": TOKENS_CHANGE,

@@ -18,11 +18,7 @@ PARAMETERS = {
     ("m", 36, 384): 271_221_352,
     ("m", 48, 448): 356_460_520,
 }
-PREPARE = {
-    **IMAGENET,
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-}
+PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 1.0}
 TINY = {"image_size": 32, "patch_size": 4, "dim": 24, "depth": 2, "cls_depth": 2, "heads": 2, "mlp_dim": 48}
 
 
@@ -52,7 +48,7 @@ def _entry(size: str, depth: int, image_size: int) -> ModelEntry:
         hub_id=f"timm/{name}.fb_dist_in1k",
         exceptions={
             "intermediate_norm_and_prefix": "the class token joins behind the blocks: what is between them "
-            "has no prefix, the features do",
+            "has no prefix, the features do"
         },
     )
 

@@ -78,7 +78,7 @@ def _entry(name: str) -> ModelEntry:
         hub_id=f"timm/{name}.in1k",
         exceptions={
             "intermediate_norm_and_prefix": "an intermediate is the tokens of one branch, the features "
-            "are the class tokens of both",
+            "are the class tokens of both"
         },
     )
 

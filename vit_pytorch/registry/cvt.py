@@ -19,11 +19,7 @@ SIZES = {
     },
 }
 PARAMETERS = {"13": 19_997_480, "21": 31_622_696, "w24": 277_196_392}
-PREPARE = {
-    **IMAGENET,
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-}
+PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875}
 TINY = {
     "num_classes": 7,
     "s1_emb_dim": 8,

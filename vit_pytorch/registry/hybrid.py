@@ -15,13 +15,7 @@ MODELS = {
     "vit_large_r50_s32_224": (328_994_856, "augreg_in21k_ft_in1k"),
     "vit_large_r50_s32_384": (329_092_136, "augreg_in21k_ft_in1k"),
 }
-SMALL = {
-    "image_size": 48,
-    "patch_size": 1,
-    "num_classes": 7,
-    "resnet_depths": (1, 1),
-    "resnet_width": 32,
-}
+SMALL = {"image_size": 48, "patch_size": 1, "num_classes": 7, "resnet_depths": (1, 1), "resnet_width": 32}
 
 
 def _entry(name: str) -> ModelEntry:

@@ -10,18 +10,8 @@ SIZES = {
     "256": {"dim": (256, 384, 512), "depth": (4, 4, 4), "heads": (4, 6, 8), "mlp_mult": 2, "dim_key": 32},
     "384": {"dim": (384, 512, 768), "depth": (4, 4, 4), "heads": (6, 9, 12), "mlp_mult": 2, "dim_key": 32},
 }
-PARAMETERS = {
-    "128s": 7_777_058,
-    "128": 9_213_936,
-    "192": 10_947_069,
-    "256": 18_893_876,
-    "384": 39_128_836,
-}
-PREPARE = {
-    **IMAGENET,
-    "interpolation": "bicubic",
-    "crop_pct": 0.9,
-}
+PARAMETERS = {"128s": 7_777_058, "128": 9_213_936, "192": 10_947_069, "256": 18_893_876, "384": 39_128_836}
+PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9}
 TINY = {
     "image_size": 128,
     "num_classes": 7,

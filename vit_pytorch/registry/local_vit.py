@@ -9,10 +9,7 @@ from vit_pytorch.local_vit import LocalViT
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import TINY
 
-SIZES = {
-    "tiny": {"dim": 192, "depth": 12, "heads": 4},
-    "small": {"dim": 384, "depth": 12, "heads": 8},
-}
+SIZES = {"tiny": {"dim": 192, "depth": 12, "heads": 4}, "small": {"dim": 384, "depth": 12, "heads": 8}}
 ACTS: dict[str, dict[str, Any]] = {
     "act1": {"act": "relu6", "gate": "none"},
     "act3": {"act": "hardswish", "gate": "se"},

@@ -5,12 +5,7 @@ from vit_pytorch.na_vit_nested_tensor import NaViT as NestedNaViT
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.registry.vit import SIZES, TINY
 
-PARAMETERS = {
-    "tiny": 6_123_112,
-    "small": 23_746_792,
-    "base": 93_498_856,
-    "large": 316_677_096,
-}
+PARAMETERS = {"tiny": 6_123_112, "small": 23_746_792, "base": 93_498_856, "large": 316_677_096}
 PREPARE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 1.0}
 CLASSES = {"navit": NaViT, "navit_nested": NestedNaViT}
 

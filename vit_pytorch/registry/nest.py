@@ -19,16 +19,10 @@ PARAMETERS = {
     "small_s16_32": 23_231_080,
     "base_s16_32": 89_811_688,
 }
-TINY = {
-    "image_size": 32,
-    "dim": 16,
-    "heads": 2,
-    "block_repeats": (1, 1, 2),
-    "num_classes": 7,
-}
+TINY = {"image_size": 32, "dim": 16, "heads": 2, "block_repeats": (1, 1, 2), "num_classes": 7}
 
 EXCEPTIONS = {
-    "gradients_per_sample": "Opacus takes convolutions' inputs to have their channels first in memory",
+    "gradients_per_sample": "Opacus takes convolutions' inputs to have their channels first in memory"
 }
 
 
@@ -37,13 +31,7 @@ def _entry(size: str, padding: str) -> ModelEntry:
     return ModelEntry(
         name=name,
         architecture=NesT,
-        config={
-            "image_size": 224,
-            "patch_size": 4,
-            **SIZES[size],
-            "num_classes": 1000,
-            "padding": padding,
-        },
+        config={"image_size": 224, "patch_size": 4, **SIZES[size], "num_classes": 1000, "padding": padding},
         parameters=PARAMETERS[size],
         tiny=TINY,
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},

@@ -19,11 +19,7 @@ PARAMETERS = {
     ("s", True): 24_039_056,
     ("b", True): 74_790_096,
 }
-PREPARE = {
-    **IMAGENET,
-    "interpolation": "bicubic",
-    "crop_pct": 0.9,
-}
+PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9}
 TINY = {
     "image_size": 32,
     "patch_size": 8,

@@ -5,30 +5,10 @@ from vit_pytorch.scalable_vit import ScalableViT
 
 # The paper gives the width of queries and keys as a factor on the width of a head, which is 32.
 MODELS = {
-    "small": {
-        "dim": 64,
-        "heads": (2, 4, 8, 16),
-        "depth": (2, 2, 20, 2),
-        "ssa_dim_key": (40, 40, 40, 32),
-    },
-    "small_0": {
-        "dim": 64,
-        "heads": (2, 4, 8, 16),
-        "depth": (2, 2, 20, 2),
-        "ssa_dim_key": (40, 40, 40, 40),
-    },
-    "base": {
-        "dim": 96,
-        "heads": (3, 6, 12, 24),
-        "depth": (2, 2, 14, 6),
-        "ssa_dim_key": (64, 40, 40, 32),
-    },
-    "large": {
-        "dim": 128,
-        "heads": (4, 8, 16, 32),
-        "depth": (2, 6, 12, 4),
-        "ssa_dim_key": (8, 16, 32, 32),
-    },
+    "small": {"dim": 64, "heads": (2, 4, 8, 16), "depth": (2, 2, 20, 2), "ssa_dim_key": (40, 40, 40, 32)},
+    "small_0": {"dim": 64, "heads": (2, 4, 8, 16), "depth": (2, 2, 20, 2), "ssa_dim_key": (40, 40, 40, 40)},
+    "base": {"dim": 96, "heads": (3, 6, 12, 24), "depth": (2, 2, 14, 6), "ssa_dim_key": (64, 40, 40, 32)},
+    "large": {"dim": 128, "heads": (4, 8, 16, 32), "depth": (2, 6, 12, 4), "ssa_dim_key": (8, 16, 32, 32)},
 }
 PARAMETERS = {"small": 32_000_472, "small_0": 26_307_032, "base": 81_881_624, "large": 109_288_840}
 TINY = {

@@ -34,11 +34,7 @@ PARAMETERS = {
     "t_19": 39_084_686,
     "t_24": 64_000_590,
 }
-PREPARE = {
-    **IMAGENET,
-    "interpolation": "bicubic",
-    "crop_pct": 0.9,
-}
+PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9}
 KINDS: dict[str, dict[str, Any]] = {
     "transformer": {"tokens_type": "transformer"},
     "performer": {"tokens_type": "performer", "token_dropout": 0.1},

@@ -22,12 +22,7 @@ PARAMETERS = {
     "uvit_mid_patch4_64": 130_902_760,
     "uvit_large_patch4_64": 286_777_320,
 }
-PREPARE = {
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-}
+PREPARE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 1.0}
 
 
 def _entry(name: str) -> ModelEntry:

@@ -36,11 +36,7 @@ PARAMETERS = {
     ("large_24", 16): 189_096_136,
     ("large_24", 8): 188_932_648,
 }
-PREPARE = {
-    **IMAGENET,
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-}
+PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 1.0}
 TINY = {
     "image_size": 32,
     "patch_size": 4,
@@ -62,12 +58,7 @@ def _entry(size: str, patch: int, image_size: int) -> ModelEntry:
     return ModelEntry(
         name=name,
         architecture=XCiT,
-        config={
-            "image_size": image_size,
-            "patch_size": patch,
-            "num_classes": 1000,
-            **SIZES[size],
-        },
+        config={"image_size": image_size, "patch_size": patch, "num_classes": 1000, **SIZES[size]},
         parameters=PARAMETERS[size, patch],
         tiny=TINY,
         default_cfg=PREPARE,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.patches import PatchGrid
+from vit_pytorch.layers.attention import Ids
+from vit_pytorch.layers.patches import MaskFn, PatchGrid
 
 
 @runtime_checkable
@@ -29,19 +30,12 @@ class Backbone(Protocol):
         """Flatten each patch of pixels to a vector (row, column, channel)."""
 
     def embed(
-        self,
-        images: Float[Tensor, "b c h w"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Turn images into tokens; `mask_fn` acts on the patches before they are given their places."""
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b n d"]:
         """Run the encoder and its final norm on tokens; `ids_keep` are the positions of the patches among
         them."""
@@ -52,9 +46,6 @@ class Backbone(Protocol):
 
 class TimmBackbone(nn.Module):
     """A plain ViT of timm as a `Backbone`; the model is used as it is, not copied.
-
-    Args:
-        model: timm's `VisionTransformer`.
 
     Raises:
         ValueError: where it is no plain ViT.
@@ -79,11 +70,7 @@ class TimmBackbone(nn.Module):
         return self.grid.patchify(images)
 
     def embed(
-        self,
-        images: Float[Tensor, "b c h w"],
-        *,
-        mask_fn: Callable[[Tensor], Tensor] | None = None,
-        add_positions: bool = True,
+        self, images: Float[Tensor, "b c h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Turn images into tokens; see `Backbone`."""
         x = self.model.patch_embed(images)
@@ -96,10 +83,7 @@ class TimmBackbone(nn.Module):
         return self.model.norm_pre(x)
 
     def encode(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        grid: Sequence[int] | None = None,
-        ids_keep: Int[Tensor, "b k"] | None = None,
+        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
     ) -> Float[Tensor, "b n d"]:
         """Run the blocks and the final norm."""
         return self.model.norm(self.model.blocks(tokens))

@@ -49,7 +49,6 @@ def local_size(net: nn.Module, size: tuple[int, int], part: float = 3 / 7) -> tu
 
     Args:
         net: says its patch, or its stride, and the least size.
-        size: (height, width) in pixels.
         part: of the height and of the width; 96 of 224 pixels unless told.
     """
     info: Any = getattr(net, "feature_info", [])

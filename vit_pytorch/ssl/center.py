@@ -17,7 +17,6 @@ class Centre(nn.Module):
     optimizer, however many batches a step has.
 
     Args:
-        num_classes: number of logits.
         decay: how much of the old centre stays at an update, in [0, 1].
 
     Raises:

@@ -14,8 +14,6 @@ class NormedLinear(nn.Module):
     """A linear layer without bias whose rows have a length of their own (weight norm, arXiv:1602.07868).
 
     Args:
-        dim: width of the input.
-        out_dim: width of the output.
         learn_gain: whether the rows' lengths are learned; otherwise they stay 1.
     """
 
@@ -29,7 +27,6 @@ class NormedLinear(nn.Module):
         """Project; the rows are divided by their lengths and multiplied by the gains.
 
         Args:
-            x: input.
             freeze: whether the layer itself is given no gradients.
         """
         weight = self.gain * F.normalize(self.weight, dim=1)
@@ -40,9 +37,7 @@ class ProjectionHead(nn.Module):
     """DINO's projection: a perceptron, the unit sphere, and a weight-normed layer (section 3.1, appendix C).
 
     Args:
-        dim: width of the embedding.
         out_dim: number of logits, K in the paper.
-        hidden_dim: width inside the perceptron.
         bottleneck_dim: width of the perceptron's output, which is normalised.
         layers: linear layers of the perceptron, at least 1.
         use_bn: whether batch norm stands in front of the perceptron's activations.

@@ -81,16 +81,11 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 
 def draw_noise(
-    batch: int,
-    cells: int,
-    *,
-    device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    batch: int, cells: int, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
 ) -> Float[Tensor, "b n"]:
     """Draw uniform numbers in [0, 1), of which the order decides what is hidden.
 
     Args:
-        batch: number of images.
         cells: patches of an image.
         device: where they are wanted.
         generator: where they come from, on any device; the global generator of `device` unless told.
@@ -111,12 +106,9 @@ def draw_mask(
     """Choose patches at random: in every image the same share, rounded up to whole units.
 
     Args:
-        batch: number of images.
-        grid: patches along each axis.
         ratio: share of the units that is chosen, in (0, 1).
         unit: patches along each axis that are chosen together; single patches unless told.
         device: where the mask is wanted.
-        generator: where the randomness comes from; see `draw_noise`.
 
     Returns:
         True where a patch is chosen, in row-major order of the grid.

@@ -23,7 +23,6 @@ def extract(
 
     Args:
         features: gives vectors (b, d) from images.
-        images: input.
         batch: images at a time.
     """
     with eval_mode(features) if isinstance(features, nn.Module) else nullcontext():
@@ -83,16 +82,8 @@ def knn_accuracy(
 ) -> float:
     """Measure how often `nearest_neighbours` are right.
 
-    Args:
-        features: of the images with labels.
-        labels: their classes, from 0 on.
-        queries: features of the images to classify.
-        answers: the classes of those.
-        neighbours: how many vote.
-        temperature: how quickly votes lose weight with distance.
-
     Returns:
-        The share of right answers, in [0, 1].
+        The share of queries whose class is that of `answers`, in [0, 1].
     """
     votes = nearest_neighbours(features, labels, queries, neighbours=neighbours, temperature=temperature)
     return (votes.argmax(dim=-1) == answers).float().mean().item()
@@ -151,16 +142,8 @@ def linear_accuracy(
 ) -> float:
     """Measure how often a linear classifier of frozen features is right; see `fit_linear`.
 
-    Args:
-        features: of the images with labels.
-        labels: their classes, from 0 on.
-        queries: features of the images to classify.
-        answers: the classes of those.
-        penalty: factor on half the squared weights.
-        steps: at most so many iterations.
-
     Returns:
-        The share of right answers, in [0, 1].
+        The share of queries whose class is that of `answers`, in [0, 1].
     """
     probe = fit_linear(features, labels, penalty=penalty, steps=steps)
     return (probe(queries.float()).argmax(dim=-1) == answers).float().mean().item()

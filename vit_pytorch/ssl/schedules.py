@@ -24,7 +24,8 @@ class LinearSchedule:
     steps: int
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps)
+        if self.steps < 1:
+            raise ValueError(f"a schedule has at least 1 step, got {self.steps}")
 
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
@@ -32,21 +33,8 @@ class LinearSchedule:
 
 
 @dataclass(frozen=True)
-class CosineSchedule:
-    """From `start` to `end` along half a cosine, then constant (DINO's momentum and weight decay).
-
-    Args:
-        start: value at step 0.
-        end: value at step `steps` and from then on.
-        steps: length, at least 1.
-    """
-
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_steps(self.steps)
+class CosineSchedule(LinearSchedule):
+    """From `start` to `end` along half a cosine, then constant (DINO's momentum and weight decay)."""
 
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
@@ -56,11 +44,7 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value at every step.
-
-    Args:
-        value: what it is.
-    """
+    """The same value at every step."""
 
     value: float
 
@@ -72,8 +56,3 @@ class Constant:
 def as_schedule(value: float | Schedule) -> Schedule:
     """Read a setting given as a number, which stays, or as a function of the step."""
     return value if callable(value) else Constant(float(value))
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"a schedule has at least 1 step, got {steps}")

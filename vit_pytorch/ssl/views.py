@@ -61,7 +61,6 @@ class View:
         Args:
             images: pixels in [0, 1]; colours are changed where there are three channels, brightness and
                 contrast always.
-            generator: where the randomness comes from; torch's own unless given.
         """
         x = crop_and_resize(images, draw_boxes(images, self.scale, generator), self.size)
         x = torch.where(self._chosen(x, self.flip, generator), x.flip(3), x)
@@ -103,7 +102,6 @@ class MultiCrop:
 
         Args:
             images: normalised images; values outside the range of pixels are clipped.
-            generator: where the randomness comes from; torch's own unless given.
 
         Raises:
             ValueError: where mean and std are not those of the images' channels.
@@ -172,7 +170,6 @@ def crop_and_resize(
     """Cut a box out of each image and resize it by bicubic interpolation, clipped to [0, 1].
 
     Args:
-        images: pixels in [0, 1].
         boxes: what `draw_boxes` gives.
         size: (height, width) wanted.
     """
@@ -194,7 +191,6 @@ def change_colours(
     """Change the colours of each image by numbers of its own, in this order, clipped to [0, 1] after each.
 
     Args:
-        images: pixels in [0, 1].
         brightness: added to the factor 1 of the pixels.
         contrast: added to the factor 1 of their distance to the image's mean luma.
         saturation: added to the factor 1 of their distance to their own luma.

@@ -42,6 +42,24 @@ def test_saved_splits(tmp_path: Path) -> None:
     assert splits.val.name(3).endswith("saved[val][3]")
 
 
+def test_splits_by_their_other_names(tmp_path: Path) -> None:
+    saved = {"Training": made(6, CAT_DOG), "dev": made(4, CAT_DOG), "testing": made(2, CAT_DOG)}
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    splits = open_data(f"hf:{tmp_path / 'saved'}")
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [6, 4, 2]
+
+
+def test_two_splits_of_one_kind_and_splits_left_out(tmp_path: Path) -> None:
+    parts = {"train": made(6, CAT_DOG), "val": made(4, CAT_DOG)}
+    datasets.DatasetDict({**parts, "valid": made(2, CAT_DOG)}).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match="one part for val, got 'val' and 'valid'"):
+        open_data(f"hf:{tmp_path / 'two'}")
+    datasets.DatasetDict({**parts, "extra": made(2, CAT_DOG)}).save_to_disk(tmp_path / "more")
+    with pytest.warns(UserWarning, match=r"hf:.*more: left out the splits 'extra'"):
+        assert len(open_data(f"hf:{tmp_path / 'more'}").train) == 6
+
+
 def test_one_saved_split_is_split_by_class(tmp_path: Path) -> None:
     made(20, CAT_DOG).save_to_disk(tmp_path / "saved")
     splits = open_data(f"hf:{tmp_path / 'saved'}")

@@ -1,5 +1,6 @@
 """Images of the Hugging Face ``datasets`` library: names on the Hub, saved datasets, folders and Parquet."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ from torch import Tensor
 
 from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import decode_image
-
-SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
+from vit_pytorch.training.data.folders import match_splits
 
 
 class HubImages(ImageDataset):
@@ -91,13 +91,12 @@ def read_hub(
     found = dict(opened) if isinstance(opened, dict) else {"train": opened}
     if len(found) == 1:
         found = {"train": next(iter(found.values()))}
-    chosen = {
-        split: rows
-        for split, aliases in SPLIT_NAMES.items()
-        if (rows := next((found[alias] for alias in aliases if alias in found), None)) is not None
-    }
-    if "train" not in chosen:
+    names = match_splits([*found], f"hf:{name}")
+    if "train" not in names:
         raise ValueError(f"hf:{name} must have a split named 'train', got {', '.join(map(repr, found))}")
+    chosen = {split: found[theirs] for split, theirs in names.items()}
+    if unused := [theirs for theirs in found if theirs not in names.values()]:
+        warnings.warn(f"hf:{name}: left out the splits {', '.join(map(repr, unused))}", stacklevel=2)
 
     features = chosen["train"].features
     image = _column(name, features, image, "image", datasets.Image)

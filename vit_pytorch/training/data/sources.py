@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
-from vit_pytorch.training.data.folders import read_class_folders
+from vit_pytorch.training.data.folders import read_class_folders, split_folders
 from vit_pytorch.training.data.hub import read_hub
 from vit_pytorch.training.data.idx import read_idx_split
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
@@ -22,8 +22,9 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
 
     - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships; its ``train_test_split`` with
       ``stratify`` and the seed holds the test part out.
-    - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below ``train/``, ``val/`` and ``test/``.
-    - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` is the test split.
+    - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below folders of splits: ``train`` or
+      ``training``; ``val``, ``valid``, ``validation`` or ``dev``; ``test`` or ``testing``; in any case.
+    - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` or ``test`` is the test split.
     - ``hf:NAME``: Hugging Face ``datasets``, by a name on the Hub or a local folder; options follow as
       ``?config=NAME&image=COLUMN&label=COLUMN``.
     - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
@@ -53,7 +54,7 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
         classes = tuple(str(i) for i in range(10))
     elif kind == "idx" and separator:
         folder = _existing_folder(rest)
-        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k")}
+        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k", "test")}
         classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
         parts = dict(arrays)
     elif kind == "hf" and separator:
@@ -122,16 +123,11 @@ def _existing_folder(name: str) -> Path:
 
 
 def _folder_parts(folder: Path, files: type[FileImages]) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
-    names = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
-    if names and "train" not in names:
-        raise ValueError(f"{folder} has {' and '.join(names)}, but no folder 'train'")
-    if not names:
-        images, classes = read_class_folders(folder, files=files)
-        return {"train": images}, classes
-    train, classes = read_class_folders(folder / "train", files=files)
+    splits = split_folders(folder) or {"train": folder}
+    train, classes = read_class_folders(splits.pop("train"), files=files)
     parts: dict[str, ImageDataset] = {"train": train}
-    for name in names[1:]:
-        parts[name], _ = read_class_folders(folder / name, classes, files)
+    for name, place in splits.items():
+        parts[name], _ = read_class_folders(place, classes, files)
     return parts, classes
 
 

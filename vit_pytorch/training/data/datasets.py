@@ -1,7 +1,7 @@
 """Labelled images: in memory, in files, and as splits that are checked once; base of videos and volumes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.training.data.decode import EXTENSIONS, decode_image
+from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.data.transforms import Preprocessing
 
@@ -122,6 +122,8 @@ class FileImages(ImageDataset):
     # how names of such files end, in small letters
     extensions: ClassVar[frozenset[str]] = EXTENSIONS
     own_channels: ClassVar[int] = 3
+    # decides by content about a file whose name has no extension
+    is_known: ClassVar[Callable[[Path], bool] | None] = is_image
 
     def __init__(self, paths: Sequence[Path], labels: Int64[Tensor, "n"] | None = None) -> None:
         unknown = torch.full((len(paths),), -1)
@@ -150,6 +152,7 @@ class Splits:
         train: At least one image, of at least two classes.
         val: At least one image.
         test: Held-out images, if the data has any.
+        left_out: Paths below the data's folder that are none of its images, by the reason.
 
     Raises:
         ValueError: A split is empty, a label is out of range, or the training images are all of one class.
@@ -160,6 +163,7 @@ class Splits:
     train: ImageDataset
     val: ImageDataset
     test: ImageDataset | None = None
+    left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -1,8 +1,13 @@
 """Reading one image file: bounded, exact about colour, and clear about what is wrong with a bad file."""
 
+import errno
 import io
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,6 +18,8 @@ from torch import Tensor
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 )
+# how files of these types begin: JPEG, PNG, BMP, GIF, TIFF of either order, JPEG 2000
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 MAX_PIXELS = 89_478_485
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
@@ -36,6 +43,51 @@ class BadImageError(ValueError):
         return f"bad {self.kind} {self.name}: {self.reason}"
 
 
+@contextmanager
+def open_regular(path: Path, kind: str = "image") -> Iterator[BinaryIO]:
+    """Open a regular file that has content for reading, perhaps behind a link.
+
+    Raises:
+        BadImageError: It is empty, a pipe or a device, a folder, a link to nothing, or must not be read.
+        FileNotFoundError: There is no such file.
+    """
+    try:
+        mode = path.stat().st_mode
+        # Opening a pipe would wait for somebody to write to it.
+        if not stat.S_ISREG(mode):
+            raise BadImageError(str(path), "it is no regular file", kind)
+        file = path.open("rb")
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise
+        raise _unreadable(error, str(path), kind) from error
+    with file:
+        if not file.read(1):
+            raise BadImageError(str(path), "the file is empty", kind)
+        file.seek(0)
+        yield file
+
+
+def _unreadable(error: OSError, name: str, kind: str) -> Exception:
+    """Return the error for a file that the system does not open: that of a bad image, unless the system lacks
+    memory or handles."""
+    if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return error
+    return BadImageError(name, f"it cannot be read: {error.strerror or error}", kind)
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file begins as one of the known types of images does."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(12)
+    except BadImageError:
+        return False
+    if head[:4] == b"RIFF":
+        return head[8:] == b"WEBP"
+    return head.startswith(SIGNATURES) or head[4:] in (b"ftypavif", b"ftypheic", b"ftypmif1")
+
+
 def decode_image(
     source: Path | bytes, *, channels: int = 3, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> UInt8[Tensor, "c h w"]:
@@ -55,21 +107,27 @@ def decode_image(
         The image, values 0 to 255.
 
     Raises:
-        BadImageError: The file is empty, truncated, not an image, larger than ``max_pixels``, or holds 32-bit
-            values, whose range is not defined.
-        OSError: The file cannot be read at all.
+        BadImageError: The file is empty, truncated, not an image, larger than ``max_pixels``, holds 32-bit
+            values, whose range is not defined, or is no regular file that this user may read.
+        FileNotFoundError: There is no such file.
         ValueError: ``channels`` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise ValueError(f"an image file decodes to 1 or 3 channels, got channels={channels}")
-    data = source.read_bytes() if isinstance(source, Path) else source
-    name = name if name is not None else str(source) if isinstance(source, Path) else "(bytes)"
-    if not data:
+    if isinstance(source, Path):
+        with open_regular(source) as file:
+            return _decode(file, channels, str(source) if name is None else name, max_pixels)
+    name = "(bytes)" if name is None else name
+    if not source:
         raise BadImageError(name, "the file is empty")
+    return _decode(io.BytesIO(source), channels, name, max_pixels)
+
+
+def _decode(file: BinaryIO, channels: int, name: str, max_pixels: int) -> UInt8[Tensor, "c h w"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            opened = Image.open(file, formats=FORMATS)
         width, height = opened.size
         if width * height > max_pixels:
             raise BadImageError(name, f"{width} x {height} pixels exceed the limit of {max_pixels}")
@@ -79,7 +137,8 @@ def decode_image(
     except (BadImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(name, f"not an image; it begins with {data[:16]!r}") from error
+        file.seek(0)
+        raise BadImageError(name, f"not an image; it begins with {file.read(16)!r}") from error
     except Exception as error:  # decoders raise many types on broken bytes, and Pillow has no list of them
         raise BadImageError(name, f"{type(error).__name__}: {error}") from error
     array = torch.from_numpy(np.array(image))

@@ -21,6 +21,7 @@ class VideoFiles(FileImages):
     extensions = video.EXTENSIONS
     varies = True
     own_channels = 3
+    is_known = None
 
     def read(self, index: int, channels: int) -> UInt8[Tensor, "t c h w"]:
         """Return all frames of one video, values 0 to 255, in grey or RGB."""
@@ -44,6 +45,7 @@ class VolumeFiles(FileImages):
     axes = 3
     extensions = volumes.EXTENSIONS
     own_channels = 1
+    is_known = None
 
     def read(self, index: int, channels: int) -> Float[Tensor, "t c h w"]:
         """Return one volume with as many slices as it has, values 0 to 1."""

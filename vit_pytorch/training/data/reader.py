@@ -118,6 +118,9 @@ class BatchReader(Dataset[Batch]):
             except BadImageError as error:
                 bad.append((error.name, error.reason))
                 continue
+            except FileNotFoundError:
+                bad.append((self.images.name(index), "it has gone since it was listed"))
+                continue
             except Exception as error:
                 name = self.images.name(index)
                 raise RuntimeError(f"reading {name} failed: {type(error).__name__}: {error}") from error

@@ -1,6 +1,8 @@
 """From a word on the command line to checked splits."""
 
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -8,9 +10,10 @@ import numpy as np
 import torch
 
 from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
-from vit_pytorch.training.data.folders import read_class_folders, split_folders
+from vit_pytorch.training.data.folders import read_folders
 from vit_pytorch.training.data.hub import read_hub
 from vit_pytorch.training.data.idx import read_idx_split
+from vit_pytorch.training.data.listing import describe_left_out
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.shards import read_shards
 
@@ -42,13 +45,15 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
         test_fraction: Part of each class that is held out as the test split; 0 for none.
 
     Returns:
-        The splits.
+        The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
+        pipes, devices, files of other types) is named in a warning and in ``left_out``.
 
     Raises:
         ValueError: The data is not what the form promises; the message names the file or class.
         FileNotFoundError: The folder does not exist.
     """
     kind, separator, rest = spec.partition(":")
+    left_out: dict[str, list[Path]] = {}
     if spec == "digits":
         parts: dict[str, ImageDataset] = {**_digits(seed, test_fraction)}
         classes = tuple(str(i) for i in range(10))
@@ -69,8 +74,12 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
     else:
         named = kind in FILES and bool(separator)
         files = FILES[kind] if named else FileImages
-        parts, classes = _folder_parts(_existing_folder(rest if named else spec), files)
-    return _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+        folders, classes, listing = read_folders(_existing_folder(rest if named else spec), files)
+        parts, left_out = dict(folders), listing.left_out
+        if left_out:
+            warnings.warn(f"left out of {spec}: {describe_left_out(left_out)}", stacklevel=2)
+    splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    return replace(splits, left_out=left_out)
 
 
 def _complete(
@@ -120,15 +129,6 @@ def _existing_folder(name: str) -> Path:
             "video:FOLDER or nifti:FOLDER)"
         )
     return folder
-
-
-def _folder_parts(folder: Path, files: type[FileImages]) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
-    splits = split_folders(folder) or {"train": folder}
-    train, classes = read_class_folders(splits.pop("train"), files=files)
-    parts: dict[str, ImageDataset] = {"train": train}
-    for name, place in splits.items():
-        parts[name], _ = read_class_folders(place, classes, files)
-    return parts, classes
 
 
 def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:

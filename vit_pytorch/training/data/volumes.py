@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.training.data.decode import BadImageError
+from vit_pytorch.training.data.decode import BadImageError, open_regular
 
 EXTENSIONS = frozenset({".nii", ".nii.gz"})
 MAX_VOXELS = 2**29
@@ -79,9 +79,8 @@ def decode_volume(
         import nibabel
     except ImportError as error:
         raise ImportError("volumes need nibabel: pip install 'vit-pytorch[volumes]'") from error
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise BadImageError(str(path), "the file is empty", "volume")
+    with open_regular(path, "volume"):
+        pass
     try:
         image = nibabel.load(path)
         voxels, spacing = _voxels(image, config, str(path))

@@ -10,6 +10,7 @@ from vit_pytorch.training.data.loader import ImageLoader
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.module import ImageData
 from vit_pytorch.training.data.prediction import find_clips, find_images, load_images, read_parts
+from vit_pytorch.training.data.record import ImageRecord, find_duplicates, read_record, record_images
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vit_pytorch.training.data.volumes import VolumeConfig
@@ -22,6 +23,7 @@ __all__ = [
     "ImageData",
     "ImageDataset",
     "ImageLoader",
+    "ImageRecord",
     "Preprocessing",
     "Splits",
     "VideoConfig",
@@ -31,9 +33,12 @@ __all__ = [
     "decode_image",
     "eval_transform",
     "find_clips",
+    "find_duplicates",
     "find_images",
     "load_images",
     "open_data",
     "read_parts",
+    "read_record",
+    "record_images",
     "train_transform",
 ]

@@ -1,9 +1,12 @@
 """Labelled images: in memory, in files, and as splits that are checked once; base of videos and volumes."""
 
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import torch
 from jaxtyping import Int64, Shaped, UInt8
@@ -11,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image
+from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image, open_regular
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.data.transforms import Preprocessing
 
@@ -33,6 +36,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     axes: ClassVar[int] = 2
     # whether training sees another part of it each time, such as a clip of a video
     varies: ClassVar[bool] = False
+    # what all names begin with
+    root: str = ""
 
     def __init__(self, labels: Int64[Tensor, "n"], channels: int) -> None:
         self.labels = labels
@@ -62,6 +67,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def name(self, index: int) -> str:
         """Return what messages call one image: its path if it has one."""
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """Return the name of one image without what all names begin with, such as the data's folder."""
+        return self.name(index).removeprefix(self.root).replace(os.sep, "/")
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the bytes in which one image is stored."""
+        raise NotImplementedError
+
+    def stored_bytes(self) -> int:
+        """Return how many bytes all images are stored in, about."""
         raise NotImplementedError
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "ImageDataset":
@@ -104,6 +121,14 @@ class ArrayImages(ImageDataset):
         """Return the path, or place, of one image."""
         return f"{self.origin}[{int(self.positions[index])}]"
 
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the pixels of one image."""
+        return io.BytesIO(self.images[index].numpy().tobytes())
+
+    def stored_bytes(self) -> int:
+        """Return the size of all pixels."""
+        return self.images.nbytes
+
     def subset(self, indices: Int64[Tensor, "m"]) -> "ArrayImages":
         """Return the images at these indices, in this order."""
         return ArrayImages(
@@ -137,6 +162,14 @@ class FileImages(ImageDataset):
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
         return str(self.paths[index])
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the file of one image."""
+        return open_regular(self.paths[index], self.kind)
+
+    def stored_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(path.stat().st_size for path in self.paths if path.exists())
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "FileImages":
         """Return the images at these indices, in this order."""

@@ -1,16 +1,18 @@
 """Images of the Hugging Face ``datasets`` library: names on the Hub, saved datasets, folders and Parquet."""
 
+import io
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from vit_pytorch.training.data.datasets import ImageDataset
-from vit_pytorch.training.data.decode import decode_image
+from vit_pytorch.training.data.decode import decode_image, open_regular
 from vit_pytorch.training.data.folders import match_splits
 
 
@@ -42,13 +44,24 @@ class HubImages(ImageDataset):
 
     def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, in grey or RGB."""
+        return decode_image(self._source(index), channels=channels, name=self.name(index))
+
+    def _source(self, index: int) -> bytes | Path:
         entry = self.rows[int(self.positions[index])][self.column]
-        source = entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
-        return decode_image(source, channels=channels, name=self.name(index))
+        return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
         return f"{self.origin}[{int(self.positions[index])}]"
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the file of one image, which may lie in the table."""
+        source = self._source(index)
+        return open_regular(source) if isinstance(source, Path) else io.BytesIO(source)
+
+    def stored_bytes(self) -> int:
+        """Return the size of the tables that the rows are from."""
+        return int(self.rows.data.nbytes)
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "HubImages":
         """Return the images at these indices, in this order."""

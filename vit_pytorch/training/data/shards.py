@@ -6,11 +6,14 @@ order a function of seed and epoch, whatever the number of workers or ranks.
 """
 
 import glob
+import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -47,15 +50,25 @@ class ShardImages(ImageDataset):
 
     def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, in grey or RGB."""
+        return decode_image(self._member(index), channels=channels, name=self.name(index))
+
+    def _member(self, index: int) -> bytes:
         shard, offset, size = self.table[index].tolist()
         with self.shards[shard].open("rb") as file:
             file.seek(offset)
-            data = file.read(size)
-        return decode_image(data, channels=channels, name=self.name(index))
+            return file.read(size)
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
         return f"{self.shards[int(self.table[index, 0])]}:{self.keys[index]}"
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the member that holds one image."""
+        return io.BytesIO(self._member(index))
+
+    def stored_bytes(self) -> int:
+        """Return the size of all members that hold images."""
+        return int(self.table[:, 2].sum())
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "ShardImages":
         """Return the images at these indices, in this order."""

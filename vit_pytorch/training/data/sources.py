@@ -1,7 +1,9 @@
 """From a word on the command line to checked splits."""
 
+import os
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -15,12 +17,20 @@ from vit_pytorch.training.data.hub import read_hub
 from vit_pytorch.training.data.idx import read_idx_split
 from vit_pytorch.training.data.listing import describe_left_out
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
-from vit_pytorch.training.data.shards import read_shards
+from vit_pytorch.training.data.record import ImageRecord, restore_splits
+from vit_pytorch.training.data.shards import ShardImages, read_shards
 
 FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
 
 
-def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2) -> Splits:
+def open_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    record: ImageRecord | None = None,
+) -> Splits:
     """Open a dataset that is named by one string.
 
     - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships; its ``train_test_split`` with
@@ -43,22 +53,27 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
         seed: Chooses the images of splits made here, and nothing else.
         val_fraction: Part of each class that is held out for validation.
         test_fraction: Part of each class that is held out as the test split; 0 for none.
+        record: What a run has recorded of its images: the splits are those of the run, and how the data have
+            changed since is said in a warning.
 
     Returns:
         The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
         pipes, devices, files of other types) is named in a warning and in ``left_out``.
 
     Raises:
-        ValueError: The data is not what the form promises; the message names the file or class.
+        ValueError: The data is not what the form promises; the message names the file or class. Or images of
+            the record are gone, so that a split has none left.
         FileNotFoundError: The folder does not exist.
     """
     kind, separator, rest = spec.partition(":")
     left_out: dict[str, list[Path]] = {}
+    root = ""
     if spec == "digits":
-        parts: dict[str, ImageDataset] = {**_digits(seed, test_fraction)}
+        parts: dict[str, ImageDataset] = {**_digits(seed, 0 if record is not None else test_fraction)}
         classes = tuple(str(i) for i in range(10))
     elif kind == "idx" and separator:
         folder = _existing_folder(rest)
+        root = os.path.join(folder, "")
         arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k", "test")}
         classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
         parts = dict(arrays)
@@ -68,17 +83,30 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
         if unknown := options.keys() - {"config", "image", "label"}:
             raise ValueError(f"options of hf: are config, image and label, got {', '.join(sorted(unknown))}")
         hub, classes = read_hub(name, **options)
-        parts = dict(hub)
+        parts, root = dict(hub), f"hf:{name}"
     elif kind == "wds" and separator:
         parts, classes = _shard_parts(rest)
+        root = _common_folder(parts)
     else:
         named = kind in FILES and bool(separator)
         files = FILES[kind] if named else FileImages
-        folders, classes, listing = read_folders(_existing_folder(rest if named else spec), files)
+        folder = _existing_folder(rest if named else spec)
+        root = os.path.join(folder, "")
+        folders, classes, listing = read_folders(folder, files)
         parts, left_out = dict(folders), listing.left_out
         if left_out:
             warnings.warn(f"left out of {spec}: {describe_left_out(left_out)}", stacklevel=2)
-    splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    for images in parts.values():
+        images.root = root
+    if record is None:
+        splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    else:
+        splits, changes = restore_splits(parts, classes, record)
+        if changes:
+            warnings.warn(f"{spec} has changed since its images were recorded: {changes}", stacklevel=2)
+    for split in (splits.train, splits.val, splits.test):
+        if split is not None:
+            split.root = root
     return replace(splits, left_out=left_out)
 
 
@@ -129,6 +157,14 @@ def _existing_folder(name: str) -> Path:
             "video:FOLDER or nifti:FOLDER)"
         )
     return folder
+
+
+def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
+    """Return the folder that all shards are in, with a separator at its end; empty if there is none."""
+    shards = {
+        shard.parent for part in parts.values() if isinstance(part, ShardImages) for shard in part.shards
+    }
+    return os.path.join(shards.pop(), "") if len(shards) == 1 else ""
 
 
 def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:

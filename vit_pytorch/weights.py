@@ -205,13 +205,15 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
         source: where they come from, for the error.
 
     Raises:
-        ValueError: where anything is missing, left over or of another size; the model is unchanged then.
+        ValueError: where anything is missing, left over or of another size, or values are integers, booleans
+            or not finite; the model is unchanged then.
     """
     own = model.state_dict()
     state = upgrade_state(state, own)
     difference = state_dict_diff(model, state)
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
+    check_values({name: tensor for name, tensor in state.items() if own[name].is_floating_point()}, source)
     if not any(tensor.is_meta for tensor in own.values()):
         model.load_state_dict(dict(state))
         return
@@ -221,6 +223,29 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
         for name, tensor in state.items()
     }
     model.load_state_dict(values, assign=True)
+
+
+def check_values(state: Mapping[str, Tensor], source: str) -> None:
+    """Check that weights are finite floating-point numbers.
+
+    Raises:
+        ValueError: naming the weights that are not.
+    """
+    wrong = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if not tensor.is_floating_point()]
+    if wrong:
+        raise ValueError(
+            f"{source}: weights must be floating-point numbers, got {_few(wrong)}; "
+            "quantised weights have to be dequantised first"
+        )
+    broken = [
+        f"{name} ({int((~finite).sum())} of {tensor.numel()} values)"
+        for name, tensor in state.items()
+        if not tensor.is_meta
+        # numbers of 8 bits have no test of their own
+        and not (finite := (tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).all()
+    ]
+    if broken:
+        raise ValueError(f"{source}: weights must be finite, they are not in {_few(broken)}")
 
 
 @contextmanager

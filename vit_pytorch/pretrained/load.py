@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -62,12 +63,14 @@ def load_pretrained(
     strict: bool = False,
     grid: Sequence[int] | None = None,
     antialias: bool = True,
+    new_classifier: bool = False,
 ) -> LoadReport:
     """Load a published checkpoint into a model, all or nothing.
 
     The format is recognised by the names: ours, timm, torchvision, transformers, Google's `.npz`
     (vit_jax and big_vision), the public vit-pytorch package. Position embeddings and biases of another grid
-    are interpolated; a classifier for another number of classes is left out and the model's stays as it is.
+    are interpolated; a classifier for another number of classes is left out and the model's stays as it is,
+    which a warning says.
 
     Args:
         model: what takes the weights: a model, or a noise predictor.
@@ -76,9 +79,11 @@ def load_pretrained(
         strict: refuse to resize positions and to leave the classifier out.
         grid: the checkpoint's grid of patches, (rows, columns), where it is not square.
         antialias: low-pass when positions shrink, as timm does; transformers does not.
+        new_classifier: the caller initialises a classifier that is not the checkpoint's, so that there is
+            nothing to warn of.
 
     Returns:
-        What was done; it is logged, too.
+        What was done; it is logged, and the model's `load_report`.
 
     Raises:
         ValueError: where the format is unknown or anything does not fit, with the difference and the
@@ -101,8 +106,23 @@ def load_pretrained(
         model.default_cfg.update(
             {k: v for k, v in source.prepare.items() if k not in ("mean", "std") or len(v) == channels}
         )
-    logger.info("%s", report)
+    announce(model, report, warn=not new_classifier)
     return report
+
+
+def announce(model: nn.Module, report: LoadReport, *, warn: bool = True) -> None:
+    """Log a report, attach it to its model as `load_report`, and warn of parameters that were not loaded."""
+    logger.info("%s", report)
+    model.load_report = report  # type: ignore[assignment]
+    if report.kept and warn:
+        few = ", ".join(report.kept[:4]) + (
+            f" and {len(report.kept) - 4} more" if len(report.kept) > 4 else ""
+        )
+        warnings.warn(
+            f"{type(model).__name__}: {few} are not from {report.source} and have their initial values; "
+            "train them before the model is used",
+            stacklevel=3,
+        )
 
 
 def fit(

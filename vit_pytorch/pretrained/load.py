@@ -14,6 +14,7 @@ from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.biases import fit_biases
+from vit_pytorch.pretrained.extents import Extents, read_extents, table_extents
 from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
@@ -77,7 +78,8 @@ def load_pretrained(
         checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
             `hf-hub:organisation/name`; or a state dict.
         strict: refuse to resize positions and to leave the classifier out.
-        grid: the checkpoint's grid of patches, (rows, columns), where it is not square.
+        grid: the checkpoint's grid of patches, (rows, columns); default that of the configuration beside the
+            weights, or a square. A table for a grid that is not square is not taken for the model's own.
         antialias: low-pass when positions shrink, as timm does; transformers does not.
         new_classifier: the caller initialises a classifier that is not the checkpoint's, so that there is
             nothing to warn of.
@@ -92,7 +94,10 @@ def load_pretrained(
     """
     source = open_source(checkpoint)
     try:
-        state, report = fit(model, source.state, source=source.name, grid=grid, antialias=antialias)
+        extents = read_extents(model, source.config)
+        state, report = fit(
+            model, source.state, source=source.name, grid=grid, antialias=antialias, extents=extents
+        )
         if strict and (report.resized or report.kept):
             raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")
     except ValueError as error:
@@ -132,6 +137,7 @@ def fit(
     source: str,
     grid: Sequence[int] | None = None,
     antialias: bool = True,
+    extents: Extents | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Translate a state dict of any known format to exactly what a model takes; changes neither.
 
@@ -141,9 +147,8 @@ def fit(
     layout, bare = recognise(model, state, source=source)
     found, unused = layout.read(bare, model)
     kept, dropped = _fit_classifier(model, found) if isinstance(model, VisionModel) else ([], [])
-    own = layout is formats_for(model)[0]
-    resized = fit_positions(model, found, grid=grid, antialias=antialias, same_grid=own)
-    resized |= fit_biases(model, found, grid=grid, same_grid=own)
+    resized = fit_positions(model, found, grid=grid, antialias=antialias, extents=extents)
+    resized |= fit_biases(model, found, grid=grid, extents=extents)
     difference = state_dict_diff(model, found)
     if difference:
         raise ValueError(
@@ -210,7 +215,8 @@ def matching_models(state: Mapping[str, Tensor]) -> list[str]:
         with torch.device("meta"):
             model = entry.build()
         try:
-            _, report = fit(model, shapes, source="")
+            # Only shapes are compared, and named models are square.
+            _, report = fit(model, shapes, source="", extents=Extents(table_extents(model)))
         except ValueError:
             continue
         if not report.resized:

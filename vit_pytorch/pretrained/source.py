@@ -36,12 +36,14 @@ class Source:
         state: the state dict, under the names of its format.
         prepare: how images are prepared, as far as the checkpoint's configuration says.
         license: licence of the weights, as far as the configuration says.
+        config: the configuration beside the weights; empty if there is none.
     """
 
     name: str
     state: Mapping[str, Tensor]
     prepare: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_source(checkpoint: Checkpoint) -> Source:
@@ -67,7 +69,11 @@ def open_source(checkpoint: Checkpoint) -> Source:
         )
     path = Path(name)
     if not path.is_dir():
-        return Source(name, read_weights(path))
+        # The configuration belongs to the file of this name; of others beside it nothing is known.
+        config = (
+            _read_json(beside) if path.name in WEIGHTS and (beside := path.parent / CONFIG).is_file() else {}
+        )
+        return Source(name, read_weights(path), config=config)
     return _read_folder(name, lambda file: path / file if (path / file).is_file() else None)
 
 
@@ -102,7 +108,7 @@ def _read_folder(name: str, find: Callable[[str], Path | None]) -> Source:
     processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
     licenses = [part.get("license") for part in (config.get("pretrained_cfg") or {}, config)]
     licence = next((found for found in licenses if isinstance(found, str)), None)
-    return Source(name, read_weights(weights), _read_prepare(config, processor), licence)
+    return Source(name, read_weights(weights), _read_prepare(config, processor), licence, config)
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def create_model(
     *,
     pretrained: bool | str | os.PathLike[str] = False,
     num_classes: int | None = None,
+    key: str | None = None,
     **overrides: Any,
 ) -> VisionModel:
     """Build a named model, or one that was saved.
@@ -38,6 +39,7 @@ def create_model(
             known format: a weight file, a folder, or `hf-hub:organisation/name` (see `load_pretrained`).
         num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew, which a
             warning says.
+        key: which state dict is meant where the checkpoint holds several (see `load_pretrained`).
         overrides: arguments of the architecture that shall differ from the named model's; a saved model
             takes none.
 
@@ -51,8 +53,8 @@ def create_model(
             is cached.
     """
     if isinstance(name, os.PathLike) or (name not in entries() and (os.sep in name or Path(name).is_dir())):
-        if pretrained is not False or overrides:
-            given = [*(["pretrained"] if pretrained is not False else []), *overrides]
+        if pretrained is not False or overrides or key is not None:
+            given = ["pretrained"] * (pretrained is not False) + ["key"] * (key is not None) + [*overrides]
             raise ValueError(
                 f"the saved model in {os.fspath(name)} has its own weights and arguments; "
                 f"only num_classes can be given, got {', '.join(given)}"
@@ -72,11 +74,13 @@ def create_model(
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     if pretrained is False:
+        if key is not None:
+            raise ValueError(f"key={key!r} is of a checkpoint, but none is given as `pretrained`")
         return entry.build(**overrides)
     # A classifier of its own, where the checkpoint's has other classes, is the only part that starts anew.
     with nullcontext() if num_classes else init_empty_weights():
         model = entry.build(**overrides)
-    report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained)
+    report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained, key=key)
     if report.kept and not num_classes:
         classifier = entry.build(**overrides).get_classifier()
         model.get_classifier().load_state_dict(classifier.state_dict(), assign=True)

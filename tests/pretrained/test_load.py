@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -37,7 +38,6 @@ def assert_unchanged(model: ViT, before: dict[str, torch.Tensor]) -> None:
         ({"depth": 1}, r"left over \(12\): blocks\.1\.norm1\.weight"),
         ({"pool": "mean"}, r"left over \(1\): prefix\.class_token"),
         ({"qk_norm": True}, r"missing \(8\): blocks\.0\.attention\.q_norm\.weight"),
-        ({"channels": 1}, r"sizes differ \(1\): patch_embed\.proj\.weight expects \(48, 1, 8, 8\)"),
         ({"mlp_dim": 64}, r"sizes differ \(6\)"),
         ({"positions": "none"}, r"left over \(1\): positions\.table"),
         ({"head": Head(hidden_dim=20)}, r"missing \(2\): pre_logits.*\n.*head\.weight expects \(7, 20\)"),
@@ -274,3 +274,51 @@ def test_numbers_of_8_bits_are_read(model: ViT) -> None:
     target = build()
     load_pretrained(target, state)
     assert (target.head.weight - model.head.weight).abs().max() < 0.07 * model.head.weight.abs().max()
+
+
+def test_a_checkpoint_of_lightning_with_other_modules_beside_the_model(tmp_path: Path, model: ViT) -> None:
+    class Training(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.criterion = nn.CrossEntropyLoss(weight=torch.ones(7))
+            self.projection = nn.Linear(3, 3)
+
+    trainer = L.Trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
+    trainer.strategy.connect(Training())
+    trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    target = build()
+    report = load_pretrained(target, tmp_path / "last.ckpt")
+    assert target.head.weight.equal(model.head.weight)
+    assert set(report.dropped) == {"/criterion.weight", "/projection.weight", "/projection.bias"}
+    del model.blocks[1]
+    trainer.save_checkpoint(tmp_path / "less.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match=r"missing \(12\): blocks\.1.*[\s\S]*left over \(3\): /criterion"):
+        load_pretrained(target, tmp_path / "less.ckpt")
+
+
+def test_a_key_chooses_the_model(tmp_path: Path, model: ViT) -> None:
+    other = build()
+    torch.save({"model": other.state_dict(), "model_ema": model.state_dict()}, tmp_path / "both.pth")
+    with pytest.raises(
+        ValueError, match=r"both\.pth holds several state dicts, pass key= one of model, model_ema"
+    ):
+        load_pretrained(build(), tmp_path / "both.pth")
+    target = build()
+    load_pretrained(target, tmp_path / "both.pth", key="model_ema")
+    assert target.head.weight.equal(model.head.weight)
+    pair = {
+        f"{name}.{key}": t
+        for name, m in (("ema", model), ("net", other))
+        for key, t in m.state_dict().items()
+    }
+    with pytest.raises(
+        ValueError, match=r"'ema\.', 'net\.' stand before its names; pass one of them as key="
+    ):
+        load_pretrained(build(), pair)
+    load_pretrained(target, pair, key="net")
+    assert target.head.weight.equal(other.head.weight)
+    with pytest.raises(ValueError, match="key='ema' is of a checkpoint, but none is given"):
+        create_model("vit_tiny_patch16_224", key="ema")

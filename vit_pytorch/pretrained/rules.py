@@ -95,7 +95,7 @@ class Format:
         if len(prefixes) > 1:
             raise ValueError(
                 f"more than one model in the checkpoint: {', '.join(sorted(map(repr, prefixes)))} "
-                "stand before its names; pass the state dict of one"
+                "stand before its names; pass one of them as key="
             )
         (prefix,) = prefixes
         return {

@@ -27,7 +27,7 @@ def fit_inputs(
     Returns:
         For each weight that was changed, its shape and the model's.
     """
-    adapted = {}
+    adapted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     channels = getattr(model, "channels", None)
     for name, module in model.named_modules():
         key = f"{name}.weight"

@@ -14,6 +14,7 @@ from vit_pytorch.training.data.record import ImageRecord, find_duplicates, read_
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vit_pytorch.training.data.volumes import VolumeConfig
+from vit_pytorch.training.data.windows import check_range, measure_window
 
 __all__ = [
     "ArrayImages",
@@ -30,12 +31,14 @@ __all__ = [
     "VideoFiles",
     "VolumeConfig",
     "VolumeFiles",
+    "check_range",
     "decode_image",
     "eval_transform",
     "find_clips",
     "find_duplicates",
     "find_images",
     "load_images",
+    "measure_window",
     "open_data",
     "read_parts",
     "read_record",

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image, open_regular
+from vit_pytorch.training.data.arrays import scale
+from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image, open_regular, read_values
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.data.transforms import Preprocessing
 
@@ -49,8 +50,20 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.read(index, self.channels), int(self.labels[index])
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for.
+
+        Args:
+            index: Which image.
+            channels: How many channels.
+            window: Values of the file that become 0 and 255; the whole range if left out.
+        """
+        raise NotImplementedError
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has, as `read_values` does."""
         raise NotImplementedError
 
     def look(
@@ -63,6 +76,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             prep: The model's input.
             generator: Draws the part that training sees, where it varies; None for that of evaluation.
         """
+        if prep.window is not None:
+            return self.read(index, prep.channels, prep.window)
         return self.read(index, prep.channels)
 
     def name(self, index: int) -> str:
@@ -113,9 +128,15 @@ class ArrayImages(ImageDataset):
         self.origin = origin
         self.positions = torch.arange(len(labels)) if positions is None else positions
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, in grey or RGB."""
-        return convert_channels(self.images[index], channels)
+        return convert_channels(scale(self.images[index], window), channels)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image as it is."""
+        return self.images[index]
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
@@ -155,9 +176,15 @@ class FileImages(ImageDataset):
         super().__init__(unknown if labels is None else labels, channels=self.own_channels)
         self.paths = list(paths)
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, in grey or RGB."""
-        return decode_image(self.paths[index], channels=channels)
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        return decode_image(self.paths[index], channels=channels, window=window)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has."""
+        return read_values(self.paths[index], channels=channels)
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""

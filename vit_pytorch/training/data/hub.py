@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from vit_pytorch.training.data.datasets import ImageDataset
-from vit_pytorch.training.data.decode import BadImageError, decode_image, open_regular
+from vit_pytorch.training.data.decode import BadImageError, decode_image, open_regular, read_values
 from vit_pytorch.training.data.folders import match_splits
 
 
@@ -42,9 +42,15 @@ class HubImages(ImageDataset):
         self.origin = origin
         self.positions = torch.arange(len(labels)) if positions is None else positions
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, in grey or RGB."""
-        return decode_image(self._source(index), channels=channels, name=self.name(index))
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        return decode_image(self._source(index), channels=channels, name=self.name(index), window=window)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has."""
+        return read_values(self._source(index), channels=channels, name=self.name(index))
 
     def _source(self, index: int) -> bytes | Path:
         entry = self.rows[int(self.positions[index])][self.column]

@@ -69,7 +69,11 @@ def find_images(
 
 
 def load_images(
-    paths: Iterable[str | Path], *, channels: int = 3, on_bad: OnBad = "stop"
+    paths: Iterable[str | Path],
+    *,
+    channels: int = 3,
+    window: tuple[float, float] | None = None,
+    on_bad: OnBad = "stop",
 ) -> Iterator[tuple[Path, UInt8[Tensor, "c h w"]]]:
     """Yield each file that the paths name, with its image.
 
@@ -77,7 +81,8 @@ def load_images(
 
     Args:
         paths: Files, folders and patterns, as for :func:`find_images`.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, or as many as the files have.
+        window: Values of the files that become 0 and 255, as the model's preprocessing has it.
         on_bad: Whether a file that cannot be decoded stops the iteration, or is left out with a warning.
 
     Yields:
@@ -90,7 +95,7 @@ def load_images(
     """
     for path in find_images(paths):
         try:
-            image = decode_image(path, channels=channels)
+            image = decode_image(path, channels=channels, window=window)
         except BadImageError as error:
             if on_bad == "stop":
                 raise

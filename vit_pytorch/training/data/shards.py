@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from vit_pytorch.training.data.datasets import ImageDataset
-from vit_pytorch.training.data.decode import EXTENSIONS, decode_image
+from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, read_values
 
 WINDOW = 8192
 # without a list of classes, labels may go so far even where samples are fewer
@@ -54,9 +54,15 @@ class ShardImages(ImageDataset):
         self.table = table
         self.keys = list(keys)
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, in grey or RGB."""
-        return decode_image(self._member(index), channels=channels, name=self.name(index))
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        return decode_image(self._member(index), channels=channels, name=self.name(index), window=window)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has."""
+        return read_values(self._member(index), channels=channels, name=self.name(index))
 
     def _member(self, index: int) -> bytes:
         shard, offset, size = self.table[index].tolist()

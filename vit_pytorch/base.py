@@ -102,6 +102,8 @@ class VisionModel(
         pre_logits: acts on the normed pooled vector.
         head: the classifier.
         default_cfg: how images are prepared for the model, under the names that timm's tools read.
+        load_report: what was loaded into the model and what kept its initial values (see `load_pretrained`);
+            None for a model without weights from elsewhere.
     """
 
     # Strings and objects of the constructor's arguments that are options with settings of their own.
@@ -120,6 +122,7 @@ class VisionModel(
     pre_logits: nn.Module
     head: nn.Module
     default_cfg: dict[str, Any]
+    load_report: Any = None
 
     def __init__(
         self, *, num_classes: int, num_features: int, channels: int, image_size: tuple[int, ...]

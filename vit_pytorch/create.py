@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vit_pytorch.base import CONFIG_NAME, VisionModel
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
-from vit_pytorch.pretrained.load import load_pretrained
+from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.weights import init_empty_weights
@@ -25,6 +26,7 @@ def create_model(
     *,
     pretrained: bool | str | os.PathLike[str] = False,
     num_classes: int | None = None,
+    key: str | None = None,
     **overrides: Any,
 ) -> VisionModel:
     """Build a named model, or one that was saved.
@@ -35,9 +37,14 @@ def create_model(
             finished run, whose model comes with its weights, in eval mode.
         pretrained: True for the published weights, from the Hugging Face Hub; or a checkpoint of any
             known format: a weight file, a folder, or `hf-hub:organisation/name` (see `load_pretrained`).
-        num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew.
+        num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew, which a
+            warning says.
+        key: which state dict is meant where the checkpoint holds several (see `load_pretrained`).
         overrides: arguments of the architecture that shall differ from the named model's; a saved model
             takes none.
+
+    Returns:
+        The model; where it has weights from elsewhere, `load_report` says what was loaded and what not.
 
     Raises:
         ValueError: where no model has that name, an override is not an argument of it, there are no
@@ -46,15 +53,18 @@ def create_model(
             is cached.
     """
     if isinstance(name, os.PathLike) or (name not in entries() and (os.sep in name or Path(name).is_dir())):
-        if pretrained is not False or overrides:
-            given = [*(["pretrained"] if pretrained is not False else []), *overrides]
+        if pretrained is not False or overrides or key is not None:
+            given = ["pretrained"] * (pretrained is not False) + ["key"] * (key is not None) + [*overrides]
             raise ValueError(
                 f"the saved model in {os.fspath(name)} has its own weights and arguments; "
                 f"only num_classes can be given, got {', '.join(given)}"
             )
         saved = load_model(name)
-        if num_classes not in (None, saved.num_classes):
+        if num_classes is not None and num_classes != saved.num_classes:
+            dropped = _classifier_names(saved)
             saved.reset_classifier(num_classes)
+            kept = _classifier_names(saved)
+            announce(saved, replace(saved.load_report, kept=kept, dropped=dropped))
         return saved
     name, _, tag = os.fspath(name).partition(".")
     entry = find_entry(name)
@@ -64,15 +74,24 @@ def create_model(
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     if pretrained is False:
+        if key is not None:
+            raise ValueError(f"key={key!r} is of a checkpoint, but none is given as `pretrained`")
         return entry.build(**overrides)
     # A classifier of its own, where the checkpoint's has other classes, is the only part that starts anew.
     with nullcontext() if num_classes else init_empty_weights():
         model = entry.build(**overrides)
-    report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained)
+    report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained, key=key)
     if report.kept and not num_classes:
         classifier = entry.build(**overrides).get_classifier()
         model.get_classifier().load_state_dict(classifier.state_dict(), assign=True)
     return model
+
+
+def _classifier_names(model: VisionModel) -> tuple[str, ...]:
+    """Return the names of a classifier's parameters."""
+    classifier = model.get_classifier()
+    (name,) = (name for name, module in model.named_modules() if module is classifier)
+    return tuple(f"{name}.{key}" for key in classifier.state_dict())
 
 
 def load_model(folder: str | os.PathLike[str]) -> VisionModel:
@@ -89,10 +108,12 @@ def load_model(folder: str | os.PathLike[str]) -> VisionModel:
     config = read_config(place)
     found = config["architecture"]
     named = entries().get(config.get("default_cfg", {}).get("architecture"))
-    if named is not None and named.architecture.__name__ == found:
-        # Two architectures may share a name, as the two variants of NaViT do.
-        return named.architecture.from_pretrained(place)
-    return architectures()[found].from_pretrained(place)
+    # Two architectures may share a name, as the two variants of NaViT do.
+    by_name = named is not None and named.architecture.__name__ == found
+    architecture = named.architecture if named is not None and by_name else architectures()[found]
+    model = architecture.from_pretrained(place)
+    model.load_report = LoadReport(source=str(place), format="vit_pytorch")
+    return model
 
 
 def architectures() -> dict[str, type[VisionModel]]:

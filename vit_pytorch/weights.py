@@ -25,17 +25,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-# of a student and its teacher, which is what is used, DINO keeps both
-WRAPPERS = ("state_dict", "model", "teacher")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# keys under which training programs keep state dicts; of a student and its teacher, which is what is used,
+# DINO keeps both
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "student",
+    "teacher",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+AVERAGED = "n_averaged"
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:
     """Read a weight file of any kind: safetensors, PyTorch's pickles, or NumPy's `.npz`.
 
-    Nothing in the file is executed. State dicts are taken out of `{"state_dict": …}`, `{"model": …}` and
-    `{"teacher": …}`, and names lose the prefixes that wrappers give to all of them (`module.`, `_orig_mod.`,
-    `model.`).
+    Nothing in the file is executed. State dicts are taken out of `{"state_dict": …}`, `{"model": …}`,
+    `{"ema": …}` and the like, and names lose the prefixes that wrappers give to all of them (`module.`,
+    `_orig_mod.`, `model.`, `net.`).
+
+    Args:
+        path: the file.
+        key: which state dict is meant where there are several (see `unwrap`).
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -43,13 +62,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return unwrap(read_safetensors(path), source=str(path))
+        return unwrap(read_safetensors(path), source=str(path), key=key)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix == ".npz":
-        return _read_npz(path)
+        return unwrap(_read_npz(path), source=str(path), key=key) if key is not None else _read_npz(path)
     if path.suffix in PICKLES:
-        return unwrap(_read_pickle(path), source=str(path))
+        return unwrap(_read_pickle(path), source=str(path), key=key)
     kinds = ", ".join((".safetensors", ".npz", *PICKLES))
     raise ValueError(f"weights are {kinds} files, got {path}")
 
@@ -89,16 +108,30 @@ def verify_hub_checksum(path: Path) -> None:
         )
 
 
-def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
+def unwrap(checkpoint: Any, *, source: str, key: str | None = None) -> dict[str, Tensor]:
     """Take the state dict out of what training programs put around it.
 
+    Args:
+        checkpoint: what a file holds.
+        source: where it comes from, for errors.
+        key: which state dict is meant where there are several: a key of the checkpoint (`model_ema`), a
+            prefix of names (`teacher` for `teacher.…`), or one after the other (`state_dict.teacher`).
+
     Raises:
-        ValueError: where there is no state dict inside.
+        ValueError: where there is no state dict inside, or more than one and no key.
     """
     state = checkpoint
-    for _ in WRAPPERS:
-        inner = [state[name] for name in WRAPPERS if name in state] if isinstance(state, Mapping) else []
-        state = inner[0] if inner else state
+    for part in key.rstrip(".").split(".") if key is not None else ():
+        state = _take(state, part, source)
+    while isinstance(state, Mapping):
+        inner = [name for name in WRAPPERS if _has_tensors(state.get(name))]
+        if set(inner) == {"student", "teacher"}:
+            inner = ["teacher"]
+        if len(inner) > 1:
+            raise ValueError(f"{source} holds several state dicts, pass key= one of {', '.join(inner)}")
+        if not inner:
+            break
+        state = state[inner[0]]
     if not isinstance(state, Mapping) or not state:
         empty = "an empty" if isinstance(state, Mapping) else "a"
         raise ValueError(f"{source} holds no state dict, but {empty} {type(state).__name__}")
@@ -106,9 +139,33 @@ def unwrap(checkpoint: Any, *, source: str) -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"{source} holds no state dict: no tensors under {_few(wrong)}")
     state = dict(state)
+    # `torch.optim.swa_utils.AveragedModel` counts its steps beside the module.
+    if all(name.startswith("module.") for name in state if name != AVERAGED):
+        state.pop(AVERAGED, None)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _has_tensors(value: Any, depth: int = 3) -> bool:
+    """Return whether a mapping holds tensors, at most so many mappings deep."""
+    if not isinstance(value, Mapping):
+        return isinstance(value, Tensor) and depth < 3
+    return depth > 0 and any(_has_tensors(inner, depth - 1) for inner in value.values())
+
+
+def _take(state: Any, part: str, source: str) -> Any:
+    """Return what is under a key, or the tensors whose names begin with it."""
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"{source} has nothing under the key {part!r}, which would be in a {type(state).__name__}"
+        )
+    if part in state:
+        return state[part]
+    names = [name for name in state if isinstance(name, str) and name.startswith(f"{part}.")]
+    if not names:
+        raise ValueError(f"{source} has no key {part!r}, but {_few(map(str, state), most=8)}")
+    return {name.removeprefix(f"{part}."): state[name] for name in names}
 
 
 def _read_pickle(path: Path) -> Any:
@@ -205,13 +262,15 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
         source: where they come from, for the error.
 
     Raises:
-        ValueError: where anything is missing, left over or of another size; the model is unchanged then.
+        ValueError: where anything is missing, left over or of another size, or values are integers, booleans
+            or not finite; the model is unchanged then.
     """
     own = model.state_dict()
     state = upgrade_state(state, own)
     difference = state_dict_diff(model, state)
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
+    check_values({name: tensor for name, tensor in state.items() if own[name].is_floating_point()}, source)
     if not any(tensor.is_meta for tensor in own.values()):
         model.load_state_dict(dict(state))
         return
@@ -221,6 +280,29 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
         for name, tensor in state.items()
     }
     model.load_state_dict(values, assign=True)
+
+
+def check_values(state: Mapping[str, Tensor], source: str) -> None:
+    """Check that weights are finite floating-point numbers.
+
+    Raises:
+        ValueError: naming the weights that are not.
+    """
+    wrong = [f"{name} ({tensor.dtype})" for name, tensor in state.items() if not tensor.is_floating_point()]
+    if wrong:
+        raise ValueError(
+            f"{source}: weights must be floating-point numbers, got {_few(wrong)}; "
+            "quantised weights have to be dequantised first"
+        )
+    broken = [
+        f"{name} ({int((~finite).sum())} of {tensor.numel()} values)"
+        for name, tensor in state.items()
+        if not tensor.is_meta
+        # numbers of 8 bits have no test of their own
+        and not (finite := (tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).all()
+    ]
+    if broken:
+        raise ValueError(f"{source}: weights must be finite, they are not in {_few(broken)}")
 
 
 @contextmanager

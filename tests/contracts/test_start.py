@@ -1,4 +1,4 @@
-"""How models start: what is learned for a place is neither lost in the tokens it is added to nor drowns them."""
+"""How models start: what is learned for a place is neither lost in the tokens it meets nor drowns them."""
 
 import torch
 from torch import Tensor, nn

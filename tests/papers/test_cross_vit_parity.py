@@ -186,6 +186,7 @@ def test_authors_files_load_and_go_back(option: str) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_other_classes_keep_the_models_head() -> None:
     _, reference = build("resized")
     model = CrossViT(**{**OURS, "num_classes": 5}).eval()

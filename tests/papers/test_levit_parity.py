@@ -206,6 +206,7 @@ def test_checkpoint_of_another_model_is_refused(name: str, change: dict[str, Any
         load_pretrained(LeViT(**{**OURS, **change}), state)
 
 
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_classifiers_of_other_classes_stay_new() -> None:
     reference = build_timm(distilled=True)
     model = LeViT(**{**OURS, "num_classes": 3, "distilled": True}).eval()

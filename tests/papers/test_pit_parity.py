@@ -189,6 +189,7 @@ def test_authors_names(name: str) -> None:
     reference.load_state_dict(checkpoint_filter_fn(written, reference), strict=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_new_number_of_classes_replaces_both_heads() -> None:
     model, _ = make_pair(*OPTIONS["distilled"])
     other = PiT(**{**OURS, "num_classes": 5}, distilled=True)

@@ -78,6 +78,7 @@ def test_checkpoint_with_a_plain_head_loads_and_goes_back() -> None:
     assert again(images(64, 64)).equal(model(images(64, 64)))
 
 
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_new_number_of_classes_keeps_the_hidden_layer_where_there_is_one() -> None:
     state = to_format(build(), "ScalableViT")
     other = build(num_classes=3)

@@ -69,6 +69,7 @@ def test_noise_equals_the_authors(name: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["uvit", "uvit_cond"])
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_classifier_starts_from_the_authors_backbone(name: str) -> None:
     config, weights, golden = read_golden(name)
     model, classifier = predictor(config), from_config(config, num_classes=7)

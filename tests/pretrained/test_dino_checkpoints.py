@@ -41,6 +41,7 @@ def _under(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("part", "seed"), [("file", 2), ("teacher", 2), ("student", 1), ("backbone", 2)])
 @pytest.mark.parametrize("num_classes", [0, 7])
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_features_are_those_of_the_part_asked_for(checkpoint, part, seed, num_classes, tmp_path):
     """The whole file gives the teacher; the projection head is left out, a classifier stays as it is."""
     model = ViT(**SMALL, num_classes=num_classes).eval()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
@@ -118,5 +121,67 @@ def test_square_count_of_distances_is_not_guessed() -> None:
     with pytest.raises(ValueError, match=r"16 distances may belong to a grid of \(2, 8\) or of \(4, 4\)"):
         load_pretrained(model, to_format(other, "timm"))
     assert load_pretrained(model, to_format(other, "timm"), grid=(4, 4)).resized
-    # Our own files are of the model as it is.
-    assert not load_pretrained(model, model.state_dict()).resized
+    with pytest.raises(ValueError, match=r"16 distances may belong to a grid of \(2, 8\) or of \(4, 4\)"):
+        load_pretrained(model, model.state_dict())
+    assert not load_pretrained(model, model.state_dict(), grid=(2, 8)).resized
+
+
+SHAPES = [(64, 96), (96, 64), (32, 192), (192, 32)]
+
+
+@pytest.mark.parametrize("wanted", SHAPES)
+@pytest.mark.parametrize(
+    ("given", "positions"),
+    [
+        *(("folder", kind) for kind in ("learned", "relative", "learned_2d")),
+        *(("file", kind) for kind in ("learned", "relative")),
+        *(("state", kind) for kind in ("learned", "relative", "learned_2d")),
+        ("timm", "learned"),
+    ],
+)
+def test_grids_of_as_many_cells_are_not_confused(
+    tmp_path: Path, wanted: tuple[int, int], given: str, positions: str
+) -> None:
+    """Copied row by row, positions would end up at other places."""
+    source = build(image_size=(64, 96), positions=positions)
+    randomise(source)
+    target = build(image_size=wanted, positions=positions)
+    source.save_pretrained(tmp_path)
+    state = source.state_dict() if given in ("state", "timm") else None
+    if given == "timm":
+        state = to_format(source, "timm")
+    checkpoint: Any = state or (tmp_path if given == "folder" else tmp_path / "model.safetensors")
+    if state is not None and positions != "learned_2d":
+        message = (
+            r"may belong to a grid of .* or of .*; pass the|345 offsets belong to no square window; pass the"
+        )
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(target, state)
+    report = load_pretrained(target, checkpoint, grid=(8, 12) if state is not None else None)
+    resized = {} if wanted == (64, 96) else {((8, 12), (wanted[0] // 8, wanted[1] // 8))}
+    assert set(report.resized.values()) == (resized or set())
+    if positions == "learned":
+        expected = resample_abs_pos_embed(source.positions.table, [wanted[0] // 8, wanted[1] // 8], [8, 12])
+        torch.testing.assert_close(target.positions.table, expected, **tolerance(expected, terms=16))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "vit", "image_size": [32, 72]},
+        {"architecture": "vit", "pretrained_cfg": {"input_size": [3, 32, 72]}},
+        {
+            "architecture": "vit",
+            "pretrained_cfg": {"input_size": [3, 9, 9]},
+            "model_args": {"img_size": [32, 72]},
+        },
+    ],
+)
+def test_grid_that_others_configurations_name(tmp_path: Path, config: dict[str, Any]) -> None:
+    source = build(image_size=(32, 72))
+    save_file(to_format(source, "timm"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    square, wide = build(), build(image_size=(72, 32))
+    assert load_pretrained(square, tmp_path).resized == {"positions.table": ((4, 9), (6, 6))}
+    assert load_pretrained(wide, tmp_path).resized == {"positions.table": ((4, 9), (9, 4))}
+    assert load_pretrained(build(image_size=(32, 72)), tmp_path, strict=True).resized == {}

@@ -12,11 +12,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from tests.pretrained.conftest import Payload
 from vit_pytorch.weights import read_weights, unwrap
 
 STATE = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.ones(20)}
+
+
+class Holder(nn.Module):
+    """A module with the weights of a state dict."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.a = nn.Linear(30, 20)
+        self.load_state_dict(state)
 
 
 def assert_equal(state: dict[str, torch.Tensor]) -> None:
@@ -136,6 +147,14 @@ def test_bfloat16_arrays_of_jax_are_read(tmp_path: Path) -> None:
         {"state_dict": {f"model.{name}": tensor for name, tensor in STATE.items()}},
         {"model": {f"module.{name}": tensor for name, tensor in STATE.items()}},
         {"state_dict": {"model": {f"module._orig_mod.{name}": v for name, v in STATE.items()}}},
+        *(
+            {key: STATE, "epoch": 3}
+            for key in ("model_state_dict", "net", "student", "ema", "model_ema", "module")
+        ),
+        {"model": {"dim": 3}, "model_state_dict": STATE, "optimizer": {"state": {}}},
+        {"student": {}, "teacher": STATE},
+        AveragedModel(Holder(STATE)).state_dict(),
+        {"ema": AveragedModel(Holder(STATE)).state_dict()},
     ],
 )
 def test_wrappers_are_taken_off(wrapped: dict[str, Any]) -> None:
@@ -159,12 +178,42 @@ def test_npz_of_words_is_refused(tmp_path: Path) -> None:
     ("checkpoint", "message"),
     [
         ({}, "x holds no state dict, but an empty dict"),
-        ({"model": {}}, "x holds no state dict, but an empty dict"),
+        ({"model": {}}, "x holds no state dict: no tensors under model"),
+        ({"model": {"dim": 3}}, "x holds no state dict: no tensors under model"),
         ([1, 2], "x holds no state dict, but a list"),
-        ({"model": torch.ones(2)}, "x holds no state dict, but a Tensor"),
-        ({"net": STATE, "epoch": 3}, "x holds no state dict: no tensors under net, epoch"),
+        ({"model": [1]}, "x holds no state dict: no tensors under model"),
+        ({"weights": STATE, "epoch": 3}, "x holds no state dict: no tensors under weights, epoch"),
+        (
+            {"model": STATE, "model_ema": STATE},
+            "x holds several state dicts, pass key= one of model, model_ema",
+        ),
+        ({"state_dict": STATE, "state_dict_ema": STATE}, "pass key= one of state_dict, state_dict_ema"),
+        ({"student": STATE, "teacher": STATE, "ema": STATE}, "one of student, teacher, ema"),
     ],
 )
 def test_what_holds_no_state_dict_is_refused(checkpoint: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unwrap(checkpoint, source="x")
+
+
+@pytest.mark.parametrize(
+    "key", ["model_ema", "state_dict.net", "state_dict.net.", "lightning.state_dict.teacher"]
+)
+def test_a_key_chooses_among_several(key: str) -> None:
+    other = {name: tensor + 1 for name, tensor in STATE.items()}
+    checkpoint = {
+        "model": other,
+        "model_ema": STATE,
+        "state_dict": {**_under("net", STATE), **_under("teacher", other)},
+        "lightning": {"state_dict": {**_under("student", other), **_under("teacher", STATE)}},
+    }
+    assert_equal(unwrap(checkpoint, source="x", key=key))
+
+
+def test_a_key_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"x has no key 'emma', but model, ema"):
+        unwrap({"model": STATE, "ema": STATE}, source="x", key="emma")
+
+
+def _under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}

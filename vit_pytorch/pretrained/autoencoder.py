@@ -13,7 +13,7 @@ from vit_pytorch.pretrained.load import LoadReport, load_pretrained
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables.mae import FORMATS, POSITIONS
-from vit_pytorch.weights import IncompatibleKeys, state_dict_diff
+from vit_pytorch.weights import IncompatibleKeys, check_values, state_dict_diff
 
 
 def load_autoencoder(mae: MAE, checkpoint: Checkpoint) -> LoadReport:
@@ -46,10 +46,13 @@ def load_autoencoder(mae: MAE, checkpoint: Checkpoint) -> LoadReport:
     difference = _decoder_misfit(mae, found)
     if difference:
         raise ValueError(f"{source.name} (format {layout.name}) does not fit the decoder:\n{difference}")
+    check_values(found, source.name)
     _check_positions(mae, decoder, source.name)
     report = load_pretrained(encoder, rest)
     mae.load_state_dict(found, strict=False)
-    return replace(report, source=source.name, format=layout.name, license=source.license)
+    report = replace(report, source=source.name, format=layout.name, license=source.license)
+    encoder.load_report = report
+    return report
 
 
 def find_format(state: Mapping[str, Tensor]) -> Format | None:

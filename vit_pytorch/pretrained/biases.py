@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.offsets import resize_distances, stretch_offsets
 from vit_pytorch.layers.relative import DistanceBias, RelativeBias
+from vit_pytorch.pretrained.extents import Extents, ask_for, is_certain
 
 
 def fit_biases(
@@ -16,7 +17,7 @@ def fit_biases(
     state: dict[str, Tensor],
     *,
     grid: Sequence[int] | None = None,
-    same_grid: bool = False,
+    extents: Extents | None = None,
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Bring a state dict's tables of biases to what a model takes; changes the state dict.
 
@@ -24,9 +25,9 @@ def fit_biases(
         model: what will take the weights.
         state: tensors by our names.
         grid: for biases by offset, the cells of a window that they belong to; for biases by distance, the
-            cells of the first map, which is halved from stage to stage. Inferred from the tables' sizes
-            unless told.
-        same_grid: whether a table of the model's size has the model's extents for certain.
+            cells of the first map, which is halved from stage to stage. Default those of the configuration,
+            or squares.
+        extents: what the configuration says.
 
     Returns:
         For each table that was resized, its window or grid and the model's.
@@ -35,17 +36,19 @@ def fit_biases(
         ValueError: where the extents cannot be told.
     """
     resized = {}
+    tables = {} if extents is None else extents.tables
     for name, module in model.named_modules():
         key = f"{name}.table"
         if key not in state:
             continue
         if isinstance(module, RelativeBias):
             own = module.window
-            old = _window(state[key], own, grid, same_grid)
+            old = _window(state[key], own, grid, tables.get(key))
             state[key] = stretch_offsets(state[key].flatten(0, -2), old, own)
         elif isinstance(module, DistanceBias) and state[key].ndim == 2:
             own, cells = module.grid, state[key].shape[1]
-            old = own if same_grid and cells == prod(own) else _grid_of(cells, own, grid)
+            named = tables.get(key) if grid is None else None
+            old = named if named is not None and prod(named) == cells else _grid_of(cells, own, grid)
             state[key] = resize_distances(state[key], old, own)
         else:
             continue
@@ -55,26 +58,23 @@ def fit_biases(
 
 
 def _window(
-    table: Tensor, wanted: tuple[int, ...], grid: Sequence[int] | None, same_grid: bool
+    table: Tensor, wanted: tuple[int, ...], grid: Sequence[int] | None, named: tuple[int, ...] | None
 ) -> tuple[int, ...]:
     """Tell the window that a table over its offsets belongs to."""
     if table.ndim > 2:
         return tuple((side + 1) // 2 for side in table.shape[:-1])
-    if grid is not None:
-        return tuple(grid)
+    if grid is not None or named is not None:
+        return tuple(grid or named or ())
     rows = table.shape[0]
     side = isqrt(rows)
     square = side % 2 == 1 and side**2 == rows
     own = rows == prod(2 * extent - 1 for extent in wanted)
-    extents = ((side + 1) // 2,) * 2
-    if own and square and not same_grid and extents != wanted:
-        raise ValueError(
-            f"{rows} offsets may belong to a window of {wanted} or of {extents}; pass the checkpoint's"
-        )
+    if own and not is_certain(wanted):
+        raise ask_for("offsets", prod(wanted), wanted)
     if own:
         return wanted
     if square and len(wanted) == 2:
-        return extents
+        return ((side + 1) // 2,) * 2
     raise ValueError(f"{rows} offsets belong to no square window; pass the checkpoint's as the grid")
 
 
@@ -90,13 +90,10 @@ def _grid_of(cells: int, wanted: tuple[int, ...], told: Sequence[int] | None) ->
             )
         return grid
     square = isqrt(cells)
-    if prod(wanted) == cells and (len(set(wanted)) == 1 or square**2 != cells):
-        return wanted
     if prod(wanted) == cells:
-        raise ValueError(
-            f"{cells} distances may belong to a grid of {wanted} or of {(square, square)}; "
-            "pass the checkpoint's grid"
-        )
+        if not is_certain(wanted):
+            raise ask_for("distances", cells, wanted)
+        return wanted
     if square**2 != cells:
         raise ValueError(f"{cells} distances are no square grid; pass the checkpoint's grid")
     return square, square

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from math import prod
 from typing import Literal, get_args
@@ -15,11 +14,10 @@ from torch import Tensor
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions, Positions, resize_table
-from vit_pytorch.pretrained.load import LoadReport
+from vit_pytorch.pretrained.load import LoadReport, announce
 from vit_pytorch.vivit import ViViT
 from vit_pytorch.weights import load_weights
 
-logger = logging.getLogger(__name__)
 How = Literal["central", "average"]
 
 
@@ -43,7 +41,7 @@ def inflate(image_model: IsotropicModel, video_model: IsotropicModel, how: How =
             gives each frame an equal part.
 
     Returns:
-        What was done; it is logged, too.
+        What was done; it is logged, and the video model's `load_report`.
 
     Raises:
         ValueError: if the two differ in their sizes; the video model is unchanged then.
@@ -86,7 +84,7 @@ def inflate(image_model: IsotropicModel, video_model: IsotropicModel, how: How =
     source = type(image_model).__name__
     load_weights(video_model, found, source=source)
     report = LoadReport(source=source, format=f"inflated, {how}", kept=kept, resized=resized)
-    logger.info("%s", report)
+    announce(video_model, report, warn=False)
     return report
 
 

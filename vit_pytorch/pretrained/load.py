@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,8 @@ from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.biases import fit_biases
+from vit_pytorch.pretrained.extents import Extents, read_extents, table_extents
+from vit_pytorch.pretrained.inputs import fit_inputs
 from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
@@ -33,6 +36,8 @@ class LoadReport:
         kept: parameters of the model that the checkpoint had nothing for and that stay as they were.
         dropped: what the checkpoint had and the model did not use; by our names, where there is one.
         resized: position embeddings and biases that were interpolated, each with its grid and the model's.
+        adapted: weights of a first layer that were changed for other channels or another patch size, each
+            with its shape and the model's.
         license: licence of the weights, where their configuration names it.
     """
 
@@ -41,6 +46,7 @@ class LoadReport:
     kept: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    adapted: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     license: str | None = None
 
     def __str__(self) -> str:
@@ -52,6 +58,7 @@ class LoadReport:
         if self.dropped:
             said.append(f"not used: {', '.join(self.dropped)}")
         said += [f"{name} resized from {old} to {new}" for name, (old, new) in self.resized.items()]
+        said += [f"{name} adapted from {old} to {new}" for name, (old, new) in self.adapted.items()]
         return "; ".join(said)
 
 
@@ -62,33 +69,45 @@ def load_pretrained(
     strict: bool = False,
     grid: Sequence[int] | None = None,
     antialias: bool = True,
+    new_classifier: bool = False,
+    key: str | None = None,
 ) -> LoadReport:
     """Load a published checkpoint into a model, all or nothing.
 
     The format is recognised by the names: ours, timm, torchvision, transformers, Google's `.npz`
     (vit_jax and big_vision), the public vit-pytorch package. Position embeddings and biases of another grid
-    are interpolated; a classifier for another number of classes is left out and the model's stays as it is.
+    are interpolated; a first layer for RGB or grey images is adapted to the model's channels
+    (`adapt_channels`) and patch size (`resize_patches`); a classifier for another number of classes is left
+    out and the model's stays as it is, which a warning says.
 
     Args:
         model: what takes the weights: a model, or a noise predictor.
         checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
             `hf-hub:organisation/name`; or a state dict.
-        strict: refuse to resize positions and to leave the classifier out.
-        grid: the checkpoint's grid of patches, (rows, columns), where it is not square.
+        strict: refuse to resize positions, to adapt the first layer and to leave the classifier out.
+        grid: the checkpoint's grid of patches, (rows, columns); default that of the configuration beside the
+            weights, or a square. A table for a grid that is not square is not taken for the model's own.
         antialias: low-pass when positions shrink, as timm does; transformers does not.
+        new_classifier: the caller initialises a classifier that is not the checkpoint's, so that there is
+            nothing to warn of.
+        key: which state dict is meant where a checkpoint holds several: a key of it (`model_ema`), or what
+            names begin with (`teacher` for `teacher.…`).
 
     Returns:
-        What was done; it is logged, too.
+        What was done; it is logged, and the model's `load_report`.
 
     Raises:
         ValueError: where the format is unknown or anything does not fit, with the difference and the
             named model that the checkpoint fits, where there is one; the model is unchanged then.
         OSError: where the checkpoint cannot be read.
     """
-    source = open_source(checkpoint)
+    source = open_source(checkpoint, key=key)
     try:
-        state, report = fit(model, source.state, source=source.name, grid=grid, antialias=antialias)
-        if strict and (report.resized or report.kept):
+        extents = read_extents(model, source.config)
+        state, report = fit(
+            model, source.state, source=source.name, grid=grid, antialias=antialias, extents=extents
+        )
+        if strict and (report.resized or report.kept or report.adapted):
             raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")
     except ValueError as error:
         fitting = matching_models(source.state)
@@ -101,8 +120,23 @@ def load_pretrained(
         model.default_cfg.update(
             {k: v for k, v in source.prepare.items() if k not in ("mean", "std") or len(v) == channels}
         )
-    logger.info("%s", report)
+    announce(model, report, warn=not new_classifier)
     return report
+
+
+def announce(model: nn.Module, report: LoadReport, *, warn: bool = True) -> None:
+    """Log a report, attach it to its model as `load_report`, and warn of parameters that were not loaded."""
+    logger.info("%s", report)
+    model.load_report = report  # type: ignore[assignment]
+    if report.kept and warn:
+        few = ", ".join(report.kept[:4]) + (
+            f" and {len(report.kept) - 4} more" if len(report.kept) > 4 else ""
+        )
+        warnings.warn(
+            f"{type(model).__name__}: {few} are not from {report.source} and have their initial values; "
+            "train them before the model is used",
+            stacklevel=3,
+        )
 
 
 def fit(
@@ -112,6 +146,7 @@ def fit(
     source: str,
     grid: Sequence[int] | None = None,
     antialias: bool = True,
+    extents: Extents | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Translate a state dict of any known format to exactly what a model takes; changes neither.
 
@@ -120,10 +155,17 @@ def fit(
     """
     layout, bare = recognise(model, state, source=source)
     found, unused = layout.read(bare, model)
+    # What stands beside the model, such as a loss or a metric of a training module; but what the model lacks
+    # may be among it.
+    beside = [name for name in found if name.startswith("/")]
+    if beside and not any(name not in found for name in _without_classifier(model)):
+        for name in beside:
+            del found[name]
+        unused += beside
+    adapted = fit_inputs(model, found)
     kept, dropped = _fit_classifier(model, found) if isinstance(model, VisionModel) else ([], [])
-    own = layout is formats_for(model)[0]
-    resized = fit_positions(model, found, grid=grid, antialias=antialias, same_grid=own)
-    resized |= fit_biases(model, found, grid=grid, same_grid=own)
+    resized = fit_positions(model, found, grid=grid, antialias=antialias, extents=extents)
+    resized |= fit_biases(model, found, grid=grid, extents=extents)
     difference = state_dict_diff(model, found)
     if difference:
         raise ValueError(
@@ -135,6 +177,7 @@ def fit(
         kept=tuple(kept),
         dropped=(*unused, *dropped),
         resized=resized,
+        adapted=adapted,
     )
 
 
@@ -190,12 +233,23 @@ def matching_models(state: Mapping[str, Tensor]) -> list[str]:
         with torch.device("meta"):
             model = entry.build()
         try:
-            _, report = fit(model, shapes, source="")
+            # Only shapes are compared, and named models are square.
+            _, report = fit(model, shapes, source="", extents=Extents(table_extents(model)))
         except ValueError:
             continue
-        if not report.resized:
+        if not report.resized and not report.adapted:
             fitting.append(entry.name)
     return fitting
+
+
+def _without_classifier(model: nn.Module) -> list[str]:
+    """Return the names of a model's weights, except those of its classifier."""
+    own = list(model.state_dict())
+    if not isinstance(model, VisionModel):
+        return own
+    classifier = model.get_classifier()
+    head = next(name for name, module in model.named_modules() if module is classifier)
+    return [name for name in own if not name.startswith(f"{head}.")]
 
 
 def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[str], list[str]]:

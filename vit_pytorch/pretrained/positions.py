@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.patches import PrefixTokens
 from vit_pytorch.layers.positions import Learned2DPositions, LearnedPositions, SinCosPositions, resize_table
+from vit_pytorch.pretrained.extents import Extents, ask_for, is_certain
 
 TOLERANCE = 1e-4
 
@@ -21,7 +22,7 @@ def fit_positions(
     *,
     grid: Sequence[int] | None = None,
     antialias: bool = True,
-    same_grid: bool = False,
+    extents: Extents | None = None,
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Bring the position embeddings of a state dict to what a model takes; changes the state dict.
 
@@ -31,9 +32,9 @@ def fit_positions(
     Args:
         model: what will take the weights.
         state: tensors by our names.
-        grid: the grid that the table belongs to; inferred from its number of rows unless told.
+        grid: the grid that the table belongs to; default that of the configuration, or a square.
         antialias: low-pass before shrinking (see `resize_table`).
-        same_grid: whether a table with the model's number of cells has the model's grid for certain.
+        extents: what the configuration says.
 
     Returns:
         For each table that was resized, its grid and the model's.
@@ -57,7 +58,8 @@ def fit_positions(
         # What is told belongs to the first table; those of later stages have parts of its extents.
         told = grid and [g // max(f // own, 1) for g, f, own in zip(grid, first, module.grid, strict=True)]
         tokens = _prefix_tokens(model, state, dim=table.shape[2])
-        prefix, old = _split(table, module, sum(state[token].shape[1] for token in tokens), told, same_grid)
+        count = sum(state[token].shape[1] for token in tokens)
+        prefix, old = _split(table, module, count, told, key, extents or Extents())
         rows = _fold(state, tokens, table[:, :prefix], keep=module.prefix)
         cells = table[:, prefix:]
         if isinstance(module, SinCosPositions):
@@ -96,20 +98,21 @@ def _split(
     module: LearnedPositions | SinCosPositions,
     tokens: int,
     grid: Sequence[int] | None,
-    same_grid: bool,
+    key: str,
+    extents: Extents,
 ) -> tuple[int, tuple[int, ...]]:
     """Tell how many rows belong to prefix tokens, and the grid of the rest."""
     rows = table.shape[1]
     prefixes = [n for n in dict.fromkeys((module.prefix, tokens, 1, 0)) if n <= min(tokens, rows)]
     wanted = module.grid if grid is None else tuple(grid)
     for prefix in prefixes:
+        named = extents.grid(key, rows - prefix) if grid is None else None
+        if named is not None and rows - prefix == prod(named) and len(named) == len(wanted):
+            return prefix, named
+    for prefix in prefixes:
         if rows - prefix == prod(wanted):
-            others = [found for found in _guess(rows - prefix, wanted) if found != wanted]
-            if grid is None and not same_grid and len(wanted) == 2 and others:
-                raise ValueError(
-                    f"{rows - prefix} positions may belong to a grid of {wanted} or of {others[0]}; "
-                    "pass the checkpoint's grid"
-                )
+            if grid is None and not is_certain(wanted):
+                raise ask_for("positions", rows - prefix, wanted)
             return prefix, wanted
     for prefix in prefixes:
         guesses = [] if grid is not None or rows == prefix else _guess(rows - prefix, wanted)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit_pytorch.weights import check_values
+
 PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "name": ".+"}
 
 
@@ -93,7 +95,7 @@ class Format:
         if len(prefixes) > 1:
             raise ValueError(
                 f"more than one model in the checkpoint: {', '.join(sorted(map(repr, prefixes)))} "
-                "stand before its names; pass the state dict of one"
+                "stand before its names; pass one of them as key="
             )
         (prefix,) = prefixes
         return {
@@ -173,6 +175,9 @@ class Format:
     def _transform(
         self, rule: Rule, ours: tuple[str, ...], parts: Sequence[tuple[str, Tensor]], model: nn.Module
     ) -> Sequence[Tensor]:
+        # Concatenated with floating-point numbers, integers would become such.
+        if len(parts) > 1:
+            check_values(dict(parts), "the checkpoint")
         try:
             made = rule.transform.read([tensor for _, tensor in parts], _module(model, ours[0]))
         except (RuntimeError, IndexError) as error:

@@ -36,20 +36,23 @@ class Source:
         state: the state dict, under the names of its format.
         prepare: how images are prepared, as far as the checkpoint's configuration says.
         license: licence of the weights, as far as the configuration says.
+        config: the configuration beside the weights; empty if there is none.
     """
 
     name: str
     state: Mapping[str, Tensor]
     prepare: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_source(checkpoint: Checkpoint) -> Source:
+def open_source(checkpoint: Checkpoint, *, key: str | None = None) -> Source:
     """Read a checkpoint.
 
     Args:
         checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
             `hf-hub:organisation/name` with an optional `@revision`; or a state dict.
+        key: which state dict is meant where there are several (see `unwrap`).
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -57,21 +60,25 @@ def open_source(checkpoint: Checkpoint) -> Source:
         ValueError: where it is a URL, or a file that is damaged or would execute code.
     """
     if isinstance(checkpoint, Mapping):
-        return Source("the state dict", unwrap(checkpoint, source="the state dict"))
+        return Source("the state dict", unwrap(checkpoint, source="the state dict", key=key))
     name = os.fspath(checkpoint)
     if name.startswith(HUB):
-        return _open_hub(name)
+        return _open_hub(name, key)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
         raise ValueError(
             f"a checkpoint is a path or a {HUB} name, got the URL {name}: download the file and pass its path"
         )
     path = Path(name)
     if not path.is_dir():
-        return Source(name, read_weights(path))
-    return _read_folder(name, lambda file: path / file if (path / file).is_file() else None)
+        # The configuration belongs to the file of this name; of others beside it nothing is known.
+        config = (
+            _read_json(beside) if path.name in WEIGHTS and (beside := path.parent / CONFIG).is_file() else {}
+        )
+        return Source(name, read_weights(path, key=key), config=config)
+    return _read_folder(name, lambda file: path / file if (path / file).is_file() else None, key)
 
 
-def _open_hub(name: str) -> Source:
+def _open_hub(name: str, key: str | None) -> Source:
     repository, _, revision = name.removeprefix(HUB).partition("@")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise ValueError(f"a name on the Hub is {HUB}organisation/name, got {name!r}")
@@ -91,10 +98,10 @@ def _open_hub(name: str) -> Source:
         verify_hub_checksum(path)
         return path
 
-    return _read_folder(name, find)
+    return _read_folder(name, find, key)
 
 
-def _read_folder(name: str, find: Callable[[str], Path | None]) -> Source:
+def _read_folder(name: str, find: Callable[[str], Path | None], key: str | None) -> Source:
     weights = next((path for file in WEIGHTS if (path := find(file)) is not None), None)
     if weights is None:
         raise FileNotFoundError(f"{name} has no {' or '.join(WEIGHTS)}")
@@ -102,7 +109,7 @@ def _read_folder(name: str, find: Callable[[str], Path | None]) -> Source:
     processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
     licenses = [part.get("license") for part in (config.get("pretrained_cfg") or {}, config)]
     licence = next((found for found in licenses if isinstance(found, str)), None)
-    return Source(name, read_weights(weights), _read_prepare(config, processor), licence)
+    return Source(name, read_weights(weights, key=key), _read_prepare(config, processor), licence, config)
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def load_start(model: VisionModel, weights: str, name: str) -> None:
         if published is None:
             raise ValueError(f"no published weights are known for {name}; name a run, a folder or a file")
         weights = f"{HUB}{published}"
-    load_pretrained(model, _read_folder(model, weights) if Path(weights).is_dir() else weights)
+    start = _read_folder(model, weights) if Path(weights).is_dir() else weights
+    load_pretrained(model, start, new_classifier=True)
     init_linears(model.get_classifier(), nn.init.zeros_)
 
 

@@ -66,6 +66,52 @@ def test_folder_with_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
     assert all(path.is_relative_to(tmp_path / "val") for path in paths(splits.val))
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "valid", "TEST"), ("training", "Validation", "testing"), ("TRAINING", "dev", "Test")],
+)
+def test_splits_by_their_other_names(
+    tmp_path: Path, make_folder: MakeFolder, train: str, val: str, test: str
+) -> None:
+    for name, count in ((train, 3), (val, 2), (test, 1)):
+        make_folder(tmp_path / name, cat=count, dog=count)
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert splits.classes == ("cat", "dog")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [6, 4, 2]
+    assert all(path.is_relative_to(tmp_path / val) for path in paths(splits.val))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train", "val", "valid"), "one part for val, got 'val' and 'valid'"),
+        (("train", "Train", "test"), "one part for train, got 'Train' and 'train'"),
+        (("train", "bus", "car"), "got train beside 'bus', 'car': remove what is no split; if they are"),
+        (("cat", "dog", "Test"), "has Test, but no folder 'train'; if they are classes, put all class"),
+        (("train2017", "val2017"), "names that are not known: 'train2017', 'val2017'; splits are named"),
+        (("trainval", "cat"), "names that are not known: 'trainval'; splits are named train, val and test"),
+        (("cars_train", "cars_test"), "names that are not known: 'cars_test', 'cars_train'"),
+        (("eval", "holdout"), "names that are not known: 'eval', 'holdout'"),
+    ],
+)
+def test_what_looks_like_splits_and_is_not_understood(
+    tmp_path: Path, make_folder: MakeFolder, names: tuple[str, ...], message: str
+) -> None:
+    for name in names:
+        make_folder(tmp_path / name, cat=3, dog=3)
+    with pytest.raises(ValueError, match=message):
+        open_data(str(tmp_path))
+
+
+def test_classes_that_are_named_like_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path / "train", bus=10, test=10, train=10)
+    make_folder(tmp_path / "test", bus=1, test=1, train=1)
+    assert open_data(str(tmp_path)).classes == ("bus", "test", "train")
+    make_folder(tmp_path / "plain", bullet_train=10, test_tube=10, valley=10)
+    assert open_data(str(tmp_path / "plain")).classes == ("bullet_train", "test_tube", "valley")
+
+
 def test_missing_validation_folder_is_made_from_training(tmp_path: Path, make_folder: MakeFolder) -> None:
     make_folder(tmp_path / "train", cat=10, dog=10)
     make_folder(tmp_path / "test", cat=1, dog=1)

@@ -42,6 +42,24 @@ def test_saved_splits(tmp_path: Path) -> None:
     assert splits.val.name(3).endswith("saved[val][3]")
 
 
+def test_splits_by_their_other_names(tmp_path: Path) -> None:
+    saved = {"Training": made(6, CAT_DOG), "dev": made(4, CAT_DOG), "testing": made(2, CAT_DOG)}
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    splits = open_data(f"hf:{tmp_path / 'saved'}")
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [6, 4, 2]
+
+
+def test_two_splits_of_one_kind_and_splits_left_out(tmp_path: Path) -> None:
+    parts = {"train": made(6, CAT_DOG), "val": made(4, CAT_DOG)}
+    datasets.DatasetDict({**parts, "valid": made(2, CAT_DOG)}).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match="one part for val, got 'val' and 'valid'"):
+        open_data(f"hf:{tmp_path / 'two'}")
+    datasets.DatasetDict({**parts, "extra": made(2, CAT_DOG)}).save_to_disk(tmp_path / "more")
+    with pytest.warns(UserWarning, match=r"hf:.*more: left out the splits 'extra'"):
+        assert len(open_data(f"hf:{tmp_path / 'more'}").train) == 6
+
+
 def test_one_saved_split_is_split_by_class(tmp_path: Path) -> None:
     made(20, CAT_DOG).save_to_disk(tmp_path / "saved")
     splits = open_data(f"hf:{tmp_path / 'saved'}")
@@ -119,3 +137,52 @@ def test_bad_bytes_name_their_row(tmp_path: Path) -> None:
     splits = open_data(f"hf:{tmp_path / 'saved'}")
     with pytest.raises(BadImageError, match=r"saved\[train\]\[\d\]: not an image"):
         splits.train[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        (
+            datasets.Value("int64"),
+            [0, 1, None, 0],
+            r"\[train\]\[2\] has the label None in the column 'label'",
+        ),
+        (
+            datasets.Value("float32"),
+            [0.0, float("nan"), 1.0, float("nan")],
+            r"\[1\] has the label nan .* 1 more rows",
+        ),
+        (datasets.Value("float32"), [0.0, 1.5, 1.0, 0.0], r"\[1\] has the label 1\.5"),
+        (datasets.Value("int64"), [0, 1, 1, -1], r"\[3\] has the label -1 .*name another column by \?label="),
+        (CAT_DOG, [0, 1, -1, 0], r"\[train\]\[2\] has the label -1"),
+        (datasets.Value("string"), ["a", None, "b", "a"], r"\[1\] has the label None"),
+        (CAT_DOG, [], r"saved has no rows in one of its splits"),
+    ],
+)
+def test_rows_without_a_label_are_named(
+    tmp_path: Path, kind: object, labels: list[object], message: str
+) -> None:
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(len(labels))], "label": labels}
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=message):
+        open_data(f"hf:{tmp_path / 'saved'}")
+
+
+def test_a_row_without_an_image_is_a_bad_image(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(7)] + [None], "label": [0, 1] * 4}
+    features = datasets.Features({"image": datasets.Image(), "label": CAT_DOG})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    splits = open_data(f"hf:{tmp_path / 'saved'}", test_fraction=0, val_fraction=0.25)
+    images = splits.train if splits.train.name(len(splits.train) - 1).endswith("[7]") else splits.val
+    with pytest.raises(BadImageError, match=r"saved\[train\]\[7\]: the row has no image"):
+        images[len(images) - 1]
+
+
+def test_an_empty_table_of_a_split_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    made(6, CAT_DOG).to_parquet(folder / "train.parquet")
+    made(2, CAT_DOG).select([]).to_parquet(folder / "test.parquet")
+    with pytest.raises(ValueError, match=r"\"test\" corresponds to no data"):
+        open_data(f"hf:{folder}")

@@ -86,3 +86,12 @@ def test_test_label_that_training_does_not_have(folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(np.array([0, 1, 2, 9, 0, 1], dtype=np.uint8)))
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\[3\] in test has label 9"):
         open_data(f"idx:{folder}")
+
+
+@pytest.mark.parametrize("folder", [False], indirect=True)
+def test_test_files_by_their_other_name(folder: Path) -> None:
+    for part in ("images-idx3", "labels-idx1"):
+        (folder / f"t10k-{part}-ubyte").rename(folder / f"emnist-test-{part}-ubyte")
+    splits = open_data(f"idx:{folder}")
+    assert splits.test is not None
+    assert len(splits.test) == 6

@@ -111,6 +111,27 @@ def raw_tar(path: Path, *members: tuple[str, bytes], mode: str = "w") -> None:
     ("members", "message"),
     [
         ([("a.png", b"x")], r"t\.tar:a has no \.cls member"),
+        ([("a.png", b"x"), ("a.cls", b"0"), ("a.cls", b"1")], r"t\.tar:a has two labels"),
+        (
+            [("a.png", b"x"), ("a.cls", b"99999999999")],
+            r"t\.tar:a has label 99999999999, in shards of 1 sample",
+        ),
+        (
+            [("a.png", b"x"), ("a.cls", b"9" * 70000)],
+            r"label of .*t\.tar:a must be the index of a class, got '9",
+        ),
+        ([("a.png", b"x"), ("a.cls", b"-1")], r"label of .*t\.tar:a must be .*, from 0 on, got -1"),
+        ([("a.png", b"x"), ("a.cls", b"1_0")], r"t\.tar:a must be the index of a class, got '1_0'"),
+        ([("../a.png", b"x"), ("../a.cls", b"0")], r"t\.tar:\.\./a\.png leads out of the archive"),
+        ([("b/../../a.png", b"x")], r"leads out of the archive: names of members must be relative"),
+        ([("/etc/a.png", b"x"), ("/etc/a.cls", b"0")], r"t\.tar:/etc/a\.png leads out of the archive"),
+        ([("a.png", b"x"), ("a.json", b"{")], r"the \.json member of .*t\.tar:a is not JSON"),
+        ([("a.png", b"x"), ("a.json", b'{"label": 1.5}')], r"must be an index or a name, got 1\.5"),
+        ([("a.png", b"x"), ("a.json", b'{"label": 1, "cls": 2}')], r"t\.tar:a has the labels 2 and 1"),
+        (
+            [("a.png", b"x"), ("a.json", b'{"width": 1}')],
+            r"has no \.cls member, nor a \.json member with a label",
+        ),
         ([("a.cls", b"0")], r"t\.tar:a has no image member"),
         ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"0")], r"t\.tar:a has two images"),
         ([("a.png", b"x"), ("a.cls", b"cat")], r"t\.tar:a must be the index of a class, got 'cat'"),
@@ -123,18 +144,53 @@ def test_malformed_samples_are_named(tmp_path: Path, members: list[tuple[str, by
         open_data(f"wds:{tmp_path}/t.tar")
 
 
-def test_members_that_lead_out_of_the_archive_write_nothing(tmp_path: Path) -> None:
-    inner = tmp_path / "inner"
-    inner.mkdir()
+def test_members_that_are_no_plain_files_are_left_out(tmp_path: Path) -> None:
+    raw_tar(
+        tmp_path / "t.tar",
+        *((f"{i}.{k}", d) for i in range(8) for k, d in (("png", png(i)), ("cls", b"%d" % (i % 2)))),
+    )
+    with tarfile.open(tmp_path / "t.tar", "a") as archive:
+        for kind, name in (
+            (tarfile.SYMTYPE, "8.png"),
+            (tarfile.LNKTYPE, "9.png"),
+            (tarfile.CHRTYPE, "10.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    with pytest.warns(
+        UserWarning, match=r"t\.tar: left out members that are no plain files: 8\.png, 9\.png, 10\.png"
+    ):
+        splits = open_data(f"wds:{tmp_path}/t.tar", test_fraction=0)
+    assert len(splits.train) + len(splits.val) == 8
+
+
+def test_labels_in_json(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    labels = [{"label": 0}, {"cls": "dog"}, {"label": "cat", "cls": "cat", "width": 9}, {"label": 1}] * 3
     members = [
-        (f"../../e{i}.{kind}", data)
-        for i in range(6)
-        for kind, data in (("png", png(i)), ("cls", b"%d" % (i % 2)))
+        (f"{i}.{kind}", data)
+        for i, label in enumerate(labels)
+        for kind, data in (("png", png(i)), ("json", json.dumps(label).encode()))
     ]
-    raw_tar(inner / "t.tar", *members)
-    before = sorted(tmp_path.rglob("*"))
-    assert open_data(f"wds:{inner}/t.tar").train[0][0].shape == (3, 8, 8)
-    assert sorted(tmp_path.rglob("*")) == before
+    raw_tar(tmp_path / "t.tar", *members)
+    raw_tar(tmp_path / "v.tar", *members)
+    assert open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/v.tar").train.labels.tolist() == [0, 1, 0, 1] * 3
+
+
+def test_dots_in_base_names(tmp_path: Path) -> None:
+    """Up to the first dot, all of these have one base name."""
+    members = [
+        (f"d/photo.{i}.{kind}", data)
+        for i in range(6)
+        for kind, data in (("jpg", png(i)), ("cls", b"%d" % (i % 2)))
+    ]
+    raw_tar(tmp_path / "t.tar", *members)
+    raw_tar(tmp_path / "v.tar", *members)
+    splits = open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/v.tar")
+    assert splits.train.labels.tolist() == [0, 1] * 3
+    assert splits.train.name(4).endswith("t.tar:d/photo.4")
+    assert torch.equal(splits.train[4][0], decode_image(png(4)))
 
 
 def test_broken_shards_are_named(tmp_path: Path) -> None:

@@ -192,3 +192,30 @@ def test_real_brains() -> None:
     assert other.shape == (22, 1, 26, 21)
     stored = np.asarray(files[1].dataobj, np.float32)[::-1, ::-1].T
     assert np.corrcoef(stored.ravel(), other.flatten())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("side", [1e-30, 1e-6, 2000.0, 1e20, float("nan"), float("inf")])
+def test_absurd_sizes_of_voxels_are_refused(tmp_path: Path, side: float) -> None:
+    path = write(tmp_path / "scan.nii", voxels(5, 4, 3))
+    content = bytearray(path.read_bytes())
+    # the size along the first axis, in a header that places voxels by it
+    content[80:84] = np.float32(side).tobytes()
+    content[252:256] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(
+        BadImageError, match=r"scan\.nii: its voxels must have a (positive )?size|scan\.nii: "
+    ):
+        decode_volume(path, WINDOW)
+
+
+@pytest.mark.parametrize("config", [WINDOW, VolumeConfig(window=(0, 100), spacing=(1, 1, 1))])
+def test_a_volume_that_would_be_resampled_to_any_size_is_refused(
+    tmp_path: Path, config: VolumeConfig
+) -> None:
+    scan = write(tmp_path / "scan.nii", voxels(40, 40, 3), np.diag([-900.0, -0.001, 1, 1]))
+    if config.spacing is not None:
+        scan = write(tmp_path / "scan.nii", voxels(40, 40, 40), np.diag([-900.0, -900.0, 900, 1]))
+    with pytest.raises(
+        BadImageError, match=r"scan\.nii: with voxels of .* mm it is resampled to .*, more than"
+    ):
+        decode_volume(scan, config)

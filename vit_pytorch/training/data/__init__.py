@@ -10,9 +10,11 @@ from vit_pytorch.training.data.loader import ImageLoader
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.module import ImageData
 from vit_pytorch.training.data.prediction import find_clips, find_images, load_images, read_parts
+from vit_pytorch.training.data.record import ImageRecord, find_duplicates, read_record, record_images
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 from vit_pytorch.training.data.volumes import VolumeConfig
+from vit_pytorch.training.data.windows import check_range, measure_window
 
 __all__ = [
     "ArrayImages",
@@ -22,18 +24,24 @@ __all__ = [
     "ImageData",
     "ImageDataset",
     "ImageLoader",
+    "ImageRecord",
     "Preprocessing",
     "Splits",
     "VideoConfig",
     "VideoFiles",
     "VolumeConfig",
     "VolumeFiles",
+    "check_range",
     "decode_image",
     "eval_transform",
     "find_clips",
+    "find_duplicates",
     "find_images",
     "load_images",
+    "measure_window",
     "open_data",
     "read_parts",
+    "read_record",
+    "record_images",
     "train_transform",
 ]

@@ -1,9 +1,12 @@
 """Labelled images: in memory, in files, and as splits that are checked once; base of videos and volumes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import torch
 from jaxtyping import Int64, Shaped, UInt8
@@ -11,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.training.data.decode import EXTENSIONS, decode_image
+from vit_pytorch.training.data.arrays import scale
+from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image, open_regular, read_values
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.data.transforms import Preprocessing
 
@@ -33,6 +37,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     axes: ClassVar[int] = 2
     # whether training sees another part of it each time, such as a clip of a video
     varies: ClassVar[bool] = False
+    # what all names begin with
+    root: str = ""
 
     def __init__(self, labels: Int64[Tensor, "n"], channels: int) -> None:
         self.labels = labels
@@ -44,8 +50,20 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.read(index, self.channels), int(self.labels[index])
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for.
+
+        Args:
+            index: Which image.
+            channels: How many channels.
+            window: Values of the file that become 0 and 255; the whole range if left out.
+        """
+        raise NotImplementedError
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has, as `read_values` does."""
         raise NotImplementedError
 
     def look(
@@ -58,10 +76,24 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             prep: The model's input.
             generator: Draws the part that training sees, where it varies; None for that of evaluation.
         """
+        if prep.window is not None:
+            return self.read(index, prep.channels, prep.window)
         return self.read(index, prep.channels)
 
     def name(self, index: int) -> str:
         """Return what messages call one image: its path if it has one."""
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """Return the name of one image without what all names begin with, such as the data's folder."""
+        return self.name(index).removeprefix(self.root).replace(os.sep, "/")
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the bytes in which one image is stored."""
+        raise NotImplementedError
+
+    def stored_bytes(self) -> int:
+        """Return how many bytes all images are stored in, about."""
         raise NotImplementedError
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "ImageDataset":
@@ -96,13 +128,27 @@ class ArrayImages(ImageDataset):
         self.origin = origin
         self.positions = torch.arange(len(labels)) if positions is None else positions
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
         """Return one image, values 0 to 255, in grey or RGB."""
-        return convert_channels(self.images[index], channels)
+        return convert_channels(scale(self.images[index], window), channels)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image as it is."""
+        return self.images[index]
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
         return f"{self.origin}[{int(self.positions[index])}]"
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the pixels of one image."""
+        return io.BytesIO(self.images[index].numpy().tobytes())
+
+    def stored_bytes(self) -> int:
+        """Return the size of all pixels."""
+        return self.images.nbytes
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "ArrayImages":
         """Return the images at these indices, in this order."""
@@ -122,19 +168,35 @@ class FileImages(ImageDataset):
     # how names of such files end, in small letters
     extensions: ClassVar[frozenset[str]] = EXTENSIONS
     own_channels: ClassVar[int] = 3
+    # decides by content about a file whose name has no extension
+    is_known: ClassVar[Callable[[Path], bool] | None] = is_image
 
     def __init__(self, paths: Sequence[Path], labels: Int64[Tensor, "n"] | None = None) -> None:
         unknown = torch.full((len(paths),), -1)
         super().__init__(unknown if labels is None else labels, channels=self.own_channels)
         self.paths = list(paths)
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, in grey or RGB."""
-        return decode_image(self.paths[index], channels=channels)
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        return decode_image(self.paths[index], channels=channels, window=window)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has."""
+        return read_values(self.paths[index], channels=channels)
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
         return str(self.paths[index])
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the file of one image."""
+        return open_regular(self.paths[index], self.kind)
+
+    def stored_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(path.stat().st_size for path in self.paths if path.exists())
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "FileImages":
         """Return the images at these indices, in this order."""
@@ -150,6 +212,7 @@ class Splits:
         train: At least one image, of at least two classes.
         val: At least one image.
         test: Held-out images, if the data has any.
+        left_out: Paths below the data's folder that are none of its images, by the reason.
 
     Raises:
         ValueError: A split is empty, a label is out of range, or the training images are all of one class.
@@ -160,6 +223,7 @@ class Splits:
     train: ImageDataset
     val: ImageDataset
     test: ImageDataset | None = None
+    left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

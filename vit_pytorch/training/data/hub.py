@@ -1,17 +1,19 @@
 """Images of the Hugging Face ``datasets`` library: names on the Hub, saved datasets, folders and Parquet."""
 
+import io
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from vit_pytorch.training.data.datasets import ImageDataset
-from vit_pytorch.training.data.decode import decode_image
-
-SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
+from vit_pytorch.training.data.decode import BadImageError, decode_image, open_regular, read_values
+from vit_pytorch.training.data.folders import match_splits
 
 
 class HubImages(ImageDataset):
@@ -40,15 +42,34 @@ class HubImages(ImageDataset):
         self.origin = origin
         self.positions = torch.arange(len(labels)) if positions is None else positions
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "c h w"]:
-        """Return one image, values 0 to 255, in grey or RGB."""
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        return decode_image(self._source(index), channels=channels, name=self.name(index), window=window)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has."""
+        return read_values(self._source(index), channels=channels, name=self.name(index))
+
+    def _source(self, index: int) -> bytes | Path:
         entry = self.rows[int(self.positions[index])][self.column]
-        source = entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
-        return decode_image(source, channels=channels, name=self.name(index))
+        if entry is None or (entry["bytes"] is None and not entry["path"]):
+            raise BadImageError(self.name(index), "the row has no image")
+        return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"])
 
     def name(self, index: int) -> str:
         """Return the path, or place, of one image."""
         return f"{self.origin}[{int(self.positions[index])}]"
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the file of one image, which may lie in the table."""
+        source = self._source(index)
+        return open_regular(source) if isinstance(source, Path) else io.BytesIO(source)
+
+    def stored_bytes(self) -> int:
+        """Return the size of the tables that the rows are from."""
+        return int(self.rows.data.nbytes)
 
     def subset(self, indices: Int64[Tensor, "m"]) -> "HubImages":
         """Return the images at these indices, in this order."""
@@ -87,21 +108,28 @@ def read_hub(
 
     folder = Path(name)
     saved = any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
-    opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
+    try:
+        opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
+    except IndexError as error:
+        # what the library makes of a saved table without rows
+        raise ValueError(f"hf:{name} has no rows in one of its splits") from error
     found = dict(opened) if isinstance(opened, dict) else {"train": opened}
     if len(found) == 1:
         found = {"train": next(iter(found.values()))}
-    chosen = {
-        split: rows
-        for split, aliases in SPLIT_NAMES.items()
-        if (rows := next((found[alias] for alias in aliases if alias in found), None)) is not None
-    }
-    if "train" not in chosen:
+    names = match_splits([*found], f"hf:{name}")
+    if "train" not in names:
         raise ValueError(f"hf:{name} must have a split named 'train', got {', '.join(map(repr, found))}")
+    chosen = {split: found[theirs] for split, theirs in names.items()}
+    if unused := [theirs for theirs in found if theirs not in names.values()]:
+        warnings.warn(f"hf:{name}: left out the splits {', '.join(map(repr, unused))}", stacklevel=2)
 
+    if empty := [theirs for split, theirs in names.items() if not len(chosen[split])]:
+        raise ValueError(f"hf:{name} has no rows in the split {empty[0]!r}")
     features = chosen["train"].features
     image = _column(name, features, image, "image", datasets.Image)
     label = _column(name, features, label, "label", datasets.ClassLabel)
+    for split, rows in chosen.items():
+        _check_labels(rows[label], f"hf:{name}[{split}]", label)
     classes = _class_names(features[label], chosen["train"][label])
     splits = {
         split: HubImages(
@@ -130,6 +158,26 @@ def _column(name: str, features: Any, wanted: str | None, role: str, kind: type)
         f"hf:{name} must have one column of type {kind.__name__}, got {len(fitting)} among {listed}; "
         f"name it with hf:{name}?{role}=COLUMN"
     )
+
+
+def _is_label(value: Any) -> bool:
+    """Return whether a value is an index from 0 on, or a name."""
+    if isinstance(value, float):
+        return value.is_integer() and value >= 0
+    return isinstance(value, str) or (isinstance(value, int) and value >= 0)
+
+
+def _check_labels(values: Sequence[Any], origin: str, column: str) -> None:
+    """Check that each row has a label: -1 stands for none in data whose labels are held back."""
+    wrong = [row for row, value in enumerate(values) if not _is_label(value)]
+    if wrong:
+        value = list(values)[wrong[0]]
+        raise ValueError(
+            f"{origin}[{wrong[0]}] has the label {value!r} in the column {column!r}"
+            + (f", and {len(wrong) - 1} more rows have none" if len(wrong) > 1 else "")
+            + "; every row must have an index or a name: name another column by ?label=COLUMN, or leave "
+            "such rows out"
+        )
 
 
 def _class_names(feature: Any, values: Sequence[Any]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,12 @@ def read_idx(path: Path, *, ndim: int) -> UInt8[Tensor, "..."]:
     return torch.from_numpy(np.frombuffer(values, np.uint8)).reshape(shape)
 
 
-def read_idx_split(folder: Path, prefix: str) -> ArrayImages:
-    """Read the images and labels of one split, ``train`` or ``t10k``.
+def read_idx_split(folder: Path, *names: str) -> ArrayImages:
+    """Read the images and labels of one split, such as ``train`` or ``t10k``.
 
     Args:
-        folder: Holds ``…PREFIX-images-idx3-ubyte`` and ``…PREFIX-labels-idx1-ubyte``, perhaps with ``.gz``.
-        prefix: The split.
+        folder: Holds ``…NAME-images-idx3-ubyte`` and ``…NAME-labels-idx1-ubyte``, perhaps with ``.gz``.
+        names: Names of the split, of which the folder has one.
 
     Returns:
         Grey images in memory.
@@ -68,8 +69,8 @@ def read_idx_split(folder: Path, prefix: str) -> ArrayImages:
         ValueError: There is not exactly one file for images and one for labels, a file is malformed, or the
             two differ in number.
     """
-    images_path = _find(folder, f"{prefix}-images?idx3-ubyte")
-    labels_path = _find(folder, f"{prefix}-labels?idx1-ubyte")
+    images_path = _find(folder, names, "images?idx3-ubyte")
+    labels_path = _find(folder, names, "labels?idx1-ubyte")
     images = read_idx(images_path, ndim=3)
     labels = read_idx(labels_path, ndim=1)
     if len(images) != len(labels):
@@ -79,11 +80,14 @@ def read_idx_split(folder: Path, prefix: str) -> ArrayImages:
     return ArrayImages(images.unsqueeze(1), labels.long(), origin=str(images_path))
 
 
-def _find(folder: Path, pattern: str) -> Path:
+def _find(folder: Path, names: Sequence[str], ending: str) -> Path:
     found = {
-        path.name.removesuffix(".gz"): path for path in sorted(folder.glob(f"*{pattern}*"), reverse=True)
+        path.name.removesuffix(".gz"): path
+        for name in names
+        for path in sorted(folder.glob(f"*{name}-{ending}*"), reverse=True)
     }
     if len(found) != 1:
         listed = ", ".join(sorted(found)) or "none"
-        raise ValueError(f"{folder} must hold one file *{pattern}[.gz], got {listed}")
+        wanted = " or ".join(f"*{name}-{ending}[.gz]" for name in names)
+        raise ValueError(f"{folder} must hold one file {wanted}, got {listed}")
     return next(iter(found.values()))

@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vit_pytorch.training.data import video, volumes
+from vit_pytorch.training.data.arrays import scale
 from vit_pytorch.training.data.clips import choose_frames
 from vit_pytorch.training.data.datasets import FileImages, convert_channels
 from vit_pytorch.training.data.transforms import Preprocessing
@@ -21,11 +22,14 @@ class VideoFiles(FileImages):
     extensions = video.EXTENSIONS
     varies = True
     own_channels = 3
+    is_known = None
 
-    def read(self, index: int, channels: int) -> UInt8[Tensor, "t c h w"]:
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "t c h w"]:
         """Return all frames of one video, values 0 to 255, in grey or RGB."""
         with video.VideoReader(self.paths[index]) as reader:
-            return convert_channels(reader.read(range(reader.count)), channels)
+            return convert_channels(scale(reader.read(range(reader.count)), window), channels)
 
     def look(
         self, index: int, prep: Preprocessing, generator: torch.Generator | None = None
@@ -44,10 +48,14 @@ class VolumeFiles(FileImages):
     axes = 3
     extensions = volumes.EXTENSIONS
     own_channels = 1
+    is_known = None
 
-    def read(self, index: int, channels: int) -> Float[Tensor, "t c h w"]:
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> Float[Tensor, "t c h w"]:
         """Return one volume with as many slices as it has, values 0 to 1."""
-        return convert_channels(volumes.decode_volume(self.paths[index], VolumeConfig()), channels)
+        config = VolumeConfig(window=window)
+        return convert_channels(volumes.decode_volume(self.paths[index], config), channels)
 
     def look(
         self, index: int, prep: Preprocessing, generator: torch.Generator | None = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 
@@ -18,6 +18,7 @@ from vit_pytorch.training.data.transforms import (
     check_native,
 )
 from vit_pytorch.training.data.volumes import VolumeConfig
+from vit_pytorch.training.data.windows import check_range, measure_window
 
 
 class ImageData(L.LightningDataModule):
@@ -51,6 +52,8 @@ class ImageData(L.LightningDataModule):
         frames: Frames of a clip or slices of a volume, for data of videos or volumes.
         video: Which frames of a video are taken.
         volume: How volumes are brought to one intensity and size.
+        window: Values of an image's file that become 0 and 255: a range, or `auto` for the one that
+            `measure_window` finds in the training images; the whole range of 8 or 16 bits if left out.
         seed: Of order, augmentation and mixing.
         split_seed: Chooses which images are held out where the data is not split by itself.
         val_fraction: Part of each class held out for validation, where the data has no such split.
@@ -82,6 +85,7 @@ class ImageData(L.LightningDataModule):
         frames: int | None = None,
         video: VideoConfig | None = None,
         volume: VolumeConfig | None = None,
+        window: tuple[float, float] | Literal["auto"] | None = None,
         seed: int = 0,
         split_seed: int = 0,
         val_fraction: float = 0.1,
@@ -108,6 +112,8 @@ class ImageData(L.LightningDataModule):
         self.frames = frames
         self.video = video or VideoConfig()
         self.volume = volume or VolumeConfig()
+        self._window = window
+        self._range_checked = False
         self.seed = seed
         self.split_seed = split_seed
         self.val_fraction = val_fraction
@@ -154,6 +160,14 @@ class ImageData(L.LightningDataModule):
         return self._channels if self._channels is not None else self.opened.train.channels
 
     @property
+    def window(self) -> tuple[float, float] | None:
+        """Values of an image's file that become 0 and 255, measured once where that is asked for."""
+        if self._window == "auto":
+            self._window = measure_window(self.opened.train, self.channels)
+        assert self._window is None or isinstance(self._window, tuple), "a window is measured or given"
+        return self._window
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Number of images in each split."""
         return {
@@ -177,6 +191,7 @@ class ImageData(L.LightningDataModule):
             frames=self.frames,
             video=self.video,
             volume=self.volume,
+            window=self.window,
         )
 
     @property
@@ -185,7 +200,10 @@ class ImageData(L.LightningDataModule):
         return {name: reason for loader in self._loaders.values() for name, reason in loader.bad.items()}
 
     def train_dataloader(self) -> ImageLoader:
-        """Return the loader of shuffled, augmented batches."""
+        """Return the loader of shuffled, augmented batches; warn of images that use little of their range."""
+        if self.frames is None and self.window is None and not self._range_checked:
+            check_range(self.opened.train, self.channels)
+            self._range_checked = True
         loader = self._loader("train", self.augmentation)
         if self._state is not None:
             loader.load_state_dict(self._state)

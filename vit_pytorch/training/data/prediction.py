@@ -2,7 +2,7 @@
 
 import glob
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from vit_pytorch.training.data import video, volumes
 from vit_pytorch.training.data.clips import sliding_clips
 from vit_pytorch.training.data.datasets import convert_channels
-from vit_pytorch.training.data.decode import EXTENSIONS, BadImageError, decode_image
-from vit_pytorch.training.data.folders import extension, files_below
+from vit_pytorch.training.data.decode import EXTENSIONS, BadImageError, decode_image, is_image
+from vit_pytorch.training.data.listing import Listing, describe_left_out, extension
 from vit_pytorch.training.data.loader import OnBad
 from vit_pytorch.training.data.transforms import Preprocessing
 
@@ -31,11 +31,12 @@ class Part(NamedTuple):
 
 
 def find_images(
-    paths: Iterable[str | Path], extensions: Container[str] = EXTENSIONS, kind: str = "image"
+    paths: Iterable[str | Path], extensions: Collection[str] = EXTENSIONS, kind: str = "image"
 ) -> list[Path]:
     """Return the files that paths, folders (searched at any depth) and patterns name, each once, in order.
 
-    A file named outright is taken whatever its extension; patterns may use ``**``.
+    A file named outright is taken whatever its extension; patterns may use ``**``. What is left out of a
+    folder is named in a warning.
 
     Args:
         paths: Files, folders and patterns.
@@ -47,20 +48,32 @@ def find_images(
         ValueError: A folder holds no images.
     """
     found: dict[Path, None] = {}
+    left_out: dict[str, list[Path]] = {}
     for path in map(str, paths):
         names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
             raise FileNotFoundError(f"no such {kind}, folder or pattern: {path}")
         for name in map(Path, names):
-            members = list(files_below(name, extensions)) if name.is_dir() else [name]
+            listing = Listing(extensions, is_image if extensions is EXTENSIONS else None)
+            for above in (name, *name.resolve().parents):
+                listing.claim(above)
+            members = list(listing.files_below(name)) if name.is_dir() else [name]
+            for reason, others in listing.left_out.items():
+                left_out.setdefault(reason, []).extend(others)
             if not members and len(names) == 1:
                 raise ValueError(f"{name} holds no {kind} files")
             found.update(dict.fromkeys(members))
+    if left_out:
+        warnings.warn(f"left out: {describe_left_out(left_out)}", stacklevel=2)
     return list(found)
 
 
 def load_images(
-    paths: Iterable[str | Path], *, channels: int = 3, on_bad: OnBad = "stop"
+    paths: Iterable[str | Path],
+    *,
+    channels: int = 3,
+    window: tuple[float, float] | None = None,
+    on_bad: OnBad = "stop",
 ) -> Iterator[tuple[Path, UInt8[Tensor, "c h w"]]]:
     """Yield each file that the paths name, with its image.
 
@@ -68,7 +81,8 @@ def load_images(
 
     Args:
         paths: Files, folders and patterns, as for :func:`find_images`.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, or as many as the files have.
+        window: Values of the files that become 0 and 255, as the model's preprocessing has it.
         on_bad: Whether a file that cannot be decoded stops the iteration, or is left out with a warning.
 
     Yields:
@@ -81,7 +95,7 @@ def load_images(
     """
     for path in find_images(paths):
         try:
-            image = decode_image(path, channels=channels)
+            image = decode_image(path, channels=channels, window=window)
         except BadImageError as error:
             if on_bad == "stop":
                 raise

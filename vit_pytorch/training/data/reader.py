@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from vit_pytorch.training.data.arrays import scale
 from vit_pytorch.training.data.batched import DRAWS, BatchAugment
 from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, convert_channels
 from vit_pytorch.training.data.decode import BadImageError
@@ -92,7 +93,7 @@ class BatchReader(Dataset[Batch]):
         assert isinstance(self.images, ArrayImages), "only images in memory are read together"
         chosen = torch.tensor(request.indices)
         self._note(request.indices[0])
-        images = convert_channels(self.images.images[chosen], self.prep.channels)
+        images = convert_channels(scale(self.images.images[chosen], self.prep.window), self.prep.channels)
         if self.augment is None:
             return Batch(self.transform(images), self.images.labels[chosen])
         return Batch(self.augment(images, self._draw(request.epoch)[chosen]), self.images.labels[chosen])
@@ -117,6 +118,9 @@ class BatchReader(Dataset[Batch]):
                 image = self.images.look(index, self.prep, draw)
             except BadImageError as error:
                 bad.append((error.name, error.reason))
+                continue
+            except FileNotFoundError:
+                bad.append((self.images.name(index), "it has gone since it was listed"))
                 continue
             except Exception as error:
                 name = self.images.name(index)

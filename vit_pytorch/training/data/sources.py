@@ -1,6 +1,10 @@
 """From a word on the command line to checked splits."""
 
+import os
 import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -8,22 +12,32 @@ import numpy as np
 import torch
 
 from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
-from vit_pytorch.training.data.folders import read_class_folders
+from vit_pytorch.training.data.folders import read_folders
 from vit_pytorch.training.data.hub import read_hub
 from vit_pytorch.training.data.idx import read_idx_split
+from vit_pytorch.training.data.listing import describe_left_out
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
-from vit_pytorch.training.data.shards import read_shards
+from vit_pytorch.training.data.record import ImageRecord, restore_splits
+from vit_pytorch.training.data.shards import ShardImages, read_shards
 
 FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
 
 
-def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2) -> Splits:
+def open_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    record: ImageRecord | None = None,
+) -> Splits:
     """Open a dataset that is named by one string.
 
     - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships; its ``train_test_split`` with
       ``stratify`` and the seed holds the test part out.
-    - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below ``train/``, ``val/`` and ``test/``.
-    - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` is the test split.
+    - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below folders of splits: ``train`` or
+      ``training``; ``val``, ``valid``, ``validation`` or ``dev``; ``test`` or ``testing``; in any case.
+    - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` or ``test`` is the test split.
     - ``hf:NAME``: Hugging Face ``datasets``, by a name on the Hub or a local folder; options follow as
       ``?config=NAME&image=COLUMN&label=COLUMN``.
     - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
@@ -39,21 +53,28 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
         seed: Chooses the images of splits made here, and nothing else.
         val_fraction: Part of each class that is held out for validation.
         test_fraction: Part of each class that is held out as the test split; 0 for none.
+        record: What a run has recorded of its images: the splits are those of the run, and how the data have
+            changed since is said in a warning.
 
     Returns:
-        The splits.
+        The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
+        pipes, devices, files of other types) is named in a warning and in ``left_out``.
 
     Raises:
-        ValueError: The data is not what the form promises; the message names the file or class.
+        ValueError: The data is not what the form promises; the message names the file or class. Or images of
+            the record are gone, so that a split has none left.
         FileNotFoundError: The folder does not exist.
     """
     kind, separator, rest = spec.partition(":")
+    left_out: dict[str, list[Path]] = {}
+    root = ""
     if spec == "digits":
-        parts: dict[str, ImageDataset] = {**_digits(seed, test_fraction)}
+        parts: dict[str, ImageDataset] = {**_digits(seed, 0 if record is not None else test_fraction)}
         classes = tuple(str(i) for i in range(10))
     elif kind == "idx" and separator:
         folder = _existing_folder(rest)
-        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k")}
+        root = os.path.join(folder, "")
+        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k", "test")}
         classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
         parts = dict(arrays)
     elif kind == "hf" and separator:
@@ -62,14 +83,31 @@ def open_data(spec: str, *, seed: int = 0, val_fraction: float = 0.1, test_fract
         if unknown := options.keys() - {"config", "image", "label"}:
             raise ValueError(f"options of hf: are config, image and label, got {', '.join(sorted(unknown))}")
         hub, classes = read_hub(name, **options)
-        parts = dict(hub)
+        parts, root = dict(hub), f"hf:{name}"
     elif kind == "wds" and separator:
         parts, classes = _shard_parts(rest)
+        root = _common_folder(parts)
     else:
         named = kind in FILES and bool(separator)
         files = FILES[kind] if named else FileImages
-        parts, classes = _folder_parts(_existing_folder(rest if named else spec), files)
-    return _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+        folder = _existing_folder(rest if named else spec)
+        root = os.path.join(folder, "")
+        folders, classes, listing = read_folders(folder, files)
+        parts, left_out = dict(folders), listing.left_out
+        if left_out:
+            warnings.warn(f"left out of {spec}: {describe_left_out(left_out)}", stacklevel=2)
+    for images in parts.values():
+        images.root = root
+    if record is None:
+        splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    else:
+        splits, changes = restore_splits(parts, classes, record)
+        if changes:
+            warnings.warn(f"{spec} has changed since its images were recorded: {changes}", stacklevel=2)
+    for split in (splits.train, splits.val, splits.test):
+        if split is not None:
+            split.root = root
+    return replace(splits, left_out=left_out)
 
 
 def _complete(
@@ -121,18 +159,12 @@ def _existing_folder(name: str) -> Path:
     return folder
 
 
-def _folder_parts(folder: Path, files: type[FileImages]) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
-    names = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
-    if names and "train" not in names:
-        raise ValueError(f"{folder} has {' and '.join(names)}, but no folder 'train'")
-    if not names:
-        images, classes = read_class_folders(folder, files=files)
-        return {"train": images}, classes
-    train, classes = read_class_folders(folder / "train", files=files)
-    parts: dict[str, ImageDataset] = {"train": train}
-    for name in names[1:]:
-        parts[name], _ = read_class_folders(folder / name, classes, files)
-    return parts, classes
+def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
+    """Return the folder that all shards are in, with a separator at its end; empty if there is none."""
+    shards = {
+        shard.parent for part in parts.values() if isinstance(part, ShardImages) for shard in part.shards
+    }
+    return os.path.join(shards.pop(), "") if len(shards) == 1 else ""
 
 
 def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:

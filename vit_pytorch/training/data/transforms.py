@@ -116,6 +116,8 @@ class Preprocessing:
         frames: Frames of a clip, or slices of a volume; None for images.
         video: Which frames of a video are taken.
         volume: How volumes are brought to one intensity and size.
+        window: Values of an image's file that become 0 and 255 (0 and 1 for the model), what lies outside
+            being clipped; None for the whole range of its 8 or 16 bits.
 
     Raises:
         ValueError: A value is out of its range.
@@ -132,8 +134,13 @@ class Preprocessing:
     frames: int | None = None
     video: VideoConfig = field(default_factory=VideoConfig)
     volume: VolumeConfig = field(default_factory=VolumeConfig)
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
+        if self.window is not None and self.frames is not None:
+            raise ValueError("window is for images; volumes have one of their own (volume.window)")
         if self.frames is not None and (self.frames < 1 or self.max_tokens is not None):
             raise ValueError(
                 "frames must be at least 1, without max_tokens, "

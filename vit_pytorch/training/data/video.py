@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.training.data.decode import MAX_PIXELS, BadImageError
+from vit_pytorch.training.data.decode import MAX_PIXELS, BadImageError, open_regular
 
 EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv", ".wmv", ".ogv"}
@@ -69,9 +69,8 @@ class VideoReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise BadImageError(str(path), "the file is empty", "video")
+        with open_regular(path, "video"):
+            pass
         self._container: Any = None
         self._decoded: Iterator[tuple[int, Any]] = iter(())
         self._place = -1

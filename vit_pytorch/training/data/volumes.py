@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_pytorch.training.data.decode import BadImageError
+from vit_pytorch.training.data.decode import BadImageError, open_regular
 
 EXTENSIONS = frozenset({".nii", ".nii.gz"})
 MAX_VOXELS = 2**29
+# mm; from cells under a microscope to whole bodies, beyond which a header is wrong
+SMALLEST, LARGEST = 1e-5, 1e3
 # Axes as they are shown: a slice has the patient's front at its top and the right side on its left.
 ORIENTATION = "LPS"
 
@@ -79,9 +82,8 @@ def decode_volume(
         import nibabel
     except ImportError as error:
         raise ImportError("volumes need nibabel: pip install 'vit-pytorch[volumes]'") from error
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise BadImageError(str(path), "the file is empty", "volume")
+    with open_regular(path, "volume"):
+        pass
     try:
         image = nibabel.load(path)
         voxels, spacing = _voxels(image, config, str(path))
@@ -94,13 +96,24 @@ def decode_volume(
         pixel = min(spacing[1:])
         _, height, width = volume.shape
         square = max(1, round(height * spacing[1] / pixel)), max(1, round(width * spacing[2] / pixel))
+        _check_size((len(volume), *square), spacing, str(path))
         return _resize(volume, (len(volume) if size is None else size[0], *square)).unsqueeze(1)
     scaled = [
         max(1, round(n * old / new))
         for n, old, new in zip(volume.shape, spacing, config.spacing, strict=True)
     ]
+    _check_size(scaled, spacing, str(path))
     volume = _resize(volume, (scaled[0], scaled[1], scaled[2]))
     return (volume if size is None else _cut(volume, size)).unsqueeze(1)
+
+
+def _check_size(size: Sequence[int], spacing: Sequence[float], name: str) -> None:
+    """Check that a volume can be resampled: a wrong size of a voxel asks for any amount of memory."""
+    if prod(size) > MAX_VOXELS:
+        reason = (
+            f"with voxels of {spacing} mm it is resampled to {tuple(size)}, more than {MAX_VOXELS} voxels"
+        )
+        raise BadImageError(name, reason, "volume")
 
 
 def _voxels(
@@ -127,8 +140,9 @@ def _voxels(
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
     volume = volume.as_reoriented(turn)
     spacing = [float(side) for side in reversed(volume.header.get_zooms()[:3])]
-    if not all(0 < side < float("inf") for side in spacing):
-        raise BadImageError(name, f"its voxels must have a positive size in mm, got {spacing}", "volume")
+    if not all(SMALLEST <= side <= LARGEST for side in spacing):
+        reason = f"its voxels must have a size between {SMALLEST:g} and {LARGEST:g} mm, got {spacing}"
+        raise BadImageError(name, reason, "volume")
     return np.asarray(volume.dataobj).T, spacing
 
 

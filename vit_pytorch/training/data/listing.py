@@ -1,0 +1,112 @@
+"""Files below folders: each folder once, regular files only, and a list of what is left out."""
+
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+# Reasons for which something is left out.
+TWICE = "link to a folder that is there already"
+DANGLING = "link to nothing"
+IRREGULAR = "no regular file"
+UNKNOWN = "file of another type"
+STRAY = "file beside the class folders"
+
+
+class Listing:
+    """Lists files of some types below folders, and remembers what it leaves out.
+
+    Links are followed; a folder is visited once, however many links lead to it. Of files only regular ones
+    are listed, since pipes and devices may never end. Hidden files and folders do not count.
+
+    Args:
+        extensions: How names of such files end, in small letters.
+        is_known: Decides by content about a file whose name has no extension; by default it is left out.
+
+    Attributes:
+        left_out: Paths that were left out, by reason.
+    """
+
+    def __init__(self, extensions: Collection[str], is_known: Callable[[Path], bool] | None = None) -> None:
+        self.extensions = extensions
+        self.is_known = is_known
+        self.left_out: dict[str, list[Path]] = {}
+        self._visited: dict[tuple[int, int], Path] = {}
+
+    def claim(self, folder: Path) -> Path | None:
+        """Note that a folder is visited; return under which path it was visited before, if it was."""
+        status = folder.stat()
+        identity = status.st_dev, status.st_ino
+        before = self._visited.get(identity)
+        if before is None:
+            self._visited[identity] = folder
+        return before
+
+    def leave_out(self, path: Path, reason: str) -> None:
+        """Note that a path is left out."""
+        self.left_out.setdefault(reason, []).append(path)
+
+    def files_below(self, folder: Path) -> Iterator[Path]:
+        """Yield the files at any depth below a folder, which is claimed: in order of names, files first."""
+        below: list[Path] = []
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name[0] == ".":
+                continue
+            path = folder / entry.name
+            mode = self._mode(path)
+            if stat.S_ISDIR(mode):
+                below.append(path)
+            elif self._is_listed(path, mode):
+                yield path
+        for path in below:
+            if self.claim(path) is None:
+                yield from self.files_below(path)
+            else:
+                self.leave_out(path, TWICE)
+
+    def stray_files(self, folder: Path) -> None:
+        """Note links to nothing, and files of the types sought, in a folder whose folders are classes."""
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name[0] == "." or entry.is_dir():
+                continue
+            if self._mode(folder / entry.name) == 0:
+                self.leave_out(folder / entry.name, DANGLING)
+            elif extension(entry.name) in self.extensions:
+                self.leave_out(folder / entry.name, STRAY)
+
+    def _mode(self, path: Path) -> int:
+        """Return the type of what a path leads to; 0 if that is nothing."""
+        try:
+            return path.stat().st_mode
+        except OSError:
+            # A link may lead to nothing, to itself, or where this user must not look.
+            if path.is_symlink():
+                return 0
+            raise
+
+    def _is_listed(self, path: Path, mode: int) -> bool:
+        if stat.S_ISREG(mode):
+            if path.suffix or self.is_known is None:
+                known = extension(path.name) in self.extensions
+            else:
+                known = self.is_known(path)
+            if known:
+                return True
+        reason = DANGLING if mode == 0 else UNKNOWN if stat.S_ISREG(mode) else IRREGULAR
+        self.leave_out(path, reason)
+        return False
+
+
+def extension(name: str) -> str:
+    """Return the extension of a file's name in small letters, with that before a final ``.gz``."""
+    stem, last = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + last if last == ".gz" else last
+
+
+def describe_left_out(left_out: Mapping[str, Sequence[Path]], most: int = 3) -> str:
+    """Return what was left out in one line: how many paths for each reason, and the first of them."""
+    parts = []
+    for reason, paths in left_out.items():
+        more = f", and {len(paths) - most} more" if len(paths) > most else ""
+        parts.append(f"{reason} ({len(paths)}: {', '.join(map(str, paths[:most]))}{more})")
+    return "; ".join(parts)

@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 
 from vit_pytorch.layers.attention import head_dim
 from vit_pytorch.layers.blocks import plain_blocks
-from vit_pytorch.layers.init import init_embeddings, init_xavier
+from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.positions import LearnedPositions, SinCosPositions, sincos_table
 from vit_pytorch.legacy import upgrade_on_load
 from vit_pytorch.ssl.masks import (
@@ -115,7 +115,7 @@ class MAE(nn.Module):
         )
         self.norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.to_pixels = nn.Linear(decoder_dim, self.encoder.channels * grid.patch[0] * grid.patch[1])
-        init_embeddings(self.mask_token)
+        nn.init.normal_(self.mask_token, std=0.02)
         init_xavier(self.to_decoder)
         init_xavier(self.to_pixels)
 

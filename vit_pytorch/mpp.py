@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.init import init_embeddings, init_linears
+from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.ssl.masks import (
     as_maskable,
@@ -119,7 +119,7 @@ class MPP(nn.Module):
         self.max_pixel_val = max_pixel_val
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.head = nn.Linear(width, self.steps**channels)
-        init_embeddings(self.mask_token)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
         init_linears(self.head, nn.init.xavier_uniform_)
 
     def no_weight_decay(self) -> set[str]:

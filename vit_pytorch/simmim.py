@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.init import init_embeddings
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.ssl.masks import as_maskable, check_ratio, check_shape, cover, draw_mask, patch_tokens
 
@@ -62,7 +61,7 @@ class SimMIM(nn.Module):
         self.to_pixels = nn.Linear(
             self.encoder.num_features, self.encoder.channels * grid.patch[0] * grid.patch[1]
         )
-        init_embeddings(self.mask_token)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of more than one axis that weight decay leaves alone, beside the model's."""

@@ -79,7 +79,7 @@ def test_logits_and_features_equal_timms(pair: tuple[CaiT, Cait]) -> None:
 def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str) -> None:
     reference = randomise_all(Cait(**THEIRS))
     model = CaiT(**OURS).eval()
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     x = images(48, 48)
     arguments = {"indices": indices, "norm": norm, "output_fmt": fmt}
     last, ours = model.forward_intermediates(x, **arguments)
@@ -94,7 +94,7 @@ def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str) -> None:
 def test_named_model_equals_timms(name: str, depth: int) -> None:
     reference = randomise_all(timm.create_model(name, depth=depth))
     model = create_model(name, depth=depth).eval()
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     x = images(*model.image_size, batch=1)
     assert difference(model(x), reference(x)) < 5 * TOLERANCE
 

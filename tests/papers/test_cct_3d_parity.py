@@ -48,7 +48,7 @@ def test_one_frame_is_an_image(positions: str) -> None:
 def test_logits_equal_the_public_packages() -> None:
     config, state, golden = read_golden("public_cct_3d")
     model = CCT3D(**config).eval()
-    report = load_pretrained(model, state)
+    report = load_pretrained(model, state, grid="model")
     assert report.format == FORMAT
     assert [*report.kept, *report.dropped, *report.resized] == []
     assert difference(model(golden["input"]), golden["output"]) < TOLERANCE

@@ -81,7 +81,7 @@ def build(option: str) -> tuple[CrossViT, CrossVit]:
     reference = CrossVit(**{**THEIRS, **theirs})
     randomise(reference)
     model = CrossViT(**{**OURS, **ours})
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     return model.eval(), reference
 
 
@@ -131,7 +131,7 @@ def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str, stop_earl
 def test_named_model_equals_timms(name: str) -> None:
     reference = randomise(timm.create_model(name, depth=((1, 1, 0),)))
     model = create_model(name, depth=1, lg_enc_depth=1).eval()
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     x = images(*model.image_size, batch=1)
     assert difference(model(x), reference(x)) < TOLERANCE
 

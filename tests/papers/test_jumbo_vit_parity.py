@@ -38,7 +38,7 @@ def test_logits_equal_the_authors() -> None:
         mlp_dim=int(dim * config["mlp_ratio"]),
         jumbo_pieces=config["J"],
     ).eval()
-    report = load_pretrained(model, weights)
+    report = load_pretrained(model, weights, grid="model")
     assert report.format == "jumbo"
     assert [*report.kept, *report.resized] == []
     assert report.dropped == ("cls_token",)

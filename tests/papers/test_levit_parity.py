@@ -64,7 +64,7 @@ def make_pair(name: str) -> tuple[LeViT, nn.Module]:
     ours, theirs = OPTIONS[name]
     reference = build_timm(**theirs)
     model = LeViT(**{**OURS, **ours})
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     return model.eval(), reference
 
 

@@ -50,7 +50,7 @@ def test_logits_and_features_equal_the_authors(name: str) -> None:
         **ACTS[config["act"]],
         reduction=config["reduction"],
     ).eval()
-    report = load_pretrained(model, weights)
+    report = load_pretrained(model, weights, grid="model")
     assert report.format == "LocalViT"
     assert [*report.kept, *report.dropped, *report.resized] == []
     assert difference(model(golden["input"]), golden["output"]) < TOLERANCE

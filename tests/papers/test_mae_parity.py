@@ -106,6 +106,7 @@ def test_an_autoencoder_is_loaded_whole_or_not_at_all(tmp_path):
         load_autoencoder(MAE(encoder=timm.create_model("vit_tiny_patch16_224", depth=1)), weights)
 
 
+@pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 @pytest.mark.parametrize("num_classes", [0, 7])
 def test_whole_checkpoints_are_read_by_the_encoder(num_classes):
     """The decoder is left out, and a classifier, which pretraining has none of, stays as it is."""

@@ -151,7 +151,7 @@ def test_new_classifiers_are_on_the_sphere() -> None:
 
 def test_loads_its_own_checkpoints() -> None:
     model, other = NormalizedViT(**SMALL), NormalizedViT(**SMALL)
-    load_pretrained(other, model.state_dict())
+    load_pretrained(other, model.state_dict(), grid="model")
     assert other(images(24, 32)).equal(model(images(24, 32)))
 
 

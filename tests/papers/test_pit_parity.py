@@ -58,7 +58,7 @@ def make_pair(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[PiT, Poolin
     reference = PoolingVisionTransformer(**{**THEIRS, **theirs})
     randomise(reference)
     model = PiT(**{**OURS, **ours})
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     return model.eval(), reference
 
 

@@ -107,7 +107,7 @@ def test_other_positions_are_refused(reference: VisionTransformer, change: str) 
 @torch.inference_mode()
 def test_fixed_positions_load_as_learned_ones(reference: VisionTransformer) -> None:
     model = ViT(**SMALL, pool="mean", act="gelu_tanh").eval()
-    load_pretrained(model, reference.state_dict())
+    load_pretrained(model, reference.state_dict(), grid="model")
     x = images(48, 64)
     assert difference(model(x), reference(x)) < TOLERANCE
 

@@ -37,7 +37,7 @@ def test_logits_equal_the_authors(name: str) -> None:
         attention="locality" if config["is_LSA"] else "plain",
         **{key: config[key] for key in same},
     ).eval()
-    report = load_pretrained(model, weights)
+    report = load_pretrained(model, weights, grid="model")
     assert report.format == "SPT_LSA_ViT"
     assert [*report.kept, *report.dropped, *report.resized] == []
     assert difference(model(golden["input"]), golden["output"]) < TOLERANCE

@@ -39,7 +39,7 @@ def test_logits_equal_the_public_packages(name: str) -> None:
     kind, layout, options = PUBLIC[name]
     with pytest.warns(UserWarning, match="patches are few") if "1d" in name else nullcontext():
         model = kind(**config, qkv_bias=False, patch_norm=True, norm_eps=1e-5, **options).eval()
-    report = load_pretrained(model, state)
+    report = load_pretrained(model, state, grid="model")
     assert report.format == layout
     assert [*report.kept, *report.dropped, *report.resized] == []
     assert difference(model(golden["input"]), golden["output"]) < TOLERANCE

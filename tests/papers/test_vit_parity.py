@@ -270,7 +270,7 @@ def test_logits_equal_the_public_packages(name: str) -> None:
         model = SimpleViT(**arguments, patch_norm=True, out_bias=False, act="gelu").eval()
     else:
         model = ViT(**arguments, stem="dual_norm").eval()
-    load_pretrained(model, state)
+    load_pretrained(model, state, grid="model")
     assert difference(model(tensors["input"]), tensors["output"]) < TOLERANCE
 
 

@@ -121,7 +121,7 @@ def test_logits_equal_the_public_packages(scaled: bool) -> None:
     facts, state, tensors = read_golden("public_patch_merger")
     scale = facts["dim"] ** -0.5 if scaled else 1.0
     model = ViT(**facts, scale=scale, qkv_bias=False, patch_norm=True, norm_eps=1e-5).eval()
-    report = load_pretrained(model, state)
+    report = load_pretrained(model, state, grid="model")
     assert report.dropped == report.kept == ()
     assert difference(model(tensors["input"]), tensors["output"]) < TOLERANCE
     written = to_format(model, report.format)
@@ -135,7 +135,7 @@ def test_logits_equal_the_public_packages(scaled: bool) -> None:
 def test_weights_of_another_function_are_refused() -> None:
     facts, state, _ = read_golden("public_patch_merger")
     with pytest.raises(ValueError, match="does not fit PatchMergerViT"):
-        load_pretrained(ViT(**facts), state)
+        load_pretrained(ViT(**facts), state, grid="model")
     with pytest.raises(ValueError, match="none of the formats known for PatchMergerViT"):
         load_pretrained(ViT(**SMALL), timm.create_model("vit_tiny_patch16_224", depth=1).state_dict())
 

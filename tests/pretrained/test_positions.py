@@ -124,6 +124,9 @@ def test_square_count_of_distances_is_not_guessed() -> None:
     with pytest.raises(ValueError, match=r"16 distances may belong to a grid of \(2, 8\) or of \(4, 4\)"):
         load_pretrained(model, model.state_dict())
     assert not load_pretrained(model, model.state_dict(), grid=(2, 8)).resized
+    assert not load_pretrained(model, model.state_dict(), grid="model").resized
+    with pytest.raises(ValueError, match="grid must be rows and columns, or 'model', got 'square'"):
+        load_pretrained(model, model.state_dict(), grid="square")
 
 
 SHAPES = [(64, 96), (96, 64), (32, 192), (192, 32)]

@@ -63,9 +63,11 @@ def _window(
     """Tell the window that a table over its offsets belongs to."""
     if table.ndim > 2:
         return tuple((side + 1) // 2 for side in table.shape[:-1])
-    if grid is not None or named is not None:
-        return tuple(grid or named or ())
     rows = table.shape[0]
+    if grid is not None:
+        return tuple(grid)
+    if named is not None and rows == prod(2 * extent - 1 for extent in named):
+        return named
     side = isqrt(rows)
     square = side % 2 == 1 and side**2 == rows
     own = rows == prod(2 * extent - 1 for extent in wanted)

@@ -85,7 +85,7 @@ def ask_for(what: str, cells: int, extents: Sequence[int]) -> ValueError:
     )
     return ValueError(
         f"{cells} {what} may belong to a grid of {tuple(extents)} or of {other}; pass the checkpoint's grid "
-        "to load_pretrained, or a folder with its configuration"
+        "to load_pretrained ('model' for the model's own), or a folder with its configuration"
     )
 
 

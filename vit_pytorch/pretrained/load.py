@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def load_pretrained(
     checkpoint: Checkpoint,
     *,
     strict: bool = False,
-    grid: Sequence[int] | None = None,
+    grid: Sequence[int] | Literal["model"] | None = None,
     antialias: bool = True,
     new_classifier: bool = False,
     key: str | None = None,
@@ -85,8 +86,9 @@ def load_pretrained(
         checkpoint: a weight file; a folder with `model.safetensors` or `pytorch_model.bin`;
             `hf-hub:organisation/name`; or a state dict.
         strict: refuse to resize positions, to adapt the first layer and to leave the classifier out.
-        grid: the checkpoint's grid of patches, (rows, columns); default that of the configuration beside the
-            weights, or a square. A table for a grid that is not square is not taken for the model's own.
+        grid: the checkpoint's grid of patches, (rows, columns), or "model" for weights of this very model;
+            default that of the configuration beside the weights, or a square. A table for a grid that is not
+            square is not taken for the model's own.
         antialias: low-pass when positions shrink, as timm does; transformers does not.
         new_classifier: the caller initialises a classifier that is not the checkpoint's, so that there is
             nothing to warn of.
@@ -103,9 +105,13 @@ def load_pretrained(
     """
     source = open_source(checkpoint, key=key)
     try:
-        extents = read_extents(model, source.config)
+        # "model" is a word, any other sequence has numbers
+        told = None if isinstance(grid, str) else grid
+        if isinstance(grid, str) and grid != "model":
+            raise ValueError(f"grid must be rows and columns, or 'model', got {grid!r}")
+        extents = Extents(table_extents(model)) if grid == "model" else read_extents(model, source.config)
         state, report = fit(
-            model, source.state, source=source.name, grid=grid, antialias=antialias, extents=extents
+            model, source.state, source=source.name, grid=told, antialias=antialias, extents=extents
         )
         if strict and (report.resized or report.kept or report.adapted):
             raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")

@@ -111,7 +111,8 @@ def _split(
             return prefix, named
     for prefix in prefixes:
         if rows - prefix == prod(wanted):
-            if grid is None and not is_certain(wanted):
+            # A fixed table is compared with that of the grid.
+            if grid is None and not is_certain(wanted) and isinstance(module, LearnedPositions):
                 raise ask_for("positions", rows - prefix, wanted)
             return prefix, wanted
     for prefix in prefixes:

@@ -22,6 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     """Trainings of two processes, and of one under the name "one"."""
     folder = tmp_path_factory.mktemp("runs")
     one = train(folder / "one", clip=1.0, every_n_steps=4, keep=100, **STILL)
+    averaged = train(folder / "averaged", clip=1.0, ema=0.9, **STILL)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finished = subprocess.run(
         [*launcher, str(Path(__file__).with_name("two_ranks.py")), str(folder)],
@@ -32,7 +33,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     )
     assert finished.returncode == 0, finished.stderr
     results = json.loads((folder / "results.json").read_text())
-    return folder, {"one": {"train": one.train, "val": one.val}, **results}
+    for name, losses in (("one", one), ("averaged", averaged)):
+        results[name] = {"train": losses.train, "val": losses.val}
+    return folder, results
 
 
 def assert_close(losses: dict[str, Losses], reference: dict[str, Losses], share: float) -> None:
@@ -46,6 +49,13 @@ def assert_close(losses: dict[str, Losses], reference: dict[str, Losses], share:
 def test_two_processes_have_the_losses_of_one(runs: Any, strategy: str) -> None:
     _, results = runs
     assert_close(results[f"{strategy} whole"], results["one"], share=1)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_weights_are_averaged_in_two_processes(runs: Any, strategy: str) -> None:
+    _, results = runs
+    assert results["averaged"]["val"] != results["one"]["val"]
+    assert_close(results[f"{strategy} averaged"], results["averaged"], share=1)
 
 
 def test_fsdp_shards_and_ddp_copies(runs: Any) -> None:
@@ -100,3 +110,13 @@ def test_the_death_of_one_process_ends_the_other(tmp_path: Path) -> None:
 def test_unknown_strategies_are_refused() -> None:
     with pytest.raises(ValueError, match="must be 'auto', 'ddp' or 'fsdp', got 'horovod'"):
         make_fabric(strategy="horovod")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("devices", "num_nodes"), [(1, 1), (2, 2)])
+def test_the_processes_are_those_that_were_started(
+    monkeypatch: pytest.MonkeyPatch, devices: int, num_nodes: int
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"torchrun or SLURM started, 2; got {devices} x {num_nodes}"):
+        make_fabric(devices=devices, num_nodes=num_nodes, accelerator="cpu")

@@ -50,6 +50,8 @@ def main() -> None:
             ("noisy again", again),
         ):
             results[f"{strategy} {name}"] = {"train": losses.train, "val": losses.val}
+        averaged = train(folder / "x", ema=0.9, **options, **STILL)
+        results[f"{strategy} averaged"] = {"train": averaged.train, "val": averaged.val}
         results[f"{strategy} sharded"] = {"share": shards.share}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))

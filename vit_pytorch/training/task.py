@@ -165,20 +165,14 @@ class CompiledNetwork(nn.Module):
             return self.compiled(*arguments, **options)
         except Exception as error:
             set_random_state(state)
-            logger.warning(
-                "the model cannot be compiled as a whole, so its blocks are: %s", first_line(error)
-            )
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            logger.warning("the model cannot be compiled as a whole, its blocks are: %s", reason)
         self.compiled = self.eager
         for module in self.eager.modules():
             if isinstance(module, nn.ModuleList):
                 for block in module:
                     block.compile()
         return self.eager(*arguments, **options)
-
-
-def first_line(error: Exception) -> str:
-    """Return the kind of an error, and the first line of its message."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 class Classifier(Task):

@@ -11,8 +11,9 @@ from tests.training.toy import Losses, ToyData, make_loop
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights, read_checkpoint
 from vit_pytorch.training.ema import average
-from vit_pytorch.training.loop import Loop, fit
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
+from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Batch, Classifier
 
 DECAY = 0.8

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.training.toy import ToyData, make_loop, toy_task, train
-from vit_pytorch.training.loop import fit
+from vit_pytorch.training.resume import fit
 
 COMPILE = torch.compile
 

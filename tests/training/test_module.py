@@ -16,8 +16,9 @@ from tests.training.toy import At, ShuffledLoader, ToyData, make_loop, toy_task,
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.keeper import Checkpoints
-from vit_pytorch.training.loop import Loop, fit
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Batch, Classifier, check_targets
 
 
@@ -145,8 +146,17 @@ def test_gradients_are_clipped(tmp_path: Path, precision: str) -> None:
 def test_training_under_a_gradient_scaler(tmp_path: Path, clip: float | None) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     half = MixedPrecision("16-mixed", "cpu", scaler)
-    losses = train(tmp_path, epochs=3, clip=clip, plugins=[half])
+    losses = train(tmp_path / "whole", epochs=3, clip=clip, plugins=[half])
     assert losses.val["2.5"] < losses.val["0.5"]
+    # the scale is a part of the checkpoint
+    fresh = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1))
+    resumed = train(
+        tmp_path / "again", epochs=3, clip=clip, plugins=[fresh], resume=tmp_path / "whole" / "epoch-0002"
+    )
+    assert resumed.train == {when: losses.train[when] for when in resumed.train}
+    assert fresh.scaler is not None
+    assert fresh.scaler.get_growth_interval() == scaler.get_growth_interval()
+    assert fresh.scaler.get_scale() == scaler.get_scale() == 256.0
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])

@@ -11,8 +11,8 @@ from vit_pytorch.training.data.datasets import Splits
 from vit_pytorch.training.data.module import ImageData
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation
-from vit_pytorch.training.loop import fit
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
+from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Classifier
 from vit_pytorch.vit import ViT
 

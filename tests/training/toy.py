@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.engine import make_fabric, sum_over_processes
 from vit_pytorch.training.keeper import Checkpoints
-from vit_pytorch.training.loop import Data, Loop, fit
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.task import Batch, Classifier, Task
+from vit_pytorch.training.resume import fit
+from vit_pytorch.training.task import Batch, Classifier, Data, Task
 
 
 class ToyModel(nn.Module):

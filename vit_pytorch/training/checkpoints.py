@@ -332,4 +332,5 @@ def upgrade_checkpoint(saved: dict[str, Any]) -> dict[str, Any]:
         return saved
     progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     place = {"batch": progress["current"]["ready"], "epoch_done": progress["is_last_batch"]}
-    return {**saved, **place, "loader": saved["ImageData"]["train"]}
+    scaler = saved.get("MixedPrecision", {})
+    return {**saved, **place, "scaler": scaler, "loader": saved["ImageData"]["train"]}

@@ -15,7 +15,7 @@ from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
-Strategy = Literal["auto", "ddp", "fsdp"]
+StrategyName = Literal["auto", "ddp", "fsdp"]
 CONFIG = "config.yaml"
 # what stands for a named model's own weights
 PUBLISHED = "published"
@@ -155,7 +155,7 @@ class RunConfig:
     seed: int = 0
     devices: int = 1
     num_nodes: int = 1
-    strategy: Strategy = "auto"
+    strategy: StrategyName = "auto"
     accelerator: str = "auto"
     precision: Precision = "32-true"
     compile: bool = False
@@ -171,11 +171,9 @@ class RunConfig:
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
         if self.batch_size % (self.processes * self.accumulate):
-            nodes = f" x num_nodes = {self.devices} x {self.accumulate} x {self.num_nodes}"
             raise ValueError(
-                f"batch_size must be a multiple of devices x accumulate"
-                f"{nodes if self.num_nodes > 1 else f' = {self.devices} x {self.accumulate}'}, "
-                f"got {self.batch_size}"
+                f"batch_size must be a multiple of devices x accumulate x num_nodes = "
+                f"{self.devices} x {self.accumulate} x {self.num_nodes}, got {self.batch_size}"
             )
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(

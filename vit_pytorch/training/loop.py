@@ -6,12 +6,10 @@ engine: devices, precision, several processes.
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -19,51 +17,13 @@ from torch import Tensor
 
 from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.training.callbacks import Callback
-from vit_pytorch.training.checkpoints import Checkpoint, read_checkpoint, upgrade_checkpoint
 from vit_pytorch.training.ema import WeightAverage
-from vit_pytorch.training.engine import (
-    gathered,
-    load_optimizer,
-    load_weights,
-    process_states,
-    sum_over_processes,
-)
+from vit_pytorch.training.engine import gathered, sum_over_processes
 from vit_pytorch.training.keeper import Checkpoints
 from vit_pytorch.training.nan_guard import FiniteGuard, OnNonFinite
-from vit_pytorch.training.random_state import get_random_state, random_state_kept, resume_random_state
-from vit_pytorch.training.signals import Interrupted
-from vit_pytorch.training.task import Batch, Measured, Task
-
-logger = logging.getLogger(__name__)
-
-
-class Loader(Protocol):
-    """A loader of training batches that can go on in the middle of an epoch, such as `ImageLoader`."""
-
-    sampler: Any
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place reached."""
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from a place."""
-
-
-class Data(Protocol):
-    """Data of a training, such as `ImageData`: each process loads its part, `rank` of `world_size`."""
-
-    rank: int
-    world_size: int
-
-    def train_dataloader(self) -> Loader:
-        """Return the loader of the training batches."""
-
-    def val_dataloader(self) -> Iterable[Any]:
-        """Return the loader of the validation batches."""
+from vit_pytorch.training.random_state import random_state_kept, resume_random_state
+from vit_pytorch.training.resume import collect_state
+from vit_pytorch.training.task import Batch, Data, Measured, Task
 
 
 class Loop:
@@ -151,7 +111,7 @@ class Loop:
                 if self.batch in self.validation_points:
                     measured = self.validate()
                 if steps_now and not last:
-                    self.save_inside_epoch()
+                    self.save_if_due()
             self.call("on_epoch_end", measured)
             signum = self.checkpoints.signals.agreed(fabric)
             self.epoch, self.batch = self.epoch + 1, 0
@@ -218,103 +178,19 @@ class Loop:
         """Context manager: give the task the weights that are validated and kept."""
         return nullcontext() if self.average is None else self.average.applied()
 
-    def save_inside_epoch(self) -> None:
+    def save_if_due(self) -> None:
         """Write a checkpoint after a step inside an epoch, if it is time or a signal asks for it."""
         signum = self.checkpoints.signals.agreed(self.fabric)
         if signum or self.checkpoints.due(self.step):
             self.save(signum)
 
     def save(self, signum: int) -> None:
-        """Write a checkpoint from which training goes on exactly."""
+        """Write a checkpoint from which training goes on exactly; stop there after a signal."""
         place = {"epoch": self.epoch, "batch": self.batch or None, "step": self.step}
-        self.checkpoints.save(self.fabric, self.task, self.state_dict, signum=signum, **place)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Collect what a checkpoint holds; all processes take part."""
-        live = gathered(self.task.state_dict())
-        state = {
-            # the epoch that had begun last, from 0
-            "epoch": self.epoch if self.batch else self.epoch - 1,
-            "global_step": self.step,
-            "batch": self.batch,
-            "epoch_done": not self.batch,
-            "state_dict": live,
-            "optimizer_states": [gathered(self.optimizer.state_dict())],
-            "loader": self.train_loader.state_dict(),
-            "callbacks": {type(part).__name__: part.state_dict() for part in self.parts()},
-            "random_states": process_states(self.fabric, get_random_state()),
-        }
-        if self.average is None:
-            return state
-        averaged = {"state_dict": self.average.state_dict(), "current_model_state": live}
-        return {**state, **averaged, "averaging_state": {"n_averaged": self.average.steps}}
-
-    def load(self, path: str | os.PathLike[str] | Checkpoint) -> None:
-        """Go on from a checkpoint; what was verified already is not verified again.
-
-        Raises:
-            CheckpointError: if it is damaged or unsafe
-            ValueError: if it stands in an epoch whose batches are others
-        """
-        saved = upgrade_checkpoint(read_checkpoint(path))
-        done = saved["epoch_done"]
-        self.epoch, self.batch = saved["epoch"] + done, 0 if done else saved["batch"]
-        self.step = saved["global_step"]
-        if self.average is not None and "averaging_state" in saved:
-            averaged = saved["state_dict"]
-            if averaged.keys() != self.task.state_dict().keys():
-                # names of version 0.1, which the model translates
-                load_weights(self.task, averaged)
-                averaged = gathered(self.task.state_dict())
-            self.average.load_state_dict(averaged, int(saved["averaging_state"]["n_averaged"]))
-        load_weights(self.task, saved.get("current_model_state", saved["state_dict"]))
-        load_optimizer(self.optimizer, saved["optimizer_states"][0])
-        if ("averaging_state" in saved) != (self.average is not None):
-            what = "averages no weights" if self.average is None else "begins a new average of the weights"
-            logger.warning("the run that goes on %s, unlike the one that wrote the checkpoint", what)
-        self.train_loader.load_state_dict(saved["loader"])
-        self.resumed_states = saved["random_states"]
-        for part in self.parts():
-            if (state := saved["callbacks"].get(type(part).__name__)) is not None:
-                part.load_state_dict(state)
-        self.checkpoints.resume_at(self.step)
-
-    def parts(self) -> list[Any]:
-        """Return what has a state of its own in checkpoints."""
-        return [*self.callbacks, self.guard, self.checkpoints]
+        state = partial(collect_state, self)
+        self.checkpoints.save(self.fabric, self.task, state, signum=signum, **place)
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks; see `Callback`."""
         for callback in self.callbacks:
             getattr(callback, hook)(self, *arguments)
-
-
-def fit(loop: Loop, resume: str | os.PathLike[str] | Checkpoint | None = None) -> None:
-    """Train; stop with a checkpoint and the right exit status when a signal asks for it.
-
-    On SIGTERM or Ctrl-C the current step is finished (at the end of an epoch, or inside a validation, that
-    validation too), a checkpoint is written, and the process leaves. A second signal acts at once.
-
-    Args:
-        loop: the training
-        resume: the checkpoint to go on from, or its folder
-
-    Raises:
-        SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C
-    """
-    try:
-        with loop.checkpoints.signals:
-            if resume is not None:
-                loop.load(resume)
-            loop.run()
-    except Interrupted as stop:
-        first = loop.fabric.is_global_zero
-        if first:
-            print(stop, file=sys.stderr)
-        # Fabric kills the first process as soon as it sees another one leave with a failure
-        raise SystemExit(stop.exit_status if first else 0) from None
-    except KeyboardInterrupt:
-        print(f"interrupted at once; of the checkpoints {loop.checkpoints.latest()}", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        loop.call("on_train_end")

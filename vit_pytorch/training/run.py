@@ -30,9 +30,10 @@ from vit_pytorch.training.evaluation import Evaluation, evaluate
 from vit_pytorch.training.history import METRICS, History, read_rows
 from vit_pytorch.training.keeper import Checkpoints
 from vit_pytorch.training.loggers import logger_names, make_loggers
-from vit_pytorch.training.loop import Loop, fit
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.pictures import draw_confusion, draw_curves, draw_wrong
 from vit_pytorch.training.progress import Profiler, Progress
+from vit_pytorch.training.resume import fit
 from vit_pytorch.training.runs import (
     CHECKPOINTS,
     check_writable,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,35 @@ class Batch(NamedTuple):
     targets: Tensor
     epoch: int
     index: int
+
+
+class Loader(Protocol):
+    """A loader of training batches that can go on in the middle of an epoch, such as `ImageLoader`."""
+
+    sampler: Any
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place reached."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a place."""
+
+
+class Data(Protocol):
+    """Data of a training, such as `ImageData`: each process loads its part, `rank` of `world_size`."""
+
+    rank: int
+    world_size: int
+
+    def train_dataloader(self) -> Loader:
+        """Return the loader of the training batches."""
+
+    def val_dataloader(self) -> Iterable[Any]:
+        """Return the loader of the validation batches."""
 
 
 class Measured(NamedTuple):

@@ -13,7 +13,7 @@ from tests.training.toy import Losses, make_loop
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.config import DataConfig
 from vit_pytorch.training.data import Augmentation, Splits, open_data
-from vit_pytorch.training.loop import Loop, fit
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
@@ -28,6 +28,7 @@ from vit_pytorch.training.pretraining.config import (
 )
 from vit_pytorch.training.pretraining.monitor import Monitor
 from vit_pytorch.training.pretraining.run import build, make_task
+from vit_pytorch.training.resume import fit
 
 HEADS: dict[str, Any] = {
     "num_logits": 24,

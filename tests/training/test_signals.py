@@ -24,7 +24,7 @@ class AtValidation(Callback):
         self.action = action
 
     def on_validation_batch_end(self, loop: Loop, batch: Batch, outputs: dict[str, Tensor]) -> None:
-        if (batch.epoch, batch.index) == (1, 0):
+        if (batch.epoch, batch.batch_idx) == (1, 0):
             self.action()
 
 

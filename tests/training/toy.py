@@ -116,7 +116,7 @@ class Losses(Callback):
 
     def on_batch_end(self, loop: Loop, batch: Batch, metrics: dict[str, Any]) -> None:
         loss = sum_over_processes(loop.fabric, metrics["train/loss"]) / loop.fabric.world_size
-        self.train[f"{batch.epoch}.{batch.index}"] = float(loss)
+        self.train[f"{batch.epoch}.{batch.batch_idx}"] = float(loss)
 
     def on_validation_end(self, loop: Loop, metrics: dict[str, float]) -> None:
         self.val[f"{loop.epoch}.{loop.batch - 1}"] = metrics["val/loss"]
@@ -129,7 +129,7 @@ class At(Callback):
         self.when, self.action = (epoch, batch), action
 
     def on_batch_start(self, loop: Loop, batch: Batch) -> None:
-        if (batch.epoch, batch.index) == self.when:
+        if (batch.epoch, batch.batch_idx) == self.when:
             self.action()
 
 
@@ -180,7 +180,7 @@ def run_toy(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[st
     """Run this file as a program."""
     command = [sys.executable, __file__, str(folder), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers import Logger
 
@@ -59,5 +60,5 @@ def _make(name: str, folder: Path) -> Logger:
     from lightning.pytorch.loggers import MLFlowLogger
 
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    options = {"tracking_uri": uri} if uri else {"save_dir": str(folder / "mlflow")}
+    options: dict[str, Any] = {"tracking_uri": uri} if uri else {"save_dir": str(folder / "mlflow")}
     return MLFlowLogger(experiment_name="vit_pytorch", run_name=folder.name, **options)

@@ -80,7 +80,7 @@ class Loop:
             task.compile_network()
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.optimizer = task.make_optimizer(scaled=self.scaled)
-        self.stepper = fabric.setup_optimizers(self.optimizer)
+        self.stepper: Any = fabric.setup_optimizers(self.optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.total_steps = epochs * -(-self.epoch_batches // accumulate)
         self.schedule = task.make_schedule(total=self.total_steps, epochs=epochs)
@@ -103,7 +103,7 @@ class Loop:
                 with fabric.no_backward_sync(self.module, enabled=not steps_now):
                     loss, metrics = self.module(batch)
                     fabric.backward(loss / self.accumulate)
-                self.guard.note(batch.index, loss)
+                self.guard.note(batch.batch_idx, loss)
                 if steps_now:
                     self.take_step()
                 self.call("on_batch_end", batch, {"train/loss": loss.detach(), **metrics})
@@ -165,7 +165,7 @@ class Loop:
                 batch = self.fabric.to_device(Batch(images, targets, self.epoch, index))
                 found: Measured = self.module(batch)
                 sums = {name: value.float() + sums.get(name, 0.0) for name, value in found.sums.items()}
-                count += found.count
+                count += found.num_samples
                 self.call("on_validation_batch_end", batch, found.outputs)
             totals = torch.stack([*sums.values(), torch.tensor(float(count), device=self.fabric.device)])
             *values, images_in_all = sum_over_processes(self.fabric, totals).tolist()
@@ -186,9 +186,15 @@ class Loop:
 
     def save(self, signum: int) -> None:
         """Write a checkpoint from which training goes on exactly; stop there after a signal."""
-        place = {"epoch": self.epoch, "batch": self.batch or None, "step": self.step}
-        state = partial(collect_state, self)
-        self.checkpoints.save(self.fabric, self.task, state, signum=signum, **place)
+        self.checkpoints.save(
+            self.fabric,
+            self.task,
+            partial(collect_state, self),
+            epoch=self.epoch,
+            batch=self.batch or None,
+            step=self.step,
+            signum=signum,
+        )
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks; see `Callback`."""

@@ -27,13 +27,13 @@ class Batch(NamedTuple):
         images: (b, c, h, w), or (b, c, t, h, w), or a list of images of different sizes.
         targets: labels (b,), or probabilities (b, num_classes)
         epoch: index of the epoch, from 0
-        index: index of the batch in its epoch, from 0
+        batch_idx: index of the batch in its epoch, from 0
     """
 
     images: Images
     targets: Tensor
     epoch: int
-    index: int
+    batch_idx: int
 
 
 class Loader(Protocol):
@@ -70,12 +70,12 @@ class Measured(NamedTuple):
 
     Args:
         sums: values by name, summed over the images
-        count: number of images that count; the loop divides by it, summed over batches and processes
+        num_samples: number of images that count; the loop divides by it, summed over batches and processes
         outputs: tensors that callbacks look at, by name
     """
 
     sums: dict[str, Tensor]
-    count: int
+    num_samples: int
     outputs: dict[str, Tensor]
 
 

@@ -114,16 +114,18 @@ def test_a_step_that_is_left_out_leaves_no_trace(tmp_path: Path, splits, caplog)
 
     class Spoil(At):
         def on_batch_start(self, loop, batch):
-            if (batch.epoch, batch.index) == self.when:
+            if (batch.epoch, batch.batch_idx) == self.when:
                 batch.images.fill_(float("nan"))
 
     seen = {}
 
     class Look(At):
         def on_batch_start(self, loop, batch):
-            if batch.epoch == 0 and batch.index in (2, 3):
+            if batch.epoch == 0 and batch.batch_idx in (2, 3):
                 state = loop.task.model.state_dict()
-                seen[batch.index] = {name: value.clone() for name, value in state.items() if name != "steps"}
+                seen[batch.batch_idx] = {
+                    name: value.clone() for name, value in state.items() if name != "steps"
+                }
 
     nothing = lambda: None  # noqa: E731
     config = settings("dino", epochs=1, schedule=settings("dino").schedule)

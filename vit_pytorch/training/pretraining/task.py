@@ -52,7 +52,7 @@ class Pretrainer(Task):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the loss of a batch, whose labels are not looked at."""
-        generator = generator_for(self.seed, TRAINING, batch.epoch, batch.index, self.rank)
+        generator = generator_for(self.seed, TRAINING, batch.epoch, batch.batch_idx, self.rank)
         loss = self.network(batch.images, generator=generator)
         # several processes wait for gradients also of what is frozen for a while
         loss = loss + 0 * sum((parameter.sum() for parameter in self._frozen()), loss.new_zeros(()))
@@ -64,7 +64,8 @@ class Pretrainer(Task):
     def measure(self, batch: Batch) -> Measured:
         """Measure a batch for validation; the same masks and views in every epoch."""
         images = batch.images
-        generator = generator_for(self.seed, VALIDATION, batch.index, self.rank)
+        assert isinstance(images, Tensor), "pretraining takes images of one size"
+        generator = generator_for(self.seed, VALIDATION, batch.batch_idx, self.rank)
         sums = {"val/loss": self.model(images, generator=generator) * len(images)}
         if isinstance(self.model, Dino):
             features, said = teacher_outputs(self.model, images)

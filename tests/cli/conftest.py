@@ -27,13 +27,6 @@ TINY = [
 Vit = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "cli" in item.path.parts:
-            item.add_marker(pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning"))
-            item.add_marker(pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"))
-
-
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "vit_pytorch.cli", *map(str, arguments)]
 

@@ -50,6 +50,14 @@ def test_the_command_line_beats_the_file_and_the_file_beats_the_recipe(tmp_path:
     assert config.optimizer.weight_decay == settings().optimizer.weight_decay
 
 
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [([], False), (["--compile"], True), (["--compile", "--epochs=9"], True), (["--compile=false"], False)],
+)
+def test_compile_needs_no_value(options: list[str], compiled: bool) -> None:
+    assert settings(*options).compile is compiled
+
+
 def test_another_model_does_not_inherit_the_arguments_of_the_recipes_model() -> None:
     config = settings("--model", "vit_small_patch16_224")
     assert (config.model["dim"], config.model["image_size"], config.model["stem"]) == (384, 224, "linear")
@@ -168,6 +176,9 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
         ("--optimizer.lr=-1", "lr must be positive"),
         ("--epochs=0", "epochs must be at least 1"),
         ("--accumulate=5", "multiple of devices x accumulate"),
+        ("--num-nodes=5", "multiple of devices x accumulate x num_nodes = 1 x 1 x 5"),
+        ("--profile=-1", "profile must be at least 0"),
+        ("--logger=csv,comet", "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'"),
         ("--model=vit_tny_patch16_224", "close to it: vit_tiny_patch16_224"),
         ("--recipe=digit", "a recipe is one of"),
     ],

@@ -4,20 +4,24 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import datasets
 import pytest
+import torch
 import webdataset
 import yaml
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.conftest import TINY, Vit, command, environment, train
 from vit_pytorch.training import checkpoints
-from vit_pytorch.training.history import read_rows
+from vit_pytorch.training.history import read_lines, read_rows
 
 PICTURES = ("curves.png", "confusion.png", "wrong.png")
 
@@ -255,3 +259,50 @@ def test_two_processes_make_one_run(tmp_path: Path, vit: Vit) -> None:
     (row,) = read_rows(run / "metrics.csv")
     assert row["step"] == 1295 // 64
     assert json.loads((run / "summary.json").read_text())["test"]["images"] == 360
+
+
+def test_two_nodes_make_one_run(tmp_path: Path) -> None:
+    """Under torchrun, each node with one process; the first one numbers the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    options = ["--accelerator=cpu", "--num-nodes=2", "--epochs=1", *TINY]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, f"--node-rank={rank}", "-m", "vit_pytorch.cli", "train", *options],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "run    " in said[0][0]
+    assert "run    " not in said[1][0]
+    (run,) = (tmp_path / "runs").iterdir()
+    (row,) = read_rows(run / "metrics.csv")
+    assert row["step"] == 1295 // 64
+    assert json.loads((run / "summary.json").read_text())["test"]["images"] == 360
+
+
+def test_options_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another precision with the recipe's averaged weights, two loggers, a profile."""
+    options = ["--precision=bf16-true", "--logger=tensorboard,csv", "--profile=2", "--epochs=1", *TINY]
+    assert train("--output", tmp_path / "run", *options) == 0
+    assert (tmp_path / "run" / "csv" / "metrics.csv").is_file()
+    assert json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())["traceEvents"]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["event"] for line in lines] == ["step", "epoch"]
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("vit    ")
+    assert shown[0].endswith("cpu x 1, bf16-true; reading digits")
+    assert train("--output", tmp_path / "other", "--logger=comet") == 1
+    assert "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

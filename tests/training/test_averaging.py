@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from tests.training.toy import QUIET, Losses, ToyData
+from tests.training.toy import Losses, ToyData, make_loop
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights, read_checkpoint
-from vit_pytorch.training.module import Classifier
+from vit_pytorch.training.ema import average
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.trainer import average, fit, make_trainer
+from vit_pytorch.training.resume import fit
+from vit_pytorch.training.task import Batch, Classifier
 
 DECAY = 0.8
 
@@ -40,26 +41,23 @@ class Live(Callback):
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        self.states.append({name: value.clone() for name, value in module.model.state_dict().items()})  # type: ignore[union-attr, operator]
+    def on_batch_end(self, loop: Loop, batch: Batch, metrics: dict[str, Any]) -> None:
+        self.states.append({name: value.clone() for name, value in loop.task.model.state_dict().items()})
 
 
-def train(folder: Path, live: Live | None = None, ckpt_path: Path | None = None) -> Losses:
+def train(folder: Path, live: Live | None = None, resume: Path | None = None) -> Losses:
     torch.manual_seed(7)
-    module = Classifier(
-        Normed(), optimizer=OptimizerConfig(lr=0.05), schedule=ScheduleConfig(warmup_epochs=0)
-    )
+    task = Classifier(Normed(), optimizer=OptimizerConfig(lr=0.05), schedule=ScheduleConfig(warmup_epochs=0))
     losses = Losses()
     callbacks = [losses, *([live] if live is not None else [])]
-    trainer = make_trainer(folder, max_epochs=3, keep=9, ema_decay=DECAY, callbacks=callbacks, **QUIET)
-    fit(trainer, module, ToyData(), ckpt_path=ckpt_path)
+    fit(make_loop(folder, task, ToyData(), epochs=3, keep=9, ema=DECAY, callbacks=callbacks), resume)
     return losses
 
 
 def test_the_average_follows_fast_at_first_and_has_its_decay_later() -> None:
     for steps, expected in ((0, 0.9), (10_000, 0.01)):
         averaged = [torch.zeros(2), torch.zeros(1)]
-        average(averaged, [torch.ones(2), torch.ones(1)], torch.tensor(steps), decay=0.99)
+        average(averaged, [torch.ones(2), torch.ones(1)], steps, decay=0.99)
         assert [value.tolist() for value in averaged] == [
             pytest.approx([expected] * 2),
             pytest.approx([expected]),
@@ -113,7 +111,7 @@ def test_validation_uses_the_averaged_statistics_and_training_does_not(tmp_path:
 
 def test_a_resumed_average_goes_on_exactly(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
-    resumed = train(tmp_path / "again", ckpt_path=tmp_path / "whole" / "epoch-0002")
+    resumed = train(tmp_path / "again", resume=tmp_path / "whole" / "epoch-0002")
     assert resumed.val == {"2.5": whole.val["2.5"]}
     weights, again = (checkpoint_weights(tmp_path / name / "epoch-0003") for name in ("whole", "again"))
     assert all(torch.equal(value, again[name]) for name, value in weights.items())

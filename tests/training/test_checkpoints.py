@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from vit_pytorch.training.checkpoint_io import FolderCheckpointIO
 from vit_pytorch.training.checkpoints import (
     CheckpointError,
     checkpoint_name,
     checkpoint_weights,
     list_checkpoints,
     read_checkpoint,
+    remove_checkpoint,
     remove_leftovers,
     write_checkpoint,
 )
@@ -64,7 +64,7 @@ def test_a_checkpoint_can_be_replaced_and_removed(tmp_path: Path) -> None:
     write_checkpoint(a_checkpoint(1), path)
     write_checkpoint(a_checkpoint(2), path)
     assert checkpoint_weights(path)["weight"][0, 0] == 2
-    FolderCheckpointIO().remove_checkpoint(path)
+    remove_checkpoint(path)
     assert os.listdir(tmp_path) == []
 
 
@@ -263,7 +263,7 @@ def test_a_file_in_the_place_of_a_checkpoint_is_not_opened(tmp_path: Path) -> No
     trace = tmp_path / "executed"
     (tmp_path / "last.ckpt").write_bytes(pickle.dumps(Malice(trace)))
     with pytest.raises(CheckpointError, match="is a file; it was not opened"):
-        FolderCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+        read_checkpoint(tmp_path / "last.ckpt")
     assert not trace.exists()
 
 
@@ -272,12 +272,7 @@ def test_a_file_in_the_place_of_a_checkpoint_is_not_opened(tmp_path: Path) -> No
 )
 def test_addresses_are_refused(address: str) -> None:
     with pytest.raises(CheckpointError, match="a folder on a local disk, got the address"):
-        FolderCheckpointIO().load_checkpoint(address)
-
-
-def test_storage_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="take no storage options"):
-        FolderCheckpointIO().save_checkpoint(a_checkpoint(), tmp_path / "x", storage_options={})
+        read_checkpoint(address)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from lightning.fabric import seed_everything
 
-from tests.training.toy import QUIET, Losses
+from tests.training.toy import Losses, make_loop
 from vit_pytorch.training.checkpoints import list_checkpoints
 from vit_pytorch.training.data.datasets import Splits
 from vit_pytorch.training.data.module import ImageData
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation
-from vit_pytorch.training.module import Classifier
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.trainer import fit, make_trainer
+from vit_pytorch.training.resume import fit
+from vit_pytorch.training.task import Classifier
 from vit_pytorch.vit import ViT
 
 
@@ -22,7 +22,7 @@ def digits() -> Splits:
     return open_data("digits", seed=0, val_fraction=0.1, test_fraction=0.2)
 
 
-def train_digits(folder: Path, splits: Splits, ckpt_path: Path | None = None, workers: int = 0) -> Losses:
+def train_digits(folder: Path, splits: Splits, resume: Path | None = None, workers: int = 0) -> Losses:
     augmentation = Augmentation(crop_scale=(0.7, 1.0), mixup=0.2, cutmix=1.0, random_erasing=0.25)
     data = ImageData(splits, image_size=8, batch_size=400, workers=workers, augmentation=augmentation)
     torch.manual_seed(3)
@@ -38,17 +38,17 @@ def train_digits(folder: Path, splits: Splits, ckpt_path: Path | None = None, wo
         dropout=0.1,
         emb_dropout=0.1,
     )
-    module = Classifier(
+    task = Classifier(
         model,
         optimizer=OptimizerConfig(layer_decay=0.9),
         schedule=ScheduleConfig(warmup_epochs=1),
         label_smoothing=0.1,
     )
     losses = Losses()
-    options: dict[str, Any] = {"every_n_steps": 2, "keep": 100, "ema_decay": 0.9, **QUIET}
-    trainer = make_trainer(folder, max_epochs=3, callbacks=[losses], **options)
-    L.seed_everything(5, verbose=False)
-    fit(trainer, module, data, ckpt_path=ckpt_path)
+    options: dict[str, Any] = {"every_n_steps": 2, "keep": 100, "ema": 0.9}
+    loop = make_loop(folder, task, data, epochs=3, callbacks=[losses], **options)
+    seed_everything(5, verbose=False)
+    fit(loop, resume)
     return losses
 
 

@@ -1,16 +1,17 @@
 from pathlib import Path
+from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from lightning.fabric import seed_everything
 
 from tests.training.films import drifting, write_film
-from tests.training.toy import QUIET, Losses
+from tests.training.toy import Losses, make_loop
 from vit_pytorch.training.checkpoints import list_checkpoints
 from vit_pytorch.training.data import Augmentation, ImageData, Splits, VideoConfig, open_data
-from vit_pytorch.training.module import Classifier
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.trainer import fit, make_trainer
+from vit_pytorch.training.resume import fit
+from vit_pytorch.training.task import Classifier
 from vit_pytorch.vit_3d import ViT3D
 
 
@@ -22,7 +23,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return open_data(f"video:{folder}", val_fraction=0.2, test_fraction=0)
 
 
-def train_films(folder: Path, splits: Splits, ckpt_path: Path | None = None, workers: int = 0) -> Losses:
+def train_films(folder: Path, splits: Splits, resume: Path | None = None, workers: int = 0) -> Losses:
     data = ImageData(
         splits,
         image_size=16,
@@ -45,13 +46,12 @@ def train_films(folder: Path, splits: Splits, ckpt_path: Path | None = None, wor
         mlp_dim=32,
         dropout=0.1,
     )
-    module = Classifier(model, optimizer=OptimizerConfig(), schedule=ScheduleConfig(warmup_epochs=1))
+    task = Classifier(model, optimizer=OptimizerConfig(), schedule=ScheduleConfig(warmup_epochs=1))
     losses = Losses()
-    trainer = make_trainer(
-        folder, max_epochs=3, callbacks=[losses], every_n_steps=2, keep=100, ema_decay=0.9, **QUIET
-    )
-    L.seed_everything(5, verbose=False)
-    fit(trainer, module, data, ckpt_path=ckpt_path)
+    options: dict[str, Any] = {"every_n_steps": 2, "keep": 100, "ema": 0.9}
+    loop = make_loop(folder, task, data, epochs=3, callbacks=[losses], **options)
+    seed_everything(5, verbose=False)
+    fit(loop, resume)
     return losses
 
 

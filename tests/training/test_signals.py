@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
-from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from tests.training.toy import At, run_toy, train
+from vit_pytorch.training.callbacks import Callback
+from vit_pytorch.training.loop import Loop
+from vit_pytorch.training.task import Batch
 
 
 def send(signum: int) -> Callable[[], None]:
@@ -21,10 +23,8 @@ class AtValidation(Callback):
     def __init__(self, action: Callable[[], None]) -> None:
         self.action = action
 
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        if trainer.current_epoch == 1 and batch_idx == 0 and not trainer.sanity_checking:
+    def on_validation_batch_end(self, loop: Loop, batch: Batch, outputs: dict[str, Tensor]) -> None:
+        if (batch.epoch, batch.batch_idx) == (1, 0):
             self.action()
 
 
@@ -51,7 +51,7 @@ def test_a_signal_stops_with_a_checkpoint_and_training_resumes(
     assert capsys.readouterr().err.strip().splitlines()[-1] == message
     assert (tmp_path / "stopped" / "last").resolve().name == checkpoint
 
-    resumed = train(tmp_path / "again", ckpt_path=tmp_path / "stopped" / "last")
+    resumed = train(tmp_path / "again", resume=tmp_path / "stopped" / "last")
     assert 0 < len(resumed.train) < len(whole.train)
     assert resumed.train == {when: whole.train[when] for when in list(whole.train)[-len(resumed.train) :]}
     assert resumed.val == {when: whole.val[when] for when in list(whole.val)[-len(resumed.val) :]}

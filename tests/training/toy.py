@@ -11,22 +11,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vit_pytorch.training.module import Classifier
+from vit_pytorch.training.callbacks import Callback
+from vit_pytorch.training.engine import make_fabric, sum_over_processes
+from vit_pytorch.training.keeper import Checkpoints
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.trainer import fit, make_trainer
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 1,
-}
+from vit_pytorch.training.resume import fit
+from vit_pytorch.training.task import Batch, Classifier, Data, Task
 
 
 class ToyModel(nn.Module):
@@ -93,9 +88,8 @@ class ShuffledLoader:
         self.epoch, self.done = state["epoch"], state["done"]
 
 
-class ToyData(L.LightningDataModule):
+class ToyData:
     def __init__(self, noise: float = 0.1, edit: Callable[[Tensor, Tensor], None] | None = None) -> None:
-        super().__init__()
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(48, 8, generator=generator)
         labels = images[:, :4].argmax(1)
@@ -103,10 +97,10 @@ class ToyData(L.LightningDataModule):
             edit(images, labels)
         self.train_set = TensorDataset(images, labels)
         self.noise = noise
+        self.rank, self.world_size = 0, 1
 
     def train_dataloader(self) -> ShuffledLoader:
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        return ShuffledLoader(self.train_set, 8, self.noise, rank, world)
+        return ShuffledLoader(self.train_set, 8, self.noise, self.rank, self.world_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         held_out = TensorDataset(*(tensor[:16] for tensor in self.train_set.tensors))
@@ -114,24 +108,18 @@ class ToyData(L.LightningDataModule):
 
 
 class Losses(Callback):
-    """Losses of the training by (epoch, batch), of the validations in order, and the learning rates."""
+    """Losses of the training and of the validations by (epoch, batch)."""
 
     def __init__(self) -> None:
         self.train: dict[str, float] = {}
         self.val: dict[str, float] = {}
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any
-    ) -> None:
-        loss = outputs["loss"].detach()
-        if trainer.world_size > 1:
-            loss = trainer.strategy.reduce(loss, reduce_op="mean")
-        self.train[f"{trainer.current_epoch}.{args[1]}"] = float(loss)
+    def on_batch_end(self, loop: Loop, batch: Batch, metrics: dict[str, Any]) -> None:
+        loss = sum_over_processes(loop.fabric, metrics["train/loss"]) / loop.fabric.world_size
+        self.train[f"{batch.epoch}.{batch.batch_idx}"] = float(loss)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            key = f"{trainer.current_epoch}.{trainer.fit_loop.batch_idx}"
-            self.val[key] = float(trainer.callback_metrics["val/loss"])
+    def on_validation_end(self, loop: Loop, metrics: dict[str, float]) -> None:
+        self.val[f"{loop.epoch}.{loop.batch - 1}"] = metrics["val/loss"]
 
 
 class At(Callback):
@@ -140,14 +128,12 @@ class At(Callback):
     def __init__(self, epoch: int, batch: int, action: Callable[[], None]) -> None:
         self.when, self.action = (epoch, batch), action
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if (trainer.current_epoch, batch_idx) == self.when:
+    def on_batch_start(self, loop: Loop, batch: Batch) -> None:
+        if (batch.epoch, batch.batch_idx) == self.when:
             self.action()
 
 
-def toy_module(dropout: float = 0.3, name: str = "adamw") -> Classifier:
+def toy_task(dropout: float = 0.3, name: str = "adamw") -> Classifier:
     torch.manual_seed(7)
     return Classifier(
         ToyModel(dropout),
@@ -157,21 +143,36 @@ def toy_module(dropout: float = 0.3, name: str = "adamw") -> Classifier:
     )
 
 
+ENGINE = ("devices", "num_nodes", "strategy", "precision", "timeout", "plugins")
+KEEPER = ("monitor", "mode", "keep", "every_n_steps")
+
+
+def make_loop(folder: Path, task: Task, data: Data, **options: Any) -> Loop:
+    """Put a training together; options go to the engine, the keeper of checkpoints or the loop."""
+    engine, keeper = (
+        {name: options.pop(name) for name in names if name in options} for names in (ENGINE, KEEPER)
+    )
+    fabric = make_fabric(accelerator="cpu", **engine)
+    fabric.launch()
+    return Loop(fabric, task, data, checkpoints=Checkpoints(folder, **keeper), **options)
+
+
 def train(
     folder: Path,
     *extra: Callback,
-    ckpt_path: Path | None = None,
-    max_epochs: int = 4,
+    resume: Path | None = None,
+    epochs: int = 4,
     dropout: float = 0.3,
     noise: float = 0.1,
     data: ToyData | None = None,
     **options: Any,
 ) -> Losses:
     losses = Losses()
-    module = toy_module(dropout)
-    trainer = make_trainer(folder, max_epochs=max_epochs, callbacks=[losses, *extra], **{**QUIET, **options})
+    task = toy_task(dropout)
+    options = {"epochs": epochs, "callbacks": [losses, *extra], **options}
+    loop = make_loop(folder, task, data or ToyData(noise), **options)
     torch.manual_seed(99)
-    fit(trainer, module, data or ToyData(noise), ckpt_path=ckpt_path)
+    fit(loop, resume)
     return losses
 
 
@@ -179,7 +180,7 @@ def run_toy(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[st
     """Run this file as a program."""
     command = [sys.executable, __file__, str(folder), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def main() -> None:
@@ -203,8 +204,8 @@ def main() -> None:
     losses = train(
         options.folder,
         *extra,
-        ckpt_path=options.ckpt,
-        max_epochs=options.epochs,
+        resume=options.ckpt,
+        epochs=options.epochs,
         devices=options.devices,
         strategy=options.strategy,
         timeout=timedelta(seconds=60),

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
 from tests.training.toy import train
+from vit_pytorch.training.callbacks import Callback
+from vit_pytorch.training.loop import Loop
 
 STILL = {"dropout": 0.0, "noise": 0.0}
 
@@ -20,9 +20,10 @@ class Shards(Callback):
 
     share: float
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
-        self.share = here / sum(p.numel() for p in module.parameters())
+    def on_train_start(self, loop: Loop) -> None:
+        parameters = list(loop.task.parameters())
+        here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
+        self.share = here / sum(p.numel() for p in parameters)
 
 
 def main() -> None:
@@ -32,18 +33,16 @@ def main() -> None:
         options = {
             "devices": 2,
             "strategy": strategy,
-            "gradient_clip_val": 1.0,
+            "clip": 1.0,
             "every_n_steps": 4,
             "keep": 100,
         }
         shards = Shards()
         whole = train(folder / strategy, shards, **options, **STILL)
-        resumed = train(
-            folder / "x", ckpt_path=folder / "one" / "epoch-0001-batch-000004", **options, **STILL
-        )
+        resumed = train(folder / "x", resume=folder / "one" / "epoch-0001-batch-000004", **options, **STILL)
         noisy = train(folder / f"{strategy}-noisy", **options)
         checkpoint = folder / f"{strategy}-noisy" / "epoch-0001-batch-000004"
-        again = train(folder / "x", ckpt_path=checkpoint, **options)
+        again = train(folder / "x", resume=checkpoint, **options)
         for name, losses in (
             ("whole", whole),
             ("from one", resumed),
@@ -51,6 +50,8 @@ def main() -> None:
             ("noisy again", again),
         ):
             results[f"{strategy} {name}"] = {"train": losses.train, "val": losses.val}
+        averaged = train(folder / "x", ema=0.9, **options, **STILL)
+        results[f"{strategy} averaged"] = {"train": averaged.train, "val": averaged.val}
         results[f"{strategy} sharded"] = {"share": shards.share}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))

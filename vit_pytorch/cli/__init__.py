@@ -78,7 +78,7 @@ def _own_errors() -> tuple[type[Exception], ...]:
     """Errors that say all there is to know about what went wrong; others come with a traceback."""
     from vit_pytorch.training.checkpoints import CheckpointError
     from vit_pytorch.training.data import BadImageError
-    from vit_pytorch.training.finite import NonFiniteError
+    from vit_pytorch.training.nan_guard import NonFiniteError
 
     return CheckpointError, BadImageError, NonFiniteError
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 
 # `--data digits` and `data: digits` are short for these
 SHORT = {"data": "source", "model": "name", "method": "name"}
+# options that mean `true` without a value
+FLAGS = {"compile"}
 
 
 class UsageError(ValueError):
@@ -29,12 +32,13 @@ def long_options(
         names: A command's own names of options, and what they stand for.
     """
     result = []
-    for argument in arguments:
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
             key = key.replace("-", "_")
             key = f"{key}.{SHORT[key]}" if key in short else (names or {}).get(key, key)
-            argument = f"--{key}{equals}{value}"
+            bare = key in FLAGS and not equals and following.startswith("--")
+            argument = f"--{key}=true" if bare else f"--{key}{equals}{value}"
         result.append(argument)
     return result
 

@@ -99,8 +99,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
     """Write a checkpoint folder atomically.
 
     Args:
-        checkpoint: What Lightning's ``Trainer`` collects; ``state_dict`` goes to safetensors, the rest to a
-            file that holds tensors and plain Python values only.
+        checkpoint: what the loop collects; `state_dict` goes to safetensors, the rest to a file that holds
+            tensors and plain Python values only
         path: Where the folder will stand. A checkpoint that stands there is replaced.
 
     Raises:
@@ -169,6 +169,14 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     _sync(path.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+def remove_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint's folder; killed half-way, it leaves no folder with a final name."""
+    path = Path(path)
+    doomed = path.with_name(f".{path.name}.tmp")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _sync(path: Path) -> None:
@@ -293,7 +301,7 @@ def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint folder back into what Lightning's ``Trainer`` restores from.
+    """Read a checkpoint folder back into what the loop resumes from.
 
     Args:
         path: The checkpoint, or its folder on a local disk. Addresses are refused, never fetched.
@@ -316,3 +324,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     state = {_PREFIX + name: value for name, value in weights.items()} | training.pop("other_state")
     return {**training, "state_dict": state}
+
+
+def upgrade_checkpoint(saved: dict[str, Any]) -> dict[str, Any]:
+    """Bring a checkpoint of version 0.1, which Lightning's Trainer wrote, into today's form; leave others."""
+    if "loops" not in saved:
+        return saved
+    progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    place = {"batch": progress["current"]["ready"], "epoch_done": progress["is_last_batch"]}
+    scaler = saved.get("MixedPrecision", {})
+    return {**saved, **place, "scaler": scaler, "loader": saved["ImageData"]["train"]}

@@ -13,9 +13,9 @@ from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.training.data import Augmentation, VideoConfig, VolumeConfig
 from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.strategies import StrategyName
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
+StrategyName = Literal["auto", "ddp", "fsdp"]
 CONFIG = "config.yaml"
 # what stands for a named model's own weights
 PUBLISHED = "published"
@@ -129,13 +129,18 @@ class RunConfig:
         accumulate: Batches whose gradients one optimizer step adds up.
         clip: Largest norm of the gradients; not clipped if left out.
         seed: Of weights, order, augmentation and dropout.
-        devices: Number of processes on this machine.
+        devices: Number of processes on each machine.
+        num_nodes: Number of machines.
         strategy: `ddp` copies the model to each process, `fsdp` shards it.
-        accelerator: `auto`, `cpu`, `gpu` or another that Lightning knows.
-        precision: Number format, as Lightning names it.
+        accelerator: `auto`, `cpu`, `gpu` or another that Fabric knows.
+        precision: Number format, as Fabric names it.
+        compile: Whether the network is compiled; its blocks, each by itself, if it cannot be as a whole.
         workers: Processes that load images; by itself none for images in memory, else one a core, up to 8.
         on_nonfinite: Whether a loss that is not finite stops the run or its step is skipped.
         save_every: Optimizer steps between checkpoints within an epoch; only at its end if left out.
+        logger: What takes the values of every step: `tensorboard`, `csv`, `wandb`, `mlflow`, several with
+            commas between, or `none`; `metrics.csv` and `metrics.jsonl` are always written.
+        profile: Batches that torch.profiler records, near the start.
     """
 
     model: Mapping[str, Any]
@@ -149,22 +154,26 @@ class RunConfig:
     clip: float | None = 1.0
     seed: int = 0
     devices: int = 1
+    num_nodes: int = 1
     strategy: StrategyName = "auto"
     accelerator: str = "auto"
     precision: Precision = "32-true"
+    compile: bool = False
     workers: int | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     save_every: int | None = None
+    logger: str = "tensorboard"
+    profile: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        parts = self.devices * self.accumulate
-        if self.batch_size % parts:
+        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "devices": 1, "num_nodes": 1, "profile": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        if self.batch_size % (self.processes * self.accumulate):
             raise ValueError(
-                f"batch_size must be a multiple of devices x accumulate = "
-                f"{self.devices} x {self.accumulate}, got {self.batch_size}"
+                f"batch_size must be a multiple of devices x accumulate x num_nodes = "
+                f"{self.devices} x {self.accumulate} x {self.num_nodes}, got {self.batch_size}"
             )
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(
@@ -175,9 +184,14 @@ class RunConfig:
             raise ValueError(f"clip must be positive, got {self.clip}")
 
     @property
+    def processes(self) -> int:
+        """Number of processes on all machines."""
+        return self.devices * self.num_nodes
+
+    @property
     def device_batch_size(self) -> int:
         """Images that one process takes at once."""
-        return self.batch_size // (self.devices * self.accumulate)
+        return self.batch_size // (self.processes * self.accumulate)
 
     @property
     def split_seed(self) -> int:

@@ -1,6 +1,6 @@
 """Training a classifier from a teacher as well as from labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from vit_pytorch.distill import DistillWrapper
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import DistillationConfig
 from vit_pytorch.training.data import Preprocessing, Splits
-from vit_pytorch.training.data.transforms import Images
-from vit_pytorch.training.module import IGNORED, Classifier
 from vit_pytorch.training.saved import load_classifier, preprocessing_for
+from vit_pytorch.training.task import IGNORED, Batch, Classifier, check_targets
 
 
 class Teacher(nn.Module):
@@ -82,23 +81,27 @@ class DistilledClassifier(Classifier):
             hard=distillation.hard,
         )
         # in a tuple, where neither checkpoints nor averages of weights look for modules
+        self._network = (wrapper,)
         self._wrapper = (wrapper,)
 
-    def on_fit_start(self) -> None:
-        """Bring the teacher to where the student is."""
+    def start(self, rank: int) -> None:
+        """Bring the teacher to the student's device and precision."""
+        super().start(rank)
         (wrapper,) = self._wrapper
         wrapper.teacher.to(next(self.model.parameters()))
 
-    def loss(self, images: Images, targets: Tensor) -> Tensor:
-        """The loss from labels and from the teacher.
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the loss from labels and from the teacher.
 
         Raises:
             ValueError: If images differ in size, which no teacher takes.
         """
+        images, targets = batch.images, batch.targets
+        check_targets(targets, self.num_classes)
         if not isinstance(images, Tensor):
             raise ValueError("a teacher takes images of one size, got a list of images of different sizes")
-        (wrapper,) = self._wrapper
-        return wrapper(images, targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing)
+        options = {"ignore_index": IGNORED, "label_smoothing": self.label_smoothing}
+        return self.network(images, targets, **options), {}
 
 
 def make_teacher(config: DistillationConfig, splits: Splits, given: Preprocessing) -> Teacher:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.training.data import Preprocessing
 from vit_pytorch.training.data.transforms import Images, move
-from vit_pytorch.training.module import IGNORED, check_targets
+from vit_pytorch.training.task import IGNORED, check_targets
 
 MOST_WRONG = 25
 

@@ -1,17 +1,30 @@
-"""The course of a training: one row an epoch, in a CSV file and on the terminal."""
+"""The course of a training: a row an epoch in a CSV file, lines of JSON, and the loggers of other tools."""
+
+from __future__ import annotations
 
 import csv
+import io
+import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric.loggers import Logger
 from torch import Tensor
 
+from vit_pytorch.training.callbacks import Callback
+from vit_pytorch.training.engine import sum_over_processes
+from vit_pytorch.training.task import Batch
+
+if TYPE_CHECKING:
+    from vit_pytorch.training.loop import Loop
+
 Row = dict[str, float]
+METRICS = "metrics.csv"
+LINES = "metrics.jsonl"
 # what the terminal shows of a row, where it is measured
 SHOWN = {
     "val/loss": ".4f",
@@ -23,71 +36,112 @@ SHOWN = {
 
 
 class History(Callback):
-    """Writes a row to a CSV file after each epoch: losses, accuracies, learning rate and time.
+    """Writes down losses, accuracies, learning rate and time.
 
-    Rows of epochs that a resumed run repeats are replaced. The training loss is the mean over the epoch's
-    batches; under MixUp, CutMix or label smoothing it is not comparable with the validation loss.
+    `metrics.csv` has a row an epoch. `metrics.jsonl` has an object a line, of every logged step
+    (`"event": "step"`) and of every epoch (`"event": "epoch"`). What a resumed run repeats is replaced. The
+    training loss of an epoch is the mean over its batches; under MixUp, CutMix or label smoothing it is not
+    comparable with the validation loss.
 
     Args:
-        path: The file.
-        show: Whether to print a line an epoch.
+        folder: the run's folder
+        loggers: what else takes the same values
+        every: optimizer steps between logged ones; default 50
+
+    Attributes:
+        row: The row of the latest epoch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, show: bool = False) -> None:
-        self.path = Path(path)
-        self.show = show
+    def __init__(
+        self, folder: str | os.PathLike[str], *, loggers: Sequence[Logger] = (), every: int = 50
+    ) -> None:
+        self.path = Path(folder) / METRICS
+        self.lines = Path(folder) / LINES
+        self.loggers = loggers
+        self.every = every
+        self.row: Row = {}
         self._loss: Tensor = torch.zeros(())
         self._batches = 0
         self._seconds = 0.0
         self._since = 0.0
+        self._logged = 0
+        self._images = 0
+        self._images_since = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Loss and time so far."""
+        """Return loss and time so far."""
         return {"loss": float(self._loss), "batches": self._batches, "seconds": self._elapsed()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on adding."""
-        self._loss = torch.tensor(state_dict["loss"])
-        self._batches, self._seconds = state_dict["batches"], state_dict["seconds"]
+        self._loss = torch.tensor(state["loss"])
+        self._batches, self._seconds = state["batches"], state["seconds"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, and forget epochs after the one that a resumed run goes on with."""
-        self._since = time.monotonic()
-        self._loss = self._loss.to(pl_module.device)
-        if trainer.is_global_zero and self.path.exists():
-            write_rows(
-                self.path, [row for row in read_rows(self.path) if row["epoch"] <= trainer.current_epoch]
-            )
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        """Add the batch's loss."""
-        self._loss = self._loss + outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self._batches += 1
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the row; Lightning has validated by now."""
-        loss = trainer.strategy.reduce(self._loss / max(1, self._batches), reduce_op="mean")
-        self._loss, self._batches = torch.zeros_like(self._loss), 0
-        if not trainer.is_global_zero:
+    def on_train_start(self, loop: Loop) -> None:
+        """Start the clock, and forget what comes after the checkpoint of a resumed run."""
+        self._since = self._images_since = time.monotonic()
+        self._loss = self._loss.to(loop.fabric.device)
+        self._logged = loop.step
+        if not loop.fabric.is_global_zero:
             return
-        measured = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        row: Row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "lr": measured["lr"],
-            "train/loss": float(loss),
-            **{key: value for key, value in measured.items() if key.startswith("val/")},
+        if self.path.exists():
+            write_rows(self.path, [row for row in read_rows(self.path) if row["epoch"] <= loop.epoch])
+        if self.lines.exists():
+            kept = [line for line in read_lines(self.lines) if line["step"] <= loop.step]
+            _replace(self.lines, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_batch_end(self, loop: Loop, batch: Batch, metrics: dict[str, Any]) -> None:
+        """Add the batch's loss; log the step, if it is time."""
+        self._loss = self._loss + metrics["train/loss"].float()
+        self._batches += 1
+        self._images += len(batch.images) * loop.fabric.world_size
+        if loop.step == self._logged or loop.step % self.every:
+            return
+        self._logged = loop.step
+        mean = sum_over_processes(loop.fabric, metrics["train/loss"].float()) / loop.fabric.world_size
+        now = time.monotonic()
+        rate = self._images / max(now - self._images_since, 1e-9)
+        self._images, self._images_since = 0, now
+        values = {**metrics, "train/loss": mean, "lr": learning_rate(loop), "images_per_second": rate}
+        self._log(loop, "step", {name: float(value) for name, value in values.items()})
+
+    def on_epoch_end(self, loop: Loop, metrics: dict[str, float]) -> None:
+        """Write the row."""
+        total = sum_over_processes(loop.fabric, self._loss / max(1, self._batches))
+        self._loss, self._batches = torch.zeros_like(self._loss), 0
+        self.row = {
+            "epoch": loop.epoch + 1,
+            "step": loop.step,
+            "lr": learning_rate(loop),
+            "train/loss": float(total) / loop.fabric.world_size,
+            **metrics,
             "seconds": round(self._elapsed(), 2),
         }
-        rows = read_rows(self.path) if self.path.exists() else []
-        write_rows(self.path, [*rows, row])
-        if self.show:
-            print(describe(row, trainer.max_epochs or 0), flush=True)
+        if loop.fabric.is_global_zero:
+            write_rows(self.path, [*(read_rows(self.path) if self.path.exists() else []), self.row])
+            self._log(loop, "epoch", {name: value for name, value in self.row.items() if name != "step"})
+
+    def on_train_end(self, loop: Loop) -> None:
+        """Close the loggers."""
+        for logger in self.loggers:
+            logger.finalize("success")
+
+    def _log(self, loop: Loop, event: str, values: dict[str, float]) -> None:
+        if not loop.fabric.is_global_zero:
+            return
+        with self.lines.open("a", encoding="utf-8") as file:
+            line = {"event": event, "epoch": loop.epoch + 1, "step": loop.step, **values}
+            file.write(json.dumps(line) + "\n")
+        for logger in self.loggers:
+            logger.log_metrics(values, step=loop.step)
 
     def _elapsed(self) -> float:
         return self._seconds + (time.monotonic() - self._since if self._since else 0.0)
+
+
+def learning_rate(loop: Loop) -> float:
+    """Return the learning rate of the latest step, of the layer in which it is greatest."""
+    return max(group["lr"] for group in loop.optimizer.param_groups)
 
 
 def describe(row: Row, epochs: int) -> str:
@@ -113,13 +167,27 @@ def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
+    columns = dict.fromkeys(key for row in rows for key in row)
+    columns["seconds"] = columns.pop("seconds", None)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {key: int(value) if key in ("epoch", "step") else value for key, value in row.items()}
+        )
+    _replace(path, text.getvalue())
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`; a last line that a killed process left half written is left out."""
+    *whole, rest = Path(path).read_text(encoding="utf-8").split("\n")
+    del rest
+    return [json.loads(line) for line in whole]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a file in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        columns = dict.fromkeys(key for row in rows for key in row)
-        columns["seconds"] = columns.pop("seconds", None)
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in rows:
-            whole = {key: int(value) if key in ("epoch", "step") else value for key, value in row.items()}
-            writer.writerow(whole)
+    temporary.write_text(text, encoding="utf-8", newline="")
     temporary.replace(path)

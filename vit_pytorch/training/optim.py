@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 _SAME_AS_BEFORE = 99999
 
@@ -298,18 +297,33 @@ def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
     return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def make_schedule(optimizer: Optimizer, *, lr: float, min_lr: float, warmup: int, total: int) -> LambdaLR:
-    """Schedule of :func:`warmup_cosine` for all groups, each relative to its rate, stepped once an update.
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Course of the learning rate over a training, a function of the step alone; see `warmup_cosine`.
+
+    Args:
+        lr: full learning rate
+        min_lr: learning rate at the end
+        warmup: steps of linear warm-up
+        total: steps of the whole training
 
     Raises:
-        ValueError: If the warm-up is longer than the training, or `min_lr` exceeds `lr`.
+        ValueError: if the warm-up is longer than the training, or `min_lr` exceeds `lr`
     """
-    if warmup > total:
-        raise ValueError(f"the warm-up of {warmup} steps is longer than the training of {total} steps")
-    if min_lr > lr:
-        raise ValueError(f"min_lr must not exceed lr = {lr}, got {min_lr}")
 
-    def factor(step: int) -> float:
-        return warmup_cosine(step, warmup=warmup, total=total, floor=min_lr / lr)
+    lr: float
+    min_lr: float
+    warmup: int
+    total: int
 
-    return LambdaLR(optimizer, factor)
+    def __post_init__(self) -> None:
+        if self.warmup > self.total:
+            raise ValueError(
+                f"the warm-up of {self.warmup} steps is longer than the training of {self.total} steps"
+            )
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr must not exceed lr = {self.lr}, got {self.min_lr}")
+
+    def __call__(self, step: int) -> float:
+        """Return the factor of every group's learning rate at a step, from 0."""
+        return warmup_cosine(step, warmup=self.warmup, total=self.total, floor=self.min_lr / self.lr)

@@ -1,11 +1,16 @@
 """State of the random number generators of a process, in plain values that a checkpoint can hold."""
 
 import hashlib
+import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 def get_random_state() -> dict[str, Any]:
@@ -40,3 +45,33 @@ def branch_random_state(state: dict[str, Any], rank: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Context manager: leave the generators as they were before it."""
+    state = get_random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def resume_random_state(states: list[dict[str, Any]], *, rank: int, world_size: int) -> None:
+    """Put the generators of a process into the state that a checkpoint holds for it.
+
+    Args:
+        states: states of all processes that wrote the checkpoint, in order of their ranks
+        rank: this process
+        world_size: number of processes now
+    """
+    if len(states) == world_size:
+        set_random_state(states[rank])
+        return
+    logger.warning(
+        "the checkpoint was written by %d processes and %d resume it: dropout and augmentation go on "
+        "with other random numbers",
+        len(states),
+        world_size,
+    )
+    branch_random_state(states[0], rank)

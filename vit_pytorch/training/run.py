@@ -1,33 +1,39 @@
 """A run: from a configuration to a folder with everything that came of it."""
 
+from __future__ import annotations
+
 import logging
-import os
-import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric import Fabric, seed_everything
+from lightning.fabric.loggers import Logger
 
+import vit_pytorch
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, write_config
 from vit_pytorch.training.data import ImageData, Preprocessing, Splits, open_data
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
+from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.evaluation import Evaluation, evaluate
-from vit_pytorch.training.history import History, read_rows
-from vit_pytorch.training.module import Classifier
+from vit_pytorch.training.history import METRICS, History, read_rows
+from vit_pytorch.training.keeper import Checkpoints
+from vit_pytorch.training.loggers import logger_names, make_loggers
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.pictures import draw_confusion, draw_curves, draw_wrong
+from vit_pytorch.training.progress import Profiler, Progress
+from vit_pytorch.training.resume import fit
 from vit_pytorch.training.runs import (
     CHECKPOINTS,
     check_writable,
@@ -37,14 +43,11 @@ from vit_pytorch.training.runs import (
 )
 from vit_pytorch.training.saved import SavedClassifier, save_classifier
 from vit_pytorch.training.summary import SUMMARY, summarize, write_summary
-from vit_pytorch.training.trainer import fit, make_trainer
+from vit_pytorch.training.task import Classifier, Task
 from vit_pytorch.training.tuning import arrange, load_start, settle
 
-METRICS = "metrics.csv"
-# what was learned beside a frozen base, without the base
+# what was learned in addition to a frozen base, without the base
 ADAPTER = "adapter"
-# Lightning starts the other processes with this process's environment
-_FOLDER = "VIT_RUN_FOLDER"
 
 
 def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
@@ -53,47 +56,143 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     The weights of the epoch with the least `val/objective` are kept. The test split decides nothing.
 
     Args:
-        config: What to train, on what, and how.
-        folder: The run's folder.
-        numbered: Whether to add the first free number to the folder's name.
-        resume: Whether to go on with the run in the folder, from its latest checkpoint.
+        config: what to train, on what, and how
+        folder: the run's folder
+        numbered: whether to add the first free number to the folder's name
+        resume: whether to go on with the run in the folder, from its latest checkpoint
 
     Raises:
-        FileExistsError: Where the folder holds anything already.
-        FileNotFoundError: Where there is nothing to resume from.
-        OSError: Where the folder cannot be written.
-        SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
+        FileExistsError: if the folder holds anything already
+        FileNotFoundError: if there is nothing to resume from
+        OSError: if the folder cannot be written
+        SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written
     """
-    checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
+    fabric, checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
     model = build_model(config, splits)
     if checkpoint is None and config.tuning.weights is not None:
         load_start(model, config.tuning.weights, config.model["name"])
-        config = prepared_as(model, config)
+        config = with_preprocessing_of(model, config)
     model = arrange(model, config.tuning)
     data = image_data(config, splits, model)
-    module = make_module(config, model, data.preprocessing, splits)
-    folder = claim(folder, numbered=numbered, resume=resume)
-    trainer = run_trainer(config, folder, splits, monitor="val/objective", ema_decay=config.ema)
-    announce(config, folder, splits, model)
-    fit(trainer, module, data, ckpt_path=checkpoint)
-    if trainer.is_global_zero:
+    task = make_task(config, model, data.preprocessing, splits)
+    folder = create_run_dir(fabric, folder, numbered=numbered, resume=checkpoint is not None)
+    log_run(fabric, config, folder, splits, model)
+    train(fabric, config, task, data, folder, checkpoint, monitor="val/objective", ema=config.ema)
+    if fabric.is_global_zero:
         report(config, folder, splits, skipped=data.bad)
 
 
 def prepare(
     config: RunConfig, folder: Path, *, numbered: bool, resume: bool
-) -> tuple[Checkpoint | None, Splits]:
-    """Find the checkpoint to resume from, open the data and seed the generators; see `run`."""
+) -> tuple[Fabric, Checkpoint | None, Splits]:
+    """Build the engine, find the checkpoint to resume from, open the data, seed the generators; see `run`."""
     _quieten()
+    logger_names(config.logger)
+    fabric = make_fabric(
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        accelerator=config.accelerator,
+        precision=config.precision,
+    )
     checkpoint = find_checkpoint(folder) if resume else None
     if checkpoint is not None and (folder / SUMMARY).exists():
         done = checkpoint.epoch + 1
         if done >= config.epochs:
             raise ValueError(f"nothing to resume: {folder} has finished its {done} epochs")
     check_writable(folder.parent if numbered else folder)
+    if is_first_process():
+        engine = f"torch {torch.__version__}, {fabric.device.type} x {config.processes}, {config.precision}"
+        print(f"vit    {vit_pytorch.__version__}, {engine}; reading {config.data.source}", flush=True)
     splits = open_splits(config)
-    L.seed_everything(config.seed, verbose=False)
-    return checkpoint, splits
+    seed_everything(config.seed, verbose=False)
+    return fabric, checkpoint, splits
+
+
+def create_run_dir(fabric: Fabric, folder: Path, *, numbered: bool, resume: bool) -> Path:
+    """Start the processes, and let the first one take the run's folder.
+
+    Raises:
+        OSError: if the folder cannot be taken; the other processes leave
+    """
+    fabric.launch()
+    taken: Path | OSError | None = None
+    if fabric.is_global_zero:
+        try:
+            if resume:
+                taken = folder.absolute()
+            else:
+                taken = new_run_folder(folder.parent, folder.name) if numbered else prepare_run_folder(folder)
+        except OSError as error:
+            taken = error
+    # without an answer the others would wait for the first process, which has left
+    taken = fabric.broadcast(taken)
+    if isinstance(taken, Path):
+        return taken
+    assert taken is not None
+    raise taken if fabric.is_global_zero else SystemExit(0)
+
+
+def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
+    """Let the first process say what will be done, and write it down."""
+    if not fabric.is_global_zero:
+        return
+    write_config(config, folder / CONFIG)
+    sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
+    if splits.test is not None:
+        sizes += f", {len(splits.test)} to test"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"data   {config.data.source}: {len(splits.classes)} classes, {splits.train.kind}s: {sizes}")
+    size = " x ".join(map(str, model.image_size))
+    print(f"model  {config.model['name']}: {parameters:,} parameters, input {size}")
+    print(f"run    {folder}", flush=True)
+
+
+def train(
+    fabric: Fabric,
+    config: RunConfig,
+    task: Task,
+    data: ImageData,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    *,
+    monitor: str | None,
+    ema: float | None = None,
+    watching: Callable[[Sequence[Logger]], Sequence[Callback]] | None = None,
+) -> None:
+    """Train as a configuration says, with what every run writes down.
+
+    Args:
+        fabric: the engine, launched
+        config: how to train
+        task: what is trained
+        data: on what
+        folder: the run's folder
+        checkpoint: what to go on from; None for a new training
+        monitor: see `Checkpoints`
+        ema: see `Loop`
+        watching: gives more callbacks, from the run's loggers; they add to what is measured
+    """
+    loggers = make_loggers(config.logger, folder) if fabric.is_global_zero else []
+    steps = len(data.opened.train) // config.batch_size
+    history = History(folder, loggers=loggers, every=max(1, min(50, steps)))
+    callbacks = [*(watching(loggers) if watching is not None else ()), history, Progress(history)]
+    if config.profile:
+        callbacks.append(Profiler(folder, config.profile))
+    loop = Loop(
+        fabric,
+        task,
+        data,
+        checkpoints=Checkpoints(folder / CHECKPOINTS, monitor=monitor, every_n_steps=config.save_every),
+        epochs=config.epochs,
+        accumulate=config.accumulate,
+        clip=config.clip,
+        ema=ema,
+        on_nonfinite=config.on_nonfinite,
+        compiled=config.compile,
+        callbacks=callbacks,
+    )
+    fit(loop, checkpoint)
 
 
 def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:
@@ -110,7 +209,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
-    model.to(usable_device(config)).eval()
+    model.to(eval_device(config)).eval()
     classes, prep = splits.classes, data.preprocessing
     results: dict[str, Evaluation] = {"val": evaluate(model, [data.val_dataloader()], classes, prep)}
     if splits.test is not None:
@@ -163,17 +262,17 @@ def model_arguments(config: RunConfig, splits: Splits) -> tuple[dict[str, Any], 
     return arguments, splits.train.channels if config.data.channels is None else config.data.channels
 
 
-def prepared_as(model: VisionModel, config: TrainConfig) -> TrainConfig:
+def with_preprocessing_of(model: VisionModel, config: TrainConfig) -> TrainConfig:
     """Write down how a model's weights want images prepared, where the configuration leaves it to them."""
     told = {name: getattr(config.data, name) for name in PREPARE}
     wanted = {name: model.default_cfg[name] for name, value in told.items() if value is None}
     return replace(config, data=replace(config.data, **wanted))
 
 
-def make_module(
+def make_task(
     config: TrainConfig, model: VisionModel, preprocessing: Preprocessing, splits: Splits
 ) -> Classifier:
-    """Build what trains the model: from labels, and from a teacher where a configuration names one."""
+    """Build what trains the model: from labels, and from a teacher if a configuration names one."""
     settings: dict[str, Any] = {
         "optimizer": config.optimizer,
         "schedule": config.schedule,
@@ -227,94 +326,16 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
     )
 
 
-def run_trainer(
-    config: RunConfig, folder: Path, splits: Splits, callbacks: Sequence[Callback] = (), **options: Any
-) -> L.Trainer:
-    """Make the trainer of a run, which writes to its folder.
-
-    Args:
-        config: What to train, on what, and how.
-        folder: The run's folder.
-        splits: The images.
-        callbacks: More of them; they come before the one that writes a row an epoch.
-        options: More arguments of `make_trainer`.
-    """
-    history = History(folder / METRICS, show=not sys.stdout.isatty())
-    steps = len(splits.train) // config.device_batch_size
-    return make_trainer(
-        folder / CHECKPOINTS,
-        max_epochs=config.epochs,
-        devices=config.devices,
-        strategy=config.strategy,
-        accelerator=config.accelerator,
-        every_n_steps=config.save_every,
-        on_nonfinite=config.on_nonfinite,
-        callbacks=[*callbacks, history],
-        loggers=[TensorBoardLogger(folder, name="", version="tensorboard")],
-        precision=config.precision,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.clip,
-        log_every_n_steps=max(1, min(50, steps // config.devices)),
-        enable_progress_bar=not history.show,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
-
-
-def claim(folder: Path, *, numbered: bool, resume: bool) -> Path:
-    """Let the first process take the folder, and the others follow."""
-    if _is_first():
-        if numbered and "TORCHELASTIC_RUN_ID" in os.environ:
-            raise ValueError(
-                "under torchrun all processes need to know the run's folder: name it by --output"
-            )
-        if numbered:
-            folder = new_run_folder(folder.parent, folder.name)
-        else:
-            folder = folder.absolute() if resume else prepare_run_folder(folder)
-        os.environ[_FOLDER] = str(folder)
-        return folder
-    return Path(os.environ.get(_FOLDER, folder)).absolute()
-
-
-def _is_first() -> bool:
-    """Whether this is the first of the run's processes, before Lightning knows it."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-
-
-def announce(config: RunConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
-    """Let the first process say what will be done, and write it down."""
-    if not _is_first():
-        return
-    write_config(config, folder / CONFIG)
-    sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
-    if splits.test is not None:
-        sizes += f", {len(splits.test)} to test"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"data   {config.data.source}: {len(splits.classes)} classes, {splits.train.kind}s: {sizes}")
-    size = " x ".join(map(str, model.image_size))
-    print(f"model  {config.model['name']}: {parameters:,} parameters, input {size}")
-    print(f"run    {folder}", flush=True)
-
-
-def usable_device(config: RunConfig) -> torch.device:
+def eval_device(config: RunConfig) -> torch.device:
     """Return where a run's results are measured: on a GPU where there is one and the run may take it."""
     usable = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if usable else "cpu")
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says about itself; warnings stay, but for four without use here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # frozen layers are in eval on purpose
-    # the last is about 1 x 1 convolutions on channels-last images, whose gradients have strides of their own
-    # for the same order in memory
-    for message in (
-        ".*does not have many workers.*",
-        ".*LeafSpec.*is deprecated.*",
-        r"Found \d+ module\(s\) in eval mode at the start of training",
-        "Grad strides do not match bucket view strides",
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    """Leave out what Lightning says about itself; warnings stay, but for one without use here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # about 1 x 1 convolutions on channels-last images, whose gradients have strides of their own for the same
+    # order in memory
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

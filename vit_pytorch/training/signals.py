@@ -5,8 +5,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-import lightning as L
 import torch
+from lightning.fabric import Fabric
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -41,7 +41,8 @@ class StopSignals:
         self.received = 0
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-            self.install()
+            for number in _SIGNALS:
+                signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -51,21 +52,15 @@ class StopSignals:
             signal.signal(number, handler)
         self._before = {}
 
-    def install(self) -> None:
-        """Take over the handlers again: Lightning puts its own in place while it starts."""
-        if self._before and not self.received:
-            for number in self._before:
-                signal.signal(number, self._note)
-
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def agreed(self, trainer: L.Trainer) -> int:
-        """The signal that any of the processes has received, the same answer in all of them; 0 for none."""
-        if trainer.world_size == 1:
+    def agreed(self, fabric: Fabric) -> int:
+        """Return the signal that any of the processes has received, the same in all of them; 0 for none."""
+        if fabric.world_size == 1:
             return self.received
-        received = torch.tensor(self.received, device=trainer.strategy.root_device)
+        received = torch.tensor(self.received, device=fabric.device)
         torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
         return int(received)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric import seed_everything
 from torch import Tensor
 
-from tests.training.toy import QUIET, Losses
+from tests.training.toy import Losses, make_loop
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.config import DataConfig
 from vit_pytorch.training.data import Augmentation, Splits, open_data
+from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
@@ -25,10 +26,9 @@ from vit_pytorch.training.pretraining.config import (
     PretrainConfig,
     SimMIMConfig,
 )
-from vit_pytorch.training.pretraining.module import Pretrainer
 from vit_pytorch.training.pretraining.monitor import Monitor
-from vit_pytorch.training.pretraining.run import build, make_module
-from vit_pytorch.training.trainer import fit, make_trainer
+from vit_pytorch.training.pretraining.run import build, make_task
+from vit_pytorch.training.resume import fit
 
 HEADS: dict[str, Any] = {
     "num_logits": 24,
@@ -86,28 +86,29 @@ def pretrain(
     folder: Path,
     config: PretrainConfig,
     *extra: Callback,
-    ckpt_path: Path | None = None,
+    resume: Path | None = None,
     splits: Splits | None = None,
     **options: Any,
-) -> tuple[Losses, dict[str, Tensor], Pretrainer]:
-    """Train; give the losses of every step, the weights of everything that learned, and the module."""
+) -> tuple[Losses, dict[str, Tensor], Loop]:
+    """Train; give the losses of every step, the weights of everything that learned, and the loop."""
     splits = few_digits() if splits is None else splits
-    L.seed_everything(5, verbose=False)
+    seed_everything(5, verbose=False)
     _, data, method = build(config, splits)
-    module = make_module(config, method, splits)
     losses = Losses()
-    trainer = make_trainer(
+    loop = make_loop(
         folder,
-        max_epochs=config.epochs,
+        make_task(config, method, splits),
+        data,
+        epochs=config.epochs,
         monitor=None,
         callbacks=[losses, Monitor(config.monitor, data), *extra],
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.clip,
+        accumulate=config.accumulate,
+        clip=config.clip,
         keep=100,
-        **{**QUIET, **options},
+        **options,
     )
-    fit(trainer, module, data, ckpt_path=ckpt_path)
-    return losses, {name: value.clone() for name, value in method.state_dict().items()}, module
+    fit(loop, resume)
+    return losses, {name: value.clone() for name, value in method.state_dict().items()}, loop
 
 
 WATCHED = MonitorConfig(knn_every=1, neighbours=5)

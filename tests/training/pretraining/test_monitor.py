@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from tests.training.pretraining.small import HEADS, VIT, few_digits, pretrain, settings
 from vit_pytorch.ssl.collapse import feature_spread, prediction_entropy, usage_entropy
 from vit_pytorch.ssl.probes import knn_accuracy
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.data import Augmentation, Splits, eval_transform
 from vit_pytorch.training.optim import OptimizerConfig
 from vit_pytorch.training.pretraining.config import DinoConfig, MonitorConfig
@@ -28,8 +28,6 @@ from vit_pytorch.training.pretraining.monitor import (
 )
 from vit_pytorch.training.pretraining.run import build
 from vit_pytorch.training.probing import embed, spread_over
-
-pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
 
 PLAIN: dict[str, Any] = {
     **HEADS,
@@ -48,9 +46,8 @@ class Metrics(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_validation_end(self, trainer, pl_module):
-        if not trainer.sanity_checking:
-            self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+    def on_validation_end(self, loop, metrics):
+        self.rows.append(dict(metrics))
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +65,9 @@ def watch(folder: Path, splits: Splits, lr: float, epochs: int, **changes: Any):
         monitor=MonitorConfig(knn_every=4, neighbours=5),
     )
     metrics = Metrics()
-    _, _, module = pretrain(folder, config, metrics, splits=splits)
-    (monitor,) = (callback for callback in module.trainer.callbacks if isinstance(callback, Monitor))
-    return monitor, metrics.rows, module
+    _, _, loop = pretrain(folder, config, metrics, splits=splits)
+    (monitor,) = (callback for callback in loop.callbacks if isinstance(callback, Monitor))
+    return monitor, metrics.rows, loop.task
 
 
 @pytest.mark.parametrize(
@@ -102,8 +99,8 @@ def test_a_collapse_is_named(tmp_path: Path, splits, caplog, changes, lr, epochs
 @pytest.mark.parametrize("layer", [None, 0])
 def test_figures_are_those_of_the_functions(tmp_path: Path, splits, layer):
     """Over the whole validation split, whatever its batches; of the teacher, not of the student."""
-    _, rows, module = watch(tmp_path, splits, 0.003, 5, hidden_layer=layer)
-    method = module.model.eval()
+    _, rows, task = watch(tmp_path, splits, 0.003, 5, hidden_layer=layer)
+    method = task.model.eval()
     _, data, _ = build(settings("dino"), splits)
     transform = eval_transform(data.preprocessing)
     with torch.no_grad():

@@ -12,10 +12,7 @@ from tests.training.toy import At
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.data import Splits
 from vit_pytorch.training.pretraining.methods import centre_of, forget_step
-from vit_pytorch.training.pretraining.module import Pretrainer
-
-# the teacher is
-pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+from vit_pytorch.training.pretraining.task import Pretrainer
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +42,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, splits, me
     batch = 4 if config.accumulate == 2 else 3
     assert last.resolve().name == f"epoch-0001-batch-{batch:06}"
     resumed, again, _ = pretrain(
-        tmp_path / "again", config, ckpt_path=last.resolve(), splits=splits, **precision
+        tmp_path / "again", config, resume=last.resolve(), splits=splits, **precision
     )
     assert len(resumed.train) == 12 - batch
     assert resumed.train == {when: whole.train[when] for when in resumed.train}
@@ -73,37 +70,37 @@ def test_the_teacher_moves_once_a_step(tmp_path: Path, splits, accumulate, monke
     config = settings("dino", accumulate=accumulate, batch_size=16 * accumulate, epochs=2)
     assert config.method is plain
 
-    def count(self, epoch, batch_idx, *rest):
+    def count(self, taken):
         before = int(self.model.steps)
-        step(self, epoch, batch_idx, *rest)
-        moves.append((batch_idx, int(self.model.steps) - before))
+        after_step(self, taken)
+        moves.append(int(self.model.steps) - before)
 
-    step = Pretrainer.optimizer_step
-    monkeypatch.setattr(Pretrainer, "optimizer_step", count)
-    _, _, module = pretrain(tmp_path, config, splits=splits)
+    after_step = Pretrainer.after_step
+    monkeypatch.setattr(Pretrainer, "after_step", count)
+    _, _, loop = pretrain(tmp_path, config, splits=splits)
     # six batches an epoch, of which the last ones may be fewer than a step has
     per_epoch = -(-6 // accumulate)
-    assert [moved for _, moved in moves] == [1] * (2 * per_epoch)
-    assert int(module.model.steps) == module.trainer.global_step == 2 * per_epoch
+    assert moves == [1] * (2 * per_epoch)
+    assert int(loop.task.model.steps) == loop.step == 2 * per_epoch
 
 
 def test_schedules_end_where_they_should(tmp_path: Path, splits):
     """Weight decay, momentum and temperature move with the step; what has no decay never gets any."""
     config = settings("dino", epochs=3)
-    _, _, module = pretrain(tmp_path, config, splits=splits)
-    method = module.model
+    _, _, loop = pretrain(tmp_path, config, splits=splits)
+    task, method = loop.task, loop.task.model
     assert method.teacher_temp(0) == 0.04
     assert method.teacher_temp(12) == method.teacher_temp(18) == pytest.approx(0.07)
     assert method.decay(0) == 0.9
     assert method.decay(18) == 1.0
     assert method.freeze_last_layer == 3
-    assert module.weight_decay(0) == pytest.approx(0.05)
-    assert module.weight_decay(18) == pytest.approx(0.4)
-    decays = {group["weight_decay"] for group in module.trainer.optimizers[0].param_groups}
-    assert decays == {0.0, module.weight_decay(17)}
+    assert task.weight_decay(0) == pytest.approx(0.05)
+    assert task.weight_decay(18) == pytest.approx(0.4)
+    decays = {group["weight_decay"] for group in loop.optimizer.param_groups}
+    assert decays == {0.0, task.weight_decay(17)}
     free = {
         id(parameter)
-        for group in module.trainer.optimizers[0].param_groups
+        for group in loop.optimizer.param_groups
         if not group["weight_decay"]
         for parameter in group["params"]
     }
@@ -116,28 +113,30 @@ def test_a_step_that_is_left_out_leaves_no_trace(tmp_path: Path, splits, caplog)
     """Neither in the teacher nor in the centre, which has noted logits that are no numbers."""
 
     class Spoil(At):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if (trainer.current_epoch, batch_idx) == self.when:
-                batch[0].fill_(float("nan"))
+        def on_batch_start(self, loop, batch):
+            if (batch.epoch, batch.batch_idx) == self.when:
+                batch.images.fill_(float("nan"))
 
     seen = {}
 
     class Look(At):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.current_epoch == 0 and batch_idx in (2, 3):
-                state = module.model.state_dict()
-                seen[batch_idx] = {name: value.clone() for name, value in state.items() if name != "steps"}
+        def on_batch_start(self, loop, batch):
+            if batch.epoch == 0 and batch.batch_idx in (2, 3):
+                state = loop.task.model.state_dict()
+                seen[batch.batch_idx] = {
+                    name: value.clone() for name, value in state.items() if name != "steps"
+                }
 
     nothing = lambda: None  # noqa: E731
     config = settings("dino", epochs=1, schedule=settings("dino").schedule)
-    _, weights, module = pretrain(
+    _, weights, loop = pretrain(
         tmp_path, config, Look(0, 0, nothing), Spoil(0, 2, nothing), splits=splits, on_nonfinite="skip"
     )
     assert "the step is left out (1 so far)" in caplog.text
     assert all(value.equal(seen[3][name]) for name, value in seen[2].items())
     assert all(value.isfinite().all() for value in weights.values())
-    assert int(module.model.steps) == 6
-    assert centre_of(module.model).total.sum() == 0
+    assert int(loop.task.model.steps) == 6
+    assert centre_of(loop.task.model).total.sum() == 0
 
 
 def test_forgetting_a_step_empties_both_centres_of_esvit():

@@ -65,6 +65,7 @@ class ImageData(L.LightningDataModule):
     Attributes:
         splits: The images, after ``setup``.
         train_size: Height and width of the training images, where they are not the model's input.
+        rank: This process, of `world_size`; without a Trainer of Lightning, the training loop sets both.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class ImageData(L.LightningDataModule):
         self.on_bad: OnBad = on_bad
         self.splits: Splits | None = data if isinstance(data, Splits) else None
         self.train_size: tuple[int, int] | None = None
+        self.rank, self.world_size = 0, 1
         self._channels = channels
         self._loaders: dict[str, ImageLoader] = {}
         self._state: dict[str, Any] | None = None
@@ -257,8 +259,8 @@ class ImageData(L.LightningDataModule):
             batch_size=self.batch_size,
             num_classes=self.num_classes,
             seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer is not None else 0,
-            world_size=self.trainer.world_size if self.trainer is not None else 1,
+            rank=self.trainer.global_rank if self.trainer is not None else self.rank,
+            world_size=self.trainer.world_size if self.trainer is not None else self.world_size,
             workers=self.workers,
             worker_timeout=self.worker_timeout,
             on_bad=self.on_bad,

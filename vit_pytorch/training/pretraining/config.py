@@ -262,10 +262,11 @@ class PretrainConfig(RunConfig):
         if self.strategy == "fsdp":
             raise ValueError("pretraining runs by strategy 'auto' or 'ddp', got 'fsdp'")
         if isinstance(self.method, DinoConfig):
-            if self.precision == "bf16-true":
+            if self.precision in ("bf16-true", "16-true"):
+                number = self.precision.removesuffix("-true")
                 raise ValueError(
-                    "a teacher that is a moving average stands still in bf16: take precision bf16-mixed, "
-                    "got bf16-true"
+                    f"a teacher that is a moving average stands still in {number}: "
+                    f"take precision bf16-mixed, got {self.precision}"
                 )
             if self.method.weight_decay_end is not None and not self.optimizer.weight_decay:
                 raise ValueError(

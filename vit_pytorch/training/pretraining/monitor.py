@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from vit_pytorch.ssl.collapse import entropy_of, feature_spread
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.data import ImageData, ImageLoader
+from vit_pytorch.training.engine import process_states
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of
 from vit_pytorch.training.probing import Labelled, embed, measure, read_features, spread_over
+from vit_pytorch.training.task import Batch
+
+if TYPE_CHECKING:
+    from vit_pytorch.training.loop import Loop
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +32,10 @@ USAGE = "val/teacher_usage"
 class Monitor(Callback):
     """Measures the features of the validation images after each epoch, and raises the alarm at a collapse.
 
-    Logged: ``val/feature_std``, the spread of the features; of a teacher ``val/teacher_entropy``, the mean
-    entropy of what it says, and ``val/teacher_usage``, the entropy of its mean, both in nats; at intervals
-    ``val/knn_accuracy``, how often the nearest neighbours among training images have the right class.
+    A validation then also measures ``val/feature_std``, the spread of the features; of a teacher
+    ``val/teacher_entropy``, the mean entropy of what it says, and ``val/teacher_usage``, the entropy of its
+    mean, both in nats; at intervals ``val/knn_accuracy``, how often the nearest neighbours among training
+    images have the right class.
 
     Args:
         config: What is watched, and what counts as a collapse.
@@ -65,24 +70,22 @@ class Monitor(Callback):
         """Go on watching."""
         self.alarms, self._in_a_row = list(state_dict["alarms"]), state_dict["in_a_row"]
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin anew; a value of an earlier epoch is not this one's."""
+    def on_validation_start(self, loop: Loop) -> None:
+        """Begin anew."""
         self._seen, self._said, self._entropy = [], torch.zeros(0), 0.0
-        trainer.callback_metrics.pop(KNN, None)
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_validation_batch_end(self, loop: Loop, batch: Batch, outputs: dict[str, Tensor]) -> None:
         """Keep what the batch gave."""
-        self._seen.append((outputs["features"].float().cpu(), batch[1].cpu()))
+        self._seen.append((outputs["features"].float().cpu(), batch.targets.cpu()))
         if "said" in outputs:
             said = outputs["said"]
             self._said = said.sum(dim=0).cpu() + (self._said if len(self._said) else 0)
             self._entropy += float(entropy_of(said).sum())
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, loop: Loop, metrics: dict[str, float]) -> None:
         """Measure; of several processes all images count."""
-        parts = _gather((*map(torch.cat, zip(*self._seen, strict=True)), self._said, self._entropy))
+        mine = (*map(torch.cat, zip(*self._seen, strict=True)), self._said, self._entropy)
+        parts = process_states(loop.fabric, mine)
         val = Labelled(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
         found: dict[str, float] = {}
         if len(val.features) > 1:
@@ -91,17 +94,14 @@ class Monitor(Callback):
             count = len(val.features)
             found[ENTROPY] = sum(part[3] for part in parts) / count
             found[USAGE] = float(entropy_of(torch.stack([part[2] for part in parts]).sum(dim=0) / count))
-        if due(self.config.knn_every, trainer):
-            found[KNN] = measure(
-                "knn", self._known(trainer, pl_module), val, neighbours=self.config.neighbours
-            )
-        # every process has the same values
-        pl_module.log_dict(found, sync_dist=trainer.world_size > 1)
-        self._judge(trainer, found)
+        if due(self.config.knn_every, loop):
+            found[KNN] = measure("knn", self._known(loop), val, neighbours=self.config.neighbours)
+        metrics.update(found)
+        self._judge(loop, found)
 
-    def _known(self, trainer: L.Trainer, pl_module: Any) -> Labelled:
+    def _known(self, loop: Loop) -> Labelled:
         """Compute the features among which neighbours are sought, each process a part of them."""
-        data, model = self.data, backbone_of(pl_module.model)
+        data, model = self.data, backbone_of(loop.task.model)
         dtype = next(model.parameters()).dtype
         loader = ImageLoader(
             self._bank,
@@ -109,25 +109,25 @@ class Monitor(Callback):
             None,
             batch_size=data.batch_size,
             num_classes=data.num_classes,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=loop.fabric.global_rank,
+            world_size=loop.fabric.world_size,
             workers=data.workers,
             worker_timeout=data.worker_timeout,
             on_bad=data.on_bad,
         )
-        with trainer.precision_plugin.val_step_context():
-            mine = read_features(lambda images: embed(model, images), loader, pl_module.device, dtype)
-        parts = _gather(mine)
+        with loop.fabric.autocast():
+            mine = read_features(lambda images: embed(model, images), loader, loop.fabric.device, dtype)
+        parts = process_states(loop.fabric, mine)
         return Labelled(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
 
-    def _judge(self, trainer: L.Trainer, found: dict[str, float]) -> None:
-        early = trainer.current_epoch < self.config.grace * (trainer.max_epochs or 0)
+    def _judge(self, loop: Loop, found: dict[str, float]) -> None:
+        early = loop.epoch < self.config.grace * loop.epochs
         what = None if early else find_collapse(found, self.config, logits=len(self._said))
         self._in_a_row = self._in_a_row + 1 if what else 0
         if what and self._in_a_row == self.config.patience:
-            epoch = trainer.current_epoch + 1
+            epoch = loop.epoch + 1
             self.alarms.append({"epoch": epoch, "what": what})
-            if trainer.is_global_zero:
+            if loop.fabric.is_global_zero:
                 logger.warning("collapse, seen for %d epochs up to epoch %d: %s", self._in_a_row, epoch, what)
 
 
@@ -160,18 +160,7 @@ def find_collapse(found: dict[str, float], config: MonitorConfig, *, logits: int
     return None
 
 
-def due(every: int | None, trainer: L.Trainer) -> bool:
-    """Whether something that is done every so many epochs, and after the last, is to be done in this one."""
-    if every is None or trainer.sanity_checking:
-        return False
-    done = trainer.current_epoch + 1
-    return done % every == 0 or done == trainer.max_epochs
-
-
-def _gather(mine: Any) -> list[Any]:
-    """Collect a value of every process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [mine]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, mine)
-    return found
+def due(every: int | None, loop: Loop) -> bool:
+    """Return whether what is done every so many epochs, and after the last, is to be done in this one."""
+    done = loop.epoch + 1
+    return every is not None and (done % every == 0 or done == loop.epochs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor, nn
 
 from vit_pytorch.analysis.attention import class_attention
@@ -20,12 +19,16 @@ from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.mae import MAE
 from vit_pytorch.simmim import SimMIM
 from vit_pytorch.ssl.probes import extract
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.data import ImageData, eval_transform
 from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of
 from vit_pytorch.training.pretraining.monitor import due
 from vit_pytorch.training.probing import spread_over
+
+if TYPE_CHECKING:
+    from vit_pytorch.training.loop import Loop
 
 FOLDER = "pictures"
 
@@ -42,10 +45,14 @@ class Pictures(Callback):
         config: How often, and how many images.
         data: The images of the training.
         folder: The run's folder.
+        loggers: Those of TensorBoard take the pictures, too.
     """
 
-    def __init__(self, config: MonitorConfig, data: ImageData, folder: Path) -> None:
+    def __init__(
+        self, config: MonitorConfig, data: ImageData, folder: Path, loggers: Sequence[Logger] = ()
+    ) -> None:
         self.config = config
+        self.loggers = loggers
         self.folder = folder / FOLDER
         self._images = spread_over(data.opened.val, config.pictures)
         self._prep = data.preprocessing
@@ -53,26 +60,25 @@ class Pictures(Callback):
             torch.tensor(tuple(v)).view(-1, 1, 1) for v in (self._prep.mean, self._prep.std)
         )
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, loop: Loop, metrics: dict[str, float]) -> None:
         """Draw, if it is time."""
-        if trainer.is_global_zero and due(self.config.pictures_every, trainer):
-            self.draw(trainer, pl_module)
+        if loop.fabric.is_global_zero and due(self.config.pictures_every, loop):
+            self.draw(loop)
 
-    def draw(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def draw(self, loop: Loop) -> None:
         """Write the pictures of an epoch; nothing where the method has none."""
-        images = self._read().to(pl_module.device, next(pl_module.model.parameters()).dtype)
-        with trainer.precision_plugin.val_step_context():
-            rows = picture_rows(pl_module.model, images, self._pixels)
+        method = loop.task.model
+        images = self._read().to(loop.fabric.device, next(method.parameters()).dtype)
+        with loop.fabric.autocast():
+            rows = picture_rows(method, images, self._pixels)
         if not rows:
             return
         sheet = make_sheet(rows)
-        epoch = trainer.current_epoch + 1
         self.folder.mkdir(exist_ok=True)
-        _write_png(sheet, self.folder / f"epoch-{epoch:04d}.png")
-        for logger in trainer.loggers:
+        _write_png(sheet, self.folder / f"epoch-{loop.epoch + 1:04d}.png")
+        for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
-                writer: Any = logger.experiment
-                writer.add_image("pictures", sheet, trainer.global_step)
+                logger.experiment.add_image("pictures", sheet, loop.step)
 
     def _read(self) -> Float[Tensor, "b c h w"]:
         transform, images = eval_transform(self._prep), self._images

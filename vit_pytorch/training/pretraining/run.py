@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers import Logger
 from torch import nn
 
 from vit_pytorch.base import VisionModel
@@ -17,30 +18,29 @@ from vit_pytorch.pretrained.autoencoder import find_format
 from vit_pytorch.pretrained.source import open_source
 from vit_pytorch.registry import find_entry
 from vit_pytorch.ssl.schedules import CosineSchedule
+from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.data import ImageData, ImageDataset, ImageLoader, Splits
-from vit_pytorch.training.history import Row, read_rows
+from vit_pytorch.training.history import METRICS, Row, read_rows
 from vit_pytorch.training.pictures import PANELS, draw_curves
 from vit_pytorch.training.pretraining.config import DinoConfig, PretrainConfig
 from vit_pytorch.training.pretraining.methods import Length, backbone_of, make_method
-from vit_pytorch.training.pretraining.module import Pretrainer
 from vit_pytorch.training.pretraining.monitor import ENTROPY, KNN, SPREAD, USAGE, Monitor
 from vit_pytorch.training.pretraining.pictures import Pictures
+from vit_pytorch.training.pretraining.task import Pretrainer
 from vit_pytorch.training.probing import embed, measure, read_features, spread_over
 from vit_pytorch.training.run import (
-    METRICS,
-    announce,
-    claim,
+    create_run_dir,
+    eval_device,
     image_data,
+    log_run,
     model_arguments,
     prepare,
-    run_trainer,
-    usable_device,
+    train,
 )
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.summary import PAGE, describe_run, write_page
-from vit_pytorch.training.trainer import fit
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
 
@@ -63,16 +63,18 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         OSError: Where the folder cannot be written.
         SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
     """
-    checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
+    fabric, checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
     model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
-    module = make_module(config, method, splits)
+    task = make_task(config, method, splits)
     monitor = Monitor(config.monitor, data)
-    folder = claim(folder, numbered=numbered, resume=resume)
-    callbacks = [monitor, Pictures(config.monitor, data, folder)]
-    trainer = run_trainer(config, folder, splits, callbacks, monitor=None)
-    announce(config, folder, splits, model)
-    fit(trainer, module, data, ckpt_path=checkpoint)
-    if trainer.is_global_zero:
+    folder = create_run_dir(fabric, folder, numbered=numbered, resume=checkpoint is not None)
+    log_run(fabric, config, folder, splits, model)
+
+    def watching(loggers: Sequence[Logger]) -> list[Callback]:
+        return [monitor, Pictures(config.monitor, data, folder, loggers)]
+
+    train(fabric, config, task, data, folder, checkpoint, monitor=None, watching=watching)
+    if fabric.is_global_zero:
         report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
 
 
@@ -107,7 +109,7 @@ def build(
     return model, data, method
 
 
-def make_module(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
+def make_task(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
     """Build what trains by a method."""
     return Pretrainer(
         method,
@@ -123,7 +125,7 @@ def length_of(config: PretrainConfig, splits: Splits) -> Length:
     return Length.of(
         len(splits.train),
         epochs=config.epochs,
-        batch=config.device_batch_size * config.devices,
+        batch=config.device_batch_size * config.processes,
         accumulate=config.accumulate,
     )
 
@@ -148,7 +150,7 @@ def report(
     last = find_checkpoint(folder)
     _, data, method = build(config, splits)
     method.load_state_dict(checkpoint_weights(last))
-    model = backbone_of(method).to(usable_device(config)).eval()
+    model = backbone_of(method).to(eval_device(config)).eval()
     known = _features(spread_over(splits.train, config.monitor.knn_images), model, data)
     neighbours = min(config.monitor.neighbours, len(known.features))
     accuracy = {

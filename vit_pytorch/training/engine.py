@@ -1,0 +1,180 @@
+"""Fabric, as this package's trainings use it: devices, processes, precision, and FSDP2, whole checkpoints."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from vit_pytorch.training.config import StrategyName
+
+
+def make_fabric(
+    *,
+    devices: int = 1,
+    num_nodes: int = 1,
+    strategy: StrategyName = "auto",
+    accelerator: str = "auto",
+    precision: Any = None,
+    timeout: timedelta = timedelta(minutes=10),
+    **options: Any,
+) -> Fabric:
+    """Build the engine of a training; its processes start with `fabric.launch()`.
+
+    Args:
+        devices: number of processes on each machine
+        num_nodes: number of machines
+        strategy: `ddp` copies the model to every process, `fsdp` shards it; `auto` is one process for one
+            device, and `ddp` for several
+        accelerator: as in `Fabric`
+        precision: as in `Fabric`; default single
+        timeout: how long a process waits for the others before it gives up with an error
+        options: other arguments of `Fabric`
+
+    Raises:
+        ValueError: if torchrun or SLURM started another number of processes, or there is no such strategy
+    """
+    started = _started_processes()
+    if started is not None and started != devices * num_nodes:
+        raise ValueError(
+            f"devices x num_nodes must be the number of processes that torchrun or SLURM started, {started}; "
+            f"got {devices} x {num_nodes}"
+        )
+    return Fabric(
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=_make_strategy(strategy, devices * num_nodes, timeout),
+        accelerator=accelerator,
+        precision=precision,
+        **options,
+    )
+
+
+def _started_processes() -> int | None:
+    """Return how many processes a launcher outside started; None if there was none."""
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else None
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first of the training's processes, also before Fabric starts them."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("NODE_RANK", "LOCAL_RANK"))
+
+
+def _make_strategy(name: StrategyName, processes: int, timeout: timedelta) -> Strategy | str:
+    if name == "auto" and processes == 1:
+        return "auto"
+    if name in ("auto", "ddp"):
+        return DDPStrategy(timeout=timeout)
+    if name == "fsdp":
+        return ModelParallelStrategy(
+            shard,
+            data_parallel_size=processes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            timeout=timeout,
+        )
+    raise ValueError(f"strategy must be 'auto', 'ddp' or 'fsdp', got {name!r}")
+
+
+def shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Apply FSDP2 to entries of module lists, so that one block is gathered at a time, and to the whole."""
+    split = partial(fully_shard, mesh=mesh["data_parallel"])
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for entry in module:
+                split(entry)
+    split(model)
+    return model
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full_tensor(local: Tensor, like: Tensor) -> Tensor:
+    """Gather a tensor from what every process holds, cut as another one is."""
+    if not isinstance(like, DTensor):
+        return local
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(local, mesh, placements, shape=like.shape, stride=like.stride()).full_tensor()
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Cut a whole tensor as another one of its shape is."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def gathered(state: Any) -> Any:
+    """Gather the sharded tensors of a state dict in full; all processes take part."""
+    if isinstance(state, dict):
+        return {key: gathered(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(value) for value in state]
+    return state.full_tensor().cpu() if isinstance(state, DTensor) else state
+
+
+def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load whole weights into a module, which may be sharded."""
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True, strict=True))
+    else:
+        module.load_state_dict(state)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the whole state of an optimizer, cut as its parameters are; its own settings stay.
+
+    A run that is resumed with another weight decay gets it.
+    """
+    own = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        number: {
+            name: shard_like(value, parameters[number]) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+def process_states(fabric: Fabric, mine: Any) -> list[Any]:
+    """Collect a value of every process, in order of their ranks."""
+    if fabric.world_size == 1:
+        return [mine]
+    states: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(states, mine)
+    return states
+
+
+def sum_over_processes(fabric: Fabric, value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, the same in each of them."""
+    if fabric.world_size == 1:
+        return value
+    # not by Fabric, which changes its argument and waits for a barrier first
+    total = value.to(fabric.device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total

@@ -1,0 +1,170 @@
+"""When checkpoints are written, which ones are kept, and which is best."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from vit_pytorch.training.checkpoints import checkpoint_name, remove_checkpoint, write_checkpoint
+from vit_pytorch.training.engine import local_tensor, sum_over_processes
+from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.signals import Interrupted, StopSignals
+
+
+class Checkpoints:
+    """Keeps checkpoints of a training, and stops it where one is written after a signal.
+
+    In `folder`, the links `last` and `best` point to the latest checkpoint and to the one with the best
+    validation, the later one of equals.
+
+    Args:
+        folder: where checkpoints are written
+        monitor: name of the measured value that decides which checkpoint is best; None if none is best;
+            default `val/loss`
+        mode: whether the least (`min`) or the greatest (`max`) value is best; default `min`
+        keep: how many of the latest checkpoints are kept in addition to the best one; with two of them, a
+            damaged one has a predecessor; default 2
+        every_n_steps: write also inside an epoch, every so many optimizer steps; default None
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        monitor: str | None = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        keep: int = 2,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.folder = Path(folder).absolute()
+        self.monitor = monitor
+        self.mode = mode
+        self.keep = keep
+        self.every_n_steps = every_n_steps
+        self.signals = StopSignals()
+        self.best_score: float | None = None
+        self.best: str | None = None
+        self._written: list[str] = []
+        self._improved = False
+        self._last_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which checkpoint is best, by what score, and which ones stand."""
+        return {"best_score": self.best_score, "best": self.best, "written": list(self._written)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on comparing with the best of the run that is resumed."""
+        self.best_score, self.best = state["best_score"], state["best"]
+        self._written = list(state["written"])
+
+    def resume_at(self, step: int) -> None:
+        """Count the steps between checkpoints from this one."""
+        self._last_step = step
+
+    def compare(self, metrics: Mapping[str, float]) -> None:
+        """Compare a validation with the best one so far.
+
+        Raises:
+            ValueError: if the validation did not measure what decides
+        """
+        if self.monitor is None:
+            return
+        if self.monitor not in metrics:
+            logged = ", ".join(sorted(metrics)) or "nothing"
+            raise ValueError(
+                f"the best checkpoint is chosen by {self.monitor!r}, but validation logged {logged}"
+            )
+        score, best = metrics[self.monitor], self.best_score
+        if math.isfinite(score) and (
+            best is None or (score <= best if self.mode == "min" else score >= best)
+        ):
+            self.best_score, self._improved = score, True
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint inside an epoch is to be written after a step, unless a signal asks."""
+        return self._improved or (
+            self.every_n_steps is not None and step - self._last_step >= self.every_n_steps
+        )
+
+    def save(
+        self,
+        fabric: Fabric,
+        module: nn.Module,
+        state: Callable[[], dict[str, Any]],
+        *,
+        epoch: int,
+        batch: int | None,
+        step: int,
+        signum: int = 0,
+    ) -> None:
+        """Write a checkpoint, remove those that are not kept, and stop if a signal asked for it.
+
+        Args:
+            fabric: the processes; all of them take part, the first one writes
+            module: what is trained, whose weights must be finite
+            state: gives what is written
+            epoch: whole epochs done
+            batch: batches done in the next one; None at the end of an epoch
+            step: optimizer steps done
+            signum: the signal that asked for it, or 0
+
+        Raises:
+            NonFiniteError: if weights are not finite; nothing is written
+            Interrupted: after a signal
+        """
+        self._check_weights(fabric, module, epoch if batch is not None else epoch - 1, step)
+        name = checkpoint_name(epoch, batch)
+        if self._improved:
+            self.best = name
+        written = [*(other for other in self._written if other != name), name]
+        kept = {*written[-self.keep :], self.best}
+        self._written = [other for other in written if other in kept]
+        found = state()
+        if fabric.is_global_zero:
+            write_checkpoint(found, self.folder / name)
+            self._link("last", name)
+            if self._improved:
+                self._link("best", name)
+            for other in written:
+                if other not in kept and (self.folder / other).exists():
+                    remove_checkpoint(self.folder / other)
+        fabric.barrier()
+        self._improved = False
+        self._last_step = step
+        if signum:
+            raise Interrupted(signum, str(self.folder / name))
+
+    def _check_weights(self, fabric: Fabric, module: nn.Module, epoch: int, step: int) -> None:
+        bad = [
+            name
+            for name, parameter in module.named_parameters()
+            if not torch.isfinite(local_tensor(parameter)).all()
+        ]
+        if sum_over_processes(fabric, torch.tensor(len(bad))):
+            raise NonFiniteError(
+                f"weights are not finite after step {step} (epoch {epoch}): {', '.join(bad[:3])}; "
+                f"no checkpoint of them was written. Of the checkpoints {self.latest()}"
+            )
+
+    def latest(self) -> str:
+        """Say which checkpoint is the latest."""
+        return f"the latest is {self.folder / self._written[-1]}" if self._written else "there is none yet"
+
+    def _link(self, link: str, name: str) -> None:
+        temporary = self.folder / f".{link}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name, target_is_directory=True)
+        temporary.replace(self.folder / link)

@@ -1,0 +1,306 @@
+"""What a training teaches: the loss of a batch, what validation measures, and what happens around a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vit_pytorch.training.data.transforms import Images
+from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, WarmupCosine, make_optimizer
+from vit_pytorch.training.random_state import get_random_state, set_random_state
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+
+
+class Batch(NamedTuple):
+    """One process's part of a batch, on its device.
+
+    Args:
+        images: (b, c, h, w), or (b, c, t, h, w), or a list of images of different sizes.
+        targets: labels (b,), or probabilities (b, num_classes)
+        epoch: index of the epoch, from 0
+        batch_idx: index of the batch in its epoch, from 0
+    """
+
+    images: Images
+    targets: Tensor
+    epoch: int
+    batch_idx: int
+
+
+class Loader(Protocol):
+    """A loader of training batches that can go on in the middle of an epoch, such as `ImageLoader`."""
+
+    sampler: Any
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place reached."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a place."""
+
+
+class Data(Protocol):
+    """Data of a training, such as `ImageData`: each process loads its part, `rank` of `world_size`."""
+
+    rank: int
+    world_size: int
+
+    def train_dataloader(self) -> Loader:
+        """Return the loader of the training batches."""
+
+    def val_dataloader(self) -> Iterable[Any]:
+        """Return the loader of the validation batches."""
+
+
+class Measured(NamedTuple):
+    """What validation measured of a batch.
+
+    Args:
+        sums: values by name, summed over the images
+        num_samples: number of images that count; the loop divides by it, summed over batches and processes
+        outputs: tensors that callbacks look at, by name
+    """
+
+    sums: dict[str, Tensor]
+    num_samples: int
+    outputs: dict[str, Tensor]
+
+
+class Task(nn.Module):
+    """Base class of what the training loop trains; supervised or not, all trainings differ in this only.
+
+    `forward` is `loss` in training and `measure` in eval mode, so that one call passes through whatever
+    Fabric wraps around the task.
+
+    Args:
+        model: What is trained; its weights are saved under the prefix `model.`
+        optimizer: optimizer; default `OptimizerConfig()`
+        schedule: course of the learning rate; default `ScheduleConfig()`
+
+    Attributes:
+        rank: Index of this process, set by the loop.
+        network: Computes what the loss is made of; the model itself, or the model compiled.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.schedule_config = schedule or ScheduleConfig()
+        self.rank = 0
+        # in a tuple, where neither checkpoints nor averages of weights look for modules
+        self._network: tuple[nn.Module] = (model,)
+
+    @property
+    def network(self) -> Callable[..., Any]:
+        """What computes the loss's inputs."""
+        return self._network[0]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]] | Measured:
+        """Compute the loss of a batch, or in eval mode measure it."""
+        return self.loss(batch) if self.training else self.measure(batch)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the loss of a batch, and more values to log for this step, by name."""
+        raise NotImplementedError
+
+    def measure(self, batch: Batch) -> Measured:
+        """Measure a batch for validation."""
+        raise NotImplementedError
+
+    def compile_network(self) -> None:
+        """Compile the network at its first batch: as a whole, or block by block if that fails."""
+        self._network = (CompiledNetwork(self._network[0]),)
+
+    def start(self, rank: int) -> None:
+        """Note the process's rank; called once, after the task was put on its device."""
+        self.rank = rank
+
+    def before_step(self, optimizer: Optimizer, step: int) -> None:
+        """Change gradients or the optimizer's settings before a step, and before clipping.
+
+        Args:
+            optimizer: the optimizer
+            step: index of the step, from 0
+        """
+
+    def after_step(self, taken: bool) -> None:
+        """React to an optimizer step.
+
+        Args:
+            taken: False if the step was left out because the loss or gradients were not finite
+        """
+
+    def make_optimizer(self, *, scaled: bool = False) -> Optimizer:
+        """Build the optimizer; see `vit_pytorch.training.optim.make_optimizer`."""
+        return make_optimizer(self.model, self.optimizer_config, scaled=scaled)
+
+    def make_schedule(self, *, total: int, epochs: int) -> WarmupCosine:
+        """Build the course of the learning rate.
+
+        Args:
+            total: steps of the whole training
+            epochs: its epochs
+        """
+        return WarmupCosine(
+            lr=self.optimizer_config.lr,
+            min_lr=self.schedule_config.min_lr,
+            warmup=round(total * self.schedule_config.warmup_epochs / epochs),
+            total=total,
+        )
+
+
+class CompiledNetwork(nn.Module):
+    """A module that is compiled; if its first batch fails, the entries of its module lists are.
+
+    Args:
+        network: what is compiled; the object is kept, and what learns is in it
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.eager = network
+        self.compiled: Any = torch.compile(network)
+        self.tried = False
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Compute what the network computes."""
+        if self.tried:
+            return self.compiled(*arguments, **options)
+        self.tried = True
+        state = get_random_state()
+        try:
+            return self.compiled(*arguments, **options)
+        except Exception as error:
+            set_random_state(state)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            logger.warning("the model cannot be compiled as a whole, its blocks are: %s", reason)
+        self.compiled = self.eager
+        for module in self.eager.modules():
+            if isinstance(module, nn.ModuleList):
+                for block in module:
+                    block.compile()
+        return self.eager(*arguments, **options)
+
+
+class Classifier(Task):
+    """Supervised training of a model that maps images to logits.
+
+    Validation measures `val/loss`, `val/accuracy` and, with more than five classes, `val/accuracy_top5`.
+    `val/objective` is the loss with the label smoothing of the training, by which weights of different epochs
+    compare better: the plain loss of a model that was taught to be unsure grows while it still improves.
+    A trained classifier is measured by :func:`~vit_pytorch.training.evaluation.evaluate`.
+
+    Args:
+        model: maps images to logits; its `num_classes` is the number of logits
+        optimizer: optimizer
+        schedule: course of the learning rate
+        label_smoothing: share of each target's probability that is spread over all classes, in [0, 1);
+            `val/loss` is without it; default 0.0
+
+    Raises:
+        ValueError: if the model has fewer than two classes, or `label_smoothing` is out of range
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(model, optimizer=optimizer, schedule=schedule)
+        num_classes = model.num_classes
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, the model has {num_classes}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the cross entropy of a batch of images and targets."""
+        check_targets(batch.targets, self.num_classes)
+        return self.cross_entropy(self.network(batch.images), batch.targets), {}
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the smoothed cross entropy, in at least single precision."""
+        logits = at_least_single(logits)
+        if targets.is_floating_point():
+            targets = targets.to(logits)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=self.label_smoothing)
+
+    def measure(self, batch: Batch) -> Measured:
+        """Measure a batch of images and labels for validation."""
+        labels = batch.targets
+        counted = check_targets(labels, self.num_classes)
+        logits = at_least_single(self.model(batch.images))
+        sums = {
+            name: F.cross_entropy(
+                logits, labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+            )
+            for name, smoothing in (("val/loss", 0.0), ("val/objective", self.label_smoothing))
+        }
+        # labels that are ignored equal no prediction
+        found = logits.topk(min(5, self.num_classes), dim=1).indices == labels[:, None]
+        sums["val/accuracy"] = found[:, 0].sum()
+        if self.num_classes > 5:
+            sums["val/accuracy_top5"] = found.sum()
+        return Measured(sums, counted, {})
+
+
+def at_least_single(logits: Tensor) -> Tensor:
+    """Return a tensor in single precision, if it is in half; sums of losses need more than 8 bits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def check_targets(targets: Tensor, num_classes: int) -> int:
+    """Check a batch's targets: labels, of which -100 is ignored, or probabilities.
+
+    Returns:
+        How many of them count.
+
+    Raises:
+        ValueError: If a label is out of range, all labels are ignored, or probabilities have the wrong shape.
+    """
+    shape = tuple(targets.shape)
+    if targets.is_floating_point():
+        if len(shape) != 2 or shape[1] != num_classes:
+            raise ValueError(f"targets as probabilities have the shape (batch, {num_classes}), got {shape}")
+        return shape[0]
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"labels have the shape (batch,) with at least one of them, got {shape}")
+    counts = targets != IGNORED
+    ends = targets.where(counts, 0).aminmax()
+    # one transfer for the three numbers
+    low, high, counted = torch.stack([ends.min, ends.max, counts.sum()]).tolist()
+    if not counted:
+        raise ValueError(
+            f"at least one label of a batch must count, but all {shape[0]} are {IGNORED} (ignored)"
+        )
+    if low < 0 or high >= num_classes:
+        outside = low if low < 0 else high
+        raise ValueError(f"labels must be in 0..{num_classes - 1} or {IGNORED} (ignored), got {outside}")
+    return counted

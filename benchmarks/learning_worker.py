@@ -82,8 +82,7 @@ class Taught:
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            if hasattr(model, "update_moving_average"):
-                model.update_moving_average()
+            vars(type(model)).get("update_moving_average", lambda _: None)(model)
         model.eval()
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.pretrained.conftest import Payload
-from vit_pytorch.weights import read_weights, unwrap
+from vit_pytorch.pretrained.files import read_weights, unwrap
 
 STATE = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.ones(20)}
 

@@ -14,7 +14,8 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
-from vit_pytorch.weights import read_weights, unwrap, verify_hub_checksum
+from vit_pytorch.pretrained.files import read_weights, unwrap
+from vit_pytorch.weights import verify_hub_checksum
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 

@@ -133,7 +133,7 @@ def _explain(
     model = on_device(saved)
     device = next(model.parameters()).device
     stems: set[str] = set()
-    for path, image in load_images(paths, channels=prep.channels):
+    for path, image in load_images(paths, channels=prep.channels, window=prep.window):
         shown = explain_image(
             model, transform(image).to(device), name=path.name, picture=at_full_size(image, prep), top=top
         )

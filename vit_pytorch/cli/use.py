@@ -20,6 +20,7 @@ from vit_pytorch.training.data import (
     BadImageError,
     ImageDataset,
     ImageLoader,
+    ImageRecord,
     Preprocessing,
     Splits,
     eval_transform,
@@ -27,8 +28,11 @@ from vit_pytorch.training.data import (
     load_images,
     open_data,
     read_parts,
+    read_record,
 )
 from vit_pytorch.training.data.loader import OnBad
+from vit_pytorch.training.data.record import RECORD
+from vit_pytorch.training.data.sources import Changed
 from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
@@ -57,6 +61,7 @@ def print_evaluation(
     batch_size: int = 64,
     workers: int = 0,
     on_bad: OnBad = "stop",
+    changed: Changed = "stop",
     probe: Probe | None = None,
     neighbours: int = 20,
     as_json: bool = False,
@@ -70,6 +75,8 @@ def print_evaluation(
         batch_size: Images that are classified at once.
         workers: Processes that load images.
         on_bad: Whether an image that cannot be decoded stops the command or is skipped.
+        changed: Whether a run's data that are not those it began with stop the command, or the images that
+            are the same are measured, in the splits that they were in.
         probe: Measure features instead of the classifier, which need not be there: `knn` lets the nearest
             training images vote, `linear` fits a logistic regression to the training images.
         neighbours: How many images vote.
@@ -92,10 +99,10 @@ def print_evaluation(
         )
 
     if probe is not None:
-        _print_probe(run, data, split, load, probe, neighbours, as_json)
+        _print_probe(run, data, split, load, probe, neighbours, as_json, changed)
         return
     saved = load_classifier(run)
-    splits = _open(_data_config(Path(run), data))
+    splits = _open(_data_config(Path(run), data), _record(run, data), changed)
     _check_classes(saved.classes, splits.classes)
     present = {name: images for name in SPLITS if (images := getattr(splits, name)) is not None}
     if split != "all" and split not in present:
@@ -114,13 +121,20 @@ def print_evaluation(
 
 
 def _print_probe(
-    run: str, data: str | None, split: str, load: Load, probe: Probe, neighbours: int, as_json: bool
+    run: str,
+    data: str | None,
+    split: str,
+    load: Load,
+    probe: Probe,
+    neighbours: int,
+    as_json: bool,
+    changed: Changed,
 ) -> None:
     """Measure the features of a model; see `print_evaluation`."""
     if split not in ("test", "val"):
         raise ValueError(f"a probe knows the train split; it is asked val or test, got {split}")
     model = load_model(run)
-    splits = _open(_data_config(Path(run), data))
+    splits = _open(_data_config(Path(run), data), _record(run, data), changed)
     asked = splits.test if split == "test" else splits.val
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
@@ -194,7 +208,8 @@ def _predict(
 ) -> Iterator[dict[str, Any]]:
     model, transform = on_device(saved), eval_transform(saved.preprocessing)
     device = next(model.parameters()).device
-    found = load_images(paths, channels=saved.preprocessing.channels, on_bad=on_bad)
+    prep = saved.preprocessing
+    found = load_images(paths, channels=prep.channels, on_bad=on_bad, window=prep.window)
     while batch := list(islice(found, batch_size)):
         prepared = [transform(image) for _, image in batch]
         images = move(collate(prepared, saved.preprocessing), device)
@@ -295,12 +310,20 @@ def _data_config(run: Path, source: str | None) -> DataConfig:
     return DataConfig(**opened, split_seed=seed)
 
 
-def _open(config: DataConfig) -> Splits:
+def _record(run: str, source: str | None) -> ImageRecord | None:
+    """The images that a run began with, for its own data; None for other data and runs without a record."""
+    file = Path(run) / RECORD
+    return read_record(file) if source is None and file.exists() else None
+
+
+def _open(config: DataConfig, record: ImageRecord | None, changed: Changed) -> Splits:
     return open_data(
         config.source,
         seed=config.split_seed or 0,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
+        record=record,
+        changed=changed,
     )
 
 

@@ -42,6 +42,11 @@ class DataConfig:
         split_seed: Chooses the images that are held out; the run's seed if left out.
         worker_timeout: Seconds that a batch may take before its worker counts as hanging.
         on_bad: Whether an image that cannot be decoded stops the run or is skipped and counted.
+        changed: Whether a run whose images are not those it began with is not resumed, or goes on with those
+            that are the same, in the splits that they were in.
+        window: Values of an image's file that become black and white, low and high, for images of more than
+            8 bits that use a part of their range; `auto` for those of the training images; the whole range if
+            left out.
     """
 
     source: str = "digits"
@@ -58,6 +63,8 @@ class DataConfig:
     split_seed: int | None = None
     worker_timeout: float = 120.0
     on_bad: Literal["stop", "skip"] = "stop"
+    changed: Literal["stop", "keep"] = "stop"
+    window: tuple[float, float] | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.loggers import Logger
 
@@ -23,7 +24,17 @@ from vit_pytorch.registry import find_entry
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, write_config
-from vit_pytorch.training.data import ImageData, Preprocessing, Splits, open_data
+from vit_pytorch.training.data import (
+    ImageData,
+    ImageRecord,
+    Preprocessing,
+    Splits,
+    find_duplicates,
+    open_data,
+    read_record,
+    record_images,
+)
+from vit_pytorch.training.data.record import RECORD
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.evaluation import Evaluation, evaluate
@@ -104,7 +115,7 @@ def prepare(
     if is_first_process():
         engine = f"torch {torch.__version__}, {fabric.device.type} x {config.processes}, {config.precision}"
         print(f"vit    {vit_pytorch.__version__}, {engine}; reading {config.data.source}", flush=True)
-    splits = open_splits(config)
+    splits = open_splits(config, _recorded(config, folder) if checkpoint is not None else None)
     seed_everything(config.seed, verbose=False)
     return fabric, checkpoint, splits
 
@@ -138,6 +149,11 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
     if not fabric.is_global_zero:
         return
     write_config(config, folder / CONFIG)
+    if not (folder / CHECKPOINTS).exists():
+        record = record_images(splits, config.data.source)
+        record.write(folder / RECORD)
+        if twins := str(find_duplicates(record)):
+            print(f"data   {twins}")
     sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
     if splits.test is not None:
         sizes += f", {len(splits.test)} to test"
@@ -237,13 +253,34 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     print(f"all of it is in {folder}")
 
 
-def open_splits(config: RunConfig) -> Splits:
-    """Open a configuration's data."""
+def _recorded(config: RunConfig, folder: Path) -> ImageRecord | None:
+    """Read what images a run began with, which decides its splits.
+
+    Raises:
+        ValueError: if the configuration asks for other splits
+    """
+    if not (folder / RECORD).exists():
+        print(f"data   {folder} has no {RECORD}: whether its images have changed is not known", flush=True)
+        return None
+    saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    for name in ("val_fraction", "test_fraction", "split_seed"):
+        if saved["data"][name] != getattr(config.data, name):
+            raise ValueError(
+                f"data.{name} was {saved['data'][name]} when the run began, got "
+                f"{getattr(config.data, name)}: a run that is resumed keeps its splits"
+            )
+    return read_record(folder / RECORD)
+
+
+def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
+    """Open a configuration's data, in the splits that a run has recorded."""
     return open_data(
         config.data.source,
         seed=config.split_seed,
         val_fraction=config.data.val_fraction,
         test_fraction=config.data.test_fraction,
+        record=record,
+        changed=config.data.changed,
     )
 
 
@@ -323,6 +360,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         seed=config.seed,
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
+        window=data.window,
     )
 
 

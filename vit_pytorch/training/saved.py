@@ -42,6 +42,7 @@ def note_preprocessing(model: VisionModel, prep: Preprocessing) -> None:
         crop_pct=prep.crop_pct,
         max_tokens=prep.max_tokens,
         patch_size=prep.patch_size,
+        window=prep.window,
     )
     if prep.frames is not None:
         model.default_cfg.update(video=asdict(prep.video), volume=asdict(prep.volume))
@@ -101,6 +102,7 @@ def preprocessing_for(model: VisionModel) -> Preprocessing:
         patch_size=tuple(cfg.get("patch_size", Preprocessing.patch_size)),
         frames=frames[0] if frames else None,
         video=VideoConfig(**cfg.get("video", {})),
+        window=_whole(cfg.get("window")),
         volume=VolumeConfig(**{key: _whole(value) for key, value in cfg.get("volume", {}).items()}),
     )
 

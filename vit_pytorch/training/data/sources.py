@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -20,6 +21,7 @@ from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.record import ImageRecord, restore_splits
 from vit_pytorch.training.data.shards import ShardImages, read_shards
 
+Changed = Literal["stop", "keep"]
 FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
 
 
@@ -30,6 +32,7 @@ def open_data(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     record: ImageRecord | None = None,
+    changed: Changed = "keep",
 ) -> Splits:
     """Open a dataset that is named by one string.
 
@@ -53,8 +56,9 @@ def open_data(
         seed: Chooses the images of splits made here, and nothing else.
         val_fraction: Part of each class that is held out for validation.
         test_fraction: Part of each class that is held out as the test split; 0 for none.
-        record: What a run has recorded of its images: the splits are those of the run, and how the data have
-            changed since is said in a warning.
+        record: What a run has recorded of its images: the splits are those of the run.
+        changed: Whether data that have changed since they were recorded are an error; or a warning names what
+            has changed, and images that are not the recorded ones are in no split.
 
     Returns:
         The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
@@ -62,7 +66,7 @@ def open_data(
 
     Raises:
         ValueError: The data is not what the form promises; the message names the file or class. Or images of
-            the record are gone, so that a split has none left.
+            the record are gone, so that a split has none left; or they have changed, and `changed` is `stop`.
         FileNotFoundError: The folder does not exist.
     """
     kind, separator, rest = spec.partition(":")
@@ -102,6 +106,12 @@ def open_data(
         splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     else:
         splits, changes = restore_splits(parts, classes, record)
+        if changes and changed == "stop":
+            raise ValueError(
+                f"{spec} has changed since its images were recorded: {changes}; to go on with those that are "
+                "the same, in the splits of the run, pass `keep` (vit train --data.changed keep, "
+                "vit evaluate --changed keep)"
+            )
         if changes:
             warnings.warn(f"{spec} has changed since its images were recorded: {changes}", stacklevel=2)
     for split in (splits.train, splits.val, splits.test):

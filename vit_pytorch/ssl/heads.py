@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from vit_pytorch.layers.init import init_linears
 
 
 class NormedLinear(nn.Module):
@@ -64,6 +67,7 @@ class ProjectionHead(nn.Module):
             if len(self.mlp):
                 self.mlp.extend([*([nn.BatchNorm1d(before)] if use_bn else []), nn.GELU()])
             self.mlp.append(nn.Linear(before, after))
+        init_linears(self.mlp, partial(nn.init.trunc_normal_, std=0.02))
         self.last_layer = NormedLinear(bottleneck_dim, out_dim, learn_gain=not norm_last_layer)
 
     def forward(self, x: Float[Tensor, "n d"], *, freeze_last_layer: bool = False) -> Float[Tensor, "n k"]:

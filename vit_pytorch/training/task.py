@@ -92,7 +92,6 @@ class Task(nn.Module):
 
     Attributes:
         rank: Index of this process, set by the loop.
-        network: Computes what the loss is made of; the model itself, or the model compiled.
     """
 
     model: nn.Module

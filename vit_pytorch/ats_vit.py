@@ -191,7 +191,7 @@ class ATSViT(IsotropicModel):
         return self.forward_head(tokens), (ids[:, 1:] - 1).clamp(min=-1)
 
     # Only by the class token: the other slots may be empty.
-    _change_pool = VisionModel._change_pool
+    change_pool = VisionModel.change_pool
 
 
 class SamplingBlock(Block):

@@ -298,7 +298,7 @@ class VisionModel(
             ValueError: if the model cannot pool so.
         """
         if global_pool is not None and TIMM_POOL.get(global_pool, global_pool) != self.pool:
-            self._change_pool(global_pool)
+            self.change_pool(global_pool)
         self.head = self.make_head(num_classes)
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
@@ -307,7 +307,12 @@ class VisionModel(
         """Build a new classifier; the identity for no classes."""
         return make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()))
 
-    def _change_pool(self, global_pool: str) -> None:
+    def change_pool(self, global_pool: str) -> None:
+        """Pool in another way, in architectures that have several (see `reset_classifier`).
+
+        Raises:
+            ValueError: if the model cannot pool so.
+        """
         raise ValueError(
             f"{type(self).__name__} pools by {self.pool!r} only; pooling cannot be {global_pool!r}"
         )

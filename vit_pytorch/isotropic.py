@@ -153,7 +153,7 @@ class IsotropicModel(VisionModel):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 
-    def _change_pool(self, global_pool: str) -> None:
+    def change_pool(self, global_pool: str) -> None:
         """Pool by the class token or by the mean from now on."""
         pool = TIMM_POOL.get(global_pool, global_pool)
         if self.num_encoder_prefix_tokens == 0 and self.num_prefix_tokens:

@@ -134,7 +134,7 @@ class MemoryViT(VisionModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the task's classifier by a new one; the only pooling is "cls" (timm's "token")."""
         if global_pool not in (None, "cls", "token"):
-            self._change_pool(global_pool)
+            self.change_pool(global_pool)
         task = self.adapter.task
         task.head = make_classifier(self.num_features, num_classes, like=task.memories)
         self.adapter.config["num_classes"] = num_classes

@@ -263,7 +263,7 @@ class ViViT(MaskedFrames, IsotropicModel):
         groups["blocks"] = [groups["blocks"][0], between, *groups["blocks"][1:]]
         return groups
 
-    def _change_pool(self, global_pool: str) -> None:
+    def change_pool(self, global_pool: str) -> None:
         """Refuse another pooling: with it, the model would have other tokens."""
         raise ValueError(f"ViViT's pooling is chosen at construction: {self.pool!r}, not {global_pool!r}")
 

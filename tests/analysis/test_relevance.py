@@ -15,6 +15,7 @@ from vit_pytorch.analysis import (
     relevance_of_maps,
 )
 from vit_pytorch.base import VisionModel
+from vit_pytorch.layers.positions import Learned
 
 
 class SlowViT:
@@ -122,6 +123,8 @@ def learn_colours(pool: str) -> VisionModel:
         mlp_dim=48,
         dim_head=12,
         pool=pool,
+        # what a patch shows decides, and not where it is
+        positions=Learned(std=0.02),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)

@@ -166,6 +166,9 @@ def _check_adapted(
     assert relative_error(outputs, want) > 1e-2
     with adapted.disable_adapter():
         assert relative_error(adapted(images), want) < 1e-5
+    # In double precision: random adapters may amplify what rounding makes of merging.
+    adapted, images = adapted.double(), images.double()
+    outputs = adapted(images)
     assert relative_error(adapted.merge_and_unload()(images), outputs) < 1e-5
 
 

@@ -169,7 +169,8 @@ class CvT(HierarchicalModel):
                 )
                 for index in range(depths[i])
             ]
-            prefix = PrefixTokens(dim, class_token=variant.class_token[i])
+            # As small as what the linear layers, which start at 0.02, add to it.
+            prefix = PrefixTokens(dim, class_token=variant.class_token[i], std=0.02)
             self.stages.append(ConvStage(embed, blocks, prefix=prefix, dropout=dropout))
         self.norm = norm(dims[-1])
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))

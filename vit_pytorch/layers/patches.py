@@ -19,7 +19,7 @@ from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
-from vit_pytorch.layers.init import init_embeddings
+from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
 from vit_pytorch.layers.options import Option
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -223,17 +223,24 @@ class PrefixTokens(nn.Module):
         class_token: have a class token (ViT, section 3.1).
         distillation_token: have a distillation token (Touvron et al. 2020, arXiv:2012.12877).
         registers: number of register tokens (Darcet et al. 2023, arXiv:2309.16588).
+        std: standard deviation at the start.
     """
 
     def __init__(
-        self, dim: int, *, class_token: bool = True, distillation_token: bool = False, registers: int = 0
+        self,
+        dim: int,
+        *,
+        class_token: bool = True,
+        distillation_token: bool = False,
+        registers: int = 0,
+        std: float = EMBEDDING_STD,
     ) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
         self.registers = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.count = sum(token.shape[1] for token in self.parameters())
-        init_embeddings(*self.parameters())
+        init_embeddings(*self.parameters(), std=std)
 
     def __len__(self) -> int:
         """Return the number of prefix tokens."""

@@ -72,7 +72,7 @@ def _window(
     square = side % 2 == 1 and side**2 == rows
     own = rows == prod(2 * extent - 1 for extent in wanted)
     if own and not is_certain(wanted):
-        raise ask_for("offsets", prod(wanted), wanted)
+        raise ask_for("offsets", rows, wanted, shape="window")
     if own:
         return wanted
     if square and len(wanted) == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -77,15 +77,24 @@ def is_certain(extents: Sequence[int]) -> bool:
     return len(extents) == 1 or extents[-1] == extents[-2]
 
 
-def ask_for(what: str, cells: int, extents: Sequence[int]) -> ValueError:
-    """Return the error for a table whose extents nothing names."""
-    others = [(cells // side, side) for side in range(1, cells + 1) if cells % side == 0]
-    other = min(
-        (e for e in others if e != tuple(extents)), key=lambda e: abs(e[0] - e[1]), default=(1, cells)
-    )
+def ask_for(
+    what: str, rows: int, extents: Sequence[int], *, shape: Literal["grid", "window"] = "grid"
+) -> ValueError:
+    """Return the error for a table whose extents nothing names: so many rows may be those of other extents.
+
+    Args:
+        what: what a row is for.
+        rows: those of the table.
+        extents: the model's.
+        shape: what the extents are of: a grid has a row a cell, a window 2 n - 1 offsets along n cells.
+    """
+    others = [(rows // side, side) for side in range(1, rows + 1) if rows % side == 0]
+    if shape == "window":
+        others = [((y + 1) // 2, (x + 1) // 2) for y, x in others]
+    other = min((e for e in others if e != tuple(extents)), key=lambda e: abs(e[0] - e[1]), default=(1, rows))
     return ValueError(
-        f"{cells} {what} may belong to a grid of {tuple(extents)} or of {other}; pass the checkpoint's grid "
-        "to load_pretrained ('model' for the model's own), or a folder with its configuration"
+        f"{rows} {what} may belong to a {shape} of {tuple(extents)} or of {other}; pass the checkpoint's "
+        "grid to load_pretrained ('model' for the model's own), or a folder with its configuration"
     )
 
 

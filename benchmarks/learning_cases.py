@@ -46,6 +46,13 @@ PLAIN: Arguments = {
 }
 DROP: Arguments = {"dropout": 0.1, "emb_dropout": 0.1}
 VIT: Arguments = {**PLAIN, **DROP}
+# around an encoder of another library
+EXTERNAL: Arguments = {name: PLAIN[name] for name in ("dim", "image_size", "patch_size", "num_classes")}
+SIGNAL: Arguments = {
+    **{name: VIT[name] for name in VIT if name != "image_size"},
+    "seq_len": 64,
+    "channels": 1,
+}
 VIDEO: Arguments = {
     "image_size": 24,
     "frames": 8,
@@ -314,13 +321,13 @@ CASES: Mapping[str, LearningCase] = {
     "Nystromformer": LearningCase(
         "efficient",
         "ViT",
-        {"dim": 64, "image_size": 24, "patch_size": 4, "num_classes": 10},
+        EXTERNAL,
         wrapper="nystrom",
     ),
     "x-transformers": LearningCase(
         "efficient",
         "ViT",
-        {"dim": 64, "image_size": 24, "patch_size": 4, "num_classes": 10},
+        EXTERNAL,
         wrapper="x-transformers",
     ),
     # The public LocalViT raises for images that are not 1 x 1 patch; its plain ViT stands there.
@@ -359,35 +366,5 @@ CASES: Mapping[str, LearningCase] = {
     ),
     "U-ViT": LearningCase("simple_uvit", "SimpleUViT", PLAIN, ours=("uvit", "UViT", PLAIN)),
     "nViT": LearningCase("normalized_vit", "nViT", PLAIN, ours=("normalized_vit", "NormalizedViT", PLAIN)),
-    "1-D ViT": LearningCase(
-        "vit_1d",
-        "ViT",
-        {
-            **DROP,
-            "seq_len": 64,
-            "patch_size": 4,
-            "num_classes": 10,
-            "dim": 64,
-            "depth": 3,
-            "heads": 2,
-            "mlp_dim": 128,
-            "channels": 1,
-        },
-        kind="sequence",
-        ours=(
-            "vit_1d",
-            "ViT1D",
-            {
-                **DROP,
-                "seq_len": 64,
-                "patch_size": 4,
-                "num_classes": 10,
-                "dim": 64,
-                "depth": 3,
-                "heads": 2,
-                "mlp_dim": 128,
-                "channels": 1,
-            },
-        ),
-    ),
+    "1-D ViT": LearningCase("vit_1d", "ViT", SIGNAL, kind="sequence", ours=("vit_1d", "ViT1D", SIGNAL)),
 }

@@ -31,7 +31,7 @@ from vit_pytorch.training.data import (
     read_record,
 )
 from vit_pytorch.training.data.loader import OnBad
-from vit_pytorch.training.data.record import RECORD
+from vit_pytorch.training.data.record import RECORD, SPLITS
 from vit_pytorch.training.data.sources import Changed
 from vit_pytorch.training.data.transforms import collate, move
 from vit_pytorch.training.evaluation import Evaluation
@@ -40,7 +40,6 @@ from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
 
-SPLITS = ("train", "val", "test")
 Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 

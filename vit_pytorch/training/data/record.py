@@ -163,7 +163,16 @@ def compare(record: ImageRecord, found: Iterable[RecordedImage], *, by_split: bo
         found: Images at hand, of a record of the same extent.
         by_split: Whether to compare splits, too.
     """
-    pairs, removed, added = _pair(record.images, found)
+    return _changes(*_pair(record.images, found), by_split=by_split)
+
+
+Pairs = list[tuple[RecordedImage, RecordedImage]]
+
+
+def _changes(
+    pairs: Pairs, removed: Sequence[RecordedImage], added: Sequence[RecordedImage], *, by_split: bool
+) -> Changes:
+    """Describe the differences between paired images, and what has no pair."""
     return Changes(
         added=tuple(image.name for image in added),
         removed=tuple(image.name for image in removed),
@@ -174,9 +183,6 @@ def compare(record: ImageRecord, found: Iterable[RecordedImage], *, by_split: bo
         ),
         resplit=tuple(new.name for old, new in pairs if by_split and old.split != new.split),
     )
-
-
-Pairs = list[tuple[RecordedImage, RecordedImage]]
 
 
 def _pair(
@@ -233,7 +239,8 @@ def restore_splits(
             f"the data must have the record's classes, {_few(record.classes)}; got {_few(classes)}"
         )
     found = list(_fingerprints(parts, classes, record.extent))
-    changes = compare(record, found, by_split=False)
+    pairs, removed, added = _pair(record.images, found)
+    changes = _changes(pairs, removed, added, by_split=False)
     where = {
         image.name: (part, index)
         for part in parts
@@ -241,7 +248,7 @@ def restore_splits(
     }
     same = {
         old.name: where[new.name]
-        for old, new in _pair(record.images, found)[0]
+        for old, new in pairs
         if (old.label, old.content) == (new.label, new.content)
     }
     chosen: dict[str, ImageDataset] = {}

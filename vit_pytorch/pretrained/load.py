@@ -22,7 +22,7 @@ from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for
 from vit_pytorch.registry import entries
-from vit_pytorch.weights import load_weights, state_dict_diff
+from vit_pytorch.weights import load_weights, name_few, state_dict_diff
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +135,9 @@ def announce(model: nn.Module, report: LoadReport, *, warn: bool = True) -> None
     logger.info("%s", report)
     model.load_report = report  # type: ignore[assignment]
     if report.kept and warn:
-        few = ", ".join(report.kept[:4]) + (
-            f" and {len(report.kept) - 4} more" if len(report.kept) > 4 else ""
-        )
         warnings.warn(
-            f"{type(model).__name__}: {few} are not from {report.source} and have their initial values; "
-            "train them before the model is used",
+            f"{type(model).__name__}: {name_few(report.kept)} are not from {report.source} and have their "
+            "initial values; train them before the model is used",
             stacklevel=3,
         )
 

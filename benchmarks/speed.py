@@ -61,7 +61,8 @@ def main() -> None:
         "cases", nargs="*", metavar="MODEL", help=f"any of {', '.join(CASES)}; all by default"
     )
     parser.add_argument("--public", type=Path, help="folder with the public vit-pytorch package")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--sets", type=int, default=3, help="times that all processes start afresh")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each set")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--modes", nargs="+", default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -111,31 +112,33 @@ def print_summary(rows: list[dict[str, Any]]) -> None:
 def measure(args: argparse.Namespace, model: str, libraries: list[str], cell: Cell) -> dict[str, Any]:
     """Time one cell in fresh processes, a step of each library in turn.
 
-    A round's ratio compares neighbours in time, so that a machine's slow moments hit both; the median
-    over rounds is reported.
+    A round's ratio compares neighbours in time, so that a machine's slow moments hit both. Where a process's
+    memory lies decides over some percent of its time, for as long as it lives, so that several sets of
+    processes are measured. The median over all rounds is reported.
     """
-    workers = {
-        name: Worker(
-            HERE / "worker.py",
-            model,
-            name,
-            str(args.threads),
-            path=args.public if name == PUBLIC else HERE.parent,
-        )
-        for name in libraries
-    }
     request = {**asdict(cell), "warmup": 3, "steps": 2 if cell.batch > 1 else 5}
     times: dict[str, list[float]] = {name: [] for name in libraries}
     answers: dict[str, dict[str, Any]] = {}
-    for worker in workers.values():
-        worker.ask(**{**request, "steps": 1})
-    for turn in range(args.rounds):
-        order = libraries if turn % 2 == 0 else libraries[::-1]
-        for name in order:
-            answers[name] = workers[name].ask(**request)
-            times[name].append(min(answers[name]["seconds"]))
-    for worker in workers.values():
-        worker.close()
+    for _ in range(args.sets):
+        workers = {
+            name: Worker(
+                HERE / "worker.py",
+                model,
+                name,
+                str(args.threads),
+                path=args.public if name == PUBLIC else HERE.parent,
+            )
+            for name in libraries
+        }
+        for worker in workers.values():
+            worker.ask(**{**request, "steps": 1})
+        for turn in range(args.rounds):
+            order = libraries if turn % 2 == 0 else libraries[::-1]
+            for name in order:
+                answers[name] = workers[name].ask(**request)
+                times[name].append(min(answers[name]["seconds"]))
+        for worker in workers.values():
+            worker.close()
     ratio = {
         name: median(theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True))
         for name in libraries

@@ -82,12 +82,12 @@ class ATSViT(IsotropicModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels)
-        if len(max_tokens_per_depth) != depth or min(max_tokens_per_depth, default=1) < 1:
+        if len(max_tokens_per_depth) != depth:
             raise ValueError(
-                f"max_tokens_per_depth must be one number, at least 1, for each of {depth} blocks, "
+                f"max_tokens_per_depth must be one number for each of {depth} blocks, "
                 f"got {tuple(max_tokens_per_depth)}"
             )
-        if any(not 0 <= layer < depth for layer in ats_layers or ()):
+        if max(ats_layers or [0]) >= depth:
             raise ValueError(f"ats_layers must be in [0, {depth - 1}], got {tuple(ats_layers or ())}")
         self.max_tokens = tuple(max_tokens_per_depth)
         self.ats_layers = None if ats_layers is None else tuple(ats_layers)

@@ -1,8 +1,8 @@
 """What every model promises: checked input, features and head, a configuration, saving and loading.
 
 Arguments mean the same in all models and in the parts of which they consist, whose docstrings describe what
-is their own. Constructors raise `ValueError` if sizes do not divide, an option is unknown, or options
-contradict each other.
+is their own. Constructors raise `ValueError` if a number is of another type or outside its range
+(`layers.arguments`), sizes do not divide, an option is unknown, or options contradict each other.
 
 Args:
     image_size: the largest input, one number or (height, width) in pixels; the largest frame of a video.
@@ -65,7 +65,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx import Proxy
+from typing_extensions import Self
 
+from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
@@ -124,14 +126,16 @@ class VisionModel(
     default_cfg: dict[str, Any]
     load_report: Any = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
+        if not hasattr(cls.__init__, "__wrapped__"):
+            check_arguments(cls.__init__, *args, **kwargs)
+        return super().__new__(cls, *args, **kwargs)
+
     def __init__(
         self, *, num_classes: int, num_features: int, channels: int, image_size: tuple[int, ...]
     ) -> None:
         super().__init__()
-        if num_classes < 0 or channels < 1:
-            raise ValueError(
-                f"num_classes must be at least 0 and channels 1, got {num_classes} and {channels}"
-            )
         self.register_load_state_dict_pre_hook(upgrade_on_load)  # type: ignore[no-untyped-call]
         # A name for what enters the classifier, which wrappers ask for.
         self.to_latent = nn.Identity()

@@ -220,6 +220,8 @@ class ConvTokenizer(nn.Module):
             CONV[rank](before, after, conv.kernel, conv.stride, conv.padding, bias=False)
             for before, after in pairwise(widths)
         )
+        if any(2 * padding > kernel for padding, kernel in zip(pool.padding, pool.kernel, strict=True)):
+            raise ValueError(f"pooling_padding must be at most half of pooling_kernel_size, got {pool}")
         self.pool = MAX_POOL[rank](pool.kernel, pool.stride, pool.padding)
         for weight in self.convs.parameters():
             nn.init.kaiming_normal_(weight)
@@ -273,10 +275,8 @@ def conv_grid(size: tuple[int, ...], layers: int, conv: Window, pool: Window) ->
     """Return the grid of tokens that a tokenizer leaves of an array of at most `size`.
 
     Raises:
-        ValueError: if there is no convolution, or no token is left.
+        ValueError: if no token is left.
     """
-    if layers < 1:
-        raise ValueError(f"n_conv_layers must be at least 1, got {layers}")
     strides = tuple((c * p) ** layers for c, p in zip(conv.stride, pool.stride, strict=True))
     return ConvGrid(size, strides, (conv, pool) * layers)
 

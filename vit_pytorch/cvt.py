@@ -64,6 +64,7 @@ class Variant(Option):
     act: str = "quickgelu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.class_token) != 3:
             raise ValueError(f"class_token must be one for each of 3 stages, got {tuple(self.class_token)}")
 

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import checks_arguments
+
 
 class DecorLinear(nn.Linear):
     """A linear layer of decorrelated input: W (R x) + b.
@@ -44,6 +46,7 @@ class DecorLinear(nn.Linear):
 
     decor: Tensor
 
+    @checks_arguments
     def __init__(
         self,
         in_features: int,
@@ -54,11 +57,6 @@ class DecorLinear(nn.Linear):
         kappa: float = 0.5,
         sample_frac: float = 1.0,
     ) -> None:
-        if not (lr > 0 and 0 <= kappa <= 1 and 0 < sample_frac <= 1):
-            raise ValueError(
-                "lr must be above 0, kappa in [0, 1] and sample_frac in (0, 1]; "
-                f"got {lr}, {kappa} and {sample_frac}"
-            )
         super().__init__(in_features, out_features, bias)
         self.lr = lr
         self.kappa = kappa

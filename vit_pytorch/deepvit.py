@@ -80,10 +80,8 @@ class DeepViT(IsotropicModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("stem", stem, ("linear", "conv"))
-        if scale_adjustment <= 0:
-            raise ValueError(f"scale_adjustment must be above 0, got {scale_adjustment}")
         reattn_layers = depth if reattn_layers is None else reattn_layers
-        if not 0 <= reattn_layers <= depth:
+        if reattn_layers > depth:
             raise ValueError(f"reattn_layers must be in [0, {depth}], got {reattn_layers}")
         norm = partial(nn.LayerNorm, eps=norm_eps)
 

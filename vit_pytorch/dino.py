@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from vit_pytorch.extractor import Extractor, find_layer
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import interpolated_positions
 from vit_pytorch.layers.wrapper import eval_mode
@@ -45,6 +46,7 @@ class DinoLoss(nn.Module):
         center_decay: how much of the old centre stays at an update.
     """
 
+    @checks_arguments
     def __init__(self, num_classes: int, *, student_temp: float = 0.1, center_decay: float = 0.9) -> None:
         super().__init__()
         self.student_temp = student_temp
@@ -175,6 +177,7 @@ class Dino(nn.Module):
 
     steps: Tensor
 
+    @checks_arguments
     def __init__(
         self,
         net: nn.Module,

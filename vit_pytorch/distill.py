@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vit_pytorch.base import VisionModel
 from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.patches import PrefixTokens
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.tokens import DistilledHead, TwoHeads, classify_pair, make_classifier
@@ -172,6 +173,7 @@ class DistillWrapper(nn.Module):
         ValueError: if a number is out of range, or the student has no classifier for the teacher.
     """
 
+    @checks_arguments
     def __init__(
         self,
         *,

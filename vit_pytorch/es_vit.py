@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.dino import Dino, DinoLoss, Layer, MakeHead, Student
 from vit_pytorch.extractor import find_layer
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.positions import interpolated_positions
 from vit_pytorch.ssl.center import Centre
 from vit_pytorch.ssl.views import join_by_size
@@ -48,6 +49,7 @@ class EsViTLoss(nn.Module):
         region_weight: weight of the regions' loss, in [0, 1]; the views' has the rest.
     """
 
+    @checks_arguments
     def __init__(
         self,
         num_classes: int,
@@ -57,8 +59,6 @@ class EsViTLoss(nn.Module):
         region_weight: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 <= region_weight <= 1:
-            raise ValueError(f"the weight of the regions is in [0, 1], got {region_weight}")
         self.region_weight = region_weight
         self.views = DinoLoss(num_classes, student_temp=student_temp, center_decay=center_decay)
         self.student_temp = student_temp

@@ -63,10 +63,6 @@ class JumboViT(IsotropicModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="jumbo")
-        if min(jumbo_pieces, jumbo_mult) < 1:
-            raise ValueError(
-                f"jumbo_pieces and jumbo_mult must be at least 1, got {jumbo_pieces} and {jumbo_mult}"
-            )
         dim_head = head_dim(dim, heads) if dim_head is None else dim_head
         size: dict[str, Any] = {"heads": heads, "dim_head": dim_head}
         jumbo_dim = jumbo_pieces * dim

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.blocks import Block, layer, set_grad_checkpointing
 from vit_pytorch.layers.init import init_embeddings
@@ -121,6 +122,7 @@ class Adapter(nn.Module):
         ValueError: if the base is not a plain ViT, or arguments are out of range.
     """
 
+    @checks_arguments
     def __init__(
         self,
         *,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.layers.options import to_json
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -153,6 +154,7 @@ def flat_options(init: Init) -> Init:
             config = {name: value for name, value in self.config.items() if name in parameters}
             changed = {name: value for name, value in upgraded.items() if name in config}
             self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}
+        check_arguments(init, *args, **upgraded)
         init(self, *args, **upgraded)
 
     return construct  # type: ignore[return-value]

@@ -74,8 +74,8 @@ class LocalViT(IsotropicModel):
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
-        if not 1 <= reduction <= mlp_dim:
-            raise ValueError(f"reduction must be at least 1 and at most mlp_dim={mlp_dim}, got {reduction}")
+        if reduction > mlp_dim:
+            raise ValueError(f"reduction must be at most mlp_dim={mlp_dim}, got {reduction}")
         gates: dict[str, Callable[[int], nn.Module] | None] = {
             "se": partial(SqueezeExcite, hidden_dim=mlp_dim // reduction, act="relu", hard=True),
             "eca": NeighbourGate,

@@ -359,14 +359,14 @@ class Infusion(nn.Module):
 def _compressed_grid(num_compressed: int | Sequence[int], grid: PatchGrid) -> tuple[int, int]:
     """Return a number of compressed tokens as (rows, columns)."""
     if isinstance(num_compressed, int):
-        side = isqrt(max(num_compressed, 0))
+        side = isqrt(num_compressed)
         if side * side != num_compressed:
             raise ValueError(
                 f"num_compressed must be the square of an integer or (rows, columns), got {num_compressed}"
             )
         num_compressed = side
     compressed = pair(num_compressed)
-    if any(not 1 <= few <= most for few, most in zip(compressed, grid.shape, strict=True)):
+    if any(few > most for few, most in zip(compressed, grid.shape, strict=True)):
         raise ValueError(
             f"compressed tokens must be 1 to {grid.shape} along each axis, got num_compressed={compressed}"
         )

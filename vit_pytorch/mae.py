@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import head_dim
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_xavier
@@ -78,6 +79,7 @@ class MAE(nn.Module):
         ValueError: where a number is out of range, or the model is no sequence of tokens.
     """
 
+    @checks_arguments
     def __init__(
         self,
         *,

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, activation, drop_path_rates, layer
 from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
@@ -199,6 +200,7 @@ class MBConv(nn.Module):
         project: project the pooled map even if its channels stay as many.
     """
 
+    @checks_arguments
     def __init__(
         self,
         dim: int,

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import Attention, BlockInputs, ExplicitAttention, FusedAttention
 from vit_pytorch.layers.blocks import Block
 from vit_pytorch.layers.init import init_linears
@@ -53,6 +54,7 @@ class MP3(nn.Module):
         ValueError: where a number is out of range, or the model is of other blocks.
     """
 
+    @checks_arguments
     def __init__(
         self, *, vit: nn.Module, masking_ratio: float = 0.75, loss_on: Literal["all", "masked"] = "all"
     ) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.ssl.masks import (
@@ -75,6 +76,7 @@ class MPP(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checks_arguments
     def __init__(
         self,
         *,
@@ -91,9 +93,9 @@ class MPP(nn.Module):
     ) -> None:
         super().__init__()
         check_ratio("mask_prob", mask_prob)
-        if min(random_patch_prob, replace_prob) < 0 or random_patch_prob + replace_prob > 1:
+        if random_patch_prob + replace_prob > 1:
             raise ValueError(
-                "random_patch_prob and replace_prob are at least 0 and together at most 1, "
+                "random_patch_prob and replace_prob must be at most 1 together, "
                 f"got {random_patch_prob} and {replace_prob}"
             )
         self.transformer = as_maskable(transformer)
@@ -103,10 +105,6 @@ class MPP(nn.Module):
         width, channels = self.transformer.num_features, self.transformer.channels
         if dim is not None and dim != width:
             raise ValueError(f"the model's width is {width}, got dim {dim}")
-        if output_channel_bits < 1:
-            raise ValueError(f"output_channel_bits is at least 1, got {output_channel_bits}")
-        if max_pixel_val <= 0:
-            raise ValueError(f"max_pixel_val must be positive, got {max_pixel_val}")
         for name, values, none in (("mean", mean, 0.0), ("std", std, 1.0)):
             values = [none] * channels if values is None else values
             if len(values) != channels:

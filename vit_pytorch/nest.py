@@ -79,8 +79,6 @@ class NesT(HierarchicalModel):
         padding: str = "same",
         norm_eps: float = 1e-6,
     ) -> None:
-        if num_hierarchies < 1:
-            raise ValueError(f"num_hierarchies must be at least 1, got {num_hierarchies}")
         levels = range(num_hierarchies)
         dims, all_heads = (
             per_stage(name, value, num_hierarchies) for name, value in (("dim", dim), ("heads", heads))

@@ -75,13 +75,8 @@ class NormalizedViT(IsotropicModel):
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
         class_token = class_token or pool == "cls"
-        scale = dim**-0.5 if base_scale is None else base_scale
-        if scale <= 0 or alpha_init <= 0 or sz_init <= 0:
-            raise ValueError(
-                f"base_scale, alpha_init and sz_init must be above 0, got {scale}, {alpha_init} and {sz_init}"
-            )
         self.sz_init = sz_init
-        self.base_scale = scale
+        self.base_scale = scale = dim**-0.5 if base_scale is None else base_scale
 
         self.patch_embed = UnitPatchEmbed(grid, channels, dim, bias=False)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
@@ -192,7 +187,7 @@ class LearnedScale(nn.Module):
         super().__init__()
         self.ratio = init / scale
         self.shape = shape
-        self.stored = nn.Parameter(torch.full((size,), scale))
+        self.stored = nn.Parameter(torch.full((size,), float(scale)))
 
     def forward(self, x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Multiply by the factors."""

@@ -67,8 +67,6 @@ class ParallelViT(IsotropicModel):
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean"))
-        if num_parallel_branches < 1:
-            raise ValueError(f"num_parallel_branches must be at least 1, got {num_parallel_branches}")
         class_token = class_token or pool == "cls"
         norm = partial(nn.LayerNorm, eps=norm_eps)
 

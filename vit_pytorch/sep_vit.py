@@ -232,11 +232,8 @@ def window_sides(
     """Return the side of the windows of each block of each stage.
 
     Raises:
-        ValueError: if a side is below 1, or there is not one for each block.
+        ValueError: if there is not a side for each block.
     """
-    smallest = window_size if isinstance(window_size, int) else min(map(min, window_size))
-    if smallest < 1:
-        raise ValueError(f"window_size must be at least 1, got {smallest}")
     if isinstance(window_size, int):
         wide = [2 * window_size if max(extents) > window_size else window_size for extents in maps]
         return [[(window_size, w)[i % 2] for i in range(n)] for n, w in zip(depth, wide, strict=True)]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.patches import PatchGrid, pair
 from vit_pytorch.ssl.masks import as_maskable, check_ratio, check_shape, cover, draw_mask, patch_tokens
 
@@ -39,6 +40,7 @@ class SimMIM(nn.Module):
         ValueError: where a number is out of range, or the model is no sequence of tokens.
     """
 
+    @checks_arguments
     def __init__(
         self,
         *,

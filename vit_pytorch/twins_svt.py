@@ -105,8 +105,6 @@ class TwinsSVT(HierarchicalModel):
         sides = (s1_local_patch_size, s2_local_patch_size, s3_local_patch_size, s4_local_patch_size)
         rates = (s1_global_k, s2_global_k, s3_global_k, s4_global_k)
         pairs = (s1_depth, s2_depth, s3_depth, s4_depth)
-        if min(pairs) < 1:
-            raise ValueError(f"each stage must have at least one block, got depths {pairs}")
         all_heads = heads_per_stage(dims, heads)
         ratios = per_stage("mlp_ratio", mlp_ratio, 4, growth=1)
         strides = [prod(patches[: i + 1]) for i in range(4)]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import CONFIG_NAME, WEIGHTS_NAME
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import Attention, CrossAttention
 from vit_pytorch.layers.blocks import FeedForward, fx_leaf, is_tracing, layer, set_grad_checkpointing
 from vit_pytorch.layers.init import init_embeddings
@@ -66,6 +67,7 @@ class VAT(nn.Module):
         ValueError: if the model drops tokens, a layer is outside of it, or a number is below 1.
     """
 
+    @checks_arguments
     def __init__(
         self,
         vit: IsotropicModel,
@@ -93,12 +95,8 @@ class VAT(nn.Module):
             )
         depth = len(vit.blocks)
         reads = tuple(range(depth) if vit_layer_indices is None else vit_layer_indices)
-        if not reads or min(reads) < 0 or max(reads) > depth:
-            raise ValueError(f"vit_layer_indices must be in [0, {depth}], at least one, got {reads}")
-        numbers = {"action_dim": action_dim, "action_chunk": action_chunk, "num_views": num_views}
-        numbers |= {"frames": frames, "num_tasks": 1 if num_tasks is None else num_tasks}
-        if min(numbers.values()) < 1:
-            raise ValueError(f"numbers of actions, views, times and tasks must be at least 1, got {numbers}")
+        if max(reads) > depth:
+            raise ValueError(f"vit_layer_indices must be in [0, {depth}], got {reads}")
         vision_dim = vit.num_features
         dim = vision_dim if dim is None else dim
         self.config: dict[str, Any] = {

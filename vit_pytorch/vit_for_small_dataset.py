@@ -79,7 +79,7 @@ class Temperature(nn.Module):
 
     def __init__(self, heads: int, init: float) -> None:
         super().__init__()
-        self.factors = nn.Parameter(torch.full((heads,), init))
+        self.factors = nn.Parameter(torch.full((heads,), float(init)))
 
     def forward(self, q: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
         """Scale the queries, and with them the scores."""

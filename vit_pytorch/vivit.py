@@ -303,7 +303,7 @@ class TemporalEmbed(nn.Module):
 def _check_options(variant: str, spatial_depth: int, temporal_depth: int | None, pool: str | None) -> None:
     check_choice("variant", variant, get_args(Variant))
     if variant == "factorized_encoder":
-        if temporal_depth is None or min(spatial_depth, temporal_depth) < 1:
+        if temporal_depth is None:
             raise ValueError(
                 f"variant='factorized_encoder' has blocks over space and over time; got spatial_depth="
                 f"{spatial_depth} and temporal_depth={temporal_depth}"

@@ -106,7 +106,7 @@ def test_static_parts_do_not_decay() -> None:
 
 
 def test_wrong_options() -> None:
-    with pytest.raises(ValueError, match="at least 1 stream, got 0"):
+    with pytest.raises(ValueError, match=r"hyper_connections must be .*, got 0"):
         ViT(**SMALL, hyper_connections=0)
     with pytest.raises(ValueError, match="hyper_static is a setting of hyper_connections='hyper'"):
         ViT(**SMALL, hyper_static=True)

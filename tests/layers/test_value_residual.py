@@ -130,9 +130,9 @@ def test_pickles(form: Any) -> None:
     ("wrong", "message"),
     [
         ({"value_residual": "dense"}, "learnable, identity, gated, sparse; got 'dense'"),
-        ({"value_residual": (0, 1)}, r"must be 1 to 2, got \[0, 1\]"),
+        ({"value_residual": (0, 1)}, r"layers must be .*, got \(0, 1\)"),
         ({"value_residual": (3,)}, r"must be 1 to 2, got \[3\]"),
-        ({"value_residual": ()}, r"must be 1 to 2, got \[\]"),
+        ({"value_residual": ()}, r"value_residual must be .*, got \(\)"),
         ({"value_residual": True, "depth": 1}, "needs a depth of at least 2, got 1"),
     ],
 )

@@ -358,9 +358,12 @@ def test_empty_slots_are_not_pooled() -> None:
     ("arguments", "words"),
     [
         ({"max_tokens_per_depth": (64, 32)}, r"each of 4 blocks, got \(64, 32\)"),
-        ({"max_tokens_per_depth": (64, 32, 16, 0)}, r"at least 1, for each .* got \(64, 32, 16, 0\)"),
+        (
+            {"max_tokens_per_depth": (64, 32, 16, 0)},
+            r"max_tokens_per_depth must be .*, got \(64, 32, 16, 0\)",
+        ),
         ({"ats_layers": (3, 4)}, r"\[0, 3\], got \(3, 4\)"),
-        ({"ats_layers": (-1,)}, r"\[0, 3\], got \(-1,\)"),
+        ({"ats_layers": (-1,)}, r"ats_layers must be .*, got \(-1,\)"),
     ],
 )
 def test_wrong_layers_are_refused(arguments: dict[str, Any], words: str) -> None:

@@ -258,8 +258,8 @@ def test_other_students(make):
 def test_wrong_arguments():
     student, teacher = DistillableViT(**VIT), Teacher()
     for wrong, message in (
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5"),
+        ({"temperature": 0.0}, r"temperature must be .*, got 0\.0"),
+        ({"alpha": 1.5}, r"alpha must be .*, got 1.5"),
         ({"student": ViT(**VIT)}, "got ViT with Linear"),
     ):
         with pytest.raises(ValueError, match=message):

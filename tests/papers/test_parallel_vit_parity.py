@@ -184,7 +184,7 @@ def test_branches_are_dropped_one_by_one() -> None:
 
 
 def test_options_that_contradict() -> None:
-    with pytest.raises(ValueError, match="num_parallel_branches must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_parallel_branches must be .*, got 0"):
         ParallelViT(**OURS, num_parallel_branches=0)
     with pytest.raises(ValueError, match="pool must be one of cls, mean; got 'map'"):
         ParallelViT(**OURS, pool="map")  # type: ignore[arg-type]

@@ -135,5 +135,5 @@ def test_maps_are_recorded_in_training():
 
 @pytest.mark.parametrize("p", [1.0, -0.1])
 def test_wrong_share(p):
-    with pytest.raises(ValueError, match=rf"patch_dropout must be in \[0, 1\), got {p}"):
+    with pytest.raises(ValueError, match=rf"patch_dropout must be a number in \[0, 1\), got {p}"):
         ViT(**OURS, patch_dropout=p)

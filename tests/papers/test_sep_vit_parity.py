@@ -245,7 +245,7 @@ def test_tokens_are_resized_to_other_images(layout: str) -> None:
             r"window_size must have .*\(1, 4, 2\), got \[\[2\], \[2\], \[2\]\]",
         ),
         ({"window_tokens": "shared"}, "window_tokens must be one of learned, zeros; got 'shared'"),
-        ({"window_size": 0}, "window_size must be at least 1, got 0"),
+        ({"window_size": 0}, r"window_size must be .*, got 0"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -272,7 +272,7 @@ def test_directions_are_orthogonal_and_saved() -> None:
         ({"image_size": 72}, "must be a multiple of patch size"),
         ({"tokens_type": "linear"}, "tokens_type must be one of transformer, performer; got 'linear'"),
         ({"pool": "map"}, "pool must be one of cls, mean; got 'map'"),
-        ({"t2t_layers": ()}, "at least one"),
+        ({"t2t_layers": ()}, r"t2t_layers must be .*, got \(\)"),
         ({"tokens_type": "performer", "kernel_ratio": 0.01}, "at least 1 random feature, got 0"),
     ],
 )

@@ -236,7 +236,7 @@ def test_the_example_sums_up_seven_by_seven_cells() -> None:
         ({"heads": (3, 3, 4, 5)}, r"multiples of heads, got \(16, 24, 32, 40\) and \(3, 3, 4, 5\)"),
         ({"heads": (3, 3)}, r"heads must be one for each of 4 stages, got \(3, 3\)"),
         ({"mlp_ratio": (4, 4)}, r"mlp_ratio must be one number or one for each of 4 stages, got \(4, 4\)"),
-        ({"s2_depth": 0}, r"depths \(1, 0, 2, 1\)"),
+        ({"s2_depth": 0}, r"s2_depth must be .*, got 0"),
         ({"peg_kernel_size": 4}, "a kernel that keeps the size is odd, got 4"),
     ],
 )

@@ -125,7 +125,7 @@ def test_all_options_are_drawn() -> None:
         ({"positions": "rope", "dim_head": 3}, "need a head dimension of at least 4, got 3"),
         ({"stem": "none"}, "stem must be one of linear, dual_norm, conv"),
         ({"value_residual": (2,)}, r"layers of a value residual must be 1 to 1, got \[2\]"),
-        ({"hyper_connections": 0}, "at least 1 stream"),
+        ({"hyper_connections": 0}, r"hyper_connections must be .*, got 0"),
         ({"pool": "max"}, "pool must be one of"),
     ],
 )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.init import init_xavier
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ class Attention(nn.Module):
         value_mix: acts on values, first layer's values and tokens; default none.
     """
 
+    @checks_arguments
     def __init__(
         self,
         dim: int,
@@ -269,6 +271,7 @@ class CrossAttention(nn.Module):
         context_dim: key-value dimension; default that of the queries.
     """
 
+    @checks_arguments
     def __init__(
         self,
         dim: int,

@@ -16,6 +16,7 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, jit_is_tracing
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
@@ -99,6 +100,7 @@ def activation(name: str) -> nn.Module:
 class FeedForward(nn.Module):
     """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3)."""
 
+    @checks_arguments
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
         super().__init__()
         self.to_hidden = nn.Linear(dim, hidden_dim)
@@ -118,7 +120,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float = 1e-5) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Scale the channels."""
@@ -275,6 +277,7 @@ def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then a feed-forward, each added to its input."""
 
+    @checks_arguments
     def __init__(
         self,
         dim: int,

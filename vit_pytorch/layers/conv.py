@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import Block, activation, layer
 
@@ -77,6 +78,7 @@ class SqueezeExcite(nn.Module):
         hard: whether the gate is the hard sigmoid, relu6(x + 3) / 6.
     """
 
+    @checks_arguments
     def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu", hard: bool = False) -> None:
         super().__init__()
         self.squeeze = nn.Linear(dim, hidden_dim)
@@ -146,6 +148,7 @@ class InvertedBottleneck(nn.Module):
         norm_out: whether a norm follows the last layer, too, which has a bias otherwise.
     """
 
+    @checks_arguments
     def __init__(
         self,
         dim: int,

@@ -43,8 +43,6 @@ class HyperConnection(nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        if streams < 1:
-            raise ValueError(f"hyper-connections need at least 1 stream, got {streams}")
         read = torch.zeros(streams, 1)
         read[index % streams] = 1
         # The first column reads, the others mix.

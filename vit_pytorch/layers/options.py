@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+from vit_pytorch.layers.arguments import check_arguments
+
 
 def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     """Check an option against its known values.
@@ -43,9 +45,16 @@ def per_stage(name: str, value: int | Sequence[int], stages: int, *, growth: int
 
 @dataclass(frozen=True)
 class Option:
-    """Base class of options with settings of their own."""
+    """Base class of options with settings of their own.
+
+    Raises:
+        ValueError: if a setting is of another type than annotated or outside its range.
+    """
 
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_arguments(type(self).__init__, **vars(self))
 
 
 O = TypeVar("O", bound=Option)  # noqa: E741

@@ -217,18 +217,11 @@ class Rotary(Option):
         theta: base of the rotary frequencies; default 100 (10 if learned).
         learned: frequencies along all axes at once are learned, of each layer and head (RoPE-Mixed), instead
             of fixed ones along each axis (RoPE-Axial).
-
-    Raises:
-        ValueError: if `theta` is not above 0.
     """
 
     kind: ClassVar[str] = "rope"
     theta: float | None = None
     learned: bool = False
-
-    def __post_init__(self) -> None:
-        if self.theta is not None and not 0 < self.theta < float("inf"):
-            raise ValueError(f"theta of rotary positions must be above 0, got {self.theta}")
 
     def build(
         self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.init import init_linears
 
 
@@ -47,6 +48,7 @@ class ProjectionHead(nn.Module):
         norm_last_layer: whether the rows of the last layer keep the length 1.
     """
 
+    @checks_arguments
     def __init__(
         self,
         dim: int,
@@ -59,8 +61,6 @@ class ProjectionHead(nn.Module):
         norm_last_layer: bool = True,
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"a projection has at least 1 layer, got {layers}")
         widths = [dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
         self.mlp = nn.Sequential()
         for before, after in pairwise(widths):

@@ -137,8 +137,18 @@ def test_a_bad_video_stops_the_prediction_or_is_skipped(
     (tmp_path / "a.mp4").write_bytes(whole)
     (tmp_path / "b.mp4").write_bytes(whole)
     shorten(tmp_path / "a.mp4")
-    assert main(["predict", str(films_run), str(tmp_path)]) == 1
+    assert main(["predict", str(films_run), str(tmp_path), "--on-bad=stop"]) == 1
     assert "bad video" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as leave:
+        main(["predict", str(films_run), str(tmp_path), "--csv=-", "--top=1"])
+    assert leave.value.code == 3
+    said = capsys.readouterr()
+    assert "a.mp4" in said.err
+    header, *clips, whole = (line.split(",") for line in said.out.splitlines())
+    assert header == ["path", "start", "end", "class", "probability"]
+    assert {row[0] for row in (*clips, whole)} == {str(tmp_path / "b.mp4")}
+    assert [float(value) for value in clips[0][1:3]] == [0, 1.5]
+    assert whole[1:3] == ["", ""]
     with pytest.warns(UserWarning, match=r"skipped bad video .*a\.mp4"):
         (found,) = answer(capsys, "predict", films_run, tmp_path, "--on-bad=skip")
     assert found["video"] == str(tmp_path / "b.mp4")

@@ -100,7 +100,7 @@ def test_short_and_nested_spellings_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named", "close"),
     [
-        (["--epoch=3"], "--epoch", "--epochs"),
+        (["--epoch-s=3"], "--epoch_s", "--epochs"),
         (["--model.dmi=3"], "--model.dmi", "--model.dim"),
         (["--batchsize", "3"], "--batchsize", "--batch_size"),
         (["--modle", "x"], "--modle", "--model"),
@@ -119,6 +119,7 @@ def test_unknown_option(
     ("content", "named", "close"),
     [
         ({"epoch": 3}, "'epoch'", "'epochs'"),
+        ({"batch-sizes": 3}, "'batch_sizes'", "'batch_size'"),
         ({"optimizer": {"learning_rate": 3}}, "'optimizer.learning_rate'", "'optimizer."),
         ({"optimiser": {"lr": 3}}, "'optimiser'", "'optimizer"),
         ({"augmentation": {"mixpu": 0.2}}, "'augmentation.mixpu'", "'augmentation.mixup'"),
@@ -175,8 +176,14 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
     [
         ("--optimizer.lr=-1", "lr must be positive"),
         ("--epochs=0", "epochs must be at least 1"),
-        ("--accumulate=5", "multiple of devices x accumulate"),
-        ("--num-nodes=5", "multiple of devices x accumulate x num_nodes = 1 x 1 x 5"),
+        (
+            "--accumulate=5",
+            "devices x accumulate x num_nodes = 1 x 5 x 1 must divide batch_size = 32; a batch_",
+        ),
+        ("--num-nodes=5", "1 x 1 x 5 must divide batch_size = 32; a batch_size of 35 would do"),
+        ("--warmup-epochs=81", "schedule.warmup_epochs must not exceed epochs = 80, got 81.0"),
+        ("--min-lr=1", "schedule.min_lr must not exceed optimizer.lr = 0.002, got 1.0"),
+        ("--patience=0", "patience must be at least 1, got 0"),
         ("--profile=-1", "profile must be at least 0"),
         ("--logger=csv,comet", "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'"),
         ("--model=vit_tny_patch16_224", "close to it: vit_tiny_patch16_224"),

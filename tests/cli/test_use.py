@@ -1,5 +1,6 @@
 """Using what was trained: evaluate, predict, models."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_pytorch import create_model
-from vit_pytorch.cli import main
+from vit_pytorch.cli import COMMANDS, main
 from vit_pytorch.registry import list_models
 from vit_pytorch.training.data import eval_transform, load_images
 from vit_pytorch.training.saved import load_classifier
@@ -102,14 +103,88 @@ def test_predict_as_a_table(digits_run: Path, pictures: Path, capsys: pytest.Cap
     assert row.startswith(str(pictures / "a.png"))
 
 
-def test_a_broken_image_stops_with_its_path_or_is_skipped(
+def test_a_broken_image_is_reported_stops_or_is_skipped(
     digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pictures / "broken.png").write_bytes(b"<html>")
-    assert main(["predict", str(digits_run), str(pictures)]) == 1
+    for options in ([], ["--json"], ["--csv=-"]):
+        with pytest.raises(SystemExit) as leave:
+            main(["predict", str(digits_run), str(pictures), *options])
+        assert leave.value.code == 3
+        said = capsys.readouterr()
+        assert "broken.png" in said.err
+        assert "broken.png" not in said.out
+        assert all(name in said.out for name in ("a.png", "b.png", "c.png"))
+    assert main(["predict", str(digits_run), str(pictures), "--on-bad=stop"]) == 1
     assert "broken.png" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="broken"):
         assert len(answer(capsys, "predict", digits_run, pictures, "--on-bad=skip")) == 3
+
+
+def test_predictions_as_a_csv_file(
+    digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = answer(capsys, "predict", digits_run, pictures, "--top=2")
+    file = tmp_path / "found.csv"
+    command = ["predict", str(digits_run), str(pictures), "--top=2", "--batch-size=2"]
+    assert main([*command, "--csv", str(file)]) == 0
+    assert capsys.readouterr().out == ""
+    with file.open(newline="") as opened:
+        header, *rows = csv.reader(opened)
+    assert header == ["path", "class", "probability", "class_2", "probability_2"]
+    for row, found in zip(rows, expected, strict=True):
+        assert row[0] == found["image"]
+        assert row[1::2] == [entry["class"] for entry in found["top"]]
+        assert [float(value) for value in row[2::2]] == pytest.approx(
+            [entry["probability"] for entry in found["top"]]
+        )
+    assert main([*command, "--csv=-"]) == 0
+    assert capsys.readouterr().out == file.read_text()
+    assert main([*command, "--csv=-", "--json"]) == 1
+    assert "got both --csv and --json" in capsys.readouterr().err
+
+
+def test_predictions_come_one_after_the_other(
+    digits_run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed does not wait for the last image."""
+    printed: list[str] = []
+
+    def image_or_stop(path: Path, **_: object) -> torch.Tensor:
+        if path.name == "c.png":
+            printed.append(capsys.readouterr().out)
+        return torch.zeros(1, 24, 24, dtype=torch.uint8)
+
+    monkeypatch.setattr("vit_pytorch.training.data.prediction.decode_image", image_or_stop)
+    for form in ("--json", "--csv=-"):
+        assert main(["predict", str(digits_run), str(pictures), "--batch-size=1", form]) == 0
+        assert "a.png" in printed[-1]
+        assert "c.png" in capsys.readouterr().out
+
+
+def test_names_in_any_script(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("数字.png", "ψηφίο.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    assert main(["predict", str(digits_run), str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert "数字.png" in shown
+    assert [Path(found["image"]).name for found in json.loads(shown)] == ["ψηφίο.png", "数字.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "x.png"], "the name of the run must not be empty"),
+        (["RUN", ""], "a name of images must not be empty"),
+        ([""], "images"),
+    ],
+)
+def test_empty_names(
+    arguments: list[str], message: str, digits_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(digits_run) if word == "RUN" else word for word in arguments]
+    assert main(["predict", *words]) in (1, 2)
+    assert message in capsys.readouterr().err
 
 
 def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
@@ -180,12 +255,26 @@ def test_listing_models_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_listing_models_needs_no_extra() -> None:
+    code = (
+        "import sys; extras = ('lightning', 'torchvision', 'jsonargparse', 'docstring_parser',"
+        "'sklearn', 'matplotlib', 'PIL'); sys.modules.update(dict.fromkeys(extras));"
+        "from vit_pytorch.cli import main; print(main(['models', 'deit*', '--json']), main(['train']),"
+        "main(['trian']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 1 2"
+    assert "deit_tiny_distilled_patch16_224" in done.stdout
+    assert "vit train needs more packages: pip install 'vit-pytorch[train]'" in done.stderr
+    assert "the nearest one is 'train'" in done.stderr
+
+
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     listed = capsys.readouterr().out
-    for command in ("train", "evaluate", "predict", "explain", "models"):
+    for command in COMMANDS:
         assert command in listed
         with pytest.raises(SystemExit) as leave:
             main([command, "--help"])
         assert leave.value.code == 0
-    assert "--model.dim" in capsys.readouterr().out
+        assert f"usage: vit {command}" in capsys.readouterr().out

@@ -17,6 +17,8 @@ COMMANDS = {
     "explain": ("explain", "show what a classifier looks at, in pictures and a page"),
     "models": ("models", "list the named models"),
 }
+# those that need no extra of the package
+BARE = {"models"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 for an error, 2 for wrong usage. Training that was stopped by a signal leaves
-        with `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C.
+        with `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C; so does `vit predict`: 3 where it could not
+        read some of the files.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -39,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"vit_pytorch {vit_pytorch.__version__}")
         return 0
-    if find_spec("jsonargparse") is None or find_spec("lightning") is None:
-        return _fail("the command needs more packages: pip install 'vit-pytorch[train]'", 1)
     from vit_pytorch.cli.layers import UsageError, nearest
     from vit_pytorch.cli.memory import keep_freed_memory
 
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", 2)
+    if command not in BARE and (find_spec("jsonargparse") is None or find_spec("lightning") is None):
+        return _fail(f"vit {command} needs more packages: pip install 'vit-pytorch[train]'", 1)
     module, _ = COMMANDS[command]
     keep_freed_memory()
     try:

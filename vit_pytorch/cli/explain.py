@@ -1,6 +1,5 @@
 """`vit explain`: what a classifier looks at."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
 from vit_pytorch.cli.functions import call
-from vit_pytorch.cli.tables import table
+from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.cli.use import on_device
 from vit_pytorch.create import create_model
 from vit_pytorch.registry import entries
@@ -93,7 +92,7 @@ def print_explanation(
             }
             for one in done
         ]
-        print(json.dumps({"report": str(report), "bytes": size, "images": shown}, indent=2))
+        print_json({"report": str(report), "bytes": size, "images": shown})
         return
     rows = [[str(one.image), *(f"{name} {probability:.1%}" for name, probability in one.top)] for one in done]
     print(table(["image", *(f"{i + 1}." for i in range(len(rows[0]) - 1))], rows))

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_pytorch.cli.aliases import ALIASES
 from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, without_option
-from vit_pytorch.cli.train import carry_out, model_layer, read_command, resumed_run
+from vit_pytorch.cli.train import asks_for_help, carry_out, model_layer, read_command, resumed_run
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
 
-FINETUNE = {
-    "from": "tuning.weights",
-    "method": "tuning.method",
-    "image_size": "model.image_size",
-    "layer_decay": "optimizer.layer_decay",
-}
+FINETUNE = {"from": "tuning.weights", "method": "tuning.method"}
 DISTILL = {
     "student": "model.name",
     **{name: f"distillation.{name}" for name in ("teacher", "temperature", "alpha", "hard")},
@@ -32,21 +28,22 @@ def finetune(arguments: Sequence[str]) -> None:
     `--method memory` memory tokens.
     `--image-size` may be another: positions are interpolated. Other options are those of `vit train`.
     """
-    arguments = long_options(arguments, names=FINETUNE)
+    arguments = long_options(arguments, names={**ALIASES, **FINETUNE})
     resumed = resumed_run(arguments)
+    weights = option_value(arguments, "tuning.weights")
     more: dict[str, dict[str, Any]] = {}
     if resumed is None:
-        weights = option_value(arguments, "tuning.weights")
+        more = {"recipe finetune": read_layer(find_recipe("finetune"))}
+    if resumed is None and not asks_for_help(arguments):
         if weights is None:
             raise UsageError("vit finetune needs --from: a run, a model folder, a file or a model's name")
-        more = {"recipe finetune": read_layer(find_recipe("finetune"))}
         found = start_layer(weights)
         if found:
             more[weights] = found
             arguments = without_option(arguments, "tuning.weights")
         elif option_value(arguments, "model.name") is None:
             raise UsageError(f"--from {weights} is a file of weights; name its model by --model")
-    carry_out(*read_command(arguments, resumed, more=more, command=finetune), resumed)
+    carry_out(*read_command(arguments, resumed, more=more, command=finetune, own=FINETUNE), resumed)
 
 
 def distill(arguments: Sequence[str]) -> None:
@@ -54,11 +51,12 @@ def distill(arguments: Sequence[str]) -> None:
 
     Other options are those of `vit train`.
     """
-    arguments = long_options(arguments, names=DISTILL)
+    arguments = long_options(arguments, names={**ALIASES, **DISTILL})
     resumed = resumed_run(arguments)
-    if resumed is None and option_value(arguments, "distillation.teacher") is None:
+    teacher = option_value(arguments, "distillation.teacher")
+    if resumed is None and teacher is None and not asks_for_help(arguments):
         raise UsageError("vit distill needs --teacher: a run, a model folder or a model's name")
-    carry_out(*read_command(arguments, resumed, command=distill), resumed)
+    carry_out(*read_command(arguments, resumed, command=distill, own=DISTILL), resumed)
 
 
 def start_layer(weights: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser
 
+from vit_pytorch.cli.aliases import ALIASES
 from vit_pytorch.cli.layers import UsageError, check_options, long_options, plain_message
 
 JSON = "as_json"
@@ -44,8 +45,11 @@ def call(
             parser.add_argument(name, type=str, nargs="?", default=default, help=help_of[name])
     parser.add_function_arguments(function, as_group=False, skip={*positional, JSON})
     parser.add_argument("--json", dest=JSON, action="store_true", help=help_of[JSON])
-    options = long_options(arguments, short=())
-    check_options(options, ({*parser.get_defaults().keys(), "json", "help"} - {JSON, *positional}))
+    known = {*parser.get_defaults().keys(), "json", "help"} - {JSON, *positional}
+    stand_for = {alias: name.removesuffix(".source") for alias, name in ALIASES.items() if alias not in known}
+    names = {alias: name for alias, name in stand_for.items() if name in known}
+    options = long_options(arguments, short=(), names=names, answers={})
+    check_options(options, known)
     try:
         parsed = parser.parse_args(options)
     except ArgumentError as error:

@@ -1,5 +1,6 @@
 """Settings in layers: the recipe, then the configuration file, then the command line; each key checked."""
 
+import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -9,10 +10,14 @@ from typing import Any
 
 import yaml
 
+from vit_pytorch.cli.aliases import ALIASES, ANSWERS
+
 # `--data digits` and `data: digits` are short for these
 SHORT = {"data": "source", "model": "name", "method": "name"}
 # options that mean `true` without a value
 FLAGS = {"compile"}
+# settings that keep their share of another one, where a higher layer changes that one alone
+FOLLOWERS = {"schedule.warmup_epochs": "epochs", "schedule.min_lr": "optimizer.lr"}
 
 
 class UsageError(ValueError):
@@ -22,22 +27,32 @@ class UsageError(ValueError):
 def long_options(
     arguments: Sequence[str],
     short: Container[str] = ("data", "model"),
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] = ALIASES,
+    answers: Mapping[str, str] = ANSWERS,
 ) -> list[str]:
     """Write options as the parser knows them: underscores for dashes, `--model.name` for `--model`.
 
     Args:
         arguments: A command line.
         short: Which of the options in `SHORT` are written out.
-        names: A command's own names of options, and what they stand for.
+        names: Other names of options, and what they stand for.
+        answers: Names that have another meaning elsewhere, and what to take instead.
+
+    Raises:
+        UsageError: Where such a name is given; says what to take instead.
     """
     result = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        letter = re.fullmatch(r"-([a-z])=?(\d*)", argument)
+        if letter and letter[1] in names:
+            argument = f"--{letter[1]}" + f"={letter[2]}" * bool(letter[2])
         if argument.startswith("--"):
-            key, equals, value = argument[2:].partition("=")
-            key = key.replace("-", "_")
-            key = f"{key}.{SHORT[key]}" if key in short else (names or {}).get(key, key)
-            bare = key in FLAGS and not equals and following.startswith("--")
+            typed, equals, value = argument[2:].partition("=")
+            key = typed.replace("-", "_")
+            if key in answers:
+                raise UsageError(f"--{typed} is no option here; the right one is {answers[key]}")
+            key = f"{key}.{SHORT[key]}" if key in short else names.get(key, key)
+            bare = key in FLAGS and not equals and following.startswith("-")
             argument = f"--{key}=true" if bare else f"--{key}{equals}{value}"
         result.append(argument)
     return result
@@ -84,9 +99,20 @@ def read_layer(path: str | Path) -> dict[str, Any]:
         raise UsageError(
             f"the configuration {path} must be a mapping of settings, got {type(layer).__name__}"
         )
+    layer = _with_underscores(layer)
     return {
         key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value
         for key, value in layer.items()
+    }
+
+
+def _with_underscores(settings: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Write dashes in names of settings as underscores."""
+    return {
+        key.replace("-", "_") if isinstance(key, str) else key: (
+            _with_underscores(value) if isinstance(value, Mapping) else value
+        )
+        for key, value in settings.items()
     }
 
 
@@ -105,6 +131,51 @@ def name_in(layer: Mapping[str, Any], part: str = "model") -> str | None:
     settings = layer.get(part)
     name = settings.get("name") if isinstance(settings, Mapping) else None
     return name if isinstance(name, str) else None
+
+
+def followed(
+    layers: Sequence[Mapping[str, Any]], arguments: Sequence[str], defaults: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return settings that follow another one, which a higher layer than theirs has changed.
+
+    A warm-up keeps its share of the epochs, and is not prolonged; the last learning rate keeps its share of
+    the highest one. What is set in the same layer, or above, stands as it is.
+
+    Args:
+        layers: Layers of settings, the lowest first.
+        arguments: The command line, which lies over them.
+        defaults: What lies under them.
+    """
+    found: dict[str, float] = {}
+    for part, whole in FOLLOWERS.items():
+        value, base, now = defaults[part], defaults[whole], defaults[whole]
+        typed = {name: option_value(arguments, name) for name in (part, whole)}
+        for layer in [*layers, typed]:
+            now = now if (found_whole := setting(layer, whole)) is None else found_whole
+            if (found_part := setting(layer, part)) is not None:
+                value, base = found_part, now
+        amount, before, after = map(as_number, (value, base, now))
+        # what is no number, or out of range, is reported where it is read
+        if before != after and all(0 < number < math.inf for number in (amount, before, after)):
+            factor = after / before if whole != "epochs" else min(1.0, after / before)
+            found[part] = float(f"{amount * factor:.12g}")
+    return found
+
+
+def setting(layer: Mapping[str, Any], name: str) -> Any:
+    """Return what a layer says of a setting; None where it says nothing."""
+    first, _, rest = name.partition(".")
+    if name in layer or not rest:
+        return layer.get(name)
+    return setting(layer[first], rest) if isinstance(layer.get(first), Mapping) else None
+
+
+def as_number(value: Any) -> float:
+    """Return a value, or a text, as a number; NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def check_layer(layer: Mapping[str, Any], known: Iterable[str], source: str | Path) -> None:

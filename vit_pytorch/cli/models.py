@@ -1,16 +1,18 @@
-"""`vit models`: the named models."""
+"""`vit models`: the named models. It needs the package alone, without its extras."""
 
-import json
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from vit_pytorch.cli.functions import call
-from vit_pytorch.cli.tables import table
+from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.registry import entries, list_models
 
 
 def models(arguments: Sequence[str]) -> None:
     """Parse the options of `vit models` and run it."""
-    call(print_models, "models", arguments, positional=["pattern"])
+    parser = ArgumentParser(prog="vit models", description=(print_models.__doc__ or "").partition("\n")[0])
+    parser.add_argument("pattern", nargs="?", default="*", help="wildcard, or a part of the names")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
+    print_models(**vars(parser.parse_args(arguments)))
 
 
 def print_models(pattern: str = "*", as_json: bool = False) -> None:
@@ -36,7 +38,7 @@ def print_models(pattern: str = "*", as_json: bool = False) -> None:
         for name, entry in ((name, entries()[name]) for name in names)
     ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     shown = [
         [row["name"], row["architecture"], f"{row['parameters']:,}", str(row["input_size"])] for row in rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from vit_pytorch.cli.train import (
     read_layers,
     resumed_run,
     settings_of,
+    show_or_return,
     start,
 )
 from vit_pytorch.registry import find_entry
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.training.pretraining.config import METHODS, MethodConfig, PretrainConfig, find_method
-from vit_pytorch.training.recipes import PRETRAIN
+from vit_pytorch.training.recipes import PRETRAIN, list_recipes
 
 METHOD = "mae"
 # what a recipe changes for one method, by the method's name
@@ -57,44 +59,51 @@ def read_pretraining(arguments: Sequence[str], resumed: Path | None) -> tuple[Pr
     Raises:
         UsageError: Where an option or a key does not exist or has a value of the wrong type.
         ValueError: Where values are out of range, or no model, method or recipe has the name.
+        SystemExit: After what was asked for is shown.
     """
     sources, layers = read_layers(arguments, resumed, {}, kind=PRETRAIN)
     if resumed is not None and "method" not in layers[-1]:
         raise UsageError(f"{resumed} is the run of a classifier: resume it by vit train, finetune or distill")
     method = last_name(arguments, layers, "method") or METHOD
     settings = find_method(method)
-    sources, layers = _for_method(sources, layers, method)
+    layers = [_for_method(source, layer, method) for source, layer in zip(sources, layers, strict=True)]
     name = last_name(arguments, layers, "model") or MODEL
     entry = find_entry(name)
     parser = pretrain_parser(entry, settings)
-    layers = drop_others(drop_others(layers, name), method, part="method")
-    parsed = parse_layers(parser, arguments, sources, layers, entry)
-    config = PretrainConfig(**settings_of(parser, parsed, name))
-    return config, Path(parsed.output) if parsed.output else None
+    own = {"method": "method.name"}
+    own |= {
+        f"method.{field.name}": f"method.{field.name}" for field in fields(settings) if field.name != "name"
+    }
+    parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry, own=own)
+    return show_or_return(PretrainConfig(**settings_of(parser, parsed, name)), parsed)
 
 
 def pretrain_parser(entry: ModelEntry, method: type[MethodConfig]) -> ArgumentParser:
     """Build the parser of a pretraining for one method and one named model."""
     parser = ArgumentParser(prog="vit pretrain", description=pretrain.__doc__, exit_on_error=False)
-    parser.add_argument("--recipe", type=str, help="digits, light, mae, dino, or a YAML file")
+    parser.add_argument("--recipe", type=str, help=f"{', '.join(list_recipes(PRETRAIN))}, or a YAML file")
     parser.add_class_arguments(PretrainConfig, skip={"model", "method"})
     parser.add_class_arguments(method, "method")
     add_common(parser, entry)
     return parser
 
 
-def _for_method(
-    sources: Sequence[str], layers: Sequence[dict[str, Any]], method: str
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _for_method(source: str, layer: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Put what a layer says for one method over the rest of it, and leave other methods out."""
-    found_sources: list[str] = []
-    found: list[dict[str, Any]] = []
-    for source, layer in zip(sources, layers, strict=True):
-        rest = {key: value for key, value in layer.items() if key != BY_METHOD}
-        by_method = layer.get(BY_METHOD, {})
-        strange = [name for name in by_method if name not in METHODS]
-        if strange:
-            raise UsageError(f"{source}: unknown method {strange[0]!r}; known are {', '.join(METHODS)}")
-        found_sources += [source, f"{source} for {method}"]
-        found += [rest, by_method.get(method, {})]
-    return found_sources, found
+    (rest,) = drop_others([layer], method, part="method")
+    by_method = rest.pop(BY_METHOD, {})
+    strange = [name for name in by_method if name not in METHODS]
+    if strange:
+        raise UsageError(f"{source}: unknown method {strange[0]!r}; known are {', '.join(METHODS)}")
+    return _merged(rest, by_method.get(method, {}))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with others over them, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _merged(inner, value)
+        merged[key] = value
+    return merged

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from vit_pytorch import base
+from vit_pytorch.cli.help import help_page
 from vit_pytorch.cli.layers import (
     UsageError,
+    as_number,
     check_layer,
     check_options,
     drop_others,
+    followed,
     long_options,
     name_in,
     option_value,
     plain_message,
     read_layer,
+    setting,
     without_option,
 )
 from vit_pytorch.cli.model_options import check_model_options, fold_options, upgrade_layer
@@ -29,8 +33,10 @@ from vit_pytorch.distill import Distillable
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
-from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig
-from vit_pytorch.training.recipes import TRAIN, default_recipe, find_recipe
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, config_text
+from vit_pytorch.training.data.sizes import SMALL, holds_photographs
+from vit_pytorch.training.data.sources import TABLE_OPTIONS, with_columns
+from vit_pytorch.training.recipes import TRAIN, default_recipe, find_recipe, list_recipes
 from vit_pytorch.training.runs import CHECKPOINTS
 
 MODEL = "vit_small_patch16_224"
@@ -38,7 +44,13 @@ RUNS = "runs"
 # what the data decides
 DECIDED = {"num_classes", "channels"}
 # options that say how to start, and are no part of the run's configuration
-STARTING = ("config", "output", "resume", "recipe")
+STARTING = ("config", "output", "resume", "recipe", "print_config")
+COLUMNS = {f"data.{role}_column": role for role in TABLE_OPTIONS}
+# options that show what there is
+SHOWING = ("help", "help_all")
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -78,14 +90,16 @@ def read_command(
     *,
     more: Mapping[str, dict[str, Any]] | None = None,
     command: Callable[[Sequence[str]], None] = train,
+    own: Mapping[str, str] | None = None,
 ) -> tuple[TrainConfig, Path | None]:
-    """Resolve a command line.
+    """Resolve a command line; show help, or the configuration, where that is asked for, and leave.
 
     Args:
         arguments: Options as `long_options` gives them.
         resumed: The folder of the run to resume, whose configuration then takes the place of recipe and file.
         more: Layers between the recipe and the configuration file, by what they come from.
         command: The command, whose name and docstring the help shows.
+        own: The command's own names of options, and what they stand for.
 
     Returns:
         The configuration, and the folder asked for with `--output`.
@@ -93,6 +107,7 @@ def read_command(
     Raises:
         UsageError: Where an option or a key does not exist or has a value of the wrong type.
         ValueError: Where values are out of range, or no model or recipe has the name.
+        SystemExit: After what was asked for is shown.
     """
     more, chosen = dict(more or {}), option_value(arguments, "model.name")
     if chosen is not None and chosen not in entries() and Path(chosen).is_dir():
@@ -104,8 +119,16 @@ def read_command(
     name = last_name(arguments, layers, "model") or MODEL
     entry = find_entry(name)
     parser = train_parser(entry, command)
-    parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry)
-    return TrainConfig(**settings_of(parser, parsed, name)), Path(parsed.output) if parsed.output else None
+    parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry, own=own)
+    return show_or_return(TrainConfig(**settings_of(parser, parsed, name)), parsed)
+
+
+def show_or_return(config: ConfigT, parsed: Namespace) -> tuple[ConfigT, Path | None]:
+    """Return a configuration and the folder asked for; with `--print_config` show the one and leave."""
+    if parsed.print_config:
+        print(config_text(config), end="")
+        raise SystemExit(0)
+    return config, Path(parsed.output) if parsed.output else None
 
 
 def last_name(arguments: Sequence[str], layers: Sequence[Mapping[str, Any]], part: str) -> str | None:
@@ -120,22 +143,33 @@ def parse_layers(
     sources: Sequence[str],
     layers: Sequence[Mapping[str, Any]],
     entry: ModelEntry,
+    *,
+    own: Mapping[str, str] | None = None,
 ) -> Namespace:
     """Parse a command line over layers of settings for a model, the lowest first, every key checked.
 
     Raises:
         UsageError: Where an option or a key does not exist or has a value of the wrong type.
+        SystemExit: After help, where it is asked for; it shows the defaults that the layers give.
     """
     layers = [upgrade_layer(layer, entry) for layer in layers]
     arguments = fold_options(arguments, layers, entry)
-    known = {*parser.get_defaults().keys(), "help"}
+    defaults = dict(parser.get_defaults().items())
+    known = {*defaults.keys(), *SHOWING}
     check_options(arguments, known)
     for source, layer in zip(sources, layers, strict=True):
-        check_layer(layer, known - {*STARTING, "help"}, source)
+        check_layer(layer, known - {*STARTING, *SHOWING}, source)
         check_model_options(layer.get("model", {}), entry, source)
         _set_defaults(parser, layer, source)
+    parser.set_defaults(followed(layers, arguments, defaults))
+    if "--help" in arguments:
+        print(help_page(parser, {action.dest: action.help for action in parser._actions}, own or {}))
+        raise SystemExit(0)
+    # the library takes an option of this name for its own
+    parser.set_defaults(print_config="--print_config" in arguments)
+    arguments = [argument for argument in arguments if argument != "--print_config"]
     try:
-        parsed = parser.parse_args(list(arguments))
+        parsed = parser.parse_args(["--help" if one == "--help_all" else one for one in arguments])
     except ArgumentError as error:
         raise UsageError(plain_message(error)) from error
     check_model_options(vars(parsed.model), entry, "command line")
@@ -145,9 +179,7 @@ def parse_layers(
 def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = train) -> ArgumentParser:
     """Build the parser of a training for one named model, whose arguments have that model's defaults."""
     parser = ArgumentParser(prog=f"vit {command.__name__}", description=command.__doc__, exit_on_error=False)
-    parser.add_argument(
-        "--recipe", type=str, help="digits, light, light_3d, simple_vit, deit, or a YAML file"
-    )
+    parser.add_argument("--recipe", type=str, help=f"{', '.join(list_recipes())}, or a YAML file")
     parser.add_class_arguments(TrainConfig, skip={"model"})
     add_common(parser, entry)
     return parser
@@ -159,6 +191,9 @@ def add_common(parser: ArgumentParser, entry: ModelEntry) -> None:
     parser.add_argument("--output", type=str, help="folder of the run; a new one in runs/ by itself")
     parser.add_argument(
         "--resume", type=str, nargs="?", help="go on with a run, the latest in runs/ by itself"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print what would be run, as YAML for --config, and leave"
     )
     parser.add_argument(
         "--model.name",
@@ -209,6 +244,8 @@ def resumed_run(arguments: Sequence[str]) -> Path | None:
     Raises:
         FileNotFoundError: Where there is no such run, or none at all.
     """
+    if asks_for_help(arguments):
+        return None
     if not any(argument.partition("=")[0] == "--resume" for argument in arguments):
         return None
     wanted = option_value(arguments, "resume") or option_value(arguments, "output")
@@ -222,6 +259,11 @@ def resumed_run(arguments: Sequence[str]) -> Path | None:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"nothing to resume: {folder} is not the folder of a run (no {CONFIG} in it)")
     return folder
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Return whether a command line asks for help, whatever else it says."""
+    return any(f"--{option}" in arguments for option in SHOWING)
 
 
 def read_layers(
@@ -238,14 +280,24 @@ def read_layers(
     if recipe is None:
         recipe = (layer or {}).get("recipe")
     if recipe is None:
-        source = option_value(arguments, "data.source") or _source(layer or {}) or "digits"
-        recipe = default_recipe(source)
-    path = find_recipe(recipe, kind)
-    base = read_layer(path)
+        told = {
+            name: option_value(arguments, name) or setting(layer or {}, name)
+            for name in ("data.source", "model.image_size", "model.name", "model.patch_size", *COLUMNS)
+        }
+        source = told["data.source"] if isinstance(told["data.source"], str) else "digits"
+        small = told["model.image_size"] is not None and not as_number(told["model.image_size"]) > SMALL
+        named = more or told["model.name"] or told["model.patch_size"]
+        spec = with_columns(source, {role: told[name] for name, role in COLUMNS.items()})
+        looked_at = not (small or named or asks_for_help(arguments))
+        recipe = default_recipe(source, photographs=looked_at and holds_photographs(spec))
+    sources, layers = _read_recipe(recipe, kind)
     if more:
         # what the weights belong to decides the model
-        base.pop("model", None)
-    sources, layers = [f"recipe {recipe}", *more], [base, *more.values()]
+        layers = [{key: value for key, value in each.items() if key != "model"} for each in layers]
+    sources, layers = [*sources, *more], [*layers, *more.values()]
+    if resumed is not None and kind == TRAIN and layer is not None:
+        # runs of version 0.1 know no other choice
+        layer.setdefault("select", "loss")
     if layer is not None:
         layer.pop("recipe", None)
         sources.append(str(file))
@@ -253,10 +305,18 @@ def read_layers(
     return sources, layers
 
 
-def _source(layer: dict[str, Any]) -> str | None:
-    data = layer.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
-    return source if isinstance(source, str) else None
+def _read_recipe(recipe: str, kind: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read a recipe, and those that it lies over: its own `recipe`, and so on; the lowest first."""
+    names: list[str] = []
+    layers: list[dict[str, Any]] = []
+    below: str | None = recipe
+    while below is not None:
+        if below in names:
+            raise ValueError(f"recipe {below} lies over itself: {' over '.join([*names, below])}")
+        names.append(below)
+        layers.append(read_layer(find_recipe(below, kind)))
+        below = layers[-1].pop("recipe", None)
+    return [f"recipe {name}" for name in reversed(names)], layers[::-1]
 
 
 def _set_defaults(parser: ArgumentParser, layer: Mapping[str, Any], source: str) -> None:

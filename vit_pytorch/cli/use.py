@@ -1,11 +1,12 @@
 """`vit evaluate` and `vit predict`: using what was trained."""
 
-import json
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from csv import writer as csv_writer
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from vit_pytorch.base import VisionModel
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
-from vit_pytorch.cli.tables import table
+from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
 from vit_pytorch.create import load_model
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import (
@@ -40,6 +41,8 @@ from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
 
+# exit status of a prediction that could not read all files
+UNREADABLE = 3
 Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 
@@ -114,7 +117,7 @@ def print_evaluation(
     result = measure(on_device(saved), loaders, saved.classes, saved.preprocessing)
     skipped = _skipped(loaders)
     if as_json:
-        print(json.dumps({"split": split, **result.as_dict(), "skipped_images": skipped}, indent=2))
+        print_json({"split": split, **result.as_dict(), "skipped_images": skipped})
     else:
         _print_result(result, split, splits.train.kind, skipped=len(skipped))
 
@@ -147,7 +150,7 @@ def _print_probe(
     count, bad = len(queries.labels), _skipped(loaders)
     if as_json:
         figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
-        print(json.dumps({**figures, "skipped_images": bad}, indent=2))
+        print_json({**figures, "skipped_images": bad})
         return
     print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
     if bad:
@@ -164,8 +167,9 @@ def print_predictions(
     images: list[str],
     top: int = 3,
     batch_size: int = 64,
-    on_bad: OnBad = "stop",
+    on_bad: Literal["report", "skip", "stop"] = "report",
     step: int | None = None,
+    csv: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Classify images; the clips of videos, one after the other; or volumes.
@@ -175,40 +179,82 @@ def print_predictions(
         images: Files, folders or patterns.
         top: Number of classes to show for each image, the most probable first.
         batch_size: Images, or clips of a video, that are classified at once.
-        on_bad: Whether a file that cannot be decoded stops the command or is skipped.
+        on_bad: What happens to a file that cannot be decoded: `report` names it on standard error, goes on,
+            and leaves with exit status 3 at the end; `skip` leaves it out with a warning; `stop` ends the
+            command there, with exit status 1.
         step: Frames of a video from the start of one clip to that of the next; a clip's length if left out.
+        csv: Write a CSV file instead of printing a table; `-` for standard output.
         as_json: Print JSON instead of a table.
 
     Raises:
         FileNotFoundError: Where there is no model or no such image.
+        ValueError: Where a number is too small, a name is empty, or both CSV and JSON are asked for.
+        SystemExit: With status 3 where files could not be decoded.
     """
     for name, value in (("top", top), ("batch_size", batch_size), ("step", step)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not run:
+        raise ValueError("the name of the run must not be empty")
+    if csv is not None and as_json:
+        raise ValueError("predictions are written as CSV or as JSON, got both --csv and --json")
     saved = load_classifier(run)
+    bad = BadFiles(on_bad)
     if saved.preprocessing.frames is None:
-        predictions = list(_predict(saved, images, top, batch_size, on_bad))
+        predictions = _predict(saved, images, top, batch_size, bad)
     else:
-        predictions = list(_predict_parts(saved, images, top, batch_size, on_bad, step))
+        predictions = _predict_parts(saved, images, top, batch_size, bad, step)
+    # what is wrong with the names is known before anything is written
+    first = next(predictions, None)
+    predictions = predictions if first is None else chain([first], predictions)
+    count = min(top, len(saved.classes))
     if as_json:
-        print(json.dumps(predictions, indent=2))
-        return
-    rows = [row for prediction in predictions for row in _rows(prediction)]
-    count = max((len(row) for row in rows), default=2) - 2
-    kinds = {next(iter(prediction)) for prediction in predictions}
-    header = [kinds.pop() if len(kinds) == 1 else "file", "seconds", *(f"{i + 1}." for i in range(count))]
-    if not any("clips" in prediction for prediction in predictions):
-        header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
-    print(table(header, rows))
+        print_json_list(predictions)
+    elif csv == "-":
+        _write_csv(sys.stdout, predictions, count, timed=saved.preprocessing.frames is not None)
+    elif csv is not None:
+        with open(csv, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            _write_csv(file, predictions, count, timed=saved.preprocessing.frames is not None)
+    elif first is not None:
+        timed = "clips" in first
+        header = [next(iter(first)), *["seconds"] * timed, *(f"{i + 1}." for i in range(count))]
+        rows = (row for prediction in predictions for row in _rows(prediction, timed=timed))
+        for line in table_lines(header, rows):
+            print(line)
+    if bad.count:
+        print(f"vit: files that could not be read: {bad.count}, named above", file=sys.stderr)
+        raise SystemExit(UNREADABLE)
+
+
+class BadFiles:
+    """What happens to files that cannot be decoded, and how many of them were reported.
+
+    Args:
+        on_bad: See `print_predictions`.
+    """
+
+    def __init__(self, on_bad: Literal["report", "skip", "stop"]) -> None:
+        self.on_bad = on_bad
+        self.count = 0
+
+    def __call__(self, error: BadImageError) -> None:
+        """Report a file, leave it out with a warning, or stop."""
+        if self.on_bad == "stop":
+            raise error
+        if self.on_bad == "skip":
+            warnings.warn(f"skipped {error}", stacklevel=2)
+            return
+        self.count += 1
+        print(f"vit: {error}", file=sys.stderr)
 
 
 def _predict(
-    saved: SavedClassifier, paths: Sequence[str], top: int, batch_size: int, on_bad: OnBad
+    saved: SavedClassifier, paths: Sequence[str], top: int, batch_size: int, bad: BadFiles
 ) -> Iterator[dict[str, Any]]:
     model, transform = on_device(saved), eval_transform(saved.preprocessing)
     device = next(model.parameters()).device
     prep = saved.preprocessing
-    found = load_images(paths, channels=prep.channels, on_bad=on_bad, window=prep.window)
+    found = load_images(paths, channels=prep.channels, on_bad=bad, window=prep.window)
     while batch := list(islice(found, batch_size)):
         prepared = [transform(image) for _, image in batch]
         images = move(collate(prepared, saved.preprocessing), device)
@@ -223,7 +269,7 @@ def _predict_parts(
     paths: Sequence[str],
     top: int,
     batch_size: int,
-    on_bad: OnBad,
+    bad: BadFiles,
     step: int | None,
 ) -> Iterator[dict[str, Any]]:
     """Classify each clip of each video, and the video by the mean over its clips; or each volume."""
@@ -232,9 +278,7 @@ def _predict_parts(
         try:
             spans, probabilities = _classify_parts(saved, path, batch_size, step)
         except BadImageError as error:
-            if on_bad == "stop":
-                raise
-            warnings.warn(f"skipped {error}", stacklevel=2)
+            bad(error)
             continue
         values, indices = probabilities.mean(0).topk(min(top, len(saved.classes)))
         found = _named(values.tolist(), indices.tolist(), saved)
@@ -276,12 +320,27 @@ def _named(values: Sequence[float], indices: Sequence[int], saved: SavedClassifi
     ]
 
 
-def _rows(prediction: dict[str, Any]) -> Iterator[list[str]]:
-    """What a table says of a file: its name, the time in it, and classes; for a video also of each clip."""
-    kind = next(iter(prediction))
+def _rows(prediction: dict[str, Any], *, timed: bool) -> Iterator[list[str]]:
+    """Yield what a table says of a file: its name, the time in it, and classes; for a video of each clip."""
+    name = prediction[next(iter(prediction))]
     for clip in prediction.get("clips", []):
-        yield [prediction[kind], f"{clip['start']:.2f} - {clip['end']:.2f}", *_cells(clip)]
-    yield [prediction[kind], "all" if "clips" in prediction else "", *_cells(prediction)]
+        span = f"{clip['start']:.2f} - {clip['end']:.2f}"
+        yield [*([name, span] if timed else [f"{name} {span}"]), *_cells(clip)]
+    yield [name, *["all" if "clips" in prediction else ""] * timed, *_cells(prediction)]
+
+
+def _write_csv(file: TextIO, predictions: Iterable[dict[str, Any]], count: int, *, timed: bool) -> None:
+    """Write a row for each file, or for each clip of a video and for the whole, as soon as it is there."""
+    ranks = ["", *(f"_{i + 2}" for i in range(count - 1))]
+    names = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
+    writer = csv_writer(file, lineterminator="\n")
+    writer.writerow(["path", *["start", "end"] * timed, *names])
+    for prediction in predictions:
+        path = prediction[next(iter(prediction))]
+        for part in (*prediction.get("clips", []), prediction):
+            times = [part.get("start", ""), part.get("end", "")] if timed else []
+            found = [value for entry in part["top"] for value in (entry["class"], entry["probability"])]
+            writer.writerow([path, *times, *found])
 
 
 def _cells(prediction: dict[str, Any]) -> list[str]:
@@ -306,6 +365,8 @@ def _data_config(run: Path, source: str | None) -> DataConfig:
     seed = settings["seed"] if data["split_seed"] is None else data["split_seed"]
     # how the data are prepared is a part of the saved model
     opened = {key: data[key] for key in ("source", "val_fraction", "test_fraction")}
+    # runs of version 0.1 have no columns
+    opened |= {f"{role}_column": data.get(f"{role}_column") for role in ("image", "label", "split")}
     return DataConfig(**opened, split_seed=seed)
 
 
@@ -317,7 +378,7 @@ def _record(run: str, source: str | None) -> ImageRecord | None:
 
 def _open(config: DataConfig, record: ImageRecord | None, changed: Changed) -> Splits:
     return open_data(
-        config.source,
+        config.spec,
         seed=config.split_seed or 0,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,

@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
 from vit_pytorch.distill import check_weights
 from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.training.data import Augmentation, VideoConfig, VolumeConfig
+from vit_pytorch.training.data.sources import absolute_source, with_columns
 from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 
@@ -20,6 +21,8 @@ CONFIG = "config.yaml"
 # what stands for a named model's own weights
 PUBLISHED = "published"
 IN_MEMORY = ("digits", "idx:")
+# settings that may be paths, in addition to the data and to what a pretraining starts from
+STARTS = (("tuning", "weights"), ("distillation", "teacher"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class DataConfig:
     """Which images, how they are split, and how they are prepared for the model.
 
     Args:
-        source: `digits`, FOLDER, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `video:FOLDER` or `nifti:FOLDER`.
+        source: `digits`, FOLDER, `csv:FILE`, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `video:FOLDER` or
+            `nifti:FOLDER`.
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
         mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
         std: Divides after that; likewise.
@@ -44,6 +48,9 @@ class DataConfig:
         on_bad: Whether an image that cannot be decoded stops the run or is skipped and counted.
         changed: Whether a run whose images are not those it began with is not resumed, or goes on with those
             that are the same, in the splits that they were in.
+        image_column: Column of a table (`csv:`, `hf:`) that has the images; found by its name if left out.
+        label_column: Column that has the labels; likewise.
+        split_column: Column of a `csv:` table that has the splits; likewise, or there is none.
         window: Values of an image's file that become black and white, low and high, for images of more than
             8 bits that use a part of their range; `auto` for those of the training images; the whole range if
             left out.
@@ -64,7 +71,16 @@ class DataConfig:
     worker_timeout: float = 120.0
     on_bad: Literal["stop", "skip"] = "stop"
     changed: Literal["stop", "keep"] = "stop"
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
     window: tuple[float, float] | Literal["auto"] | None = None
+
+    @property
+    def spec(self) -> str:
+        """The data with its columns, as `open_data` takes it."""
+        columns = {"image": self.image_column, "label": self.label_column, "split": self.split_column}
+        return with_columns(self.source, columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +166,9 @@ class RunConfig:
         profile: Batches that torch.profiler records, near the start.
     """
 
+    # whether images must have labels
+    needs_labels: ClassVar[bool] = True
+
     model: Mapping[str, Any]
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -178,14 +197,21 @@ class RunConfig:
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
         if self.batch_size % (self.processes * self.accumulate):
+            parts = self.processes * self.accumulate
             raise ValueError(
-                f"batch_size must be a multiple of devices x accumulate x num_nodes = "
-                f"{self.devices} x {self.accumulate} x {self.num_nodes}, got {self.batch_size}"
+                f"devices x accumulate x num_nodes = {self.devices} x {self.accumulate} x {self.num_nodes} "
+                f"must divide batch_size = {self.batch_size}; a batch_size of "
+                f"{parts * -(-self.batch_size // parts)} would do"
             )
         if self.schedule.warmup_epochs > self.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs must not exceed epochs = {self.epochs}, "
                 f"got {self.schedule.warmup_epochs}"
+            )
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr must not exceed optimizer.lr = {self.optimizer.lr}, "
+                f"got {self.schedule.min_lr}"
             )
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive, got {self.clip}")
@@ -222,17 +248,38 @@ class TrainConfig(RunConfig):
         distillation: The teacher that the run learns from, if any.
         label_smoothing: Share of a target's probability that is spread over all classes, in [0, 1).
         ema: Decay of a moving average of the weights, which is then what is validated and kept.
+        select: Which weights are kept: those of the epoch with the best validation `accuracy`, of equal ones
+            that with the least loss; or with the least `loss`, smoothed as in training.
+        patience: Epochs in a row without better weights after which training ends; all epochs if left out.
     """
 
     tuning: TuningConfig = field(default_factory=TuningConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     label_smoothing: float = 0.0
     ema: float | None = None
+    select: Literal["accuracy", "loss"] = "accuracy"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
+
+
+def config_text(config: RunConfig) -> str:
+    """Return a configuration as YAML that the command's `--config` reads back as it is, in any folder."""
+    settings = _plain(asdict(config))
+    settings["data"]["source"] = absolute_source(config.data.source)
+    for section, key in ((settings, "weights"), *((settings.get(part, {}), name) for part, name in STARTS)):
+        start = section.get(key)
+        if start not in (None, PUBLISHED) and Path(start).exists():
+            section[key] = str(Path(start).absolute())
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write a configuration so that the command's `--config` reads it back as it is."""
-    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
+    """Write what `config_text` returns."""
+    path.write_text(config_text(config), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from vit_pytorch.training.engine import local_tensor, sum_over_processes
 from vit_pytorch.training.nan_guard import NonFiniteError
 from vit_pytorch.training.signals import Interrupted, StopSignals
 
+logger = logging.getLogger(__name__)
+
 
 class Checkpoints:
     """Keeps checkpoints of a training, and stops it where one is written after a signal.
@@ -29,9 +32,13 @@ class Checkpoints:
         monitor: name of the measured value that decides which checkpoint is best; None if none is best;
             default `val/loss`
         mode: whether the least (`min`) or the greatest (`max`) value is best; default `min`
+        tie_break: name of the measured value of which the least decides among equals; default None
         keep: how many of the latest checkpoints are kept in addition to the best one; with two of them, a
             damaged one has a predecessor; default 2
         every_n_steps: write also inside an epoch, every so many optimizer steps; default None
+
+    Attributes:
+        since_best: Validations since one that was better than all before.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class Checkpoints:
         *,
         monitor: str | None = "val/loss",
         mode: Literal["min", "max"] = "min",
+        tie_break: str | None = None,
         keep: int = 2,
         every_n_steps: int | None = None,
     ) -> None:
@@ -52,23 +60,43 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.monitor = monitor
         self.mode = mode
+        self.tie_break = tie_break
         self.keep = keep
         self.every_n_steps = every_n_steps
         self.signals = StopSignals()
         self.best_score: float | None = None
+        self.best_tie = math.inf
+        self.since_best = 0
         self.best: str | None = None
         self._written: list[str] = []
         self._improved = False
         self._last_step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which checkpoint is best, by what score, and which ones stand."""
-        return {"best_score": self.best_score, "best": self.best, "written": list(self._written)}
+        """Return which checkpoint is best, by what score and since when, and which ones stand."""
+        return {
+            "best_score": self.best_score,
+            "best_tie": self.best_tie,
+            "since_best": self.since_best,
+            "monitor": self.monitor,
+            "best": self.best,
+            "written": list(self._written),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on comparing with the best of the run that is resumed."""
-        self.best_score, self.best = state["best_score"], state["best"]
-        self._written = list(state["written"])
+        self.best, self._written = state["best"], list(state["written"])
+        # version 0.1 chose by one value alone
+        before = state.get("monitor", "val/objective")
+        if before == self.monitor:
+            self.best_score, self.best_tie = state["best_score"], state.get("best_tie", math.inf)
+            self.since_best = state.get("since_best", 0)
+        elif self.monitor is not None:
+            logger.warning(
+                "the best checkpoint was chosen by %s, from now on by %s: the best so far is forgotten",
+                before,
+                self.monitor,
+            )
 
     def resume_at(self, step: int) -> None:
         """Count the steps between checkpoints from this one."""
@@ -82,16 +110,18 @@ class Checkpoints:
         """
         if self.monitor is None:
             return
-        if self.monitor not in metrics:
-            logged = ", ".join(sorted(metrics)) or "nothing"
-            raise ValueError(
-                f"the best checkpoint is chosen by {self.monitor!r}, but validation logged {logged}"
-            )
-        score, best = metrics[self.monitor], self.best_score
-        if math.isfinite(score) and (
-            best is None or (score <= best if self.mode == "min" else score >= best)
-        ):
-            self.best_score, self._improved = score, True
+        for name in filter(None, (self.monitor, self.tie_break)):
+            if name not in metrics:
+                logged = ", ".join(sorted(metrics)) or "nothing"
+                raise ValueError(f"the best checkpoint is chosen by {name!r}, but validation logged {logged}")
+        score, tie = metrics[self.monitor], metrics[self.tie_break] if self.tie_break else 0.0
+        tie = tie if math.isfinite(tie) else math.inf
+        sign = 1 if self.mode == "min" else -1
+        best_score = math.inf if self.best_score is None else sign * self.best_score
+        rank, best = (sign * score, tie), (best_score, self.best_tie)
+        if math.isfinite(score) and rank <= best:
+            self.best_score, self.best_tie, self._improved = score, tie, True
+        self.since_best = 0 if math.isfinite(score) and rank < best else self.since_best + 1
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint inside an epoch is to be written after a step, unless a signal asks."""

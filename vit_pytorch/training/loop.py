@@ -41,6 +41,7 @@ class Loop:
         ema: decay of a moving average of the weights, which validation and checkpoints then use; default None
         on_nonfinite: see `FiniteGuard`
         validations: validations in an epoch, the last one at its end; default 1
+        patience: validations in a row without a new best one after which training ends; default None
         compiled: whether the network is compiled; default False
         callbacks: what looks on
 
@@ -63,11 +64,13 @@ class Loop:
         ema: float | None = None,
         on_nonfinite: OnNonFinite = "stop",
         validations: int = 1,
+        patience: int | None = None,
         compiled: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.fabric, self.task, self.checkpoints, self.callbacks = fabric, task, checkpoints, callbacks
         self.epochs, self.accumulate, self.clip = epochs, accumulate, clip
+        self.patience = patience
         self.epoch = self.batch = self.step = 0
         data.rank, data.world_size = fabric.global_rank, fabric.world_size
         self.train_loader, self.val_loader = data.train_dataloader(), data.val_dataloader()
@@ -89,10 +92,10 @@ class Loop:
         self.resumed_states: list[dict[str, Any]] | None = None
 
     def run(self) -> None:
-        """Train to the end."""
+        """Train to the end, or until patience ends."""
         fabric = self.fabric
         self.call("on_train_start")
-        while self.epoch < self.epochs:
+        while self.epoch < self.epochs and not self.out_of_patience:
             for images, targets in self.open_epoch():
                 batch = fabric.to_device(Batch(images, targets, self.epoch, self.batch))
                 self.call("on_batch_start", batch)
@@ -116,6 +119,11 @@ class Loop:
             signum = self.checkpoints.signals.agreed(fabric)
             self.epoch, self.batch = self.epoch + 1, 0
             self.save(signum)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last validations have all been worse than an earlier one."""
+        return self.patience is not None and self.checkpoints.since_best >= self.patience
 
     def open_epoch(self) -> Iterator[tuple[Any, Tensor]]:
         """Return the batches of the epoch that are left; go on with the random numbers of a checkpoint."""

@@ -35,6 +35,7 @@ from vit_pytorch.training.data import (
     record_images,
 )
 from vit_pytorch.training.data.record import RECORD
+from vit_pytorch.training.data.sizes import typical_size
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.evaluation import Evaluation, evaluate
@@ -59,12 +60,18 @@ from vit_pytorch.training.tuning import arrange, load_start, settle
 
 # what was learned in addition to a frozen base, without the base
 ADAPTER = "adapter"
+# how the best checkpoint is chosen, by what a configuration calls it
+BEST: dict[str, dict[str, Any]] = {
+    "accuracy": {"monitor": "val/accuracy", "mode": "max", "tie_break": "val/objective"},
+    "loss": {"monitor": "val/objective"},
+}
 
 
 def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
     """Train, then measure the best weights on the test split and write the report.
 
-    The weights of the epoch with the least `val/objective` are kept. The test split decides nothing.
+    The weights of the epoch that is best in validation are kept (see `TrainConfig.select`). The test split
+    decides nothing.
 
     Args:
         config: what to train, on what, and how
@@ -88,7 +95,17 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     task = make_task(config, model, data.preprocessing, splits)
     folder = create_run_dir(fabric, folder, numbered=numbered, resume=checkpoint is not None)
     log_run(fabric, config, folder, splits, model)
-    train(fabric, config, task, data, folder, checkpoint, monitor="val/objective", ema=config.ema)
+    train(
+        fabric,
+        config,
+        task,
+        data,
+        folder,
+        checkpoint,
+        best=BEST[config.select],
+        patience=config.patience,
+        ema=config.ema,
+    )
     if fabric.is_global_zero:
         report(config, folder, splits, skipped=data.bad)
 
@@ -158,9 +175,20 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
     if splits.test is not None:
         sizes += f", {len(splits.test)} to test"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"data   {config.data.source}: {len(splits.classes)} classes, {splits.train.kind}s: {sizes}")
+    classes = f"{len(splits.classes)} classes" if splits.classes else "no labels"
+    print(f"data   {config.data.source}: {classes}, {splits.train.kind}s: {sizes}")
+    if splits.unlabelled:
+        print(f"data   features are not probed by labels: {splits.unlabelled}")
     size = " x ".join(map(str, model.image_size))
     print(f"model  {config.model['name']}: {parameters:,} parameters, input {size}")
+    own = typical_size(splits.train) if config.data.max_tokens is None and splits.train.axes == 2 else None
+    if own is not None and own != tuple(model.image_size):
+        print(f"data   images of about {own[0]} x {own[1]}: the model sees them at {size} (--img_size)")
+    lr, least, warmup = config.optimizer.lr, config.schedule.min_lr, config.schedule.warmup_epochs
+    print(
+        f"plan   {config.epochs} epochs, batches of {config.batch_size}, lr up to {lr:g} "
+        f"in the first {warmup:g} epochs, {least:g} at the end"
+    )
     print(f"run    {folder}", flush=True)
 
 
@@ -172,7 +200,8 @@ def train(
     folder: Path,
     checkpoint: Checkpoint | None,
     *,
-    monitor: str | None,
+    best: Mapping[str, Any],
+    patience: int | None = None,
     ema: float | None = None,
     watching: Callable[[Sequence[Logger]], Sequence[Callback]] | None = None,
 ) -> None:
@@ -185,7 +214,8 @@ def train(
         data: on what
         folder: the run's folder
         checkpoint: what to go on from; None for a new training
-        monitor: see `Checkpoints`
+        best: arguments of `Checkpoints` that say which checkpoint is best
+        patience: see `Loop`
         ema: see `Loop`
         watching: gives more callbacks, from the run's loggers; they add to what is measured
     """
@@ -199,16 +229,22 @@ def train(
         fabric,
         task,
         data,
-        checkpoints=Checkpoints(folder / CHECKPOINTS, monitor=monitor, every_n_steps=config.save_every),
+        checkpoints=Checkpoints(folder / CHECKPOINTS, every_n_steps=config.save_every, **best),
         epochs=config.epochs,
         accumulate=config.accumulate,
         clip=config.clip,
         ema=ema,
         on_nonfinite=config.on_nonfinite,
+        patience=patience,
         compiled=config.compile,
         callbacks=callbacks,
     )
     fit(loop, checkpoint)
+    if loop.epoch < loop.epochs and fabric.is_global_zero:
+        waited = loop.checkpoints.since_best
+        print(
+            f"stopped after epoch {loop.epoch} of {loop.epochs}: the last {waited} were no better", flush=True
+        )
 
 
 def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:
@@ -275,12 +311,13 @@ def _recorded(config: RunConfig, folder: Path) -> ImageRecord | None:
 def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
     """Open a configuration's data, in the splits that a run has recorded."""
     return open_data(
-        config.data.source,
+        config.data.spec,
         seed=config.split_seed,
         val_fraction=config.data.val_fraction,
         test_fraction=config.data.test_fraction,
         record=record,
         changed=config.data.changed,
+        unlabelled=not config.needs_labels,
     )
 
 

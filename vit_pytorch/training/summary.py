@@ -18,6 +18,7 @@ from vit_pytorch.training.history import Row
 
 SUMMARY = "summary.json"
 PAGE = "summary.md"
+SELECTED = {"accuracy": "accuracy (of equal ones, by loss)", "loss": "loss"}
 
 
 def summarize(
@@ -47,6 +48,7 @@ def summarize(
         **describe_run(config, model, rows, sizes=sizes, skipped=skipped),
         "kind": kind,
         "best_checkpoint": best,
+        "selected_by": config.select,
         **{split: result.as_dict() for split, result in results.items()},
     }
 
@@ -69,6 +71,7 @@ def describe_run(
         "images": dict(sizes),
         "skipped_images": dict(skipped),
         "epochs": int(rows[-1]["epoch"]),
+        "planned_epochs": config.epochs,
         "training_seconds": rows[-1]["seconds"],
         "versions": {
             "vit_pytorch": vit_pytorch.__version__,
@@ -95,7 +98,8 @@ def write_page(summary: Mapping[str, Any], page: str, folder: Path) -> None:
 def render(summary: Mapping[str, Any]) -> str:
     """Say in Markdown what a run gave; figures by class are the test's, or validation's."""
     split = "test" if "test" in summary else "val"
-    kind = summary["kind"]
+    kind, selected = summary["kind"], SELECTED[summary["selected_by"]]
+    epochs = " of ".join(str(summary[name]) for name in ("epochs", "planned_epochs"))
     lines = [f"# {summary['model']} on {summary['data']}", ""]
     if "test" in summary:
         lines.append(
@@ -104,9 +108,9 @@ def render(summary: Mapping[str, Any]) -> str:
     lines += [
         f"- validation accuracy: {summary['val']['accuracy']:.2%} of {summary['val']['images']} {kind}s",
         f"- parameters: {summary['parameters']:,}",
-        f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s",
+        f"- training: {epochs} epochs, {summary['training_seconds']:.0f} s",
         f"- seed: {summary['seed']}",
-        f"- weights: {summary['best_checkpoint']}, the best in validation",
+        f"- weights: {summary['best_checkpoint']}, the best in validation by {selected}",
         "",
     ]
     return "\n".join([*lines, *class_table(summary[split], kind)])

@@ -208,11 +208,12 @@ class Splits:
     """Training, validation and perhaps test images of one task, with the names of its classes.
 
     Args:
-        classes: Names; a label is an index into them.
-        train: At least one image, of at least two classes.
+        classes: Names; a label is an index into them. Empty where images have no labels.
+        train: At least one image; of at least two classes, where there are classes.
         val: At least one image.
         test: Held-out images, if the data has any.
         left_out: Paths below the data's folder that are none of its images, by the reason.
+        unlabelled: Why images have no labels; empty where they have.
 
     Raises:
         ValueError: A split is empty, a label is out of range, or the training images are all of one class.
@@ -224,6 +225,7 @@ class Splits:
     val: ImageDataset
     test: ImageDataset | None = None
     left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    unlabelled: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -236,6 +238,8 @@ class Splits:
                 continue
             if len(images) == 0:
                 raise ValueError(f"the {split} split has no {images.kind}s")
+            if not self.classes:
+                continue
             outside = (
                 ((images.labels < 0) | (images.labels >= len(self.classes))).nonzero().flatten().tolist()
             )
@@ -246,7 +250,7 @@ class Splits:
                     + (f" ({len(outside)} such {images.kind}s)" if len(outside) > 1 else "")
                 )
         present = set(self.train.labels.tolist())
-        if len(present) < 2:
+        if self.classes and len(present) < 2:
             kind = self.train.kind
             raise ValueError(
                 f"training needs {kind}s of at least 2 classes; all "
@@ -295,9 +299,9 @@ def split_off(
     for label in sorted(set(images.labels.tolist())):
         members = (images.labels == label).nonzero().flatten()
         if len(members) < 2:
-            known = classes[label] if 0 <= label < len(classes) else label
+            known = f"class {classes[label]!r}" if 0 <= label < len(classes) else "the data"
             raise ValueError(
-                f"class {known!r} has {len(members)} {images.kind} left ({images.name(int(members[0]))}); "
+                f"{known} has {len(members)} {images.kind} left ({images.name(int(members[0]))}); "
                 f"holding out a {purpose} split needs at least 2 in each class"
             )
         count = min(max(1, round(len(members) * fraction)), len(members) - 1)

@@ -1,13 +1,13 @@
 """A folder per class, with or without folders for the splits above."""
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from vit_pytorch.training.data.datasets import FileImages
-from vit_pytorch.training.data.listing import TWICE, Listing
+from vit_pytorch.training.data.listing import STRAY, TWICE, Listing
 
 # names of splits, in any case
 SPLIT_NAMES = {
@@ -121,6 +121,56 @@ def read_folders(
             )
     parts = {split: _read_classes(place, classes, files, listing) for split, place in splits.items()}
     return parts, classes, listing
+
+
+def read_tree(
+    folder: Path, files: type[FileImages] = FileImages
+) -> tuple[dict[str, FileImages], tuple[str, ...], Listing, str]:
+    """List the images of any tree of folders, with labels where it has one folder per class.
+
+    Args:
+        folder: The folder, perhaps with folders of splits below; images may lie at any depth.
+        files: What the files are: images, videos or volumes.
+
+    Returns:
+        As `read_folders`, whose classes are empty where images have no labels; and the reason for that.
+
+    Raises:
+        ValueError: The splits are not understood, or there are no images for training.
+        OSError: A folder cannot be listed.
+    """
+    splits = split_folders(folder) or {"train": folder}
+    try:
+        parts, classes, listing = read_folders(folder, files)
+        strays = listing.left_out.get(STRAY, [])
+        beside = f"images lie beside the class folders, such as {strays[0]}" if strays else ""
+        reason = beside or unfit_for_classes(parts, classes)
+    except ValueError as error:
+        reason = str(error)
+    if not reason:
+        return parts, classes, listing, ""
+    listing = Listing(files.extensions, files.is_known)
+    for above in (folder, *folder.resolve().parents):
+        listing.claim(above)
+    for place in splits.values():
+        listing.claim(place)
+    parts = {split: files(list(listing.files_below(place))) for split, place in splits.items()}
+    if not len(parts["train"]):
+        raise ValueError(f"{splits['train']} holds no {files.kind}s: no file is of a known type")
+    return parts, (), listing, reason
+
+
+def unfit_for_classes(parts: Mapping[str, FileImages], classes: Sequence[str]) -> str:
+    """Say why labels are none to measure features by; empty where they are."""
+    if len(classes) < 2:
+        return f"there is one class, {classes[0]!r}"
+    # one image to train, and one for each split that is held out
+    needed = 1 + ("val" not in parts) + (len(parts) == 1)
+    counts = torch.bincount(parts["train"].labels, minlength=len(classes))
+    if counts.min() < needed:
+        few = classes[int(counts.argmin())]
+        return f"class {few!r} has {int(counts.min())} images, and {needed} are needed to hold some out"
+    return ""
 
 
 def _claim_classes(folder: Path, above: Container[Path], listing: Listing) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import glob
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +45,13 @@ def find_images(
 
     Raises:
         FileNotFoundError: A path or pattern names nothing.
-        ValueError: A folder holds no images.
+        ValueError: A folder holds no images, or a name is empty.
     """
     found: dict[Path, None] = {}
     left_out: dict[str, list[Path]] = {}
     for path in map(str, paths):
+        if not path:
+            raise ValueError(f"a name of {kind}s must not be empty")
         names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
             raise FileNotFoundError(f"no such {kind}, folder or pattern: {path}")
@@ -73,7 +75,7 @@ def load_images(
     *,
     channels: int = 3,
     window: tuple[float, float] | None = None,
-    on_bad: OnBad = "stop",
+    on_bad: OnBad | Callable[[BadImageError], None] = "stop",
 ) -> Iterator[tuple[Path, UInt8[Tensor, "c h w"]]]:
     """Yield each file that the paths name, with its image.
 
@@ -83,7 +85,8 @@ def load_images(
         paths: Files, folders and patterns, as for :func:`find_images`.
         channels: 1 for grey, 3 for RGB, or as many as the files have.
         window: Values of the files that become 0 and 255, as the model's preprocessing has it.
-        on_bad: Whether a file that cannot be decoded stops the iteration, or is left out with a warning.
+        on_bad: Whether a file that cannot be decoded stops the iteration, or is left out with a warning; or
+            what is called with the error, after which the iteration goes on.
 
     Yields:
         Path and image, values 0 to 255.
@@ -99,7 +102,10 @@ def load_images(
         except BadImageError as error:
             if on_bad == "stop":
                 raise
-            warnings.warn(f"skipped {error}", stacklevel=2)
+            if on_bad == "skip":
+                warnings.warn(f"skipped {error}", stacklevel=2)
+            else:
+                on_bad(error)
             continue
         yield path, image
 

@@ -14,6 +14,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -140,6 +141,20 @@ def read_shards(pattern: str, classes: tuple[str, ...] | None = None) -> tuple[S
             )
         classes = tuple(str(i) for i in range(labels[worst] + 1))
     return ShardImages(shards, torch.tensor(rows), keys, torch.tensor(labels)), classes
+
+
+def first_images(pattern: str, count: int) -> ShardImages:
+    """Return a few images, whose classes are not read, from the first shard that a pattern names.
+
+    Raises:
+        ImportError: The webdataset library is not installed.
+        ValueError: The shard is missing, remote, compressed or broken, or a sample lacks its image or class.
+    """
+    shard = expand_shards(pattern)[0]
+    samples = list(islice(_samples(shard), count))
+    table = torch.tensor([(0, offset, size) for _, offset, size, _ in samples], dtype=torch.int64)
+    keys = [key for key, *_ in samples]
+    return ShardImages([shard], table.view(-1, 3), keys, torch.full((len(samples),), -1))
 
 
 def expand_shards(pattern: str) -> list[Path]:

@@ -3,24 +3,26 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import numpy as np
 import torch
 
 from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
-from vit_pytorch.training.data.folders import read_folders
+from vit_pytorch.training.data.folders import read_folders, read_tree, unfit_for_classes
 from vit_pytorch.training.data.hub import read_hub
 from vit_pytorch.training.data.idx import read_idx_split
 from vit_pytorch.training.data.listing import describe_left_out
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.record import ImageRecord, restore_splits
 from vit_pytorch.training.data.shards import ShardImages, read_shards
+from vit_pytorch.training.data.tables import read_table
 
+TABLE_OPTIONS = ("image", "label", "split")
 Changed = Literal["stop", "keep"]
 FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
 
@@ -33,6 +35,7 @@ def open_data(
     test_fraction: float = 0.2,
     record: ImageRecord | None = None,
     changed: Changed = "keep",
+    unlabelled: bool = False,
 ) -> Splits:
     """Open a dataset that is named by one string.
 
@@ -45,6 +48,8 @@ def open_data(
       ``?config=NAME&image=COLUMN&label=COLUMN``.
     - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
       ``data/val-*.tar``.
+    - ``csv:FILE``: a table of image files, by pandas; columns that have no usual names follow as
+      ``?image=COLUMN&label=COLUMN&split=COLUMN``.
     - ``video:FOLDER``: videos, in folders like those of images.
     - ``nifti:FOLDER``: volumes in NIfTI files (``.nii``, ``.nii.gz``), likewise.
 
@@ -59,6 +64,8 @@ def open_data(
         record: What a run has recorded of its images: the splits are those of the run.
         changed: Whether data that have changed since they were recorded are an error; or a warning names what
             has changed, and images that are not the recorded ones are in no split.
+        unlabelled: Whether a folder may be any tree of images. Where it has not one folder per class, images
+            have no labels, ``classes`` is empty, and no test split is made.
 
     Returns:
         The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
@@ -71,7 +78,7 @@ def open_data(
     """
     kind, separator, rest = spec.partition(":")
     left_out: dict[str, list[Path]] = {}
-    root = ""
+    root = reason = ""
     if spec == "digits":
         parts: dict[str, ImageDataset] = {**_digits(seed, 0 if record is not None else test_fraction)}
         classes = tuple(str(i) for i in range(10))
@@ -82,12 +89,19 @@ def open_data(
         classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
         parts = dict(arrays)
     elif kind == "hf" and separator:
-        name, _, query = rest.partition("?")
-        options = {key: values[-1] for key, values in parse_qs(query, strict_parsing=bool(query)).items()}
-        if unknown := options.keys() - {"config", "image", "label"}:
-            raise ValueError(f"options of hf: are config, image and label, got {', '.join(sorted(unknown))}")
+        name, options = split_options(rest, kind, ("config", "image", "label"))
         hub, classes = read_hub(name, **options)
         parts, root = dict(hub), f"hf:{name}"
+    elif kind == "csv" and separator:
+        name, options = split_options(rest, kind, TABLE_OPTIONS)
+        table = Path(name).expanduser()
+        listed, classes = read_table(table, **options, needs_labels=not unlabelled)
+        if unlabelled:
+            reason = unfit_for_classes(listed, classes) if classes else f"{name} has no label column"
+        if reason:
+            listed, classes = {split: FileImages(images.paths) for split, images in listed.items()}, ()
+        test_fraction = 0 if reason else test_fraction
+        parts, root = dict(listed), os.path.join(table.parent, "")
     elif kind == "wds" and separator:
         parts, classes = _shard_parts(rest)
         root = _common_folder(parts)
@@ -96,7 +110,11 @@ def open_data(
         files = FILES[kind] if named else FileImages
         folder = _existing_folder(rest if named else spec)
         root = os.path.join(folder, "")
-        folders, classes, listing = read_folders(folder, files)
+        if unlabelled:
+            folders, classes, listing, reason = read_tree(folder, files)
+        else:
+            folders, classes, listing = read_folders(folder, files)
+        test_fraction = 0 if reason else test_fraction
         parts, left_out = dict(folders), listing.left_out
         if left_out:
             warnings.warn(f"left out of {spec}: {describe_left_out(left_out)}", stacklevel=2)
@@ -117,7 +135,59 @@ def open_data(
     for split in (splits.train, splits.val, splits.test):
         if split is not None:
             split.root = root
-    return replace(splits, left_out=left_out)
+    return replace(splits, left_out=left_out, unlabelled=reason)
+
+
+def absolute_source(spec: str) -> str:
+    """Return the name of a dataset with absolute paths, so that it means the same in any folder."""
+    kind, separator, rest = spec.partition(":")
+    if spec == "digits":
+        return spec
+    name, mark, query = rest.partition("?")
+    if kind == "csv" and separator:
+        return f"csv:{_absolute(name)}{mark}{query}"
+    if kind == "hf" and separator:
+        return f"hf:{_absolute(name)}{mark}{query}" if Path(name).exists() else spec
+    if kind == "wds" and separator:
+        return f"wds:{','.join(str(Path(piece).absolute()) for piece in _split_patterns(rest))}"
+    if kind in ("idx", *FILES) and separator:
+        return f"{kind}:{_absolute(rest)}"
+    return _absolute(spec)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def split_options(rest: str, kind: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Split the name of data from the options that follow it after a question mark."""
+    name, _, query = rest.partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query, strict_parsing=bool(query)).items()}
+    if unknown := options.keys() - set(known):
+        listed = " and ".join([", ".join(known[:-1]), known[-1]])
+        raise ValueError(f"options of {kind}: are {listed}, got {', '.join(sorted(unknown))}")
+    return name, options
+
+
+def with_columns(spec: str, columns: Mapping[str, str | None]) -> str:
+    """Return the name of a dataset with names of columns as its options.
+
+    Args:
+        spec: The data, as `open_data` takes it.
+        columns: Columns by their role, `image`, `label` or `split`; None for those that are found by name.
+
+    Raises:
+        ValueError: The data are not in columns.
+    """
+    given = {role: name for role, name in columns.items() if name is not None}
+    if given and not spec.startswith(("csv:", "hf:")):
+        raise ValueError(f"columns are those of csv: and hf: data, got {spec} with {', '.join(given)}")
+    return spec + ("&" if "?" in spec else "?") * bool(given) + urlencode(given)
+
+
+def _split_patterns(patterns: str) -> list[str]:
+    """Split patterns of shards at the commas between them, not at those in braces."""
+    return re.split(r",(?![^{}]*\})", patterns)
 
 
 def _complete(
@@ -163,8 +233,8 @@ def _existing_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no such folder: {name} (data is digits, FOLDER, idx:FOLDER, hf:NAME, wds:PATTERN, "
-            "video:FOLDER or nifti:FOLDER)"
+            f"no such folder: {name} (data is digits, FOLDER, csv:FILE, idx:FOLDER, hf:NAME, "
+            "wds:PATTERN, video:FOLDER or nifti:FOLDER)"
         )
     return folder
 
@@ -178,7 +248,7 @@ def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
 
 
 def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
-    pieces = re.split(r",(?![^{}]*\})", patterns)
+    pieces = _split_patterns(patterns)
     if len(pieces) > 3:
         raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}: {patterns}")
     train, classes = read_shards(pieces[0])

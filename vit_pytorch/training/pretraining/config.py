@@ -201,7 +201,7 @@ class MonitorConfig:
     Args:
         knn_every: Epochs between measurements of the nearest neighbours' accuracy, for which alone labels are
             read; after the last epoch, too. Never if left out.
-        neighbours: How many neighbours vote.
+        neighbours: How many neighbours vote; fewer where there are fewer training images than by default.
         knn_images: Training images at most among which the neighbours are sought.
         pictures_every: Epochs between pictures of reconstructions or of attention; after the last, too. Never
             if left out.
@@ -243,6 +243,8 @@ class PretrainConfig(RunConfig):
         weights: What the model starts from: a run, a model folder, a weight file or `hf-hub:NAME`; of a whole
             masked autoencoder the decoder, too. At random if left out.
     """
+
+    needs_labels = False
 
     method: MethodConfig
     weights: str | None = None

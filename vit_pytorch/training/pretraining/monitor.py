@@ -45,7 +45,7 @@ class Monitor(Callback):
         alarms: The epoch and the words of each alarm so far.
 
     Raises:
-        ValueError: Where more neighbours shall vote than there are images.
+        ValueError: Where more neighbours shall vote than there are images, other than by default.
     """
 
     def __init__(self, config: MonitorConfig, data: ImageData) -> None:
@@ -57,7 +57,11 @@ class Monitor(Callback):
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._said = torch.zeros(0)
         self._entropy = 0.0
-        if config.knn_every is not None and config.neighbours > len(self._bank):
+        self._neighbours = min(config.neighbours, len(self._bank))
+        self._knn_every = config.knn_every if data.opened.classes else None
+        # the default bends to the data, what was asked for does not
+        asked = config.neighbours != MonitorConfig.neighbours
+        if self._knn_every is not None and asked and config.neighbours > len(self._bank):
             raise ValueError(
                 f"monitor.neighbours are among the {len(self._bank)} training images, got {config.neighbours}"
             )
@@ -94,8 +98,8 @@ class Monitor(Callback):
             count = len(val.features)
             found[ENTROPY] = sum(part[3] for part in parts) / count
             found[USAGE] = float(entropy_of(torch.stack([part[2] for part in parts]).sum(dim=0) / count))
-        if due(self.config.knn_every, loop):
-            found[KNN] = measure("knn", self._known(loop), val, neighbours=self.config.neighbours)
+        if due(self._knn_every, loop):
+            found[KNN] = measure("knn", self._known(loop), val, neighbours=self._neighbours)
         metrics.update(found)
         self._judge(loop, found)
 

@@ -73,7 +73,7 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
     def watching(loggers: Sequence[Logger]) -> list[Callback]:
         return [monitor, Pictures(config.monitor, data, folder, loggers)]
 
-    train(fabric, config, task, data, folder, checkpoint, monitor=None, watching=watching)
+    train(fabric, config, task, data, folder, checkpoint, best={"monitor": None}, watching=watching)
     if fabric.is_global_zero:
         report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
 
@@ -151,13 +151,14 @@ def report(
     _, data, method = build(config, splits)
     method.load_state_dict(checkpoint_weights(last))
     model = backbone_of(method).to(eval_device(config)).eval()
-    known = _features(spread_over(splits.train, config.monitor.knn_images), model, data)
-    neighbours = min(config.monitor.neighbours, len(known.features))
-    accuracy = {
-        name: measure("knn", known, _features(images, model, data), neighbours=neighbours)
-        for name, images in (("val", splits.val), ("test", splits.test))
-        if images is not None
-    }
+    accuracy, neighbours = {}, min(config.monitor.neighbours, config.monitor.knn_images, len(splits.train))
+    if splits.classes:
+        known = _features(spread_over(splits.train, config.monitor.knn_images), model, data)
+        accuracy = {
+            name: measure("knn", known, _features(images, model, data), neighbours=neighbours)
+            for name, images in (("val", splits.val), ("test", splits.test))
+            if images is not None
+        }
     note_preprocessing(model, data.preprocessing)
     model.cpu().save_pretrained(folder / MODEL)
     rows = read_rows(folder / METRICS)
@@ -187,6 +188,8 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"- nearest neighbours on {split}: {value:.2%} of {summary['images'][split]} images"
         for split, value in summary["knn_accuracy"].items()
     ]
+    if not summary["knn_accuracy"]:
+        lines.append("- nearest neighbours: not measured, since the images have no labels")
     lines.append(f"- loss: {last['train/loss']:.4f} in training, {last['val/loss']:.4f} in validation")
     if SPREAD in last:
         lines.append(f"- spread of the features: {last[SPREAD]:.3f}")

@@ -29,8 +29,13 @@ def find_recipe(name: str, kind: str = TRAIN) -> Path:
     raise ValueError(f"a recipe is one of {', '.join(list_recipes(kind))} or a YAML file, got {name!r}")
 
 
-def default_recipe(source: str) -> str:
-    """Name the recipe that suits a data source."""
+def default_recipe(source: str, *, photographs: bool = False) -> str:
+    """Name the recipe that suits a data source.
+
+    Args:
+        source: The data.
+        photographs: Whether its images are larger than small pictures.
+    """
     if source.startswith(("video:", "nifti:")):
         return "light_3d"
-    return "digits" if source == "digits" else "light"
+    return "digits" if source == "digits" else "photos" if photographs else "light"

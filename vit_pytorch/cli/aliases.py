@@ -1,0 +1,82 @@
+"""Options under the names that timm, Ultralytics and the Trainer of transformers give them."""
+
+# other name, with underscores or one letter: the option that it stands for exactly
+ALIASES = {
+    "h": "help",
+    "b": "batch_size",
+    "j": "workers",
+    "num_workers": "workers",
+    "dataloader_num_workers": "workers",
+    "batch": "batch_size",
+    "epoch": "epochs",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "data_dir": "data.source",
+    "dataset": "data.source",
+    "arch": "model.name",
+    "img": "model.image_size",
+    "imgsz": "model.image_size",
+    "img_size": "model.image_size",
+    "image_size": "model.image_size",
+    "drop_path": "model.drop_path",
+    "opt": "optimizer.name",
+    "lr": "optimizer.lr",
+    "lr0": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "weight_decay": "optimizer.weight_decay",
+    "layer_decay": "optimizer.layer_decay",
+    "warmup_epochs": "schedule.warmup_epochs",
+    "min_lr": "schedule.min_lr",
+    "smoothing": "label_smoothing",
+    "label_smoothing_factor": "label_smoothing",
+    "model_ema_decay": "ema",
+    "clip_grad": "clip",
+    "max_grad_norm": "clip",
+    "mixup": "augmentation.mixup",
+    "cutmix": "augmentation.cutmix",
+    "hflip": "augmentation.flip",
+    "fliplr": "augmentation.flip",
+    "reprob": "augmentation.random_erasing",
+    "erasing": "augmentation.random_erasing",
+    "early_stopping_patience": "patience",
+    "output_dir": "output",
+    "torchcompile": "compile",
+    "torch_compile": "compile",
+}
+
+_BATCH = (
+    "--batch_size, which counts the images of one optimizer step, over all devices and accumulated batches"
+)
+_WEIGHTS = "`vit finetune --from NAME`"
+_SCHEDULE = "none: the rate rises for --warmup_epochs, then falls by half a cosine to --min_lr"
+_PRECISION = "--precision bf16-mixed or 16-mixed"
+# other name: the right one, where the meaning differs
+ANSWERS = {
+    "per_device_train_batch_size": _BATCH,
+    "per_gpu_train_batch_size": _BATCH,
+    "per_device_eval_batch_size": "--batch_size, which is that of validation, too",
+    "gradient_accumulation_steps": "--accumulate, which divides --batch_size instead of multiplying it",
+    "grad_accum_steps": "--accumulate, which divides --batch_size instead of multiplying it",
+    "warmup_ratio": "--warmup_epochs, in epochs",
+    "warmup_steps": "--warmup_epochs, in epochs",
+    "lr_scheduler_type": _SCHEDULE,
+    "sched": _SCHEDULE,
+    "lrf": "--min_lr, the rate at the end itself",
+    "pretrained": _WEIGHTS,
+    "initial_checkpoint": _WEIGHTS,
+    "model_name_or_path": "--model for a model's name; for its weights, `vit finetune --from NAME`",
+    "num_classes": "none: the data decide the number of classes",
+    "in_chans": "--data.channels",
+    "device": "--accelerator cpu or gpu, and --devices for their number",
+    "amp": _PRECISION,
+    "fp16": _PRECISION,
+    "bf16": _PRECISION,
+    "model_ema": "--ema, which takes the average's decay, such as 0.999",
+    "project": "--output, the folder of the run",
+    "name": "--output, the folder of the run",
+    "experiment": "--output, the folder of the run",
+    "aa": "--augmentation.rand_augment",
+    "report_to": "--logger",
+    "cache": "none: images are read as they are needed",
+}

@@ -50,7 +50,7 @@ def test_evaluate_all_splits_takes_each_image_once(
 
 
 def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(digits_run / "model")]) == 1
+    assert main(["evaluate", str(digits_run / "model")]) == 2
     assert "name some by --data" in capsys.readouterr().err
     assert answer(capsys, "evaluate", digits_run / "model", "--data=digits")["images"] == 360
 
@@ -58,7 +58,7 @@ def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.
 def test_evaluate_refuses_data_with_other_classes(
     digits_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 1
+    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 2
     message = capsys.readouterr().err
     assert "unknown to the model: one, two, zero" in message
 
@@ -106,7 +106,7 @@ def test_a_broken_image_stops_with_its_path_or_is_skipped(
     digits_run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pictures / "broken.png").write_bytes(b"<html>")
-    assert main(["predict", str(digits_run), str(pictures)]) == 1
+    assert main(["predict", str(digits_run), str(pictures)]) == 3
     assert "broken.png" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="broken"):
         assert len(answer(capsys, "predict", digits_run, pictures, "--on-bad=skip")) == 3
@@ -152,7 +152,7 @@ def test_no_model(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["predict", name, "x.png"]) == 1
+    assert main(["predict", name, "x.png"]) == 4
     assert name in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_without_match(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "resnet"]) == 1
+    assert main(["models", "resnet"]) == 2
     assert "'resnet'" in capsys.readouterr().err
 
 

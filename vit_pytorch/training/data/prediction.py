@@ -50,9 +50,10 @@ def find_images(
     found: dict[Path, None] = {}
     left_out: dict[str, list[Path]] = {}
     for path in map(str, paths):
-        names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
+        # an empty name, as of a shell's unset variable, is not the folder at hand
+        names = [path] if path and Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
-            raise FileNotFoundError(f"no such {kind}, folder or pattern: {path}")
+            raise FileNotFoundError(f"no such {kind}, folder or pattern: {path or repr(path)}")
         for name in map(Path, names):
             listing = Listing(extensions, is_image if extensions is EXTENSIONS else None)
             for above in (name, *name.resolve().parents):

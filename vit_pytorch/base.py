@@ -51,10 +51,10 @@ Args:
 
 from __future__ import annotations
 
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,6 +63,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.fx import Proxy
 from typing_extensions import Self
@@ -73,7 +74,14 @@ from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
-from vit_pytorch.weights import init_empty_weights, load_weights, read_safetensors, verify_hub_checksum
+from vit_pytorch.weights import (
+    init_empty_weights,
+    load_weights,
+    read_safetensors,
+    verify_checksum,
+    verify_hub_checksum,
+    write_bundle,
+)
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -382,9 +390,9 @@ class VisionModel(
             raise ValueError(
                 f"arguments of {type(self).__name__} that no configuration file can hold: {', '.join(lost)}"
             )
-        super()._save_pretrained(save_directory)
         config = {**self.config, "architecture": type(self).__name__, "default_cfg": self.default_cfg}
-        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        weights = save_directory / WEIGHTS_NAME
+        write_bundle(weights, save_directory / CONFIG_NAME, config, partial(save_model, self))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> VisionModel:
@@ -443,12 +451,19 @@ class VisionModel(
                 )
             )
             verify_hub_checksum(weights)
+        verify_checksum(weights, config)
         # What version 0.1 wrote is not among the arguments, which are those that the class has.
         parameters = cls._hub_mixin_init_parameters
         upgraded = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
         changed = {k: v for k, v in upgraded.items() if k in parameters and config.get(k) != v}
-        with init_empty_weights():
-            model = cls(**{**arguments, **changed})
+        try:
+            with init_empty_weights():
+                model = cls(**{**arguments, **changed})
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{CONFIG_NAME} of {model_id} describes no {cls.__name__}: {what}") from error
         for name, value in config.get("default_cfg", {}).items():
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))

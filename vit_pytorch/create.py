@@ -15,7 +15,7 @@ from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
-from vit_pytorch.weights import init_empty_weights
+from vit_pytorch.weights import CHECKSUM, init_empty_weights
 
 # where the folder of a run has its model
 MODEL = "model"
@@ -154,4 +154,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = config.get("architecture") if isinstance(config, dict) else config
     if not isinstance(found, str) or found not in architectures():
         raise ValueError(f"{file}: architecture must be one of {', '.join(architectures())}, got {found!r}")
-    return dict(config)
+    if not isinstance(config.get("default_cfg", {}), dict):
+        raise ValueError(f"{file}: default_cfg must hold settings, got {config['default_cfg']!r}")
+    return {name: value for name, value in config.items() if name != CHECKSUM}

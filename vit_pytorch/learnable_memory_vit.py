@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +33,7 @@ from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT as ViT
-from vit_pytorch.weights import load_weights, read_safetensors
+from vit_pytorch.weights import CHECKSUM, load_weights, read_safetensors, verify_checksum, write_bundle
 
 WEIGHTS_NAME = "adapter.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -195,9 +196,8 @@ class Adapter(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what the adapter learned, without the base, as safetensors with its configuration."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.task.state_dict(), folder / WEIGHTS_NAME, {"format": "pt"})
-        (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
+        save = partial(save_file, self.task.state_dict(), metadata={"format": "pt"})
+        write_bundle(folder / WEIGHTS_NAME, folder / CONFIG_NAME, self.config, save)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, vit: IsotropicModel) -> Adapter:
@@ -211,7 +211,9 @@ class Adapter(nn.Module):
             ValueError: if a file is damaged, or the base has another depth or dimension.
         """
         weights, config = Path(folder) / WEIGHTS_NAME, Path(folder) / CONFIG_NAME
-        adapter = cls(vit=vit, **json.loads(config.read_text()))
+        settings = json.loads(config.read_text())
+        verify_checksum(weights, settings)
+        adapter = cls(vit=vit, **{name: value for name, value in settings.items() if name != CHECKSUM})
         load_weights(adapter.task, read_safetensors(weights), source=str(weights))
         return adapter.eval()
 

@@ -34,7 +34,7 @@ from vit_pytorch.layers.attention import Attention, CrossAttention
 from vit_pytorch.layers.blocks import FeedForward, fx_leaf, is_tracing, layer, set_grad_checkpointing
 from vit_pytorch.layers.init import init_embeddings
 from vit_pytorch.vit import ViT
-from vit_pytorch.weights import load_weights, read_safetensors
+from vit_pytorch.weights import CHECKSUM, load_weights, read_safetensors, verify_checksum, write_bundle
 from vit_pytorch.xcit import XCiT
 
 # What a plain model has before its blocks; the rest comes after them.
@@ -191,9 +191,8 @@ class VAT(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the policy's weights, its model's among them, as safetensors with its configuration."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / WEIGHTS_NAME, {"format": "pt"})
-        (folder / CONFIG_NAME).write_text(json.dumps(self.config, indent=2) + "\n")
+        save = partial(save_file, self.state_dict(), metadata={"format": "pt"})
+        write_bundle(folder / WEIGHTS_NAME, folder / CONFIG_NAME, self.config, save)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, vit: IsotropicModel) -> VAT:
@@ -207,7 +206,9 @@ class VAT(nn.Module):
             ValueError: if a file is damaged, or the model is another.
         """
         weights, config = Path(folder) / WEIGHTS_NAME, Path(folder) / CONFIG_NAME
-        policy = cls(vit, **json.loads(config.read_text()))
+        settings = json.loads(config.read_text())
+        verify_checksum(weights, settings)
+        policy = cls(vit, **{name: value for name, value in settings.items() if name != CHECKSUM})
         load_weights(policy, read_safetensors(weights), source=str(weights))
         return policy.eval()
 

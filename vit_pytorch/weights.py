@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vit_pytorch.legacy import upgrade_state
+from vit_pytorch.storage import file_sha256, replacing, write_file
 
-if TYPE_CHECKING:
-    pass
+# the setting of a configuration that holds the SHA-256 of the weights beside it
+CHECKSUM = "weights_sha256"
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -39,6 +40,39 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not an intact safetensors file: {error}") from error
 
 
+def write_bundle(
+    weights: Path, config: Path, settings: Mapping[str, Any], save: Callable[[Path], Any]
+) -> None:
+    """Write weights, then their configuration with their SHA-256, each file all or nothing.
+
+    Args:
+        weights: where the weights are written.
+        config: where the configuration is written, as JSON.
+        settings: the configuration.
+        save: writes the weights to a path.
+
+    Raises:
+        OSError: where they cannot be written; names the file.
+    """
+    with replacing(weights) as file:
+        save(file)
+    write_file(config, json.dumps({**settings, CHECKSUM: file_sha256(weights)}, indent=2) + "\n")
+
+
+def verify_checksum(weights: Path, settings: Mapping[str, Any]) -> None:
+    """Check weights by the SHA-256 in their configuration; one without it, as of version 0.1, fits all.
+
+    Raises:
+        ValueError: where they are others; names the file.
+    """
+    wanted = settings.get(CHECKSUM)
+    if wanted is not None and weights.is_file() and file_sha256(weights) != wanted:
+        raise ValueError(
+            f"{weights} is damaged: its SHA-256 is not the {CHECKSUM} of its configuration; take a whole "
+            f"copy, or remove {CHECKSUM} from the configuration if the weights were changed on purpose"
+        )
+
+
 def verify_hub_checksum(path: Path) -> None:
     """Check a file of the Hub's cache by its SHA-256, where that is known: large files are named by it.
 
@@ -48,11 +82,7 @@ def verify_hub_checksum(path: Path) -> None:
     wanted = path.resolve().name
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    if digest.hexdigest() != wanted:
+    if file_sha256(path) != wanted:
         raise ValueError(
             f"{path} is damaged: its SHA-256 is not the published {wanted[:12]}…; remove it to get it again"
         )

@@ -8,7 +8,7 @@ import vit_pytorch
 
 ORDER = (
     {"layers"},
-    {"legacy"},
+    {"legacy", "storage"},
     {"weights", "base", "ssl"},
     {"isotropic", "hierarchical"},
     {"papers"},

@@ -68,7 +68,7 @@ def test_evaluation_names_what_changed(
     changed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, run = changed
-    assert main(["evaluate", str(run)]) == 1
+    assert main(["evaluate", str(run)]) == 3
     message = capsys.readouterr().err
     assert "has changed since its images were recorded: added (1: 3/0.png)" in message
     assert "--changed keep" in message
@@ -91,7 +91,7 @@ def test_a_run_is_not_resumed_on_other_images(
 ) -> None:
     _, run = changed
     written = (run / "config.yaml").read_bytes()
-    assert main(["train", f"--resume={run}", "--epochs=3"]) == 1
+    assert main(["train", f"--resume={run}", "--epochs=3"]) == 3
     assert "has changed since its images were recorded: added (1: 3/0.png)" in capsys.readouterr().err
     assert (run / "config.yaml").read_bytes() == written
     with pytest.warns(UserWarning, match=r"added \(1: 3/0\.png\)"):
@@ -102,5 +102,5 @@ def test_a_run_is_not_resumed_on_other_images(
 
 
 def test_a_run_keeps_its_splits(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", f"--resume={trained}", "--epochs=3", "--data.split_seed=5"]) == 1
-    assert "data.split_seed was None when the run began, got 5" in capsys.readouterr().err
+    assert main(["train", f"--resume={trained}", "--epochs=3", "--data.split_seed=5"]) == 2
+    assert "a run goes on as it began: data.split_seed was None, got 5" in capsys.readouterr().err

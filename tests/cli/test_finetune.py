@@ -271,7 +271,7 @@ def test_another_models_architecture(good_run: Path, tmp_path: Path, capsys: pyt
     assert new.config == {**old.config, "depth": 1}
     assert old.config["dim"] == 32
     assert not new.state_dict()["norm.weight"].equal(old.state_dict()["norm.weight"])
-    assert main(["train", "--model", str(tmp_path)]) == 1
+    assert main(["train", "--model", str(tmp_path)]) == 4
     assert "has no model" in capsys.readouterr().err
 
 

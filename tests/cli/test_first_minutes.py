@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.cli.conftest import TINY, train
-from vit_pytorch.cli import main
+from vit_pytorch.cli import Status, main
 from vit_pytorch.cli.aliases import ALIASES, ANSWERS
 from vit_pytorch.cli.help import GROUPS
 from vit_pytorch.cli.layers import long_options
@@ -97,7 +97,7 @@ def test_files_bend_to_the_command_line_and_stand_by_themselves(tmp_path: Path) 
 def test_what_is_typed_and_contradicts_itself_is_refused(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", *options]) == 1
+    assert main(["train", *options]) == Status.USAGE
     assert message in capsys.readouterr().err
 
 
@@ -293,7 +293,7 @@ def test_pretraining_probes_by_the_labels_that_there_are(image_folder: Path, tmp
 
 def test_training_still_needs_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tmp_path / "photos" / "a.png")
-    assert train("--data", tmp_path / "photos", "--output", tmp_path / "run") == 1
+    assert train("--data", tmp_path / "photos", "--output", tmp_path / "run") == Status.DATA
     assert "must hold one folder per class" in capsys.readouterr().err
 
 

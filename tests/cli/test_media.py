@@ -137,7 +137,7 @@ def test_a_bad_video_stops_the_prediction_or_is_skipped(
     (tmp_path / "a.mp4").write_bytes(whole)
     (tmp_path / "b.mp4").write_bytes(whole)
     shorten(tmp_path / "a.mp4")
-    assert main(["predict", str(films_run), str(tmp_path), "--on-bad=stop"]) == 1
+    assert main(["predict", str(films_run), str(tmp_path), "--on-bad=stop"]) == 3
     assert "bad video" in capsys.readouterr().err
     with pytest.raises(SystemExit) as leave:
         main(["predict", str(films_run), str(tmp_path), "--csv=-", "--top=1"])
@@ -165,7 +165,7 @@ def test_bad_videos_stop_the_training_or_are_skipped_and_listed(
             if i == 3:
                 shorten(path)
     options = [f"--data=video:{tmp_path / 'films'}", *TINY, "--epochs=1", "--batch-size=4"]
-    assert train(*options, "--output", tmp_path / "stopped") == 1
+    assert train(*options, "--output", tmp_path / "stopped") == 3
     assert "bad video" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="skipped bad video"):
         assert train(*options, "--output", tmp_path / "run", "--data.on-bad=skip") == 0

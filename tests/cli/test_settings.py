@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from vit_pytorch.cli import main
+from vit_pytorch.cli import Status, main
 from vit_pytorch.cli.layers import UsageError, long_options
 from vit_pytorch.cli.train import read_command
 from vit_pytorch.training.config import TrainConfig, write_config
@@ -191,7 +191,7 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
     ],
 )
 def test_values_out_of_range(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", option]) == 1
+    assert main(["train", option]) == (Status.MODEL if "--model" in option else Status.USAGE)
     assert message in capsys.readouterr().err
 
 

@@ -150,7 +150,7 @@ def test_second_run_in_the_same_folder_is_refused(
     digits_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (digits_run / "metrics.csv").read_bytes()
-    assert train("--output", digits_run, *TINY) == 1
+    assert train("--output", digits_run, *TINY) == 5
     assert "already holds a run" in capsys.readouterr().err
     assert (digits_run / "metrics.csv").read_bytes() == before
 
@@ -158,7 +158,7 @@ def test_second_run_in_the_same_folder_is_refused(
 def test_output_that_cannot_be_written_stops_before_training(tmp_path: Path, vit: Vit) -> None:
     (tmp_path / "file").write_text("in the way")
     done = vit("train", "--output", tmp_path / "file" / "run", *TINY)
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert "epoch" not in done.stdout
@@ -172,7 +172,7 @@ def test_nothing_to_resume(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert train(*arguments) == 1
+    assert train(*arguments) == 5
     assert "nothing to resume" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -181,12 +181,12 @@ def test_a_run_without_checkpoint_is_not_resumed(
     digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_bytes((digits_run / "config.yaml").read_bytes())
-    assert train("--resume", tmp_path) == 1
+    assert train("--resume", tmp_path) == 5
     assert "nothing to resume" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_resumed(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("--resume", digits_run) == 1
+    assert train("--resume", digits_run) == 5
     assert "finished its 3 epochs" in capsys.readouterr().err
 
 
@@ -221,13 +221,13 @@ def test_resuming_hashes_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.M
     run = tmp_path / "run"
     assert train("--output", run, "--epochs=1", *TINY) == 0
     hashed: Counter[str] = Counter()
-    plain = checkpoints._sha256
+    plain = checkpoints.file_sha256
 
     def counting(path: Path) -> str:
         hashed[f"{path.parent.name}/{path.name}"] += 1
         return plain(path)
 
-    monkeypatch.setattr(checkpoints, "_sha256", counting)
+    monkeypatch.setattr(checkpoints, "file_sha256", counting)
     assert train("--resume", run, "--epochs=2") == 0
     assert (run / "checkpoints" / "best").resolve().name == "epoch-0002"
     folders = ("epoch-0001", ".epoch-0002.tmp", "epoch-0002")
@@ -241,12 +241,12 @@ def test_resumes_the_latest_run_by_itself(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train("--epochs=1", *TINY) == 0
-    assert train("--resume") == 1
+    assert train("--resume") == 5
     assert "finished its 1 epochs" in capsys.readouterr().err
 
 
 def test_data_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("--data=nowhere", "--output", tmp_path / "run") == 1
+    assert train("--data=nowhere", "--output", tmp_path / "run") == 3
     assert "no such folder: nowhere" in capsys.readouterr().err
     assert not (tmp_path / "run" / ".run").exists()
 
@@ -303,6 +303,6 @@ def test_options_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("vit    ")
     assert shown[0].endswith("cpu x 1, bf16-true; reading digits")
-    assert train("--output", tmp_path / "other", "--logger=comet") == 1
+    assert train("--output", tmp_path / "other", "--logger=comet") == 2
     assert "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

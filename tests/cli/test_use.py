@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_pytorch import create_model
-from vit_pytorch.cli import COMMANDS, main
+from vit_pytorch.cli import COMMANDS, Status, main
 from vit_pytorch.registry import list_models
 from vit_pytorch.training.data import eval_transform, load_images
 from vit_pytorch.training.saved import load_classifier
@@ -51,7 +51,7 @@ def test_evaluate_all_splits_takes_each_image_once(
 
 
 def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(digits_run / "model")]) == 1
+    assert main(["evaluate", str(digits_run / "model")]) == 2
     assert "name some by --data" in capsys.readouterr().err
     assert answer(capsys, "evaluate", digits_run / "model", "--data=digits")["images"] == 360
 
@@ -59,7 +59,7 @@ def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.
 def test_evaluate_refuses_data_with_other_classes(
     digits_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 1
+    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 2
     message = capsys.readouterr().err
     assert "unknown to the model: one, two, zero" in message
 
@@ -110,12 +110,12 @@ def test_a_broken_image_is_reported_stops_or_is_skipped(
     for options in ([], ["--json"], ["--csv=-"]):
         with pytest.raises(SystemExit) as leave:
             main(["predict", str(digits_run), str(pictures), *options])
-        assert leave.value.code == 3
+        assert leave.value.code == Status.DATA
         said = capsys.readouterr()
         assert "broken.png" in said.err
         assert "broken.png" not in said.out
         assert all(name in said.out for name in ("a.png", "b.png", "c.png"))
-    assert main(["predict", str(digits_run), str(pictures), "--on-bad=stop"]) == 1
+    assert main(["predict", str(digits_run), str(pictures), "--on-bad=stop"]) == Status.DATA
     assert "broken.png" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="broken"):
         assert len(answer(capsys, "predict", digits_run, pictures, "--on-bad=skip")) == 3
@@ -140,7 +140,7 @@ def test_predictions_as_a_csv_file(
         )
     assert main([*command, "--csv=-"]) == 0
     assert capsys.readouterr().out == file.read_text()
-    assert main([*command, "--csv=-", "--json"]) == 1
+    assert main([*command, "--csv=-", "--json"]) == Status.USAGE
     assert "got both --csv and --json" in capsys.readouterr().err
 
 
@@ -175,7 +175,7 @@ def test_names_in_any_script(digits_run: Path, tmp_path: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["", "x.png"], "the name of the run must not be empty"),
-        (["RUN", ""], "a name of images must not be empty"),
+        (["RUN", ""], "no such image, folder or pattern: ''"),
         ([""], "images"),
     ],
 )
@@ -183,7 +183,7 @@ def test_empty_names(
     arguments: list[str], message: str, digits_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(digits_run) if word == "RUN" else word for word in arguments]
-    assert main(["predict", *words]) in (1, 2)
+    assert main(["predict", *words]) in (Status.USAGE, Status.DATA)
     assert message in capsys.readouterr().err
 
 
@@ -227,7 +227,7 @@ def test_no_model(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["predict", name, "x.png"]) == 1
+    assert main(["predict", name, "x.png"]) == 4
     assert name in capsys.readouterr().err
 
 
@@ -241,7 +241,7 @@ def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_without_match(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "resnet"]) == 1
+    assert main(["models", "resnet"]) == 2
     assert "'resnet'" in capsys.readouterr().err
 
 
@@ -263,7 +263,7 @@ def test_listing_models_needs_no_extra() -> None:
         "main(['trian']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 1 2"
+    assert done.stdout.splitlines()[-1] == "0 2 2"
     assert "deit_tiny_distilled_patch16_224" in done.stdout
     assert "vit train needs more packages: pip install 'vit-pytorch[train]'" in done.stderr
     assert "the nearest one is 'train'" in done.stderr

@@ -1,10 +1,13 @@
 """The `vit` command."""
 
-import os
 import sys
+import traceback
 from collections.abc import Sequence
+from enum import IntEnum
 from importlib import import_module
 from importlib.util import find_spec
+
+from vit_pytorch.cli.streams import keep_streams
 
 # command: its module, and what it does
 COMMANDS = {
@@ -21,6 +24,24 @@ COMMANDS = {
 BARE = {"models"}
 
 
+DEBUG = "--debug"
+
+
+class Status(IntEnum):
+    """Exit statuses of the command."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    DATA = 3
+    MODEL = 4
+    RUN = 5
+    RESOURCES = 6
+    NOT_FINITE = 7
+    CTRL_C = 130
+    SIGTERM = 143
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -28,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command and its options; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 for an error, 2 for wrong usage. Training that was stopped by a signal leaves
-        with `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C; so does `vit predict`: 3 where it could not
-        read some of the files.
+        The exit status; `docs/reliability.md` lists them. Training that was stopped by a signal leaves with
+        `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C.
     """
+    keep_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -42,29 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"vit_pytorch {vit_pytorch.__version__}")
         return 0
-    from vit_pytorch.cli.layers import UsageError, nearest
+    from vit_pytorch.cli.layers import nearest
     from vit_pytorch.cli.memory import keep_freed_memory
 
     if command not in COMMANDS:
-        return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", 2)
+        return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", Status.USAGE)
     if command not in BARE and (find_spec("jsonargparse") is None or find_spec("lightning") is None):
-        return _fail(f"vit {command} needs more packages: pip install 'vit-pytorch[train]'", 1)
+        return _fail(f"vit {command} needs more packages: pip install 'vit-pytorch[train]'", Status.USAGE)
     module, _ = COMMANDS[command]
     keep_freed_memory()
     try:
-        getattr(import_module(f"vit_pytorch.cli.{module}"), command)(options)
-    except UsageError as error:
-        return _fail(str(error), 2)
+        run = getattr(import_module(f"vit_pytorch.cli.{module}"), command)
+        run([option for option in options if option != DEBUG])
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # the reader, such as `head`, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 0
+        return _fail("interrupted", Status.CTRL_C)
     except Exception as error:
-        if isinstance(error, (ValueError, OSError, *_own_errors())):
-            return _fail(str(error), 1)
-        raise
+        # heavy, and not needed where all is well
+        from vit_pytorch.cli.errors import describe_error
+
+        if DEBUG in options:
+            traceback.print_exception(error)
+        return _fail(*describe_error(error))
     return 0
 
 
@@ -73,19 +92,16 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: vit COMMAND …", "", *lines, "", "vit COMMAND --help lists a command's options."]
+        [
+            "usage: vit COMMAND …",
+            "",
+            *lines,
+            "",
+            "vit COMMAND --help lists a command's options; with --debug an error comes with its traceback.",
+        ]
     )
 
 
-def _own_errors() -> tuple[type[Exception], ...]:
-    """Errors that say all there is to know about what went wrong; others come with a traceback."""
-    from vit_pytorch.training.checkpoints import CheckpointError
-    from vit_pytorch.training.data import BadImageError
-    from vit_pytorch.training.nan_guard import NonFiniteError
-
-    return CheckpointError, BadImageError, NonFiniteError
-
-
-def _fail(message: str, status: int) -> int:
+def _fail(message: str, status: Status) -> int:
     print(f"vit: error: {message}", file=sys.stderr)
     return status

@@ -94,7 +94,7 @@ def read_layer(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the configuration {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"the configuration {path} is not YAML: {error}") from error
+        raise UsageError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, dict):
         raise UsageError(
             f"the configuration {path} must be a mapping of settings, got {type(layer).__name__}"

@@ -11,7 +11,7 @@ import yaml
 
 from vit_pytorch.cli.layers import UsageError, option_value, without_option
 from vit_pytorch.layers.options import read_option
-from vit_pytorch.legacy import FLAT_OPTIONS, parts_of, upgrade_arguments
+from vit_pytorch.legacy import FLAT_OPTIONS, parts_of
 from vit_pytorch.registry.entry import ModelEntry
 
 
@@ -24,9 +24,8 @@ def upgrade_layer(layer: Mapping[str, Any], entry: ModelEntry) -> dict[str, Any]
     model = layer.get("model")
     if not isinstance(model, Mapping):
         return dict(layer)
-    parameters = entry.architecture._hub_mixin_init_parameters
     try:
-        return {**layer, "model": upgrade_arguments(model, parameters)}
+        return {**layer, "model": entry.upgrade(model)}
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
 

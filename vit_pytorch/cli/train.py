@@ -37,7 +37,7 @@ from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, config_t
 from vit_pytorch.training.data.sizes import SMALL, holds_photographs
 from vit_pytorch.training.data.sources import TABLE_OPTIONS, with_columns
 from vit_pytorch.training.recipes import TRAIN, default_recipe, find_recipe, list_recipes
-from vit_pytorch.training.runs import CHECKPOINTS
+from vit_pytorch.training.runs import check_run, latest_run
 
 MODEL = "vit_small_patch16_224"
 RUNS = "runs"
@@ -243,21 +243,21 @@ def resumed_run(arguments: Sequence[str]) -> Path | None:
 
     Raises:
         FileNotFoundError: Where there is no such run, or none at all.
+        UsageError: Where other options name another run, or other settings to begin with.
     """
     if asks_for_help(arguments):
         return None
     if not any(argument.partition("=")[0] == "--resume" for argument in arguments):
         return None
-    wanted = option_value(arguments, "resume") or option_value(arguments, "output")
-    if wanted is not None:
-        folder = Path(wanted)
-    else:
-        found = [path for path in Path(RUNS).glob("*") if (path / CHECKPOINTS / "last").exists()]
-        if not found:
-            raise FileNotFoundError(f"nothing to resume: no run in {RUNS}/ has a checkpoint")
-        folder = max(found, key=lambda path: (path / CHECKPOINTS / "last").stat().st_mtime)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"nothing to resume: {folder} is not the folder of a run (no {CONFIG} in it)")
+    resumed, output = option_value(arguments, "resume"), option_value(arguments, "output")
+    beside = [name for name in ("config", "recipe") if option_value(arguments, name) is not None]
+    beside += ["output"] if resumed is not None and output is not None else []
+    if beside:
+        raise UsageError(
+            f"a run that is resumed has its own folder and settings: leave --{' and --'.join(beside)} out"
+        )
+    folder = Path(resumed or output or latest_run(RUNS))
+    check_run(folder)
     return folder
 
 

@@ -35,7 +35,7 @@ from vit_pytorch.training.data.loader import OnBad
 from vit_pytorch.training.data.record import RECORD, SPLITS
 from vit_pytorch.training.data.sources import Changed
 from vit_pytorch.training.data.transforms import collate, move
-from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.evaluation import Evaluation, check_outputs
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
@@ -259,7 +259,9 @@ def _predict(
         prepared = [transform(image) for _, image in batch]
         images = move(collate(prepared, saved.preprocessing), device)
         with torch.no_grad():
-            probabilities, indices = model(images).softmax(1).topk(min(top, len(saved.classes)))
+            probabilities, indices = (
+                check_outputs(model(images)).softmax(1).topk(min(top, len(saved.classes)))
+            )
         for (path, _), values, chosen in zip(batch, probabilities.tolist(), indices.tolist(), strict=True):
             yield {"image": str(path), "top": _named(values, chosen, saved)}
 
@@ -308,7 +310,7 @@ def _classify_parts(
     probabilities = []
     while batch := list(islice(parts, batch_size)):
         clips = move(collate([transform(part.clip) for part in batch], prep), device)
-        probabilities.append(saved.model(clips).softmax(1).cpu())
+        probabilities.append(check_outputs(saved.model(clips)).softmax(1).cpu())
         spans += [part.seconds for part in batch if part.seconds is not None]
     return spans or None, torch.cat(probabilities)
 

@@ -34,11 +34,11 @@ class Range:
         ends: "(" before if `least` is itself outside, ")" after if `most` is.
     """
 
-    least: float
-    most: float
+    least: int | float
+    most: int | float
     ends: str = "[]"
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: int | float) -> bool:
         outside = [end for end, mark in zip((self.least, self.most), self.ends, strict=True) if mark in "()"]
         return isfinite(value) and self.least <= value <= self.most and value not in outside
 

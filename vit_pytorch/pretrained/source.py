@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from torch import Tensor
 
 from vit_pytorch.pretrained.files import read_weights, unwrap
-from vit_pytorch.weights import verify_hub_checksum
+from vit_pytorch.weights import verify_checksum, verify_hub_checksum
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -75,6 +75,7 @@ def open_source(checkpoint: Checkpoint, *, key: str | None = None) -> Source:
         config = (
             _read_json(beside) if path.name in WEIGHTS and (beside := path.parent / CONFIG).is_file() else {}
         )
+        verify_checksum(path, config)
         return Source(name, read_weights(path, key=key), config=config)
     return _read_folder(name, lambda file: path / file if (path / file).is_file() else None, key)
 
@@ -107,6 +108,7 @@ def _read_folder(name: str, find: Callable[[str], Path | None], key: str | None)
     if weights is None:
         raise FileNotFoundError(f"{name} has no {' or '.join(WEIGHTS)}")
     config = _read_json(find(CONFIG))
+    verify_checksum(weights, config)
     processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
     licenses = [part.get("license") for part in (config.get("pretrained_cfg") or {}, config)]
     licence = next((found for found in licenses if isinstance(found, str)), None)

@@ -67,6 +67,10 @@ class ModelEntry:
         )
         return f"{known.partition('.')[0]}.{tag}"
 
+    def upgrade(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of the architecture from those of version 0.1; see `upgrade_arguments`."""
+        return upgrade_arguments(arguments, self.architecture._hub_mixin_init_parameters)
+
     def build(self, **overrides: Any) -> VisionModel:
         """Build the model, with some arguments changed.
 

@@ -12,8 +12,6 @@ a folder with a final name is complete. Names sort in the order of training: ``e
 three whole epochs, ``epoch-0003-batch-000120`` the state 120 batches later.
 """
 
-import errno
-import hashlib
 import json
 import os
 import pickle
@@ -24,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from vit_pytorch.storage import file_sha256, recover, replacing
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
@@ -84,15 +83,9 @@ def _order(path: Path) -> tuple[int, ...]:
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Remove what a killed process left half written, and bring back a checkpoint it was about to replace."""
-    for path in Path(folder).iterdir():
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None:
-            continue
-        replaced = path.with_name(match[1])
-        if match[2] == "old" and not replaced.exists():
-            path.rename(replaced)
-        else:
-            shutil.rmtree(path)
+    for path in list(Path(folder).iterdir()):
+        if match := _TEMPORARY.fullmatch(path.name):
+            recover(path.with_name(match[1]))
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -108,19 +101,20 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
             checkpoints that stood in the folder before are as they were.
     """
     path = Path(path).absolute()
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        temporary.mkdir()
-        _write_files(checkpoint, temporary)
-        _move_into_place(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        system_error = _system_error(error)
-        if system_error is None:
-            raise
-        raise OSError(system_error, _explain_failed_write(path, system_error)) from error
+        with replacing(path) as temporary:
+            temporary.mkdir()
+            _write_files(checkpoint, temporary)
+    except OSError as error:
+        previous = [other for other in list_checkpoints(path.parent) if other != path]
+        kept = (
+            f"the previous checkpoint {previous[-1]} is intact"
+            if previous
+            else "there is no earlier checkpoint"
+        )
+        raise OSError(error.errno, f"{error.strerror}; {kept}") from error
 
 
 def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
@@ -134,7 +128,7 @@ def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
     with (folder / TRAINING).open("wb") as file:
         torch.save(training, file)
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in (WEIGHTS, TRAINING)
     }
     manifest = {
@@ -144,9 +138,6 @@ def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for name in (WEIGHTS, TRAINING, MANIFEST):
-        _sync(folder / name)
-    _sync(folder)
 
 
 def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -161,61 +152,12 @@ def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _move_into_place(temporary: Path, path: Path) -> None:
-    replaced = path.with_name(f".{path.name}.old")
-    if path.exists():
-        path.rename(replaced)
-    temporary.rename(path)
-    _sync(path.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:
     """Remove a checkpoint's folder; killed half-way, it leaves no folder with a final name."""
     path = Path(path)
     doomed = path.with_name(f".{path.name}.tmp")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _system_error(error: BaseException | None) -> int | None:
-    """The operating system's error number behind an error; torch and safetensors hide it in their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if isinstance(error, SafetensorError) and (match := re.search(r"\(os error (\d+)\)", str(error))):
-            return int(match[1])
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _explain_failed_write(path: Path, system_error: int) -> str:
-    reason = os.strerror(system_error)
-    if system_error == errno.ENOSPC:
-        free = shutil.disk_usage(path.parent).free
-        reason = f"no space left on the disk ({free / 1e6:.1f} MB free in {path.parent})"
-    previous = [other for other in list_checkpoints(path.parent) if other != path]
-    kept = (
-        f"the previous checkpoint {previous[-1]} is intact" if previous else "there is no earlier checkpoint"
-    )
-    return f"cannot write checkpoint {path}: {reason}; {kept}"
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -250,6 +192,7 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"])
             for name in (WEIGHTS, TRAINING)
         }
+        manifest["epoch"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST} is missing or damaged: {error!r}{_offer(folder)}"
@@ -267,7 +210,7 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             raise CheckpointError(
                 f"{file} is damaged: it has {found} bytes and should have {size}{_offer(folder)}"
             )
-        if _sha256(file) != digest:
+        if file_sha256(file) != digest:
             raise CheckpointError(
                 f"{file} is damaged: its SHA-256 is not the one in {folder / MANIFEST}{_offer(folder)}"
             )
@@ -286,7 +229,7 @@ def _is_whole(path: Path) -> bool:
     """Whether the files match the manifest, without looking further for other checkpoints."""
     try:
         files = json.loads((path / MANIFEST).read_bytes())["files"]
-        return all(_sha256(path / name) == files[name]["sha256"] for name in (WEIGHTS, TRAINING))
+        return all(file_sha256(path / name) == files[name]["sha256"] for name in (WEIGHTS, TRAINING))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -1,7 +1,8 @@
 """What defines a training run: one typed description, the same on the command line and in files."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,10 @@ import yaml
 
 from vit_pytorch.distill import check_weights
 from vit_pytorch.learnable_memory_vit import Mode
+from vit_pytorch.registry import find_entry
+from vit_pytorch.storage import write_file
 from vit_pytorch.training.data import Augmentation, VideoConfig, VolumeConfig
+from vit_pytorch.training.data.record import RECORD
 from vit_pytorch.training.data.sources import absolute_source, with_columns
 from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
@@ -23,6 +27,16 @@ PUBLISHED = "published"
 IN_MEMORY = ("digits", "idx:")
 # settings that may be paths, in addition to the data and to what a pretraining starts from
 STARTS = (("tuning", "weights"), ("distillation", "teacher"))
+# settings that may differ when a run is resumed, since they act from there on; a section stands for all that
+# are in it
+RESUMABLE = (
+    *("epochs", "schedule", "optimizer.lr", "optimizer.weight_decay", "clip", "on_nonfinite"),
+    *("devices", "num_nodes", "strategy", "accelerator", "precision", "compile"),
+    *("workers", "data.source", "data.worker_timeout", "data.on_bad", "data.changed"),
+    *("patience", "save_every", "logger", "profile", "monitor"),
+)
+# how a configuration that is whole ends, and what is the last setting in those of version 0.1
+END = re.compile(r"^(\.\.\.$\s*\Z|ema:|monitor:)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,12 +288,50 @@ def config_text(config: RunConfig) -> str:
         start = section.get(key)
         if start not in (None, PUBLISHED) and Path(start).exists():
             section[key] = str(Path(start).absolute())
-    return yaml.safe_dump(settings, sort_keys=False)
+    return yaml.safe_dump(settings, sort_keys=False, explicit_end=True)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write what `config_text` returns."""
-    path.write_text(config_text(config), encoding="utf-8")
+    write_file(path, config_text(config))
+
+
+def check_resumable(config: RunConfig, path: Path) -> None:
+    """Check that a run may go on with a configuration: it differs only in what acts from there on.
+
+    Args:
+        config: with what to go on
+        path: the configuration with which the run began
+
+    Raises:
+        ValueError: if another setting differs; names those that do, and those that may
+    """
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    saved["model"] = find_entry(saved["model"]["name"]).upgrade(saved["model"])
+    # without a record of the images nothing else tells whether they are the same
+    recorded = (path.parent / RECORD).exists()
+    may_differ = [name for name in RESUMABLE if recorded or name != "data.source"]
+    changed = [
+        f"{name} was {old!r}, got {new!r}"
+        for name, old, new in _differences(_plain(saved), yaml.safe_load(config_text(config)))
+        if not any(name == kept or name.startswith(f"{kept}.") for kept in may_differ)
+    ]
+    if changed:
+        raise ValueError(
+            f"a run goes on as it began: {'; '.join(changed)}. What may be changed when it is resumed is "
+            f"{', '.join(may_differ)}; for anything else start a new run"
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Name the settings that two configurations both have and that differ, with both values."""
+    for key in (key for key in old if key in new):
+        below, values = f"{name}{key}", (old[key], new[key])
+        # options of a model are one value each
+        if all(isinstance(value, dict) for value in values) and name != "model.":
+            yield from _differences(*values, f"{below}.")
+        elif values[0] != values[1]:
+            yield below, *values
 
 
 def _plain(value: Any) -> Any:

@@ -83,6 +83,10 @@ class WeightAverage:
         for name, value in values.items():
             local_tensor(self._live[name]).copy_(value)
 
+    def named(self) -> dict[str, Tensor]:
+        """Return the averages that this process holds, under names of their own."""
+        return {f"average of {name}": mean for name, mean in self._mean.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights, gathered in full if they are sharded."""
         return {name: full_tensor(mean, self._live[name]) for name, mean in self._mean.items()}

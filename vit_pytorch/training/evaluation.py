@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.training.data import Preprocessing
 from vit_pytorch.training.data.transforms import Images, move
+from vit_pytorch.training.nan_guard import NonFiniteError
 from vit_pytorch.training.task import IGNORED, check_targets
 
 MOST_WRONG = 25
@@ -95,6 +96,7 @@ def evaluate(
         preprocessing: How the loaders prepared the images, to show them again.
 
     Raises:
+        NonFiniteError: The model's outputs are not finite.
         ValueError: A label is not that of a class, or no label of a batch counts.
     """
     device = next(model.parameters()).device
@@ -109,7 +111,7 @@ def evaluate(
     for images, labels in (batch for loader in loaders for batch in loader):
         check_targets(labels, count)
         counted = labels != IGNORED
-        logits = model(move(images, device)).float().cpu()[counted]
+        logits = check_outputs(model(move(images, device))).float().cpu()[counted]
         shown, labels = counted.nonzero().flatten().tolist(), labels[counted]
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
@@ -122,3 +124,18 @@ def evaluate(
             wrong.append(Wrong(image, int(labels[i]), int(predicted[i]), float(probabilities[i])))
     model.train(training)
     return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), tuple(wrong))
+
+
+def check_outputs(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Return logits as they are, if they are finite.
+
+    Raises:
+        NonFiniteError: They are not, and probabilities of them would mean nothing.
+    """
+    bad = int((~logits.isfinite().all(dim=1)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"the model's outputs are not finite for {bad} of {len(logits)} inputs: its weights are too "
+            "large for their number format, or damaged"
+        )
+    return logits

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.loggers import Logger
 from torch import Tensor
 
+from vit_pytorch.storage import write_file
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.engine import sum_over_processes
 from vit_pytorch.training.task import Batch
@@ -40,8 +41,8 @@ class History(Callback):
 
     `metrics.csv` has a row an epoch. `metrics.jsonl` has an object a line, of every logged step
     (`"event": "step"`) and of every epoch (`"event": "epoch"`). What a resumed run repeats is replaced. The
-    training loss of an epoch is the mean over its batches; under MixUp, CutMix or label smoothing it is not
-    comparable with the validation loss.
+    training loss of an epoch is the mean over its batches whose loss is finite; under MixUp, CutMix or label
+    smoothing it is not comparable with the validation loss.
 
     Args:
         folder: the run's folder
@@ -61,7 +62,7 @@ class History(Callback):
         self.every = every
         self.row: Row = {}
         self._loss: Tensor = torch.zeros(())
-        self._batches = 0
+        self._batches: Tensor = torch.zeros(())
         self._seconds = 0.0
         self._since = 0.0
         self._logged = 0
@@ -70,17 +71,17 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return loss and time so far."""
-        return {"loss": float(self._loss), "batches": self._batches, "seconds": self._elapsed()}
+        return {"loss": float(self._loss), "batches": int(self._batches), "seconds": self._elapsed()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on adding."""
         self._loss = torch.tensor(state["loss"])
-        self._batches, self._seconds = state["batches"], state["seconds"]
+        self._batches, self._seconds = torch.tensor(float(state["batches"])), state["seconds"]
 
     def on_train_start(self, loop: Loop) -> None:
         """Start the clock, and forget what comes after the checkpoint of a resumed run."""
         self._since = self._images_since = time.monotonic()
-        self._loss = self._loss.to(loop.fabric.device)
+        self._loss, self._batches = (value.to(loop.fabric.device) for value in (self._loss, self._batches))
         self._logged = loop.step
         if not loop.fabric.is_global_zero:
             return
@@ -88,12 +89,14 @@ class History(Callback):
             write_rows(self.path, [row for row in read_rows(self.path) if row["epoch"] <= loop.epoch])
         if self.lines.exists():
             kept = [line for line in read_lines(self.lines) if line["step"] <= loop.step]
-            _replace(self.lines, "".join(json.dumps(line) + "\n" for line in kept))
+            write_file(self.lines, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_batch_end(self, loop: Loop, batch: Batch, metrics: dict[str, Any]) -> None:
         """Add the batch's loss; log the step, if it is time."""
-        self._loss = self._loss + metrics["train/loss"].float()
-        self._batches += 1
+        loss = metrics["train/loss"].float()
+        finite = loss.isfinite()
+        self._loss = self._loss + loss.where(finite, 0.0)
+        self._batches = self._batches + finite
         self._images += len(batch.images) * loop.fabric.world_size
         if loop.step == self._logged or loop.step % self.every:
             return
@@ -107,8 +110,8 @@ class History(Callback):
 
     def on_epoch_end(self, loop: Loop, metrics: dict[str, float]) -> None:
         """Write the row."""
-        total = sum_over_processes(loop.fabric, self._loss / max(1, self._batches))
-        self._loss, self._batches = torch.zeros_like(self._loss), 0
+        total = sum_over_processes(loop.fabric, self._loss / self._batches.clamp(min=1))
+        self._loss, self._batches = torch.zeros_like(self._loss), torch.zeros_like(self._batches)
         self.row = {
             "epoch": loop.epoch + 1,
             "step": loop.step,
@@ -154,11 +157,25 @@ def describe(row: Row, epochs: int) -> str:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read the file that `History` writes; what an epoch did not measure is not in its row."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)
+    """Read the file that `History` writes; what an epoch did not measure is not in its row.
+
+    Raises:
+        ValueError: if it is damaged
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            text = file.read()
+        rows = [
+            {key: float(value) for key, value in row.items() if value != ""}
+            for row in csv.DictReader(io.StringIO(text, newline=""))
         ]
+        if not rows or not text.endswith("\n") or not all("epoch" in row for row in rows):
+            raise ValueError("it ends too early, or has no column 'epoch'")
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it to go on without the course of the epochs before"
+        ) from error
+    return rows
 
 
 def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
@@ -176,18 +193,20 @@ def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
         writer.writerow(
             {key: int(value) if key in ("epoch", "step") else value for key, value in row.items()}
         )
-    _replace(path, text.getvalue())
+    write_file(path, text.getvalue())
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`; a last line that a killed process left half written is left out."""
+    """Read `metrics.jsonl`; a last line that a killed process left half written is left out.
+
+    Raises:
+        ValueError: if another line is damaged
+    """
     *whole, rest = Path(path).read_text(encoding="utf-8").split("\n")
     del rest
-    return [json.loads(line) for line in whole]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace a file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(path)
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it to go on without the steps before"
+        ) from error

@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor
 
 from vit_pytorch.training.checkpoints import checkpoint_name, remove_checkpoint, write_checkpoint
-from vit_pytorch.training.engine import local_tensor, sum_over_processes
-from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.nan_guard import check_finite
 from vit_pytorch.training.signals import Interrupted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -132,7 +130,7 @@ class Checkpoints:
     def save(
         self,
         fabric: Fabric,
-        module: nn.Module,
+        weights: Mapping[str, Tensor],
         state: Callable[[], dict[str, Any]],
         *,
         epoch: int,
@@ -144,7 +142,7 @@ class Checkpoints:
 
         Args:
             fabric: the processes; all of them take part, the first one writes
-            module: what is trained, whose weights must be finite
+            weights: what is trained, weights and buffers by name, which must be finite
             state: gives what is written
             epoch: whole epochs done
             batch: batches done in the next one; None at the end of an epoch
@@ -155,7 +153,13 @@ class Checkpoints:
             NonFiniteError: if weights are not finite; nothing is written
             Interrupted: after a signal
         """
-        self._check_weights(fabric, module, epoch if batch is not None else epoch - 1, step)
+        begun = epoch if batch is not None else epoch - 1
+        check_finite(
+            fabric,
+            weights,
+            f"weights are not finite after step {step} (epoch {begun}), no checkpoint of them was written; "
+            f"of the checkpoints {self.latest()}",
+        )
         name = checkpoint_name(epoch, batch)
         if self._improved:
             self.best = name
@@ -176,18 +180,6 @@ class Checkpoints:
         self._last_step = step
         if signum:
             raise Interrupted(signum, str(self.folder / name))
-
-    def _check_weights(self, fabric: Fabric, module: nn.Module, epoch: int, step: int) -> None:
-        bad = [
-            name
-            for name, parameter in module.named_parameters()
-            if not torch.isfinite(local_tensor(parameter)).all()
-        ]
-        if sum_over_processes(fabric, torch.tensor(len(bad))):
-            raise NonFiniteError(
-                f"weights are not finite after step {step} (epoch {epoch}): {', '.join(bad[:3])}; "
-                f"no checkpoint of them was written. Of the checkpoints {self.latest()}"
-            )
 
     def latest(self) -> str:
         """Say which checkpoint is the latest."""

@@ -103,6 +103,7 @@ class Loop:
                 last = self.batch == self.epoch_batches
                 steps_now = last or self.batch % self.accumulate == 0
 
+                self.guard.keep_buffers(self.task)
                 with fabric.no_backward_sync(self.module, enabled=not steps_now):
                     loss, metrics = self.module(batch)
                     fabric.backward(loss / self.accumulate)
@@ -196,7 +197,7 @@ class Loop:
         """Write a checkpoint from which training goes on exactly; stop there after a signal."""
         self.checkpoints.save(
             self.fabric,
-            self.task,
+            {**self.task.state_dict(), **({} if self.average is None else self.average.named())},
             partial(collect_state, self),
             epoch=self.epoch,
             batch=self.batch or None,

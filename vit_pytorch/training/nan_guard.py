@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
-from vit_pytorch.training.engine import sum_over_processes
+from vit_pytorch.training.engine import local_tensor, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ class FiniteGuard:
     """Checks, once for each optimizer step and before it, that losses and gradients are finite.
 
     Args:
-        on_nonfinite: `stop` raises; `skip` leaves the step out, so that the weights and the optimizer's
-            moments stay as they are; default `stop`
+        on_nonfinite: `stop` raises; `skip` leaves the step out, so that the weights, the optimizer's moments
+            and buffers such as batch norm's statistics stay as they are; default `stop`
         patience: with `skip`, how many steps in a row may be left out before training stops all the same;
             default 10
     """
@@ -40,6 +41,7 @@ class FiniteGuard:
         self.skipped = 0
         self._in_a_row = 0
         self._losses: dict[int, Tensor] = {}
+        self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many steps were left out."""
@@ -48,6 +50,11 @@ class FiniteGuard:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
+
+    def keep_buffers(self, module: nn.Module) -> None:
+        """Keep the buffers as they are before the first batch of a step, in case the step is left out."""
+        if self.on_nonfinite == "skip" and not self._losses:
+            self._buffers = [(buffer, buffer.clone()) for buffer in persistent_buffers(module).values()]
 
     def note(self, batch: int, loss: Tensor) -> None:
         """Note the loss of a batch that the coming step accumulates."""
@@ -81,5 +88,30 @@ class FiniteGuard:
             raise NonFiniteError(f"{message}; the step was not taken, the weights are the last finite ones")
         self.skipped += 1
         self._in_a_row += 1
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
         logger.warning("%s; the step is left out (%d so far)", message, self.skipped)
         return False
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a state dict holds, by name, not copied."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if not isinstance(value, nn.Parameter)}
+
+
+def check_finite(fabric: Fabric, state: Mapping[str, Tensor], what: str) -> None:
+    """Check that weights and buffers are finite, in all processes.
+
+    Args:
+        fabric: asks the other processes, too
+        state: tensors by name, whole or this process's part of them
+        what: begins the message
+
+    Raises:
+        NonFiniteError: naming those that are not
+    """
+    bad = [name for name, value in state.items() if not torch.isfinite(local_tensor(value)).all()]
+    if sum_over_processes(fabric, torch.tensor(len(bad))):
+        raise NonFiniteError(f"{what}: {', '.join(bad[:3])}")

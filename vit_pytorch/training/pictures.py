@@ -3,11 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vit_pytorch.storage import replacing
 from vit_pytorch.training.evaluation import Wrong
 from vit_pytorch.training.history import Row
 
@@ -47,7 +48,7 @@ def draw_curves(
         axes.legend()
         if title == "loss":
             axes.set_yscale("log")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_confusion(
@@ -75,7 +76,7 @@ def draw_confusion(
                 if number:
                     light = "white" if number > sum(numbers) / 2 else "black"
                     axes.text(column, row, number, ha="center", va="center", color=light)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_wrong(wrong: Sequence[Wrong], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
@@ -93,11 +94,21 @@ def draw_wrong(wrong: Sequence[Wrong], classes: Sequence[str], path: str | os.Pa
     for axes in grid.flat:
         axes.axis("off")
     for axes, item in zip(grid.flat, wrong, strict=False):
-        image = item.image.movedim(0, -1).numpy()
+        image = as_rgb_or_grey(item.image).movedim(0, -1).numpy()
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         axes.set_title(
             f"{classes[item.true]}, taken for\n{classes[item.predicted]} ({item.probability:.0%})", fontsize=9
         )
     if not wrong:
         grid[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def as_rgb_or_grey(images: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b d h w"]:
+    """Return images of one or three channels as they are, and the mean over the channels of others."""
+    return images if images.shape[-3] in (1, 3) else images.mean(dim=-3, keepdim=True)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from vit_pytorch.storage import replacing, write_file
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.history import History, describe
 from vit_pytorch.training.task import Batch
@@ -135,9 +136,9 @@ class Profiler(Callback):
 
     def _write(self, recorded: profile) -> None:
         self.done = True
-        self.folder.mkdir(exist_ok=True)
-        recorded.export_chrome_trace(str(self.folder / "trace.json"))
+        with replacing(self.folder / "trace.json") as file:
+            recorded.export_chrome_trace(str(file))
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         text = recorded.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50)
-        (self.folder / "table.txt").write_text(text, encoding="utf-8")
+        write_file(self.folder / "table.txt", text)
         print(f"\n{text}\nprofile {self.folder / 'trace.json'}", flush=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.loggers import Logger
 
@@ -21,9 +22,10 @@ from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
+from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
-from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, write_config
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, check_resumable, write_config
 from vit_pytorch.training.data import (
     ImageData,
     ImageRecord,
@@ -39,7 +41,7 @@ from vit_pytorch.training.data.sizes import typical_size
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.evaluation import Evaluation, evaluate
-from vit_pytorch.training.history import METRICS, History, read_rows
+from vit_pytorch.training.history import LINES, METRICS, History, read_lines, read_rows
 from vit_pytorch.training.keeper import Checkpoints
 from vit_pytorch.training.loggers import logger_names, make_loggers
 from vit_pytorch.training.loop import Loop
@@ -48,13 +50,14 @@ from vit_pytorch.training.progress import Profiler, Progress
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.runs import (
     CHECKPOINTS,
+    check_run,
     check_writable,
     find_checkpoint,
-    new_run_folder,
-    prepare_run_folder,
+    hold_run,
+    start_run,
 )
 from vit_pytorch.training.saved import SavedClassifier, save_classifier
-from vit_pytorch.training.summary import SUMMARY, summarize, write_summary
+from vit_pytorch.training.summary import PICTURES, check_unfinished, render, summarize, write_page
 from vit_pytorch.training.task import Classifier, Task
 from vit_pytorch.training.tuning import arrange, load_start, settle
 
@@ -80,40 +83,47 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         resume: whether to go on with the run in the folder, from its latest checkpoint
 
     Raises:
+        BlockingIOError: if another process trains in the folder
         FileExistsError: if the folder holds anything already
         FileNotFoundError: if there is nothing to resume from
         OSError: if the folder cannot be written
         SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written
+        ValueError: if a run that is resumed is not to go on as it began; see `check_resumable`
     """
-    fabric, checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
-    model = build_model(config, splits)
-    if checkpoint is None and config.tuning.weights is not None:
-        load_start(model, config.tuning.weights, config.model["name"])
-        config = with_preprocessing_of(model, config)
-    model = arrange(model, config.tuning)
-    data = image_data(config, splits, model)
-    task = make_task(config, model, data.preprocessing, splits)
-    folder = create_run_dir(fabric, folder, numbered=numbered, resume=checkpoint is not None)
-    log_run(fabric, config, folder, splits, model)
-    train(
-        fabric,
-        config,
-        task,
-        data,
-        folder,
-        checkpoint,
-        best=BEST[config.select],
-        patience=config.patience,
-        ema=config.ema,
-    )
-    if fabric.is_global_zero:
-        report(config, folder, splits, skipped=data.bad)
+    with ExitStack() as held:
+        fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
+        model = build_model(config, splits)
+        if checkpoint is None and config.tuning.weights is not None:
+            load_start(model, config.tuning.weights, config.model["name"])
+            config = with_preprocessing_of(model, config)
+        model = arrange(model, config.tuning)
+        data = image_data(config, splits, model)
+        task = make_task(config, model, data.preprocessing, splits)
+        folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
+        log_run(fabric, config, folder, splits, model)
+        train(
+            fabric,
+            config,
+            task,
+            data,
+            folder,
+            checkpoint,
+            best=BEST[config.select],
+            patience=config.patience,
+            ema=config.ema,
+        )
+        if fabric.is_global_zero:
+            report(config, folder, splits, skipped=data.bad)
 
 
 def prepare(
-    config: RunConfig, folder: Path, *, numbered: bool, resume: bool
+    config: RunConfig, folder: Path, held: ExitStack, *, numbered: bool, resume: bool
 ) -> tuple[Fabric, Checkpoint | None, Splits]:
-    """Build the engine, find the checkpoint to resume from, open the data, seed the generators; see `run`."""
+    """Build the engine, find the checkpoint to resume from, open the data, seed the generators; see `run`.
+
+    Args:
+        held: keeps the folder of a run that is resumed locked
+    """
     _quieten()
     logger_names(config.logger)
     fabric = make_fabric(
@@ -123,22 +133,32 @@ def prepare(
         accelerator=config.accelerator,
         precision=config.precision,
     )
-    checkpoint = find_checkpoint(folder) if resume else None
-    if checkpoint is not None and (folder / SUMMARY).exists():
-        done = checkpoint.epoch + 1
-        if done >= config.epochs:
-            raise ValueError(f"nothing to resume: {folder} has finished its {done} epochs")
-    check_writable(folder.parent if numbered else folder)
+    checkpoint = None
+    if resume:
+        check_run(folder)
+        if is_first_process():
+            held.enter_context(hold_run(folder))
+        checkpoint = find_checkpoint(folder)
+        check_resumable(config, folder / CONFIG)
+        for name, read in ((METRICS, read_rows), (LINES, read_lines)):
+            if (folder / name).exists():
+                read(folder / name)
+        check_unfinished(folder, done=checkpoint.epoch + 1, epochs=config.epochs)
+    else:
+        check_writable(folder.parent if numbered else folder)
     if is_first_process():
         engine = f"torch {torch.__version__}, {fabric.device.type} x {config.processes}, {config.precision}"
         print(f"vit    {vit_pytorch.__version__}, {engine}; reading {config.data.source}", flush=True)
-    splits = open_splits(config, _recorded(config, folder) if checkpoint is not None else None)
+    splits = open_splits(config, _recorded(folder) if checkpoint is not None else None)
     seed_everything(config.seed, verbose=False)
     return fabric, checkpoint, splits
 
 
-def create_run_dir(fabric: Fabric, folder: Path, *, numbered: bool, resume: bool) -> Path:
+def create_run_dir(fabric: Fabric, folder: Path, held: ExitStack, *, numbered: bool, resume: bool) -> Path:
     """Start the processes, and let the first one take the run's folder.
+
+    Args:
+        held: keeps the folder of a new run locked
 
     Raises:
         OSError: if the folder cannot be taken; the other processes leave
@@ -147,10 +167,7 @@ def create_run_dir(fabric: Fabric, folder: Path, *, numbered: bool, resume: bool
     taken: Path | OSError | None = None
     if fabric.is_global_zero:
         try:
-            if resume:
-                taken = folder.absolute()
-            else:
-                taken = new_run_folder(folder.parent, folder.name) if numbered else prepare_run_folder(folder)
+            taken = folder.absolute() if resume else held.enter_context(start_run(folder, numbered=numbered))
         except OSError as error:
             taken = error
     # without an answer the others would wait for the first process, which has left
@@ -161,16 +178,34 @@ def create_run_dir(fabric: Fabric, folder: Path, *, numbered: bool, resume: bool
     raise taken if fabric.is_global_zero else SystemExit(0)
 
 
+class Settings(Callback):
+    """Writes down what a run is, when nothing can refuse it any more.
+
+    Args:
+        config: how the run goes on
+        folder: the run's folder
+        splits: the images of a new run, which are recorded; None for one that is resumed
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, splits: Splits | None) -> None:
+        self.config, self.folder, self.splits = config, folder, splits
+
+    def on_train_start(self, loop: Loop) -> None:
+        """Write the record of the images, then the configuration, without which the run has not begun."""
+        if not loop.fabric.is_global_zero:
+            return
+        if self.splits is not None:
+            record = record_images(self.splits, self.config.data.source)
+            record.write(self.folder / RECORD)
+            if twins := str(find_duplicates(record)):
+                print(f"data   {twins}", flush=True)
+        write_config(self.config, self.folder / CONFIG)
+
+
 def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
-    """Let the first process say what will be done, and write it down."""
+    """Let the first process say what will be done."""
     if not fabric.is_global_zero:
         return
-    write_config(config, folder / CONFIG)
-    if not (folder / CHECKPOINTS).exists():
-        record = record_images(splits, config.data.source)
-        record.write(folder / RECORD)
-        if twins := str(find_duplicates(record)):
-            print(f"data   {twins}")
     sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
     if splits.test is not None:
         sizes += f", {len(splits.test)} to test"
@@ -222,7 +257,9 @@ def train(
     loggers = make_loggers(config.logger, folder) if fabric.is_global_zero else []
     steps = len(data.opened.train) // config.batch_size
     history = History(folder, loggers=loggers, every=max(1, min(50, steps)))
-    callbacks = [*(watching(loggers) if watching is not None else ()), history, Progress(history)]
+    settings = Settings(config, folder, data.opened if checkpoint is None else None)
+    watched = watching(loggers) if watching is not None else ()
+    callbacks = [settings, *watched, history, Progress(history)]
     if config.profile:
         callbacks.append(Profiler(folder, config.profile))
     loop = Loop(
@@ -239,6 +276,8 @@ def train(
         compiled=config.compile,
         callbacks=callbacks,
     )
+    if checkpoint is None and config.data.on_bad == "stop":
+        data.check_evaluation()
     fit(loop, checkpoint)
     if loop.epoch < loop.epochs and fabric.is_global_zero:
         waited = loop.checkpoints.since_best
@@ -261,19 +300,25 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
-    model.to(eval_device(config)).eval()
     classes, prep = splits.classes, data.preprocessing
+    # first, so that nothing that fails below costs the model
+    with replacing(folder / MODEL) as place:
+        save_classifier(SavedClassifier(model, classes, prep), place)
+    if isinstance(model, MemoryViT):
+        with replacing(folder / ADAPTER) as place:
+            model.adapter.save_pretrained(place)
+    model.to(eval_device(config)).eval()
     results: dict[str, Evaluation] = {"val": evaluate(model, [data.val_dataloader()], classes, prep)}
     if splits.test is not None:
         results["test"] = evaluate(model, [data.test_dataloader()], classes, prep)
     final = results.get("test", results["val"])
-    save_classifier(SavedClassifier(model.cpu(), classes, prep), folder / MODEL)
-    if isinstance(model, MemoryViT):
-        model.adapter.save_pretrained(folder / ADAPTER)
     rows = read_rows(folder / METRICS)
-    draw_curves(rows, folder / "curves.png")
-    draw_confusion(final.confusion, classes, folder / "confusion.png")
-    draw_wrong(final.wrong, classes, folder / "wrong.png")
+    pictures = (
+        partial(draw_curves, rows),
+        partial(draw_confusion, final.confusion, classes),
+        partial(draw_wrong, final.wrong, classes),
+    )
+    failures = draw_all(dict(zip(PICTURES, pictures, strict=True)), folder)
     summary = summarize(
         config,
         model,
@@ -284,27 +329,38 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
         skipped={**skipped, **data.bad},
         kind=splits.train.kind,
     )
-    write_summary(summary, folder)
-    print((folder / "summary.md").read_text(encoding="utf-8"))
-    print(f"all of it is in {folder}")
+    publish(summary, render(summary), folder, failures)
 
 
-def _recorded(config: RunConfig, folder: Path) -> ImageRecord | None:
-    """Read what images a run began with, which decides its splits.
+def draw_all(pictures: Mapping[str, Callable[[Path], None]], folder: Path) -> list[Exception]:
+    """Draw the pictures of a report, whatever becomes of each; return the errors."""
+    failures = []
+    for name, draw in pictures.items():
+        try:
+            draw(folder / name)
+        except Exception as error:
+            failures.append(error)
+    return failures
 
-    Raises:
-        ValueError: if the configuration asks for other splits
+
+def publish(summary: Mapping[str, Any], page: str, folder: Path, failures: Sequence[Exception]) -> None:
+    """Write and print the summary of a run.
+
+    Args:
+        failures: errors of its pictures, of which the first is raised when the summary is written
     """
+    write_page(summary, page, folder)
+    print(page)
+    print(f"all of it is in {folder}", flush=True)
+    if failures:
+        raise failures[0]
+
+
+def _recorded(folder: Path) -> ImageRecord | None:
+    """Read what images a run began with, which decides its splits."""
     if not (folder / RECORD).exists():
         print(f"data   {folder} has no {RECORD}: whether its images have changed is not known", flush=True)
         return None
-    saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    for name in ("val_fraction", "test_fraction", "split_seed"):
-        if saved["data"][name] != getattr(config.data, name):
-            raise ValueError(
-                f"data.{name} was {saved['data'][name]} when the run began, got "
-                f"{getattr(config.data, name)}: a run that is resumed keeps its splits"
-            )
     return read_record(folder / RECORD)
 
 

@@ -1,11 +1,25 @@
-"""Run folders: one training each, never two."""
+"""Run folders: one training each, never two, and one process at a time."""
 
+import errno
 import os
+import shutil
+import socket
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from vit_pytorch.create import MODEL
 from vit_pytorch.training.checkpoints import Checkpoint, list_checkpoints, verify_checkpoint
+from vit_pytorch.training.config import CONFIG, END
+
+try:
+    import fcntl
+except ImportError:
+    # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = "checkpoints"
 _CLAIM = ".run"
@@ -29,8 +43,70 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         ) from error
 
 
+@contextmanager
+def hold_run(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Context manager: keep other processes out of the folder of a run.
+
+    The lock is the kernel's, which releases it when the process ends, however it ends. The file `.run` says
+    who holds it. Where the system or the file system has no locks, a warning says so.
+
+    Raises:
+        BlockingIOError: if a process holds it; names host and process
+        OSError: if the folder cannot be written
+    """
+    folder = Path(folder).absolute()
+    check_writable(folder)
+    with (folder / _CLAIM).open("a+", encoding="utf-8") as file:
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOLCK, "the system has none")
+            # a lock of the process, not of the open file, which workers that outlive it would keep
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise BlockingIOError(
+                    error.errno,
+                    f"{folder} is in use by {file.read().strip() or 'another process'}: one process at a "
+                    "time may train in it; SIGTERM stops that one with a checkpoint",
+                ) from error
+            warnings.warn(
+                f"{folder} cannot be locked ({error.strerror}): a second process in it would go unnoticed",
+                stacklevel=3,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def start_run(folder: Path, *, numbered: bool = False) -> Iterator[Path]:
+    """Context manager: claim a folder for a new run and hold it; see `prepare_run_folder` and `hold_run`.
+
+    What fails before the run's configuration is written has not begun, and leaves no folder.
+
+    Args:
+        folder: the run's folder
+        numbered: whether to add the first free number to its name
+
+    Returns:
+        The folder, absolute.
+    """
+    folder = new_run_folder(folder.parent, folder.name) if numbered else prepare_run_folder(folder)
+    with hold_run(folder):
+        # again, since another process may have had it in between
+        prepare_run_folder(folder)
+        try:
+            yield folder
+        except BaseException:
+            if not (folder / CONFIG).exists():
+                shutil.rmtree(folder)
+            raise
+
+
 def prepare_run_folder(folder: str | os.PathLike[str]) -> Path:
-    """Claim a folder for a new run.
+    """Make sure that a folder may be that of a new run.
 
     Args:
         folder: The run's folder.
@@ -39,21 +115,16 @@ def prepare_run_folder(folder: str | os.PathLike[str]) -> Path:
         The folder, absolute.
 
     Raises:
-        FileExistsError: If the folder holds anything.
+        FileExistsError: If the folder holds anything, unless that is a run that ended before its first
+            checkpoint, from which nothing could go on.
         OSError: If the folder cannot be written.
     """
     folder = Path(folder).absolute()
     check_writable(folder)
-    try:
-        # of two processes that start at once, exactly one can make the claim
-        (folder / _CLAIM).touch(exist_ok=False)
-    except FileExistsError:
-        held: list[str] = [_CLAIM]
-    else:
-        held = sorted(path.name for path in folder.iterdir() if path.name != _CLAIM)
-        if held:
-            (folder / _CLAIM).unlink()
-    if held:
+    held = sorted(path.name for path in folder.iterdir())
+    # somebody may have removed the checkpoints of a run that has finished
+    begun = list_checkpoints(folder / CHECKPOINTS) or MODEL in held
+    if held and (_CLAIM not in held or begun):
         raise FileExistsError(
             f"{folder} already holds a run or files ({', '.join(held[:3])}): take a new folder or resume"
         )
@@ -76,6 +147,34 @@ def new_run_folder(parent: str | os.PathLike[str], prefix: str = "run") -> Path:
             number += 1
         else:
             return prepare_run_folder(folder)
+
+
+def latest_run(parent: str | os.PathLike[str]) -> Path:
+    """Return the run in a folder of runs whose latest checkpoint is the latest of all.
+
+    Raises:
+        FileNotFoundError: If no run has a checkpoint.
+    """
+    written = {
+        path.parent.parent: path.stat().st_mtime for path in Path(parent).glob(f"*/{CHECKPOINTS}/last")
+    }
+    if not written:
+        raise FileNotFoundError(f"nothing to resume: no run in {parent}/ has a checkpoint")
+    return max(written, key=lambda folder: written[folder])
+
+
+def check_run(folder: Path) -> None:
+    """Check that a folder is that of a run, whose configuration is whole.
+
+    Raises:
+        FileNotFoundError: If it holds no configuration.
+        ValueError: If the configuration ends too early; what is left may be valid, and say something else.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(f"nothing to resume: {folder} is not the folder of a run (no {CONFIG} in it)")
+    if not END.search(file.read_text(encoding="utf-8", errors="replace")):
+        raise ValueError(f"{file} is damaged: it ends before its last setting; put a whole copy in its place")
 
 
 def find_checkpoint(

@@ -1,6 +1,7 @@
 """Trained classifiers as folders: weights, configuration, class names and how images are prepared."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def preprocessing_for(model: VisionModel) -> Preprocessing:
         ValueError: Where the model takes no images, videos or volumes.
     """
     cfg = model.default_cfg
+    try:
+        return _read_preprocessing(cfg, model.channels)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"default_cfg of the model does not say how its input is prepared: {error!r}"
+        ) from error
+
+
+def _read_preprocessing(cfg: Mapping[str, Any], channels: int) -> Preprocessing:
     if len(cfg["input_size"]) not in (3, 4):
         raise ValueError(
             f"a model of images, videos or volumes is wanted, got one whose input is {cfg['input_size']}"
@@ -93,7 +103,7 @@ def preprocessing_for(model: VisionModel) -> Preprocessing:
     _, *frames, height, width = cfg["input_size"]
     return Preprocessing(
         image_size=(height, width),
-        channels=model.channels,
+        channels=channels,
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         interpolation=cfg["interpolation"],

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 
 import vit_pytorch
+from vit_pytorch.base import CONFIG_NAME
+from vit_pytorch.create import MODEL
+from vit_pytorch.storage import write_file
 from vit_pytorch.training.config import RunConfig, TrainConfig
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.history import Row
@@ -19,6 +23,8 @@ from vit_pytorch.training.history import Row
 SUMMARY = "summary.json"
 PAGE = "summary.md"
 SELECTED = {"accuracy": "accuracy (of equal ones, by loss)", "loss": "loss"}
+# the course, in every run; the others in those of classifiers
+PICTURES = ("curves.png", "confusion.png", "wrong.png")
 
 
 def summarize(
@@ -84,15 +90,42 @@ def describe_run(
     }
 
 
-def write_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Write `summary.json` and `summary.md`."""
-    write_page(summary, render(summary), folder)
-
-
 def write_page(summary: Mapping[str, Any], page: str, folder: Path) -> None:
-    """Write a summary as `summary.json`, and its words as `summary.md`."""
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    """Write the words of a summary as `summary.md`, then the summary, with which a run has finished, as
+    `summary.json`."""
+    write_file(folder / PAGE, page)
+    write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def reported_epochs(folder: Path) -> int:
+    """Return after how many epochs a run has reported; 0 if a part of the report is missing."""
+    file = folder / SUMMARY
+    if not file.exists():
+        return 0
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        epochs = int(summary["epochs"])
+    except (KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"{file} is damaged ({error}) and will be written again", stacklevel=2)
+        return 0
+    pictures = PICTURES if "best_checkpoint" in summary else PICTURES[:1]
+    whole = all((folder / name).exists() for name in (PAGE, f"{MODEL}/{CONFIG_NAME}", *pictures))
+    return epochs if whole else 0
+
+
+def check_unfinished(folder: Path, *, done: int, epochs: int) -> None:
+    """Check that there is something left to do in a run: epochs, or a part of the report.
+
+    Args:
+        folder: the run's folder
+        done: epochs of its latest checkpoint, the one that has begun included
+        epochs: how many there shall be
+
+    Raises:
+        ValueError: if there is not
+    """
+    if done >= epochs and reported_epochs(folder) >= epochs:
+        raise ValueError(f"nothing to resume: {folder} has finished its {done} epochs")
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -125,7 +158,13 @@ def class_table(result: Mapping[str, Any], kind: str = "image") -> list[str]:
         mistakes = [
             (count, other) for other, count in zip(names, counts, strict=True) if other != name and count
         ]
-        worst = "{1} ({0})".format(*max(mistakes)) if mistakes else ""
+        count, other = max(mistakes, default=(0, ""))
+        worst = f"{_cell(other)} ({count})" if count else ""
         shown = "" if accuracy is None else f"{accuracy:.1%}"
-        lines.append(f"| {name} | {sum(counts)} | {shown} | {worst} |")
+        lines.append(f"| {_cell(name)} | {sum(counts)} | {shown} | {worst} |")
     return [*lines, ""]
+
+
+def _cell(name: str) -> str:
+    """Return a name as a cell of a Markdown table, which a bar or a line break would end."""
+    return " ".join(name.replace("|", "\\|").split())

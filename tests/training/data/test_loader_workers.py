@@ -70,7 +70,7 @@ def test_hanging_worker(splits: Splits) -> None:
 def test_raising_worker(splits: Splits) -> None:
     loader = faulty(splits, "raise", workers=2)
     worker = worker_of_victim(loader)
-    message = rf"(?s)DataLoader worker process {worker}.*reading made\[13\] failed: OSError: disk on fire"
+    message = rf"^data-loader worker {worker}: reading made\[13\] failed: OSError: disk on fire$"
     with pytest.raises(RuntimeError, match=message):
         list(loader)
 

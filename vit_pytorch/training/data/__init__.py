@@ -10,6 +10,7 @@ from vit_pytorch.training.data.loader import ImageLoader
 from vit_pytorch.training.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.training.data.module import ImageData
 from vit_pytorch.training.data.prediction import find_clips, find_images, load_images, read_parts
+from vit_pytorch.training.data.reader import LoadingError
 from vit_pytorch.training.data.record import ImageRecord, find_duplicates, read_record, record_images
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
@@ -25,6 +26,7 @@ __all__ = [
     "ImageDataset",
     "ImageLoader",
     "ImageRecord",
+    "LoadingError",
     "Preprocessing",
     "Splits",
     "VideoConfig",

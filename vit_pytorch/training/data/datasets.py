@@ -216,8 +216,8 @@ class Splits:
         unlabelled: Why images have no labels; empty where they have.
 
     Raises:
-        ValueError: A split is empty, a label is out of range, or the training images are all of one class.
-            The message names the split, and the image or class.
+        ValueError: A split is empty, a label is out of range, the training images are all of one class, or
+            the name of a class is not UTF-8. The message names the split, and the image or class.
     """
 
     classes: tuple[str, ...]
@@ -233,6 +233,13 @@ class Splits:
         return len(self.classes)
 
     def __post_init__(self) -> None:
+        for name in self.classes:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"names of classes must be UTF-8, got {os.fsencode(name)!r}: rename its folder"
+                ) from error
         for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
             if images is None:
                 continue

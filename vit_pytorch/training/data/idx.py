@@ -46,7 +46,10 @@ def read_idx(path: Path, *, ndim: int) -> UInt8[Tensor, "..."]:
             expected = math.prod(shape)
             if expected == 0:
                 raise ValueError(f"{path} is empty: its header gives the shape {shape}")
-            values = bytearray(file.read(expected + 1))
+            values = bytearray()
+            # in parts, since a damaged header may ask for more bytes than there is memory
+            while part := file.read(min(1 << 20, expected + 1 - len(values))):
+                values += part
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is a broken gzip file: {error}") from error
     if len(values) != expected:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import BadImageError
 from vit_pytorch.training.data.plan import BatchPlan
-from vit_pytorch.training.data.reader import Batch, BatchReader
+from vit_pytorch.training.data.reader import Batch, BatchReader, LoadingError
 from vit_pytorch.training.data.transforms import Augmentation, Images, Preprocessing
 
 OnBad = Literal["stop", "skip"]
@@ -173,13 +173,17 @@ class ImageLoader:
         try:
             yield
         except RuntimeError as error:
-            text = str(error)
+            text = str(error).strip()
+            if raised := re.match(r"Caught LoadingError in DataLoader worker process (\d+)", text):
+                # what the worker said is at the end of its traceback
+                said = text.splitlines()[-1].partition(": ")[2]
+                raise LoadingError(f"data-loader worker {raised[1]}: {said}") from error
             if self.workers == 0 or not text.startswith("DataLoader "):
                 raise
             pids = {int(number) for number in re.findall(r"\d+", text)}
             dead = [worker for worker, (pid, _) in enumerate(self._reading.tolist()) if pid in pids]
             described = "; ".join(self._describe(worker) for worker in dead or [awaited])
-            raise RuntimeError(f"{described}: {text}") from error
+            raise LoadingError(f"{described}: {' '.join(text.split())}") from error
 
     def _describe(self, worker: int) -> str:
         pid, index = self._reading[worker].tolist()

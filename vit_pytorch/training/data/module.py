@@ -1,5 +1,6 @@
 """The data of a run, as Lightning takes it."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import lightning as L
 
 from vit_pytorch.training.data.clips import VideoConfig
-from vit_pytorch.training.data.datasets import ImageDataset, Splits
+from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, Splits
 from vit_pytorch.training.data.loader import ImageLoader, OnBad
 from vit_pytorch.training.data.sources import open_data
 from vit_pytorch.training.data.transforms import (
@@ -223,6 +224,16 @@ class ImageData(L.LightningDataModule):
             ValueError: The data has no test split.
         """
         return self._loader("test", None)
+
+    def check_evaluation(self) -> None:
+        """Read the validation and test images once, so that what is wrong with one is known before training.
+
+        Raises:
+            BadImageError: One cannot be decoded, and `on_bad` is `stop`.
+        """
+        for name in ("val", "test"):
+            if not isinstance(self._split(name), ArrayImages | None):
+                deque(self._loader(name, None), maxlen=0)
 
     def predict_dataloader(self) -> ImageLoader:
         """Return the loader of the test images; with their labels, which a prediction step may ignore."""

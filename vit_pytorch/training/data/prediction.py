@@ -45,16 +45,15 @@ def find_images(
 
     Raises:
         FileNotFoundError: A path or pattern names nothing.
-        ValueError: A folder holds no images, or a name is empty.
+        ValueError: A folder holds no images.
     """
     found: dict[Path, None] = {}
     left_out: dict[str, list[Path]] = {}
     for path in map(str, paths):
-        if not path:
-            raise ValueError(f"a name of {kind}s must not be empty")
-        names = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
+        # an empty name, as of a shell's unset variable, is not the folder at hand
+        names = [path] if path and Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
-            raise FileNotFoundError(f"no such {kind}, folder or pattern: {path}")
+            raise FileNotFoundError(f"no such {kind}, folder or pattern: {path or repr(path)}")
         for name in map(Path, names):
             listing = Listing(extensions, is_image if extensions is EXTENSIONS else None)
             for above in (name, *name.resolve().parents):

@@ -25,6 +25,10 @@ from vit_pytorch.training.data.transforms import (
 )
 
 
+class LoadingError(RuntimeError):
+    """A worker that loads images has died, hangs, or failed in a way that is not the image's."""
+
+
 class Batch(NamedTuple):
     """What a worker answers.
 
@@ -122,9 +126,11 @@ class BatchReader(Dataset[Batch]):
             except FileNotFoundError:
                 bad.append((self.images.name(index), "it has gone since it was listed"))
                 continue
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                # SystemExit, too, which would end the worker, or training, without a word
                 name = self.images.name(index)
-                raise RuntimeError(f"reading {name} failed: {type(error).__name__}: {error}") from error
+                what = " ".join(f"{type(error).__name__}: {error}".split())
+                raise LoadingError(f"reading {name} failed: {what}") from error
             with seeded(self.seed, request.epoch, index):
                 images.append(self.transform(image))
             kept.append(index)

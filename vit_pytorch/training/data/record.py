@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 
+from vit_pytorch.storage import write_file
 from vit_pytorch.training.data.datasets import ImageDataset, Splits
 from vit_pytorch.training.data.decode import BadImageError
 
@@ -75,7 +76,7 @@ class ImageRecord:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
         table.writerows(self.images)
-        file.write_bytes(gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), mtime=0))
+        write_file(file, gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), mtime=0))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from statistics import median_low
 import torch
 
 from vit_pytorch.training.data.datasets import FileImages, ImageDataset
-from vit_pytorch.training.data.decode import BadImageError
 from vit_pytorch.training.data.folders import split_folders
 from vit_pytorch.training.data.listing import Listing
 from vit_pytorch.training.data.shards import first_images
@@ -36,8 +35,8 @@ def typical_size(images: ImageDataset) -> tuple[int, int] | None:
     for index in range(0, len(images), max(1, len(images) // LOOKED_AT))[:LOOKED_AT]:
         try:
             sizes.append(images[index][0].shape)
-        except (BadImageError, FileNotFoundError):
-            # training stops at it or skips it, as it is told
+        except (Exception, SystemExit):
+            # whatever it is, training stops at it by name or skips it, as it is told
             continue
     return (median_low(s[-2] for s in sizes), median_low(s[-1] for s in sizes)) if sizes else None
 

@@ -19,9 +19,11 @@ from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.mae import MAE
 from vit_pytorch.simmim import SimMIM
 from vit_pytorch.ssl.probes import extract
+from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.data import ImageData, eval_transform
 from vit_pytorch.training.data.seeding import generator_for
+from vit_pytorch.training.pictures import as_rgb_or_grey
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of
 from vit_pytorch.training.pretraining.monitor import due
@@ -74,7 +76,6 @@ class Pictures(Callback):
         if not rows:
             return
         sheet = make_sheet(rows)
-        self.folder.mkdir(exist_ok=True)
         _write_png(sheet, self.folder / f"epoch-{loop.epoch + 1:04d}.png")
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -156,7 +157,7 @@ def component_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list
 
 def make_sheet(rows: list[Tensor]) -> Float[Tensor, "3 h w"]:
     """Put rows of pictures under each other, images beside each other, with a white line between."""
-    coloured = [row.expand(-1, 3, -1, -1) for row in rows]
+    coloured = [as_rgb_or_grey(row).expand(-1, 3, -1, -1) for row in rows]
     framed = [nn.functional.pad(row, (1, 1, 1, 1), value=1.0) for row in coloured]
     return torch.cat([torch.cat(list(row), dim=2) for row in framed], dim=1)
 
@@ -174,4 +175,5 @@ def _write_png(sheet: Float[Tensor, "3 h w"], path: Path) -> None:
     pixels = (sheet * 255).round().to(torch.uint8).movedim(0, -1)
     factor = max(1, 1200 // max(pixels.shape[:2]))
     pixels = pixels.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
-    Image.fromarray(pixels.numpy()).save(path)
+    with replacing(path) as file:
+        Image.fromarray(pixels.numpy()).save(file)

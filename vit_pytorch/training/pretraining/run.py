@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vit_pytorch.pretrained.autoencoder import find_format
 from vit_pytorch.pretrained.source import open_source
 from vit_pytorch.registry import find_entry
 from vit_pytorch.ssl.schedules import CosineSchedule
+from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.data import ImageData, ImageDataset, ImageLoader, Splits
@@ -31,16 +33,18 @@ from vit_pytorch.training.pretraining.task import Pretrainer
 from vit_pytorch.training.probing import embed, measure, read_features, spread_over
 from vit_pytorch.training.run import (
     create_run_dir,
+    draw_all,
     eval_device,
     image_data,
     log_run,
     model_arguments,
     prepare,
+    publish,
     train,
 )
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
-from vit_pytorch.training.summary import PAGE, describe_run, write_page
+from vit_pytorch.training.summary import PICTURES, describe_run
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
 
@@ -57,25 +61,28 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         resume: Whether to go on with the run in the folder, from its latest checkpoint.
 
     Raises:
-        ValueError: Where the method cannot teach the model.
+        BlockingIOError: Where another process trains in the folder.
+        ValueError: Where the method cannot teach the model, or a run that is resumed is not to go on as it
+            began.
         FileExistsError: Where the folder holds anything already.
         FileNotFoundError: Where there is nothing to resume from.
         OSError: Where the folder cannot be written.
         SystemExit: After SIGTERM or Ctrl-C, when a checkpoint is written.
     """
-    fabric, checkpoint, splits = prepare(config, folder, numbered=numbered, resume=resume)
-    model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
-    task = make_task(config, method, splits)
-    monitor = Monitor(config.monitor, data)
-    folder = create_run_dir(fabric, folder, numbered=numbered, resume=checkpoint is not None)
-    log_run(fabric, config, folder, splits, model)
+    with ExitStack() as held:
+        fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
+        model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
+        task = make_task(config, method, splits)
+        monitor = Monitor(config.monitor, data)
+        folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
+        log_run(fabric, config, folder, splits, model)
 
-    def watching(loggers: Sequence[Logger]) -> list[Callback]:
-        return [monitor, Pictures(config.monitor, data, folder, loggers)]
+        def watching(loggers: Sequence[Logger]) -> list[Callback]:
+            return [monitor, Pictures(config.monitor, data, folder, loggers)]
 
-    train(fabric, config, task, data, folder, checkpoint, best={"monitor": None}, watching=watching)
-    if fabric.is_global_zero:
-        report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
+        train(fabric, config, task, data, folder, checkpoint, best={"monitor": None}, watching=watching)
+        if fabric.is_global_zero:
+            report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
 
 
 def build(
@@ -150,7 +157,12 @@ def report(
     last = find_checkpoint(folder)
     _, data, method = build(config, splits)
     method.load_state_dict(checkpoint_weights(last))
-    model = backbone_of(method).to(eval_device(config)).eval()
+    model = backbone_of(method)
+    note_preprocessing(model, data.preprocessing)
+    # first, so that nothing that fails below costs the model
+    with replacing(folder / MODEL) as place:
+        model.save_pretrained(place)
+    model.to(eval_device(config)).eval()
     accuracy, neighbours = {}, min(config.monitor.neighbours, config.monitor.knn_images, len(splits.train))
     if splits.classes:
         known = _features(spread_over(splits.train, config.monitor.knn_images), model, data)
@@ -159,10 +171,8 @@ def report(
             for name, images in (("val", splits.val), ("test", splits.test))
             if images is not None
         }
-    note_preprocessing(model, data.preprocessing)
-    model.cpu().save_pretrained(folder / MODEL)
     rows = read_rows(folder / METRICS)
-    draw_curves(rows, folder / "curves.png", CURVES)
+    failures = draw_all({PICTURES[0]: lambda path: draw_curves(rows, path, CURVES)}, folder)
     summary = {
         "method": asdict(config.method),
         **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
@@ -172,9 +182,7 @@ def report(
         "last_epoch": rows[-1],
         "collapse": list(alarms),
     }
-    write_page(summary, render(summary, rows), folder)
-    print((folder / PAGE).read_text(encoding="utf-8"))
-    print(f"all of it is in {folder}")
+    publish(summary, render(summary, rows), folder, failures)
 
 
 def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -1,0 +1,165 @@
+"""Each kind of error is one sentence with an exit status of its own; tracebacks come with `--debug`."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cli.conftest import TINY, train
+from vit_pytorch.cli import DEBUG, Status, main, use
+from vit_pytorch.training.checkpoints import MANIFEST
+from vit_pytorch.training.data import FileImages, LoadingError
+
+SMALL = ["--epochs=1", *TINY]
+
+
+def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "--epocs=3"], Status.USAGE, "unknown option '--epocs'"),
+        (["train", "--epochs=null"], Status.USAGE, "epochs"),
+        (["train", "--epochs=0"], Status.USAGE, "epochs must be at least 1"),
+        (["train", "--data=nowhere"], Status.DATA, "no such folder: nowhere"),
+        (["predict", "RUN", ""], Status.DATA, "no such image"),
+        (["predict", "RUN", "nowhere.png"], Status.DATA, "no such image"),
+        (["predict", "nowhere", "x.png"], Status.MODEL, "no such folder: nowhere"),
+        (["train", "--model=vit_tny"], Status.MODEL, "close to it"),
+        (["train", "--resume=nowhere"], Status.RUN, "nothing to resume"),
+        (["train", "--output=RUN"], Status.RUN, "already holds a run"),
+        (["train", "--output=/dev/null/run", *SMALL], Status.RUN, "cannot be written"),
+    ],
+)
+def test_a_sentence_and_a_status(
+    arguments: list[str],
+    status: Status,
+    message: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(run.parent)
+    arguments = [argument.replace("RUN", str(run)) for argument in arguments]
+    assert main(arguments) == status
+    said = capsys.readouterr().err
+    assert said.startswith("vit: error: ")
+    assert message in said
+    assert "Traceback" not in said
+    assert main([*arguments, DEBUG]) == status
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (MemoryError(), Status.RESOURCES, "out of memory: MemoryError; a smaller batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), Status.RESOURCES, "CUDA out of memory.; a smaller"),
+        (RuntimeError("can't allocate memory: 8 bytes"), Status.RESOURCES, "out of memory: can't allocate"),
+        (LoadingError("data-loader worker 0: no"), Status.DATA, "data-loader worker 0: no"),
+        (KeyError("head"), Status.UNEXPECTED, "unexpected KeyError: 'head'; --debug shows where"),
+        (KeyboardInterrupt(), Status.CTRL_C, "interrupted"),
+    ],
+)
+def test_errors_from_anywhere(
+    error: BaseException,
+    status: Status,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(use, "print_predictions", fail)
+    monkeypatch.setattr(use, "call", fail)
+    assert main(["predict", "run", "x.png"]) == status
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(depth="two"), "describes no ViT|depth"),
+        (lambda config: config.update(dim=None), "does not fit|describes no ViT|dim"),
+        (lambda config: config.update(architecture=["ViT"]), "architecture must be one of"),
+        (lambda config: config.update(default_cfg=3), "default_cfg must hold settings, got 3"),
+        (lambda config: config["default_cfg"].update(mean=3), "does not say how its input is prepared"),
+        (lambda config: config["default_cfg"].update(input_size=7), "does not say how its input is prepared"),
+        (lambda config: config["default_cfg"].update(label_names=["a"]), "must name 10 classes, got 1"),
+    ],
+)
+def test_a_tampered_configuration(
+    change: Callable[[dict[str, Any]], Any], message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(run / "model" / "config.json", change)
+    assert main(["predict", str(run), str(run / "wrong.png")]) == Status.MODEL
+    said = capsys.readouterr().err
+    assert any(part in said for part in message.split("|")), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("key", ["files", "epoch", "format"])
+def test_a_manifest_without_a_key(key: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = (run / "checkpoints" / "last").resolve()
+    edit_json(checkpoint / MANIFEST, lambda manifest: manifest.pop(key))
+    assert train("--resume", run, "--epochs=3") == Status.RUN
+    said = capsys.readouterr().err
+    assert str(checkpoint) in said
+    assert "Traceback" not in said
+
+
+class Leaving(FileImages):
+    """Images whose decoder leaves the process."""
+
+    def read(self, *_: Any, **__: Any) -> Any:
+        sys.exit("done")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_decoder_that_leaves(
+    workers: int,
+    tmp_path: Path,
+    image_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(FileImages, "read", Leaving.read)
+    options = [*SMALL, "--model.image-size=20", f"--workers={workers}", "--batch-size=8"]
+    assert train("--data", image_folder, "--output", tmp_path / "run", *options) == Status.DATA
+    said = capsys.readouterr().err
+    assert "failed: SystemExit: done" in said
+    assert str(image_folder) in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_added_class(
+    run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    options = [*SMALL, "--model.image-size=20", "--workers=0", "--batch-size=8"]
+    assert train("--data", images, "--output", tmp_path / "run", *options) == 0
+    shutil.copytree(images / "one", images / "three")
+    assert train("--resume", tmp_path / "run", "--epochs=2") == Status.DATA
+    assert "the data must have the record's classes" in capsys.readouterr().err
+
+
+def test_channels_that_photographs_do_not_have(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--model.image-size=20", "--workers=0", "--batch-size=8", "--data.channels=4"]
+    assert train("--data", image_folder, "--output", tmp_path / "run", *options) == Status.DATA
+    said = capsys.readouterr().err
+    assert "4 are wanted (data.channels)" in said
+    assert not (tmp_path / "run").exists()

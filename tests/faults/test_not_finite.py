@@ -1,0 +1,126 @@
+"""Numbers that are not finite get into no statistics, no average, no checkpoint and no prediction."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.training.toy import At, ToyData, ToyModel, make_loop
+from vit_pytorch.cli import main
+from vit_pytorch.create import load_model
+from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
+from vit_pytorch.training.history import History, read_rows
+from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.optim import ScheduleConfig
+from vit_pytorch.training.resume import fit
+from vit_pytorch.training.task import Classifier
+from vit_pytorch.weights import CHECKSUM
+
+
+class Normed(ToyModel):
+    """The toy with batch norm in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_norm = nn.BatchNorm1d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(self.batch_norm(images))
+
+
+def task() -> Classifier:
+    torch.manual_seed(7)
+    return Classifier(Normed(), schedule=ScheduleConfig(warmup_epochs=0))
+
+
+class Spoil(At):
+    """Makes one batch infinite."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        super().__init__(epoch, batch, lambda: None)
+
+    def on_batch_start(self, loop: Any, batch: Any) -> None:
+        if (batch.epoch, batch.batch_idx) == self.when:
+            batch.images.fill_(math.inf)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"ema": 0.9}])
+def test_a_skipped_step_leaves_statistics_and_average(options: dict[str, Any], tmp_path: Path) -> None:
+    history = History(tmp_path)
+    loop = make_loop(
+        tmp_path / "checkpoints",
+        task(),
+        ToyData(),
+        epochs=2,
+        on_nonfinite="skip",
+        callbacks=[Spoil(0, 2), history],
+        **options,
+    )
+    fit(loop)
+    assert loop.guard.skipped == 1
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        saved = read_checkpoint(path)
+        for state in (saved["state_dict"], saved.get("current_model_state", {})):
+            assert all(value.isfinite().all() for value in state.values())
+    seen = int(checkpoint_weights(tmp_path / "checkpoints" / "last")["batch_norm.num_batches_tracked"])
+    # the batches of the step that was left out do not count
+    assert seen == 12 - options.get("accumulate", 1)
+    assert all(math.isfinite(row["train/loss"]) for row in read_rows(tmp_path / "metrics.csv"))
+
+
+def test_buffers_are_checked_before_a_checkpoint(tmp_path: Path) -> None:
+    trained = task()
+
+    def spoil() -> None:
+        trained.model.batch_norm.running_var[0] = math.nan  # type: ignore[union-attr, index]
+
+    loop = make_loop(tmp_path, trained, ToyData(), epochs=3, callbacks=[At(1, 5, spoil)])
+    with pytest.raises(NonFiniteError, match=r"not finite after step 12 .*model\.batch_norm\.running_var"):
+        fit(loop)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["epoch-0001"]
+
+
+def spoiled(run: Path, change: Any) -> None:
+    """Change the weights of the classifier, without a checksum to find it by."""
+    file = run / "model" / "model.safetensors"
+    state = load_file(file)
+    state["head.weight"] = change(state["head.weight"])
+    save_file(state, file)
+    config = json.loads((run / "model" / "config.json").read_text())
+    del config[CHECKSUM]
+    (run / "model" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.fill_(math.nan), r"must be finite, they are not in head\.weight"),
+        (lambda weight: weight.fill_(math.inf), r"must be finite, they are not in head\.weight"),
+        (lambda weight: weight.to(torch.int8), r"got head\.weight \(torch\.int8\)"),
+        (lambda weight: weight > 0, r"got head\.weight \(torch\.bool\)"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers(change: Any, message: str, run: Path) -> None:
+    spoiled(run, change)
+    with pytest.raises(ValueError, match=message):
+        load_model(run)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_outputs_that_are_not_finite(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoiled(run, lambda weight: weight.sign() * 3e38)
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "x.png")
+    capsys.readouterr()
+    assert main([command, str(run), *([str(tmp_path / "x.png")] if command == "predict" else [])]) == 7
+    shown = capsys.readouterr()
+    assert "the model's outputs are not finite" in shown.err
+    assert "nan" not in shown.out

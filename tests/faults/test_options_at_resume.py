@@ -1,0 +1,65 @@
+"""An option that is given when a run is resumed acts, or is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.conftest import TINY, train
+from vit_pytorch.training.config import RESUMABLE
+from vit_pytorch.training.history import read_rows
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.dim=32", "model.dim was 16, got 32"),
+        ("--model.depth=2", "model.depth was 1, got 2"),
+        ("--model.image_size=16", "model.image_size was"),
+        ("--model=deit_tiny_patch16_224", "model.name was 'vit_tiny_patch16_224', got 'deit_tiny"),
+        ("--model.positions=sincos", "model.positions was"),
+        ("--optimizer.name=sgd", "optimizer.name was 'adamw', got 'sgd'"),
+        ("--optimizer.layer_decay=0.5", "optimizer.layer_decay was None, got 0.5"),
+        ("--batch-size=32", "batch_size was 64, got 32"),
+        ("--seed=1", "seed was 0, got 1"),
+        ("--data.channels=3", "data.channels was None, got 3"),
+        ("--data.split_seed=5", "data.split_seed was None, got 5"),
+        ("--augmentation.flip=0.5", "augmentation.flip was 0.0, got 0.5"),
+        ("--label_smoothing=0.3", "label_smoothing was"),
+        ("--config=other.yaml", "leave --config out"),
+        ("--recipe=light", "leave --recipe out"),
+        ("--output=elsewhere", "leave --output out"),
+    ],
+)
+def test_an_option_that_cannot_act(
+    option: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = (run / "config.yaml").read_bytes()
+    assert train("--resume", run, "--epochs=3", option) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    if "leave" not in message:
+        assert f"What may be changed when it is resumed is {', '.join(RESUMABLE)}" in said
+    assert (run / "config.yaml").read_bytes() == written
+
+
+def test_options_that_act(run: Path) -> None:
+    """The rate of the steps is that of the settings, and the settings are written down."""
+    options = ["--optimizer.lr=0.001", "--schedule.min_lr=0.001", "--save-every=7", "--logger=none"]
+    assert train("--resume", run, "--epochs=3", *options) == 0
+    *before, last = read_rows(run / "metrics.csv")
+    assert last["lr"] == pytest.approx(0.001)
+    assert all(row["lr"] != pytest.approx(0.001) for row in before)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["optimizer"]["lr"] == 0.001
+    assert (config["epochs"], config["save_every"], config["logger"]) == (3, 7, "none")
+
+
+def test_the_schedule_of_an_extended_run(run: Path, tmp_path: Path) -> None:
+    """From the first step on it is that of a run of the new length."""
+    assert train("--resume", run, "--epochs=4") == 0
+    assert train("--output", tmp_path / "long", "--epochs=4", *TINY) == 0
+    extended, long = (read_rows(folder / "metrics.csv") for folder in (run, tmp_path / "long"))
+    assert [row["lr"] for row in extended[2:]] == [row["lr"] for row in long[2:]]
+    assert extended[1]["lr"] != long[1]["lr"]

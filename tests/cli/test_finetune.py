@@ -152,15 +152,15 @@ def test_memory(
     assert main(["predict", str(run), picture]) == 0
     assert main(["explain", str(run), picture, f"--output={tmp_path / 'explained'}"]) == 0
     assert f"accuracy {accuracy(run):.2%}" in capsys.readouterr().out
-    assert finetune("--from", run) == 1
+    assert finetune("--from", run) == 2
     assert "under the memory of one task" in capsys.readouterr().err
 
 
 def test_memory_needs_a_plain_vit(good_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert finetune("--from", good_run, "--method=memory", "--tuning.memory_mode=finetune") == 1
+    assert finetune("--from", good_run, "--method=memory", "--tuning.memory_mode=finetune") == 4
     assert "the base has none" in capsys.readouterr().err
     create_model("pit_ti_224", **PIT).save_pretrained(tmp_path)
-    assert finetune("--from", tmp_path, "--method=memory") == 1
+    assert finetune("--from", tmp_path, "--method=memory") == 4
     assert "method 'memory' needs a plain ViT, got PiT" in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ def test_a_file_of_weights(good_run: Path, tmp_path: Path, capsys: pytest.Captur
     file = good_run / "model" / "model.safetensors"
     assert finetune("--from", file) == 2
     assert "name its model by --model" in capsys.readouterr().err
-    assert finetune("--from", file, "--model", "vit_tiny_patch16_224", "--output", tmp_path / "run") == 1
+    assert finetune("--from", file, "--model", "vit_tiny_patch16_224", "--output", tmp_path / "run") == 4
     assert "does not fit ViT" in capsys.readouterr().err
     sizes = ["dim=32", "depth=2", "heads=2", "dim-head=16", "mlp-dim=64", "image-size=24", "patch-size=4"]
     sizes += ["stem=conv", "pool=mean"]
@@ -248,16 +248,16 @@ def test_wrong_usage(good_run: Path, image_folder: Path, capsys: pytest.CaptureF
     for command, arguments, status, message in (
         ("finetune", [], 2, "vit finetune needs --from"),
         ("distill", [], 2, "vit distill needs --teacher"),
-        ("finetune", ["--from", str(image_folder)], 1, "has no model"),
-        ("train", ["--tuning.method=head"], 1, "method 'head' needs weights to start from"),
-        ("distill", ["--teacher", str(good_run), "--alpha=2"], 1, r"alpha must be in [0, 1], got 2.0"),
+        ("finetune", ["--from", str(image_folder)], 4, "has no model"),
+        ("train", ["--tuning.method=head"], 2, "method 'head' needs weights to start from"),
+        ("distill", ["--teacher", str(good_run), "--alpha=2"], 4, r"alpha must be in [0, 1], got 2.0"),
         (
             "distill",
             ["--teacher", str(good_run), "--student=xcit_nano_12_p16_224"],
-            1,
+            4,
             "got XCiT with Linear",
         ),
-        ("distill", ["--teacher", str(good_run), "--data", str(image_folder)], 1, "has the classes 0, 1"),
+        ("distill", ["--teacher", str(good_run), "--data", str(image_folder)], 4, "has the classes 0, 1"),
     ):
         assert main([command, *arguments]) == status, message
         assert message in capsys.readouterr().err

@@ -195,7 +195,7 @@ def test_model_and_data_of_different_axes(
     model: list[str], message: str, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = [] if "--data=digits" in model else [f"--data=video:{films}"]
-    assert train(*data, *model, "--output", tmp_path / "run") == 1
+    assert train(*data, *model, "--output", tmp_path / "run") == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run" / ".run").exists()
 
@@ -204,7 +204,7 @@ def test_explaining_takes_models_of_images(
     films_run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["explain", films_run, films / "left" / "00.mp4", "--output", tmp_path / "page"]
-    assert main([*map(str, arguments)]) == 1
+    assert main([*map(str, arguments)]) == 2
     assert "takes an input of 8 x 16 x 16" in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
 
@@ -213,7 +213,7 @@ def test_a_teacher_takes_images(
     films_run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [f"--teacher={films_run}", f"--data=video:{films}", "--accelerator=cpu", *TINY]
-    assert main(["distill", *arguments, f"--output={tmp_path / 'run'}"]) == 1
+    assert main(["distill", *arguments, f"--output={tmp_path / 'run'}"]) == 4
     assert "a teacher takes images" in capsys.readouterr().err
 
 

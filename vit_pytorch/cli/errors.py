@@ -39,6 +39,7 @@ BY_PART = {
     "training.tuning": Status.MODEL,
     "training.distillation": Status.MODEL,
     "training": Status.USAGE,
+    "analysis": Status.USAGE,
     "cli": Status.USAGE,
     "": Status.MODEL,
 }

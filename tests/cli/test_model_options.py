@@ -40,7 +40,7 @@ def test_settings_join_what_the_named_model_has():
     [
         (["--model.positions.theta=50"], "positions='learned' has no setting theta"),
         (["--model.positions=rope", "--model.positions.base=50"], "positions='rope' has no setting base"),
-        (["--model.positions=rope", "--model.positions.theta=-1"], "theta .* must be above 0, got -1"),
+        (["--model.positions=rope", "--model.positions.theta=-1"], "theta must be a number in .*, got -1"),
     ],
 )
 def test_settings_of_nothing_are_refused(arguments, said):

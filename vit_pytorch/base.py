@@ -146,6 +146,7 @@ class VisionModel(
             "std": (0.5,) * channels,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
+            "crop_mode": "center",
             "num_classes": num_classes,
         }
 

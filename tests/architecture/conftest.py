@@ -16,6 +16,7 @@ MACHINERY = {
     "hierarchical",
     "legacy",
     "weights",
+    "preprocessing",
     "create",
     "cli",
 }

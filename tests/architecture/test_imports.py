@@ -9,7 +9,7 @@ import vit_pytorch
 ORDER = (
     {"layers"},
     {"legacy"},
-    {"weights", "base", "ssl"},
+    {"weights", "base", "ssl", "preprocessing"},
     {"isotropic", "hierarchical"},
     {"papers"},
     {"registry"},

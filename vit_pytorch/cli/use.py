@@ -15,6 +15,7 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import table
 from vit_pytorch.create import load_model
+from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import (
     BadImageError,
@@ -38,7 +39,7 @@ from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
-from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
+from vit_pytorch.training.saved import SavedClassifier, load_classifier
 
 Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("use", "measure a trained classifier on labelled images"),
     "predict": ("use", "classify images"),
     "explain": ("explain", "show what a classifier looks at, in pictures and a page"),
+    "export": ("export", "export a model to another runtime, verified on images"),
     "models": ("models", "list the named models"),
 }
 

@@ -12,7 +12,7 @@ import yaml
 # `--data digits` and `data: digits` are short for these
 SHORT = {"data": "source", "model": "name", "method": "name"}
 # options that mean `true` without a value
-FLAGS = {"compile"}
+FLAGS = {"compile", "with_preprocessing"}
 
 
 class UsageError(ValueError):

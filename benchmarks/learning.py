@@ -24,7 +24,7 @@ import torch
 from learning_cases import CASES
 from learning_worker import METHODS
 from sklearn.datasets import load_digits
-from speed import Worker
+from timing import Worker
 
 Rows = list[dict[str, Any]]
 
@@ -41,7 +41,9 @@ def write_digits(path: Path) -> None:
 
 def teach(package: str, folder: Path, data: Path, wanted: Rows, steps: int, found: Path) -> None:
     """Ask a package's process for what is not known yet, and keep every answer."""
-    worker = Worker(Path(__file__).parent / "learning_worker.py", package, str(data), str(steps), path=folder)
+    worker = Worker(
+        str(Path(__file__).parent / "learning_worker.py"), package, str(data), str(steps), path=folder
+    )
     for request in wanted:
         answer = {"package": package, "steps": steps, **worker.ask(**request)}
         with found.open("a", encoding="utf-8") as file:

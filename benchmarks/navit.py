@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from speed import Worker
+from timing import Worker
 from torch import Tensor, nn
 
 HERE = Path(__file__).parent
@@ -149,7 +149,7 @@ def main() -> None:
         for name in names:
             path = args.public if name.startswith("public") else HERE.parent
             options = ("--threads", str(args.threads), "--one", name, weights)
-            workers[name] = Worker(Path(__file__), *options, path=path)
+            workers[name] = Worker(__file__, *options, path=path)
             # the first answer says that the weights are there
             workers[name].ask(mode="forward")
         compare(workers)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -20,38 +18,9 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from cases import CASES, PUBLIC
-from worker import Cell
+from timing import Cell, Worker, ratio, time_in_turn
 
 HERE = Path(__file__).parent
-# The same for every library. Left alone, glibc's malloc moves the size from which it gives memory back to
-# the system with the largest block that a process happened to free, and page faults then cost one library
-# up to a sixth of its time and another nothing.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-
-
-class Worker:
-    """A program in its own process, which imports what lies in a folder."""
-
-    def __init__(self, program: Path, *arguments: str, path: Path) -> None:
-        env = {**MALLOC, **os.environ, "PYTHONPATH": str(path)}
-        command = [sys.executable, str(program), *arguments]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.process.args!r} ended with status {self.process.wait()}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
 
 
 def main() -> None:
@@ -116,13 +85,11 @@ def measure(args: argparse.Namespace, model: str, libraries: list[str], cell: Ce
     memory lies decides over some percent of its time, for as long as it lives, so that several sets of
     processes are measured. The median over all rounds is reported.
     """
-    request = {**asdict(cell), "warmup": 3, "steps": 2 if cell.batch > 1 else 5}
     times: dict[str, list[float]] = {name: [] for name in libraries}
-    answers: dict[str, dict[str, Any]] = {}
     for _ in range(args.sets):
         workers = {
             name: Worker(
-                HERE / "worker.py",
+                str(HERE / "worker.py"),
                 model,
                 name,
                 str(args.threads),
@@ -130,24 +97,15 @@ def measure(args: argparse.Namespace, model: str, libraries: list[str], cell: Ce
             )
             for name in libraries
         }
-        for worker in workers.values():
-            worker.ask(**{**request, "steps": 1})
-        for turn in range(args.rounds):
-            order = libraries if turn % 2 == 0 else libraries[::-1]
-            for name in order:
-                answers[name] = workers[name].ask(**request)
-                times[name].append(min(answers[name]["seconds"]))
-        for worker in workers.values():
+        found, answers = time_in_turn(workers, cell, args.rounds)
+        for name, worker in workers.items():
+            times[name] += found[name]
             worker.close()
-    ratio = {
-        name: median(theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True))
-        for name in libraries
-    }
     return {
         "model": model,
         **asdict(cell),
         "ms": {name: 1000 * median(seconds) for name, seconds in times.items()},
-        "ratio": ratio,
+        "ratio": {name: ratio(times[name], times["ours"]).value for name in libraries},
         "peak_mib": {name: answers[name]["peak_mib"] for name in libraries},
         "parameters": {name: answers[name]["parameters"] for name in libraries},
     }

@@ -73,10 +73,20 @@ Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, 
 from vit_pytorch.create import create_model
 from vit_pytorch.dino import Dino
 from vit_pytorch.mae import MAE
+from vit_pytorch.preprocessing import create_transform
 from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.registry import list_models
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT
 
-__all__ = ["MAE", "Dino", "SimpleViT", "ViT", "create_model", "list_models", "load_pretrained"]
+__all__ = [
+    "MAE",
+    "Dino",
+    "SimpleViT",
+    "ViT",
+    "create_model",
+    "create_transform",
+    "list_models",
+    "load_pretrained",
+]
 __version__ = "0.1.0"

@@ -75,6 +75,7 @@ from vit_pytorch.layers.options import Option, check_choice, to_json
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import (
+    CHECKSUM,
     init_empty_weights,
     load_weights,
     read_safetensors,
@@ -85,6 +86,8 @@ from vit_pytorch.weights import (
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+# what a configuration holds beside the constructor's arguments
+CONFIG_KEYS = ("architecture", "default_cfg", CHECKSUM)
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
@@ -158,6 +161,7 @@ class VisionModel(
             "std": (0.5,) * channels,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
+            "crop_mode": "center",
             "num_classes": num_classes,
         }
 
@@ -455,6 +459,11 @@ class VisionModel(
         # What version 0.1 wrote is not among the arguments, which are those that the class has.
         parameters = cls._hub_mixin_init_parameters
         upgraded = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
+        unknown = [name for name in upgraded if name not in parameters and name not in CONFIG_KEYS]
+        if unknown:
+            raise ValueError(
+                f"{CONFIG_NAME} of {model_id}: {cls.__name__} has no argument {', '.join(unknown)}"
+            )
         changed = {k: v for k, v in upgraded.items() if k in parameters and config.get(k) != v}
         try:
             with init_empty_weights():

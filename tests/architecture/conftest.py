@@ -17,6 +17,7 @@ MACHINERY = {
     "legacy",
     "storage",
     "weights",
+    "preprocessing",
     "create",
     "cli",
 }

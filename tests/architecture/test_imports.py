@@ -9,7 +9,7 @@ import vit_pytorch
 ORDER = (
     {"layers"},
     {"legacy", "storage"},
-    {"weights", "base", "ssl"},
+    {"weights", "base", "ssl", "preprocessing"},
     {"isotropic", "hierarchical"},
     {"papers"},
     {"registry"},
@@ -23,7 +23,7 @@ ORDER = (
 HEAVY = [
     *("lightning", "pytorch_lightning", "torchmetrics", "torchvision", "torchdata", "tensorboard"),
     *("matplotlib", "sklearn", "pandas", "PIL", "jsonargparse", "datasets", "webdataset"),
-    *("timm", "transformers", "onnx", "onnxruntime"),
+    *("timm", "transformers", "onnx", "onnxruntime", "openvino"),
 ]
 
 

@@ -91,8 +91,10 @@ def test_errors_from_anywhere(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config: config.update(depth="two"), "describes no ViT|depth"),
+        (lambda config: config.update(depth="two"), "depth must be an integer in [1, 1024], got 'two'"),
+        (lambda config: config.update(depth=10**9), "depth must be an integer in [1, 1024], got 1000000000"),
         (lambda config: config.update(dim=None), "does not fit|describes no ViT|dim"),
+        (lambda config: config.update(dpeth=2), "ViT has no argument dpeth"),
         (lambda config: config.update(architecture=["ViT"]), "architecture must be one of"),
         (lambda config: config.update(default_cfg=3), "default_cfg must hold settings, got 3"),
         (lambda config: config["default_cfg"].update(mean=3), "does not say how its input is prepared"),

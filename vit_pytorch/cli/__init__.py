@@ -18,6 +18,8 @@ COMMANDS = {
     "evaluate": ("use", "measure a trained classifier on labelled images"),
     "predict": ("use", "classify images"),
     "explain": ("explain", "show what a classifier looks at, in pictures and a page"),
+    "export": ("export", "export a model to another runtime, verified on images"),
+    "bench": ("bench", "time models beside each other"),
     "models": ("models", "list the named models"),
 }
 # those that need no extra of the package

@@ -15,7 +15,7 @@ from vit_pytorch.cli.aliases import ALIASES, ANSWERS
 # `--data digits` and `data: digits` are short for these
 SHORT = {"data": "source", "model": "name", "method": "name"}
 # options that mean `true` without a value
-FLAGS = {"compile"}
+FLAGS = {"compile", "with_preprocessing"}
 # settings that keep their share of another one, where a higher layer changes that one alone
 FOLLOWERS = {"schedule.warmup_epochs": "epochs", "schedule.min_lr": "optimizer.lr"}
 

@@ -16,6 +16,7 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
 from vit_pytorch.create import load_model
+from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.data import (
     BadImageError,
@@ -39,7 +40,7 @@ from vit_pytorch.training.evaluation import Evaluation, check_outputs
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
-from vit_pytorch.training.saved import SavedClassifier, load_classifier, preprocessing_for
+from vit_pytorch.training.saved import SavedClassifier, load_classifier
 
 # exit status of a prediction that could not read all files
 UNREADABLE = 3

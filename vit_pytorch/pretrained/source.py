@@ -25,7 +25,7 @@ CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 # Pillow's numbers, which transformers writes.
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-PREPARE = ("mean", "std", "interpolation", "crop_pct")
+PREPARE = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _read_folder(name: str, find: Callable[[str], Path | None], key: str | None)
     processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
     licenses = [part.get("license") for part in (config.get("pretrained_cfg") or {}, config)]
     licence = next((found for found in licenses if isinstance(found, str)), None)
-    return Source(name, read_weights(weights, key=key), _read_prepare(config, processor), licence, config)
+    return Source(name, read_weights(weights, key=key), read_prepare(config, processor), licence, config)
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:
@@ -127,10 +127,28 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     return content
 
 
-def _read_prepare(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+def read_prepare(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
     """Read how images are prepared, from our configuration, timm's, or a processor of transformers."""
     found = dict(config.get("default_cfg") or config.get("pretrained_cfg") or {})
     found |= {key: processor[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in processor}
     if processor.get("resample") in RESAMPLE:
         found["interpolation"] = RESAMPLE[processor["resample"]]
+    found |= _read_crop(processor)
     return {key: tuple(v) if isinstance(v := found[key], list) else v for key in PREPARE if key in found}
+
+
+def _read_crop(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how a processor of transformers resizes and crops; nothing where it does not say sizes by name."""
+    size, crop = processor.get("size"), processor.get("crop_size")
+    if not isinstance(size, Mapping) or not processor.get("do_resize", True):
+        return {}
+    if not processor.get("do_center_crop"):
+        # without a crop, images are resized to the model's size whatever their aspect ratio
+        return {"crop_pct": 1.0, "crop_mode": "squash"} if "height" in size else {}
+    edge = size.get("shortest_edge", size.get("height"))
+    if not isinstance(crop, Mapping) or edge is None:
+        return {}
+    return {
+        "crop_pct": crop["height"] / edge,
+        "crop_mode": "center" if "shortest_edge" in size else "squash",
+    }

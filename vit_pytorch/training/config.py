@@ -11,12 +11,12 @@ import yaml
 
 from vit_pytorch.distill import check_weights
 from vit_pytorch.learnable_memory_vit import Mode
+from vit_pytorch.preprocessing import CropMode, Interpolation
 from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import write_file
 from vit_pytorch.training.data import Augmentation, VideoConfig, VolumeConfig
 from vit_pytorch.training.data.record import RECORD
 from vit_pytorch.training.data.sources import absolute_source, with_columns
-from vit_pytorch.training.data.transforms import Interpolation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
@@ -51,6 +51,8 @@ class DataConfig:
         std: Divides after that; likewise.
         interpolation: How images are resized; the model's own if left out.
         crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
+        crop_mode: Whether images keep their aspect ratio before that crop (`center`) or not (`squash`); the
+            model's own if left out.
         max_tokens: Patches of an image at most, for models that take images of different sizes (`navit_*`):
             images then keep their aspect ratio. One size, the model's, if left out.
         video: Which frames of a video are taken.
@@ -76,6 +78,7 @@ class DataConfig:
     std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None
     crop_pct: float | None = None
+    crop_mode: CropMode | None = None
     max_tokens: int | None = None
     video: VideoConfig = field(default_factory=VideoConfig)
     volume: VolumeConfig = field(default_factory=VolumeConfig)

@@ -445,6 +445,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         std=cfg["std"] if data.std is None else data.std,
         interpolation=cfg["interpolation"] if data.interpolation is None else data.interpolation,
         crop_pct=cfg["crop_pct"] if data.crop_pct is None else data.crop_pct,
+        crop_mode=cfg["crop_mode"] if data.crop_mode is None else data.crop_mode,
         max_tokens=data.max_tokens,
         patch_size=(patch[0], patch[1]),
         frames=model.image_size[0] if splits.train.axes == 3 else None,

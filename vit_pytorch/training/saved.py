@@ -1,14 +1,12 @@
 """Trained classifiers as folders: weights, configuration, class names and how images are prepared."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import load_model
-from vit_pytorch.training.data import Preprocessing, VideoConfig, VolumeConfig
+from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ def note_preprocessing(model: VisionModel, prep: Preprocessing) -> None:
         std=tuple(prep.std),
         interpolation=prep.interpolation,
         crop_pct=prep.crop_pct,
+        crop_mode=prep.crop_mode,
         max_tokens=prep.max_tokens,
         patch_size=prep.patch_size,
         window=prep.window,
@@ -78,45 +77,3 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
     if len(classes) != model.num_classes:
         raise ValueError(f"{source}: label_names must name {model.num_classes} classes, got {len(classes)}")
     return SavedClassifier(model, classes, preprocessing_for(model))
-
-
-def preprocessing_for(model: VisionModel) -> Preprocessing:
-    """Read how images are prepared for a model from what it says of itself.
-
-    Raises:
-        ValueError: Where the model takes no images, videos or volumes.
-    """
-    cfg = model.default_cfg
-    try:
-        return _read_preprocessing(cfg, model.channels)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"default_cfg of the model does not say how its input is prepared: {error!r}"
-        ) from error
-
-
-def _read_preprocessing(cfg: Mapping[str, Any], channels: int) -> Preprocessing:
-    if len(cfg["input_size"]) not in (3, 4):
-        raise ValueError(
-            f"a model of images, videos or volumes is wanted, got one whose input is {cfg['input_size']}"
-        )
-    _, *frames, height, width = cfg["input_size"]
-    return Preprocessing(
-        image_size=(height, width),
-        channels=channels,
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        interpolation=cfg["interpolation"],
-        crop_pct=cfg["crop_pct"],
-        max_tokens=cfg.get("max_tokens"),
-        patch_size=tuple(cfg.get("patch_size", Preprocessing.patch_size)),
-        frames=frames[0] if frames else None,
-        video=VideoConfig(**cfg.get("video", {})),
-        window=_whole(cfg.get("window")),
-        volume=VolumeConfig(**{key: _whole(value) for key, value in cfg.get("volume", {}).items()}),
-    )
-
-
-def _whole(value: Any) -> Any:
-    """A list of JSON as the tuple that it was."""
-    return tuple(value) if isinstance(value, list) else value

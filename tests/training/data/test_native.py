@@ -10,8 +10,8 @@ import torch
 from made_pictures import picture
 
 from vit_pytorch.cli import main
+from vit_pytorch.preprocessing import fit_tokens
 from vit_pytorch.training.data import Augmentation, ImageData
-from vit_pytorch.training.data.native import fit_tokens
 from vit_pytorch.training.saved import load_classifier
 
 SIZES = [(20, 30), (30, 20), (9, 50), (33, 33), (8, 8)]

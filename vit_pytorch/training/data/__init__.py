@@ -3,7 +3,7 @@
 ``open_data`` names every kind of data, ``ImageData`` feeds it to Lightning.
 """
 
-from vit_pytorch.training.data.clips import VideoConfig
+from vit_pytorch.preprocessing import Preprocessing, VideoConfig, VolumeConfig, eval_transform
 from vit_pytorch.training.data.datasets import ArrayImages, FileImages, ImageDataset, Splits
 from vit_pytorch.training.data.decode import BadImageError, decode_image
 from vit_pytorch.training.data.loader import ImageLoader
@@ -13,8 +13,7 @@ from vit_pytorch.training.data.prediction import find_clips, find_images, load_i
 from vit_pytorch.training.data.reader import LoadingError
 from vit_pytorch.training.data.record import ImageRecord, find_duplicates, read_record, record_images
 from vit_pytorch.training.data.sources import open_data
-from vit_pytorch.training.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
-from vit_pytorch.training.data.volumes import VolumeConfig
+from vit_pytorch.training.data.transforms import Augmentation, train_transform
 from vit_pytorch.training.data.windows import check_range, measure_window
 
 __all__ = [

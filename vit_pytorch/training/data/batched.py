@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from vit_pytorch.training.data.transforms import Augmentation, CoverAndCrop, Preprocessing, normalize
+from vit_pytorch.preprocessing import Normalize, Preprocessing, ResizeAndCrop
+from vit_pytorch.training.data.transforms import Augmentation
 
 DRAWS = 15
 # as torchvision's RandomErasing
@@ -40,8 +41,8 @@ class BatchAugment:
         self.augmentation = augmentation
         self.size = prep.image_size
         self.interpolation = prep.interpolation
-        self.fit = CoverAndCrop(prep)
-        self.normalize = normalize(prep)
+        self.fit = ResizeAndCrop(prep)
+        self.normalize = Normalize(prep)
 
     def __call__(
         self, images: UInt8[Tensor, "b c h w"], draws: Float[Tensor, "b k"]

@@ -1,34 +1,11 @@
 """Which frames of a video make a clip."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """Which frames of a video the model sees; it takes as many as its `frames`.
-
-    Args:
-        sampling: `random` takes frames `stride` apart: in training from anywhere in the video, in evaluation
-            from its middle. `uniform` spreads the frames over the whole video: in training each is drawn
-            from its share of the video, in evaluation it is the middle of that.
-        stride: Frames of the video from one frame of a clip to the next, with `random`. Frames are counted,
-            whatever their rate.
-    """
-
-    sampling: Literal["random", "uniform"] = "random"
-    stride: int = 1
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"stride must be at least 1, got {self.stride}")
-
-    def span(self, frames: int) -> int:
-        """Frames of the video from the first to the last of a clip, both counted."""
-        return (frames - 1) * self.stride + 1
+from vit_pytorch.preprocessing import VideoConfig
 
 
 class Window(NamedTuple):

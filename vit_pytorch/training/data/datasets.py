@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
+from vit_pytorch.preprocessing import Preprocessing
 from vit_pytorch.training.data.arrays import scale
 from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, is_image, open_regular, read_values
 from vit_pytorch.training.data.seeding import generator_for
-from vit_pytorch.training.data.transforms import Preprocessing
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):

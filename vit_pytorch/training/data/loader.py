@@ -16,11 +16,12 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vit_pytorch.preprocessing import Preprocessing
 from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import BadImageError
 from vit_pytorch.training.data.plan import BatchPlan
 from vit_pytorch.training.data.reader import Batch, BatchReader, LoadingError
-from vit_pytorch.training.data.transforms import Augmentation, Images, Preprocessing
+from vit_pytorch.training.data.transforms import Augmentation, Images
 
 OnBad = Literal["stop", "skip"]
 

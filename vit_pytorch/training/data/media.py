@@ -6,12 +6,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vit_pytorch.preprocessing import Preprocessing, VolumeConfig
 from vit_pytorch.training.data import video, volumes
 from vit_pytorch.training.data.arrays import scale
 from vit_pytorch.training.data.clips import choose_frames
 from vit_pytorch.training.data.datasets import FileImages, convert_channels
-from vit_pytorch.training.data.transforms import Preprocessing
-from vit_pytorch.training.data.volumes import VolumeConfig
 
 
 class VideoFiles(FileImages):

@@ -7,18 +7,11 @@ from typing import Any, Literal
 
 import lightning as L
 
-from vit_pytorch.training.data.clips import VideoConfig
+from vit_pytorch.preprocessing import CropMode, Interpolation, Preprocessing, VideoConfig, VolumeConfig
 from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, Splits
 from vit_pytorch.training.data.loader import ImageLoader, OnBad
 from vit_pytorch.training.data.sources import open_data
-from vit_pytorch.training.data.transforms import (
-    UNCHANGED,
-    Augmentation,
-    Interpolation,
-    Preprocessing,
-    check_native,
-)
-from vit_pytorch.training.data.volumes import VolumeConfig
+from vit_pytorch.training.data.transforms import UNCHANGED, Augmentation, check_native
 from vit_pytorch.training.data.windows import check_range, measure_window
 
 
@@ -47,6 +40,7 @@ class ImageData(L.LightningDataModule):
         std: Divides after that; likewise.
         interpolation: How images are resized.
         crop_pct: Part of the resized height and width that the centre crop of evaluation keeps.
+        crop_mode: Whether images keep their aspect ratio before that crop (`center`) or not (`squash`).
         max_tokens: Patches of an image at most, for models that take images of different sizes: images then
             keep their aspect ratio, and a batch is (list of images ``c h w``, labels). None for one size.
         patch_size: Height and width of a patch, where ``max_tokens`` is given.
@@ -82,6 +76,7 @@ class ImageData(L.LightningDataModule):
         std: Sequence[float] = (0.5,),
         interpolation: Interpolation = "bilinear",
         crop_pct: float = 1.0,
+        crop_mode: CropMode = "center",
         max_tokens: int | None = None,
         patch_size: tuple[int, int] = (16, 16),
         frames: int | None = None,
@@ -109,6 +104,7 @@ class ImageData(L.LightningDataModule):
         self.std = std
         self.interpolation: Interpolation = interpolation
         self.crop_pct = crop_pct
+        self.crop_mode: CropMode = crop_mode
         self.max_tokens = max_tokens
         self.patch_size = patch_size
         self.frames = frames
@@ -189,6 +185,7 @@ class ImageData(L.LightningDataModule):
             std=self.std,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
             max_tokens=self.max_tokens,
             patch_size=self.patch_size,
             frames=self.frames,

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from vit_pytorch.preprocessing import Preprocessing
 from vit_pytorch.training.data import video, volumes
 from vit_pytorch.training.data.clips import sliding_clips
 from vit_pytorch.training.data.datasets import convert_channels
 from vit_pytorch.training.data.decode import EXTENSIONS, BadImageError, decode_image, is_image
 from vit_pytorch.training.data.listing import Listing, describe_left_out, extension
 from vit_pytorch.training.data.loader import OnBad
-from vit_pytorch.training.data.transforms import Preprocessing
 
 
 class Part(NamedTuple):

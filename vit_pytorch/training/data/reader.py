@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from vit_pytorch.preprocessing import Preprocessing, eval_transform
 from vit_pytorch.training.data.arrays import scale
 from vit_pytorch.training.data.batched import DRAWS, BatchAugment
 from vit_pytorch.training.data.datasets import ArrayImages, ImageDataset, convert_channels
@@ -17,9 +18,7 @@ from vit_pytorch.training.data.seeding import generator_for, seeded
 from vit_pytorch.training.data.transforms import (
     Augmentation,
     Images,
-    Preprocessing,
     collate,
-    eval_transform,
     mix_transform,
     train_transform,
 )

@@ -1,24 +1,21 @@
-"""From decoded images to what a model sees: preprocessing, and augmentation of single images.
+"""Augmentation of single images, before they are normalised, and batches of them.
 
 The frames of a clip and the slices of a volume are treated alike: one crop, one flip and so on for all.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Video
 
-from vit_pytorch.training.data.clips import VideoConfig
-from vit_pytorch.training.data.native import FitTokens, RandomRegion
-from vit_pytorch.training.data.volumes import VolumeConfig
+from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing, ResizeAndCrop, fit_size
 
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Images = Float[Tensor, "b c *t h w"] | list[Float[Tensor, "c h w"]]
 
 
@@ -99,77 +96,6 @@ class Augmentation:
 UNCHANGED = Augmentation()
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a model is given, the same in training and evaluation.
-
-    Args:
-        image_size: Height and width.
-        channels: 1 for grey, 3 for RGB.
-        mean: Subtracted after scaling to 0 to 1; one value, or one per channel.
-        std: Divides after that; likewise.
-        interpolation: How images are resized.
-        crop_pct: Part of the resized height and width that the centre crop keeps.
-        max_tokens: Patches of an image at most, where images keep their aspect ratio and come as a list
-            of different sizes, each a multiple of the patch and ``image_size`` at most; None for one size.
-        patch_size: Height and width of a patch, where ``max_tokens`` is given.
-        frames: Frames of a clip, or slices of a volume; None for images.
-        video: Which frames of a video are taken.
-        volume: How volumes are brought to one intensity and size.
-        window: Values of an image's file that become 0 and 255 (0 and 1 for the model), what lies outside
-            being clipped; None for the whole range of its 8 or 16 bits.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-
-    image_size: tuple[int, int]
-    channels: int = 3
-    mean: Sequence[float] = (0.5,)
-    std: Sequence[float] = (0.5,)
-    interpolation: Interpolation = "bilinear"
-    crop_pct: float = 1.0
-    max_tokens: int | None = None
-    patch_size: tuple[int, int] = (16, 16)
-    frames: int | None = None
-    video: VideoConfig = field(default_factory=VideoConfig)
-    volume: VolumeConfig = field(default_factory=VolumeConfig)
-    window: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.window is not None and not self.window[0] < self.window[1]:
-            raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
-        if self.window is not None and self.frames is not None:
-            raise ValueError("window is for images; volumes have one of their own (volume.window)")
-        if self.frames is not None and (self.frames < 1 or self.max_tokens is not None):
-            raise ValueError(
-                "frames must be at least 1, without max_tokens, "
-                f"got {self.frames} and max_tokens={self.max_tokens}"
-            )
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if min(self.image_size) < 1:
-            raise ValueError(f"image_size must be positive, got {self.image_size}")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} must have 1 or {self.channels} values, got {len(values)}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
-
-    @property
-    def mode(self) -> v2.InterpolationMode:
-        """The interpolation, as torchvision names it."""
-        return v2.InterpolationMode(self.interpolation)
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Extent of the model's input along each of its axes."""
-        return self.image_size if self.frames is None else (self.frames, *self.image_size)
-
-
 def collate(images: Sequence[Float[Tensor, "c *t h w"]], prep: Preprocessing) -> Images:
     """Make a batch of images: one tensor, or the list of them where sizes differ."""
     if prep.max_tokens is not None:
@@ -196,55 +122,12 @@ def check_native(augmentation: Augmentation) -> None:
         )
 
 
-def fit_size(prep: Preprocessing) -> v2.Transform:
-    """Return the transform that brings an image to a size that the model takes."""
-    if prep.max_tokens is None:
-        return CoverAndCrop(prep)
-    return FitTokens(
-        patch=prep.patch_size, largest=prep.image_size, max_tokens=prep.max_tokens, mode=prep.mode
-    )
+class RandomRegion(v2.RandomResizedCrop):
+    """Cut out what a random resized crop would, and leave its size as it is."""
 
-
-class CoverAndCrop(v2.Transform):
-    """Resize without distortion until the image covers ``image_size / crop_pct``, then cut out the centre."""
-
-    def __init__(self, prep: Preprocessing) -> None:
-        super().__init__()
-        self.size = list(prep.image_size)
-        self.cover = [int(side / prep.crop_pct) for side in prep.image_size]
-        self.mode = prep.mode
-
-    def forward(self, image: Shaped[Tensor, "*b c h w"]) -> Shaped[Tensor, "*b c h2 w2"]:
-        """Return the image at the model's size."""
-        height, width = image.shape[-2:]
-        factor = max(self.cover[0] / height, self.cover[1] / width)
-        resized = [max(self.cover[0], round(height * factor)), max(self.cover[1], round(width * factor))]
-        if resized != [height, width]:
-            image = F.resize(image, resized, interpolation=self.mode, antialias=True)
-        return F.center_crop(image, self.size)
-
-
-class ChannelsFirst(v2.Transform):
-    """Put the channels of a clip before its frames, as models take it."""
-
-    def forward(self, clip: Float[Tensor, "t c h w"]) -> Float[Tensor, "c t h w"]:
-        """Return the clip with its first two axes exchanged."""
-        return clip.transpose(0, 1)
-
-
-def normalize(prep: Preprocessing) -> v2.Transform:
-    """Return the transform from values 0 to 255, or floats 0 to 1, to normalised floats."""
-    mean, std = (list(values) * (prep.channels // len(values)) for values in (prep.mean, prep.std))
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-
-
-def eval_transform(prep: Preprocessing) -> v2.Transform:
-    """Return the transform of evaluation (resize, centre crop, normalise).
-
-    It takes one image or a batch, or one clip ``t c h w``, of which it makes ``c t h w``.
-    """
-    steps = [fit_size(prep), normalize(prep)]
-    return v2.Compose(steps if prep.frames is None else [*steps, ChannelsFirst()])
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Cut the region out."""
+        return F.crop(inpt, **params)
 
 
 def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Transform:
@@ -257,7 +140,8 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
         ValueError: Images shall keep their aspect ratio, and be augmented in a way that needs one size.
     """
     a = augmentation
-    steps: list[v2.Transform] = []
+    mode = v2.InterpolationMode(prep.interpolation)
+    steps: list[nn.Module] = []
     if prep.max_tokens is not None:
         check_native(a)
         if a.crop_scale is not None:
@@ -269,12 +153,12 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
                 prep.image_size,
                 scale=a.crop_scale,
                 ratio=a.crop_ratio,
-                interpolation=prep.mode,
+                interpolation=mode,
                 antialias=True,
             )
         )
     else:
-        steps.append(CoverAndCrop(prep))
+        steps.append(ResizeAndCrop(prep))
     if a.shift:
         steps.append(v2.RandomCrop(prep.image_size, padding=a.shift))
     if a.flip:
@@ -286,16 +170,14 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
                 translate=(a.translate, a.translate),
                 scale=a.scale,
                 shear=a.shear,
-                interpolation=prep.mode,
+                interpolation=mode,
             )
         )
     if a.rand_augment:
-        steps.append(
-            v2.RandAugment(a.rand_augment, magnitude=a.rand_augment_magnitude, interpolation=prep.mode)
-        )
+        steps.append(v2.RandAugment(a.rand_augment, magnitude=a.rand_augment_magnitude, interpolation=mode))
     if a.color_jitter:
         steps.append(v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter))
-    steps.append(normalize(prep))
+    steps.append(Normalize(prep))
     if a.random_erasing:
         steps.append(v2.RandomErasing(a.random_erasing))
     if prep.frames is not None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_pytorch.preprocessing import VolumeConfig
 from vit_pytorch.training.data.decode import BadImageError, open_regular
 
 EXTENSIONS = frozenset({".nii", ".nii.gz"})
@@ -22,37 +22,6 @@ MAX_VOXELS = 2**29
 SMALLEST, LARGEST = 1e-5, 1e3
 # Axes as they are shown: a slice has the patient's front at its top and the right side on its left.
 ORIENTATION = "LPS"
-
-
-@dataclass(frozen=True, kw_only=True)
-class VolumeConfig:
-    """How volumes are brought to the intensity and the size that the model takes.
-
-    Args:
-        window: Values that become 0 and 1, such as Hounsfield units; what lies outside is clipped. By
-            default the percentiles of each volume.
-        percentiles: Of a volume's voxels, which become 0 and 1 where there is no window.
-        spacing: Size of a voxel in mm, from slice to slice, down and across: volumes are resampled to it,
-            then cut or filled with zeros about their centre. By default all slices together become the
-            model's `frames`, and each is prepared as an image is.
-        series: What happens to a file of several volumes (4-D): it is `refuse`d as a bad file, or its `first`
-            volume is taken.
-    """
-
-    window: tuple[float, float] | None = None
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    spacing: tuple[float, float, float] | None = None
-    series: Literal["refuse", "first"] = "refuse"
-
-    def __post_init__(self) -> None:
-        if self.window is not None and not self.window[0] < self.window[1]:
-            raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
-        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError(
-                f"percentiles must be a range (low, high) with 0 <= low < high <= 100, got {self.percentiles}"
-            )
-        if self.spacing is not None and min(self.spacing) <= 0:
-            raise ValueError(f"spacing must be positive, got {self.spacing}")
 
 
 def decode_volume(

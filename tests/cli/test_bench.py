@@ -1,0 +1,69 @@
+"""`vit bench`: rows of figures, forms that are left out, wrong options."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vit_pytorch.cli import main
+
+FAST = ["--rounds=2", "--threads=1", "--batch=1"]
+
+
+def test_a_run_its_exported_file_and_a_format(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "digits.pt2"
+    assert main(["export", str(digits_run), "--format=pt2", f"--output={file}", "--images=2"]) == 0
+    capsys.readouterr()
+    assert main(["bench", str(digits_run), str(file), "--form=eager,pt2", *FAST, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["form"]) for row in found["rows"]] == [
+        (str(digits_run), "eager"),
+        (str(digits_run), "pt2"),
+        (str(file), "pt2"),
+    ]
+    for row in found["rows"]:
+        assert row["ms"] > 0
+        assert row["spread_ms"] >= 0
+        assert row["images_per_second"] == pytest.approx(1000 / row["ms"])
+        assert row["peak_mib"] > 50
+        assert row["parameters"] == found["rows"][0]["parameters"]
+    assert found["rows"][0]["flops"] > 0
+    assert found["rows"][0]["ratio"] is None
+    assert found["left_out"] == []
+
+
+def test_training_of_exported_forms_is_left_out(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(digits_run), "--form=eager,onnx", "--mode=train", "--precision=bf16", *FAST]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:6] == ["model", "form", "mode", "precision", "batch", "ms"]
+    assert len(lines) == 3
+    assert lines[2].startswith("left out: ours ")
+    assert lines[2].endswith("train bf16: an exported file is not trained")
+
+
+def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "levit_128s", "--peer=timm", "--rounds=1", "--threads=1", "--batch=1", "--json"]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["model"] for row in rows] == ["timm levit_128s", "levit_128s"]
+    assert rows[1]["ratio_to"] == "timm levit_128s eager"
+    assert rows[1]["flops"] == pytest.approx(rows[0]["flops"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["levit_128s", "--form=onyx"], 2, "--form takes eager, compile, onnx"),
+        (["levit_128s", "--precision=int8"], 2, "--precision takes fp32, bf16, fp16, got int8"),
+        (["levit_128s", "--batch=0"], 2, "must be at least 1, got 0"),
+        (["levit_129"], 1, "no model is named 'levit_129'"),
+    ],
+)
+def test_wrong_options(
+    capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
+) -> None:
+    assert main(["bench", *options]) == status
+    assert message in capsys.readouterr().err

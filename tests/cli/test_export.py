@@ -1,0 +1,90 @@
+"""`vit export`: files from runs and named models, verified on the run's own images or on others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import TINY, train
+from vit_pytorch.cli import main
+
+
+def test_a_run_is_verified_on_its_validation_images(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "digits.onnx"
+    assert main(["export", str(digits_run), "--format=onnx", f"--output={file}"]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"{file}: onnx fp32, ")
+    assert "142 images (the run's validation images)" in line
+    assert "0 decisions flip" in line
+    report = json.loads(Path(f"{file}.json").read_text())
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert report["verification"]["accuracy"] == pytest.approx(summary["val"]["accuracy"])
+    assert report["classes"] == list("0123456789")
+    assert report["output"] == {"probabilities": {"shape": ["batch", 10], "dtype": "float32"}}
+
+
+def test_json_and_preprocessing_inside(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "digits.pt2"
+    arguments = [str(digits_run), "--format=pt2", f"--output={file}", "--with-preprocessing", "--images=10"]
+    assert main(["export", *arguments, "--verify=digits", "--outputs=logits", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["input"]["images"]["dtype"] == "uint8"
+    assert (report["verification"]["images"], report["verification"]["source"]) == (10, "digits")
+    assert list(report["output"]) == ["logits"]
+
+
+def test_a_folder_of_images_labels_them_by_its_folders(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train("--output", run, "--data", image_folder, "--epochs=2", *TINY, "--batch-size=8") == 0
+    capsys.readouterr()
+    arguments = ["export", str(run), "--format=pt2", f"--output={tmp_path / 'a.pt2'}", "--json"]
+    assert main([*arguments, f"--verify={image_folder}"]) == 0
+    found = json.loads(capsys.readouterr().out)["verification"]
+    assert (found["images"], found["labelled"], found["source"]) == (60, 60, str(image_folder))
+    assert main([*arguments, f"--verify={image_folder / 'one' / '1*.png'}"]) == 0
+    found = json.loads(capsys.readouterr().out)["verification"]
+    assert (found["images"], found["labelled"]) == (11, 11)
+
+
+def test_images_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = f"--output={tmp_path / 'a.pt2'}"
+    with pytest.warns(UserWarning, match="levit_128s has random weights"):
+        assert main(["export", "levit_128s", "--format=pt2", output]) == 2
+    message = capsys.readouterr().err
+    assert (
+        "levit_128s is no run with images of its own: name some by --verify FOLDER, or --verify random"
+        in message
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--format=onyx"], 1, "format must be one of onnx"),
+        (["--format=coreml"], 1, "coremltools"),
+        (["--format=pt2", "--calibrate=x"], 2, "--calibrate is for --precision int8"),
+        (["--format=pt2", "--images=0"], 1, "images must be at least 1, got 0"),
+        (["--format=pt2", "--precision=fp8"], 2, "precision"),
+        (["--format=pt2", "--verify=nowhere"], 1, "nowhere"),
+        (["--format=onnx"], 1, "a file of format onnx is called"),
+    ],
+)
+def test_wrong_options(
+    digits_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    status: int,
+    message: str,
+) -> None:
+    arguments = ["export", str(digits_run), f"--output={tmp_path / 'a.pt2'}", *options]
+    assert main(arguments) == status
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

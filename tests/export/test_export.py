@@ -1,0 +1,310 @@
+"""Exported files: every format and precision, what they hold, and exports that are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+
+from tests.architecture.test_examples import ROOT, blocks
+from tests.contracts.conftest import randomize_
+from vit_pytorch import create_transform
+from vit_pytorch.base import VisionModel
+from vit_pytorch.export import formats
+from vit_pytorch.export import onnx as onnx_format
+from vit_pytorch.export.deploy import export_model, load_exported
+from vit_pytorch.export.job import ExportError, Format
+from vit_pytorch.export.samples import Samples, random_samples
+from vit_pytorch.export.verify import Comparison, check
+from vit_pytorch.preprocessing import Normalize, preprocessing_for, resize
+from vit_pytorch.registry import find_entry
+
+CLASSES = tuple("0123456789")
+COUNT = 40
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Scanned digits as bytes of the tiny models' size, and their classes."""
+    scans = load_digits()
+    images = torch.from_numpy((scans.images * 15).astype(np.uint8))[:, None]
+    return resize(images.expand(-1, 3, -1, -1).contiguous(), (32, 32), "bilinear"), torch.from_numpy(
+        scans.target
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionModel:
+    """A tiny ViT that has learned digits for a few steps."""
+    torch.manual_seed(0)
+    entry = find_entry("vit_tiny_patch16_224")
+    built = entry.build(**{**entry.tiny, "num_classes": 10})
+    images, labels = digits()
+    images = Normalize(preprocessing_for(built))(images)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3)
+    for step in range(80):
+        batch = torch.arange(step * 16, step * 16 + 16) % 1600
+        loss = torch.nn.functional.cross_entropy(built(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    """Digits that the model has not seen, without labels."""
+    images, _ = digits()
+    return Samples("digits", [None] * COUNT, lambda i: images[1700 + i])
+
+
+def write(model: VisionModel, file: Path, format: str, samples: Samples, **options: Any) -> dict[str, Any]:
+    prep = preprocessing_for(model)
+    options = {"classes": CLASSES, **options}
+    return export_model(model, file, format, prep=prep, samples=samples, name="tiny", batch_size=6, **options)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "precision"),
+    [
+        ("onnx", ".onnx", "fp32"),
+        ("onnx", ".onnx", "fp16"),
+        ("pt2", ".pt2", "fp32"),
+        ("pt2", ".pt2", "bf16"),
+        ("torchscript", ".ts", "fp32"),
+        ("openvino", ".xml", "fp16"),
+    ],
+)
+def test_formats(model, samples, tmp_path, format, suffix, precision):
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    file = tmp_path / f"tiny{suffix}"
+    report = write(model, file, format, samples, precision=precision)
+    assert report == json.loads((tmp_path / f"tiny{suffix}.json").read_text())
+    found = report["verification"]
+    assert (found["images"], found["labelled"], found["accuracy"]) == (COUNT, 0, None)
+    assert found["flips"] == 0
+    assert 0 <= found["mean_difference"] <= found["largest_difference"]
+    if precision == "fp32":
+        assert found["largest_difference"] < 1e-5
+    assert {path.name for path in tmp_path.iterdir()} == {*report["files"], f"tiny{suffix}.json"}
+    run = load_exported(file)
+    images = Normalize(preprocessing_for(model))(torch.stack([samples.read(i) for i in range(3)]))
+    with torch.no_grad():
+        want = model(images).softmax(1)
+    for batch in (1, 3):
+        tolerance = 1e-5 if precision == "fp32" else 0.05
+        torch.testing.assert_close(run(images[:batch]), want[:batch], rtol=0, atol=tolerance)
+
+
+def test_the_file_of_onnx_says_what_it_is(model, samples, tmp_path):
+    import onnx
+
+    write(model, tmp_path / "tiny.onnx", "onnx", samples, output="logits", opset=20)
+    graph = onnx.load(tmp_path / "tiny.onnx")
+    onnx.checker.check_model(graph)
+    (given,), (found,) = graph.graph.input, graph.graph.output
+    assert (given.name, found.name) == ("images", "logits")
+    assert given.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert next(entry.version for entry in graph.opset_import if not entry.domain) == 20
+    metadata = {entry.key: json.loads(entry.value) for entry in graph.metadata_props}
+    assert metadata["classes"] == list(CLASSES)
+    assert metadata["preprocessing"]["crop_pct"] == model.default_cfg["crop_pct"]
+    assert metadata["preprocessing"]["mean"] == list(model.default_cfg["mean"])
+    assert metadata["license"] is None
+
+
+def test_normalisation_in_the_graph(model, samples, tmp_path):
+    report = write(model, tmp_path / "tiny.onnx", "onnx", samples, normalize_inside=True)
+    assert report["input"]["images"]["dtype"] == "uint8"
+    assert report["preprocessing"]["normalized_by"] == "the graph"
+    images = torch.stack([samples.read(i) for i in range(2)])
+    with torch.no_grad():
+        want = model(Normalize(preprocessing_for(model))(images)).softmax(1)
+    torch.testing.assert_close(load_exported(tmp_path / "tiny.onnx")(images), want, rtol=0, atol=1e-5)
+
+
+def test_features_of_models_without_classes(tmp_path):
+    entry = find_entry("vit_tiny_patch16_224")
+    model = randomize_(entry.build(**{**entry.tiny, "num_classes": 0})).eval()
+    noise = random_samples(preprocessing_for(model), 5)
+    report = write(model, tmp_path / "tiny.pt2", "pt2", noise, classes=(), output="features")
+    assert report["output"] == {"features": {"shape": ["batch", model.num_features], "dtype": "float32"}}
+    assert report["verification"]["flips"] is None
+
+
+@pytest.mark.parametrize("quantization", ["static", "dynamic"])
+def test_int8_quantizes_every_layer(model, samples, tmp_path, quantization):
+    labels = labelled(model, samples)
+    report = write(
+        model,
+        tmp_path / "tiny.onnx",
+        "onnx",
+        labels,
+        precision="int8",
+        quantization=quantization,
+        calibration=samples if quantization == "static" else None,
+        keep=("head",),
+    )
+    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    kept = {"head"} | (convolutions if quantization == "dynamic" else set())
+    assert set(report["layers_in_floating_point"]) == kept
+    assert report["quantized_layers"] == len(layers - kept) > 5
+    assert report["verification"]["accuracy"] == report["verification"]["model_accuracy"] == 1.0
+    assert 0 < report["verification"]["largest_difference"] < 0.2
+
+
+def labelled(model: VisionModel, samples: Samples) -> Samples:
+    """Take the model's own clear decisions for labels."""
+    images = Normalize(preprocessing_for(model))(torch.stack([samples.read(i) for i in range(COUNT)]))
+    with torch.no_grad():
+        top = model(images).softmax(1).topk(2)
+    clear = (top.values[:, 0] - top.values[:, 1] > 0.3).nonzero().flatten().tolist()
+    assert len(clear) > 5
+    return Samples("labelled", [int(top.indices[i, 0]) for i in clear], lambda i: samples.read(clear[i]))
+
+
+def test_layers_that_were_not_quantized_are_an_error(model, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_format, "_quantized_weights", lambda graph: iter(()))
+    with pytest.raises(ExportError, match=r"layers were not quantized: .*attention"):
+        write(
+            model,
+            tmp_path / "tiny.onnx",
+            "onnx",
+            samples,
+            precision="int8",
+            calibration=samples,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_decides_otherwise_is_refused(model, samples, tmp_path, monkeypatch):
+    def load(file, precision):
+        run = formats.pt2.load(file, precision)
+        return lambda images: run(images).roll(1, 1)
+
+    broken = Format(".pt2", formats.pt2.write, load, ("fp32", "bf16"))
+    monkeypatch.setitem(formats.FORMATS, "pt2", broken)
+    with pytest.raises(ExportError, match=r"pt2 in fp32 is refused: 40 of 40 decisions flip.*try --format"):
+        write(model, tmp_path / "tiny.pt2", "pt2", samples)
+    with pytest.raises(ExportError, match=r"accuracy on \d+ images falls from 100.00% to 0.00%"):
+        write(model, tmp_path / "tiny.pt2", "pt2", labelled(model, samples), precision="bf16")
+    assert list(tmp_path.iterdir()) == []
+
+
+FOUND = {
+    "source": "photographs",
+    "images": 1000,
+    "largest_difference": 0.1,
+    "mean_difference": 0.01,
+    "relative_difference": 1e-4,
+    "flips": 0,
+    "labelled": 1000,
+    "model_accuracy": 0.9,
+    "accuracy": 0.9,
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "noise", "changes", "message"),
+    [
+        ("fp32", False, {"flips": 1}, "1 of 1000 decisions flip, none may in fp32"),
+        ("fp32", False, {"relative_difference": 2e-3}, "outputs differ by 2.0e-03"),
+        ("fp32", False, {"relative_difference": float("nan")}, "outputs differ by nan"),
+        ("int8", False, {"flips": 50, "accuracy": 0.8979}, "falls from 90.00% to 89.79%"),
+        (
+            "int8",
+            False,
+            {"flips": 3, "accuracy": None, "model_accuracy": None},
+            "3 of 1000 decisions flip, more",
+        ),
+        ("bf16", True, {"relative_difference": 0.2}, "outputs differ"),
+        ("fp16", False, {"flips": None, "relative_difference": 0.1}, "outputs differ"),
+    ],
+)
+def test_thresholds(precision, noise, changes, message):
+    with pytest.raises(ExportError, match=message):
+        check(Comparison(**{**FOUND, **changes}), precision, noise=noise)
+
+
+def test_thresholds_are_kept():
+    check(Comparison(**FOUND), "fp32", noise=False)
+    check(
+        Comparison(**{**FOUND, "flips": 50, "accuracy": 0.8981, "relative_difference": 0.2}),
+        "int8",
+        noise=False,
+    )
+    check(Comparison(**{**FOUND, "flips": 2, "accuracy": None, "model_accuracy": None}), "int8", noise=False)
+    check(Comparison(**{**FOUND, "flips": 50, "relative_difference": 0.05}), "bf16", noise=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "file", "options", "message"),
+    [
+        ("onyx", "a.onnx", {}, "format must be one of onnx, pt2, openvino, torchscript, aoti, got 'onyx'"),
+        ("tensorrt", "a.plan", {}, "not written here: export --format onnx and build an engine with trtexec"),
+        ("onnx", "a.pt2", {}, r"a file of format onnx is called \*.onnx, got a.pt2"),
+        ("onnx", "a.onnx", {"precision": "bf16"}, "not in bf16: ONNX Runtime has no bf16 kernels"),
+        ("onnx", "a.onnx", {"precision": "int8"}, "name some by --calibrate"),
+        ("pt2", "a.pt2", {"precision": "int8"}, "take --format onnx"),
+        ("pt2", "a.pt2", {"keep": ("head",)}, "keep is for int8, got precision fp32"),
+    ],
+)
+def test_what_is_not_offered(model, samples, tmp_path, format, file, options, message):
+    with pytest.raises(ExportError, match=message):
+        write(model, tmp_path / file, format, samples, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_layers_to_keep(model, samples, tmp_path):
+    with pytest.raises(ExportError, match=r"no layer is named 'haed' to keep; layers are .*head"):
+        write(
+            model,
+            tmp_path / "tiny.onnx",
+            "onnx",
+            samples,
+            precision="int8",
+            calibration=samples,
+            keep=("haed",),
+        )
+
+
+def test_noise_does_not_verify_int8(model, tmp_path):
+    noise = random_samples(preprocessing_for(model))
+    with pytest.raises(ExportError, match="int8 is verified on images"):
+        write(model, tmp_path / "tiny.onnx", "onnx", noise, precision="int8", calibration=noise)
+
+
+def test_missing_packages_are_named():
+    absent = Format(
+        ".x", lambda job, file: {}, lambda file, precision: torch.nn.Identity(), ("fp32",), ("no_such",)
+    )
+    with pytest.raises(ExportError, match=r"needs no_such: pip install 'vit-pytorch\[export\]'"):
+        absent.check("x", "fp32")
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "videomae_small_patch16_224"])
+def test_other_architectures(tmp_path, name):
+    entry = find_entry(name)
+    model = randomize_(entry.build(**entry.tiny)).eval()
+    noise = random_samples(preprocessing_for(model), 5)
+    report = write(model, tmp_path / "tiny.onnx", "onnx", noise, classes=())
+    assert report["verification"]["largest_difference"] < 1e-4
+
+
+def test_the_programs_of_the_documentation_decide_as_the_model(tmp_path, monkeypatch):
+    """They prepare the image by themselves, with Pillow and NumPy."""
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for _, code in blocks((ROOT / "docs" / "deploy.md").read_text()):
+        exec(compile(code, "deploy.md", "exec"), names)
+    with torch.no_grad():
+        want = names["model"](create_transform(names["model"])(Image.open("photo.jpg"))[None]).softmax(1)
+    for found in ("by_onnx", "by_torch", "by_openvino"):
+        torch.testing.assert_close(torch.as_tensor(names[found]), want, rtol=0, atol=1e-3)

@@ -1,0 +1,163 @@
+"""`vit export`: a model as a file of another runtime, verified on images."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vit_pytorch.cli.functions import call
+from vit_pytorch.cli.layers import UsageError
+from vit_pytorch.cli.use import _check_classes, _data_config, _open, _record
+from vit_pytorch.create import create_model
+from vit_pytorch.export.deploy import export_model
+from vit_pytorch.export.formats import find_format
+from vit_pytorch.export.job import Output, Precision, Quantization
+from vit_pytorch.export.samples import (
+    RANDOM,
+    Samples,
+    random_samples,
+    samples_from_dataset,
+    samples_from_files,
+)
+from vit_pytorch.export.verify import Comparison
+from vit_pytorch.preprocessing import preprocessing_for
+from vit_pytorch.registry import entries
+from vit_pytorch.training.config import CONFIG
+from vit_pytorch.training.data import open_data
+from vit_pytorch.training.runs import check_writable
+from vit_pytorch.training.saved import SavedClassifier, read_classifier
+
+SOURCES = ("digits", "idx:", "hf:", "wds:", "video:", "nifti:")
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Parse the options of `vit export` and run it."""
+    call(print_export, "export", arguments, positional=["model"])
+
+
+def print_export(
+    model: str,
+    format: str,
+    output: str,
+    precision: Precision = "fp32",
+    pretrained: bool | str = False,
+    verify: str | None = None,
+    images: int = 1000,
+    calibrate: str | None = None,
+    calibration_images: int = 128,
+    quantization: Quantization = "static",
+    keep: str = "",
+    outputs: Literal["probabilities", "logits"] = "probabilities",
+    with_preprocessing: bool = False,
+    opset: int = 18,
+    batch_size: int = 16,
+    as_json: bool = False,
+) -> None:
+    """Export a model to another runtime; the file is verified on images, or not written.
+
+    Args:
+        model: Folder of a run or of a model, or the name of a model.
+        format: `onnx`, `pt2` (torch.export), `openvino`, `torchscript` or `aoti` (compiled by AOTInductor).
+        output: The file; a report is written beside it as FILE.json. Files of these names are replaced.
+        precision: `fp32`, `fp16`, `bf16` or `int8`, as far as the format has them.
+        pretrained: For a named model: `true` for its published weights, or a checkpoint.
+        verify: Images to hold the file against the model: a folder (labels are names of folders that are
+            classes); the validation images of `digits`, `idx:…`, `hf:…`, `wds:…`, `video:…` or `nifti:…`;
+            `random` for noise. By default the run's validation images.
+        images: How many of them, at most, evenly spread.
+        calibrate: Images for the ranges of static int8: a folder, or the training images of such a source; by
+            default the run's training images.
+        calibration_images: How many of them, at most.
+        quantization: Of int8: `static` ranges of activations by calibration, or `dynamic` ones at run time.
+        keep: Layers that stay in floating point in int8, by names of modules, with commas between.
+        outputs: What a classifier's file computes, `probabilities` or `logits`; a model without classes gives
+            its features.
+        with_preprocessing: Put the normalisation into the graph, which then takes bytes (0 to 255) of the
+            model's size.
+        opset: ONNX operator set, 18 or higher.
+        batch_size: Images that are compared at once.
+        as_json: Print the report instead of one line.
+
+    Raises:
+        FileNotFoundError: Where there is no model or no such image.
+        ValueError: Where a package is missing, an option does not fit the format, or the file does not decide
+            as the model does.
+    """
+    for name, value in (
+        ("images", images),
+        ("batch_size", batch_size),
+        ("calibration_images", calibration_images),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    find_format(format).check(format, precision)
+    check_writable(Path(output).parent)
+    built = create_model(model, pretrained=pretrained).eval()
+    if model in entries() and pretrained is False:
+        warnings.warn(f"{model} has random weights; published ones come by --pretrained=true", stacklevel=2)
+    saved = (
+        read_classifier(built, model)
+        if built.num_classes
+        else SavedClassifier(built, (), preprocessing_for(built))
+    )
+    computed: Output = outputs if saved.classes else "features"
+    needs_calibration = precision == "int8" and quantization == "static"
+    if calibrate is not None and not needs_calibration:
+        raise UsageError("--calibrate is for --precision int8 with --quantization static")
+    report = export_model(
+        built,
+        output,
+        format,
+        prep=saved.preprocessing,
+        samples=_samples(model, verify, "verify", saved, images),
+        name=model if model in entries() else Path(model).resolve().name,
+        classes=saved.classes,
+        precision=precision,
+        output=computed,
+        normalize_inside=with_preprocessing,
+        opset=opset,
+        quantization=quantization,
+        calibration=_samples(model, calibrate, "calibrate", saved, calibration_images)
+        if needs_calibration
+        else None,
+        keep=tuple(name for name in keep.split(",") if name),
+        batch_size=batch_size,
+    )
+    print(json.dumps(report, indent=2) if as_json else _line(report, output))
+
+
+def _samples(
+    model: str, source: str | None, use: Literal["verify", "calibrate"], saved: SavedClassifier, count: int
+) -> Samples:
+    """Open the images that an option names, or the run's own: validation to verify, training to calibrate.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    prep = saved.preprocessing
+    if source == RANDOM and use == "verify":
+        return random_samples(prep)
+    if source is None:
+        if not (Path(model) / CONFIG).is_file():
+            noise = ", or --verify random for noise" if use == "verify" else ""
+            raise UsageError(f"{model} is no run with images of its own: name some by --{use} FOLDER{noise}")
+        splits = _open(_data_config(Path(model), None), _record(model, None), "stop")
+        chosen, name = (splits.val, "validation") if use == "verify" else (splits.train, "training")
+        return samples_from_dataset(chosen, prep, count=count, source=f"the run's {name} images")
+    if not source.startswith(SOURCES) or Path(source).exists():
+        return samples_from_files(source, saved.classes, prep, count=count)
+    splits = open_data(source)
+    if saved.classes:
+        _check_classes(saved.classes, splits.classes)
+    chosen = splits.val if use == "verify" else splits.train
+    return samples_from_dataset(chosen, prep, count=count, source=source)
+
+
+def _line(report: dict[str, Any], output: str) -> str:
+    """Return what the command says of a report."""
+    size = sum(report["files"].values()) / 1e6
+    parts = [f"{output}: {report['format']} {report['precision']}, {size:.1f} MB"]
+    if "quantized_layers" in report:
+        parts.append(f"{report['quantized_layers']} layers in int8")
+    return "; ".join([*parts, str(Comparison(**report["verification"]))])

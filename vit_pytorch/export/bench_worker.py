@@ -1,0 +1,127 @@
+"""The process of one model that `vit bench` times: `python -m vit_pytorch.export.bench_worker SUBJECT`.
+
+SUBJECT is JSON, see `Subject`. Only what a model needs is imported, since its peak memory is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_pytorch.export.timing import Cell, Step, make_step, serve
+
+EAGER, COMPILE = "eager", "compile"
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed.
+
+    Args:
+        model: the name of a model, the folder of a run or of a model, or a file that `vit export` wrote.
+        form: "eager", "compile", or a format of exported files.
+        library: whose model of that name it is.
+        threads: number of threads.
+    """
+
+    model: str
+    form: str = EAGER
+    library: Literal["ours", "timm"] = "ours"
+    threads: int = 1
+
+
+def build(subject: Subject) -> nn.Module:
+    """Build a model with random weights, or read one that was saved."""
+    torch.manual_seed(0)
+    if subject.library == "timm":
+        import timm
+
+        return timm.create_model(subject.model)
+    from vit_pytorch.create import create_model
+
+    return create_model(subject.model)
+
+
+def count_flops(model: nn.Module, size: tuple[int, ...]) -> int:
+    """Count the floating-point operations of one image: two for a multiplication with its addition."""
+    # fused attention on a processor is not in the counter's table
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *size))
+    return int(counter.get_total_flops())
+
+
+def exported_step(subject: Subject, model: Any, cell: Cell, folder: Path) -> Step:
+    """Make the step of a model in a format, which is written for that, not verified."""
+    from vit_pytorch.export.formats import find_format
+    from vit_pytorch.export.job import DTYPES, ExportGraph, ExportJob, Precision
+
+    precision: Precision = PRECISIONS[cell.dtype]  # type: ignore[assignment]
+    kind = find_format(subject.form)
+    kind.check(subject.form, precision)
+    size = model.default_cfg["input_size"]
+    graph = ExportGraph(model.to(DTYPES[precision]), "logits").eval()
+    file = folder / f"{precision}{kind.suffix}"
+    kind.write(ExportJob(graph, torch.randn(2, *size), precision, {}), file)
+    run, images = kind.load(file, precision), torch.randn(cell.batch, *size)
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            return run(images)
+
+    return step
+
+
+def file_step(file: str, cell: Cell) -> Step:
+    """Make the step of a file that `vit export` wrote, at the precision that it has."""
+    from vit_pytorch.export.deploy import load_exported
+
+    report = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
+    run, given = load_exported(file), report["input"]["images"]
+    shape = cell.batch, *given["shape"][1:]
+    images = torch.randint(256, shape, dtype=torch.uint8) if given["dtype"] == "uint8" else torch.randn(shape)
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            return run(images)
+
+    return step
+
+
+def main() -> None:
+    """Answer requests on standard input until it closes."""
+    # whatever libraries print is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr
+    subject = Subject(**json.loads(sys.argv[1]))
+    torch.set_num_threads(subject.threads)
+    if Path(subject.model).is_file():
+        report = json.loads(Path(f"{subject.model}.json").read_text(encoding="utf-8"))
+        serve(
+            lambda cell: file_step(subject.model, cell), answers, parameters=report["parameters"], flops=None
+        )
+        return
+    model: Any = build(subject).eval()
+    size = tuple(model.default_cfg["input_size"])
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "flops": count_flops(model, size)}
+    with TemporaryDirectory() as folder:
+
+        def prepare(cell: Cell) -> Step:
+            if subject.form not in (EAGER, COMPILE):
+                return exported_step(subject, model, cell, Path(folder))
+            timed: Any = torch.compile(model) if subject.form == COMPILE else model
+            return make_step(timed, cell, size)
+
+        serve(prepare, answers, **facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""From a model to a verified file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_pytorch.base import VisionModel
+from vit_pytorch.export.formats import find_format
+from vit_pytorch.export.job import (
+    DTYPES,
+    ExportError,
+    ExportGraph,
+    ExportJob,
+    Output,
+    Precision,
+    Quantization,
+    Runtime,
+)
+from vit_pytorch.export.samples import Samples, normalized_batches
+from vit_pytorch.export.verify import check, compare
+from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing
+
+HINTS = {
+    "fp32": "the format's converter is at fault: try --format pt2 or onnx",
+    "fp16": "try --precision bf16 or fp32",
+    "bf16": "try --precision fp16 or fp32",
+    "int8": "try other or more images by --calibrate and --calibration_images, --keep for the first and the "
+    "last layers, or --quantization dynamic",
+}
+
+
+def export_model(
+    model: VisionModel,
+    file: str | os.PathLike[str],
+    format: str,
+    *,
+    prep: Preprocessing,
+    samples: Samples,
+    name: str,
+    classes: tuple[str, ...] = (),
+    precision: Precision = "fp32",
+    output: Output = "probabilities",
+    normalize_inside: bool = False,
+    opset: int = 18,
+    quantization: Quantization = "static",
+    calibration: Samples | None = None,
+    keep: tuple[str, ...] = (),
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Write a model in a format of another runtime, and hold the file against the model on images.
+
+    The file is loaded by its own runtime. Where it does not decide as the model does (`verify.check`),
+    nothing is written. Otherwise the file is there, and beside it `FILE.json` with what this function
+    returns; files of these names are replaced.
+
+    Args:
+        model: on the processor; put in eval mode.
+        file: where to write, with the suffix of the format.
+        format: a name in `FORMATS`.
+        prep: how images are prepared for the model.
+        samples: the images to verify with.
+        name: what the report calls the model.
+        classes: names of the classes; none for features.
+        precision: number format of the computation.
+        output: what comes out; "features" for a model without classes.
+        normalize_inside: the graph takes bytes (0 to 255) of the model's size, and normalizes them itself.
+        opset: ONNX operator set.
+        quantization: of int8: "static" needs `calibration`, "dynamic" finds ranges at run time.
+        calibration: images for the ranges of activations.
+        keep: layers that stay in floating point in int8, by names of modules.
+        batch_size: images at once.
+
+    Returns:
+        The report: model, classes, preprocessing, licence, inputs, outputs, verification, versions.
+
+    Raises:
+        ExportError: if the format or the precision is not offered or needs a package, or the file fails.
+    """
+    kind, file = find_format(format), Path(file)
+    kind.check(format, precision)
+    if file.suffix != kind.suffix:
+        raise ExportError(f"a file of format {format} is called *{kind.suffix}, got {file.name}")
+    if prep.max_tokens is not None:
+        raise ExportError("the model's images keep their own sizes (max_tokens), and a file takes one size")
+    if normalize_inside and prep.frames is not None:
+        raise ExportError("only images are normalized in the graph, not clips or volumes")
+    if precision == "int8" and samples.are_random:
+        raise ExportError("int8 is verified on images: name some by --verify")
+    if precision == "int8" and quantization == "static" and calibration is None:
+        raise ExportError("static int8 needs images for the ranges of activations: name some by --calibrate")
+    if keep and precision != "int8":
+        raise ExportError(f"keep is for int8, got precision {precision}")
+    model.eval()
+    inside = Normalize(prep) if normalize_inside else None
+    reference = ExportGraph(model, output, inside)
+    lowered = model if DTYPES[precision] == reference.dtype else deepcopy(model).to(DTYPES[precision])
+    finish = _finish(prep, normalize_inside)
+    example = finish(torch.stack([samples.read(0), samples.read(len(samples) - 1)]))
+    description = describe(model, name, prep, classes, normalize_inside=normalize_inside)
+    job = ExportJob(
+        graph=ExportGraph(lowered, output, inside).eval(),
+        example=example,
+        precision=precision,
+        metadata={key: json.dumps(value) for key, value in description.items()},
+        opset=opset,
+        quantization=quantization,
+        calibration=[] if calibration is None else normalized_batches(calibration, finish, batch_size),
+        keep=keep,
+    )
+    with TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
+        written = Path(folder) / file.name
+        notes = kind.write(job, written)
+        found = compare(
+            reference,
+            kind.load(written, precision),
+            samples,
+            finish=finish,
+            decides=output != "features",
+            batch_size=batch_size,
+        )
+        try:
+            check(found, precision, noise=samples.are_random)
+        except ExportError as error:
+            raise ExportError(f"{format} in {precision} is refused: {error}; {HINTS[precision]}") from error
+        files = sorted(Path(folder).iterdir())
+        report = {
+            "file": file.name,
+            "files": {part.name: part.stat().st_size for part in files},
+            "format": format,
+            "precision": precision,
+            **notes,
+            "input": {
+                "images": {
+                    "shape": ["batch", *example.shape[1:]],
+                    "dtype": str(example.dtype).removeprefix("torch."),
+                }
+            },
+            "output": {
+                output: {"shape": ["batch", model.num_classes or model.classifier_dim], "dtype": "float32"}
+            },
+            **description,
+            "verification": found.as_dict(),
+            "versions": {package: version(package) for package in ("torch", *kind.packages)},
+        }
+        (Path(folder) / f"{file.name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        for part in Path(folder).iterdir():
+            os.replace(part, file.parent / part.name)
+    return report
+
+
+def load_exported(file: str | os.PathLike[str]) -> Runtime:
+    """Load a file that `export_model` wrote with its own runtime, as its report says.
+
+    Returns:
+        A function from a batch to outputs, tensors on the processor.
+
+    Raises:
+        FileNotFoundError: if the file or its report is not there.
+    """
+    file = Path(file)
+    report = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
+    kind = find_format(report["format"])
+    kind.check(report["format"], report["precision"])
+    return kind.load(file, report["precision"])
+
+
+def describe(
+    model: VisionModel, name: str, prep: Preprocessing, classes: tuple[str, ...], *, normalize_inside: bool
+) -> dict[str, Any]:
+    """Return what whoever runs a file must know: its model, classes, preprocessing and licence."""
+    preprocessing: dict[str, Any] = {
+        "image_size": list(prep.image_size),
+        "channels": prep.channels,
+        "interpolation": prep.interpolation,
+        "antialias": prep.interpolation != "nearest",
+        "crop_pct": prep.crop_pct,
+        "crop_mode": prep.crop_mode,
+        "normalized_by": "the graph" if normalize_inside else "the caller",
+        "mean": list(prep.mean),
+        "std": list(prep.std),
+        "window": None if prep.window is None else list(prep.window),
+    }
+    if prep.frames is not None:
+        preprocessing |= {"frames": prep.frames, "video": asdict(prep.video), "volume": asdict(prep.volume)}
+    return {
+        "model": name,
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "classes": list(classes),
+        "preprocessing": preprocessing,
+        "license": getattr(model.load_report, "license", None),
+    }
+
+
+def _finish(prep: Preprocessing, normalize_inside: bool) -> Callable[[Tensor], Tensor]:
+    """Return what turns a batch of samples into what a graph takes."""
+    if normalize_inside:
+        return nn.Identity()
+    if prep.frames is None:
+        return Normalize(prep)
+    to_channels_first = ChannelsFirst()
+    normalize = Normalize(prep)
+    return lambda clips: torch.stack([to_channels_first(normalize(clip)) for clip in clips])

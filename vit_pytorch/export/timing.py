@@ -1,0 +1,180 @@
+"""Timing models beside each other: each in a process of its own, a step of each in turn.
+
+Imports nothing of this package, so that processes can load this file in which another package has its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, TextIO
+
+import torch
+from torch import nn
+
+Step = Callable[[], object]
+# The same for every library. Left alone, glibc's malloc moves the size from which it gives memory back to
+# the system with the largest block that a process happened to free, and page faults then cost one library
+# up to a sixth of its time and another nothing.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: forward or training step, at a dtype and a batch size."""
+
+    mode: str
+    dtype: str
+    batch: int
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a worker is asked for a round: how often it warms up, and how many steps it times."""
+        return {
+            "mode": self.mode,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "warmup": 3,
+            "steps": 2 if self.batch > 1 else 5,
+        }
+
+
+def make_step(model: nn.Module, cell: Cell, size: tuple[int, ...]) -> Step:
+    """Make the function that is timed."""
+    dtype = getattr(torch, cell.dtype)
+    model = model.to(dtype)
+    images = torch.randn(cell.batch, *size, dtype=dtype)
+    if cell.mode == "forward":
+        model.eval()
+
+        def forward() -> None:
+            with torch.inference_mode():
+                model(images)
+
+        return forward
+
+    model.train()
+    labels = torch.arange(cell.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images).float(), labels).backward()
+        optimizer.step()
+
+    return train
+
+
+def serve(prepare: Callable[[Cell], Step], answers: TextIO, **facts: Any) -> None:
+    """Time what standard input asks for, a line of JSON each, until it closes.
+
+    Args:
+        prepare: makes the step of a cell.
+        answers: where answers are written, a line of JSON each.
+        facts: what every answer says in addition.
+    """
+    cell, step = None, None
+    for line in sys.stdin:
+        request = json.loads(line)
+        wanted = Cell(request["mode"], request["dtype"], request["batch"])
+        if wanted != cell or step is None:
+            cell, step = wanted, prepare(wanted)
+            for _ in range(request["warmup"]):
+                step()
+        seconds = []
+        for _ in range(request["steps"]):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "peak_mib": peak, **facts}), file=answers, flush=True)
+
+
+class Worker:
+    """A Python program in its own process, which answers lines of JSON.
+
+    Args:
+        command: what the interpreter runs, with its arguments.
+        path: folder whose packages it imports before others.
+    """
+
+    def __init__(self, *command: str, path: Path) -> None:
+        env = {**MALLOC, **os.environ, "PYTHONPATH": str(path)}
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.process.args!r} ended with status {self.process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def time_in_turn(
+    workers: Mapping[str, Worker], cell: Cell, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:
+    """Time one cell, a few steps of each worker in turn, forwards and backwards.
+
+    A round's times are neighbours, so that a machine's slow moments hit all.
+
+    Returns:
+        For each worker the seconds of a step in every round, the least of its steps; and its last answer.
+    """
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    answers: dict[str, dict[str, Any]] = {}
+    for worker in workers.values():
+        worker.ask(**{**cell.request, "steps": 1})
+    for turn in range(rounds):
+        for name in list(workers) if turn % 2 == 0 else list(workers)[::-1]:
+            answers[name] = workers[name].ask(**cell.request)
+            times[name].append(min(answers[name]["seconds"]))
+    return times, answers
+
+
+def spread(values: list[float]) -> float:
+    """Return the distance between the quartiles; 0 for one value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long something took as another, a median over rounds.
+
+    Args:
+        value: above 1, the other is faster.
+        spread: distance between the quartiles over rounds.
+    """
+
+    value: float
+    spread: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the difference from 1 is larger than the spread."""
+        return abs(self.value - 1) > self.spread
+
+
+def ratio(theirs: list[float], ours: list[float]) -> Ratio:
+    """Compare times round by round: theirs over ours."""
+    rounds = [one / other for one, other in zip(theirs, ours, strict=True)]
+    return Ratio(median(rounds), spread(rounds))

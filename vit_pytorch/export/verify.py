@@ -1,0 +1,152 @@
+"""Holding an exported file against its model: on the same images, in the file's own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_pytorch.export.job import ExportError, Precision, Runtime
+from vit_pytorch.export.samples import Samples
+
+# Largest loss of accuracy, and part of decisions that may flip where labels are unknown, beyond fp32.
+MAX_LOSS = 0.002
+# Largest root mean square difference, as a part of the standard deviation of the model's outputs. It
+# decides where there are no decisions, and fp32 must keep it in addition.
+MAX_RELATIVE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.25}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a file computes beside its model.
+
+    Args:
+        source: which images were compared.
+        images: how many.
+        largest_difference: between outputs.
+        mean_difference: of all outputs.
+        relative_difference: root mean square difference over the standard deviation of the model's outputs.
+        flips: decisions that differ; None for features.
+        labelled: images whose class is known.
+        model_accuracy: the model's accuracy on those; None if there are none.
+        accuracy: the file's.
+    """
+
+    source: str
+    images: int
+    largest_difference: float
+    mean_difference: float
+    relative_difference: float
+    flips: int | None
+    labelled: int
+    model_accuracy: float | None
+    accuracy: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        differences = f"largest difference {self.largest_difference:.1e}, mean {self.mean_difference:.1e}"
+        text = f"{self.images} images ({self.source}): {differences}"
+        if self.flips is not None:
+            text += f", {self.flips} decisions flip"
+        if self.accuracy is not None:
+            text += f", accuracy {self.accuracy:.2%}, the model's {self.model_accuracy:.2%}"
+        return text
+
+
+@torch.no_grad()
+def compare(
+    reference: Callable[[Tensor], Tensor],
+    exported: Runtime,
+    samples: Samples,
+    *,
+    finish: Callable[[Tensor], Tensor],
+    decides: bool,
+    batch_size: int,
+) -> Comparison:
+    """Run a model and its exported file on images.
+
+    Args:
+        reference: the model, as it is deployed.
+        exported: the file, loaded by its runtime.
+        samples: the images.
+        finish: prepares a batch of them for both.
+        decides: whether the largest output is a decision.
+        batch_size: images at once, after the first, which comes alone.
+
+    Raises:
+        ExportError: if shapes differ or outputs are not finite.
+    """
+    outputs: list[Tensor] = []
+    others: list[Tensor] = []
+    labels: list[int | None] = []
+    for images, known in samples.batches(batch_size):
+        batch = finish(images)
+        output, other = reference(batch), exported(batch)
+        if output.shape != other.shape or not bool(other.isfinite().all()):
+            raise ExportError(
+                f"the file's outputs have shape {tuple(other.shape)}, the model's {tuple(output.shape)}"
+                if output.shape != other.shape
+                else "the file's outputs are not finite"
+            )
+        outputs.append(output.double())
+        others.append(other.double())
+        labels += known
+    ours, theirs = torch.cat(outputs), torch.cat(others)
+    difference = (ours - theirs).abs()
+    decisions, other_decisions = ours.argmax(1), theirs.argmax(1)
+    # -1 is no decision
+    truth = torch.tensor([-1 if label is None else label for label in labels])
+    count = int((truth >= 0).sum()) if decides else 0
+    return Comparison(
+        source=samples.source,
+        images=len(ours),
+        largest_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        relative_difference=float(difference.square().mean().sqrt() / ours.std()),
+        flips=int((decisions != other_decisions).sum()) if decides else None,
+        labelled=count,
+        model_accuracy=float((decisions == truth).sum() / count) if count else None,
+        accuracy=float((other_decisions == truth).sum() / count) if count else None,
+    )
+
+
+def check(found: Comparison, precision: Precision, *, noise: bool) -> None:
+    """Check that a file decides as its model does.
+
+    In fp32 no decision may flip. In other precisions accuracy may fall by 0.2 points; where labels are not
+    known, so many decisions may flip. Features, and noise beyond fp32, must keep to `MAX_RELATIVE`.
+
+    Raises:
+        ExportError: if it does not, with the figures.
+    """
+    wrong = ""
+    if found.flips is None or noise or precision == "fp32":
+        limit = MAX_RELATIVE[precision]
+        # not (… <= limit), since a comparison with NaN is false
+        if not found.relative_difference <= limit:
+            wrong = (
+                f"outputs differ by {found.relative_difference:.1e} of their standard deviation, "
+                f"at most {limit:.0e} in {precision}"
+            )
+    if found.flips is not None and precision == "fp32" and found.flips:
+        wrong = f"{found.flips} of {found.images} decisions flip, none may in fp32"
+    elif precision != "fp32" and found.flips is not None and not noise:
+        if found.accuracy is not None and found.model_accuracy is not None:
+            if found.model_accuracy - found.accuracy > MAX_LOSS:
+                wrong = (
+                    f"accuracy on {found.labelled} images falls from {found.model_accuracy:.2%} to "
+                    f"{found.accuracy:.2%}, by more than {MAX_LOSS:.1%}"
+                )
+        elif found.flips > MAX_LOSS * found.images:
+            wrong = (
+                f"{found.flips} of {found.images} decisions flip, more than {MAX_LOSS:.1%}; images "
+                "with labels (in folders called as the classes are) would show whether accuracy falls"
+            )
+    if wrong:
+        raise ExportError(f"{wrong} ({found})")

@@ -385,8 +385,9 @@ class FitTokens(nn.Module):
         """Return the image at a size of its own."""
         prep = self.prep
         assert prep.max_tokens is not None, "images of one size are not fitted to tokens"
+        height, width = image.shape[-2:]
         size = fit_tokens(
-            tuple(image.shape[-2:]),
+            (height, width),
             patch=prep.patch_size,
             largest=prep.image_size,
             max_tokens=prep.max_tokens,

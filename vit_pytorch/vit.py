@@ -138,12 +138,19 @@ class ViT(IsotropicModel):
         hyper_connections: int | OptionLike | None = None,
         head: OptionLike = "linear",
     ) -> None:
-        grid = PatchGrid(to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank))
+        added, inside = read_positions(positions)
+        dynamic = isinstance(added, Learned) and added.dynamic_img_size
+        if dynamic and inside is not None:
+            raise ValueError(
+                "dynamic_img_size is for positions that are added to the tokens alone, "
+                f"got {inside.kind!r} inside attention in addition"
+            )
+        sizes = to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank)
+        grid = PatchGrid(*sizes, dynamic=dynamic)
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
         # The constructor is decorated.
         warn_if_few(grid, stacklevel=4)
-        added, inside = read_positions(positions)
         stem = cast(LinearStem | ConvolutionalStem, read_option("stem", stem, STEMS))
         head = read_option("head", head, {"linear": Head})
         values = read_value_residual(value_residual)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from math import log2, prod
 from typing import ClassVar
@@ -46,11 +46,12 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """The grid of patches that an array of at most `size` is cut into.
+    """The grid of patches that an array of at most `size` is cut into; of any size, if it is dynamic.
 
     Args:
         size: size of the array along each axis, in pixels (frames for time).
         patch: size of a patch along each axis; divides `size`.
+        dynamic: arrays may be larger than `size`.
 
     Raises:
         ValueError: if a patch does not divide the size, or the two differ in rank.
@@ -58,6 +59,7 @@ class PatchGrid:
 
     size: tuple[int, ...]
     patch: tuple[int, ...]
+    dynamic: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.size) != len(self.patch):
@@ -95,8 +97,12 @@ class PatchGrid:
         elif not torch.compiler.is_compiling():
             if min(size) < 1:
                 raise ValueError(f"an image must be at least {self.patch}, got image size {tuple(size)}")
-            if any(s > largest for s, largest in zip(size, self.size, strict=True)):
-                raise ValueError(f"image size must be at most {self.size}, got {tuple(size)}")
+            larger = any(s > largest for s, largest in zip(size, self.size, strict=True))
+            if larger and not self.dynamic:
+                raise ValueError(
+                    f"image size must be at most {self.size}, got {tuple(size)}; "
+                    "a ViT with positions=Learned(dynamic_img_size=True) takes larger ones"
+                )
             if any(s % p for s, p in zip(size, self.patch, strict=True)):
                 raise ValueError(
                     f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}"

@@ -353,15 +353,26 @@ class Learned(Option):
     Args:
         class_token: the class token has an embedding, too.
         std: standard deviation at the start.
+        dynamic_img_size: interpolate the embeddings to the grid of each input (of images bicubic and
+            antialiased), as timm does under that name; `ViT` then takes images of any size that the patch
+            divides, other models those up to their largest. By default a smaller input has the embeddings of
+            the same places in the largest one.
     """
 
     kind: ClassVar[str] = "learned"
     class_token: bool = True
     std: float = EMBEDDING_STD
+    dynamic_img_size: bool = False
 
     def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
         """Build the table for a grid."""
-        return LearnedPositions(grid, dim, prefix=int(class_token and self.class_token), std=self.std)
+        positions = self.make(grid, dim, prefix=int(class_token and self.class_token))
+        positions.interpolates = self.dynamic_img_size
+        return positions
+
+    def make(self, grid: Sequence[int], dim: int, *, prefix: int) -> Positions:
+        """Build the table for a grid and so many prefix tokens."""
+        return LearnedPositions(grid, dim, prefix=prefix, std=self.std)
 
 
 @dataclass(frozen=True)
@@ -371,13 +382,14 @@ class Learned2D(Learned):
     Args:
         class_token: the class token has an embedding, too.
         std: standard deviation at the start.
+        dynamic_img_size: see `Learned`.
     """
 
     kind: ClassVar[str] = "learned_2d"
 
-    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
-        """Build the tables for a grid."""
-        return Learned2DPositions(grid, dim, prefix=int(class_token and self.class_token), std=self.std)
+    def make(self, grid: Sequence[int], dim: int, *, prefix: int) -> Positions:
+        """Build the tables for a grid and so many prefix tokens."""
+        return Learned2DPositions(grid, dim, prefix=prefix, std=self.std)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""Images of other sizes than a ViT's own: positions are interpolated, as in timm."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from tests.contracts.conftest import randomize_
+from vit_pytorch import ViT, create_model, load_pretrained
+from vit_pytorch.layers.positions import Learned
+
+SIZES: dict[str, Any] = {"patch_size": 8, "depth": 2}
+# positions as the named models have them
+DYNAMIC = {
+    "vit_tiny_patch16_224": Learned(dynamic_img_size=True),
+    "vit_small_patch14_reg4_dinov2": Learned(class_token=False, dynamic_img_size=True),
+    "vit_base_patch16_clip_224": Learned(dynamic_img_size=True),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 48), (96, 96), (40, 72), (72, 32), (120, 128)])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_timm(name, size):
+    theirs = timm.create_model(name, img_size=64, dynamic_img_size=True, num_classes=5, **SIZES)
+    randomize_(theirs).eval()
+    ours = create_model(name, image_size=64, positions=DYNAMIC[name], num_classes=5, **SIZES).eval()
+    load_pretrained(ours, theirs.state_dict(), grid=(8, 8))
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        want = theirs(images)
+        torch.testing.assert_close(ours(images), want, rtol=1e-4, atol=1e-4)
+        fixed = create_model(name, image_size=64, num_classes=5, **SIZES).eval()
+        fixed.load_state_dict(ours.state_dict())
+        if max(size) > 64:
+            with pytest.raises(ValueError, match=r"at most \(64, 64\).*Learned\(dynamic_img_size=True\)"):
+                fixed(images)
+        else:
+            assert torch.allclose(fixed(images), want, atol=1e-4) == (size == (64, 64))
+
+
+def build(**options: Any) -> ViT:
+    return ViT(
+        image_size=40,
+        patch_size=8,
+        num_classes=5,
+        dim=32,
+        depth=1,
+        heads=2,
+        mlp_dim=32,
+        **options,
+    ).eval()
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_2d"])
+def test_the_option_is_saved(tmp_path, kind):
+    model = build(positions={"kind": kind, "dynamic_img_size": True})
+    model.save_pretrained(tmp_path)
+    images = torch.randn(1, 3, 96, 40)
+    with torch.no_grad():
+        assert torch.equal(create_model(tmp_path)(images), model(images))
+
+
+def test_a_patch_divides_the_image():
+    model = build(positions=Learned(dynamic_img_size=True))
+    with pytest.raises(ValueError, match=r"multiple of patch size \(8, 8\), got \(100, 64\)"):
+        model(torch.randn(1, 3, 100, 64))
+
+
+def test_positions_inside_attention_are_not_interpolated():
+    with pytest.raises(ValueError, match=r"added to the tokens alone, got 'rope'"):
+        build(positions=[Learned(dynamic_img_size=True), "rope"])

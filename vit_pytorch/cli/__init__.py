@@ -61,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader, such as `head`, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
+    except (ValueError, OSError) as error:
+        return _fail(str(error), 1)
     except Exception as error:
-        if isinstance(error, (ValueError, OSError, *_own_errors())):
+        if isinstance(error, _own_errors()):
             return _fail(str(error), 1)
         raise
     return 0

@@ -260,10 +260,10 @@ def test_listing_models_needs_no_extra() -> None:
         "import sys; extras = ('lightning', 'torchvision', 'jsonargparse', 'docstring_parser',"
         "'sklearn', 'matplotlib', 'PIL'); sys.modules.update(dict.fromkeys(extras));"
         "from vit_pytorch.cli import main; print(main(['models', 'deit*', '--json']), main(['train']),"
-        "main(['trian']))"
+        "main(['trian']), main(['models', 'resnet']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 2 2"
+    assert done.stdout.splitlines()[-1] == "0 2 2 2"
     assert "deit_tiny_distilled_patch16_224" in done.stdout
     assert "vit train needs more packages: pip install 'vit-pytorch[train]'" in done.stderr
     assert "the nearest one is 'train'" in done.stderr

@@ -6,27 +6,21 @@ import errno
 import traceback
 from pathlib import Path
 
-import torch
-
 import vit_pytorch
 from vit_pytorch.cli import DEBUG, Status
-from vit_pytorch.cli.layers import UsageError
-from vit_pytorch.training.checkpoints import CheckpointError
-from vit_pytorch.training.data import BadImageError, LoadingError
-from vit_pytorch.training.nan_guard import NonFiniteError
 
-# kinds of errors that say of themselves what they are about
-BY_TYPE: tuple[tuple[type[BaseException], Status], ...] = (
-    (UsageError, Status.USAGE),
-    (BadImageError, Status.DATA),
-    (LoadingError, Status.DATA),
-    (CheckpointError, Status.RUN),
-    (NonFiniteError, Status.NOT_FINITE),
-    (FileExistsError, Status.RUN),
-    (BlockingIOError, Status.RUN),
-    (MemoryError, Status.RESOURCES),
-    (torch.OutOfMemoryError, Status.RESOURCES),
-)
+# kinds of errors that say of themselves what they are about, by name: some come from modules that need extras
+BY_TYPE = {
+    "UsageError": Status.USAGE,
+    "BadImageError": Status.DATA,
+    "LoadingError": Status.DATA,
+    "CheckpointError": Status.RUN,
+    "NonFiniteError": Status.NOT_FINITE,
+    "FileExistsError": Status.RUN,
+    "BlockingIOError": Status.RUN,
+    "MemoryError": Status.RESOURCES,
+    "OutOfMemoryError": Status.RESOURCES,
+}
 # of other errors, the part of the package that raised them; the first that fits
 BY_PART = {
     "training.data": Status.DATA,
@@ -76,9 +70,9 @@ def _text_of(error: BaseException) -> str:
 
 
 def _status_of(error: BaseException) -> Status:
-    for kind, status in BY_TYPE:
-        if isinstance(error, kind):
-            return status
+    for kind in type(error).__mro__:
+        if kind.__name__ in BY_TYPE:
+            return BY_TYPE[kind.__name__]
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         # torch's allocator on the CPU has no type of its own for it
         return Status.RESOURCES

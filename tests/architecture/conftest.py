@@ -15,6 +15,7 @@ MACHINERY = {
     "isotropic",
     "hierarchical",
     "legacy",
+    "storage",
     "weights",
     "create",
     "cli",

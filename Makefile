@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo check format lint types test docs bench clean
+.PHONY: demo check format lint types test fuzz docs bench clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.train
@@ -28,6 +28,11 @@ types: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# other examples than `make test` takes, and more
+EXAMPLES ?= 5000
+fuzz: $(VENV)/.dev
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults -k fuzz
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs site

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def read_record(file: Path) -> ImageRecord:
             RecordedImage(s, label, int(size), digest, name) for s, label, size, digest, name in rows
         )
         return ImageRecord(head["source"], tuple(head["classes"]), head["extent"], images)
-    except (gzip.BadGzipFile, EOFError, KeyError, TypeError, ValueError) as error:
+    except (gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no record of images: {error}") from error
 
 

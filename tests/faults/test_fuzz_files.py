@@ -1,0 +1,169 @@
+"""Files with random damage are read as what they are, or refused by the error that their reader promises.
+
+Some examples by default, always the same; `make fuzz` takes others, and more.
+"""
+
+import gzip
+import io
+import json
+import os
+import struct
+import tarfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from vit_pytorch.cli.layers import UsageError, read_layer
+from vit_pytorch.create import read_config
+from vit_pytorch.pretrained.files import read_weights
+from vit_pytorch.training.data import BadImageError, decode_image, read_record
+from vit_pytorch.training.data.idx import read_idx
+from vit_pytorch.training.data.record import ImageRecord, RecordedImage
+from vit_pytorch.training.data.shards import read_shards
+from vit_pytorch.training.history import read_rows, write_rows
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+fuzz = settings(
+    max_examples=EXAMPLES or 20,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+# where (a share of the file), how many bytes go, and what comes instead
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.sampled_from([0, 1, 1, 2, 4, 8, 10**9]),
+        st.one_of(st.binary(max_size=8), st.just(b"\xff" * 8)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+Edits = list[tuple[float, int, bytes]]
+
+
+def damage(content: bytes, edits: Edits) -> bytes:
+    for share, gone, new in edits:
+        place = int(share * len(content))
+        content = content[:place] + new + content[place + gone :]
+    return content
+
+
+def check(
+    write: Callable[[Path], Any],
+    read: Callable[[Path], Any],
+    name: str,
+    edits: Edits,
+    folder: Path,
+    promised: type[Exception] | tuple[type[Exception], ...] = ValueError,
+) -> None:
+    """Damage what `write` writes, and read it."""
+    file = folder / name
+    write(file)
+    read(file)
+    file.write_bytes(damage(file.read_bytes(), edits))
+    with suppress(promised):
+        read(file)
+
+
+def write_image(file: Path) -> None:
+    pixels = np.arange(16 * 16 * 3, dtype=np.uint16).reshape(16, 16, 3).astype(np.uint8)
+    Image.fromarray(pixels).save(file)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "tif", "webp"])
+@pytest.mark.filterwarnings("ignore")
+@fuzz
+@given(edits=EDITS)
+def test_images(ending: str, edits: Edits, tmp_path: Path) -> None:
+    check(write_image, decode_image, f"x.{ending}", edits, tmp_path, BadImageError)
+
+
+STATE = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4)}
+
+
+@fuzz
+@given(edits=EDITS)
+def test_safetensors(edits: Edits, tmp_path: Path) -> None:
+    check(lambda file: save_file(STATE, file), read_weights, "x.safetensors", edits, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@fuzz
+@given(edits=EDITS)
+def test_pickles(edits: Edits, tmp_path: Path) -> None:
+    check(lambda file: torch.save(STATE, file), read_weights, "x.pt", edits, tmp_path)
+
+
+@fuzz
+@given(edits=EDITS)
+def test_numpy_archives(edits: Edits, tmp_path: Path) -> None:
+    check(lambda file: np.savez(file, a=np.ones(3)), read_weights, "x.npz", edits, tmp_path)
+
+
+@fuzz
+@given(edits=EDITS)
+def test_configurations_of_runs(edits: Edits, tmp_path: Path) -> None:
+    text = "model: {name: vit_tiny_patch16_224, dim: 32}\ndata:\n  source: digits\nepochs: 3\n"
+    check(lambda file: file.write_text(text), read_layer, "x.yaml", edits, tmp_path, UsageError)
+
+
+@fuzz
+@given(edits=EDITS)
+def test_configurations_of_models(edits: Edits, tmp_path: Path) -> None:
+    config = {"architecture": "ViT", "dim": 32, "default_cfg": {"mean": [0.5], "label_names": ["a"]}}
+    write = lambda file: file.write_text(json.dumps(config))  # noqa: E731
+    check(write, lambda file: read_config(file.parent), "config.json", edits, tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@fuzz
+@given(edits=EDITS)
+def test_idx(ending: str, edits: Edits, tmp_path: Path) -> None:
+    content = struct.pack(">4B3I", 0, 0, 8, 3, 2, 4, 4) + bytes(range(32))
+    content = gzip.compress(content, mtime=0) if ending else content
+    write = lambda file: file.write_bytes(content)  # noqa: E731
+    check(write, lambda file: read_idx(file, ndim=3), f"x{ending}", edits, tmp_path)
+
+
+def write_shard(file: Path) -> None:
+    with tarfile.open(file, "w") as archive:
+        for i in range(3):
+            image = io.BytesIO()
+            Image.new("L", (4, 4), i).save(image, "png")
+            for ending, content in (("png", image.getvalue()), ("cls", str(i % 2).encode())):
+                member = tarfile.TarInfo(f"{i}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.filterwarnings("ignore")
+@fuzz
+@given(edits=EDITS)
+def test_shards(edits: Edits, tmp_path: Path) -> None:
+    check(write_shard, lambda file: read_shards(str(file)), "x.tar", edits, tmp_path)
+
+
+@fuzz
+@given(edits=EDITS)
+def test_records_of_images(edits: Edits, tmp_path: Path) -> None:
+    images = tuple(RecordedImage("train", "a", 3, "0" * 32, f"{i}.png") for i in range(3))
+    record = ImageRecord("folder", ("a",), "whole", images)
+    check(record.write, read_record, "images.csv.gz", edits, tmp_path)
+
+
+@fuzz
+@given(edits=EDITS)
+def test_metrics(edits: Edits, tmp_path: Path) -> None:
+    rows = [{"epoch": float(i), "val/loss": 0.5, "seconds": 1.0} for i in range(3)]
+    check(lambda file: write_rows(file, rows), read_rows, "metrics.csv", edits, tmp_path)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 MEASURED = Path(__file__).parent / "measured" / "loading.json"
+EXPORTED = Path(__file__).parent / "measured" / "exports.json"
 COLUMNS = {
     "width": ("dim", "embedding_dim"),
     "depth": ("depth", "num_layers", "spatial_depth"),
@@ -77,6 +78,30 @@ class LoadedFormats(SphinxDirective):
         return self.parse_text_to_nodes(StringList(list_table(rows), source=str(MEASURED)))
 
 
+class ExportedFormats(SphinxDirective):
+    """`.. exported-formats::` lists architectures by formats, with the largest difference of outputs."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(EXPORTED))
+        found = json.loads(EXPORTED.read_text())
+        cells = {(row["model"], row["format"]): row for row in found}
+        formats = list(dict.fromkeys(row["format"] for row in found))
+        rows = [["architecture", "model", *formats]]
+        for model in dict.fromkeys(row["model"] for row in found):
+            here = [cells.get((model, name), {}) for name in formats]
+            architecture = next(row["architecture"] for row in here if row)
+            rows.append([architecture, f"``{model}``", *(exported(row) for row in here)])
+        return self.parse_text_to_nodes(StringList(list_table(rows), source=str(EXPORTED)))
+
+
+def exported(row: dict[str, Any]) -> str:
+    """Write a cell: the difference, why a file was refused, or that nothing was measured."""
+    if not row:
+        return "not measured"
+    return row["error"].partition(": ")[2] if "error" in row else f"{row['difference']:.0e}"
+
+
 def one_own(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Make one entry of all models' own format, the last."""
     own = [entry for entry in found if entry["format"] == "vit_pytorch"]
@@ -96,4 +121,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("named-models", NamedModels)
     app.add_directive("loaded-formats", LoadedFormats)
+    app.add_directive("exported-formats", ExportedFormats)
     return {"parallel_read_safe": True}

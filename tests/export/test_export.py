@@ -15,7 +15,7 @@ from tests.architecture.test_examples import ROOT, blocks
 from tests.contracts.conftest import randomize_
 from vit_pytorch import create_transform
 from vit_pytorch.base import VisionModel
-from vit_pytorch.export import formats
+from vit_pytorch.export import deploy, formats
 from vit_pytorch.export import onnx as onnx_format
 from vit_pytorch.export.deploy import export_model, load_exported
 from vit_pytorch.export.job import ExportError, Format
@@ -157,6 +157,19 @@ def test_int8_quantizes_every_layer(model, samples, tmp_path, quantization):
     assert report["quantized_layers"] == len(layers - kept) > 5
     assert report["verification"]["accuracy"] == report["verification"]["model_accuracy"] == 1.0
     assert 0 < report["verification"]["largest_difference"] < 0.2
+
+
+def test_convolutions_before_a_batch_norm_are_quantized(tmp_path, monkeypatch):
+    # random weights decide nothing; what counts here are the layers
+    monkeypatch.setattr(deploy, "check", lambda found, precision, *, noise: None)
+    entry = find_entry("vit_tiny_patch16_224")
+    model = randomize_(entry.build(**{**entry.tiny, "depth": 1, "stem": "conv"})).eval()
+    images, _ = digits()
+    samples = Samples("digits", [None] * COUNT, lambda i: images[i])
+    options = {"precision": "int8", "calibration": samples, "classes": (), "keep": ("head",)}
+    report = write(model, tmp_path / "tiny.onnx", "onnx", samples, **options)
+    assert report["layers_in_floating_point"] == ["head"]
+    assert report["quantized_layers"] == 4 + sum(isinstance(part, nn.Conv2d) for part in model.modules())
 
 
 def labelled(model: VisionModel, samples: Samples) -> Samples:

@@ -147,7 +147,14 @@ def _weights(model: Any, types: tuple[str, ...]) -> dict[str, tuple[str, str]]:
 
 
 def _layer(node: Any) -> str:
-    """Name the module that a node belongs to; the node itself where the exporter does not say."""
+    """Name the module that a node belongs to; the node itself where the exporter does not say.
+
+    The name of its weight counts first: a convolution that a batch norm was folded into stands in the norm's
+    place.
+    """
+    weight = str(node.input[1])
+    if weight.startswith("model.") and weight.endswith(".weight"):
+        return weight.removeprefix("model.").removesuffix(".weight")
     scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
     if scopes is None:
         return node.name

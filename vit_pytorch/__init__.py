@@ -62,6 +62,19 @@ The catalogue, each with its paper, its module and its classes:
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 
+Options of these under signatures of their own, as in the public vit-pytorch package:
+
+- PatchDropout (arXiv:2208.07220): `vit_pytorch.vit_with_patch_dropout`, `ViT`
+- PatchDropout, simplified (arXiv:2208.07220): `vit_pytorch.simple_vit_with_patch_dropout`, `SimpleViT`
+- Vision Transformers Need Registers (arXiv:2309.16588):
+  `vit_pytorch.simple_vit_with_register_tokens`, `SimpleViT`
+- Scaling Vision Transformers to 22 Billion Parameters, normed queries and keys (arXiv:2302.05442):
+  `vit_pytorch.simple_vit_with_qk_norm`, `SimpleViT`
+- Value Residual Learning (arXiv:2410.17897): `vit_pytorch.simple_vit_with_value_residual`, `SimpleViT`
+- Better plain ViT baselines, for signals (arXiv:2205.01580): `vit_pytorch.simple_vit_1d`, `SimpleViT`
+- FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
+- FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
+
 Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, arXiv:2403.13298), registers
 (arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327),
 value residuals (arXiv:2410.17897), hyper-connections (arXiv:2409.19606).

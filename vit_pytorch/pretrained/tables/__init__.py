@@ -46,6 +46,10 @@ TABLES = {
     "LookupViT": "look_vit",
     "NaViT": "na_vit",
     "NormalizedViT": "normalized_vit",
+    "PatchDropoutViT": "vit_with_patch_dropout",
+    "QKNormSimpleViT": "simple_vit_with_qk_norm",
+    "FlashSimpleViT": "simple_flash_attn_vit",
+    "ValueResidualSimpleViT": "simple_vit_with_value_residual",
 }
 
 

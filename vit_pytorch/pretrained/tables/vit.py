@@ -185,6 +185,7 @@ _PUBLIC = (
     Rule(f"{BLOCK}.norm2.{{p}}", "transformer.layers.{i}.1.net.0.{p}"),
     Rule(f"{HIDDEN}.{{p}}", "transformer.layers.{i}.1.net.1.{p}"),
     Rule("norm.{p}", "transformer.norm.{p}"),
+    Rule("prefix.registers", "register_tokens", ROWS),
 )
 PUBLIC_VIT = Format(
     name="vit-pytorch ViT",

@@ -72,6 +72,15 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
   `vit_pytorch.simple_vit_with_qk_norm`, `SimpleViT`
 - Value Residual Learning (arXiv:2410.17897): `vit_pytorch.simple_vit_with_value_residual`, `SimpleViT`
 - Better plain ViT baselines, for signals (arXiv:2205.01580): `vit_pytorch.simple_vit_1d`, `SimpleViT`
+- Hyper-Connections (arXiv:2409.19606): `vit_pytorch.simple_vit_with_hyper_connections`, `SimpleViT`
+- Post-LayerNorm Is Back: Stable, ExpressivE, and Deep (arXiv:2601.19895):
+  `vit_pytorch.vit_with_keel_post_ln`, `ViT`
+- ViT-5: Vision Transformers for The Mid-2020s (arXiv:2602.08071): `vit_pytorch.vit_5`, `ViT`
+- Revisiting Residual Connections: Orthogonal Updates (arXiv:2505.11881):
+  `vit_pytorch.simple_vit_orthog_residual_update`, `SimpleViT`
+- All are Worth Words, simplified (arXiv:2209.12152): `vit_pytorch.simple_uvit`, `SimpleUViT`
+- Better plain ViT baselines, with tokens of the spectrum (arXiv:2205.01580):
+  `vit_pytorch.simple_vit_with_fft`, `SimpleViT`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
 

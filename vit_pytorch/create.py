@@ -22,6 +22,12 @@ MODEL = "model"
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
     "memory_vit": "MemoryViT",
+    "simple_uvit": "SimpleUViT",
+    "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",
+    "simple_vit_with_fft": "FrequencySimpleViT",
+    "simple_vit_with_hyper_connections": "HyperConnectionSimpleViT",
+    "vit_5": "ViT5",
+    "vit_with_keel_post_ln": "KeelViT",
     "simple_flash_attn_vit": "FlashSimpleViT",
     "simple_flash_attn_vit_3d": "FlashSimpleViT3D",
     "simple_vit_1d": "SimpleViT1D",

@@ -95,6 +95,8 @@ class ViT(IsotropicModel):
     undecayed = UNDECAYED
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
+    # The norm of the blocks.
+    layer_norm: ClassVar[type[nn.LayerNorm | nn.RMSNorm]] = nn.LayerNorm
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
         "positions": POSITIONS,
         "stem": STEMS,
@@ -149,7 +151,7 @@ class ViT(IsotropicModel):
         values = read_value_residual(value_residual)
         streams = read_hyper_connections(hyper_connections)
         class_token = class_token or pool in ("cls", "cls+mean")
-        make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else nn.LayerNorm, eps=norm_eps)
+        make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else self.layer_norm, eps=norm_eps)
         make_qk_norm = partial(HeadRMSNorm, heads=heads) if qk_norm == "rms" else make_norm
 
         if isinstance(stem, LinearStem):

@@ -45,11 +45,14 @@ DEEPER = {
         for module in (
             "simple_flash_attn_vit",
             "simple_flash_attn_vit_3d",
+            "simple_uvit",
             "simple_vit_1d",
+            "simple_vit_with_hyper_connections",
             "simple_vit_with_patch_dropout",
             "simple_vit_with_qk_norm",
             "simple_vit_with_register_tokens",
             "simple_vit_with_value_residual",
+            "vit_5",
             "vit_with_patch_dropout",
         )
     },

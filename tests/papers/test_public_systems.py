@@ -81,6 +81,27 @@ SYSTEMS = {
             wrong=({"seq_len": 95}, "multiple of patch size"),
         ),
         system("simple_flash_attn_vit", wrong=({"use_flash": 1}, "use_flash must be True or False")),
+        system(
+            "simple_vit_with_hyper_connections", wrong=({"num_residual_streams": 0}, "num_residual_streams")
+        ),
+        system("vit_with_keel_post_ln", "ViT", wrong=({"keel_residual_scale": 0.0}, "keel_residual_scale")),
+        system(
+            "vit_5",
+            "ViT",
+            shape=(3, 32, 32),
+            golden=("vit_5",),
+            wrong=({"num_registers": 3}, "must be a square number, got 3"),
+        ),
+        system(
+            "simple_vit_orthog_residual_update",
+            golden=(
+                "public_simple_vit_orthog_residual_update",
+                "public_simple_vit_orthog_residual_update_learned",
+            ),
+            wrong=({"orthog_residual_update_kwargs": {"dim": 24}}, "has no setting dim"),
+        ),
+        system("simple_uvit", "SimpleUViT", golden=(), config=IMAGES),
+        system("simple_vit_with_fft", wrong=({"freq_patch_size": 5}, "multiple of patch size")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -106,6 +127,12 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "simple_vit_with_hyper_connections": {**LARGE, "patch_size": 8, "depth": 12, "num_residual_streams": 8},
+    "vit_with_keel_post_ln": {**LARGE, **DROPOUTS},
+    "vit_5": {**LARGE, **DROPOUTS},
+    "simple_vit_orthog_residual_update": {**LARGE, "orthog_residual_update_kwargs": {"learned": True}},
+    "simple_uvit": {**LARGE, "depth": 7},
+    "simple_vit_with_fft": {**LARGE, "patch_size": 8, "freq_patch_size": 8},
     "simple_flash_attn_vit_3d": {**LARGE, **VIDEO, "image_size": 128, "patch_size": None},
 }
 by_system = pytest.mark.parametrize("found", SYSTEMS.values(), ids=SYSTEMS)
@@ -126,12 +153,13 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
         output = torch.nn.functional.layer_norm(pooled, pooled.shape[1:], *norm)
     else:
         report = load_pretrained(model, state, strict=True, grid="model")
-        assert report.dropped == ()
+        assert [key for key in report.dropped if not key.endswith(".freqs")] == []
+        state = {key: value for key, value in state.items() if key not in report.dropped}
         output = model(golden["input"])
         written = to_format(model, report.format)
         assert written.keys() == state.keys()
         assert [key for key, value in state.items() if not written[key].view_as(value).equal(value)] == []
-    assert report.format.startswith("vit-pytorch ")
+    assert report.format.startswith("vit-pytorch ") or found.module == "vit_5"
     assert difference(output, golden["output"]) < TOLERANCE
 
 
@@ -195,3 +223,44 @@ def test_documented_calls_run(found: System) -> None:
         model = getattr(import_module(f"vit_pytorch.{found.module}"), found.name)(**config)
         images = torch.empty(2, 3, *model.image_size)
     assert model.eval()(images).shape == (2, config["num_classes"])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("depth", "blocks"), [(3, 3), (4, 5)])
+def test_long_skips_pass_on_outputs_from_the_outside_in(depth: int, blocks: int) -> None:
+    found = SYSTEMS["simple_uvit"]
+    model = randomise(found.build(depth=depth))
+    assert len(model.blocks) == blocks
+    x = model.embed(found.inputs())
+    outputs = [x]
+    for index, block in enumerate(model.blocks):
+        if index > blocks // 2:
+            x = block.merge(torch.cat([x, outputs[blocks - index]], dim=-1))
+        x = x + block.attention(block.norm1(x))
+        x = x + block.feedforward(block.norm2(x))
+        outputs.append(x)
+    assert x.shape[1] == 4 + 48
+    logits = model.head(model.norm(x)[:, 4:].mean(dim=1))
+    assert difference(model(found.inputs()), logits) < TOLERANCE
+
+
+def test_the_spectrum_is_that_of_whole_images() -> None:
+    model = SYSTEMS["simple_vit_with_fft"].build()
+    with pytest.raises(ValueError, match=r"image size must be \(24, 32\), got \(16, 32\)"):
+        model(torch.zeros(1, 3, 16, 32))
+
+
+def test_registers_turn_as_cells_of_a_grid_of_their_own() -> None:
+    """Also where patches are missing."""
+    model = SYSTEMS["vit_5"].build()
+    rotation = model.block_inputs((8, 8)).rotation
+    ids = torch.tensor([[3, 9], [0, 63]])
+    some = model.block_inputs((8, 8), ids).rotation
+    assert rotation.shape == (1 + 4 + 64, 4, 2)
+    assert some.shape == (2, 1, 1 + 4 + 2, 4, 2)
+    assert some[:, 0, :5].equal(rotation[:5].expand(2, -1, -1, -1))
+    assert some[:, 0, 5:].equal(rotation[5:][ids])
+    # x, then y; the base of 100 gives frequencies of 1 and 0.1.
+    angles = torch.atan2(rotation[1:5, :, 1], rotation[1:5, :, 0])
+    want = torch.tensor([[0, 0, 0, 0], [1, 0.1, 0, 0], [0, 0, 1, 0.1], [1, 0.1, 1, 0.1]])
+    torch.testing.assert_close(angles, want)

@@ -81,6 +81,11 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - All are Worth Words, simplified (arXiv:2209.12152): `vit_pytorch.simple_uvit`, `SimpleUViT`
 - Better plain ViT baselines, with tokens of the spectrum (arXiv:2205.01580):
   `vit_pytorch.simple_vit_with_fft`, `SimpleViT`
+- Revisiting [CLS] and Patch Token Interaction in Vision Transformers (arXiv:2602.08626):
+  `vit_pytorch.simple_vit_with_specialized_cls`, `SimpleViT`
+- An Image is Worth 16x16 Words, for arrays of one to seven axes (arXiv:2010.11929):
+  `vit_pytorch.vit_nd`, `ViTND`
+- RoFormer, for arrays of one to seven axes (arXiv:2104.09864): `vit_pytorch.vit_nd_rotary`, `ViTND`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
 

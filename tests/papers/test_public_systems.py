@@ -102,6 +102,17 @@ SYSTEMS = {
         ),
         system("simple_uvit", "SimpleUViT", golden=(), config=IMAGES),
         system("simple_vit_with_fft", wrong=({"freq_patch_size": 5}, "multiple of patch size")),
+        system(
+            "simple_vit_with_specialized_cls",
+            wrong=({"specialize_qkv_depth": 4}, "must be at most depth, got 4 and 3"),
+        ),
+        system("vit_nd", "ViTND", shape=(3, 2, 4, 4, 8), wrong=({"ndim": 3}, "must have 3 axes")),
+        system(
+            "vit_nd_rotary",
+            "ViTND",
+            shape=(3, 2, 4, 4, 8),
+            wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
+        ),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -119,6 +130,15 @@ LARGE = {
 }
 DROPOUTS = {"dropout": 0.1, "emb_dropout": 0.1}
 VIDEO = {"image_patch_size": 16, "frames": 16, "frame_patch_size": 2}
+ARRAY = {
+    **DROPOUTS,
+    "num_classes": 1000,
+    "dim": 512,
+    "depth": 6,
+    "heads": 8,
+    "mlp_dim": 2048,
+    "causal_dims": (0,),
+}
 DOCUMENTED = {
     "simple_vit_with_patch_dropout": {**LARGE, "patch_dropout": 0.25},
     "vit_with_patch_dropout": {**LARGE, **DROPOUTS, "patch_dropout": 0.25},
@@ -127,6 +147,9 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "simple_vit_with_specialized_cls": LARGE,
+    "vit_nd": {**ARRAY, "ndim": 4, "input_shape": (8, 16, 32, 64), "patch_size": (2, 4, 4, 8)},
+    "vit_nd_rotary": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
     "simple_vit_with_hyper_connections": {**LARGE, "patch_size": 8, "depth": 12, "num_residual_streams": 8},
     "vit_with_keel_post_ln": {**LARGE, **DROPOUTS},
     "vit_5": {**LARGE, **DROPOUTS},
@@ -183,7 +206,9 @@ def test_every_parameter_learns(found: System) -> None:
     model = randomise(found.build()).train()
     model(found.inputs()).square().sum().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == []
+    # Of what the last block computes, the class token alone is classified there.
+    unused = {"simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches.")}
+    assert [name for name in still if not name.startswith(unused.get(found.module, ()))] == []
 
 
 @by_system
@@ -264,3 +289,31 @@ def test_registers_turn_as_cells_of_a_grid_of_their_own() -> None:
     angles = torch.atan2(rotation[1:5, :, 1], rotation[1:5, :, 0])
     want = torch.tensor([[0, 0, 0, 0], [1, 0.1, 0, 0], [0, 0, 1, 0.1], [1, 0.1, 1, 0.1]])
     torch.testing.assert_close(angles, want)
+
+
+@pytest.mark.parametrize("module", ["vit_nd", "vit_nd_rotary"])
+@torch.inference_mode()
+def test_patches_know_nothing_of_what_comes_after_them(module: str) -> None:
+    found = SYSTEMS[module]
+    model = randomise(found.build(causal_dims=(0, 3)))
+    x = found.inputs()
+    later = x.clone()
+    later[..., 4:] += 1
+    option = "return_nd_patches" if module == "vit_nd" else "return_embed"
+    before, after = (model(images, **{option: True}) for images in (x, later))
+    if module == "vit_nd":
+        assert not torch.allclose(before[0], after[0], atol=1e-3)
+        before, after = (patches.movedim(1, -1) for _, patches in (before, after))
+    assert before.shape == (2, 2, 2, 2, 4, 24)
+    torch.testing.assert_close(before[..., :2, :], after[..., :2, :])
+    assert (before - after).abs().amax(dim=(0, 1, 2, 3, 5))[2:].min() > 0.01
+
+
+@torch.inference_mode()
+def test_rotary_patches_know_only_how_far_apart_they_are() -> None:
+    """A pattern in another place of an array that is else constant has the same scores inside it."""
+    model = SYSTEMS["vit_nd_rotary"].build()
+    rotation = torch.view_as_complex(model.block_inputs((2, 2, 2, 4)).rotation).unflatten(1, (2, 2, 2, 4))
+    turned = rotation[:, :, :, :, 1:] * rotation[:, :, :, :, :-1].conj()
+    torch.testing.assert_close(turned, turned[:, :1, :1, :1, :1].expand_as(turned))
+    assert turned.angle().abs().min() > 1e-3

@@ -55,6 +55,9 @@ TABLES = {
     "OrthogonalSimpleViT": "simple_vit_orthog_residual_update",
     "FrequencySimpleViT": "simple_vit_with_fft",
     "ViT5": "vit_5",
+    "SpecializedSimpleViT": "simple_vit_with_specialized_cls",
+    "ViTND": "vit_nd",
+    "RotaryViTND": "vit_nd_rotary",
 }
 
 

@@ -62,6 +62,33 @@ The catalogue, each with its paper, its module and its classes:
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 
+Options of these under signatures of their own, as in the public vit-pytorch package:
+
+- PatchDropout (arXiv:2208.07220): `vit_pytorch.vit_with_patch_dropout`, `ViT`
+- PatchDropout, simplified (arXiv:2208.07220): `vit_pytorch.simple_vit_with_patch_dropout`, `SimpleViT`
+- Vision Transformers Need Registers (arXiv:2309.16588):
+  `vit_pytorch.simple_vit_with_register_tokens`, `SimpleViT`
+- Scaling Vision Transformers to 22 Billion Parameters, normed queries and keys (arXiv:2302.05442):
+  `vit_pytorch.simple_vit_with_qk_norm`, `SimpleViT`
+- Value Residual Learning (arXiv:2410.17897): `vit_pytorch.simple_vit_with_value_residual`, `SimpleViT`
+- Better plain ViT baselines, for signals (arXiv:2205.01580): `vit_pytorch.simple_vit_1d`, `SimpleViT`
+- Hyper-Connections (arXiv:2409.19606): `vit_pytorch.simple_vit_with_hyper_connections`, `SimpleViT`
+- Post-LayerNorm Is Back: Stable, ExpressivE, and Deep (arXiv:2601.19895):
+  `vit_pytorch.vit_with_keel_post_ln`, `ViT`
+- ViT-5: Vision Transformers for The Mid-2020s (arXiv:2602.08071): `vit_pytorch.vit_5`, `ViT`
+- Revisiting Residual Connections: Orthogonal Updates (arXiv:2505.11881):
+  `vit_pytorch.simple_vit_orthog_residual_update`, `SimpleViT`
+- All are Worth Words, simplified (arXiv:2209.12152): `vit_pytorch.simple_uvit`, `SimpleUViT`
+- Better plain ViT baselines, with tokens of the spectrum (arXiv:2205.01580):
+  `vit_pytorch.simple_vit_with_fft`, `SimpleViT`
+- Revisiting [CLS] and Patch Token Interaction in Vision Transformers (arXiv:2602.08626):
+  `vit_pytorch.simple_vit_with_specialized_cls`, `SimpleViT`
+- An Image is Worth 16x16 Words, for arrays of one to seven axes (arXiv:2010.11929):
+  `vit_pytorch.vit_nd`, `ViTND`
+- RoFormer, for arrays of one to seven axes (arXiv:2104.09864): `vit_pytorch.vit_nd_rotary`, `ViTND`
+- FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
+- FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
+
 Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, arXiv:2403.13298), registers
 (arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327),
 value residuals (arXiv:2410.17897), hyper-connections (arXiv:2409.19606).

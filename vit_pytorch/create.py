@@ -6,12 +6,12 @@ import json
 import os
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from vit_pytorch.base import CONFIG_NAME, VisionModel
 from vit_pytorch.distill import DISTILLABLE
-from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
@@ -19,6 +19,27 @@ from vit_pytorch.weights import CHECKSUM, init_empty_weights
 
 # where the folder of a run has its model
 MODEL = "model"
+# Architectures of which there are no named models, by their modules.
+UNNAMED = {
+    "memory_vit": "MemoryViT",
+    "simple_uvit": "SimpleUViT",
+    "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",
+    "simple_vit_with_fft": "FrequencySimpleViT",
+    "simple_vit_with_hyper_connections": "HyperConnectionSimpleViT",
+    "simple_vit_with_specialized_cls": "SpecializedSimpleViT",
+    "vit_5": "ViT5",
+    "vit_nd": "ViTND",
+    "vit_nd_rotary": "RotaryViTND",
+    "vit_with_keel_post_ln": "KeelViT",
+    "simple_flash_attn_vit": "FlashSimpleViT",
+    "simple_flash_attn_vit_3d": "FlashSimpleViT3D",
+    "simple_vit_1d": "SimpleViT1D",
+    "simple_vit_with_patch_dropout": "PatchDropoutSimpleViT",
+    "simple_vit_with_qk_norm": "QKNormSimpleViT",
+    "simple_vit_with_register_tokens": "RegisterSimpleViT",
+    "simple_vit_with_value_residual": "ValueResidualSimpleViT",
+    "vit_with_patch_dropout": "PatchDropoutViT",
+}
 
 
 def create_model(
@@ -119,7 +140,9 @@ def load_model(folder: str | os.PathLike[str]) -> VisionModel:
 def architectures() -> dict[str, type[VisionModel]]:
     """Return the classes that a saved model may be of, by name."""
     registered = {entry.architecture.__name__: entry.architecture for entry in entries().values()}
-    return {**registered, **{found.__name__: found for found in (*DISTILLABLE.values(), MemoryViT)}}
+    distilled = {found.__name__: found for found in DISTILLABLE.values()}
+    unnamed = {name: getattr(import_module(f"vit_pytorch.{file}"), name) for file, name in UNNAMED.items()}
+    return {**registered, **distilled, **unnamed}
 
 
 def model_folder(folder: str | os.PathLike[str]) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,6 +23,16 @@ from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair, warn_if_few
 from vit_pytorch.layers.positions import SinCosPositions
+
+# The options with which a `ViT` is the SimpleViT of the public vit-pytorch package, whose weights load.
+PUBLIC_FORM: dict[str, Any] = {
+    "pool": "mean",
+    "positions": "sincos",
+    "stem": "dual_norm",
+    "qkv_bias": False,
+    "out_bias": False,
+    "norm_eps": 1e-5,
+}
 
 
 class SimpleViT(IsotropicModel):

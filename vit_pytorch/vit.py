@@ -26,7 +26,7 @@ from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention,
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
+from vit_pytorch.layers.norm import HeadRMSNorm, ZeroCenteredLayerNorm
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import (
     ConvolutionalStem,
@@ -66,7 +66,7 @@ STEMS: dict[str, type[Option] | Option] = {
 # Tokens, and the parameters of positions, pools and connections.
 UNDECAYED = (
     IsotropicModel.undecayed + r"|^(positions|relative|rotary)\.|\.attention\.position\."
-    r"|\.connect[12]\.alpha$|^attention_pool\.query$"
+    r"|\.connect[12]\.alpha$|^attention_pool\.query$|\.[qk]_norm\.weight$"
 )
 
 
@@ -81,7 +81,7 @@ class ViT(IsotropicModel):
             "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`); or one of each, as
             "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
-        qk_norm: apply LayerNorm to queries and keys, per head.
+        qk_norm: apply LayerNorm to queries and keys, per head; "rms" for `HeadRMSNorm`.
         qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them
@@ -95,6 +95,8 @@ class ViT(IsotropicModel):
     undecayed = UNDECAYED
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
+    # The norm of the blocks.
+    layer_norm: ClassVar[type[nn.LayerNorm | nn.RMSNorm]] = nn.LayerNorm
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
         "positions": POSITIONS,
         "stem": STEMS,
@@ -125,7 +127,7 @@ class ViT(IsotropicModel):
         num_registers: int = 0,
         qkv_bias: bool = True,
         out_bias: bool = True,
-        qk_norm: bool = False,
+        qk_norm: bool | Literal["rms"] = False,
         qk_scale: float | None = None,
         attn_dropout: float = 0.0,
         patch_dropout: float = 0.0,
@@ -156,7 +158,8 @@ class ViT(IsotropicModel):
         values = read_value_residual(value_residual)
         streams = read_hyper_connections(hyper_connections)
         class_token = class_token or pool in ("cls", "cls+mean")
-        make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else nn.LayerNorm, eps=norm_eps)
+        make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else self.layer_norm, eps=norm_eps)
+        make_qk_norm = partial(HeadRMSNorm, heads=heads) if qk_norm == "rms" else make_norm
 
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
@@ -191,7 +194,7 @@ class ViT(IsotropicModel):
                 qkv_bias=qkv_bias,
                 out_bias=out_bias,
                 dropout=dropout,
-                qk_norm=make_norm if qk_norm else None,
+                qk_norm=make_qk_norm if qk_norm else None,
                 position=attention_position(inside, layer, bias),
                 value_mix=mix(layer),
                 kernel=partial(FusedAttention, attn_dropout, qk_scale),

@@ -23,6 +23,7 @@ from torch import nn
 import vit_pytorch
 from vit_pytorch import list_models
 from vit_pytorch.base import VisionModel
+from vit_pytorch.create import UNNAMED
 from vit_pytorch.registry import ModelEntry, find_entry
 from vit_pytorch.vit import ViT
 
@@ -39,6 +40,22 @@ DEEPER = {
     "vit_pytorch.distill.DistillableEfficientViT": "a ViT around any encoder with one more token",
     "vit_pytorch.regionvit.LocalBias": "a table of offsets that the authors index around the centre",
     "vit_pytorch.na_vit_nested_tensor.NaViT": "NaViT in another container of features",
+    **{
+        f"vit_pytorch.{module}.{UNNAMED[module]}": "a ViT with an option, under a signature of its own"
+        for module in (
+            "simple_flash_attn_vit",
+            "simple_flash_attn_vit_3d",
+            "simple_uvit",
+            "simple_vit_1d",
+            "simple_vit_with_hyper_connections",
+            "simple_vit_with_patch_dropout",
+            "simple_vit_with_qk_norm",
+            "simple_vit_with_register_tokens",
+            "simple_vit_with_value_residual",
+            "vit_5",
+            "vit_with_patch_dropout",
+        )
+    },
 }
 # Architectures whose forward stands in another file, each with the reason.
 FORWARD_ELSEWHERE = {

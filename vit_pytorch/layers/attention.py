@@ -309,3 +309,10 @@ class CrossAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
         """Attend from each token to all tokens of the context."""
         return self.merge(self.kernel(*self.project(x, context)))
+
+
+def use_explicit_kernels(model: nn.Module) -> None:
+    """Replace the fused kernels of a model's `Attention` by explicit ones of the same function."""
+    for part in model.modules():
+        if isinstance(part, Attention) and isinstance(part.kernel, FusedAttention):
+            part.kernel = part.kernel.explicit()

@@ -78,7 +78,8 @@ def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tens
     """Put rotations by nothing before, for prefix tokens."""
     if not prefix:
         return rotation
-    still = turns(torch.zeros_like(rotation[..., :prefix, :, 0]))
+    # There may be fewer patches than prefix tokens.
+    still = turns(torch.zeros_like(rotation[..., :1, :, 0]).repeat_interleave(prefix, dim=-2))
     return torch.cat([still, rotation], dim=-3)
 
 

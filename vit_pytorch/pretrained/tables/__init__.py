@@ -46,6 +46,18 @@ TABLES = {
     "LookupViT": "look_vit",
     "NaViT": "na_vit",
     "NormalizedViT": "normalized_vit",
+    "PatchDropoutViT": "vit_with_patch_dropout",
+    "QKNormSimpleViT": "simple_vit_with_qk_norm",
+    "FlashSimpleViT": "simple_flash_attn_vit",
+    "ValueResidualSimpleViT": "simple_vit_with_value_residual",
+    "HyperConnectionSimpleViT": "simple_vit_with_hyper_connections",
+    "KeelViT": "vit_with_keel_post_ln",
+    "OrthogonalSimpleViT": "simple_vit_orthog_residual_update",
+    "FrequencySimpleViT": "simple_vit_with_fft",
+    "ViT5": "vit_5",
+    "SpecializedSimpleViT": "simple_vit_with_specialized_cls",
+    "ViTND": "vit_nd",
+    "RotaryViTND": "vit_nd_rotary",
 }
 
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from vit_pytorch.pretrained.rules import Rule, Transform
 
 # A 1 x 1 convolution of theirs as the linear layer that it equals.
 POINTWISE = Transform(
     lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor[:, :, None, None],)
 )
+
+
+def _without_bias(parts: Sequence[Tensor], module: Any) -> Sequence[Tensor]:
+    weight, bias = parts
+    if bias.any():
+        raise ValueError("the format has norms without biases, and the model's are not zero")
+    return (weight,)
+
+
+# Norms of theirs have no biases.
+UNBIASED = Transform(lambda parts, module: (parts[0], torch.zeros_like(parts[0])), _without_bias)
 
 
 def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "attention") -> tuple[Rule, ...]:

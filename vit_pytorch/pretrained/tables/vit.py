@@ -180,10 +180,9 @@ _PUBLIC = (
     Rule("patch_embed.proj.weight", "to_patch_embedding.2.weight", PATCHES),
     Rule("patch_embed.proj.bias", "to_patch_embedding.2.bias"),
     Rule("patch_embed.norm_out.{p}", "to_patch_embedding.3.{p}"),
-    Rule(f"{BLOCK}.norm1.{{p}}", "transformer.layers.{i}.0.norm.{p}"),
-    Rule(f"{QKV}.weight", "transformer.layers.{i}.0.to_qkv.weight"),
-    Rule(f"{BLOCK}.norm2.{{p}}", "transformer.layers.{i}.1.net.0.{p}"),
-    Rule(f"{HIDDEN}.{{p}}", "transformer.layers.{i}.1.net.1.{p}"),
+    Rule("prefix.class_token", "cls_token", ROWS),
+    Rule("prefix.registers", "register_tokens", ROWS),
+    Rule("positions.table", "pos_embedding", ROWS),
     Rule("norm.{p}", "transformer.norm.{p}"),
 )
 PUBLIC_VIT = Format(
@@ -191,23 +190,50 @@ PUBLIC_VIT = Format(
     marks=("transformer.layers.0.0.to_out.0.weight",),
     rules=(
         *_PUBLIC,
-        Rule("prefix.class_token", "cls_token", ROWS),
-        Rule("positions.table", "pos_embedding", ROWS),
+        Rule(f"{BLOCK}.norm1.{{p}}", "transformer.layers.{i}.0.norm.{p}"),
+        Rule(f"{QKV}.weight", "transformer.layers.{i}.0.to_qkv.weight"),
         Rule(f"{OUT}.{{p}}", "transformer.layers.{i}.0.to_out.0.{p}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", "transformer.layers.{i}.1.net.0.{p}"),
+        Rule(f"{HIDDEN}.{{p}}", "transformer.layers.{i}.1.net.1.{p}"),
         Rule(f"{CONTRACT}.{{p}}", "transformer.layers.{i}.1.net.4.{p}"),
         Rule("head.{p}", "mlp_head.{p}"),
     ),
 )
-PUBLIC_SIMPLE_VIT = Format(
-    name="vit-pytorch SimpleViT",
-    marks=("transformer.layers.0.0.to_out.weight",),
-    rules=(
-        *_PUBLIC,
-        Rule(f"{OUT}.weight", "transformer.layers.{i}.0.to_out.weight"),
-        Rule(f"{CONTRACT}.{{p}}", "transformer.layers.{i}.1.net.3.{p}"),
-        Rule("head.{p}", "linear_head.{p}"),
-    ),
-)
+
+
+def public_simple_vit(
+    name: str,
+    *rules: Rule,
+    attention: str = "transformer.layers.{i}.0",
+    feedforward: str = "transformer.layers.{i}.1.net",
+    unused: tuple[str, ...] = (),
+) -> Format:
+    """Return the layout of one of the public package's simplified ViTs.
+
+    Args:
+        rules: those of its own; they go before the common ones.
+        attention: its name of the attention.
+        feedforward: its name of the feed-forward.
+    """
+    return Format(
+        name=f"vit-pytorch {name}",
+        marks=(f"{attention}.to_out.weight".format(i=0),),
+        unused=unused,
+        rules=(
+            *rules,
+            *_PUBLIC,
+            Rule(f"{BLOCK}.norm1.{{p}}", f"{attention}.norm.{{p}}"),
+            Rule(f"{QKV}.weight", f"{attention}.to_qkv.weight"),
+            Rule(f"{OUT}.weight", f"{attention}.to_out.weight"),
+            Rule(f"{BLOCK}.norm2.{{p}}", f"{feedforward}.0.{{p}}"),
+            Rule(f"{HIDDEN}.{{p}}", f"{feedforward}.1.{{p}}"),
+            Rule(f"{CONTRACT}.{{p}}", f"{feedforward}.3.{{p}}"),
+            Rule("head.{p}", "linear_head.{p}"),
+        ),
+    )
+
+
+PUBLIC_SIMPLE_VIT = public_simple_vit("SimpleViT")
 
 
 def _flax_dense(ours: str, theirs: str) -> tuple[Rule, Rule]:

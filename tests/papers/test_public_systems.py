@@ -1,0 +1,319 @@
+"""Newer systems of the public package: its call, its outputs on its weights, saving, gradients, errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.papers.golden import read_golden
+from tests.papers.reference import TOLERANCE, difference, randomise
+from vit_pytorch import load_pretrained
+from vit_pytorch.base import VisionModel
+from vit_pytorch.create import UNNAMED, load_model
+from vit_pytorch.layers.attention import ExplicitAttention
+from vit_pytorch.pretrained import to_format
+
+SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
+IMAGES = {**SMALL, "image_size": (24, 32), "patch_size": 4}
+VIDEOS = {
+    **SMALL,
+    "image_size": 16,
+    "image_patch_size": 4,
+    "frames": 4,
+    "frame_patch_size": 2,
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """A module of the public package.
+
+    Args:
+        module: where it is.
+        name: the class.
+        shape: of the input, without the batch.
+        golden: fixtures whose weights load with equal outputs.
+        config: arguments where there is no fixture.
+        options: arguments of ours in addition to the fixture's.
+        wrong: arguments that are refused, and what the error says.
+    """
+
+    module: str
+    name: str
+    shape: tuple[int, ...]
+    golden: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    wrong: tuple[dict[str, Any], str] = ({"dim": 0}, "dim must be")
+
+    def build(self, **overrides: Any) -> VisionModel:
+        config = read_golden(self.golden[0])[0] if self.golden else self.config
+        torch.manual_seed(0)
+        return getattr(import_module(f"vit_pytorch.{self.module}"), self.name)(**{**config, **overrides})
+
+    def inputs(self) -> Tensor:
+        return torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(1))
+
+
+def system(module: str, name: str = "SimpleViT", **options: Any) -> System:
+    """Describe a module whose fixture has its name."""
+    return System(module, name, **{"shape": (3, 24, 32), "golden": (f"public_{module}",), **options})
+
+
+DROPOUT = ({"patch_dropout": 1.0}, r"patch_dropout must be a number in \[0, 1\)")
+SYSTEMS = {
+    found.module: found
+    for found in (
+        system("simple_vit_with_patch_dropout", wrong=DROPOUT),
+        system("vit_with_patch_dropout", "ViT", wrong=DROPOUT),
+        system("simple_vit_with_register_tokens", wrong=({"num_register_tokens": -1}, "num_register_tokens")),
+        system("simple_vit_with_qk_norm", wrong=({"heads": 0}, "heads must be")),
+        system("simple_vit_with_value_residual", wrong=({"depth": 1}, "a depth of at least 2")),
+        system(
+            "simple_vit_1d",
+            shape=(3, 96),
+            golden=("public_simple_vit_1d_24_patches",),
+            wrong=({"seq_len": 95}, "multiple of patch size"),
+        ),
+        system("simple_flash_attn_vit", wrong=({"use_flash": 1}, "use_flash must be True or False")),
+        system(
+            "simple_vit_with_hyper_connections", wrong=({"num_residual_streams": 0}, "num_residual_streams")
+        ),
+        system("vit_with_keel_post_ln", "ViT", wrong=({"keel_residual_scale": 0.0}, "keel_residual_scale")),
+        system(
+            "vit_5",
+            "ViT",
+            shape=(3, 32, 32),
+            golden=("vit_5",),
+            wrong=({"num_registers": 3}, "must be a square number, got 3"),
+        ),
+        system(
+            "simple_vit_orthog_residual_update",
+            golden=(
+                "public_simple_vit_orthog_residual_update",
+                "public_simple_vit_orthog_residual_update_learned",
+            ),
+            wrong=({"orthog_residual_update_kwargs": {"dim": 24}}, "has no setting dim"),
+        ),
+        system("simple_uvit", "SimpleUViT", golden=(), config=IMAGES),
+        system("simple_vit_with_fft", wrong=({"freq_patch_size": 5}, "multiple of patch size")),
+        system(
+            "simple_vit_with_specialized_cls",
+            wrong=({"specialize_qkv_depth": 4}, "must be at most depth, got 4 and 3"),
+        ),
+        system("vit_nd", "ViTND", shape=(3, 2, 4, 4, 8), wrong=({"ndim": 3}, "must have 3 axes")),
+        system(
+            "vit_nd_rotary",
+            "ViTND",
+            shape=(3, 2, 4, 4, 8),
+            wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
+        ),
+        system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
+    )
+}
+# Outputs of ours that the public package's equal; a classifier is not among them where it has none.
+FEATURES = {"simple_vit_with_qk_norm"}
+# As the public package's pages and the ends of its files have them.
+LARGE = {
+    "image_size": 256,
+    "patch_size": 32,
+    "num_classes": 1000,
+    "dim": 1024,
+    "depth": 6,
+    "heads": 16,
+    "mlp_dim": 2048,
+}
+DROPOUTS = {"dropout": 0.1, "emb_dropout": 0.1}
+VIDEO = {"image_patch_size": 16, "frames": 16, "frame_patch_size": 2}
+ARRAY = {
+    **DROPOUTS,
+    "num_classes": 1000,
+    "dim": 512,
+    "depth": 6,
+    "heads": 8,
+    "mlp_dim": 2048,
+    "causal_dims": (0,),
+}
+DOCUMENTED = {
+    "simple_vit_with_patch_dropout": {**LARGE, "patch_dropout": 0.25},
+    "vit_with_patch_dropout": {**LARGE, **DROPOUTS, "patch_dropout": 0.25},
+    "simple_vit_with_register_tokens": LARGE,
+    "simple_vit_with_qk_norm": LARGE,
+    "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
+    "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
+    "simple_flash_attn_vit": LARGE,
+    "simple_vit_with_specialized_cls": LARGE,
+    "vit_nd": {**ARRAY, "ndim": 4, "input_shape": (8, 16, 32, 64), "patch_size": (2, 4, 4, 8)},
+    "vit_nd_rotary": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
+    "simple_vit_with_hyper_connections": {**LARGE, "patch_size": 8, "depth": 12, "num_residual_streams": 8},
+    "vit_with_keel_post_ln": {**LARGE, **DROPOUTS},
+    "vit_5": {**LARGE, **DROPOUTS},
+    "simple_vit_orthog_residual_update": {**LARGE, "orthog_residual_update_kwargs": {"learned": True}},
+    "simple_uvit": {**LARGE, "depth": 7},
+    "simple_vit_with_fft": {**LARGE, "patch_size": 8, "freq_patch_size": 8},
+    "simple_flash_attn_vit_3d": {**LARGE, **VIDEO, "image_size": 128, "patch_size": None},
+}
+by_system = pytest.mark.parametrize("found", SYSTEMS.values(), ids=SYSTEMS)
+
+
+@pytest.mark.parametrize("name", [name for found in SYSTEMS.values() for name in found.golden])
+@torch.inference_mode()
+def test_outputs_equal_the_public_packages(name: str) -> None:
+    found = next(found for found in SYSTEMS.values() if name in found.golden)
+    config, state, golden = read_golden(name)
+    model = found.build(**config).eval()
+    if found.module in FEATURES:
+        with pytest.warns(UserWarning, match="initial values"):
+            report = load_pretrained(model, state, grid="model")
+        assert report.kept == ("head.weight", "head.bias")
+        pooled = model.forward_head(model.forward_features(golden["input"]), pre_logits=True)
+        norm = (state["linear_head.weight"], state["linear_head.bias"])
+        output = torch.nn.functional.layer_norm(pooled, pooled.shape[1:], *norm)
+    else:
+        report = load_pretrained(model, state, strict=True, grid="model")
+        assert [key for key in report.dropped if not key.endswith(".freqs")] == []
+        state = {key: value for key, value in state.items() if key not in report.dropped}
+        output = model(golden["input"])
+        written = to_format(model, report.format)
+        assert written.keys() == state.keys()
+        assert [key for key, value in state.items() if not written[key].view_as(value).equal(value)] == []
+    assert report.format.startswith("vit-pytorch ") or found.module == "vit_5"
+    assert difference(output, golden["output"]) < TOLERANCE
+
+
+def test_every_module_is_known() -> None:
+    assert SYSTEMS.keys() == UNNAMED.keys() - {"memory_vit"}
+
+
+@by_system
+def test_saved_models_come_back(found: System, tmp_path: Path) -> None:
+    model = randomise(found.build())
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert type(again) is type(model)
+    assert again.config == model.config
+    with torch.inference_mode():
+        assert again(found.inputs()).equal(model(found.inputs()))
+
+
+@by_system
+def test_every_parameter_learns(found: System) -> None:
+    model = randomise(found.build()).train()
+    model(found.inputs()).square().sum().backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # Of what the last block computes, the class token alone is classified there.
+    unused = {"simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches.")}
+    assert [name for name in still if not name.startswith(unused.get(found.module, ()))] == []
+
+
+@by_system
+def test_wrong_arguments_are_refused(found: System) -> None:
+    wrong, message = found.wrong
+    with pytest.raises(ValueError, match=message):
+        found.build(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "argument"),
+    [("simple_flash_attn_vit", "use_flash"), ("simple_flash_attn_vit_3d", "use_flash_attn")],
+)
+def test_explicit_attention_computes_the_same(module: str, argument: str) -> None:
+    found = SYSTEMS[module]
+    fused, explicit = randomise(found.build()), randomise(found.build(**{argument: False}))
+    assert all(isinstance(block.attention.kernel, ExplicitAttention) for block in explicit.blocks)
+    with torch.inference_mode():
+        assert difference(explicit(found.inputs()), fused(found.inputs())) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("module", "stay"), [("simple_vit_with_patch_dropout", 24), ("vit_with_patch_dropout", 1 + 36)]
+)
+def test_patches_are_dropped_in_training_only(module: str, stay: int) -> None:
+    model = SYSTEMS[module].build()
+    images = SYSTEMS[module].inputs()
+    assert model.train().forward_features(images).shape[1] == stay
+    assert model.eval().forward_features(images).shape[1] == 48 + model.num_prefix_tokens
+
+
+@by_system
+def test_documented_calls_run(found: System) -> None:
+    """Without values: such models are large."""
+    config = {name: value for name, value in DOCUMENTED[found.module].items() if value is not None}
+    with torch.device("meta"):
+        model = getattr(import_module(f"vit_pytorch.{found.module}"), found.name)(**config)
+        images = torch.empty(2, 3, *model.image_size)
+    assert model.eval()(images).shape == (2, config["num_classes"])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("depth", "blocks"), [(3, 3), (4, 5)])
+def test_long_skips_pass_on_outputs_from_the_outside_in(depth: int, blocks: int) -> None:
+    found = SYSTEMS["simple_uvit"]
+    model = randomise(found.build(depth=depth))
+    assert len(model.blocks) == blocks
+    x = model.embed(found.inputs())
+    outputs = [x]
+    for index, block in enumerate(model.blocks):
+        if index > blocks // 2:
+            x = block.merge(torch.cat([x, outputs[blocks - index]], dim=-1))
+        x = x + block.attention(block.norm1(x))
+        x = x + block.feedforward(block.norm2(x))
+        outputs.append(x)
+    assert x.shape[1] == 4 + 48
+    logits = model.head(model.norm(x)[:, 4:].mean(dim=1))
+    assert difference(model(found.inputs()), logits) < TOLERANCE
+
+
+def test_the_spectrum_is_that_of_whole_images() -> None:
+    model = SYSTEMS["simple_vit_with_fft"].build()
+    with pytest.raises(ValueError, match=r"image size must be \(24, 32\), got \(16, 32\)"):
+        model(torch.zeros(1, 3, 16, 32))
+
+
+def test_registers_turn_as_cells_of_a_grid_of_their_own() -> None:
+    """Also where patches are missing."""
+    model = SYSTEMS["vit_5"].build()
+    rotation = model.block_inputs((8, 8)).rotation
+    ids = torch.tensor([[3, 9], [0, 63]])
+    some = model.block_inputs((8, 8), ids).rotation
+    assert rotation.shape == (1 + 4 + 64, 4, 2)
+    assert some.shape == (2, 1, 1 + 4 + 2, 4, 2)
+    assert some[:, 0, :5].equal(rotation[:5].expand(2, -1, -1, -1))
+    assert some[:, 0, 5:].equal(rotation[5:][ids])
+    # x, then y; the base of 100 gives frequencies of 1 and 0.1.
+    angles = torch.atan2(rotation[1:5, :, 1], rotation[1:5, :, 0])
+    want = torch.tensor([[0, 0, 0, 0], [1, 0.1, 0, 0], [0, 0, 1, 0.1], [1, 0.1, 1, 0.1]])
+    torch.testing.assert_close(angles, want)
+
+
+@pytest.mark.parametrize("module", ["vit_nd", "vit_nd_rotary"])
+@torch.inference_mode()
+def test_patches_know_nothing_of_what_comes_after_them(module: str) -> None:
+    found = SYSTEMS[module]
+    model = randomise(found.build(causal_dims=(0, 3)))
+    x = found.inputs()
+    later = x.clone()
+    later[..., 4:] += 1
+    option = "return_nd_patches" if module == "vit_nd" else "return_embed"
+    before, after = (model(images, **{option: True}) for images in (x, later))
+    if module == "vit_nd":
+        assert not torch.allclose(before[0], after[0], atol=1e-3)
+        before, after = (patches.movedim(1, -1) for _, patches in (before, after))
+    assert before.shape == (2, 2, 2, 2, 4, 24)
+    torch.testing.assert_close(before[..., :2, :], after[..., :2, :])
+    assert (before - after).abs().amax(dim=(0, 1, 2, 3, 5))[2:].min() > 0.01
+
+
+@torch.inference_mode()
+def test_rotary_patches_know_only_how_far_apart_they_are() -> None:
+    """A pattern in another place of an array that is else constant has the same scores inside it."""
+    model = SYSTEMS["vit_nd_rotary"].build()
+    rotation = torch.view_as_complex(model.block_inputs((2, 2, 2, 4)).rotation).unflatten(1, (2, 2, 2, 4))
+    turned = rotation[:, :, :, :, 1:] * rotation[:, :, :, :, :-1].conj()
+    torch.testing.assert_close(turned, turned[:, :1, :1, :1, :1].expand_as(turned))
+    assert turned.angle().abs().min() > 1e-3

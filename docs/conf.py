@@ -10,7 +10,7 @@ import vit_pytorch
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "vit_pytorch"
-author = copyright = "the vit-pytorch maintainers"
+author = copyright = "the proven-vit maintainers"
 release = version = vit_pytorch.__version__
 extensions = [
     "myst_parser",

@@ -159,7 +159,7 @@ def test_torchvision_is_needed_for_training_only(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     cfg = {**IMAGENET, "input_size": (3, 32, 32), "interpolation": "bicubic", "crop_pct": 0.9}
     assert create_transform(cfg)(PHOTOGRAPHS["china"]).shape == (3, 32, 32)
-    with pytest.raises(ImportError, match=r"pip install 'vit-pytorch\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'proven-vit\[train\]'"):
         create_transform(cfg, train=True)
 
 

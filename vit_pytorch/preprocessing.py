@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
+from vit_pytorch.extras import install_command
+
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash"]
 # Pillow's name of an image's channels
@@ -56,7 +58,7 @@ def create_transform(model_or_cfg: nn.Module | Mapping[str, Any], train: bool = 
         from torchvision.transforms import v2
     except ImportError as error:
         raise ImportError(
-            "the transform of training needs torchvision: pip install 'vit-pytorch[train]'"
+            f"the transform of training needs torchvision: {install_command('train')}"
         ) from error
     mode = v2.InterpolationMode(prep.interpolation)
     return nn.Sequential(

@@ -15,6 +15,7 @@ MACHINERY = {
     "isotropic",
     "hierarchical",
     "legacy",
+    "extras",
     "storage",
     "weights",
     "preprocessing",

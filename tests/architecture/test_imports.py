@@ -8,7 +8,7 @@ import vit_pytorch
 
 ORDER = (
     {"layers"},
-    {"legacy", "storage"},
+    {"legacy", "storage", "extras"},
     {"weights", "base", "ssl", "preprocessing"},
     {"isotropic", "hierarchical"},
     {"papers"},

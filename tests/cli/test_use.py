@@ -265,7 +265,7 @@ def test_listing_models_needs_no_extra() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 2 2 2"
     assert "deit_tiny_distilled_patch16_224" in done.stdout
-    assert "vit train needs more packages: pip install 'vit-pytorch[train]'" in done.stderr
+    assert "vit train needs more packages: pip install -e '.[train]'" in done.stderr
     assert "the nearest one is 'train'" in done.stderr
 
 

@@ -67,11 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from vit_pytorch.cli.layers import nearest
     from vit_pytorch.cli.memory import keep_freed_memory
+    from vit_pytorch.extras import OTHER, install_command, other_package
+
+    if other := other_package():
+        print(
+            f"vit: warning: {OTHER} {other} is installed here, too, and has the same import name; files of "
+            "one may have replaced those of the other: keep one of the two in an environment",
+            file=sys.stderr,
+        )
 
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", Status.USAGE)
     if command not in BARE and (find_spec("jsonargparse") is None or find_spec("lightning") is None):
-        return _fail(f"vit {command} needs more packages: pip install 'vit-pytorch[train]'", Status.USAGE)
+        return _fail(f"vit {command} needs more packages: {install_command('train')}", Status.USAGE)
     module, _ = COMMANDS[command]
     keep_freed_memory()
     try:

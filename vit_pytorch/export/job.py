@@ -13,6 +13,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from vit_pytorch.extras import install_command
+
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Quantization = Literal["static", "dynamic"]
 Output = Literal["probabilities", "logits", "features"]
@@ -111,7 +113,7 @@ class Format:
         """
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
-            raise ExportError(f"format {name} needs {', '.join(missing)}: pip install 'vit-pytorch[export]'")
+            raise ExportError(f"format {name} needs {', '.join(missing)}: {install_command('export')}")
         if precision not in self.precisions:
             raise ExportError(
                 f"format {name} is written in {', '.join(self.precisions)}, not in {precision}: "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import architectures, load_model, model_folder, read_config
 from vit_pytorch.distill import Distillable
+from vit_pytorch.extras import install_command
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.memory_vit import MemoryViT
@@ -86,7 +87,7 @@ def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
         ValueError: Where the model has no such layers, or peft is not installed.
     """
     if find_spec("peft") is None:
-        raise ValueError("method 'lora' needs one more package: pip install 'vit-pytorch[lora]'")
+        raise ValueError(f"method 'lora' needs one more package: {install_command('lora')}")
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = attention_layers(model)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from vit_pytorch.extras import install_command
+
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # tags of TIFF
@@ -134,9 +136,7 @@ def read_tiff(file: BinaryIO, max_pixels: int) -> Shaped[Tensor, "c h w"]:
     try:
         import tifffile
     except ImportError as error:
-        raise ImportError(
-            "TIFF files of such channels need tifffile: pip install 'vit-pytorch[tiff]'"
-        ) from error
+        raise ImportError(f"TIFF files of such channels need tifffile: {install_command('tiff')}") from error
     file.seek(0)
     with tifffile.TiffFile(file) as opened:
         series = opened.series[0]

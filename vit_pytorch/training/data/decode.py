@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from vit_pytorch.extras import install_command
 from vit_pytorch.training.data.arrays import NPY, TIFF, UnfitError, read_npy, read_tiff, scale, wide_values
 
 EXTENSIONS = frozenset(
@@ -236,7 +237,7 @@ def _register_heif() -> None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError as error:
-        raise ImportError("HEIC images need pillow-heif: pip install 'vit-pytorch[heic]'") from error
+        raise ImportError(f"HEIC images need pillow-heif: {install_command('heic')}") from error
     register_heif_opener()
 
 

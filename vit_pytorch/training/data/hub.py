@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
+from vit_pytorch.extras import install_command
 from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import BadImageError, decode_image, open_regular, read_values
 from vit_pytorch.training.data.folders import match_splits
@@ -104,7 +105,7 @@ def read_hub(
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("hf: data needs the datasets library: pip install 'vit-pytorch[data]'") from error
+        raise ImportError(f"hf: data needs the datasets library: {install_command('data')}") from error
 
     folder = Path(name)
     saved = any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
+from vit_pytorch.extras import install_command
 from vit_pytorch.training.data.datasets import ImageDataset
 from vit_pytorch.training.data.decode import EXTENSIONS, decode_image, read_values
 
@@ -167,9 +168,7 @@ def expand_shards(pattern: str) -> list[Path]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ImportError(
-            "wds: data needs the webdataset library: pip install 'vit-pytorch[data]'"
-        ) from error
+        raise ImportError(f"wds: data needs the webdataset library: {install_command('data')}") from error
     shards: list[Path] = []
     for name in expand_urls(pattern):
         if "://" in name or name.startswith("pipe:"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from vit_pytorch.extras import install_command
 from vit_pytorch.training.data.datasets import FileImages
 from vit_pytorch.training.data.folders import match_splits
 
@@ -47,7 +48,7 @@ def read_table(
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("csv: data needs pandas: pip install 'vit-pytorch[data]'") from error
+        raise ImportError(f"csv: data needs pandas: {install_command('data')}") from error
     if not file.is_file():
         raise FileNotFoundError(f"no such table: {file}")
     separator = "\t" if file.suffix.lower() in (".tsv", ".tab") else ","

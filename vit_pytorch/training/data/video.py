@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from vit_pytorch.extras import install_command
 from vit_pytorch.training.data.decode import MAX_PIXELS, BadImageError, open_regular
 
 EXTENSIONS = frozenset(
@@ -274,5 +275,5 @@ def _av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError("videos need PyAV: pip install 'vit-pytorch[video]'") from error
+        raise ImportError(f"videos need PyAV: {install_command('video')}") from error
     return av

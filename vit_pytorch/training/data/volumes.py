@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_pytorch.extras import install_command
 from vit_pytorch.preprocessing import VolumeConfig
 from vit_pytorch.training.data.decode import BadImageError, open_regular
 
@@ -50,7 +51,7 @@ def decode_volume(
     try:
         import nibabel
     except ImportError as error:
-        raise ImportError("volumes need nibabel: pip install 'vit-pytorch[volumes]'") from error
+        raise ImportError(f"volumes need nibabel: {install_command('volumes')}") from error
     with open_regular(path, "volume"):
         pass
     try:

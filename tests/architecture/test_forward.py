@@ -53,6 +53,7 @@ DEEPER = {
             "simple_vit_with_register_tokens",
             "simple_vit_with_value_residual",
             "vit_5",
+            "vit_nd_pope",
             "vit_with_patch_dropout",
         )
     },

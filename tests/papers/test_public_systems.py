@@ -113,6 +113,14 @@ SYSTEMS = {
             shape=(3, 2, 4, 4, 8),
             wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
         ),
+        system(
+            "vit_nd_pope",
+            "ViTND",
+            shape=(3, 2, 4, 4, 8),
+            wrong=({"pope_p_zero_freqs": 1.5}, "pope_p_zero_freqs"),
+        ),
+        system("vit_detpool", "ViTDetPool", wrong=({"use_cls_token": 1}, "must be True or False")),
+        system("simple_vit_attn_residual", "SimpleViTAttnResidual", golden=(), config=IMAGES),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -147,6 +155,9 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "simple_vit_attn_residual": LARGE,
+    "vit_detpool": {**LARGE, **DROPOUTS},
+    "vit_nd_pope": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
     "simple_vit_with_specialized_cls": LARGE,
     "vit_nd": {**ARRAY, "ndim": 4, "input_shape": (8, 16, 32, 64), "patch_size": (2, 4, 4, 8)},
     "vit_nd_rotary": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
@@ -176,7 +187,9 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
         output = torch.nn.functional.layer_norm(pooled, pooled.shape[1:], *norm)
     else:
         report = load_pretrained(model, state, strict=True, grid="model")
-        assert [key for key in report.dropped if not key.endswith(".freqs")] == []
+        # What is computed here, and what is there twice.
+        computed = (".freqs", "polar_emb.learned_bias")
+        assert [key for key in report.dropped if not key.endswith(computed)] == []
         state = {key: value for key, value in state.items() if key not in report.dropped}
         output = model(golden["input"])
         written = to_format(model, report.format)
@@ -291,7 +304,7 @@ def test_registers_turn_as_cells_of_a_grid_of_their_own() -> None:
     torch.testing.assert_close(angles, want)
 
 
-@pytest.mark.parametrize("module", ["vit_nd", "vit_nd_rotary"])
+@pytest.mark.parametrize("module", ["vit_nd", "vit_nd_rotary", "vit_nd_pope"])
 @torch.inference_mode()
 def test_patches_know_nothing_of_what_comes_after_them(module: str) -> None:
     found = SYSTEMS[module]
@@ -317,3 +330,58 @@ def test_rotary_patches_know_only_how_far_apart_they_are() -> None:
     turned = rotation[:, :, :, :, 1:] * rotation[:, :, :, :, :-1].conj()
     torch.testing.assert_close(turned, turned[:, :1, :1, :1, :1].expand_as(turned))
     assert turned.angle().abs().min() > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("class_token", [True, False])
+def test_what_is_outside_the_object_does_not_count(class_token: bool) -> None:
+    found = SYSTEMS["vit_detpool"]
+    model, x = randomise(found.build(use_cls_token=class_token)), found.inputs()
+    mask = torch.zeros(2, 24, 32, dtype=torch.bool)
+    mask[:, 5:9, 9:20] = True
+    patches = torch.zeros(2, 6, 8, dtype=torch.bool)
+    patches[:, 1:3, 2:5] = True
+    changed = torch.where(patches.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None], x, -x)
+    logits = model(x, mask)
+    assert difference(model(changed, object_mask=mask), logits) < TOLERANCE
+    assert difference(model(x, patches), logits) < TOLERANCE
+    assert (model(x) - logits).abs().max() > 0.01
+    assert difference(model(x, torch.ones_like(mask)), model(x)) < TOLERANCE
+    model.mask_generator = torch.nn.Module()
+    model.mask_generator.forward = lambda images: mask
+    assert model(x).equal(logits)
+    with pytest.raises(ValueError, match="an empty one"):
+        model(x, torch.zeros_like(mask))
+    with pytest.raises(ValueError, match=r"got shape \(2, 5\)"):
+        model(x, mask[:, 0, :5])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("learned_query", [True, False])
+def test_layers_read_means_of_all_layers_before_them(learned_query: bool) -> None:
+    found = SYSTEMS["simple_vit_attn_residual"]
+    model, x = randomise(found.build(learned_query=learned_query)), found.inputs()
+
+    def read(reader: torch.nn.Module, layers: list[Tensor]) -> Tensor:
+        keys = [h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * reader.norm.weight for h in layers]
+        query = reader.to_score.weight[0] if learned_query else keys[-1] @ reader.to_query.weight.T
+        shares = torch.stack([(key * query).sum(-1) for key in keys]).softmax(dim=0)
+        return sum(share[..., None] * h for share, h in zip(shares, layers, strict=True))
+
+    layers = [model.embed(x)]
+    for block in model.blocks:
+        layers.append(block.attention(block.norm1(read(block.read1, layers) if block.read1 else layers[-1])))
+        layers.append(block.feedforward(block.norm2(read(block.read2, layers))))
+    logits = model.head(model.norm(read(model.read, layers)).mean(dim=1))
+    found_logits, history = model(x, return_history=True)
+    assert difference(found_logits, logits) < TOLERANCE
+    assert len(history) == 7
+    again, longer = model(x, history=history, return_history=True)
+    assert len(longer) == 14
+    assert (again - logits).abs().max() > 1e-3
+
+
+def test_layers_start_by_reading_evenly() -> None:
+    found = SYSTEMS["simple_vit_attn_residual"]
+    layers = torch.randn(2, 5, 4, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.build().read(layers), layers.mean(dim=2))

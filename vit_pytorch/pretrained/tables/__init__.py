@@ -58,6 +58,8 @@ TABLES = {
     "SpecializedSimpleViT": "simple_vit_with_specialized_cls",
     "ViTND": "vit_nd",
     "RotaryViTND": "vit_nd_rotary",
+    "PolarViTND": "vit_nd_pope",
+    "DetPoolViT": "vit_detpool",
 }
 
 

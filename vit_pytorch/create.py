@@ -22,6 +22,7 @@ MODEL = "model"
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
     "memory_vit": "MemoryViT",
+    "rvt": "RvT",
     "simple_uvit": "SimpleUViT",
     "simple_vit_attn_residual": "AttentionResidualSimpleViT",
     "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",

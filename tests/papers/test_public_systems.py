@@ -121,6 +121,13 @@ SYSTEMS = {
         ),
         system("vit_detpool", "ViTDetPool", wrong=({"use_cls_token": 1}, "must be True or False")),
         system("simple_vit_attn_residual", "SimpleViTAttnResidual", golden=(), config=IMAGES),
+        system(
+            "rvt",
+            "RvT",
+            shape=(3, 32, 32),
+            golden=("public_rvt", "public_rvt_plain"),
+            wrong=({"dim_head": 3}, "at least 4"),
+        ),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -155,6 +162,7 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "rvt": {**LARGE, **DROPOUTS},
     "simple_vit_attn_residual": LARGE,
     "vit_detpool": {**LARGE, **DROPOUTS},
     "vit_nd_pope": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
@@ -188,7 +196,7 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
     else:
         report = load_pretrained(model, state, strict=True, grid="model")
         # What is computed here, and what is there twice.
-        computed = (".freqs", "polar_emb.learned_bias")
+        computed = (".freqs", "pos_emb.scales", "polar_emb.learned_bias")
         assert [key for key in report.dropped if not key.endswith(computed)] == []
         state = {key: value for key, value in state.items() if key not in report.dropped}
         output = model(golden["input"])
@@ -220,7 +228,10 @@ def test_every_parameter_learns(found: System) -> None:
     model(found.inputs()).square().sum().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # Of what the last block computes, the class token alone is classified there.
-    unused = {"simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches.")}
+    unused = {
+        "simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches."),
+        "rvt": ("blocks.2.attention.conv.", "blocks.2.attention.to_q."),
+    }
     assert [name for name in still if not name.startswith(unused.get(found.module, ()))] == []
 
 

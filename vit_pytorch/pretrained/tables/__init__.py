@@ -58,6 +58,7 @@ TABLES = {
     "SpecializedSimpleViT": "simple_vit_with_specialized_cls",
     "ViTND": "vit_nd",
     "RotaryViTND": "vit_nd_rotary",
+    "RvT": "rvt",
     "PolarViTND": "vit_nd_pope",
     "DetPoolViT": "vit_detpool",
 }

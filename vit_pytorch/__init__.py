@@ -89,6 +89,7 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - Polar Coordinate Positional Embeddings (arXiv:2509.10534): `vit_pytorch.vit_nd_pope`, `ViTND`
 - An Image is Worth 16x16 Words, pooling objects (arXiv:2010.11929): `vit_pytorch.vit_detpool`, `ViTDetPool`
 - Attention Residuals (arXiv:2603.15031): `vit_pytorch.simple_vit_attn_residual`, `SimpleViTAttnResidual`
+- MaxViT, with registers (arXiv:2204.01697): `vit_pytorch.max_vit_with_registers`, `MaxViT`
 - RoFormer, in a ViT with convolved queries (arXiv:2104.09864): `vit_pytorch.rvt`, `RvT`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`

@@ -16,7 +16,8 @@ from tests.papers.reference import TOLERANCE, difference, randomise
 from vit_pytorch import load_pretrained
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import UNNAMED, load_model
-from vit_pytorch.layers.attention import ExplicitAttention
+from vit_pytorch.layers.attention import BlockInputs, ExplicitAttention
+from vit_pytorch.max_vit import MaxViT as PlainMaxViT
 from vit_pytorch.pretrained import to_format
 
 SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
@@ -128,6 +129,21 @@ SYSTEMS = {
             golden=("public_rvt", "public_rvt_plain"),
             wrong=({"dim_head": 3}, "at least 4"),
         ),
+        system(
+            "max_vit_with_registers",
+            "MaxViT",
+            shape=(3, 32, 32),
+            golden=(),
+            config={
+                "num_classes": 5,
+                "dim": 16,
+                "depth": (1, 1),
+                "dim_head": 8,
+                "window_size": 2,
+                "dropout": 0.0,
+            },
+            wrong=({"num_register_tokens": 0}, "num_register_tokens must be"),
+        ),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -162,6 +178,15 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "max_vit_with_registers": {
+        "num_classes": 1000,
+        "dim": 64,
+        "dim_conv_stem": 64,
+        "dim_head": 32,
+        "depth": (2, 2, 5, 2),
+        "window_size": 7,
+        "num_register_tokens": 4,
+    },
     "rvt": {**LARGE, **DROPOUTS},
     "simple_vit_attn_residual": LARGE,
     "vit_detpool": {**LARGE, **DROPOUTS},
@@ -220,6 +245,7 @@ def test_saved_models_come_back(found: System, tmp_path: Path) -> None:
     assert again.config == model.config
     with torch.inference_mode():
         assert again(found.inputs()).equal(model(found.inputs()))
+    assert load_pretrained(found.build(), model.state_dict(), grid="model").format == "vit_pytorch"
 
 
 @by_system
@@ -396,3 +422,48 @@ def test_layers_start_by_reading_evenly() -> None:
     found = SYSTEMS["simple_vit_attn_residual"]
     layers = torch.randn(2, 5, 4, 24, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(found.build().read(layers), layers.mean(dim=2))
+
+
+@torch.inference_mode()
+def test_registers_that_nobody_sees_change_nothing() -> None:
+    found = SYSTEMS["max_vit_with_registers"]
+    model = randomise(found.build())
+    plain = PlainMaxViT(**found.config).eval()
+    parts = {
+        ".window.attention.attention.": ".window.attention.",
+        ".grid.attention.attention.": ".grid.attention.",
+    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        ours = name.replace(".block.", ".")
+        for theirs, mine in parts.items():
+            ours = ours.replace(mine, theirs)
+        state[ours.replace("attention.attention.position.bias.patches.", "attention.bias.")] = tensor
+    state = {name: state[name] for name in plain.state_dict()}
+    plain.load_state_dict(state)
+    x = found.inputs()
+    seen, want = model(x), plain(x)
+    for name, parameter in model.named_parameters():
+        if name.endswith("position.bias.prefix"):
+            # What patches add to the scores of prefix tokens.
+            parameter[1] = -1e9
+    assert difference(model(x), want) < TOLERANCE
+    assert (seen - want).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_registers_bring_what_is_in_all_windows_to_each_grid() -> None:
+    """Cells of one grid change with cells of another one, which they do not see."""
+    block = randomise(SYSTEMS["max_vit_with_registers"].build()).stages[0].blocks[0]
+    x = torch.randn(1, 8, 8, 16, generator=torch.Generator().manual_seed(0))
+    registers = block.registers
+    other = x.clone()
+    other[:, 1, 1] = -other[:, 1, 1]
+    _, means = block.window(x, registers)
+    _, changed = block.window(other, registers)
+    assert (means - changed).abs().max() > 1e-3
+    groups = block.window.partition.split(x)
+    tokens = block.window.block(
+        torch.cat([registers.expand(16, -1, -1), groups], dim=1), BlockInputs(num_prefix_tokens=4)
+    )
+    torch.testing.assert_close(means, tokens[:, :4].mean(dim=0, keepdim=True))

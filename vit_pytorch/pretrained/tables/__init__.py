@@ -59,6 +59,8 @@ TABLES = {
     "ViTND": "vit_nd",
     "RotaryViTND": "vit_nd_rotary",
     "RvT": "rvt",
+    "AttentionResidualSimpleViT": "simple_vit_attn_residual",
+    "RegisterMaxViT": "max_vit_with_registers",
     "PolarViTND": "vit_nd_pope",
     "DetPoolViT": "vit_detpool",
 }

@@ -91,6 +91,8 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - Attention Residuals (arXiv:2603.15031): `vit_pytorch.simple_vit_attn_residual`, `SimpleViTAttnResidual`
 - MaxViT, with registers (arXiv:2204.01697): `vit_pytorch.max_vit_with_registers`, `MaxViT`
 - RoFormer, in a ViT with convolved queries (arXiv:2104.09864): `vit_pytorch.rvt`, `RvT`
+- Better plain ViT baselines, with gated attention (arXiv:2205.01580):
+  `vit_pytorch.simple_vit_with_sparse_gating`, `SimpleViTWithSparseGating`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
 

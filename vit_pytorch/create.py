@@ -29,6 +29,7 @@ UNNAMED = {
     "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",
     "simple_vit_with_fft": "FrequencySimpleViT",
     "simple_vit_with_hyper_connections": "HyperConnectionSimpleViT",
+    "simple_vit_with_sparse_gating": "SparseGatingSimpleViT",
     "simple_vit_with_specialized_cls": "SpecializedSimpleViT",
     "vit_5": "ViT5",
     "vit_detpool": "DetPoolViT",

@@ -144,6 +144,11 @@ SYSTEMS = {
             },
             wrong=({"num_register_tokens": 0}, "num_register_tokens must be"),
         ),
+        system(
+            "simple_vit_with_sparse_gating",
+            "SimpleViTWithSparseGating",
+            wrong=({"sparsity_loss_type": "l2"}, "one of l1, thresholded_l1; got 'l2'"),
+        ),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -178,6 +183,7 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "simple_vit_with_sparse_gating": {**LARGE, "num_register_tokens": 4, "dim_mask": 4},
     "max_vit_with_registers": {
         "num_classes": 1000,
         "dim": 64,
@@ -467,3 +473,26 @@ def test_registers_bring_what_is_in_all_windows_to_each_grid() -> None:
         torch.cat([registers.expand(16, -1, -1), groups], dim=1), BlockInputs(num_prefix_tokens=4)
     )
     torch.testing.assert_close(means, tokens[:, :4].mean(dim=0, keepdim=True))
+
+
+@torch.inference_mode()
+def test_gates_cost_what_they_let_through() -> None:
+    found = SYSTEMS["simple_vit_with_sparse_gating"]
+    model, x = randomise(found.build(sparsity_threshold=0.4)), found.inputs()
+    tokens, opened = model.embed(x), []
+    for block in model.blocks:
+        q, k = (
+            part.unflatten(-1, (2, 4)) for part in block.attention.to_gates(block.norm1(tokens)).chunk(2, -1)
+        )
+        for image in range(2):
+            for head in range(2):
+                scores = q[image, :, head] @ k[image, 4:, head].T / 2
+                opened.append((image, torch.sigmoid(scores).mean().item()))
+        tokens = block(tokens)
+    means = [sum(p for i, p in opened if i == image) / 6 for image in range(2)]
+    logits, loss = model(x, return_loss=True)
+    assert logits.equal(model(x))
+    assert min(means) > 0.4
+    assert loss.item() == pytest.approx(sum(means) / 2 - 0.4, abs=1e-6)
+    sums = randomise(found.build(sparsity_loss_type="l1"))(x, return_loss=True)[1]
+    assert sums.item() == pytest.approx(sum(means) / 2, abs=1e-6)

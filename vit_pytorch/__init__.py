@@ -93,6 +93,7 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - RoFormer, in a ViT with convolved queries (arXiv:2104.09864): `vit_pytorch.rvt`, `RvT`
 - Better plain ViT baselines, with gated attention (arXiv:2205.01580):
   `vit_pytorch.simple_vit_with_sparse_gating`, `SimpleViTWithSparseGating`
+- Universal Transformers, as a looped ViT (arXiv:1807.03819): `vit_pytorch.looped_vit`, `LoopedViT`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
 

@@ -21,6 +21,7 @@ from vit_pytorch.weights import init_empty_weights
 MODEL = "model"
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
+    "looped_vit": "LoopedViT",
     "max_vit_with_registers": "RegisterMaxViT",
     "memory_vit": "MemoryViT",
     "rvt": "RvT",

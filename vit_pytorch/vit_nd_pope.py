@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import pi
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,11 @@ class PolarViTND(RotaryViTND):
         for block in self.blocks:
             tokens = block(tokens, inputs)
         return self.norm(tokens)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort parameters by depth, as timm's tools read them."""
+        groups = super().group_matcher(coarse)
+        return {**groups, "stem": groups["stem"] + r"|^phase$"}
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
         """Return the extra inputs of each block: rotations of queries and of keys, and which patches each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import group_parameters
 from torch import Tensor
 
 from tests.papers.golden import read_golden
@@ -17,6 +19,11 @@ from vit_pytorch import load_pretrained
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import UNNAMED, load_model
 from vit_pytorch.layers.attention import BlockInputs, ExplicitAttention
+from vit_pytorch.looped_vit import (
+    adaptive_exit_targets,
+    deep_supervision_loss,
+    deep_supervision_weights,
+)
 from vit_pytorch.max_vit import MaxViT as PlainMaxViT
 from vit_pytorch.pretrained import to_format
 
@@ -149,6 +156,7 @@ SYSTEMS = {
             "SimpleViTWithSparseGating",
             wrong=({"sparsity_loss_type": "l2"}, "one of l1, thresholded_l1; got 'l2'"),
         ),
+        system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -183,6 +191,21 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "looped_vit": {
+        "image_size": 256,
+        "patch_size": 16,
+        "num_classes": 1000,
+        "dim": 512,
+        "heads": 8,
+        "dim_head": 64,
+        "mlp_dim": 2048,
+        "pre_loop_depth": 6,
+        "num_looped_blocks": 5,
+        "post_loop_depth": 6,
+        "loop_depth": 4,
+        "deep_supervision_weighting": "final_mean",
+        "adaptive_loop": True,
+    },
     "simple_vit_with_sparse_gating": {**LARGE, "num_register_tokens": 4, "dim_mask": 4},
     "max_vit_with_registers": {
         "num_classes": 1000,
@@ -256,8 +279,11 @@ def test_saved_models_come_back(found: System, tmp_path: Path) -> None:
 
 @by_system
 def test_every_parameter_learns(found: System) -> None:
+    learns = {"looped_vit": {"return_exit_benefits": True}}
     model = randomise(found.build()).train()
-    model(found.inputs()).square().sum().backward()
+    output = model(found.inputs(), **learns.get(found.module, {}))
+    parts = output if isinstance(output, tuple) else (output,)
+    sum(part.square().sum() for part in parts).backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # Of what the last block computes, the class token alone is classified there.
     unused = {
@@ -496,3 +522,58 @@ def test_gates_cost_what_they_let_through() -> None:
     assert loss.item() == pytest.approx(sum(means) / 2 - 0.4, abs=1e-6)
     sums = randomise(found.build(sparsity_loss_type="l1"))(x, return_loss=True)[1]
     assert sums.item() == pytest.approx(sum(means) / 2, abs=1e-6)
+
+
+@torch.inference_mode()
+def test_loops_are_chosen_at_each_call() -> None:
+    found = SYSTEMS["looped_vit"]
+    model, x = randomise(found.build()), found.inputs()
+    logits, gains = model(x, return_all_logits=True, return_exit_benefits=True)
+    assert logits.shape == (3, 2, 5)
+    assert gains.shape == (2, 2)
+    for loops in (1, 2, 3):
+        assert difference(model(x, loop_depth=loops), logits[loops - 1]) < TOLERANCE
+    assert (logits[0] - logits[2]).abs().max() > 0.01
+    largest = [gain.max().item() for gain in gains]
+    stops = next((loop for loop, gain in enumerate(largest) if gain <= largest[1]), 2)
+    assert difference(model(x, adaptive_exit=True, exit_threshold=largest[1]), logits[stops]) < TOLERANCE
+    assert difference(model(x, adaptive_exit=True, exit_threshold=max(largest)), logits[0]) < TOLERANCE
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        model(x, loop_depth=1, adaptive_exit=True)
+    with pytest.raises(ValueError, match="adaptive_loop=True"):
+        found.build(adaptive_loop=False)(x, adaptive_exit=True)
+
+
+def test_losses_and_targets_of_loops() -> None:
+    logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[5.0, 0.0]]])
+    labels = torch.tensor([0])
+    losses = [math.log1p(math.exp(-margin)) for margin in (2.0, -1.0, 5.0)]
+    weights = {
+        "final": (0, 0, 1),
+        "exponential": (0.25, 0.5, 1),
+        "final_mean": (0.5, 0.5, 1),
+        (3.0, 0.0, 2.0): (3, 0, 2),
+    }
+    for weighting, each in weights.items():
+        want = sum(weight * loss for weight, loss in zip(each, losses, strict=True))
+        assert deep_supervision_loss(logits, labels, weighting).item() == pytest.approx(want, rel=1e-5)
+    targets = adaptive_exit_targets(logits, labels)
+    want = [max(0, losses[0] - losses[1], (losses[0] - losses[2]) / 2), max(0, losses[1] - losses[2])]
+    assert targets[:, 0].tolist() == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ValueError, match="each of 3 loops"):
+        deep_supervision_weights(3, (1.0, 2.0))
+
+
+@by_system
+def test_parameters_are_sorted_by_depth(found: System) -> None:
+    """By timm's tool: what embeds comes first, what classifies last, and each layer has a rate of its own."""
+    model = found.build()
+    groups = group_parameters(model, group_matcher=model.group_matcher())
+    first, last = groups[0], groups[max(groups)]
+    assert {name for name in first if name.startswith(("head.", "blocks.", "stages.", "norm."))} == set()
+    assert any(name.startswith(("patch_embed.", "stem.")) for name in first)
+    assert any(name.startswith("head.") for name in last)
+    late = {
+        name for name in last if name.startswith(("patch_embed.", "frequency_embed.", "phase", "prefix."))
+    }
+    assert late == set()

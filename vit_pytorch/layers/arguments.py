@@ -58,7 +58,7 @@ INTEGERS: Mapping[str, Range] = {
 }
 NUMBERS: Mapping[str, Range] = {
     r".*drop.*": Range(0, 1, "[)"),
-    r"layer_scale|(.*_)?std": Range(0, 1e3),
+    r"layer_scale|deep_supervision_weighting|exit_threshold|(.*_)?std": Range(0, 1e3),
     r"masking_ratio|mask_prob": Range(0, 1, "()"),
     r"sample_frac": Range(0, 1, "(]"),
     r".*_prob|(rope|pope)_p_zero_freqs|(.*_)?decay|alpha|kappa|region_weight": Range(0, 1),

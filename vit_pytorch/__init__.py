@@ -86,6 +86,14 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - An Image is Worth 16x16 Words, for arrays of one to seven axes (arXiv:2010.11929):
   `vit_pytorch.vit_nd`, `ViTND`
 - RoFormer, for arrays of one to seven axes (arXiv:2104.09864): `vit_pytorch.vit_nd_rotary`, `ViTND`
+- Polar Coordinate Positional Embeddings (arXiv:2509.10534): `vit_pytorch.vit_nd_pope`, `ViTND`
+- An Image is Worth 16x16 Words, pooling objects (arXiv:2010.11929): `vit_pytorch.vit_detpool`, `ViTDetPool`
+- Attention Residuals (arXiv:2603.15031): `vit_pytorch.simple_vit_attn_residual`, `SimpleViTAttnResidual`
+- MaxViT, with registers (arXiv:2204.01697): `vit_pytorch.max_vit_with_registers`, `MaxViT`
+- RoFormer, in a ViT with convolved queries (arXiv:2104.09864): `vit_pytorch.rvt`, `RvT`
+- Better plain ViT baselines, with gated attention (arXiv:2205.01580):
+  `vit_pytorch.simple_vit_with_sparse_gating`, `SimpleViTWithSparseGating`
+- Universal Transformers, as a looped ViT (arXiv:1807.03819): `vit_pytorch.looped_vit`, `LoopedViT`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
 
@@ -93,7 +101,8 @@ Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, ar
 (arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327),
 value residuals (arXiv:2410.17897), hyper-connections (arXiv:2409.19606).
 
-Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, to look inside:
+Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, for videos:
+`vit_pytorch.accept_video_wrapper`, `AcceptVideoWrapper`. Around any model, to look inside:
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
 """
 

@@ -21,14 +21,21 @@ from vit_pytorch.weights import CHECKSUM, init_empty_weights
 MODEL = "model"
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
+    "looped_vit": "LoopedViT",
+    "max_vit_with_registers": "RegisterMaxViT",
     "memory_vit": "MemoryViT",
+    "rvt": "RvT",
     "simple_uvit": "SimpleUViT",
+    "simple_vit_attn_residual": "AttentionResidualSimpleViT",
     "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",
     "simple_vit_with_fft": "FrequencySimpleViT",
     "simple_vit_with_hyper_connections": "HyperConnectionSimpleViT",
+    "simple_vit_with_sparse_gating": "SparseGatingSimpleViT",
     "simple_vit_with_specialized_cls": "SpecializedSimpleViT",
     "vit_5": "ViT5",
+    "vit_detpool": "DetPoolViT",
     "vit_nd": "ViTND",
+    "vit_nd_pope": "PolarViTND",
     "vit_nd_rotary": "RotaryViTND",
     "vit_with_keel_post_ln": "KeelViT",
     "simple_flash_attn_vit": "FlashSimpleViT",

@@ -12,6 +12,7 @@ are normed before and after their projection and attention has no biases.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,6 +79,11 @@ class FrequencySimpleViT(IsotropicModel):
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort parameters by depth, as timm's tools read them."""
+        groups = super().group_matcher(coarse)
+        return {**groups, "stem": groups["stem"] + r"|^frequency_embed\."}
 
     def embed(
         self, images: Float[Tensor, "b c h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True

@@ -69,7 +69,7 @@ class SpecializedSimpleViT(IsotropicModel):
             projections = [nn.Linear(dim, 3 * heads * dim_head, bias=False) for _ in range(2)]
             for linear in projections:
                 init_xavier(linear, parts=3)
-            block.attention.to_qkv = ByToken(*projections)
+            block.attention.to_qkv = ByToken(*projections)  # type: ignore[union-attr]
         self.norm = two_norms(dim)
         self.reset_classifier(num_classes)
 

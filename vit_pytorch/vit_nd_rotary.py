@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.attention import Attention, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.offsets import cells, crop_cells
 from vit_pytorch.layers.patches import warn_if_few
@@ -92,12 +92,13 @@ class RotaryViTND(IsotropicModel):
             dropout=dropout,
             qkv_bias=False,
         )
-        for block in self.blocks:
-            block.attention.position = RotaryPositions()
+        for part in self.blocks.modules():
+            if isinstance(part, Attention):
+                part.position = RotaryPositions()
         self.norm = nn.LayerNorm(dim)
         self.reset_classifier(num_classes)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, images: Float[Tensor, "b c *size"], return_embed: bool = False
     ) -> Float[Tensor, "b k"] | Float[Tensor, "b *grid d"]:
         """Compute logits, or the pooled embedding if `num_classes` is 0.

@@ -72,7 +72,9 @@ class KeelViT(IsotropicModel):
             block=partial(KeelBlock, residual_scale=scale),
         )
         # The first layer of all is an ordinary one.
-        self.blocks[0].post_norm1 = None
+        first = self.blocks[0]
+        assert isinstance(first, KeelBlock)
+        first.post_norm1 = None
         self.reset_classifier(num_classes)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

@@ -22,7 +22,7 @@ MACHINERY = {
     "create",
     "cli",
 }
-WRAPPERS = {"recorder", "extractor", "efficient"}
+WRAPPERS = {"accept_video_wrapper", "recorder", "extractor", "efficient"}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ DEEPER = {
     **{
         f"vit_pytorch.{module}.{UNNAMED[module]}": "a ViT with an option, under a signature of its own"
         for module in (
+            "max_vit_with_registers",
             "simple_flash_attn_vit",
             "simple_flash_attn_vit_3d",
             "simple_uvit",
@@ -53,6 +54,7 @@ DEEPER = {
             "simple_vit_with_register_tokens",
             "simple_vit_with_value_residual",
             "vit_5",
+            "vit_nd_pope",
             "vit_with_patch_dropout",
         )
     },

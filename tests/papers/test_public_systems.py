@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import group_parameters
 from torch import Tensor
 
 from tests.papers.golden import read_golden
@@ -16,7 +18,13 @@ from tests.papers.reference import TOLERANCE, difference, randomise
 from vit_pytorch import load_pretrained
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import UNNAMED, load_model
-from vit_pytorch.layers.attention import ExplicitAttention
+from vit_pytorch.layers.attention import BlockInputs, ExplicitAttention
+from vit_pytorch.looped_vit import (
+    adaptive_exit_targets,
+    deep_supervision_loss,
+    deep_supervision_weights,
+)
+from vit_pytorch.max_vit import MaxViT as PlainMaxViT
 from vit_pytorch.pretrained import to_format
 
 SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
@@ -113,6 +121,42 @@ SYSTEMS = {
             shape=(3, 2, 4, 4, 8),
             wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
         ),
+        system(
+            "vit_nd_pope",
+            "ViTND",
+            shape=(3, 2, 4, 4, 8),
+            wrong=({"pope_p_zero_freqs": 1.5}, "pope_p_zero_freqs"),
+        ),
+        system("vit_detpool", "ViTDetPool", wrong=({"use_cls_token": 1}, "must be True or False")),
+        system("simple_vit_attn_residual", "SimpleViTAttnResidual", golden=(), config=IMAGES),
+        system(
+            "rvt",
+            "RvT",
+            shape=(3, 32, 32),
+            golden=("public_rvt", "public_rvt_plain"),
+            wrong=({"dim_head": 3}, "at least 4"),
+        ),
+        system(
+            "max_vit_with_registers",
+            "MaxViT",
+            shape=(3, 32, 32),
+            golden=(),
+            config={
+                "num_classes": 5,
+                "dim": 16,
+                "depth": (1, 1),
+                "dim_head": 8,
+                "window_size": 2,
+                "dropout": 0.0,
+            },
+            wrong=({"num_register_tokens": 0}, "num_register_tokens must be"),
+        ),
+        system(
+            "simple_vit_with_sparse_gating",
+            "SimpleViTWithSparseGating",
+            wrong=({"sparsity_loss_type": "l2"}, "one of l1, thresholded_l1; got 'l2'"),
+        ),
+        system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
@@ -147,6 +191,35 @@ DOCUMENTED = {
     "simple_vit_with_value_residual": {**LARGE, "patch_size": 8, "heads": 8},
     "simple_vit_1d": {**LARGE, "seq_len": 256, "patch_size": 8, "image_size": None},
     "simple_flash_attn_vit": LARGE,
+    "looped_vit": {
+        "image_size": 256,
+        "patch_size": 16,
+        "num_classes": 1000,
+        "dim": 512,
+        "heads": 8,
+        "dim_head": 64,
+        "mlp_dim": 2048,
+        "pre_loop_depth": 6,
+        "num_looped_blocks": 5,
+        "post_loop_depth": 6,
+        "loop_depth": 4,
+        "deep_supervision_weighting": "final_mean",
+        "adaptive_loop": True,
+    },
+    "simple_vit_with_sparse_gating": {**LARGE, "num_register_tokens": 4, "dim_mask": 4},
+    "max_vit_with_registers": {
+        "num_classes": 1000,
+        "dim": 64,
+        "dim_conv_stem": 64,
+        "dim_head": 32,
+        "depth": (2, 2, 5, 2),
+        "window_size": 7,
+        "num_register_tokens": 4,
+    },
+    "rvt": {**LARGE, **DROPOUTS},
+    "simple_vit_attn_residual": LARGE,
+    "vit_detpool": {**LARGE, **DROPOUTS},
+    "vit_nd_pope": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
     "simple_vit_with_specialized_cls": LARGE,
     "vit_nd": {**ARRAY, "ndim": 4, "input_shape": (8, 16, 32, 64), "patch_size": (2, 4, 4, 8)},
     "vit_nd_rotary": {**ARRAY, "ndim": 5, "input_shape": (4, 8, 16, 32, 64), "patch_size": (2, 2, 4, 4, 8)},
@@ -176,7 +249,9 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
         output = torch.nn.functional.layer_norm(pooled, pooled.shape[1:], *norm)
     else:
         report = load_pretrained(model, state, strict=True, grid="model")
-        assert [key for key in report.dropped if not key.endswith(".freqs")] == []
+        # What is computed here, and what is there twice.
+        computed = (".freqs", "pos_emb.scales", "polar_emb.learned_bias")
+        assert [key for key in report.dropped if not key.endswith(computed)] == []
         state = {key: value for key, value in state.items() if key not in report.dropped}
         output = model(golden["input"])
         written = to_format(model, report.format)
@@ -199,15 +274,22 @@ def test_saved_models_come_back(found: System, tmp_path: Path) -> None:
     assert again.config == model.config
     with torch.inference_mode():
         assert again(found.inputs()).equal(model(found.inputs()))
+    assert load_pretrained(found.build(), model.state_dict(), grid="model").format == "vit_pytorch"
 
 
 @by_system
 def test_every_parameter_learns(found: System) -> None:
+    learns = {"looped_vit": {"return_exit_benefits": True}}
     model = randomise(found.build()).train()
-    model(found.inputs()).square().sum().backward()
+    output = model(found.inputs(), **learns.get(found.module, {}))
+    parts = output if isinstance(output, tuple) else (output,)
+    sum(part.square().sum() for part in parts).backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # Of what the last block computes, the class token alone is classified there.
-    unused = {"simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches.")}
+    unused = {
+        "simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches."),
+        "rvt": ("blocks.2.attention.conv.", "blocks.2.attention.to_q."),
+    }
     assert [name for name in still if not name.startswith(unused.get(found.module, ()))] == []
 
 
@@ -291,7 +373,7 @@ def test_registers_turn_as_cells_of_a_grid_of_their_own() -> None:
     torch.testing.assert_close(angles, want)
 
 
-@pytest.mark.parametrize("module", ["vit_nd", "vit_nd_rotary"])
+@pytest.mark.parametrize("module", ["vit_nd", "vit_nd_rotary", "vit_nd_pope"])
 @torch.inference_mode()
 def test_patches_know_nothing_of_what_comes_after_them(module: str) -> None:
     found = SYSTEMS[module]
@@ -317,3 +399,181 @@ def test_rotary_patches_know_only_how_far_apart_they_are() -> None:
     turned = rotation[:, :, :, :, 1:] * rotation[:, :, :, :, :-1].conj()
     torch.testing.assert_close(turned, turned[:, :1, :1, :1, :1].expand_as(turned))
     assert turned.angle().abs().min() > 1e-3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("class_token", [True, False])
+def test_what_is_outside_the_object_does_not_count(class_token: bool) -> None:
+    found = SYSTEMS["vit_detpool"]
+    model, x = randomise(found.build(use_cls_token=class_token)), found.inputs()
+    mask = torch.zeros(2, 24, 32, dtype=torch.bool)
+    mask[:, 5:9, 9:20] = True
+    patches = torch.zeros(2, 6, 8, dtype=torch.bool)
+    patches[:, 1:3, 2:5] = True
+    changed = torch.where(patches.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None], x, -x)
+    logits = model(x, mask)
+    assert difference(model(changed, object_mask=mask), logits) < TOLERANCE
+    assert difference(model(x, patches), logits) < TOLERANCE
+    assert (model(x) - logits).abs().max() > 0.01
+    assert difference(model(x, torch.ones_like(mask)), model(x)) < TOLERANCE
+    model.mask_generator = torch.nn.Module()
+    model.mask_generator.forward = lambda images: mask
+    assert model(x).equal(logits)
+    with pytest.raises(ValueError, match="an empty one"):
+        model(x, torch.zeros_like(mask))
+    with pytest.raises(ValueError, match=r"got shape \(2, 5\)"):
+        model(x, mask[:, 0, :5])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("learned_query", [True, False])
+def test_layers_read_means_of_all_layers_before_them(learned_query: bool) -> None:
+    found = SYSTEMS["simple_vit_attn_residual"]
+    model, x = randomise(found.build(learned_query=learned_query)), found.inputs()
+
+    def read(reader: torch.nn.Module, layers: list[Tensor]) -> Tensor:
+        keys = [h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * reader.norm.weight for h in layers]
+        query = reader.to_score.weight[0] if learned_query else keys[-1] @ reader.to_query.weight.T
+        shares = torch.stack([(key * query).sum(-1) for key in keys]).softmax(dim=0)
+        return sum(share[..., None] * h for share, h in zip(shares, layers, strict=True))
+
+    layers = [model.embed(x)]
+    for block in model.blocks:
+        layers.append(block.attention(block.norm1(read(block.read1, layers) if block.read1 else layers[-1])))
+        layers.append(block.feedforward(block.norm2(read(block.read2, layers))))
+    logits = model.head(model.norm(read(model.read, layers)).mean(dim=1))
+    found_logits, history = model(x, return_history=True)
+    assert difference(found_logits, logits) < TOLERANCE
+    assert len(history) == 7
+    again, longer = model(x, history=history, return_history=True)
+    assert len(longer) == 14
+    assert (again - logits).abs().max() > 1e-3
+
+
+def test_layers_start_by_reading_evenly() -> None:
+    found = SYSTEMS["simple_vit_attn_residual"]
+    layers = torch.randn(2, 5, 4, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.build().read(layers), layers.mean(dim=2))
+
+
+@torch.inference_mode()
+def test_registers_that_nobody_sees_change_nothing() -> None:
+    found = SYSTEMS["max_vit_with_registers"]
+    model = randomise(found.build())
+    plain = PlainMaxViT(**found.config).eval()
+    parts = {
+        ".window.attention.attention.": ".window.attention.",
+        ".grid.attention.attention.": ".grid.attention.",
+    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        ours = name.replace(".block.", ".")
+        for theirs, mine in parts.items():
+            ours = ours.replace(mine, theirs)
+        state[ours.replace("attention.attention.position.bias.patches.", "attention.bias.")] = tensor
+    state = {name: state[name] for name in plain.state_dict()}
+    plain.load_state_dict(state)
+    x = found.inputs()
+    seen, want = model(x), plain(x)
+    for name, parameter in model.named_parameters():
+        if name.endswith("position.bias.prefix"):
+            # What patches add to the scores of prefix tokens.
+            parameter[1] = -1e9
+    assert difference(model(x), want) < TOLERANCE
+    assert (seen - want).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_registers_bring_what_is_in_all_windows_to_each_grid() -> None:
+    """Cells of one grid change with cells of another one, which they do not see."""
+    block = randomise(SYSTEMS["max_vit_with_registers"].build()).stages[0].blocks[0]
+    x = torch.randn(1, 8, 8, 16, generator=torch.Generator().manual_seed(0))
+    registers = block.registers
+    other = x.clone()
+    other[:, 1, 1] = -other[:, 1, 1]
+    _, means = block.window(x, registers)
+    _, changed = block.window(other, registers)
+    assert (means - changed).abs().max() > 1e-3
+    groups = block.window.partition.split(x)
+    tokens = block.window.block(
+        torch.cat([registers.expand(16, -1, -1), groups], dim=1), BlockInputs(num_prefix_tokens=4)
+    )
+    torch.testing.assert_close(means, tokens[:, :4].mean(dim=0, keepdim=True))
+
+
+@torch.inference_mode()
+def test_gates_cost_what_they_let_through() -> None:
+    found = SYSTEMS["simple_vit_with_sparse_gating"]
+    model, x = randomise(found.build(sparsity_threshold=0.4)), found.inputs()
+    tokens, opened = model.embed(x), []
+    for block in model.blocks:
+        q, k = (
+            part.unflatten(-1, (2, 4)) for part in block.attention.to_gates(block.norm1(tokens)).chunk(2, -1)
+        )
+        for image in range(2):
+            for head in range(2):
+                scores = q[image, :, head] @ k[image, 4:, head].T / 2
+                opened.append((image, torch.sigmoid(scores).mean().item()))
+        tokens = block(tokens)
+    means = [sum(p for i, p in opened if i == image) / 6 for image in range(2)]
+    logits, loss = model(x, return_loss=True)
+    assert logits.equal(model(x))
+    assert min(means) > 0.4
+    assert loss.item() == pytest.approx(sum(means) / 2 - 0.4, abs=1e-6)
+    sums = randomise(found.build(sparsity_loss_type="l1"))(x, return_loss=True)[1]
+    assert sums.item() == pytest.approx(sum(means) / 2, abs=1e-6)
+
+
+@torch.inference_mode()
+def test_loops_are_chosen_at_each_call() -> None:
+    found = SYSTEMS["looped_vit"]
+    model, x = randomise(found.build()), found.inputs()
+    logits, gains = model(x, return_all_logits=True, return_exit_benefits=True)
+    assert logits.shape == (3, 2, 5)
+    assert gains.shape == (2, 2)
+    for loops in (1, 2, 3):
+        assert difference(model(x, loop_depth=loops), logits[loops - 1]) < TOLERANCE
+    assert (logits[0] - logits[2]).abs().max() > 0.01
+    largest = [gain.max().item() for gain in gains]
+    stops = next((loop for loop, gain in enumerate(largest) if gain <= largest[1]), 2)
+    assert difference(model(x, adaptive_exit=True, exit_threshold=largest[1]), logits[stops]) < TOLERANCE
+    assert difference(model(x, adaptive_exit=True, exit_threshold=max(largest)), logits[0]) < TOLERANCE
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        model(x, loop_depth=1, adaptive_exit=True)
+    with pytest.raises(ValueError, match="adaptive_loop=True"):
+        found.build(adaptive_loop=False)(x, adaptive_exit=True)
+
+
+def test_losses_and_targets_of_loops() -> None:
+    logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[5.0, 0.0]]])
+    labels = torch.tensor([0])
+    losses = [math.log1p(math.exp(-margin)) for margin in (2.0, -1.0, 5.0)]
+    weights = {
+        "final": (0, 0, 1),
+        "exponential": (0.25, 0.5, 1),
+        "final_mean": (0.5, 0.5, 1),
+        (3.0, 0.0, 2.0): (3, 0, 2),
+    }
+    for weighting, each in weights.items():
+        want = sum(weight * loss for weight, loss in zip(each, losses, strict=True))
+        assert deep_supervision_loss(logits, labels, weighting).item() == pytest.approx(want, rel=1e-5)
+    targets = adaptive_exit_targets(logits, labels)
+    want = [max(0, losses[0] - losses[1], (losses[0] - losses[2]) / 2), max(0, losses[1] - losses[2])]
+    assert targets[:, 0].tolist() == pytest.approx(want, rel=1e-5)
+    with pytest.raises(ValueError, match="each of 3 loops"):
+        deep_supervision_weights(3, (1.0, 2.0))
+
+
+@by_system
+def test_parameters_are_sorted_by_depth(found: System) -> None:
+    """By timm's tool: what embeds comes first, what classifies last, and each layer has a rate of its own."""
+    model = found.build()
+    groups = group_parameters(model, group_matcher=model.group_matcher())
+    first, last = groups[0], groups[max(groups)]
+    assert {name for name in first if name.startswith(("head.", "blocks.", "stages.", "norm."))} == set()
+    assert any(name.startswith(("patch_embed.", "stem.")) for name in first)
+    assert any(name.startswith("head.") for name in last)
+    late = {
+        name for name in last if name.startswith(("patch_embed.", "frequency_embed.", "phase", "prefix."))
+    }
+    assert late == set()

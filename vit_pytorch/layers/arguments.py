@@ -49,7 +49,7 @@ class Range:
 # Largest sizes are far above any model's, and small enough that building one ends.
 INTEGERS: Mapping[str, Range] = {
     r"num_classes": Range(0, 2**24),
-    r"causal_dims": Range(0, 1024),
+    r"causal_dims|output_pos_add_pos_emb": Range(0, 1024),
     r"num_registers|num_memories_per_layer|num_local_crops|freeze_last_layer|(.*_)?padding": Range(0, 2**16),
     r"ats_layers|patch_merge_layer|reattn_layers|value_residual|cls_depth|vit_layer_indices": Range(0, 1024),
     r"seq_len|max_tokens.*": Range(1, 2**24),
@@ -58,10 +58,10 @@ INTEGERS: Mapping[str, Range] = {
 }
 NUMBERS: Mapping[str, Range] = {
     r".*drop.*": Range(0, 1, "[)"),
-    r"layer_scale|(.*_)?std": Range(0, 1e3),
+    r"layer_scale|deep_supervision_weighting|exit_threshold|(.*_)?std": Range(0, 1e3),
     r"masking_ratio|mask_prob": Range(0, 1, "()"),
     r"sample_frac": Range(0, 1, "(]"),
-    r".*_prob|rope_p_zero_freqs|(.*_)?decay|alpha|kappa|region_weight": Range(0, 1),
+    r".*_prob|(rope|pope)_p_zero_freqs|(.*_)?decay|alpha|kappa|region_weight": Range(0, 1),
     r"mean": Range(-1e6, 1e6),
     r".*": Range(0, 1e6, "(]"),
 }

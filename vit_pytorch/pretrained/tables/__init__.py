@@ -58,6 +58,13 @@ TABLES = {
     "SpecializedSimpleViT": "simple_vit_with_specialized_cls",
     "ViTND": "vit_nd",
     "RotaryViTND": "vit_nd_rotary",
+    "RvT": "rvt",
+    "LoopedViT": "looped_vit",
+    "SparseGatingSimpleViT": "simple_vit_with_sparse_gating",
+    "AttentionResidualSimpleViT": "simple_vit_attn_residual",
+    "RegisterMaxViT": "max_vit_with_registers",
+    "PolarViTND": "vit_nd_pope",
+    "DetPoolViT": "vit_detpool",
 }
 
 

@@ -19,19 +19,29 @@ _PATCHES = (
 PUBLIC = replace(PUBLIC_VIT, name="vit-pytorch ViT of n axes", rules=(*_PATCHES, *PUBLIC_VIT.rules))
 
 
+def concat_qk_v(parts: Sequence[Tensor], attention: Any) -> Tensor:
+    """Return one projection from that of queries and keys and that of values."""
+    return torch.cat(list(parts))
+
+
+def split_qk_v(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
+    """Return the projection of queries and keys, and that of values; the inverse of `concat_qk_v`."""
+    q, k, v = tensor.chunk(3)
+    return torch.cat([q, k]), v
+
+
 def _read(parts: Sequence[Tensor], attention: Any) -> Tensor:
     """Put the channels of a pair, which are half a head apart there, beside each other."""
     qk = parts[0].unflatten(0, (2, attention.heads, 2, -1)).transpose(2, 3).flatten(0, 3)
-    return torch.cat([qk, parts[1]])
+    return concat_qk_v([qk, parts[1]], attention)
 
 
 def _write(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
-    q, k, v = tensor.chunk(3)
-    qk = torch.cat([q, k]).unflatten(0, (2, attention.heads, -1, 2)).transpose(2, 3).flatten(0, 3)
-    return qk, v
+    qk, v = split_qk_v(tensor, attention)
+    return qk.unflatten(0, (2, attention.heads, -1, 2)).transpose(2, 3).flatten(0, 3), v
 
 
-_ATTENTION = "transformer.layers.{i}.0"
+ATTENTION = "transformer.layers.{i}.0"
 PUBLIC_ROTARY = replace(
     PUBLIC,
     name="vit-pytorch rotary ViT of n axes",
@@ -39,7 +49,7 @@ PUBLIC_ROTARY = replace(
     rules=(
         Rule(
             f"{QKV}.weight",
-            (f"{_ATTENTION}.to_qk.weight", f"{_ATTENTION}.to_v.weight"),
+            (f"{ATTENTION}.to_qk.weight", f"{ATTENTION}.to_v.weight"),
             Transform(_read, _write),
         ),
         *PUBLIC.rules,

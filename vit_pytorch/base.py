@@ -57,7 +57,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
@@ -66,7 +66,6 @@ from jaxtyping import Float
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.fx import Proxy
-from typing_extensions import Self
 
 from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.layers.attention import jit_is_tracing
@@ -88,6 +87,7 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 # what a configuration holds beside the constructor's arguments
 CONFIG_KEYS = ("architecture", "default_cfg", CHECKSUM)
+Model = TypeVar("Model", bound="VisionModel")
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
@@ -137,7 +137,7 @@ class VisionModel(
     default_cfg: dict[str, Any]
     load_report: Any = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls: type[Model], *args: Any, **kwargs: Any) -> Model:
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
         if not hasattr(cls.__init__, "__wrapped__"):
             check_arguments(cls.__init__, *args, **kwargs)

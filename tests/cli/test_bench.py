@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_pytorch.cli import main
+from vit_pytorch.cli import Status, main
 
 FAST = ["--rounds=2", "--threads=1", "--batch=1"]
 
@@ -56,10 +56,10 @@ def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["levit_128s", "--form=onyx"], 2, "--form takes eager, compile, onnx"),
-        (["levit_128s", "--precision=int8"], 2, "--precision takes fp32, bf16, fp16, got int8"),
-        (["levit_128s", "--batch=0"], 2, "must be at least 1, got 0"),
-        (["levit_129"], 1, "no model is named 'levit_129'"),
+        (["levit_128s", "--form=onyx"], Status.USAGE, "--form takes eager, compile, onnx"),
+        (["levit_128s", "--precision=int8"], Status.USAGE, "--precision takes fp32, bf16, fp16, got int8"),
+        (["levit_128s", "--batch=0"], Status.USAGE, "must be at least 1, got 0"),
+        (["levit_129"], Status.MODEL, "no model is named 'levit_129'"),
     ],
 )
 def test_wrong_options(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TINY, train
-from vit_pytorch.cli import main
+from vit_pytorch.cli import Status, main
 
 
 def test_a_run_is_verified_on_its_validation_images(
@@ -67,13 +67,13 @@ def test_images_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--format=onyx"], 1, "format must be one of onnx"),
-        (["--format=coreml"], 1, "coremltools"),
-        (["--format=pt2", "--calibrate=x"], 2, "--calibrate is for --precision int8"),
-        (["--format=pt2", "--images=0"], 1, "images must be at least 1, got 0"),
-        (["--format=pt2", "--precision=fp8"], 2, "precision"),
-        (["--format=pt2", "--verify=nowhere"], 1, "nowhere"),
-        (["--format=onnx"], 1, "a file of format onnx is called"),
+        (["--format=onyx"], Status.USAGE, "format must be one of onnx"),
+        (["--format=coreml"], Status.USAGE, "coremltools"),
+        (["--format=pt2", "--calibrate=x"], Status.USAGE, "--calibrate is for --precision int8"),
+        (["--format=pt2", "--images=0"], Status.USAGE, "images must be at least 1, got 0"),
+        (["--format=pt2", "--precision=fp8"], Status.USAGE, "precision"),
+        (["--format=pt2", "--verify=nowhere"], Status.DATA, "nowhere"),
+        (["--format=onnx"], Status.USAGE, "a file of format onnx is called"),
     ],
 )
 def test_wrong_options(

@@ -297,7 +297,7 @@ def test_missing_packages_are_named():
     absent = Format(
         ".x", lambda job, file: {}, lambda file, precision: torch.nn.Identity(), ("fp32",), ("no_such",)
     )
-    with pytest.raises(ExportError, match=r"needs no_such: pip install 'vit-pytorch\[export\]'"):
+    with pytest.raises(ExportError, match=r"needs no_such: pip install -e '.\[export\]'"):
         absent.check("x", "fp32")
 
 

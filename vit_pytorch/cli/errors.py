@@ -16,6 +16,7 @@ BY_TYPE = {
     "LoadingError": Status.DATA,
     "CheckpointError": Status.RUN,
     "NonFiniteError": Status.NOT_FINITE,
+    "RefusedError": Status.MODEL,
     "FileExistsError": Status.RUN,
     "BlockingIOError": Status.RUN,
     "MemoryError": Status.RESOURCES,
@@ -34,6 +35,7 @@ BY_PART = {
     "training.distillation": Status.MODEL,
     "training": Status.USAGE,
     "analysis": Status.USAGE,
+    "export": Status.USAGE,
     "cli": Status.USAGE,
     "": Status.MODEL,
 }

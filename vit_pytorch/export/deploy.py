@@ -25,6 +25,7 @@ from vit_pytorch.export.job import (
     Output,
     Precision,
     Quantization,
+    RefusedError,
     Runtime,
 )
 from vit_pytorch.export.samples import Samples, normalized_batches
@@ -132,7 +133,7 @@ def export_model(
         try:
             check(found, precision, noise=samples.are_random)
         except ExportError as error:
-            raise ExportError(f"{format} in {precision} is refused: {error}; {HINTS[precision]}") from error
+            raise RefusedError(f"{format} in {precision} is refused: {error}; {HINTS[precision]}") from error
         files = sorted(Path(folder).iterdir())
         report = {
             "file": file.name,

@@ -25,7 +25,11 @@ MAX_BATCH = 4096
 
 
 class ExportError(ValueError):
-    """A model cannot be exported as asked for, or its export does not decide as the model does."""
+    """A model cannot be exported as asked for."""
+
+
+class RefusedError(ExportError):
+    """An export does not decide as the model does."""
 
 
 class ExportGraph(nn.Module):

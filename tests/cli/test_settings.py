@@ -198,3 +198,24 @@ def test_values_out_of_range(option: str, message: str, capsys: pytest.CaptureFi
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "the nearest one is 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 1\nepochs: 2\n", "'epochs' stands twice"),
+        ("optimizer: {lr: 0.1, lr: 0.2}\n", "'lr' stands twice"),
+        ("optimizer: {lr: .inf}\n", "optimizer.lr must be a finite number, got inf"),
+        ("augmentation: {mixup: .nan}\n", "augmentation.mixup must be a finite number, got nan"),
+        ("label_smoothing: 1.0\n", "label_smoothing must be in [0, 1), got 1.0"),
+        ("ema: 1.0\n", "ema must be in [0, 1), got 1.0"),
+    ],
+)
+def test_settings_that_mean_nothing(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert main(["train", "--config", str(file), "--output", str(tmp_path / "run")]) == Status.USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

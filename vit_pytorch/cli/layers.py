@@ -83,18 +83,32 @@ def without_option(arguments: Sequence[str], option: str) -> list[str]:
     return kept
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which no key of a mapping stands twice: the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            where = node.start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", where)
+        return super().construct_mapping(node, deep)
+
+
 def read_layer(path: str | Path) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
-        UsageError: Where it is missing, is not YAML, or holds no mapping.
+        UsageError: Where it is missing, is not YAML, holds no mapping, or a key stands twice.
     """
     try:
-        layer = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        layer = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the configuration {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"the configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(
+            f"the configuration {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(layer, dict):
         raise UsageError(
             f"the configuration {path} must be a mapping of settings, got {type(layer).__name__}"

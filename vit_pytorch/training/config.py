@@ -1,5 +1,6 @@
 """What defines a training run: one typed description, the same on the command line and in files."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -209,6 +210,9 @@ class RunConfig:
     profile: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in _numbers(asdict(self)):
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "devices": 1, "num_nodes": 1, "profile": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
@@ -279,6 +283,10 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
 
@@ -324,6 +332,18 @@ def check_resumable(config: RunConfig, path: Path) -> None:
             f"a run goes on as it began: {'; '.join(changed)}. What may be changed when it is resumed is "
             f"{', '.join(may_differ)}; for anything else start a new run"
         )
+
+
+def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Name the numbers among settings."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from _numbers(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _numbers(value, name)
+    elif isinstance(settings, float):
+        yield name, settings
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

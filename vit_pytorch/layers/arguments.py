@@ -65,6 +65,8 @@ NUMBERS: Mapping[str, Range] = {
     r"mean": Range(-1e6, 1e6),
     r".*": Range(0, 1e6, "(]"),
 }
+# sequences of what a model may have none of
+MAY_BE_EMPTY = ("ats_layers", "causal_dims")
 NAMED: dict[Any, str] = {str: "string", abc.Mapping: "mapping", abc.Callable: "function"}
 
 
@@ -97,7 +99,7 @@ def expected(name: str, hint: Any) -> Expected | None:
         text = f"one of {', '.join(map(str, members))}"
         return Expected(text, text, lambda value: value in members)
     if origin is Sequence:
-        return sequence(expected(name, members[0]))
+        return sequence(expected(name, members[0]), least=0 if name in MAY_BE_EMPTY else 1)
     if hint is bool:
         return Expected("True or False", "booleans", lambda value: isinstance(value, bool))
     if hint is int:
@@ -130,13 +132,13 @@ def join_words(words: Sequence[str]) -> str:
     return " or ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
 
 
-def sequence(each: Expected | None) -> Expected | None:
-    """Return what is expected of a sequence of something, which is not empty."""
+def sequence(each: Expected | None, *, least: int) -> Expected | None:
+    """Return what is expected of a sequence of at least so many of something."""
     if each is None:
         return None
 
     def fits(value: Any) -> bool:
-        return isinstance(value, (list, tuple, range)) and len(value) > 0 and all(map(each.fits, value))
+        return isinstance(value, (list, tuple, range)) and len(value) >= least and all(map(each.fits, value))
 
     return Expected(f"a sequence of {each.several}", f"sequences of {each.several}", fits)
 

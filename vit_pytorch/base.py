@@ -339,7 +339,11 @@ class VisionModel(
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
-        return {name for name, _ in self.named_parameters() if re.search(self.undecayed, name)}
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim > 1 and re.search(self.undecayed, name)
+        }
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

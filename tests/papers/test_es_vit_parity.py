@@ -169,7 +169,7 @@ def test_weights_of_views_and_regions():
         for weight in (0.0, 1.0, 0.25)
     )
     torch.testing.assert_close(both, 0.75 * views + 0.25 * regions)
-    with pytest.raises(ValueError, match="weight of the regions"):
+    with pytest.raises(ValueError, match=r"region_weight must be a number in .*, got 1.5"):
         EsViTLoss(8, region_weight=1.5)
 
 

@@ -109,7 +109,7 @@ def test_overrides_and_unknown_names() -> None:
         create_noise_predictor("uvit")
 
 
-@pytest.mark.parametrize(("depth", "blocks"), [(0, 1), (1, 1), (4, 5), (5, 5), (6, 7)])
+@pytest.mark.parametrize(("depth", "blocks"), [(1, 1), (4, 5), (5, 5), (6, 7)])
 def test_one_block_stands_in_the_middle(depth: int, blocks: int) -> None:
     model = UViT(**SMALL, depth=depth)
     kinds = [type(block) for block in model.blocks]

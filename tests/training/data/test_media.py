@@ -217,5 +217,5 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, films: Path, 
         ("volumes", lambda: open_data(f"nifti:{scans}").train[0]),
     ]
     for extra, read in find:
-        with pytest.raises(ImportError, match=rf"pip install 'vit-pytorch\[{extra}\]'"):
+        with pytest.raises(ImportError, match=rf"pip install 'proven-vit\[{extra}\]'"):
             read()

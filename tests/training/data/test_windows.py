@@ -231,7 +231,7 @@ def test_garbage_is_no_targa(tmp_path: Path) -> None:
 def test_heic_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"\0\0\0\x18ftypheic" + bytes(64)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImportError, match=r"HEIC images need pillow-heif: pip install 'vit-pytorch\[heic\]'"):
+    with pytest.raises(ImportError, match=r"HEIC images need pillow-heif: pip install -e '.\[heic\]'"):
         decode_image(data)
     called: list[bool] = []
     library = types.ModuleType("pillow_heif")

@@ -121,7 +121,7 @@ class OrthogonalBlock(Block):
 
 
 class OrthogonalSum(nn.Module):
-    """What of a branch's output is added to its input: f - x (f x) / |x|^2."""
+    """What of a branch's output is added to its input: `f - x (f x) / (x x)`."""
 
     def __init__(self, dim: int, update: OrthogonalUpdate) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention,
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.norm import HeadRMSNorm, ZeroCenteredLayerNorm
+from vit_pytorch.layers.norm import HeadNorm, ZeroCenteredLayerNorm
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import (
     ConvolutionalStem,
@@ -81,7 +81,7 @@ class ViT(IsotropicModel):
             "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`); or one of each, as
             "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
-        qk_norm: apply LayerNorm to queries and keys, per head; "rms" for `HeadRMSNorm`.
+        qk_norm: apply LayerNorm to queries and keys, per head; "rms" for `HeadNorm`.
         qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them
@@ -159,7 +159,7 @@ class ViT(IsotropicModel):
         streams = read_hyper_connections(hyper_connections)
         class_token = class_token or pool in ("cls", "cls+mean")
         make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else self.layer_norm, eps=norm_eps)
-        make_qk_norm = partial(HeadRMSNorm, heads=heads) if qk_norm == "rms" else make_norm
+        make_qk_norm = partial(HeadNorm, heads) if qk_norm == "rms" else make_norm
 
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vit_pytorch.layers.attention import BlockInputs, FusedAttention
+from vit_pytorch.layers.norm import HeadNorm
 from vit_pytorch.layers.packing import (
-    HeadNorm,
     PackedAttention,
     Packing,
     attend_varlen,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import vit_pytorch
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
-from vit_pytorch.cli.tables import table
+from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.export.bench_worker import COMPILE, EAGER, PRECISIONS, Subject
 from vit_pytorch.export.formats import FORMATS, find_format
 from vit_pytorch.export.timing import Cell, Worker, ratio, spread, time_in_turn
@@ -88,9 +88,7 @@ def print_bench(
             rows += _measure(timed, Cell(chosen_mode, DTYPES[chosen_precision], size), rounds)
     left_out = list(dict.fromkeys(left_out))
     if as_json:
-        print(
-            json.dumps({"threads": threads, "rounds": rounds, "rows": rows, "left_out": left_out}, indent=2)
-        )
+        print_json({"threads": threads, "rounds": rounds, "rows": rows, "left_out": left_out})
         return
     print(table(HEADER, [_cells(row) for row in rows], right=range(4, len(HEADER))))
     for line in left_out:

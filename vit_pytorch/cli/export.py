@@ -1,6 +1,5 @@
 """`vit export`: a model as a file of another runtime, verified on images."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
+from vit_pytorch.cli.tables import print_json
 from vit_pytorch.cli.use import _check_classes, _data_config, _open, _record
 from vit_pytorch.create import create_model
 from vit_pytorch.export.deploy import export_model
@@ -124,7 +124,10 @@ def print_export(
         keep=tuple(name for name in keep.split(",") if name),
         batch_size=batch_size,
     )
-    print(json.dumps(report, indent=2) if as_json else _line(report, output))
+    if as_json:
+        print_json(report)
+    else:
+        print(_line(report, output))
 
 
 def _samples(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vit_pytorch.base import VisionModel
+from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
@@ -42,8 +43,6 @@ from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.saved import SavedClassifier, load_classifier
 
-# exit status of a prediction that could not read all files
-UNREADABLE = 3
 Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 
@@ -224,7 +223,7 @@ def print_predictions(
             print(line)
     if bad.count:
         print(f"vit: files that could not be read: {bad.count}, named above", file=sys.stderr)
-        raise SystemExit(UNREADABLE)
+        raise SystemExit(Status.DATA)
 
 
 class BadFiles:

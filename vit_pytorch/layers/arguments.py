@@ -1,8 +1,8 @@
 """Checks of constructors' arguments against their annotations, before anything is built.
 
-An argument's annotation says its type, its name the range of its numbers (`RANGES`): a part that counts,
-measures or scales has the same name in every model. What depends on several arguments is checked where it
-matters.
+An argument's annotation says its type, its name the range of its numbers (`INTEGERS`, `NUMBERS`): a part
+that counts, measures or scales has the same name in every model. What depends on several arguments is
+checked where it matters.
 """
 
 from __future__ import annotations

@@ -35,25 +35,20 @@ class ZeroCenteredLayerNorm(nn.Module):
         return f"{len(self.excess)}, eps={self.eps}"
 
 
-class HeadRMSNorm(nn.Module):
-    """Divide the vector of each head by its root mean square, then multiply it by gains of the head's own.
+class HeadNorm(nn.Module):
+    """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
 
-    B. Zhang, R. Sennrich 2019, arXiv:1910.07467, on queries and keys (b h n e).
+    B. Zhang, R. Sennrich 2019, arXiv:1910.07467.
 
     Args:
-        heads: number of heads.
+        eps: added to the mean square.
     """
 
-    def __init__(self, dim: int, *, heads: int, eps: float = 1e-6) -> None:
+    def __init__(self, heads: int, dim_head: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads, 1, dim))
+        self.weight = nn.Parameter(torch.ones(heads, 1, dim_head))
 
-    def forward(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
-        """Normalise every vector."""
-        return F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight
-
-    def extra_repr(self) -> str:
-        """Show the settings when printed."""
-        heads, _, dim = self.weight.shape
-        return f"{dim}, heads={heads}, eps={self.eps}"
+    def forward(self, x: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b h n e"]:
+        """Normalise the last axis."""
+        return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)

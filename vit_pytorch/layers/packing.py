@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
@@ -167,23 +166,6 @@ class QueryPool(nn.Module):
         k = self.k_norm(k.transpose(-3, -2)).transpose(-3, -2)
         pooled = self.to_out(pool_sequences(self.kernel, q.to(v.dtype), k.to(v.dtype), v, packing))
         return pooled + self.query[0] if self.residual else pooled
-
-
-class HeadNorm(nn.Module):
-    """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
-
-    Args:
-        eps: added to the mean square.
-    """
-
-    def __init__(self, heads: int, dim_head: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads, 1, dim_head))
-
-    def forward(self, x: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b h n e"]:
-        """Normalise the last axis."""
-        return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
 
 
 def pool_sequences(

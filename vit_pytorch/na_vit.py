@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import BlockInputs, FusedAttention
+from vit_pytorch.layers.attention import BlockInputs, FusedAttention, HeadNorm
 from vit_pytorch.layers.blocks import FeedForward, drop_path_rate, is_tracing
-from vit_pytorch.layers.norm import HeadNorm
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 from vit_pytorch.layers.packing import (
     PackedAttention,

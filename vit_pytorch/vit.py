@@ -22,11 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, Ids
+from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, HeadNorm, Ids
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.norm import HeadNorm, ZeroCenteredLayerNorm
+from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import (
     ConvolutionalStem,

@@ -5,8 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from vit_pytorch.layers.attention import BlockInputs, FusedAttention
-from vit_pytorch.layers.norm import HeadNorm
+from vit_pytorch.layers.attention import BlockInputs, FusedAttention, HeadNorm
 from vit_pytorch.layers.packing import (
     PackedAttention,
     Packing,

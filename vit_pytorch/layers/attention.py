@@ -100,6 +100,25 @@ class FusedAttention(nn.Module):
         return f"dropout={self.dropout}, scale={self.scale}"
 
 
+class HeadNorm(nn.Module):
+    """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
+
+    B. Zhang, R. Sennrich 2019, arXiv:1910.07467.
+
+    Args:
+        eps: added to the mean square.
+    """
+
+    def __init__(self, heads: int, dim_head: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads, 1, dim_head))
+
+    def forward(self, x: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b h n e"]:
+        """Normalise the last axis."""
+        return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+
+
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
     if not isinstance(q, Tensor) or jit_is_tracing():

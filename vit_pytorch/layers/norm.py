@@ -33,22 +33,3 @@ class ZeroCenteredLayerNorm(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings when printed."""
         return f"{len(self.excess)}, eps={self.eps}"
-
-
-class HeadNorm(nn.Module):
-    """RMSNorm of queries or keys with gains per head (NaViT, section 2.1).
-
-    B. Zhang, R. Sennrich 2019, arXiv:1910.07467.
-
-    Args:
-        eps: added to the mean square.
-    """
-
-    def __init__(self, heads: int, dim_head: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads, 1, dim_head))
-
-    def forward(self, x: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b h n e"]:
-        """Normalise the last axis."""
-        return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)

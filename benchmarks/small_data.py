@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_pytorch.training.data import ArrayImages, ImageDataset, open_data
+from vit_pytorch.data import ArrayImages, ImageDataset, open_data
 
 
 class Data(NamedTuple):

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_pytorch import create_model, load_pretrained
+from vit_pytorch.data import open_data
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.ssl.probes import extract, knn_accuracy, linear_accuracy
-from vit_pytorch.training.data import open_data
 from vit_pytorch.vit import ViT
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -52,7 +52,7 @@ def create_transform(model_or_cfg: nn.Module | Mapping[str, Any], train: bool = 
     if prep.frames is not None or prep.max_tokens is not None:
         raise ValueError(
             "create_transform(train=True) is for images of one size: for clips, volumes and max_tokens use "
-            "vit_pytorch.training.data.train_transform"
+            "vit_pytorch.data.train_transform"
         )
     try:
         from torchvision.transforms import v2

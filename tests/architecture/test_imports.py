@@ -16,6 +16,7 @@ ORDER = (
     {"pretrained"},
     {"create"},
     {"__init__"},
+    {"data"},
     {"training", "analysis", "export"},
     {"cli"},
     {"__main__"},

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_pytorch.cli import main
-from vit_pytorch.training.data import read_record
-from vit_pytorch.training.data.record import RECORD
+from vit_pytorch.data import read_record
+from vit_pytorch.data.record import RECORD
 
 TINY = ["--recipe=light", "--model.dim=16", "--model.depth=1", "--model.heads=1", "--epochs=2", "--ema=null"]
 TINY += ["--schedule.warmup_epochs=0", "--workers=0", "--accelerator=cpu"]

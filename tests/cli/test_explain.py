@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from vit_pytorch.cli import main
 from vit_pytorch.cli.explain import at_full_size
-from vit_pytorch.training.data import Preprocessing, eval_transform
+from vit_pytorch.data import Preprocessing, eval_transform
 
 
 @pytest.fixture

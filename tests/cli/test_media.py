@@ -13,7 +13,7 @@ from tests.cli.test_use import answer
 from tests.training.films import drifting, shorten, write_film
 from vit_pytorch import create_model
 from vit_pytorch.cli import main
-from vit_pytorch.training.data import VideoConfig, VolumeConfig, eval_transform, read_parts
+from vit_pytorch.data import VideoConfig, VolumeConfig, eval_transform, read_parts
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.saved import load_classifier
 

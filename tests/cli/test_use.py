@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from vit_pytorch import create_model
 from vit_pytorch.cli import COMMANDS, Status, main
+from vit_pytorch.data import eval_transform, load_images
 from vit_pytorch.registry import list_models
-from vit_pytorch.training.data import eval_transform, load_images
 from vit_pytorch.training.saved import load_classifier
 
 
@@ -155,7 +155,7 @@ def test_predictions_come_one_after_the_other(
             printed.append(capsys.readouterr().out)
         return torch.zeros(1, 24, 24, dtype=torch.uint8)
 
-    monkeypatch.setattr("vit_pytorch.training.data.prediction.decode_image", image_or_stop)
+    monkeypatch.setattr("vit_pytorch.data.prediction.decode_image", image_or_stop)
     for form in ("--json", "--csv=-"):
         assert main(["predict", str(digits_run), str(pictures), "--batch-size=1", form]) == 0
         assert "a.png" in printed[-1]

@@ -12,8 +12,8 @@ import torch
 
 from tests.cli.conftest import TINY, train
 from vit_pytorch.cli import DEBUG, Status, main, use
+from vit_pytorch.data import FileImages, LoadingError
 from vit_pytorch.training.checkpoints import MANIFEST
-from vit_pytorch.training.data import FileImages, LoadingError
 
 SMALL = ["--epochs=1", *TINY]
 

@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 
 from vit_pytorch.cli.layers import UsageError, read_layer
 from vit_pytorch.create import read_config
+from vit_pytorch.data import BadImageError, decode_image, read_record
+from vit_pytorch.data.idx import read_idx
+from vit_pytorch.data.record import ImageRecord, RecordedImage
+from vit_pytorch.data.shards import read_shards
 from vit_pytorch.pretrained.files import read_weights
-from vit_pytorch.training.data import BadImageError, decode_image, read_record
-from vit_pytorch.training.data.idx import read_idx
-from vit_pytorch.training.data.record import ImageRecord, RecordedImage
-from vit_pytorch.training.data.shards import read_shards
 from vit_pytorch.training.history import read_rows, write_rows
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from tests.cli.conftest import TINY, train
 from vit_pytorch.cli import main
 from vit_pytorch.create import load_model
+from vit_pytorch.data import open_data
 from vit_pytorch.training import run as run_module
-from vit_pytorch.training.data import open_data
 
 FEW = [*TINY, "--model.image-size=20", "--workers=0", "--batch-size=8", "--epochs=1"]
 

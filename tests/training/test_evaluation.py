@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vit_pytorch.training.data import Preprocessing
+from vit_pytorch.data import Preprocessing
 from vit_pytorch.training.evaluation import MOST_WRONG, Evaluation, evaluate
 from vit_pytorch.training.summary import class_table
 

@@ -6,11 +6,11 @@ import torch
 from lightning.fabric import seed_everything
 
 from tests.training.toy import Losses, make_loop
+from vit_pytorch.data.datasets import Splits
+from vit_pytorch.data.module import ImageData
+from vit_pytorch.data.sources import open_data
+from vit_pytorch.data.transforms import Augmentation
 from vit_pytorch.training.checkpoints import list_checkpoints
-from vit_pytorch.training.data.datasets import Splits
-from vit_pytorch.training.data.module import ImageData
-from vit_pytorch.training.data.sources import open_data
-from vit_pytorch.training.data.transforms import Augmentation
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Classifier

@@ -7,8 +7,8 @@ from lightning.fabric import seed_everything
 
 from tests.training.films import drifting, write_film
 from tests.training.toy import Losses, make_loop
+from vit_pytorch.data import Augmentation, ImageData, Splits, VideoConfig, open_data
 from vit_pytorch.training.checkpoints import list_checkpoints
-from vit_pytorch.training.data import Augmentation, ImageData, Splits, VideoConfig, open_data
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Classifier

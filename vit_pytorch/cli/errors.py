@@ -24,7 +24,7 @@ BY_TYPE = {
 }
 # of other errors, the part of the package that raised them; the first that fits
 BY_PART = {
-    "training.data": Status.DATA,
+    "data": Status.DATA,
     "training.checkpoints": Status.RUN,
     "training.runs": Status.RUN,
     "training.resume": Status.RUN,

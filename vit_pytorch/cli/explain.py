@@ -13,10 +13,10 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.cli.use import on_device
 from vit_pytorch.create import create_model
+from vit_pytorch.data import Preprocessing, eval_transform, load_images
+from vit_pytorch.data.prediction import find_images
 from vit_pytorch.preprocessing import fit_size
 from vit_pytorch.registry import entries
-from vit_pytorch.training.data import Preprocessing, eval_transform, load_images
-from vit_pytorch.training.data.prediction import find_images
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 

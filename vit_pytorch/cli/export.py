@@ -10,6 +10,7 @@ from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json
 from vit_pytorch.cli.use import _check_classes, _data_config, _open, _record
 from vit_pytorch.create import create_model
+from vit_pytorch.data import open_data
 from vit_pytorch.export.deploy import export_model
 from vit_pytorch.export.formats import find_format
 from vit_pytorch.export.job import Output, Precision, Quantization
@@ -24,7 +25,6 @@ from vit_pytorch.export.verify import Comparison
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import CONFIG
-from vit_pytorch.training.data import open_data
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 

@@ -29,13 +29,13 @@ from vit_pytorch.cli.layers import (
 )
 from vit_pytorch.cli.model_options import check_model_options, fold_options, upgrade_layer
 from vit_pytorch.create import architectures, model_folder, read_config
+from vit_pytorch.data.sizes import SMALL, holds_photographs
+from vit_pytorch.data.sources import TABLE_OPTIONS, with_columns
 from vit_pytorch.distill import Distillable
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, config_text
-from vit_pytorch.training.data.sizes import SMALL, holds_photographs
-from vit_pytorch.training.data.sources import TABLE_OPTIONS, with_columns
 from vit_pytorch.training.recipes import TRAIN, default_recipe, find_recipe, list_recipes
 from vit_pytorch.training.runs import check_run, latest_run
 

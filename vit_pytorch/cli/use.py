@@ -17,9 +17,7 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
 from vit_pytorch.create import load_model
-from vit_pytorch.preprocessing import preprocessing_for
-from vit_pytorch.training.config import CONFIG, DataConfig
-from vit_pytorch.training.data import (
+from vit_pytorch.data import (
     BadImageError,
     ImageDataset,
     ImageLoader,
@@ -33,10 +31,12 @@ from vit_pytorch.training.data import (
     read_parts,
     read_record,
 )
-from vit_pytorch.training.data.loader import OnBad
-from vit_pytorch.training.data.record import RECORD, SPLITS
-from vit_pytorch.training.data.sources import Changed
-from vit_pytorch.training.data.transforms import collate, move
+from vit_pytorch.data.loader import OnBad
+from vit_pytorch.data.record import RECORD, SPLITS
+from vit_pytorch.data.sources import Changed
+from vit_pytorch.data.transforms import collate, move
+from vit_pytorch.preprocessing import preprocessing_for
+from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.evaluation import Evaluation, check_outputs
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.probing import Probe, embed, read_features

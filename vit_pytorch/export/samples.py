@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from vit_pytorch.data import ImageDataset, decode_image, find_images
 from vit_pytorch.export.job import ExportError
 from vit_pytorch.preprocessing import Preprocessing, fit_size
-from vit_pytorch.training.data import ImageDataset, decode_image, find_images
 from vit_pytorch.training.task import IGNORED
 
 RANDOM = "random"

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
+from vit_pytorch.data import Augmentation, VideoConfig, VolumeConfig
+from vit_pytorch.data.record import RECORD
+from vit_pytorch.data.sources import absolute_source, with_columns
 from vit_pytorch.distill import check_weights
 from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.preprocessing import CropMode, Interpolation
 from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import write_file
-from vit_pytorch.training.data import Augmentation, VideoConfig, VolumeConfig
-from vit_pytorch.training.data.record import RECORD
-from vit_pytorch.training.data.sources import absolute_source, with_columns
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import create_model
+from vit_pytorch.data import Splits
 from vit_pytorch.distill import DistillWrapper
 from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import DistillationConfig
-from vit_pytorch.training.data import Splits
 from vit_pytorch.training.saved import load_classifier
 from vit_pytorch.training.task import IGNORED, Batch, Classifier, check_targets
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from vit_pytorch.training.data import Preprocessing
-from vit_pytorch.training.data.transforms import Images, move
+from vit_pytorch.data import Preprocessing
+from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.training.nan_guard import NonFiniteError
 from vit_pytorch.training.task import IGNORED, check_targets
 

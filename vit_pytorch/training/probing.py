@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_pytorch.base import VisionModel
+from vit_pytorch.data import ImageDataset
+from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.ssl.probes import knn_accuracy, linear_accuracy
-from vit_pytorch.training.data import ImageDataset
-from vit_pytorch.training.data.transforms import Images, move
 
 Probe = Literal["knn", "linear"]
 

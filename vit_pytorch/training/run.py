@@ -18,15 +18,7 @@ from lightning.fabric.loggers import Logger
 import vit_pytorch
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
-from vit_pytorch.distill import DISTILLABLE
-from vit_pytorch.memory_vit import MemoryViT
-from vit_pytorch.pretrained.source import PREPARE
-from vit_pytorch.registry import find_entry
-from vit_pytorch.storage import replacing
-from vit_pytorch.training.callbacks import Callback
-from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
-from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, check_resumable, write_config
-from vit_pytorch.training.data import (
+from vit_pytorch.data import (
     ImageData,
     ImageRecord,
     Preprocessing,
@@ -36,8 +28,16 @@ from vit_pytorch.training.data import (
     read_record,
     record_images,
 )
-from vit_pytorch.training.data.record import RECORD
-from vit_pytorch.training.data.sizes import typical_size
+from vit_pytorch.data.record import RECORD
+from vit_pytorch.data.sizes import typical_size
+from vit_pytorch.distill import DISTILLABLE
+from vit_pytorch.memory_vit import MemoryViT
+from vit_pytorch.pretrained.source import PREPARE
+from vit_pytorch.registry import find_entry
+from vit_pytorch.storage import replacing
+from vit_pytorch.training.callbacks import Callback
+from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, check_resumable, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.evaluation import Evaluation, evaluate

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_pytorch.training.data.transforms import Images
+from vit_pytorch.data.transforms import Images
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, WarmupCosine, make_optimizer
 from vit_pytorch.training.random_state import get_random_state, set_random_state
 

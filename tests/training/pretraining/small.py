@@ -10,9 +10,9 @@ from lightning.fabric import seed_everything
 from torch import Tensor
 
 from tests.training.toy import Losses, make_loop
+from vit_pytorch.data import Augmentation, Splits, open_data
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.config import DataConfig
-from vit_pytorch.training.data import Augmentation, Splits, open_data
 from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.pretraining.config import (

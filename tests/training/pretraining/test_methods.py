@@ -13,9 +13,9 @@ from tests.papers.golden import read_golden
 from tests.training.pretraining.small import METHODS, VIT, few_digits, settings
 from vit_pytorch import create_model
 from vit_pytorch.cli.layers import read_layer
+from vit_pytorch.data import Preprocessing, Splits
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.config import DataConfig, write_config
-from vit_pytorch.training.data import Preprocessing, Splits
 from vit_pytorch.training.pretraining.config import DinoConfig, EsViTConfig, MAEConfig
 from vit_pytorch.training.pretraining.methods import Length, backbone_of, last_layers, make_method, views_of
 from vit_pytorch.training.pretraining.run import build

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.training.pretraining.small import HEADS, VIT, few_digits, pretrain, settings
+from vit_pytorch.data import Augmentation, Splits, eval_transform
 from vit_pytorch.ssl.collapse import feature_spread, prediction_entropy, usage_entropy
 from vit_pytorch.ssl.probes import knn_accuracy
 from vit_pytorch.training.callbacks import Callback
-from vit_pytorch.training.data import Augmentation, Splits, eval_transform
 from vit_pytorch.training.optim import OptimizerConfig
 from vit_pytorch.training.pretraining.config import DinoConfig, MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of, centre_of

@@ -9,8 +9,8 @@ import torch
 
 from tests.training.pretraining.small import METHODS, few_digits, pretrain, settings
 from tests.training.toy import At
+from vit_pytorch.data import Splits
 from vit_pytorch.training.checkpoints import checkpoint_weights
-from vit_pytorch.training.data import Splits
 from vit_pytorch.training.pretraining.methods import centre_of, forget_step
 from vit_pytorch.training.pretraining.task import Pretrainer
 

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
+from vit_pytorch.data import Preprocessing
+from vit_pytorch.data.seeding import generator_for
 from vit_pytorch.dino import Dino
 from vit_pytorch.es_vit import EsViTTrainer
 from vit_pytorch.layers.wrapper import eval_mode
@@ -24,8 +26,6 @@ from vit_pytorch.ssl.center import Centre
 from vit_pytorch.ssl.heads import NormedLinear
 from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule, Schedule
 from vit_pytorch.ssl.views import MultiCrop, View, dino_views
-from vit_pytorch.training.data import Preprocessing
-from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
     MAEConfig,

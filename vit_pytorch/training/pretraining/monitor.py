@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vit_pytorch.data import ImageData, ImageLoader
 from vit_pytorch.ssl.collapse import entropy_of, feature_spread
 from vit_pytorch.training.callbacks import Callback
-from vit_pytorch.training.data import ImageData, ImageLoader
 from vit_pytorch.training.engine import process_states
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of

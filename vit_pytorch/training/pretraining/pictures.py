@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from vit_pytorch.analysis.attention import class_attention
 from vit_pytorch.base import VisionModel
+from vit_pytorch.data import ImageData, eval_transform
+from vit_pytorch.data.seeding import generator_for
 from vit_pytorch.dino import Dino
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.wrapper import eval_mode
@@ -21,8 +23,6 @@ from vit_pytorch.simmim import SimMIM
 from vit_pytorch.ssl.probes import extract
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
-from vit_pytorch.training.data import ImageData, eval_transform
-from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.pictures import as_rgb_or_grey
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of

@@ -13,6 +13,7 @@ from torch import nn
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL, model_folder
+from vit_pytorch.data import ImageData, ImageDataset, ImageLoader, Splits
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_autoencoder, load_pretrained
 from vit_pytorch.pretrained.autoencoder import find_format
@@ -22,7 +23,6 @@ from vit_pytorch.ssl.schedules import CosineSchedule
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights
-from vit_pytorch.training.data import ImageData, ImageDataset, ImageLoader, Splits
 from vit_pytorch.training.history import METRICS, Row, read_rows
 from vit_pytorch.training.pictures import PANELS, draw_curves
 from vit_pytorch.training.pretraining.config import DinoConfig, PretrainConfig

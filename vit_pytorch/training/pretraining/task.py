@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vit_pytorch.data.seeding import generator_for
 from vit_pytorch.dino import Dino
 from vit_pytorch.ssl.schedules import Schedule
-from vit_pytorch.training.data.seeding import generator_for
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.pretraining.methods import backbone_of, forget_step, last_layers, teacher_outputs
 from vit_pytorch.training.probing import embed

@@ -1,0 +1,191 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vit_pytorch.data import ArrayImages, FileImages, ImageDataset, Splits, decode_image, open_data
+
+MakeFolder = Callable[..., Path]
+
+
+def paths(images: ImageDataset) -> set[Path]:
+    assert isinstance(images, FileImages)
+    return set(images.paths)
+
+
+def test_digits_are_split_by_class() -> None:
+    splits = open_data("digits", seed=1)
+    assert splits.test is not None
+    assert splits.classes == tuple("0123456789")
+    sizes = [len(part) for part in (splits.train, splits.val, splits.test)]
+    assert sum(sizes) == 1797
+    assert abs(sizes[2] - 0.2 * 1797) < 5
+    assert abs(sizes[1] - 0.1 * 0.8 * 1797) < 5
+    whole = torch.cat([part.labels for part in (splits.train, splits.val, splits.test)]).bincount()
+    assert torch.allclose(splits.test.labels.bincount() / whole, torch.tensor(0.2), atol=0.01)
+    image, label = splits.train[0]
+    assert image.shape == (1, 8, 8)
+    assert image.dtype == torch.uint8
+    assert isinstance(splits.train, ArrayImages)
+    assert splits.train.images.unique().tolist() == [round(value * 255 / 16) for value in range(17)]
+    assert label == int(splits.train.labels[0])
+
+
+def test_digits_splits_share_no_image_and_follow_the_seed() -> None:
+    first, again, other = (open_data("digits", seed=seed) for seed in (0, 0, 1))
+    places = [
+        part.positions for part in (first.train, first.val, first.test) if isinstance(part, ArrayImages)
+    ]
+    assert torch.equal(torch.cat(places).sort().values, torch.arange(1797))
+    assert torch.equal(first.train.labels, again.train.labels)
+    assert not torch.equal(first.val.labels, other.val.labels)
+
+
+def test_folder_without_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, dog=20, cat=10)
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert splits.classes == ("cat", "dog")
+    assert splits.test.labels.bincount().tolist() == [2, 4]
+    assert splits.val.labels.bincount().tolist() == [1, 2]
+    assert splits.train.labels.bincount().tolist() == [7, 14]
+    assert len(paths(splits.train) | paths(splits.val) | paths(splits.test)) == 30
+    image, label = splits.train[0]
+    path = Path(splits.train.name(0))
+    assert splits.classes[label] == path.parent.name
+    assert torch.equal(image, decode_image(path))
+
+
+def test_folder_with_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
+    for name, count in (("train", 3), ("val", 2), ("test", 1)):
+        make_folder(tmp_path / name, cat=count, dog=count)
+    splits = open_data(f"folder:{tmp_path}")
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [6, 4, 2]
+    assert all(path.is_relative_to(tmp_path / "val") for path in paths(splits.val))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "valid", "TEST"), ("training", "Validation", "testing"), ("TRAINING", "dev", "Test")],
+)
+def test_splits_by_their_other_names(
+    tmp_path: Path, make_folder: MakeFolder, train: str, val: str, test: str
+) -> None:
+    for name, count in ((train, 3), (val, 2), (test, 1)):
+        make_folder(tmp_path / name, cat=count, dog=count)
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert splits.classes == ("cat", "dog")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [6, 4, 2]
+    assert all(path.is_relative_to(tmp_path / val) for path in paths(splits.val))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train", "val", "valid"), "one part for val, got 'val' and 'valid'"),
+        (("train", "Train", "test"), "one part for train, got 'Train' and 'train'"),
+        (("train", "bus", "car"), "got train beside 'bus', 'car': remove what is no split; if they are"),
+        (("cat", "dog", "Test"), "has Test, but no folder 'train'; if they are classes, put all class"),
+        (("train2017", "val2017"), "names that are not known: 'train2017', 'val2017'; splits are named"),
+        (("trainval", "cat"), "names that are not known: 'trainval'; splits are named train, val and test"),
+        (("cars_train", "cars_test"), "names that are not known: 'cars_test', 'cars_train'"),
+        (("eval", "holdout"), "names that are not known: 'eval', 'holdout'"),
+    ],
+)
+def test_what_looks_like_splits_and_is_not_understood(
+    tmp_path: Path, make_folder: MakeFolder, names: tuple[str, ...], message: str
+) -> None:
+    for name in names:
+        make_folder(tmp_path / name, cat=3, dog=3)
+    with pytest.raises(ValueError, match=message):
+        open_data(str(tmp_path))
+
+
+def test_classes_that_are_named_like_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path / "train", bus=10, test=10, train=10)
+    make_folder(tmp_path / "test", bus=1, test=1, train=1)
+    assert open_data(str(tmp_path)).classes == ("bus", "test", "train")
+    make_folder(tmp_path / "plain", bullet_train=10, test_tube=10, valley=10)
+    assert open_data(str(tmp_path / "plain")).classes == ("bullet_train", "test_tube", "valley")
+
+
+def test_missing_validation_folder_is_made_from_training(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path / "train", cat=10, dog=10)
+    make_folder(tmp_path / "test", cat=1, dog=1)
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [18, 2, 2]
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(("ant", "cat"), "lacks 'dog'"), (("ant", "bee", "cat", "dog"), "has besides 'bee'")],
+)
+def test_other_classes_than_training(
+    tmp_path: Path, make_folder: MakeFolder, part: str, classes: tuple[str, ...], message: str
+) -> None:
+    make_folder(tmp_path / "train", ant=3, cat=3, dog=3)
+    make_folder(tmp_path / part, **dict.fromkeys(classes, 2))
+    with pytest.raises(ValueError, match=rf"{part} must have the 3 classes of training, but {message}"):
+        open_data(str(tmp_path))
+
+
+def test_validation_without_training(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path / "val", cat=3, dog=3)
+    with pytest.raises(ValueError, match="no folder 'train'"):
+        open_data(str(tmp_path))
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one folder per class, got none"):
+        open_data(str(tmp_path))
+
+
+def test_class_without_images(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, cat=3, dog=3)
+    (tmp_path / "eel").mkdir()
+    (tmp_path / "eel" / "notes.txt").write_text("none yet")
+    with pytest.raises(ValueError, match="class 'eel' has no images"):
+        open_data(str(tmp_path))
+
+
+def test_one_image(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, cat=1)
+    with pytest.raises(ValueError, match=r"class 'cat' has 1 image left .*000\.png"):
+        open_data(str(tmp_path))
+
+
+def test_one_class(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, cat=10)
+    with pytest.raises(ValueError, match=r"at least 2 classes; all 7 training images are of class 'cat'"):
+        open_data(str(tmp_path))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        open_data(str(tmp_path / "none"))
+
+
+def test_fraction_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"validation fraction must be between 0 and 1, got 1\.5"):
+        open_data("digits", val_fraction=1.5)
+
+
+def test_label_out_of_range() -> None:
+    pixels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    good = ArrayImages(pixels, torch.tensor([0, 1, 0, 1]), origin="good")
+    wrong = ArrayImages(pixels, torch.tensor([0, 1, 2, -1]), origin="wrong")
+    message = r"labels must be 0 to 1 for 2 classes; wrong\[2\] in val has label 2 \(2 such images\)"
+    with pytest.raises(ValueError, match=message):
+        Splits(classes=("a", "b"), train=good, val=wrong)
+
+
+def test_empty_split() -> None:
+    pixels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    good = ArrayImages(pixels, torch.tensor([0, 1]), origin="good")
+    with pytest.raises(ValueError, match="the val split has no images"):
+        Splits(classes=("a", "b"), train=good, val=good.subset(torch.tensor([], dtype=torch.long)))

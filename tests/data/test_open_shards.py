@@ -1,0 +1,235 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+from made_pictures import png
+
+from vit_pytorch.data import BadImageError, decode_image, open_data
+from vit_pytorch.data.shards import ShardImages, expand_shards
+
+
+def write_shards(folder: Path, stem: str, *counts: int) -> None:
+    """Sample i over all shards has picture i and class i modulo 3."""
+    folder.mkdir(exist_ok=True)
+    start = 0
+    for number, count in enumerate(counts):
+        with webdataset.TarWriter(str(folder / f"{stem}-{number:03}.tar")) as writer:
+            for i in range(start, start + count):
+                writer.write({"__key__": f"a/s{i:04}", "png": png(i), "cls": i % 3, "json": {"i": i}})
+        start += count
+
+
+def test_train_and_validation_patterns(tmp_path: Path) -> None:
+    write_shards(tmp_path, "train", 4, 6, 2)
+    write_shards(tmp_path, "val", 3, 2)
+    splits = open_data(f"wds:{tmp_path}/train-{{000..002}}.tar,{tmp_path}/val-*.tar")
+    assert splits.test is None
+    assert splits.classes == ("0", "1", "2")
+    assert (len(splits.train), len(splits.val)) == (12, 5)
+    for i in (0, 5, 11):
+        image, label = splits.train[i]
+        assert torch.equal(image, decode_image(png(i)))
+        assert label == i % 3
+    assert splits.train.name(5) == f"{tmp_path}/train-001.tar:a/s0005"
+
+
+def test_one_pattern_is_split_by_class(tmp_path: Path) -> None:
+    write_shards(tmp_path, "all", 30, 30)
+    splits = open_data(f"wds:{tmp_path}/all-{{000,001}}.tar")
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [42, 6, 12]
+    names = {part.name(i) for part in (splits.train, splits.val, splits.test) for i in range(len(part))}
+    assert len(names) == 60
+    index = int(splits.test.name(7)[-4:])
+    assert torch.equal(splits.test[7][0], decode_image(png(index)))
+
+
+def test_class_names_beside_the_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, "train", 6)
+    write_shards(tmp_path, "val", 3)
+    spec = f"wds:{tmp_path}/train-000.tar,{tmp_path}/val-000.tar"
+    (tmp_path / "classes.json").write_text(json.dumps(["ant", "bee", "cat", "dog"]))
+    assert open_data(spec).classes == ("ant", "bee", "cat", "dog")
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(
+        ValueError, match=r"labels must be 0 to 1 for 2 classes; .*s0002 in train has label 2"
+    ):
+        open_data(spec)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "classes.json").write_text(json.dumps({"ant": 0}))
+    with pytest.raises(ValueError, match=r"classes\.json must be a list of names, got dict"):
+        open_data(spec)
+
+
+def test_classes_by_name(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with webdataset.TarWriter(str(tmp_path / "t.tar")) as writer:
+        for i in range(12):
+            writer.write({"__key__": f"{i}", "jpg": png(i), "cls": ["dog", "cat"][i % 2].encode()})
+    splits = open_data(f"wds:{tmp_path}/t.tar")
+    assert all(int(splits.train.name(i).rsplit(":")[-1]) % 2 == 1 - splits.train[i][1] for i in range(8))
+    with webdataset.TarWriter(str(tmp_path / "t.tar")) as writer:
+        writer.write({"__key__": "x", "jpg": png(0), "cls": b"eel"})
+    with pytest.raises(
+        ValueError, match=r"t\.tar:x must be the index or name of one of 2 classes, got 'eel'"
+    ):
+        open_data(f"wds:{tmp_path}/t.tar")
+
+
+def test_shuffling_keeps_to_a_window_of_shuffled_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_pytorch.data.shards.WINDOW", 8)
+    shards = [tmp_path / f"{i}.tar" for i in range(10)]
+    table = torch.tensor([(shard, 0, 0) for shard in range(10) for _ in range(50)])
+    images = ShardImages(shards, table, ["k"] * 500, torch.zeros(500, dtype=torch.long))
+    first, again, other = (images.shuffled(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(first.sort().values, torch.arange(500))
+    for order in (first, other):
+        shard_order = order.div(50, rounding_mode="floor")
+        open_at_once = max(len(set(shard_order[i : i + 16].tolist())) for i in range(484))
+        assert open_at_once <= 2
+        assert shard_order.unique_consecutive().tolist() != sorted(shard_order.tolist())
+        assert not torch.equal(order[shard_order == 3], torch.arange(150, 200))
+
+
+def raw_tar(path: Path, *members: tuple[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", b"x")], r"t\.tar:a has no \.cls member"),
+        ([("a.png", b"x"), ("a.cls", b"0"), ("a.cls", b"1")], r"t\.tar:a has two labels"),
+        (
+            [("a.png", b"x"), ("a.cls", b"99999999999")],
+            r"t\.tar:a has label 99999999999, in shards of 1 sample",
+        ),
+        (
+            [("a.png", b"x"), ("a.cls", b"9" * 70000)],
+            r"label of .*t\.tar:a must be the index of a class, got '9",
+        ),
+        ([("a.png", b"x"), ("a.cls", b"-1")], r"label of .*t\.tar:a must be .*, from 0 on, got -1"),
+        ([("a.png", b"x"), ("a.cls", b"1_0")], r"t\.tar:a must be the index of a class, got '1_0'"),
+        ([("../a.png", b"x"), ("../a.cls", b"0")], r"t\.tar:\.\./a\.png leads out of the archive"),
+        ([("b/../../a.png", b"x")], r"leads out of the archive: names of members must be relative"),
+        ([("/etc/a.png", b"x"), ("/etc/a.cls", b"0")], r"t\.tar:/etc/a\.png leads out of the archive"),
+        ([("a.png", b"x"), ("a.json", b"{")], r"the \.json member of .*t\.tar:a is not JSON"),
+        ([("a.png", b"x"), ("a.json", b'{"label": 1.5}')], r"must be an index or a name, got 1\.5"),
+        ([("a.png", b"x"), ("a.json", b'{"label": 1, "cls": 2}')], r"t\.tar:a has the labels 2 and 1"),
+        (
+            [("a.png", b"x"), ("a.json", b'{"width": 1}')],
+            r"has no \.cls member, nor a \.json member with a label",
+        ),
+        ([("a.cls", b"0")], r"t\.tar:a has no image member"),
+        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"0")], r"t\.tar:a has two images"),
+        ([("a.png", b"x"), ("a.cls", b"cat")], r"t\.tar:a must be the index of a class, got 'cat'"),
+        ([], "hold no images"),
+    ],
+)
+def test_malformed_samples_are_named(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    raw_tar(tmp_path / "t.tar", *members)
+    with pytest.raises(ValueError, match=message):
+        open_data(f"wds:{tmp_path}/t.tar")
+
+
+def test_members_that_are_no_plain_files_are_left_out(tmp_path: Path) -> None:
+    raw_tar(
+        tmp_path / "t.tar",
+        *((f"{i}.{k}", d) for i in range(8) for k, d in (("png", png(i)), ("cls", b"%d" % (i % 2)))),
+    )
+    with tarfile.open(tmp_path / "t.tar", "a") as archive:
+        for kind, name in (
+            (tarfile.SYMTYPE, "8.png"),
+            (tarfile.LNKTYPE, "9.png"),
+            (tarfile.CHRTYPE, "10.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    with pytest.warns(
+        UserWarning, match=r"t\.tar: left out members that are no plain files: 8\.png, 9\.png, 10\.png"
+    ):
+        splits = open_data(f"wds:{tmp_path}/t.tar", test_fraction=0)
+    assert len(splits.train) + len(splits.val) == 8
+
+
+def test_labels_in_json(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    labels = [{"label": 0}, {"cls": "dog"}, {"label": "cat", "cls": "cat", "width": 9}, {"label": 1}] * 3
+    members = [
+        (f"{i}.{kind}", data)
+        for i, label in enumerate(labels)
+        for kind, data in (("png", png(i)), ("json", json.dumps(label).encode()))
+    ]
+    raw_tar(tmp_path / "t.tar", *members)
+    raw_tar(tmp_path / "v.tar", *members)
+    assert open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/v.tar").train.labels.tolist() == [0, 1, 0, 1] * 3
+
+
+def test_dots_in_base_names(tmp_path: Path) -> None:
+    """Up to the first dot, all of these have one base name."""
+    members = [
+        (f"d/photo.{i}.{kind}", data)
+        for i in range(6)
+        for kind, data in (("jpg", png(i)), ("cls", b"%d" % (i % 2)))
+    ]
+    raw_tar(tmp_path / "t.tar", *members)
+    raw_tar(tmp_path / "v.tar", *members)
+    splits = open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/v.tar")
+    assert splits.train.labels.tolist() == [0, 1] * 3
+    assert splits.train.name(4).endswith("t.tar:d/photo.4")
+    assert torch.equal(splits.train[4][0], decode_image(png(4)))
+
+
+def test_broken_shards_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, "train", 6)
+    whole = (tmp_path / "train-000.tar").read_bytes()
+    with tarfile.open(tmp_path / "train-000.tar") as archive:
+        second_sample = next(member.offset for member in archive if member.name.startswith("a/s0001"))
+    for length in (700, second_sample, second_sample + 512, len(whole) // 2):
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.tar is not a whole, uncompressed tar file"):
+            open_data(f"wds:{tmp_path}/cut.tar")
+    (tmp_path / "odd.tar").write_bytes(b"no header".ljust(2048, b"\0"))
+    with pytest.raises(ValueError, match=r"odd\.tar is not a whole, uncompressed tar file"):
+        open_data(f"wds:{tmp_path}/odd.tar")
+    raw_tar(tmp_path / "zipped.tar", ("a.png", png(0)), ("a.cls", b"0"), mode="w:gz")
+    with pytest.raises(ValueError, match=r"zipped\.tar is not a whole, uncompressed tar file"):
+        open_data(f"wds:{tmp_path}/zipped.tar")
+
+
+def test_bad_image_names_shard_and_sample(tmp_path: Path) -> None:
+    raw_tar(
+        tmp_path / "t.tar", *[(f"{i}.{kind}", b"%d" % (i % 2)) for i in range(6) for kind in ("png", "cls")]
+    )
+    splits = open_data(f"wds:{tmp_path}/t.tar")
+    with pytest.raises(BadImageError, match=r"t\.tar:\d: not an image"):
+        splits.train[0]
+
+
+def test_shards_that_do_not_exist_or_are_remote(tmp_path: Path) -> None:
+    write_shards(tmp_path, "train", 1)
+    with pytest.raises(ValueError, match=r"no such shard: .*train-001\.tar"):
+        expand_shards(f"{tmp_path}/train-{{000..002}}.tar")
+    with pytest.raises(ValueError, match=r"no such shard: .*none-\*\.tar"):
+        expand_shards(f"{tmp_path}/none-*.tar")
+    for remote in ("https://example.org/a.tar", "pipe:cat a.tar"):
+        with pytest.raises(ValueError, match=f"must be local files.*{remote}"):
+            expand_shards(remote)
+
+
+def test_too_many_patterns() -> None:
+    with pytest.raises(ValueError, match="patterns for train, val and test, got 4"):
+        open_data("wds:a.tar,b.tar,c.tar,d.tar")

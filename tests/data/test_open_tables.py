@@ -1,0 +1,139 @@
+"""Tables of image files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_pytorch.data import Splits, open_data, read_record, record_images
+from vit_pytorch.data.sizes import holds_photographs
+from vit_pytorch.data.sources import with_columns
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve images in two folders that are no classes."""
+    for i in range(12):
+        path = tmp_path / "photos" / str(i // 6) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def names(photos: Path) -> list[str]:
+    return [f"photos/{i // 6}/{i}.png" for i in range(12)]
+
+
+def write(folder: Path, rows: list[list[str]], name: str = "list.csv") -> str:
+    separator = "\t" if name.endswith("tsv") else ","
+    (folder / name).write_text("\n".join(separator.join(row) for row in rows) + "\n")
+    return f"csv:{folder / name}"
+
+
+def labels(splits: Splits, split: str) -> dict[str, str]:
+    """The class of each image of a split, by the image's name."""
+    images = getattr(splits, split)
+    return {images.key(i): splits.classes[label] for i, label in enumerate(images.labels.tolist())}
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv"])
+def test_columns_are_found_by_their_names(photos: Path, tmp_path: Path, name: str) -> None:
+    splits_of = ["train"] * 8 + ["Validation"] * 2 + ["TEST"] * 2
+    rows = [
+        [path, str(9 + i % 2), split]
+        for i, (path, split) in enumerate(zip(names(photos), splits_of, strict=True))
+    ]
+    splits = open_data(write(tmp_path, [["Path", "Label", "split"], *rows], name))
+    # by number, not by name
+    assert splits.classes == ("9", "10")
+    assert labels(splits, "train") == {path: label for path, label, split in rows if split == "train"}
+    assert labels(splits, "val") == {path: label for path, label, split in rows if split == "Validation"}
+    assert labels(splits, "test") == {path: label for path, label, split in rows if split == "TEST"}
+    pixels, label = splits.val[0]
+    assert (int(pixels.max()), label) == (160, 0)
+
+
+def test_columns_are_named_and_splits_are_made(photos: Path, tmp_path: Path) -> None:
+    rows = [[str(tmp_path / path), "NA" if i % 2 else "a, b"] for i, path in enumerate(names(photos))]
+    quoted = [[f'"{cell}"' for cell in row] for row in rows]
+    spec = with_columns(
+        write(tmp_path, [["photo of", "kind"], *quoted]), {"image": "photo of", "label": "kind"}
+    )
+    splits = open_data(spec, seed=3)
+    assert splits.classes == ("NA", "a, b")
+    together = labels(splits, "train") | labels(splits, "val") | labels(splits, "test")
+    assert together == {path: label for path, (_, label) in zip(names(photos), rows, strict=True)}
+    record = record_images(splits, spec)
+    record.write(tmp_path / "record")
+    again = open_data(spec, record=read_record(tmp_path / "record"), changed="stop")
+    assert labels(again, "test") == labels(splits, "test")
+    assert not holds_photographs(spec)
+
+
+def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) -> None:
+    good = [[path, "ab"[i % 2], "train"] for i, path in enumerate(names(photos))]
+    bad = [
+        ["photos/0/99.png", "a", "train"],
+        ["", "a", "train"],
+        ["photos/0/0.png", "a", "train"],
+        ["list.csv", "", "train"],
+        ["photos/", "a", "train"],
+        ["photos/../list.csv", "a", "spare"],
+        ["photos/1/../../list.csv", "c", "val"],
+    ]
+    with pytest.raises(ValueError, match="7 rows") as fault:
+        open_data(write(tmp_path, [["image", "label", "split"], *good, *bad]))
+    assert str(fault.value).splitlines() == [
+        f"{tmp_path / 'list.csv'} has 7 rows that cannot be used:",
+        "row 13: no such file: photos/0/99.png",
+        "row 14 names no image",
+        "row 15: the image of row 1 again: photos/0/0.png",
+        "row 16 has no label: list.csv",
+        "row 17: no such file: photos/",
+        "row 18: the split is none of train, val and test: 'spare'",
+        "row 19: no training image has the label 'c'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [["image", "path", "label"]],
+            "must have one image column.*'image', 'path', 'label'.*--data.image_column",
+        ),
+        ([["image", "kind"]], "must have one label column"),
+        ([["image", "label"]], "has no rows"),
+        ([[""]], "cannot be read as a table"),
+        ([["image", "label", "split"], ["x", "a", "test"]], "no rows whose split is 'train'"),
+    ],
+)
+def test_tables_that_are_none(rows: list[list[str]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_data(write(tmp_path, rows))
+
+
+def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such table"):
+        open_data(f"csv:{tmp_path / 'none.csv'}")
+    spec = write(tmp_path, [["image", "label"]])
+    with pytest.raises(ValueError, match="has no column 'kind'; it has 'image', 'label'"):
+        open_data(f"{spec}?label=kind")
+    with pytest.raises(ValueError, match="options of csv: are image, label and split, got picture"):
+        open_data(f"{spec}?picture=kind")
+    with pytest.raises(ValueError, match=r"columns are those of csv: and hf: data, got digits with image"):
+        with_columns("digits", {"image": "x", "label": None})
+
+
+def test_pretraining_needs_no_label_column(photos: Path, tmp_path: Path) -> None:
+    spec = write(tmp_path, [["image"], *[[path] for path in names(photos)]])
+    with pytest.raises(ValueError, match="must have one label column"):
+        open_data(spec)
+    splits = open_data(spec, unlabelled=True)
+    assert (splits.classes, len(splits.train), len(splits.val), splits.test) == ((), 11, 1, None)
+    assert "has no label column" in splits.unlabelled
+    labelled = [[path, "b" if i else "a"] for i, path in enumerate(names(photos))]
+    splits = open_data(write(tmp_path, [["image", "label"], *labelled]), unlabelled=True)
+    assert (splits.classes, len(splits.train)) == ((), 11)
+    assert "class 'a' has 1 images" in splits.unlabelled

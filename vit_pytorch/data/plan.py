@@ -1,0 +1,105 @@
+"""Which images make up which batch, for every epoch and rank."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from vit_pytorch.data.datasets import ImageDataset
+from vit_pytorch.data.seeding import generator_for
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One batch of one rank.
+
+    Args:
+        epoch: Counts from 0.
+        batch: Number of the batch in its epoch, from 0.
+        indices: The images.
+    """
+
+    epoch: int
+    batch: int
+    indices: list[int]
+
+
+class BatchPlan:
+    """The batches of one rank, in order.
+
+    In training, the images of an epoch are shuffled by (seed, epoch) and cut into global batches of
+    ``batch_size * world_size``; rank r takes the r-th part of each, so that all ranks together see what one
+    process would see. Images that do not fill a global batch are left out of that epoch, unless there would
+    be none.
+
+    In evaluation, every image occurs once: images keep their order and are spread over batches as evenly as
+    possible, with as many batches on each rank (a collective operation in a step must find all ranks).
+
+    Args:
+        images: What is cut into batches.
+        batch_size: Images of one rank in one batch. An evaluation batch has one more where the images are too
+            few to give every rank as many batches otherwise.
+        train: Whether to shuffle and drop, or to keep all in order.
+        seed: With the epoch it decides the order.
+        rank: This process, of ``world_size``.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: The batch size is not positive, or there are fewer images than processes.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        *,
+        batch_size: int,
+        train: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+        if len(images) < world_size:
+            raise ValueError(f"each of {world_size} processes needs an image, got {len(images)} images")
+        self.images = images
+        self.train = train
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.global_batch = batch_size * world_size
+        self.epoch = 0
+        if train:
+            self.batches = max(1, len(images) // self.global_batch)
+        else:
+            self.batches = min(-(-len(images) // self.global_batch), len(images) // world_size)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that is iterated next; Lightning calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return self.requests(0)
+
+    def requests(self, start: int) -> Iterator[BatchRequest]:
+        """Yield the requests of the chosen epoch from batch number ``start`` on."""
+        epoch = self.epoch
+        if self.train:
+            order = self.images.shuffled(generator_for(self.seed, epoch))
+            used = min(len(order), self.batches * self.global_batch) // self.world_size * self.world_size
+        else:
+            order, used = torch.arange(len(self.images)), len(self.images)
+        bounds = _bounds(used, self.batches * self.world_size)
+        for batch in range(start, self.batches):
+            part = batch * self.world_size + self.rank
+            yield BatchRequest(epoch, batch, order[bounds[part] : bounds[part + 1]].tolist())
+
+
+def _bounds(count: int, parts: int) -> list[int]:
+    """Borders of parts as equal as possible."""
+    return (torch.arange(parts + 1) * count // parts).tolist()

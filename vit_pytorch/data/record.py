@@ -1,0 +1,350 @@
+"""A record of a run's images: data are compared with it, and the run's splits are restored from it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import torch
+
+from vit_pytorch.data.datasets import ImageDataset, Splits
+from vit_pytorch.data.decode import BadImageError
+from vit_pytorch.storage import write_file
+
+RECORD = "images.csv.gz"
+COLUMNS = ("split", "class", "size", "digest", "name")
+SPLITS = ("train", "val", "test")
+# Files of more than this in all are known by their ends, which takes a hundredth of the time.
+LARGE = 2**30
+END = 2**15
+Extent = Literal["whole", "ends"]
+UNREADABLE = "unreadable"
+
+
+class RecordedImage(NamedTuple):
+    """One image of a run.
+
+    Args:
+        split: `train`, `val` or `test`.
+        label: Name of its class.
+        size: Bytes.
+        digest: BLAKE2b of 16 bytes, in hexadecimal, of the content or of its ends.
+        name: Path below the data's folder, or place in the data.
+    """
+
+    split: str
+    label: str
+    size: int
+    digest: str
+    name: str
+
+    @property
+    def content(self) -> tuple[int, str]:
+        """What two images of one content share."""
+        return self.size, self.digest
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """The images of a run, in their order.
+
+    Args:
+        source: The data, as `open_data` names it.
+        classes: Names of the classes, in order.
+        extent: Whether digests are of the whole content, or of its first and last 32 KiB.
+        images: Those of the three splits.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    extent: Extent
+    images: tuple[RecordedImage, ...]
+
+    def write(self, file: Path) -> None:
+        """Write the record as a compressed table, the same bytes for the same record."""
+        text = io.StringIO()
+        head = {"version": 1, "source": self.source, "classes": self.classes, "extent": self.extent}
+        text.write(f"# {json.dumps(head)}\n")
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(COLUMNS)
+        table.writerows(self.images)
+        write_file(file, gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), mtime=0))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How data differ from a record.
+
+    Args:
+        added: Names of images that the record does not have.
+        removed: Names of images that the data do not have any more.
+        changed: Names of images whose content is another.
+        relabeled: Names of images that are in another class now.
+        moved: Old and new names of images that are in another place, in the same class.
+        resplit: Names of images that the data have in another split than the record.
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    relabeled: tuple[str, ...] = ()
+    moved: tuple[tuple[str, str], ...] = ()
+    resplit: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether anything differs."""
+        return any(getattr(self, name) for name in self.__dataclass_fields__)
+
+    def __str__(self) -> str:
+        """Describe the differences in one line, a few names each."""
+        moved = tuple(f"{old} -> {new}" for old, new in self.moved)
+        kinds = {
+            "added": self.added,
+            "removed": self.removed,
+            "changed": self.changed,
+            "moved to another class": self.relabeled,
+            "moved within a class": moved,
+            "in another split": self.resplit,
+        }
+        return "; ".join(f"{kind} ({_few(names)})" for kind, names in kinds.items() if names)
+
+
+def record_images(splits: Splits, source: str) -> ImageRecord:
+    """Record the images of splits: their names, sizes, contents, classes and splits.
+
+    Args:
+        splits: What `open_data` opened.
+        source: The data's name.
+
+    Returns:
+        The record; a file that cannot be read has no size and no digest.
+    """
+    parts = {split: images for split in SPLITS if (images := getattr(splits, split)) is not None}
+    extent: Extent = "whole" if sum(images.stored_bytes() for images in parts.values()) <= LARGE else "ends"
+    return ImageRecord(source, splits.classes, extent, tuple(_fingerprints(parts, splits.classes, extent)))
+
+
+def read_record(file: Path) -> ImageRecord:
+    """Read what `ImageRecord.write` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or of a later version.
+    """
+    try:
+        text = gzip.decompress(file.read_bytes()).decode("utf-8", "surrogateescape")
+        first, _, table = text.partition("\n")
+        head = json.loads(first.removeprefix("# "))
+        if head["version"] != 1:
+            raise ValueError(f"its version is {head['version']}, 1 is known")
+        header, *rows = csv.reader(io.StringIO(table))
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"its columns must be {', '.join(COLUMNS)}, got {', '.join(header)}")
+        images = tuple(
+            RecordedImage(s, label, int(size), digest, name) for s, label, size, digest, name in rows
+        )
+        return ImageRecord(head["source"], tuple(head["classes"]), head["extent"], images)
+    except (gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no record of images: {error}") from error
+
+
+def compare(record: ImageRecord, found: Iterable[RecordedImage], *, by_split: bool = True) -> Changes:
+    """Compare the images of a record with those at hand.
+
+    Args:
+        record: The images of a run.
+        found: Images at hand, of a record of the same extent.
+        by_split: Whether to compare splits, too.
+    """
+    return _changes(*_pair(record.images, found), by_split=by_split)
+
+
+Pairs = list[tuple[RecordedImage, RecordedImage]]
+
+
+def _changes(
+    pairs: Pairs, removed: Sequence[RecordedImage], added: Sequence[RecordedImage], *, by_split: bool
+) -> Changes:
+    """Describe the differences between paired images, and what has no pair."""
+    return Changes(
+        added=tuple(image.name for image in added),
+        removed=tuple(image.name for image in removed),
+        changed=tuple(new.name for old, new in pairs if old.content != new.content),
+        relabeled=tuple(new.name for old, new in pairs if old.label != new.label),
+        moved=tuple(
+            (old.name, new.name) for old, new in pairs if old.name != new.name and old.label == new.label
+        ),
+        resplit=tuple(new.name for old, new in pairs if by_split and old.split != new.split),
+    )
+
+
+def _pair(
+    recorded: Iterable[RecordedImage], found: Iterable[RecordedImage]
+) -> tuple[Pairs, list[RecordedImage], list[RecordedImage]]:
+    """Pair images by name and content, then by content and class, content, and name; return what is left."""
+    pairs: Pairs = []
+    left, fresh = list(recorded), list(found)
+    rules: tuple[Callable[[RecordedImage], tuple[Any, ...]], ...] = (
+        lambda image: (image.name, image.content),
+        lambda image: (image.label, image.content),
+        lambda image: (image.content,),
+        lambda image: (image.name,),
+    )
+    for rule in rules:
+        by_key: dict[tuple[Any, ...], list[RecordedImage]] = defaultdict(list)
+        for image in reversed(fresh):
+            by_key[rule(image)].append(image)
+        rest, taken = [], set()
+        for image in left:
+            same = by_key.get(rule(image))
+            # Files that cannot be read have no content to be known by.
+            if same and (image.digest != UNREADABLE or same[-1].name == image.name):
+                pairs.append((image, same[-1]))
+                taken.add(same.pop().name)
+            else:
+                rest.append(image)
+        left, fresh = rest, [image for image in fresh if image.name not in taken]
+    return pairs, left, fresh
+
+
+def restore_splits(
+    parts: Mapping[str, ImageDataset], classes: Sequence[str], record: ImageRecord
+) -> tuple[Splits, Changes]:
+    """Choose the images of a record from the data at hand, in the record's order.
+
+    Images that were added, changed or moved to another class are in no split; those that moved within their
+    class are in the split that they were in.
+
+    Args:
+        parts: The images, as the data themselves divide them.
+        classes: Names of the data's classes.
+        record: The images of the run.
+
+    Returns:
+        The splits, and how the data differ from the record.
+
+    Raises:
+        ValueError: The classes are others, a split has no images left, or the images of one split are in
+            several parts of the data now.
+    """
+    if tuple(classes) != record.classes:
+        raise ValueError(
+            f"the data must have the record's classes, {_few(record.classes)}; got {_few(classes)}"
+        )
+    found = list(_fingerprints(parts, classes, record.extent))
+    pairs, removed, added = _pair(record.images, found)
+    changes = _changes(pairs, removed, added, by_split=False)
+    where = {
+        image.name: (part, index)
+        for part in parts
+        for index, image in enumerate(image for image in found if image.split == part)
+    }
+    same = {
+        old.name: where[new.name]
+        for old, new in pairs
+        if (old.label, old.content) == (new.label, new.content)
+    }
+    chosen: dict[str, ImageDataset] = {}
+    for split in SPLITS:
+        wanted = [image for image in record.images if image.split == split]
+        places = [same[image.name] for image in wanted if image.name in same]
+        if not wanted:
+            continue
+        if len(origins := {part for part, _ in places}) > 1:
+            raise ValueError(
+                f"images of the {split} split are in {' and '.join(sorted(origins))} of the data now"
+            )
+        if not places:
+            raise ValueError(
+                f"none of the {len(wanted)} images of the {split} split is there any more: {changes}"
+            )
+        chosen[split] = parts[places[0][0]].subset(torch.tensor([index for _, index in places]))
+    return Splits(tuple(classes), chosen["train"], chosen["val"], chosen.get("test")), changes
+
+
+class Duplicates(NamedTuple):
+    """Images of one content that are in several splits, or in several classes.
+
+    Args:
+        across_splits: Groups of names.
+        across_classes: Groups of names.
+    """
+
+    across_splits: tuple[tuple[str, ...], ...]
+    across_classes: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        """Describe them in one line; empty if there are none."""
+        kinds = {"splits": self.across_splits, "classes": self.across_classes}
+        return "; ".join(
+            f"{len(groups)} images are in several {kind} ({' = '.join(groups[0])}"
+            + (", …)" if len(groups) > 1 else ")")
+            for kind, groups in kinds.items()
+            if groups
+        )
+
+
+def find_duplicates(record: ImageRecord) -> Duplicates:
+    """Find images of one content in several splits, or in several classes."""
+    groups: dict[tuple[int, str], list[RecordedImage]] = defaultdict(list)
+    for image in record.images:
+        if image.digest != UNREADABLE:
+            groups[image.content].append(image)
+    several = [group for group in groups.values() if len(group) > 1]
+
+    def named(group: Sequence[RecordedImage]) -> tuple[str, ...]:
+        return tuple(f"{image.split}: {image.name}" for image in group)
+
+    return Duplicates(
+        tuple(named(group) for group in several if len({image.split for image in group}) > 1),
+        tuple(named(group) for group in several if len({image.label for image in group}) > 1),
+    )
+
+
+def digest(content: bytes | BinaryIO, extent: Extent) -> tuple[int, str]:
+    """Return the size of a content and the digest of it or of its ends.
+
+    Args:
+        content: Bytes, or a file open for reading.
+        extent: Whether the whole content counts, or its first and last 32 KiB.
+    """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    state = hashlib.blake2b(digest_size=16)
+    if extent == "whole" or size <= 2 * END:
+        while part := file.read(2**20):
+            state.update(part)
+    else:
+        state.update(file.read(END))
+        file.seek(size - END)
+        state.update(file.read(END))
+    return size, state.hexdigest()
+
+
+def _fingerprints(
+    parts: Mapping[str, ImageDataset], classes: Sequence[str], extent: Extent
+) -> Iterable[RecordedImage]:
+    for split, images in parts.items():
+        for index, label in enumerate(images.labels.tolist()):
+            name = classes[label] if 0 <= label < len(classes) else str(label)
+            try:
+                with images.stored(index) as content:
+                    yield RecordedImage(split, name, *digest(content, extent), images.key(index))
+            except (BadImageError, FileNotFoundError):
+                # training stops at it or skips it, as it is told; the record only lists it
+                yield RecordedImage(split, name, 0, UNREADABLE, images.key(index))
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = ", …" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{more}"

@@ -1,0 +1,322 @@
+"""WebDataset shards: tar files whose members of one base name are one sample.
+
+The shards are read where they lie: their headers are listed once, images are read by offset, and nothing is
+unpacked, so that a member's path is never a place to write to. Knowing every sample beforehand makes the
+order a function of seed and epoch, whatever the number of workers or ranks.
+"""
+
+import glob
+import io
+import json
+import os
+import re
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from jaxtyping import Int64, Shaped, UInt8
+from torch import Tensor
+
+from vit_pytorch.data.datasets import ImageDataset
+from vit_pytorch.data.decode import EXTENSIONS, decode_image, read_values
+from vit_pytorch.extras import install_command
+
+WINDOW = 8192
+# without a list of classes, labels may go so far even where samples are fewer
+FEW_CLASSES = 1000
+# labels are short texts; a longer member is read no further
+MAX_LABEL = 65536
+END_MARK = 1024
+
+
+class ShardImages(ImageDataset):
+    """Images inside tar files.
+
+    Args:
+        shards: The tar files.
+        table: For each image its shard, offset and size in bytes.
+        keys: For each image its base name in the shard.
+        labels: The class of each image.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        table: Int64[Tensor, "n 3"],
+        keys: Sequence[str],
+        labels: Int64[Tensor, "n"],
+    ) -> None:
+        super().__init__(labels, channels=3)
+        self.shards = list(shards)
+        self.table = table
+        self.keys = list(keys)
+
+    def read(
+        self, index: int, channels: int, window: tuple[float, float] | None = None
+    ) -> UInt8[Tensor, "c h w"]:
+        """Return one image, values 0 to 255, with the number of channels that is asked for."""
+        return decode_image(self._member(index), channels=channels, name=self.name(index), window=window)
+
+    def values(self, index: int, channels: int) -> Shaped[Tensor, "c h w"]:
+        """Return one image with the values that its file has."""
+        return read_values(self._member(index), channels=channels, name=self.name(index))
+
+    def _member(self, index: int) -> bytes:
+        shard, offset, size = self.table[index].tolist()
+        with self.shards[shard].open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def name(self, index: int) -> str:
+        """Return the path, or place, of one image."""
+        return f"{self.shards[int(self.table[index, 0])]}:{self.keys[index]}"
+
+    def stored(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open the member that holds one image."""
+        return io.BytesIO(self._member(index))
+
+    def stored_bytes(self) -> int:
+        """Return the size of all members that hold images."""
+        return int(self.table[:, 2].sum())
+
+    def subset(self, indices: Int64[Tensor, "m"]) -> "ShardImages":
+        """Return the images at these indices, in this order."""
+        keys = [self.keys[i] for i in indices.tolist()]
+        return ShardImages(self.shards, self.table[indices], keys, self.labels[indices])
+
+    def shuffled(self, generator: torch.Generator) -> Int64[Tensor, "n"]:
+        """Shuffle the shards, then images within a moving window: reading stays nearly sequential."""
+        rank = torch.randperm(len(self.shards), generator=generator)[self.table[:, 0]]
+        in_shards = torch.argsort(rank, stable=True)
+        place = torch.arange(len(self)) + WINDOW * torch.rand(
+            len(self), generator=generator, dtype=torch.float64
+        )
+        return in_shards[torch.argsort(place, stable=True)]
+
+
+def read_shards(pattern: str, classes: tuple[str, ...] | None = None) -> tuple[ShardImages, tuple[str, ...]]:
+    """List the samples of the shards that a pattern names.
+
+    A sample has one image member and one ``.cls`` member, which holds the index of the class or its name; or
+    a ``.json`` member with an object that has one of them under ``cls`` or ``label``. A member's extension
+    begins at the first dot of its name, as WebDataset has it; where no sample comes of that, at the last one.
+
+    Args:
+        pattern: Local tar files, with braces (``train-{000..003}.tar``) or wildcards.
+        classes: The classes, if they are known. Otherwise they come from ``classes.txt`` (one name a line) or
+            ``classes.json`` (a list) beside the first shard, or else are the numbers up to the largest label,
+            of which there may be as many as samples.
+
+    Returns:
+        The images in the order of the shards, and the classes.
+
+    Raises:
+        ImportError: The webdataset library is not installed.
+        ValueError: A shard is missing, remote, compressed or broken, a sample lacks its image or its class, a
+            label is no class, or members have names that lead out of the archive.
+    """
+    shards = expand_shards(pattern)
+    classes = classes if classes is not None else _listed_classes(shards[0].parent)
+    rows: list[tuple[int, int, int]] = []
+    keys: list[str] = []
+    labels: list[int] = []
+    for number, shard in enumerate(shards):
+        for key, offset, size, text in _samples(shard):
+            rows.append((number, offset, size))
+            keys.append(key)
+            labels.append(_label(text, classes, f"{shard}:{key}"))
+    if not rows:
+        raise ValueError(f"the shards of {pattern} hold no images")
+    if classes is None:
+        # A label far beyond the number of samples is damage, and its classes would fill the memory.
+        worst = max(range(len(labels)), key=lambda i: labels[i])
+        if labels[worst] >= max(len(labels), FEW_CLASSES):
+            raise ValueError(
+                f"{shards[rows[worst][0]]}:{keys[worst]} has label {labels[worst]}, in shards of "
+                f"{len(labels)} samples: list the classes in classes.txt beside the shards"
+            )
+        classes = tuple(str(i) for i in range(labels[worst] + 1))
+    return ShardImages(shards, torch.tensor(rows), keys, torch.tensor(labels)), classes
+
+
+def first_images(pattern: str, count: int) -> ShardImages:
+    """Return a few images, whose classes are not read, from the first shard that a pattern names.
+
+    Raises:
+        ImportError: The webdataset library is not installed.
+        ValueError: The shard is missing, remote, compressed or broken, or a sample lacks its image or class.
+    """
+    shard = expand_shards(pattern)[0]
+    samples = list(islice(_samples(shard), count))
+    table = torch.tensor([(0, offset, size) for _, offset, size, _ in samples], dtype=torch.int64)
+    keys = [key for key, *_ in samples]
+    return ShardImages([shard], table.view(-1, 3), keys, torch.full((len(samples),), -1))
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """Return the shards that a pattern of braces and wildcards names, in order.
+
+    Raises:
+        ImportError: The webdataset library is not installed.
+        ValueError: The pattern names a remote shard, or one that does not exist.
+    """
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ImportError(f"wds: data needs the webdataset library: {install_command('data')}") from error
+    shards: list[Path] = []
+    for name in expand_urls(pattern):
+        if "://" in name or name.startswith("pipe:"):
+            raise ValueError(f"shards must be local files, since they are read by offset; got {name}")
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        missing = [match for match in matches if not os.path.isfile(match)]
+        if missing or not matches:
+            raise ValueError(f"no such shard: {missing[0] if missing else name}")
+        shards += map(Path, matches)
+    return shards
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, int, int, str]]:
+    """Yield base name, offset and size of the image, and text of the class, for each sample of a shard."""
+    with shard.open("rb") as file:
+        file.seek(max(0, shard.stat().st_size - END_MARK))
+        if file.read() != bytes(END_MARK):
+            # tarfile does not miss it, and a shard cut between two members would only seem smaller.
+            raise ValueError(
+                f"{shard} is not a whole, uncompressed tar file: it must end with {END_MARK} zero bytes"
+            )
+    members, left_out = _members(shard)
+    if left_out:
+        warnings.warn(
+            f"{shard}: left out members that are no plain files: {', '.join(left_out[:3])}"
+            + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""),
+            stacklevel=2,
+        )
+    first, last = (_group(shard, members, split) for split in (str.partition, str.rpartition))
+    # Base names with dots, such as `photo.1.jpg`, are not WebDataset's, but common.
+    samples = first if not _faults(first) or _faults(last) else last
+    for key, parts in samples.items():
+        if fault := _fault(parts):
+            raise ValueError(f"{shard}:{key} {fault}")
+    for key, parts in samples.items():
+        offset, size, _ = parts["image"]
+        yield key, offset, size, parts["label"][2]
+
+
+Members = list[tuple[str, int, int, str]]
+Sample = dict[str, tuple[int, int, str]]
+
+
+def _members(shard: Path) -> tuple[Members, list[str]]:
+    """Return name, offset, size and text of the members that may belong to samples; and links and devices."""
+    members: Members = []
+    left_out: list[str] = []
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if member.isdir() or not os.path.basename(member.name).partition(".")[0]:
+                    continue
+                if not member.isfile():
+                    left_out.append(member.name)
+                    continue
+                if member.name.startswith("/") or ".." in Path(member.name).parts:
+                    raise ValueError(
+                        f"{shard}:{member.name} leads out of the archive: names of members must be relative, "
+                        "without '..'"
+                    )
+                text = ""
+                if member.name.lower().endswith((".cls", ".json")):
+                    content = archive.extractfile(member)
+                    assert content is not None, "a regular member has content"
+                    text = content.read(MAX_LABEL).decode("utf-8", "replace").strip()
+                members.append((member.name, member.offset_data, member.size, text))
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is not a whole, uncompressed tar file: {error}") from error
+    return members, left_out
+
+
+def _group(
+    shard: Path, members: Members, split: Callable[[str, str], tuple[str, str, str]]
+) -> dict[str, Sample]:
+    """Put the image and the label of each sample together, by the base name."""
+    samples: dict[str, Sample] = {}
+    for path, offset, size, text in members:
+        folder, name = os.path.split(path)
+        base, _, extension = split(name, ".")
+        extension = extension.lower()
+        role = "image" if f".{extension}" in EXTENSIONS else {"cls": "label", "json": "json"}.get(extension)
+        if role is None:
+            continue
+        sample = samples.setdefault(os.path.join(folder, base), {})
+        sample["two"] = sample.get("two", (0, 0, "")) if role not in sample else (0, 0, role)
+        sample[role] = offset, size, text
+    for key, sample in samples.items():
+        if "label" not in sample and "json" in sample:
+            label = _json_label(sample["json"][2], f"{shard}:{key}")
+            if label is not None:
+                sample["label"] = 0, 0, label
+        sample.pop("json", None)
+    return {key: sample for key, sample in samples.items() if sample.keys() & {"image", "label"}}
+
+
+def _fault(sample: Sample) -> str:
+    """Return what is wrong with a sample; nothing if it is whole."""
+    if twice := sample.get("two", (0, 0, ""))[2]:
+        return f"has two {twice}s; a sample must have one"
+    if "image" not in sample:
+        return "has no image member"
+    return "" if "label" in sample else "has no .cls member, nor a .json member with a label"
+
+
+def _faults(samples: dict[str, Sample]) -> bool:
+    return any(_fault(sample) for sample in samples.values()) or not samples
+
+
+def _json_label(text: str, name: str) -> str | None:
+    """Return the label in a JSON object; None if it has none."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the .json member of {name} is not JSON: {error}") from error
+    found = [content[key] for key in ("cls", "label") if key in content] if isinstance(content, dict) else []
+    if len({str(label) for label in found}) > 1:
+        raise ValueError(f"the .json member of {name} has the labels {found[0]!r} and {found[1]!r}")
+    if not found:
+        return None
+    if isinstance(found[0], bool) or not isinstance(found[0], (int, str)):
+        raise ValueError(
+            f"the label in the .json member of {name} must be an index or a name, got {found[0]!r}"
+        )
+    return str(found[0])
+
+
+def _label(text: str, classes: tuple[str, ...] | None, name: str) -> int:
+    if classes is not None and text in classes:
+        return classes.index(text)
+    known = (
+        "the index of a class" if classes is None else f"the index or name of one of {len(classes)} classes"
+    )
+    # `int` would take "1_0", "+1" and the digits of other scripts, too
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ValueError(f"the label of {name} must be {known}, got {text[:80]!r}")
+    label = int(text)
+    if label < 0:
+        raise ValueError(f"the label of {name} must be {known}, from 0 on, got {label}")
+    return label
+
+
+def _listed_classes(folder: Path) -> tuple[str, ...] | None:
+    text, listed = folder / "classes.txt", folder / "classes.json"
+    if text.is_file():
+        return tuple(line.strip() for line in text.read_text().splitlines() if line.strip())
+    if listed.is_file():
+        names = json.loads(listed.read_text())
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{listed} must be a list of names, got {type(names).__name__}")
+        return tuple(names)
+    return None

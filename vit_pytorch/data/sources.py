@@ -1,0 +1,258 @@
+"""From a word on the command line to checked splits."""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, urlencode
+
+import numpy as np
+import torch
+
+from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
+from vit_pytorch.data.folders import read_folders, read_tree, unfit_for_classes
+from vit_pytorch.data.hub import read_hub
+from vit_pytorch.data.idx import read_idx_split
+from vit_pytorch.data.listing import describe_left_out
+from vit_pytorch.data.media import VideoFiles, VolumeFiles
+from vit_pytorch.data.record import ImageRecord, restore_splits
+from vit_pytorch.data.shards import ShardImages, read_shards
+from vit_pytorch.data.tables import read_table
+
+TABLE_OPTIONS = ("image", "label", "split")
+Changed = Literal["stop", "keep"]
+FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
+
+
+def open_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    record: ImageRecord | None = None,
+    changed: Changed = "keep",
+    unlabelled: bool = False,
+) -> Splits:
+    """Open a dataset that is named by one string.
+
+    - ``digits``: the 1797 digits (8 x 8, grey) that scikit-learn ships; its ``train_test_split`` with
+      ``stratify`` and the seed holds the test part out.
+    - ``FOLDER`` or ``folder:FOLDER``: a folder per class, perhaps below folders of splits: ``train`` or
+      ``training``; ``val``, ``valid``, ``validation`` or ``dev``; ``test`` or ``testing``; in any case.
+    - ``idx:FOLDER``: IDX files of the MNIST family, gzipped or not; ``t10k`` or ``test`` is the test split.
+    - ``hf:NAME``: Hugging Face ``datasets``, by a name on the Hub or a local folder; options follow as
+      ``?config=NAME&image=COLUMN&label=COLUMN``.
+    - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
+      ``data/val-*.tar``.
+    - ``csv:FILE``: a table of image files, by pandas; columns that have no usual names follow as
+      ``?image=COLUMN&label=COLUMN&split=COLUMN``.
+    - ``video:FOLDER``: videos, in folders like those of images.
+    - ``nifti:FOLDER``: volumes in NIfTI files (``.nii``, ``.nii.gz``), likewise.
+
+    What the data does not split by itself is split by class: first the test part (not for data that comes
+    with a validation or test part), then the validation part of what is left.
+
+    Args:
+        spec: The data.
+        seed: Chooses the images of splits made here, and nothing else.
+        val_fraction: Part of each class that is held out for validation.
+        test_fraction: Part of each class that is held out as the test split; 0 for none.
+        record: What a run has recorded of its images: the splits are those of the run.
+        changed: Whether data that have changed since they were recorded are an error; or a warning names what
+            has changed, and images that are not the recorded ones are in no split.
+        unlabelled: Whether a folder may be any tree of images. Where it has not one folder per class, images
+            have no labels, ``classes`` is empty, and no test split is made.
+
+    Returns:
+        The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
+        pipes, devices, files of other types) is named in a warning and in ``left_out``.
+
+    Raises:
+        ValueError: The data is not what the form promises; the message names the file or class. Or images of
+            the record are gone, so that a split has none left; or they have changed, and `changed` is `stop`.
+        FileNotFoundError: The folder does not exist.
+    """
+    kind, separator, rest = spec.partition(":")
+    left_out: dict[str, list[Path]] = {}
+    root = reason = ""
+    if spec == "digits":
+        parts: dict[str, ImageDataset] = {**_digits(seed, 0 if record is not None else test_fraction)}
+        classes = tuple(str(i) for i in range(10))
+    elif kind == "idx" and separator:
+        folder = _existing_folder(rest)
+        root = os.path.join(folder, "")
+        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k", "test")}
+        classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
+        parts = dict(arrays)
+    elif kind == "hf" and separator:
+        name, options = split_options(rest, kind, ("config", "image", "label"))
+        hub, classes = read_hub(name, **options)
+        parts, root = dict(hub), f"hf:{name}"
+    elif kind == "csv" and separator:
+        name, options = split_options(rest, kind, TABLE_OPTIONS)
+        table = Path(name).expanduser()
+        listed, classes = read_table(table, **options, needs_labels=not unlabelled)
+        if unlabelled:
+            reason = unfit_for_classes(listed, classes) if classes else f"{name} has no label column"
+        if reason:
+            listed, classes = {split: FileImages(images.paths) for split, images in listed.items()}, ()
+        test_fraction = 0 if reason else test_fraction
+        parts, root = dict(listed), os.path.join(table.parent, "")
+    elif kind == "wds" and separator:
+        parts, classes = _shard_parts(rest)
+        root = _common_folder(parts)
+    else:
+        named = kind in FILES and bool(separator)
+        files = FILES[kind] if named else FileImages
+        folder = _existing_folder(rest if named else spec)
+        root = os.path.join(folder, "")
+        if unlabelled:
+            folders, classes, listing, reason = read_tree(folder, files)
+        else:
+            folders, classes, listing = read_folders(folder, files)
+        test_fraction = 0 if reason else test_fraction
+        parts, left_out = dict(folders), listing.left_out
+        if left_out:
+            warnings.warn(f"left out of {spec}: {describe_left_out(left_out)}", stacklevel=2)
+    for images in parts.values():
+        images.root = root
+    if record is None:
+        splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    else:
+        splits, changes = restore_splits(parts, classes, record)
+        if changes and changed == "stop":
+            raise ValueError(
+                f"{spec} has changed since its images were recorded: {changes}; to go on with those that are "
+                "the same, in the splits of the run, pass `keep` (vit train --data.changed keep, "
+                "vit evaluate --changed keep)"
+            )
+        if changes:
+            warnings.warn(f"{spec} has changed since its images were recorded: {changes}", stacklevel=2)
+    for split in (splits.train, splits.val, splits.test):
+        if split is not None:
+            split.root = root
+    return replace(splits, left_out=left_out, unlabelled=reason)
+
+
+def absolute_source(spec: str) -> str:
+    """Return the name of a dataset with absolute paths, so that it means the same in any folder."""
+    kind, separator, rest = spec.partition(":")
+    if spec == "digits":
+        return spec
+    name, mark, query = rest.partition("?")
+    if kind == "csv" and separator:
+        return f"csv:{_absolute(name)}{mark}{query}"
+    if kind == "hf" and separator:
+        return f"hf:{_absolute(name)}{mark}{query}" if Path(name).exists() else spec
+    if kind == "wds" and separator:
+        return f"wds:{','.join(str(Path(piece).absolute()) for piece in _split_patterns(rest))}"
+    if kind in ("idx", *FILES) and separator:
+        return f"{kind}:{_absolute(rest)}"
+    return _absolute(spec)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def split_options(rest: str, kind: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Split the name of data from the options that follow it after a question mark."""
+    name, _, query = rest.partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query, strict_parsing=bool(query)).items()}
+    if unknown := options.keys() - set(known):
+        listed = " and ".join([", ".join(known[:-1]), known[-1]])
+        raise ValueError(f"options of {kind}: are {listed}, got {', '.join(sorted(unknown))}")
+    return name, options
+
+
+def with_columns(spec: str, columns: Mapping[str, str | None]) -> str:
+    """Return the name of a dataset with names of columns as its options.
+
+    Args:
+        spec: The data, as `open_data` takes it.
+        columns: Columns by their role, `image`, `label` or `split`; None for those that are found by name.
+
+    Raises:
+        ValueError: The data are not in columns.
+    """
+    given = {role: name for role, name in columns.items() if name is not None}
+    if given and not spec.startswith(("csv:", "hf:")):
+        raise ValueError(f"columns are those of csv: and hf: data, got {spec} with {', '.join(given)}")
+    return spec + ("&" if "?" in spec else "?") * bool(given) + urlencode(given)
+
+
+def _split_patterns(patterns: str) -> list[str]:
+    """Split patterns of shards at the commas between them, not at those in braces."""
+    return re.split(r",(?![^{}]*\})", patterns)
+
+
+def _complete(
+    parts: dict[str, ImageDataset],
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+) -> Splits:
+    train, val, test = parts["train"], parts.get("val"), parts.get("test")
+    if len(parts) == 1 and test_fraction != 0:
+        train, test = split_off(train, test_fraction, seed, classes, purpose="test")
+    if val is None:
+        train, val = split_off(train, val_fraction, seed, classes, purpose="validation")
+    return Splits(classes=classes, train=train, val=val, test=test)
+
+
+def _digits(seed: int, test_fraction: float) -> dict[str, ArrayImages]:
+    """The digits; the test part is that of scikit-learn's own function, so that others' figures compare."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    whole = ArrayImages(
+        torch.from_numpy(images).unsqueeze(1), torch.from_numpy(digits.target).long(), origin="digits"
+    )
+    if not test_fraction:
+        return {"train": whole}
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"the test fraction must be between 0 and 1, got {test_fraction}")
+    train, test = train_test_split(
+        np.arange(len(whole)), test_size=test_fraction, stratify=digits.target, random_state=seed
+    )
+    return {
+        name: whole.subset(torch.from_numpy(np.sort(part)))
+        for name, part in (("train", train), ("test", test))
+    }
+
+
+def _existing_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no such folder: {name} (data is digits, FOLDER, csv:FILE, idx:FOLDER, hf:NAME, "
+            "wds:PATTERN, video:FOLDER or nifti:FOLDER)"
+        )
+    return folder
+
+
+def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
+    """Return the folder that all shards are in, with a separator at its end; empty if there is none."""
+    shards = {
+        shard.parent for part in parts.values() if isinstance(part, ShardImages) for shard in part.shards
+    }
+    return os.path.join(shards.pop(), "") if len(shards) == 1 else ""
+
+
+def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+    pieces = _split_patterns(patterns)
+    if len(pieces) > 3:
+        raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}: {patterns}")
+    train, classes = read_shards(pieces[0])
+    parts: dict[str, ImageDataset] = {"train": train}
+    for name, piece in zip(("val", "test"), pieces[1:], strict=False):
+        parts[name], _ = read_shards(piece, classes)
+    return parts, classes

@@ -7,13 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo check format lint types test fuzz docs bench clean
+.PHONY: demo check format lint types test test-all fuzz docs bench clean
 .DEFAULT_GOAL := check
 
 demo: $(VENV)/.train
 	$(BIN)/vit train
 
-check: lint types test
+check: lint types test-all
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format
@@ -26,10 +26,14 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# what one runs while working: all but the tests that are marked slow
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# other examples than `make test` takes, and more
+# other examples than the tests take, and more
 EXAMPLES ?= 5000
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults -k fuzz

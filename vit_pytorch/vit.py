@@ -41,7 +41,7 @@ from vit_pytorch.layers.patches import (
 )
 from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequential, SinCos
 from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
-from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary, RotaryPositions
+from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, NormalizedRotary, Rotary
 from vit_pytorch.layers.tokens import AttentionPool, Head
 from vit_pytorch.layers.value_residual import VALUE_RESIDUALS, read_value_residual
 from vit_pytorch.legacy import flat_options
@@ -57,7 +57,9 @@ POSITIONS: dict[str, type[Option] | Option] = {
     "relative_by_layer": Relative(per_layer=True),
     "rope": Rotary,
     "rope_mixed": Rotary(learned=True),
+    "rope_normalized": NormalizedRotary,
 }
+Inside = Rotary | NormalizedRotary | Relative
 STEMS: dict[str, type[Option] | Option] = {
     "linear": LinearStem,
     "dual_norm": LinearStem(patch_norm=True),
@@ -78,9 +80,11 @@ class ViT(IsotropicModel):
             concatenated, "map" an attention pool of the patches.
         positions: what is added to the tokens: "none", "learned" (`Learned`), "learned_2d" (`Learned2D`),
             "sincos" (`SinCos`) or "sequence" (`Sequential`); or what acts inside attention: "relative",
-            "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`); or one of each, as
+            "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`), "rope_normalized"
+            (`NormalizedRotary`); or one of each, as
             "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
+        qkv_bias: use biases for queries, keys and values; "qv" for queries and values alone.
         qk_norm: apply LayerNorm to queries and keys, per head; "rms" for `HeadNorm`.
         qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
@@ -125,7 +129,7 @@ class ViT(IsotropicModel):
         stem: OptionLike = "linear",
         class_token: bool = False,
         num_registers: int = 0,
-        qkv_bias: bool = True,
+        qkv_bias: bool | Literal["qv"] = True,
         out_bias: bool = True,
         qk_norm: bool | Literal["rms"] = False,
         qk_scale: float | None = None,
@@ -174,7 +178,7 @@ class ViT(IsotropicModel):
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)
-        if isinstance(inside, Rotary):
+        if isinstance(inside, (Rotary, NormalizedRotary)):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:
             self.relative = bias()
@@ -259,18 +263,16 @@ class ViT(IsotropicModel):
         return output if self.streams is None else output.sum(dim=2)
 
 
-def attention_position(
-    inside: Rotary | Relative | None, layer: int, bias: Callable[[], TokenBias]
-) -> nn.Module | None:
+def attention_position(inside: Inside | None, layer: int, bias: Callable[[], TokenBias]) -> nn.Module | None:
     """Build the positions inside the attention of a layer; None for none, or for those that layers share.
 
     Args:
         inside: the option.
         bias: builds a bias of the layer's own.
     """
-    if isinstance(inside, Rotary):
-        return RotaryPositions(layer if inside.learned else None)
-    return RelativePositions(bias()) if isinstance(inside, Relative) and inside.per_layer else None
+    if isinstance(inside, Relative):
+        return RelativePositions(bias()) if inside.per_layer else None
+    return None if inside is None else inside.positions(layer)
 
 
 def position_inputs(
@@ -287,7 +289,7 @@ def position_inputs(
     return inputs
 
 
-def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, Rotary | Relative | None]:
+def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, Inside | None]:
     """Return the positions that are added to the tokens, and those inside attention.
 
     Raises:
@@ -298,8 +300,8 @@ def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, R
     elif isinstance(positions, (Option, dict)):
         positions = [positions]
     found: list[Option] = [read_option("positions", position, POSITIONS) for position in positions]
-    inside = [position for position in found if isinstance(position, (Rotary, Relative))]
-    added = [position for position in found if not isinstance(position, (Rotary, Relative))]
+    inside = [position for position in found if isinstance(position, Inside)]
+    added = [position for position in found if not isinstance(position, Inside)]
     if len(added) > 1 or len(inside) > 1:
         raise ValueError(
             "positions must be at most one that is added to the tokens and one that acts inside attention; "

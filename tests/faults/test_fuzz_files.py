@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,9 @@ from vit_pytorch.data import BadImageError, decode_image, read_record
 from vit_pytorch.data.idx import read_idx
 from vit_pytorch.data.record import ImageRecord, RecordedImage
 from vit_pytorch.data.shards import read_shards
+from vit_pytorch.data.tables import read_table
+from vit_pytorch.data.volumes import decode_volume
+from vit_pytorch.preprocessing import VolumeConfig
 from vit_pytorch.pretrained.files import read_weights
 from vit_pytorch.training.history import read_rows, write_rows
 
@@ -152,6 +156,30 @@ def write_shard(file: Path) -> None:
 @given(edits=EDITS)
 def test_shards(edits: Edits, tmp_path: Path) -> None:
     check(write_shard, lambda file: read_shards(str(file)), "x.tar", edits, tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.filterwarnings("ignore")
+@fuzz
+@given(edits=EDITS)
+def test_volumes(ending: str, edits: Edits, tmp_path: Path) -> None:
+    voxels = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    content = nibabel.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0])).to_bytes()
+    if ending == ".nii.gz":
+        content = gzip.compress(content, mtime=0)
+    write = lambda file: file.write_bytes(content)  # noqa: E731
+    config = VolumeConfig(spacing=(4.0, 2.0, 2.0))
+    read = lambda file: decode_volume(file, config, (4, 8, 8)).shape  # noqa: E731
+    check(write, read, f"x{ending}", edits, tmp_path, BadImageError)
+
+
+@fuzz
+@given(edits=EDITS)
+def test_tables(edits: Edits, tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").touch()
+    text = "image,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,val\n"
+    check(lambda file: file.write_text(text), read_table, "x.csv", edits, tmp_path)
 
 
 @fuzz

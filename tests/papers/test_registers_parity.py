@@ -1,20 +1,17 @@
-"""Registers: timm's models that have them, and transformers' DINOv2, which pools without them."""
+"""Registers: transformers' DINOv2, which pools without them, and what they leave alone."""
 
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
 
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, images, randomise
-from vit_pytorch import ViT, create_model, list_models, load_pretrained
+from vit_pytorch import ViT, create_model, load_pretrained
 from vit_pytorch.layers.tokens import Head
 from vit_pytorch.pretrained import to_format
-from vit_pytorch.registry import find_entry
 
-NAMES = list_models("vit_*_reg?_gap_*")
 CONFIG = {
     "image_size": 40,
     "patch_size": 8,
@@ -25,33 +22,6 @@ CONFIG = {
 }
 SMALL = {"image_size": 40, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3}
 DINOV2 = {**SMALL, "dim_head": 16, "mlp_dim": 192, "pool": "cls+mean", "num_registers": 4, "layer_scale": 1.0}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", [*(n for n in NAMES if n.endswith("256")), "vit_small_patch14_reg4_dinov2"])
-def test_named_models_equal_timms(name):
-    size = 5 * find_entry(name).config["patch_size"]
-    reference = randomise(timm.create_model(name, depth=1, img_size=size, num_classes=10))
-    model = create_model(name, depth=1, image_size=size, num_classes=10).eval()
-    load_pretrained(model, reference.state_dict())
-    batch = images(size, size)
-    assert difference(model(batch), reference(batch)) < TOLERANCE
-    written, state = to_format(model, "timm"), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[key].equal(state[key]) for key in state)
-
-
-@pytest.mark.parametrize("name", [*NAMES, *list_models("*reg4_dinov2")])
-def test_counts_and_preparation(name):
-    entry = find_entry(name)
-    with torch.device("meta"):
-        reference = timm.create_model(name, num_classes=1000)
-    assert sum(parameter.numel() for parameter in reference.parameters()) == entry.parameters
-    tag = None if entry.hub_id is None else entry.hub_id.removeprefix(f"timm/{name}.")
-    cfg = timm.models.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
-    assert cfg.tag == (tag or "untrained")
-    for key in ("mean", "std", "interpolation", "crop_pct"):
-        assert entry.default_cfg[key] == getattr(cfg, key), key
 
 
 @torch.no_grad()

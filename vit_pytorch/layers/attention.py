@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -213,10 +213,24 @@ class AttentionPosition(Protocol):
         """Return queries, keys and the mask."""
 
 
+class QueryValueBias(nn.Module):
+    """Biases of queries and values (BEiT, arXiv:2106.08254): one of the keys would change no weight."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(inner))
+        self.value = nn.Parameter(torch.zeros(inner))
+
+    def forward(self, qkv: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Add the biases to queries, keys and values, one after the other."""
+        return qkv + torch.cat([self.query, torch.zeros_like(self.query), self.value])
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2; ViT, appendix A).
 
     Args:
+        qkv_bias: use biases for queries, keys and values; "qv" for queries and values (`QueryValueBias`).
         dim_head: head dimension; `heads * dim_head` need not equal `dim`.
         qk_norm: builds the norm of queries and of keys from the head dimension; default none.
         position: positions inside attention, an `AttentionPosition`; default none.
@@ -230,7 +244,7 @@ class Attention(nn.Module):
         *,
         heads: int = 8,
         dim_head: int = 64,
-        qkv_bias: bool = True,
+        qkv_bias: bool | Literal["qv"] = True,
         out_bias: bool = True,
         dropout: float = 0.0,
         qk_norm: Callable[[int], nn.Module] | None = None,
@@ -242,7 +256,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.dim_head = dim_head
         inner = heads * dim_head
-        self.to_qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.to_qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias is True)
+        self.qv_bias = QueryValueBias(inner) if qkv_bias == "qv" else nn.Identity()
         self.q_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.kernel = kernel()
@@ -255,7 +270,7 @@ class Attention(nn.Module):
 
     def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values: views of one product, split into heads."""
-        qkv = self.to_qkv(x).unflatten(-1, (3, self.heads, self.dim_head))
+        qkv = self.qv_bias(self.to_qkv(x)).unflatten(-1, (3, self.heads, self.dim_head))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 

@@ -97,14 +97,30 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class SwiGLU(nn.Module):
+    """The second half of the channels, gated by SiLU of the first (Shazeer 2020, arXiv:2002.05202)."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b h"]:
+        """Halve the channels."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3)."""
+    """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3).
+
+    Args:
+        hidden_dim: channels that the second layer takes; the first gives twice as many for "swiglu".
+        act: a name of `ACTIVATIONS`, or "swiglu" (`SwiGLU`).
+    """
 
     @checks_arguments
     def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
         super().__init__()
-        self.to_hidden = nn.Linear(dim, hidden_dim)
-        self.act = activation(act)
+        check_choice("act", act, (*ACTIVATIONS, "swiglu"))
+        gated = act == "swiglu"
+        self.to_hidden = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim)
+        self.act = SwiGLU() if gated else activation(act)
         self.to_out = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_hidden)

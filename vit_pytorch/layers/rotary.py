@@ -52,15 +52,23 @@ def turns(angles: Float[Tensor, "*s f"]) -> Float[Tensor, "*s f 2"]:
 
 
 @fx_leaf
-def rotate(x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]) -> Float[Tensor, "b h n e"]:
+def rotate(
+    x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"], halves: bool = False
+) -> Float[Tensor, "b h n e"]:
     """Rotate each pair of channels of queries or keys, in single precision at least.
 
     Args:
         x: queries or keys; channels 2 i and 2 i + 1 are a pair, and those after the last pair stay.
-        rotation: cosines and sines, which broadcast to the heads.
+        rotation: cosines and sines of f pairs, which broadcast to the heads.
+        halves: channels i and f + i are a pair instead.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     rotated = 2 * rotation.shape[-2]
+    if halves:
+        first, second = x[..., :rotated].to(dtype).chunk(2, dim=-1)
+        cos, sin = rotation.to(dtype).unbind(-1)
+        turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+        return torch.cat([turned, x[..., rotated:]], dim=-1)
     pairs, rotation = x[..., :rotated].unflatten(-1, (-1, 2)).to(dtype), rotation.to(dtype)
     if is_tracing(x):
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
@@ -120,6 +128,37 @@ class AxialRotary(ComputedBuffers):
             prefix: number of prefix tokens, which are not rotated.
         """
         rotation = crop_cells(self.table, self.grid, grid, dim=0)
+        if ids_keep is not None:
+            rotation = rotation[ids_keep][:, None]
+        return _with_prefix(rotation, prefix)
+
+
+class NormalizedAxialRotary(AxialRotary):
+    """Rotations by places between -1 and 1 along each axis, the centres of the patches, in full turns.
+
+    DINOv3 (O. Siméoni et al. 2025, arXiv:2508.10104, section 3.2): the angles between the image's edges are
+    the same for every size. The pairs of the first axis come first: y, then x.
+    """
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the rotation of each cell."""
+        return {"table": self.compute(self.grid)}
+
+    def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
+        """Compute the rotation of each cell of a grid."""
+        frequency = frequencies(self.dim_head, len(self.grid), self.theta)
+        places = (2 * cells(grid) + 1) / torch.tensor(list(grid), dtype=torch.float64) - 1
+        return turns((2 * torch.pi * places[..., None] * frequency).flatten(1)).float()
+
+    def forward(
+        self, grid: Sequence[int], prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "*b m f 2"]:
+        """Return the rotation of each token, which all heads share.
+
+        Args:
+            prefix: number of prefix tokens, which are not rotated.
+        """
+        rotation = self.table if tuple(grid) == self.grid else self.compute(grid).to(self.table)
         if ids_keep is not None:
             rotation = rotation[ids_keep][:, None]
         return _with_prefix(rotation, prefix)
@@ -194,11 +233,13 @@ class RotaryPositions(nn.Module):
 
     Args:
         layer: index of this layer's rotations; None where all layers share one.
+        halves: pairs are a channel of the first half and one of the second; see `rotate`.
     """
 
-    def __init__(self, layer: int | None = None) -> None:
+    def __init__(self, layer: int | None = None, *, halves: bool = False) -> None:
         super().__init__()
         self.layer = layer
+        self.halves = halves
 
     def forward(self, q: Queries, k: Queries, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
         """Return rotated queries and keys, and the mask as it is."""
@@ -207,7 +248,7 @@ class RotaryPositions(nn.Module):
             return q, k, inputs.mask
         if self.layer is not None:
             rotation = rotation.select(-5, self.layer)
-        return rotate(q, rotation), rotate(k, rotation), inputs.mask
+        return rotate(q, rotation, self.halves), rotate(k, rotation, self.halves), inputs.mask
 
 
 @dataclass(frozen=True)
@@ -231,3 +272,27 @@ class Rotary(Option):
         if self.learned:
             return MixedRotary(grid, dim_head, heads=heads, depth=depth, theta=self.theta or 10.0)
         return AxialRotary(grid, dim_head, theta=self.theta or 100.0)
+
+    def positions(self, layer: int) -> RotaryPositions:
+        """Build the positions inside the attention of a layer."""
+        return RotaryPositions(layer if self.learned else None)
+
+
+@dataclass(frozen=True)
+class NormalizedRotary(Option):
+    """Option: queries and keys are rotated by places between -1 and 1 (DINOv3, arXiv:2508.10104).
+
+    Args:
+        theta: base of the rotary frequencies.
+    """
+
+    kind: ClassVar[str] = "rope_normalized"
+    theta: float = 100.0
+
+    def build(self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int) -> NormalizedAxialRotary:
+        """Build what computes the rotations for a grid."""
+        return NormalizedAxialRotary(grid, dim_head, theta=self.theta)
+
+    def positions(self, layer: int) -> RotaryPositions:
+        """Build the positions inside the attention of a layer."""
+        return RotaryPositions(halves=True)

@@ -1,4 +1,7 @@
-"""DeiT's models: the ViT's sizes, each plain and with a distillation token (Touvron et al. 2020, table 1)."""
+"""DeiT's models: the ViT's sizes, each plain and with a distillation token (Touvron et al. 2020, table 1).
+
+DeiT III (arXiv:2204.07118) has LayerScale, and no position for the class token.
+"""
 
 from vit_pytorch.distill import DistillableViT
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
@@ -15,6 +18,16 @@ PARAMETERS = {
     "deit_base_distilled_patch16_224": 87_338_192,
     "deit_base_distilled_patch16_384": 87_630_032,
 }
+DEIT3 = {
+    "deit3_small_patch16_224": 22_059_496,
+    "deit3_small_patch16_384": 22_205_416,
+    "deit3_medium_patch16_224": 38_849_512,
+    "deit3_base_patch16_224": 86_585_320,
+    "deit3_base_patch16_384": 86_877_160,
+    "deit3_large_patch16_224": 304_374_760,
+    "deit3_large_patch16_384": 304_763_880,
+    "deit3_huge_patch14_224": 632_126_440,
+}
 
 DISTILLED = {
     "features_then_head": "the embedding is the mean of two tokens with a classifier each, as in timm"
@@ -22,13 +35,21 @@ DISTILLED = {
 
 
 def _entry(name: str) -> ModelEntry:
-    _, size, *kind, _, image_size = name.split("_")
+    family, size, *kind, patch, image_size = name.split("_")
     image = int(image_size)
+    third = family == "deit3"
+    options = {"layer_scale": 1e-6, "positions": {"kind": "learned", "class_token": False}} if third else {}
     return ModelEntry(
         name=name,
         architecture=DistillableViT if kind else ViT,
-        config={"image_size": image, "patch_size": 16, "num_classes": 1000, **SIZES[size]},
-        parameters=PARAMETERS[name],
+        config={
+            "image_size": image,
+            "patch_size": int(patch.removeprefix("patch")),
+            "num_classes": 1000,
+            **SIZES[size],
+            **options,
+        },
+        parameters=(DEIT3 if third else PARAMETERS)[name],
         tiny={**TINY, "num_classes": 7},
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9 if image == 224 else 1.0},
         hub_id=f"timm/{name}.fb_in1k",
@@ -36,4 +57,4 @@ def _entry(name: str) -> ModelEntry:
     )
 
 
-ENTRIES = [_entry(name) for name in PARAMETERS]
+ENTRIES = [_entry(name) for name in (*PARAMETERS, *DEIT3)]

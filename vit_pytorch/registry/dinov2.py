@@ -9,10 +9,13 @@ PARAMETERS = {
     ("small", 0): 22_441_192,
     ("base", 0): 87_348_712,
     ("large", 0): 305_392_616,
+    ("giant", 0): 1_138_016_232,
     ("small", 4): 22_442_344,
     ("base", 4): 87_351_016,
     ("large", 4): 305_395_688,
+    ("giant", 4): 1_138_020_840,
 }
+SHAPES = {**SIZES, "giant": {**SIZES["giant2"], "act": "swiglu"}}
 
 
 def _entry(size: str, registers: int) -> ModelEntry:
@@ -24,7 +27,7 @@ def _entry(size: str, registers: int) -> ModelEntry:
             "image_size": 518,
             "patch_size": 14,
             "num_classes": 0,
-            **SIZES[size],
+            **SHAPES[size],
             "layer_scale": 1e-5,
             "num_registers": registers,
             "positions": {"kind": "learned", "class_token": registers == 0},
@@ -36,4 +39,4 @@ def _entry(size: str, registers: int) -> ModelEntry:
     )
 
 
-ENTRIES = [_entry(size, registers) for registers in (0, 4) for size in ("small", "base", "large")]
+ENTRIES = [_entry(size, registers) for registers in (0, 4) for size in ("small", "base", "large", "giant")]

@@ -26,7 +26,7 @@ def _entry(name: str) -> ModelEntry:
         architecture=HybridViT,
         config={
             "image_size": int(image_size),
-            "num_classes": 1000,
+            "num_classes": 0 if tag == "orig_in21k" else 1000,
             **SIZES[size],
             "resnet_depths": RESNETS[network, stride],
         },

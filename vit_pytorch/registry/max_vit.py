@@ -54,7 +54,7 @@ def _entry(size: str, pixels: int) -> ModelEntry:
     return ModelEntry(
         name=name,
         architecture=MaxViT,
-        config={"image_size": pixels, "num_classes": 1000, **SIZES[size]},
+        config={"image_size": pixels, "num_classes": 21843 if weights == "in21k" else 1000, **SIZES[size]},
         parameters=PARAMETERS[size, pixels],
         tiny=TINY,
         default_cfg={

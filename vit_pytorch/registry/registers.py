@@ -7,10 +7,8 @@ from vit_pytorch.vit import ViT
 SHAPES = {
     "wee": {"dim": 256, "depth": 14, "heads": 4, "mlp_dim": 1280},
     "little": {"dim": 320, "depth": 14, "heads": 5, "mlp_dim": 1792},
-    "medium": {"dim": 512, "depth": 12, "heads": 8, "mlp_dim": 2048},
     "mediumd": {"dim": 512, "depth": 20, "heads": 8, "mlp_dim": 2048},
-    "betwixt": {"dim": 640, "depth": 12, "heads": 10, "mlp_dim": 2560},
-    "base": SIZES["base"],
+    **SIZES,
 }
 # name: parameters, timm's release, part of the image that evaluation keeps
 MODELS = {

@@ -34,4 +34,4 @@ def _entry(size: str, patch: int) -> ModelEntry:
     )
 
 
-ENTRIES = [_entry(size, patch) for size in SIZES for patch in (14, 16, 32)]
+ENTRIES = [_entry(*key) for key in PARAMETERS]

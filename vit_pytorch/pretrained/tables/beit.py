@@ -5,14 +5,16 @@ RoPE-ViT's authors name theirs as DeiT III's do, SimMIM's as BEiT's; timm's Eva 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vit_pytorch.layers.attention import QueryValueBias
 from vit_pytorch.layers.rotary import RotaryPositions
-from vit_pytorch.pretrained.rules import Format, Rule, Transform
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
 
 BLOCK = "blocks.{i}"
 BRANCH = f"{BLOCK}.attention"
@@ -40,38 +42,63 @@ FREQS = Transform(
     lambda parts, rotary: parts[0] if rotary is None else parts[0].unflatten(2, rotary.freqs.shape[2:]),
     lambda tensor, rotary: (tensor.flatten(2), *rotary.places.T.to(tensor)),
 )
+QUERY_VALUE = tuple(
+    Rule(f"{BRANCH}.qv_bias.{part}", f"blocks.{{i}}.attn.{part[0]}_bias") for part in ("query", "value")
+)
 SCALES = (
     Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.gamma_1"),
     Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.gamma_2"),
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BiasesApart(Format):
+    """A layout with biases of queries and values, for models that have three biases, or these two."""
+
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names; see `Format.read`."""
+        return Format.read(self._for(model), state, model)
+
+    def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Translate our state dict to this format; see `Format.write`."""
+        return Format.write(self._for(model), state, model)
+
+    def _for(self, model: nn.Module) -> Format:
+        if any(isinstance(part, QueryValueBias) for part in model.modules()):
+            return replace(self, rules=(*QUERY_VALUE, *self.rules))
+        return self
+
+
 def formats_beside(timm: Format) -> tuple[Format, ...]:
     """Return the formats whose other names are those of timm's plain ViT."""
-    return (
-        Format(
-            name="BEiT",
-            marks=("blocks.0.attn.q_bias",),
-            unused=(
-                *timm.unused,
-                "{name}relative_position_index",
-                # SimMIM's decoder.
-                "/decoder.{name}",
-            ),
-            rules=(
-                Rule(
-                    f"{BRANCH}.to_qkv.bias", tuple(f"blocks.{{i}}.attn.{x}_bias" for x in "qv"), NO_KEY_BIAS
-                ),
-                Rule(("relative.patches.table", "relative.prefix"), f"rel_pos_bias.{TABLE}", APART),
-                Rule(
-                    (f"{BRANCH}.position.bias.patches.table", f"{BRANCH}.position.bias.prefix"),
-                    f"blocks.{{i}}.attn.{TABLE}",
-                    APART,
-                ),
-                *SCALES,
-                *timm.rules,
-            ),
+    beit = BiasesApart(
+        name="BEiT",
+        marks=("blocks.0.attn.q_bias",),
+        unused=(
+            *timm.unused,
+            "{name}relative_position_index",
+            # SimMIM's decoder.
+            "/decoder.{name}",
         ),
+        rules=(
+            Rule(f"{BRANCH}.to_qkv.bias", tuple(f"blocks.{{i}}.attn.{x}_bias" for x in "qv"), NO_KEY_BIAS),
+            Rule(("relative.patches.table", "relative.prefix"), f"rel_pos_bias.{TABLE}", APART),
+            Rule(
+                (f"{BRANCH}.position.bias.patches.table", f"{BRANCH}.position.bias.prefix"),
+                f"blocks.{{i}}.attn.{TABLE}",
+                APART,
+            ),
+            *SCALES,
+            *timm.rules,
+        ),
+    )
+    hidden = f"{BLOCK}.feedforward.to_hidden.{{p}}"
+    gated = Rule(hidden, tuple(f"blocks.{{i}}.mlp.fc1_{x}.{{p}}" for x in "gx"), stack(2))
+    return (
+        replace(
+            beit, name="timm Eva, SwiGLU", marks=("blocks.0.mlp.fc1_g.weight",), rules=(gated, *beit.rules)
+        ),
+        beit,
         Format(
             name="RoPE-ViT",
             marks=("freqs_t_x",),

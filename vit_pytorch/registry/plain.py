@@ -1,0 +1,80 @@
+"""Plain ViTs that timm names after what they were trained for, or by how they pool.
+
+I-JEPA's (arXiv:2301.08243), FlexiViT's (arXiv:2212.08013), EVA's of ViT-L (arXiv:2211.07636), TIPS's of the
+second version (arXiv:2410.16512), and timm's own.
+"""
+
+from typing import Any
+
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.towers import CLIP
+from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
+from vit_pytorch.vit import ViT
+
+BARE: dict[str, Any] = {"positions": {"kind": "learned", "class_token": False}}
+MEAN: dict[str, Any] = {"pool": "mean"}
+EVA: dict[str, Any] = {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}
+GAP: dict[str, Any] = {"pool": "mean", "qkv_bias": False, "layer_scale": 1e-6}
+PLUS: dict[str, Any] = {**SIZES["plus"], "layer_scale": 1e-5}
+TIPS: dict[str, Any] = {**BARE, "layer_scale": 1.0, "num_registers": 1}
+UNCHANGED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+# name: parameters, timm's release, what it differs in from the ViT of its size, and how images are prepared
+MODELS: dict[str, tuple[int, str | None, dict[str, Any], dict[str, Any]]] = {
+    "flexivit_small": (22_061_416, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
+    "flexivit_base": (86_589_160, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
+    "flexivit_large": (304_355_304, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
+    "eva_large_patch14_196": (304_142_312, "in22k_ft_in22k_in1k", EVA, {**CLIP, "crop_pct": 1.0}),
+    "eva_large_patch14_336": (304_531_432, "in22k_ft_in22k_in1k", EVA, {**CLIP, "crop_pct": 1.0}),
+    "vit_base_patch16_224_miil": (
+        86_540_008,
+        "in21k",
+        {"qkv_bias": False, "num_classes": 11221},
+        {**UNCHANGED, "interpolation": "bilinear", "crop_pct": 0.875},
+    ),
+    "vit_base_patch14_reg1_tipsv2": (87_083_752, "webli", TIPS, {**UNCHANGED, "crop_pct": 1.0}),
+    "vit_large_patch14_reg1_tipsv2": (305_039_336, "webli", TIPS, {**UNCHANGED, "crop_pct": 1.0}),
+    "vit_so400m_patch14_reg1_tipsv2": (414_544_600, "webli", TIPS, {**UNCHANGED, "crop_pct": 1.0}),
+    "vit_giant_patch14_reg1_tipsv2": (
+        1_137_486_312,
+        "webli",
+        {**TIPS, **SIZES["giant2"], "dim_head": 64, "act": "swiglu"},
+        {**UNCHANGED, "crop_pct": 1.0},
+    ),
+    "vit_medium_patch16_gap_240": (38_845_416, "sw_in12k", {**GAP, "num_classes": 11821}, {"crop_pct": 0.95}),
+    "vit_medium_patch16_gap_256": (38_861_288, "sw_in12k_ft_in1k", GAP, {"crop_pct": 0.95}),
+    "vit_medium_patch16_gap_384": (39_025_128, "sw_in12k_ft_in1k", GAP, {"crop_pct": 0.95}),
+    "vit_betwixt_patch16_gap_256": (60_372_840, None, GAP, {"crop_pct": 0.95}),
+    "vit_base_patch16_gap_224": (86_566_120, None, {**MEAN, "heads": 16, "dim_head": 48}, {}),
+    # timm converts I-JEPA's weights from the authors' files.
+    "vit_huge_patch14_gap_224": (632_043_240, None, MEAN, IMAGENET),
+    "vit_huge_patch16_gap_448": (632_949_480, None, MEAN, {**IMAGENET, "crop_pct": 1.0}),
+    "vit_giant_patch16_gap_224": (1_012_777_576, None, MEAN, IMAGENET),
+    "vit_base_patch16_plus_240": (117_557_992, None, PLUS, {"crop_pct": 0.95}),
+    "vit_base_patch32_plus_256": (119_478_120, None, PLUS, {"crop_pct": 0.95}),
+}
+SIDES = {"flexivit": (240, 16), "tipsv2": (448, 14), "miil": (224, 16)}
+
+
+def _entry(name: str) -> ModelEntry:
+    parameters, tag, options, prepare = MODELS[name]
+    words = name.split("_")
+    sides = next((SIDES[word] for word in (words[0], words[-1]) if word in SIDES), None)
+    image, patch = sides or (int(words[-1]), int(words[2].removeprefix("patch")))
+    return ModelEntry(
+        name=name,
+        architecture=ViT,
+        config={
+            "image_size": image,
+            "patch_size": patch,
+            "num_classes": 0 if words[-1] == "tipsv2" else 1000,
+            **SIZES[words[1]],
+            **options,
+        },
+        parameters=parameters,
+        tiny={**TINY, "num_classes": 7},
+        default_cfg={**PREPARE, **prepare},
+        hub_id=None if tag is None else f"timm/{name}.{tag}",
+    )
+
+
+ENTRIES = [_entry(name) for name in MODELS]

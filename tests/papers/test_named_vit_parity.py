@@ -1,11 +1,19 @@
 """Plain ViTs that were published under other papers' names, each as timm builds it, one block deep."""
 
 import json
+from functools import partial
 
 import pytest
 import timm
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
@@ -100,4 +108,26 @@ def test_siglip_of_transformers():
     assert difference(model(batch), theirs.pooler_output) < TOLERANCE
     again = ViT(**OURS, pool="map", act="gelu_tanh").eval()
     load_pretrained(again, to_format(model, "transformers SigLIP"))
+    assert again(batch).equal(model(batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("qkv_bias", [True, "qv"])
+def test_dinov3_of_transformers(gated, qkv_bias):
+    """Tokens behind the last norm, for images of the size that the model has and of another one."""
+    config = DINOv3ViTConfig(
+        **THEIRS, num_register_tokens=4, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu"
+    )
+    reference = randomise(DINOv3ViTModel(config))
+    options = {"positions": "rope_normalized", "layer_scale": 1.0, "num_registers": 4, "norm_eps": 1e-5}
+    build = partial(ViT, **OURS, **options, qkv_bias=qkv_bias, act="swiglu" if gated else "gelu")
+    model = build().eval()
+    report = load_pretrained(model, reference.state_dict())
+    assert report.format.startswith("transformers DINOv3")
+    for size in ((40, 40), (32, 40)):
+        batch = images(*size)
+        assert difference(model.forward_features(batch), reference(batch).last_hidden_state) < TOLERANCE
+    again = build().eval()
+    load_pretrained(again, to_format(model, report.format))
     assert again(batch).equal(model(batch))

@@ -53,7 +53,13 @@ SCALES = (
 
 @dataclass(frozen=True, kw_only=True)
 class BiasesApart(Format):
-    """A layout with biases of queries and values, for models that have three biases, or these two."""
+    """A layout with biases of queries and values, for models that have three biases, or these two.
+
+    Args:
+        query_value: the rules for a model that has these two.
+    """
+
+    query_value: tuple[Rule, ...] = QUERY_VALUE
 
     def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """Translate a state dict to our names; see `Format.read`."""
@@ -65,7 +71,7 @@ class BiasesApart(Format):
 
     def _for(self, model: nn.Module) -> Format:
         if any(isinstance(part, QueryValueBias) for part in model.modules()):
-            return replace(self, rules=(*QUERY_VALUE, *self.rules))
+            return replace(self, rules=(*self.query_value, *self.rules))
         return self
 
 

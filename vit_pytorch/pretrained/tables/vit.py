@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -175,6 +176,53 @@ TRANSFORMERS_DINOV2 = Format(
     ),
 )
 
+
+def _dinov3(layer: str) -> beit.BiasesApart:
+    """The layout of transformers' DINOv3, in which a file may have another name before its layers."""
+    attention = f"{layer}.attention"
+    return beit.BiasesApart(
+        name="transformers DINOv3",
+        marks=(f"{layer.format(i=0)}.mlp.up_proj.weight",),
+        unused=("embeddings.mask_token",),
+        query_value=tuple(
+            Rule(f"{BLOCK}.attention.qv_bias.{part}", f"{attention}.{part[0]}_proj.bias")
+            for part in ("query", "value")
+        ),
+        rules=(
+            Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.{p}"),
+            Rule("norm.{p}", "norm.{p}"),
+            *_EMBEDDINGS,
+            Rule(f"{BLOCK}.norm1.{{p}}", f"{layer}.norm1.{{p}}"),
+            Rule(f"{QKV}.weight", tuple(f"{attention}.{x}_proj.weight" for x in "qkv"), stack(3)),
+            Rule(f"{QKV}.bias", tuple(f"{attention}.{x}_proj.bias" for x in "qv"), beit.NO_KEY_BIAS),
+            Rule(f"{OUT}.{{p}}", f"{attention}.o_proj.{{p}}"),
+            Rule(f"{BLOCK}.scale1.gamma", f"{layer}.layer_scale1.lambda1"),
+            Rule(f"{BLOCK}.norm2.{{p}}", f"{layer}.norm2.{{p}}"),
+            Rule(f"{HIDDEN}.{{p}}", f"{layer}.mlp.up_proj.{{p}}"),
+            Rule(f"{CONTRACT}.{{p}}", f"{layer}.mlp.down_proj.{{p}}"),
+            Rule(f"{BLOCK}.scale2.gamma", f"{layer}.layer_scale2.lambda1"),
+        ),
+    )
+
+
+def _gated(plain: Format, layer: str) -> Format:
+    """The same layout with gated feed-forwards."""
+    halves = Rule(f"{HIDDEN}.{{p}}", tuple(f"{layer}.mlp.{x}_proj.{{p}}" for x in ("gate", "up")), stack(2))
+    return replace(
+        plain,
+        name=f"{plain.name}, SwiGLU",
+        marks=(f"{layer.format(i=0)}.mlp.gate_proj.weight",),
+        rules=(halves, *plain.rules),
+    )
+
+
+# In memory, release 5 of transformers has another name before the layers than its files.
+TRANSFORMERS_DINOV3 = tuple(
+    layout
+    for layer in ("model.layer.{i}", "layer.{i}")
+    for layout in (_gated(_dinov3(layer), layer), _dinov3(layer))
+)
+
 _PUBLIC = (
     Rule("patch_embed.norm_in.{p}", "to_patch_embedding.1.{p}"),
     Rule("patch_embed.proj.weight", "to_patch_embedding.2.weight", PATCHES),
@@ -334,6 +382,7 @@ FORMATS = (
     TORCHVISION,
     TRANSFORMERS,
     TRANSFORMERS_DINOV2,
+    *TRANSFORMERS_DINOV3,
     *towers.FORMATS,
     PUBLIC_VIT,
     PUBLIC_SIMPLE_VIT,

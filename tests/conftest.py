@@ -14,6 +14,8 @@ from zlib import crc32
 import pytest
 import torch
 
+from tests.slow import is_slow
+
 torch.set_num_threads(1)
 
 
@@ -23,3 +25,10 @@ def seed(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(crc32(request.node.nodeid.encode()))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make test` leaves out."""
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker("slow")

@@ -7,20 +7,28 @@ which it would refuse before the model does.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-LEFT_OUT = (
-    "tests/contracts/test_arguments.py",
-    "tests/contracts/test_compile.py",
-    "tests/contracts/test_inputs.py",
-    "tests/contracts/test_tools.py",
-)
+import pytest
+
+CONTRACTS = Path(__file__).parents[1] / "contracts"
+LEFT_OUT = {"test_arguments", "test_compile", "test_inputs", "test_tools"}
+ALONE = ("test_extractor", "test_recorder")
+# In parts, which processes share.
+PARTS = {
+    "layers": ["tests/layers"],
+    **{name: [f"{CONTRACTS}/{name}.py"] for name in ALONE},
+    "contracts": sorted(
+        path.as_posix() for path in CONTRACTS.glob("test_*.py") if path.stem not in {*LEFT_OUT, *ALONE}
+    ),
+}
 
 
-def test_shapes_hold(root):
+@pytest.mark.parametrize("part", PARTS)
+def test_shapes_hold(root, part):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["--jaxtyping-packages=vit_pytorch,beartype.beartype"]
-    command += ["tests/architecture/shapes_are_checked.py", "tests/layers", "tests/contracts"]
-    command += [f"--ignore={path}" for path in LEFT_OUT]
+    command += ["tests/architecture/shapes_are_checked.py", *PARTS[part]]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     ran = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr

@@ -1,0 +1,53 @@
+"""The tests that `make test` leaves out, which one runs while working; `make check` runs all.
+
+What takes long and seldom tells more than the rest: contracts of tracing over models beyond a representative
+dozen, everything that starts processes of its own, trainings, and the pages of the documentation.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A plain one, one of each kind of machine, and those whose forward is unlike the others'.
+REPRESENTATIVE = {
+    "vit_tiny_patch14_224",
+    "vit_small_patch16_rope_mixed_224",
+    "vit_base_patch32_siglip_256",
+    "navit_tiny_patch16",
+    "deit_tiny_distilled_patch16_224",
+    "cait_xxs24_224",
+    "crossvit_tiny_240",
+    "levit_128s",
+    "maxvit_tiny_tf_224",
+    "mobilevit_xxs",
+    "deit_small_patch16_224_ats",
+    "vivit_b_16x2_fe",
+}
+CONTRACT = re.compile(r"tests/contracts/.*\[(?P<model>[\w-]+?)[\]-]")
+SLOW = re.compile(
+    "|".join(
+        (
+            # Checked shapes: the layers and contracts a second time.
+            r"tests/architecture/test_shapes_checked\.py",
+            # Examples of the documentation.
+            r"tests/architecture/test_examples\.py::test_examples_run\[docs/",
+            # Trainings, of which some start several processes.
+            r"tests/training/(?!test_(history|optim|progress|runs))",
+            r"tests/ssl/test_(pretraining|methods)",
+            r"tests/papers/test_\w*learning",
+            # Commands, in processes of their own.
+            r"tests/cli/(?!test_settings)",
+            r"tests/faults/(?!test_(reliability_page|fuzz))",
+            r"tests/export/test_export",
+            r"tests/analysis/test_(page|report)",
+        )
+    )
+)
+
+
+def is_slow(test: str) -> bool:
+    """Return whether a test, by its id, is left out."""
+    contract = CONTRACT.match(test)
+    if contract is not None and "test_registry" not in test:
+        return contract["model"] not in REPRESENTATIVE
+    return SLOW.match(test) is not None

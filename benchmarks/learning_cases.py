@@ -332,7 +332,7 @@ CASES: Mapping[str, LearningCase] = {
     ),
     # The public LocalViT raises for images that are not 1 x 1 patch; its plain ViT stands there.
     "LocalViT": LearningCase("vit", "ViT", VIT, ours=("local_vit", "LocalViT", VIT)),
-    "rotary positions": LearningCase("rvt", "RvT", VIT, ours=("vit", "ViT", {**VIT, "positions": "rope"})),
+    "rotary positions": LearningCase("rvt", "RvT", VIT),
     "patch dropout": LearningCase(
         "vit_with_patch_dropout",
         "ViT",

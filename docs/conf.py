@@ -19,10 +19,14 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "model_tables",
+    "paper_groups",
+    "command_reference",
 ]
 html_theme = "furo"
 html_title = "vit_pytorch"
-exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+exclude_patterns = ["_build", "_static"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 

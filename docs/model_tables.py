@@ -1,23 +1,32 @@
-"""Directives for tables: an architecture's named models, from the registry; what loads, from measurements."""
+"""Directives for tables: named models, from the registry; what loads and exports, from measurements."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
+from page_nodes import Cell, link, page_link, table
 from sphinx.util.docutils import SphinxDirective
 
-from vit_pytorch.registry import entries
+from vit_pytorch.registry import entries, find_entry
+from vit_pytorch.registry.entry import ModelEntry
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 MEASURED = Path(__file__).parent / "measured" / "loading.json"
 EXPORTED = Path(__file__).parent / "measured" / "exports.json"
+COUNTED = Path(__file__).parent / "measured" / "zoo.json"
+PAPERS = Path(__file__).parent / "papers"
+HUB = "https://huggingface.co"
+# modules that share the page of another one
+SHARED_PAGES = {"simple_vit_3d": "vit_3d", "na_vit_nested_tensor": "na_vit"}
+ZOO = ("name", "architecture", "family", "year", "parameters", "GMACs", "input", "weights", "apart")
 COLUMNS = {
     "width": ("dim", "embedding_dim"),
     "depth": ("depth", "num_layers", "spatial_depth"),
@@ -48,14 +57,14 @@ class NamedModels(SphinxDirective):
             raise self.error(f"no named model is a {' '.join(self.arguments)}")
         known = {key for entry in found for key in entry.config}
         columns = {title: names for title, names in COLUMNS.items() if known.intersection(names)}
-        rows = [["name", "parameters", *columns, "published weights"]]
+        rows: list[list[Cell]] = [["name", "parameters", *columns, "published weights"]]
         for entry in found:
             sizes = [
                 str(next((entry.config[key] for key in names if key in entry.config), ""))
                 for names in columns.values()
             ]
-            rows.append([f"``{entry.name}``", f"{entry.parameters:,}", *sizes, entry.hub_id or ""])
-        return self.parse_text_to_nodes(StringList(list_table(rows), source="registry"))
+            rows.append([f"`{entry.name}`", f"{entry.parameters:,}", *sizes, weights_link(entry)])
+        return [table(rows)]
 
 
 class LoadedFormats(SphinxDirective):
@@ -70,12 +79,12 @@ class LoadedFormats(SphinxDirective):
                 [
                     entry["architecture"],
                     entry["format"],
-                    entry["reference"].replace("`", "``"),
+                    entry["reference"],
                     "both" if entry["written"] else "read",
                     f"{entry['difference']:.1e}" if entry["difference"] else "0",
                 ]
             )
-        return self.parse_text_to_nodes(StringList(list_table(rows), source=str(MEASURED)))
+        return [table(rows)]
 
 
 class ExportedFormats(SphinxDirective):
@@ -91,8 +100,94 @@ class ExportedFormats(SphinxDirective):
         for model in dict.fromkeys(row["model"] for row in found):
             here = [cells.get((model, name), {}) for name in formats]
             architecture = next(row["architecture"] for row in here if row)
-            rows.append([architecture, f"``{model}``", *(exported(row) for row in here)])
-        return self.parse_text_to_nodes(StringList(list_table(rows), source=str(EXPORTED)))
+            rows.append([architecture, f"`{model}`", *(exported(row) for row in here)])
+        return [table(rows)]
+
+
+class ModelZoo(SphinxDirective):
+    """`{model-zoo}` lists every named model, or those that it names, one a line.
+
+    `_static/zoo.js` sorts and filters the table of all.
+    """
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        for file in (MEASURED, COUNTED):
+            self.env.note_dependency(str(file))
+        counted = {row["name"]: row for row in json.loads(COUNTED.read_text())}
+        apart = largest_differences(json.loads(MEASURED.read_text()))
+        rows: list[list[Cell]] = [[*ZOO]]
+        for entry in map(find_entry, self.content or entries()):
+            if entry.name not in counted:
+                raise self.error(f"{COUNTED} has no {entry.name}: python benchmarks/zoo.py {COUNTED}")
+            found = counted[entry.name]
+            architecture = entry.architecture.__name__
+            family, year = family_and_year(entry)
+            rows.append(
+                [
+                    f"`{entry.name}`",
+                    page_link(architecture, f"papers/{paper_page(entry)}", here=self.env.docname),
+                    family,
+                    year,
+                    f"{entry.parameters:,}",
+                    f"{found['macs'] / 1e9:.2f}",
+                    " × ".join(map(str, found["input"])),
+                    weights_link(entry, short=True),
+                    f"{apart[architecture]:.1e}" if architecture in apart else "",
+                ]
+            )
+        return [table(rows, classes=["models"] if self.content else ["models", "zoo"])]
+
+
+def family_and_year(entry: ModelEntry) -> tuple[str, str]:
+    """Read the family of an architecture, and the year of its paper, from its module."""
+    text = " ".join((sys.modules[entry.architecture.__module__].__doc__ or "").split())
+    family, year = re.search(r"Family: ([\w-]+)", text), re.search(r"\b(\d{4}), arXiv:", text)
+    if family is None or year is None:
+        raise ValueError(f"{entry.architecture.__module__} names no family or no year")
+    return family[1], year[1]
+
+
+def paper_page(entry: ModelEntry) -> str:
+    """Return the page of an architecture."""
+    module = entry.architecture.__module__.rpartition(".")[2]
+    page = SHARED_PAGES.get(module, module)
+    if not (PAPERS / f"{page}.md").is_file():
+        raise ValueError(f"{entry.name} has no page {PAPERS / page}.md")
+    return page
+
+
+def weights_link(entry: ModelEntry, *, short: bool = False) -> Cell:
+    """Return a link to the published weights of a model, nothing where none are known.
+
+    Args:
+        short: show the tag of the release, where it has one.
+    """
+    if entry.hub_id is None:
+        return ""
+    return link(
+        entry.hub_id.partition(".")[2] or entry.hub_id if short else entry.hub_id, f"{HUB}/{entry.hub_id}"
+    )
+
+
+def largest_differences(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the largest difference of each architecture from references of others."""
+    largest: dict[str, float] = {}
+    for row in found:
+        if row["format"] != "vit_pytorch":
+            name = row["architecture"]
+            largest[name] = max(largest.get(name, 0.0), row["difference"])
+    return largest
+
+
+def add_script(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.Node | None
+) -> None:
+    """Load the table's script on pages that have one."""
+    if tree is not None and any("zoo" in found["classes"] for found in tree.findall(nodes.table)):
+        app.add_js_file("zoo.js", loading_method="defer")
 
 
 def exported(row: dict[str, Any]) -> str:
@@ -109,17 +204,11 @@ def one_own(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in found if entry not in own] + [{**worst, "architecture": "all models"}]
 
 
-def list_table(rows: list[list[str]]) -> list[str]:
-    """Write rows as a table, the first as its header."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
-    return lines
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("named-models", NamedModels)
     app.add_directive("loaded-formats", LoadedFormats)
     app.add_directive("exported-formats", ExportedFormats)
+    app.add_directive("model-zoo", ModelZoo)
+    app.connect("html-page-context", add_script)
     return {"parallel_read_safe": True}

@@ -77,3 +77,11 @@ def test_operations_of_a_transformer_are_all_counted():
     )
     block = tokens * (4 * dim * dim + 2 * dim * hidden) + 2 * tokens * tokens * dim
     assert count_flops(model.eval(), (3, 40, 40)) == 2 * (depth * block + patches * 192 * dim + dim * 10)
+
+
+def test_operations_of_a_model_with_a_learned_query():
+    """The counter hooks gradients of inputs, and the query is a view of a parameter."""
+    entry = find_entry("navit_tiny_patch16")
+    model = entry.build(**entry.tiny).eval()
+    assert count_flops(model, model.default_cfg["input_size"]) > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())

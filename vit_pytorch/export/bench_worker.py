@@ -54,9 +54,16 @@ def build(subject: Subject) -> nn.Module:
 
 def count_flops(model: nn.Module, size: tuple[int, ...]) -> int:
     """Count the floating-point operations of one image: two for a multiplication with its addition."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # fused attention on a processor is not in the counter's table
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *size))
+        # the counter hooks the gradients of inputs, which views of parameters do not have here
+        model.requires_grad_(False)
+        try:
+            model(torch.zeros(1, *size))
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
     return int(counter.get_total_flops())
 
 

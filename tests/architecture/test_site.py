@@ -1,0 +1,138 @@
+"""What the documentation's pages say of the project is what the project is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+import torch
+
+from vit_pytorch import list_models
+from vit_pytorch.cli import COMMANDS, main
+from vit_pytorch.export.bench_worker import count_flops
+from vit_pytorch.registry import entries
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+COUNTED = {row["name"]: row for row in json.loads((DOCS / "measured" / "zoo.json").read_text())}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_paper_is_in_one_group() -> None:
+    groups = re.findall(r"```\{paper-group\}\n(.*?)```", read("docs/papers/index.md"), re.S)
+    pages = [path.stem for path in DOCS.glob("papers/*.md") if path.stem != "index"]
+    assert sorted(" ".join(groups).split()) == sorted(pages)
+
+
+def test_readmes_are_twins() -> None:
+    english, chinese = read("README.md"), read("README.zh-CN.md")
+    assert [line.count("#") for line in english.splitlines() if line.startswith("#")] == [
+        line.count("#") for line in chinese.splitlines() if line.startswith("#")
+    ]
+    for found in (LINK, re.compile(r"\d\.\d+(?:e-\d+)?|\d\d+\.\d+ %")):
+        assert set(found.findall(english)) - {"README.zh-CN.md"} == set(found.findall(chinese)) - {
+            "README.md"
+        }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/standing.md"])
+def test_number_of_models(page: str) -> None:
+    architectures = {entry.architecture.__name__ for entry in entries().values()}
+    assert re.search(rf"\b{len(list_models())} named models", read(page))
+    assert re.search(
+        rf"\b{len(architectures)}\b[^|]*one file|\b{len(architectures)} architectures", read(page)
+    )
+
+
+def test_figures_of_the_front_page_are_measured() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \| \[.+\]\((.+)\) \|$", read("docs/index.md"), re.M)
+    loaded = json.loads(read("docs/measured/loading.json"))
+    assert len(rows) > 5
+    for what, figure, page in rows:
+        proof = (DOCS / page).read_text(encoding="utf-8")
+        if page == "weights.md":
+            proof = f"{max(row['difference'] for row in loaded):.1e}".replace("e-0", "e-")
+        assert [number for number in NUMBER.findall(figure) if number not in proof] == [], what
+
+
+def test_extras_are_explained() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    table = read("docs/installation.md").partition("| extra |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == [*extras]
+
+
+def test_every_model_is_counted() -> None:
+    assert [*COUNTED] == list_models()
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "levit_128s", "mobilevit_xxs", "vit_1d_tiny_patch16_1024"]
+)
+def test_counts_of_operations(name: str) -> None:
+    with torch.device("meta"):
+        model = entries()[name].build().eval()
+        size = tuple(model.default_cfg["input_size"])
+        macs = count_flops(model, size) // 2
+    assert COUNTED[name] == {"name": name, "input": [*size], "macs": macs}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages that are made from the code, by the documentation's own extensions."""
+    pytest.importorskip("myst_parser")
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    (source / "papers").mkdir()
+    for page in ("commands", "zoo", "papers/index"):
+        (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
+    (source / "index.md").write_text("# Pages\n\n```{toctree}\ncommands\nzoo\npapers/index\n```\n")
+    settings = (
+        f"import sys; sys.path.insert(0, {str(DOCS)!r})",
+        "extensions = ['myst_parser', 'model_tables', 'paper_groups', 'command_reference']",
+        "keep_warnings = True",
+    )
+    (source / "conf.py").write_text("\n".join(settings))
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(site)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return site
+
+
+def text_of(page: Path) -> str:
+    return unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_reference_holds_every_option(
+    command: str, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([command, "--help"])
+    options = re.findall(r"^  (?:-\w, )?(--[\w.]+)", capsys.readouterr().out, re.M)
+    assert options
+    section = text_of(site / "commands.html").partition(f"\nvit {command}\n")[2]
+    assert [option for option in options if not re.search(rf"{option}\b", section)] == []
+
+
+def test_table_of_models_holds_every_model(site: Path) -> None:
+    text = (site / "zoo.html").read_text(encoding="utf-8")
+    names = re.findall(r'<tr class="row-(?:odd|even)"><td><p><code[^>]*><span class="pre">(\w+)</span>', text)
+    assert names == list_models()
+    assert "zoo.js" in text
+    assert "zoo.js" not in (site / "commands.html").read_text(encoding="utf-8")
+
+
+def test_papers_have_a_year_and_a_summary(site: Path) -> None:
+    text = (site / "papers" / "index.html").read_text(encoding="utf-8")
+    rows = re.findall(r'<tr class="row-(?:odd|even)"><td>(.*?)</tr>', text, re.S)
+    assert len(rows) == len([*DOCS.glob("papers/*.md")]) - 1

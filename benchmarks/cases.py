@@ -188,6 +188,8 @@ CASES = {
         others={"torchvision": _torchvision_vit},
         public=("vit", "ViT", {**IMAGENET, **SMALL, "patch_size": 16}),
     ),
+    "vit_base_patch16_224": Case(timm="vit_base_patch16_224"),
+    "vit_large_patch16_224": Case(timm="vit_large_patch16_224"),
     "vit_small_patch16_rope_224": Case(timm="vit_small_patch16_rope_224"),
     "vit_small_patch16_rope_mixed_224": Case(timm="vit_small_patch16_rope_mixed_224"),
     "vit_small_r26_s32_224": Case(timm="vit_small_r26_s32_224"),

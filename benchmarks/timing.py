@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vit_pytorch.export.timing import Cell, Worker, make_step, ratio, serve, time_in_turn
+    from vit_pytorch.export.timing import (
+        Cell,
+        Step,
+        Worker,
+        make_step,
+        peak_mib,
+        ratio,
+        serve,
+        time_in_turn,
+        time_steps,
+    )
 else:
     spec = spec_from_file_location(
         "shared_timing", Path(__file__).parents[1] / "vit_pytorch" / "export" / "timing.py"
     )
     shared = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(shared)
-    Cell, Worker, make_step = shared.Cell, shared.Worker, shared.make_step
-    ratio, serve, time_in_turn = shared.ratio, shared.serve, shared.time_in_turn
+    Cell, Step, Worker, make_step = shared.Cell, shared.Step, shared.Worker, shared.make_step
+    peak_mib, ratio, serve = shared.peak_mib, shared.ratio, shared.serve
+    time_in_turn, time_steps = shared.time_in_turn, shared.time_steps
 
-__all__ = ["Cell", "Worker", "make_step", "ratio", "serve", "time_in_turn"]
+__all__ = ["Cell", "Step", "Worker", "make_step", "peak_mib", "ratio", "serve", "time_in_turn", "time_steps"]

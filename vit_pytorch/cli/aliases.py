@@ -13,6 +13,7 @@ ALIASES = {
     "num_train_epochs": "epochs",
     "data_dir": "data.source",
     "dataset": "data.source",
+    "epoch_samples": "data.epoch_samples",
     "arch": "model.name",
     "img": "model.image_size",
     "imgsz": "model.image_size",

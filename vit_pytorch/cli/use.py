@@ -369,6 +369,7 @@ def _data_config(run: Path, source: str | None) -> DataConfig:
     opened = {key: data[key] for key in ("source", "val_fraction", "test_fraction")}
     # runs of version 0.1 have no columns
     opened |= {f"{role}_column": data.get(f"{role}_column") for role in ("image", "label", "split")}
+    opened |= {name: data.get(name) for name in ("epoch_samples", "classes", "val")}
     return DataConfig(**opened, split_seed=seed)
 
 
@@ -386,6 +387,7 @@ def _open(config: DataConfig, record: ImageRecord | None, changed: Changed) -> S
         test_fraction=config.test_fraction,
         record=record,
         changed=changed,
+        stream=config.stream,
     )
 
 

@@ -12,6 +12,7 @@ from vit_pytorch.data.prediction import find_clips, find_images, load_images, re
 from vit_pytorch.data.reader import LoadingError
 from vit_pytorch.data.record import ImageRecord, find_duplicates, read_record, record_images
 from vit_pytorch.data.sources import open_data
+from vit_pytorch.data.stream import StreamConfig
 from vit_pytorch.data.transforms import Augmentation, train_transform
 from vit_pytorch.data.windows import check_range, measure_window
 from vit_pytorch.preprocessing import Preprocessing, VideoConfig, VolumeConfig, eval_transform
@@ -28,6 +29,7 @@ __all__ = [
     "LoadingError",
     "Preprocessing",
     "Splits",
+    "StreamConfig",
     "VideoConfig",
     "VideoFiles",
     "VolumeConfig",

@@ -37,6 +37,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     axes: ClassVar[int] = 2
     # whether training sees another part of it each time, such as a clip of a video
     varies: ClassVar[bool] = False
+    # whether all of them are known beforehand, so that any can be read by its index
+    listed: ClassVar[bool] = True
     # what all names begin with
     root: str = ""
 
@@ -245,7 +247,7 @@ class Splits:
                 continue
             if len(images) == 0:
                 raise ValueError(f"the {split} split has no {images.kind}s")
-            if not self.classes:
+            if not self.classes or not images.listed:
                 continue
             outside = (
                 ((images.labels < 0) | (images.labels >= len(self.classes))).nonzero().flatten().tolist()
@@ -257,7 +259,7 @@ class Splits:
                     + (f" ({len(outside)} such {images.kind}s)" if len(outside) > 1 else "")
                 )
         present = set(self.train.labels.tolist())
-        if self.classes and len(present) < 2:
+        if self.classes and self.train.listed and len(present) < 2:
             kind = self.train.kind
             raise ValueError(
                 f"training needs {kind}s of at least 2 classes; all "

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vit_pytorch.data.datasets import ImageDataset
 from vit_pytorch.data.decode import BadImageError
-from vit_pytorch.data.plan import BatchPlan
+from vit_pytorch.data.plan import BatchPlan, BatchRequest
 from vit_pytorch.data.reader import Batch, BatchReader, LoadingError
 from vit_pytorch.data.transforms import Augmentation, Images
 from vit_pytorch.preprocessing import Preprocessing
@@ -105,25 +105,32 @@ class ImageLoader:
         start = self._resume[1] if self._resume is not None and self._resume[0] == self.sampler.epoch else 0
         self._resume = None
         self._done = start
-        batches = iter(
-            DataLoader(
-                self._reader,
-                batch_size=None,
-                sampler=list(self.sampler.requests(start)),
-                collate_fn=_unchanged,
-                num_workers=self.workers,
-                timeout=self.worker_timeout if self.workers else 0,
-                pin_memory=torch.cuda.is_available(),
-                # Its own generator: a new iterator must not move the global one, on which dropout depends.
-                generator=torch.Generator(),
-            )
-        )
+        batches = self._batches(start)
         for number in range(start, len(self)):
             with self._failures_named((number - start) % max(1, self.workers)):
                 batch = next(batches)
             self._check(batch, number)
             self._done = number + 1
             yield batch.images, batch.labels
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        """Return the batches of the epoch from one on."""
+        return self._load(self._reader, sampler=_Requests(self.sampler, start))
+
+    def _load(self, source: Dataset[Batch], **options: Any) -> Iterator[Batch]:
+        return iter(
+            DataLoader(
+                source,
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=self.workers,
+                timeout=self.worker_timeout if self.workers else 0,
+                pin_memory=torch.cuda.is_available(),
+                # Its own generator: a new iterator must not move the global one, on which dropout depends.
+                generator=torch.Generator(),
+                **options,
+            )
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place reached: the epoch, how many of its batches were handed out, what defines them."""
@@ -191,6 +198,17 @@ class ImageLoader:
         if pid < 0:
             return f"data-loader worker {worker} had not begun to read"
         return f"data-loader worker {worker} (process {pid}) failed while reading {self.images.name(index)}"
+
+
+class _Requests(Sampler[BatchRequest]):
+    """The requests of an epoch from a batch on, made as they are needed: a list of them all takes 40 bytes an
+    image."""
+
+    def __init__(self, plan: BatchPlan, start: int) -> None:
+        self.plan, self.start = plan, start
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return self.plan.requests(self.start)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -10,6 +10,8 @@ import lightning as L
 from vit_pytorch.data.datasets import ArrayImages, ImageDataset, Splits
 from vit_pytorch.data.loader import ImageLoader, OnBad
 from vit_pytorch.data.sources import open_data
+from vit_pytorch.data.stream import StreamImages
+from vit_pytorch.data.stream_loader import StreamLoader
 from vit_pytorch.data.transforms import UNCHANGED, Augmentation, check_native
 from vit_pytorch.data.windows import check_range, measure_window
 from vit_pytorch.preprocessing import CropMode, Interpolation, Preprocessing, VideoConfig, VolumeConfig
@@ -260,17 +262,19 @@ class ImageData(L.LightningDataModule):
         prep = self.preprocessing
         if name == "train" and self.train_size is not None:
             prep = replace(prep, image_size=self.train_size)
-        self._loaders[name] = ImageLoader(
-            images,
-            prep,
-            augmentation,
-            batch_size=self.batch_size,
-            num_classes=self.num_classes,
-            seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer is not None else self.rank,
-            world_size=self.trainer.world_size if self.trainer is not None else self.world_size,
-            workers=self.workers,
-            worker_timeout=self.worker_timeout,
-            on_bad=self.on_bad,
-        )
-        return self._loaders[name]
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "rank": self.trainer.global_rank if self.trainer is not None else self.rank,
+            "world_size": self.trainer.world_size if self.trainer is not None else self.world_size,
+            "workers": self.workers,
+            "worker_timeout": self.worker_timeout,
+            "on_bad": self.on_bad,
+        }
+        if isinstance(images, StreamImages):
+            assert augmentation is not None, "a stream has training images only"
+            loader: ImageLoader = StreamLoader(images, prep, augmentation, classes=self.classes, **options)
+        else:
+            loader = ImageLoader(images, prep, augmentation, num_classes=self.num_classes, **options)
+        self._loaders[name] = loader
+        return loader

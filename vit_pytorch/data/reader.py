@@ -90,7 +90,7 @@ class BatchReader(Dataset[Batch]):
         if self.mix is not None and len(images):
             with seeded(self.seed, request.epoch, request.batch):
                 images, labels = self.mix(images, labels)
-        return Batch(_channels_last(images), labels, batch.bad)
+        return Batch(channels_last(images), labels, batch.bad)
 
     def _read_together(self, request: BatchRequest) -> Batch:
         assert isinstance(self.images, ArrayImages), "only images in memory are read together"
@@ -142,7 +142,8 @@ class BatchReader(Dataset[Batch]):
             self.reading[worker.id, 1] = index
 
 
-def _channels_last(images: Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b c *t h w"]:
+def channels_last(images: Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b c *t h w"]:
+    """Return images in the memory format that convolutions are fastest with; clips contiguous."""
     if images.ndim != 4:
         return images.contiguous()
     _, channels, height, width = images.shape

@@ -99,7 +99,9 @@ class ShardImages(ImageDataset):
         return in_shards[torch.argsort(place, stable=True)]
 
 
-def read_shards(pattern: str, classes: tuple[str, ...] | None = None) -> tuple[ShardImages, tuple[str, ...]]:
+def read_shards(
+    pattern: str, classes: tuple[str, ...] | None = None, *, labelled: bool = True
+) -> tuple[ShardImages, tuple[str, ...]]:
     """List the samples of the shards that a pattern names.
 
     A sample has one image member and one ``.cls`` member, which holds the index of the class or its name; or
@@ -111,6 +113,7 @@ def read_shards(pattern: str, classes: tuple[str, ...] | None = None) -> tuple[S
         classes: The classes, if they are known. Otherwise they come from ``classes.txt`` (one name a line) or
             ``classes.json`` (a list) beside the first shard, or else are the numbers up to the largest label,
             of which there may be as many as samples.
+        labelled: Whether samples must have a class; else theirs are not read, and there are no classes.
 
     Returns:
         The images in the order of the shards, and the classes.
@@ -121,15 +124,18 @@ def read_shards(pattern: str, classes: tuple[str, ...] | None = None) -> tuple[S
             label is no class, or members have names that lead out of the archive.
     """
     shards = expand_shards(pattern)
-    classes = classes if classes is not None else _listed_classes(shards[0].parent)
+    if not labelled:
+        classes = ()
+    elif classes is None:
+        classes = _listed_classes(shards[0].parent)
     rows: list[tuple[int, int, int]] = []
     keys: list[str] = []
     labels: list[int] = []
     for number, shard in enumerate(shards):
-        for key, offset, size, text in _samples(shard):
+        for key, offset, size, text in _samples(shard, labelled=labelled):
             rows.append((number, offset, size))
             keys.append(key)
-            labels.append(_label(text, classes, f"{shard}:{key}"))
+            labels.append(read_label(text, classes, f"{shard}:{key}") if labelled else -1)
     if not rows:
         raise ValueError(f"the shards of {pattern} hold no images")
     if classes is None:
@@ -152,7 +158,7 @@ def first_images(pattern: str, count: int) -> ShardImages:
         ValueError: The shard is missing, remote, compressed or broken, or a sample lacks its image or class.
     """
     shard = expand_shards(pattern)[0]
-    samples = list(islice(_samples(shard), count))
+    samples = list(islice(_samples(shard, labelled=True), count))
     table = torch.tensor([(0, offset, size) for _, offset, size, _ in samples], dtype=torch.int64)
     keys = [key for key, *_ in samples]
     return ShardImages([shard], table.view(-1, 3), keys, torch.full((len(samples),), -1))
@@ -181,7 +187,7 @@ def expand_shards(pattern: str) -> list[Path]:
     return shards
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, int, int, str]]:
+def _samples(shard: Path, *, labelled: bool) -> Iterator[tuple[str, int, int, str]]:
     """Yield base name, offset and size of the image, and text of the class, for each sample of a shard."""
     with shard.open("rb") as file:
         file.seek(max(0, shard.stat().st_size - END_MARK))
@@ -199,13 +205,13 @@ def _samples(shard: Path) -> Iterator[tuple[str, int, int, str]]:
         )
     first, last = (_group(shard, members, split) for split in (str.partition, str.rpartition))
     # Base names with dots, such as `photo.1.jpg`, are not WebDataset's, but common.
-    samples = first if not _faults(first) or _faults(last) else last
+    samples = first if not _faults(first, labelled) or _faults(last, labelled) else last
     for key, parts in samples.items():
-        if fault := _fault(parts):
+        if fault := _fault(parts, labelled):
             raise ValueError(f"{shard}:{key} {fault}")
     for key, parts in samples.items():
         offset, size, _ = parts["image"]
-        yield key, offset, size, parts["label"][2]
+        yield key, offset, size, parts["label"][2] if labelled else ""
 
 
 Members = list[tuple[str, int, int, str]]
@@ -257,28 +263,32 @@ def _group(
         sample[role] = offset, size, text
     for key, sample in samples.items():
         if "label" not in sample and "json" in sample:
-            label = _json_label(sample["json"][2], f"{shard}:{key}")
+            label = read_json_label(sample["json"][2], f"{shard}:{key}")
             if label is not None:
                 sample["label"] = 0, 0, label
         sample.pop("json", None)
     return {key: sample for key, sample in samples.items() if sample.keys() & {"image", "label"}}
 
 
-def _fault(sample: Sample) -> str:
+def _fault(sample: Sample, labelled: bool) -> str:
     """Return what is wrong with a sample; nothing if it is whole."""
     if twice := sample.get("two", (0, 0, ""))[2]:
         return f"has two {twice}s; a sample must have one"
     if "image" not in sample:
         return "has no image member"
-    return "" if "label" in sample else "has no .cls member, nor a .json member with a label"
+    return "" if "label" in sample or not labelled else "has no .cls member, nor a .json member with a label"
 
 
-def _faults(samples: dict[str, Sample]) -> bool:
-    return any(_fault(sample) for sample in samples.values()) or not samples
+def _faults(samples: dict[str, Sample], labelled: bool) -> bool:
+    return any(_fault(sample, labelled) for sample in samples.values()) or not samples
 
 
-def _json_label(text: str, name: str) -> str | None:
-    """Return the label in a JSON object; None if it has none."""
+def read_json_label(text: str, name: str) -> str | None:
+    """Return the label in a JSON object; None if it has none.
+
+    Raises:
+        ValueError: It is not JSON, its labels are several, or neither index nor name.
+    """
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -295,7 +305,12 @@ def _json_label(text: str, name: str) -> str | None:
     return str(found[0])
 
 
-def _label(text: str, classes: tuple[str, ...] | None, name: str) -> int:
+def read_label(text: str, classes: Sequence[str] | None, name: str) -> int:
+    """Return the label that the text of a member says: an index, or the name of a class.
+
+    Raises:
+        ValueError: It is neither.
+    """
     if classes is not None and text in classes:
         return classes.index(text)
     known = (

@@ -20,6 +20,7 @@ from vit_pytorch.data.listing import describe_left_out
 from vit_pytorch.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.data.record import ImageRecord, restore_splits
 from vit_pytorch.data.shards import ShardImages, read_shards
+from vit_pytorch.data.stream import StreamConfig, open_stream
 from vit_pytorch.data.tables import read_table
 
 TABLE_OPTIONS = ("image", "label", "split")
@@ -36,6 +37,7 @@ def open_data(
     record: ImageRecord | None = None,
     changed: Changed = "keep",
     unlabelled: bool = False,
+    stream: StreamConfig | None = None,
 ) -> Splits:
     """Open a dataset that is named by one string.
 
@@ -48,6 +50,8 @@ def open_data(
       ``?config=NAME&image=COLUMN&label=COLUMN``.
     - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
       ``data/val-*.tar``.
+    - ``stream:PATTERN``: WebDataset shards as a stream, from local paths, over HTTP(S) or from a command (see
+      `open_stream`).
     - ``csv:FILE``: a table of image files, by pandas; columns that have no usual names follow as
       ``?image=COLUMN&label=COLUMN&split=COLUMN``.
     - ``video:FOLDER``: videos, in folders like those of images.
@@ -66,6 +70,7 @@ def open_data(
             has changed, and images that are not the recorded ones are in no split.
         unlabelled: Whether a folder may be any tree of images. Where it has not one folder per class, images
             have no labels, ``classes`` is empty, and no test split is made.
+        stream: What a stream does not say by itself.
 
     Returns:
         The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
@@ -77,6 +82,11 @@ def open_data(
         FileNotFoundError: The folder does not exist.
     """
     kind, separator, rest = spec.partition(":")
+    stream = stream or StreamConfig()
+    if kind == "stream" and separator:
+        return open_stream(rest, stream, labelled=not unlabelled)
+    if stream.given:
+        raise ValueError(f"{', '.join(stream.given)} are for stream: data, got {spec}")
     left_out: dict[str, list[Path]] = {}
     root = reason = ""
     if spec == "digits":
@@ -150,6 +160,8 @@ def absolute_source(spec: str) -> str:
         return f"hf:{_absolute(name)}{mark}{query}" if Path(name).exists() else spec
     if kind == "wds" and separator:
         return f"wds:{','.join(str(Path(piece).absolute()) for piece in _split_patterns(rest))}"
+    if kind == "stream" and separator:
+        return spec if "://" in rest or rest.startswith("pipe:") else f"stream:{_absolute(rest)}"
     if kind in ("idx", *FILES) and separator:
         return f"{kind}:{_absolute(rest)}"
     return _absolute(spec)
@@ -234,7 +246,7 @@ def _existing_folder(name: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no such folder: {name} (data is digits, FOLDER, csv:FILE, idx:FOLDER, hf:NAME, "
-            "wds:PATTERN, video:FOLDER or nifti:FOLDER)"
+            "wds:PATTERN, stream:PATTERN, video:FOLDER or nifti:FOLDER)"
         )
     return folder
 

@@ -18,7 +18,7 @@ from statistics import median, quantiles
 from typing import Any, TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Step = Callable[[], object]
 # The same for every library. Left alone, glibc's malloc moves the size from which it gives memory back to
@@ -47,11 +47,34 @@ class Cell:
         }
 
 
-def make_step(model: nn.Module, cell: Cell, size: tuple[int, ...]) -> Step:
-    """Make the function that is timed."""
+def classification_loss(model: nn.Module, images: Tensor) -> Tensor:
+    """Compute the cross-entropy of a classifier on labels that are all different."""
+    labels = torch.arange(len(images), device=images.device)
+    return nn.functional.cross_entropy(model(images).float(), labels)
+
+
+def make_step(
+    model: nn.Module,
+    cell: Cell,
+    size: tuple[int, ...],
+    *,
+    device: str = "cpu",
+    loss: Callable[[nn.Module, Tensor], Tensor] = classification_loss,
+    after: Callable[[], object] = lambda: None,
+) -> Step:
+    """Make the function that is timed; on a GPU it ends when the GPU has done what it was given.
+
+    Args:
+        model: is moved to the device and to the cell's precision.
+        cell: what is measured.
+        size: of one image, (channels, height, width).
+        device: where the model runs.
+        loss: what training differentiates, of the model and the images.
+        after: what training does after a step of the optimizer.
+    """
     dtype = getattr(torch, cell.dtype)
-    model = model.to(dtype)
-    images = torch.randn(cell.batch, *size, dtype=dtype)
+    model = model.to(device, dtype)
+    images = torch.randn(cell.batch, *size, device=device, dtype=dtype)
     if cell.mode == "forward":
         model.eval()
 
@@ -59,26 +82,57 @@ def make_step(model: nn.Module, cell: Cell, size: tuple[int, ...]) -> Step:
             with torch.inference_mode():
                 model(images)
 
-        return forward
+        return synchronized(forward, device)
 
     model.train()
-    labels = torch.arange(cell.batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-4, fused=True)
 
     def train() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images).float(), labels).backward()
+        loss(model, images).backward()
         optimizer.step()
+        after()
 
-    return train
+    return synchronized(train, device)
 
 
-def serve(prepare: Callable[[Cell], Step], answers: TextIO, **facts: Any) -> None:
+def synchronized(step: Step, device: str) -> Step:
+    """Return a step that waits for the GPU, where it runs on one."""
+    if not device.startswith("cuda"):
+        return step
+
+    def waiting() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return waiting
+
+
+def peak_mib(device: str = "cpu") -> float:
+    """Return the most memory that this process has held: of the GPU's by tensors, or of the machine's."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def time_steps(step: Step, count: int) -> list[float]:
+    """Return the seconds of each of some calls of a step."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def serve(prepare: Callable[[Cell], Step], answers: TextIO, *, device: str = "cpu", **facts: Any) -> None:
     """Time what standard input asks for, a line of JSON each, until it closes.
 
     Args:
         prepare: makes the step of a cell.
         answers: where answers are written, a line of JSON each.
+        device: where the steps run, whose memory is measured; a GPU's anew for each cell.
         facts: what every answer says in addition.
     """
     cell, step = None, None
@@ -86,16 +140,16 @@ def serve(prepare: Callable[[Cell], Step], answers: TextIO, **facts: Any) -> Non
         request = json.loads(line)
         wanted = Cell(request["mode"], request["dtype"], request["batch"])
         if wanted != cell or step is None:
-            cell, step = wanted, prepare(wanted)
+            cell, step = wanted, None
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            step = prepare(wanted)
             for _ in range(request["warmup"]):
                 step()
-        seconds = []
-        for _ in range(request["steps"]):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak, **facts}), file=answers, flush=True)
+        seconds = time_steps(step, request["steps"])
+        answer = {"seconds": seconds, "peak_mib": peak_mib(device), **facts}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 class Worker:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from vit_pytorch.data import Augmentation, VideoConfig, VolumeConfig
+from vit_pytorch.data import Augmentation, StreamConfig, VideoConfig, VolumeConfig
 from vit_pytorch.data.record import RECORD
 from vit_pytorch.data.sources import absolute_source, with_columns
 from vit_pytorch.distill import check_weights
@@ -45,8 +45,8 @@ class DataConfig:
     """Which images, how they are split, and how they are prepared for the model.
 
     Args:
-        source: `digits`, FOLDER, `csv:FILE`, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `video:FOLDER` or
-            `nifti:FOLDER`.
+        source: `digits`, FOLDER, `csv:FILE`, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `stream:PATTERN`,
+            `video:FOLDER` or `nifti:FOLDER`.
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
         mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
         std: Divides after that; likewise.
@@ -71,6 +71,9 @@ class DataConfig:
         window: Values of an image's file that become black and white, low and high, for images of more than
             8 bits that use a part of their range; `auto` for those of the training images; the whole range if
             left out.
+        epoch_samples: Images of an epoch, over all processes, of `stream:` data, which have no length.
+        classes: Of `stream:` data, a file with the name of a class in each line, or the number of classes.
+        val: Of `stream:` data, the pattern of local shards with the validation images.
     """
 
     source: str = "digits"
@@ -93,6 +96,14 @@ class DataConfig:
     label_column: str | None = None
     split_column: str | None = None
     window: tuple[float, float] | Literal["auto"] | None = None
+    epoch_samples: int | None = None
+    classes: str | int | None = None
+    val: str | None = None
+
+    @property
+    def stream(self) -> StreamConfig:
+        """What a stream does not say by itself."""
+        return StreamConfig(epoch_samples=self.epoch_samples, classes=self.classes, val=self.val)
 
     @property
     def spec(self) -> str:
@@ -294,7 +305,12 @@ class TrainConfig(RunConfig):
 def config_text(config: RunConfig) -> str:
     """Return a configuration as YAML that the command's `--config` reads back as it is, in any folder."""
     settings = _plain(asdict(config))
-    settings["data"]["source"] = absolute_source(config.data.source)
+    data = settings["data"]
+    data["source"] = absolute_source(config.data.source)
+    if data["val"] is not None:
+        data["val"] = str(Path(data["val"]).expanduser().absolute())
+    if data["classes"] is not None and not str(data["classes"]).isdecimal():
+        data["classes"] = str(Path(data["classes"]).expanduser().absolute())
     for section, key in ((settings, "weights"), *((settings.get(part, {}), name) for part, name in STARTS)):
         start = section.get(key)
         if start not in (None, PUBLISHED) and Path(start).exists():

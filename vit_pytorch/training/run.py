@@ -194,7 +194,7 @@ class Settings(Callback):
         """Write the record of the images, then the configuration, without which the run has not begun."""
         if not loop.fabric.is_global_zero:
             return
-        if self.splits is not None:
+        if self.splits is not None and self.splits.train.listed:
             record = record_images(self.splits, self.config.data.source)
             record.write(self.folder / RECORD)
             if twins := str(find_duplicates(record)):
@@ -212,6 +212,8 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
     parameters = sum(parameter.numel() for parameter in model.parameters())
     classes = f"{len(splits.classes)} classes" if splits.classes else "no labels"
     print(f"data   {config.data.source}: {classes}, {splits.train.kind}s: {sizes}")
+    if not splits.train.listed:
+        print(f"data   {splits.train}")
     if splits.unlabelled:
         print(f"data   features are not probed by labels: {splits.unlabelled}")
     size = " x ".join(map(str, model.image_size))
@@ -374,6 +376,7 @@ def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
         record=record,
         changed=config.data.changed,
         unlabelled=not config.needs_labels,
+        stream=config.data.stream,
     )
 
 

@@ -53,7 +53,9 @@ class Monitor(Callback):
         self.data = data
         self.alarms: list[dict[str, Any]] = []
         self._in_a_row = 0
-        self._bank = spread_over(data.opened.train, config.knn_images)
+        # of a stream none is known, and without classes none is needed
+        known = data.opened.train if data.opened.train.listed else data.opened.val
+        self._bank = spread_over(known, config.knn_images)
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._said = torch.zeros(0)
         self._entropy = 0.0

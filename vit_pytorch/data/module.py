@@ -56,6 +56,7 @@ class ImageData(L.LightningDataModule):
         worker_timeout: Seconds that a batch may take before its worker counts as hanging.
         on_bad: What happens to an image that cannot be decoded: ``stop`` raises with its path; ``skip``
             leaves it out of its batch, which is then smaller, warns once, and notes it in ``bad``.
+        balanced: Whether training shows classes equally often, images with repetition.
 
     Attributes:
         splits: The images, after ``setup``.
@@ -89,6 +90,7 @@ class ImageData(L.LightningDataModule):
         test_fraction: float = 0.2,
         worker_timeout: float = 120.0,
         on_bad: OnBad = "stop",
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         if on_bad not in ("stop", "skip"):
@@ -118,6 +120,7 @@ class ImageData(L.LightningDataModule):
         self.test_fraction = test_fraction
         self.worker_timeout = worker_timeout
         self.on_bad: OnBad = on_bad
+        self.balanced = balanced
         self.splits: Splits | None = data if isinstance(data, Splits) else None
         self.train_size: tuple[int, int] | None = None
         self.rank, self.world_size = 0, 1
@@ -272,5 +275,6 @@ class ImageData(L.LightningDataModule):
             workers=self.workers,
             worker_timeout=self.worker_timeout,
             on_bad=self.on_bad,
+            balanced=self.balanced and name == "train",
         )
         return self._loaders[name]

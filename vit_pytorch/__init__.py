@@ -106,6 +106,9 @@ Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, 
 `vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
 """
 
+from importlib import import_module
+from typing import Any
+
 from vit_pytorch.create import create_model
 from vit_pytorch.dino import Dino
 from vit_pytorch.mae import MAE
@@ -118,11 +121,21 @@ from vit_pytorch.vit import ViT
 __all__ = [
     "MAE",
     "Dino",
+    "Predictor",
     "SimpleViT",
     "ViT",
     "create_model",
     "create_transform",
+    "fit",
     "list_models",
     "load_pretrained",
 ]
 __version__ = "0.1.0"
+# what needs Lightning and torchvision, by the module in which it is; imported when it is asked for
+_LAZY = {"Predictor": "vit_pytorch.training.predictor", "fit": "vit_pytorch.cli.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

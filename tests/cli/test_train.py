@@ -23,7 +23,7 @@ from tests.cli.conftest import TINY, Vit, command, environment, train
 from vit_pytorch.training import checkpoints
 from vit_pytorch.training.history import read_lines, read_rows
 
-PICTURES = ("curves.png", "confusion.png", "wrong.png")
+PICTURES = ("curves.png", "confusion.png", "wrong.png", "reliability.png")
 
 
 def test_a_run_leaves_everything(digits_run: Path) -> None:

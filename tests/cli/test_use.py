@@ -155,7 +155,7 @@ def test_predictions_come_one_after_the_other(
             printed.append(capsys.readouterr().out)
         return torch.zeros(1, 24, 24, dtype=torch.uint8)
 
-    monkeypatch.setattr("vit_pytorch.data.prediction.decode_image", image_or_stop)
+    monkeypatch.setattr("vit_pytorch.training.predictor.decode_image", image_or_stop)
     for form in ("--json", "--csv=-"):
         assert main(["predict", str(digits_run), str(pictures), "--batch-size=1", form]) == 0
         assert "a.png" in printed[-1]

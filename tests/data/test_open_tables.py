@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
+import torch
 from PIL import Image
 
 from vit_pytorch.data import Splits, open_data, read_record, record_images
@@ -92,7 +94,7 @@ def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) ->
         "row 16 has no label: list.csv",
         "row 17: no such file: photos/",
         "row 18: the split is none of train, val and test: 'spare'",
-        "row 19: no training image has the label 'c'",
+        "row 19: no training image has the label 'c': photos/1/../../list.csv",
     ]
 
 
@@ -120,7 +122,9 @@ def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:
     spec = write(tmp_path, [["image", "label"]])
     with pytest.raises(ValueError, match="has no column 'kind'; it has 'image', 'label'"):
         open_data(f"{spec}?label=kind")
-    with pytest.raises(ValueError, match="options of csv: are image, label and split, got picture"):
+    with pytest.raises(
+        ValueError, match="options of csv: are image, label, split, separator and root, got picture"
+    ):
         open_data(f"{spec}?picture=kind")
     with pytest.raises(ValueError, match=r"columns are those of csv: and hf: data, got digits with image"):
         with_columns("digits", {"image": "x", "label": None})
@@ -137,3 +141,79 @@ def test_pretraining_needs_no_label_column(photos: Path, tmp_path: Path) -> None
     splits = open_data(write(tmp_path, [["image", "label"], *labelled]), unlabelled=True)
     assert (splits.classes, len(splits.train)) == ((), 11)
     assert "class 'a' has 1 images" in splits.unlabelled
+
+
+def test_several_labels_in_a_cell(photos: Path, tmp_path: Path) -> None:
+    cells = ["b; a", "a", "", "b;b", "a;10", "10", "b", "a", "a;b", "10", "", "a"]
+    splits_of = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
+    rows = [list(row) for row in zip(names(photos), cells, splits_of, strict=True)]
+    spec = write(tmp_path, [["image", "tags", "split"], *rows])
+    splits = open_data(f"{spec}?separator=%3B", task="multilabel")
+    assert (splits.classes, splits.task) == (("10", "a", "b"), "multilabel")
+    assert splits.train.labels[:5].tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [0, 0, 1], [1, 1, 0]]
+    assert splits.test is not None
+    pixels, label = splits.test[0]
+    assert isinstance(label, torch.Tensor)
+    assert (int(pixels.max()), label.tolist()) == (200, [0, 0, 0])
+    rows[8][1] = "a;c;d"
+    with pytest.raises(ValueError, match="row 9: no training image has the label 'c', 'd': photos/1/8"):
+        open_data(f"{write(tmp_path, [['image', 'tags', 'split'], *rows])}?separator=%3B", task="multilabel")
+
+
+def test_numbers_in_columns(photos: Path, tmp_path: Path) -> None:
+    rows = [[path, str(i / 4), str(10 - i)] for i, path in enumerate(names(photos))]
+    spec = write(tmp_path, [["image", "x", "y"], *rows])
+    splits = open_data(f"{spec}?label=y,x", task="regression", seed=1)
+    assert splits.classes == ("y", "x")
+    parts = [splits.train, splits.val, splits.test]
+    assert all(part is not None for part in parts)
+    found = {
+        part.key(i): part.labels[i].tolist() for part in parts if part is not None for i in range(len(part))
+    }
+    assert found == {path: [10 - i, i / 4] for i, path in enumerate(names(photos))}
+    assert sorted(len(part) for part in parts if part is not None) == [1, 2, 9]
+    record = record_images(splits, spec)
+    record.write(tmp_path / "record")
+    restore = {"record": read_record(tmp_path / "record"), "task": "regression"}
+    again = open_data(f"{spec}?label=y,x", changed="stop", **restore)  # type: ignore[arg-type]
+    assert torch.equal(again.val.labels, splits.val.labels)
+    rows[3][1], rows[5][2] = "0.76", "inf"
+    with pytest.raises(ValueError, match="row 6: 'y' must be a finite number, got 'inf': photos/0/5"):
+        open_data(f"{write(tmp_path, [['image', 'x', 'y'], *rows])}?label=y,x", task="regression")
+    rows[5][2] = "5"
+    changed = f"{write(tmp_path, [['image', 'x', 'y'], *rows])}?label=y,x"
+    with pytest.raises(ValueError, match="has changed since"):
+        open_data(changed, changed="stop", **restore)  # type: ignore[arg-type]
+
+
+def test_targets_that_teach_nothing(photos: Path, tmp_path: Path) -> None:
+    rows = [[path, "7"] for path in names(photos)]
+    spec = write(tmp_path, [["image", "label"], *rows])
+    with pytest.raises(ValueError, match="all 9 training images have 7 for 'label'"):
+        open_data(spec, task="regression", val_fraction=0.1)
+    with pytest.raises(ValueError, match="all 9 training images have 1 for '7'"):
+        open_data(spec, task="multilabel", val_fraction=0.1)
+    with pytest.raises(ValueError, match="task regression learns from a table, csv:FILE, got digits"):
+        open_data("digits", task="regression")
+
+
+def test_parquet_tables(photos: Path, tmp_path: Path) -> None:
+    """Several tables of one pattern, whose paths begin at another folder; cells are numbers or lists."""
+    paths = [path.removeprefix("photos/") for path in names(photos)]
+    tags = [["a", "b"], ["b"], [], ["a"]] * 3
+    frame = pandas.DataFrame({"image": paths, "label": [1, 2] * 6, "tags": tags, "x": [0.5, 2.0] * 6})
+    (tmp_path / "parts").mkdir()
+    for part in range(2):
+        frame[6 * part : 6 * part + 6].to_parquet(tmp_path / "parts" / f"{part}.parquet")
+    spec = f"csv:{tmp_path / 'parts' / '*.parquet'}?root={photos}"
+    splits = open_data(spec)
+    assert (splits.classes, splits.train.key(0).count("/")) == (("1", "2"), 1)
+    assert open_data(f"{spec}&label=tags", task="multilabel").classes == ("a", "b")
+    assert open_data(f"{spec}&label=x", task="regression").train.labels.unique().tolist() == [0.5, 2.0]
+    assert not holds_photographs(spec)
+    frame[:6].rename(columns={"x": "z"}).to_parquet(tmp_path / "parts" / "2.parquet")
+    with pytest.raises(ValueError, match="tables that are one must have the same columns"):
+        open_data(spec)
+    (tmp_path / "parts" / "0.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match=r"0.parquet cannot be read as a table"):
+        open_data(spec)

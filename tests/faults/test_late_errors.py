@@ -15,6 +15,7 @@ from tests.cli.conftest import TINY, train
 from vit_pytorch.cli import main
 from vit_pytorch.create import load_model
 from vit_pytorch.data import open_data
+from vit_pytorch.training import pictures as pictures_module
 from vit_pytorch.training import run as run_module
 
 FEW = [*TINY, "--model.image-size=20", "--workers=0", "--batch-size=8", "--epochs=1"]
@@ -85,7 +86,7 @@ def test_a_picture_that_cannot_be_drawn(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, picture, fail)
+        patch.setattr(pictures_module, picture, fail)
         assert train("--output", run, "--epochs=1", *TINY) == 1
     assert "unexpected TypeError: no such shape; --debug shows" in capsys.readouterr().err
     assert load_model(run).num_classes == 10

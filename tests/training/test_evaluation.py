@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vit_pytorch.data import Preprocessing
-from vit_pytorch.training.evaluation import MOST_WRONG, Evaluation, evaluate
-from vit_pytorch.training.summary import class_table
+from vit_pytorch.training.evaluation import MOST_WRONG, ClassEvaluation, evaluate, fit_temperature
+from vit_pytorch.training.problems import Classification
+from vit_pytorch.training.summary import markdown_table
 
+LETTERS = Classification(tuple("abcdefg"))
 GREY = Preprocessing(image_size=(1, 7), channels=1, mean=(0.25,), std=(2.0,))
 
 
@@ -25,7 +28,7 @@ class Reading(nn.Module):
         return torch.randn(len(images), 7) if self.training else images.flatten(1) * self.scale
 
 
-def measure(logits: Tensor, labels: Tensor, *batch_sizes: int) -> Evaluation:
+def measure(logits: Tensor, labels: Tensor, *batch_sizes: int) -> Any:
     """Measure a model that gives these logits, in a loader for each batch size."""
     data = TensorDataset(logits.view(-1, 1, 1, 7), labels)
     parts = torch.arange(len(data)).tensor_split(len(batch_sizes))
@@ -33,7 +36,7 @@ def measure(logits: Tensor, labels: Tensor, *batch_sizes: int) -> Evaluation:
         DataLoader(torch.utils.data.Subset(data, part.tolist()), batch_size=size)
         for part, size in zip(parts, batch_sizes, strict=True)
     ]
-    return evaluate(Reading(), loaders, "abcdefg", GREY)
+    return evaluate(Reading(), loaders, LETTERS, GREY)
 
 
 def test_measures_of_a_known_model() -> None:
@@ -71,7 +74,7 @@ def test_the_first_wrong_images_are_kept_as_the_model_saw_them() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_measured_in_eval_mode_and_left_as_it_was(training: bool) -> None:
     model, images = Reading().train(training), torch.eye(7).view(7, 1, 1, 7)
-    assert evaluate(model, [[(images, torch.arange(7))]], "abcdefg", GREY).accuracy == 1
+    assert evaluate(model, [[(images, torch.arange(7))]], LETTERS, GREY).accuracy == 1
     assert model.training is training
 
 
@@ -83,16 +86,19 @@ def test_a_label_of_no_class_is_refused(label: int) -> None:
 
 def test_accuracies_from_a_confusion_matrix() -> None:
     confusion = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
-    result = Evaluation(("cat", "dog", "owl"), confusion, 0.5, ())
+    result = ClassEvaluation(("cat", "dog", "owl"), confusion, 0.5, ())
     assert (result.images, result.accuracy) == (6, pytest.approx(5 / 6))
     assert result.class_accuracy == {"cat": 0.75, "dog": 1.0, "owl": None}
-    assert class_table(result.as_dict())[2:4] == ["| cat | 4 | 75.0% | dog (1) |", "| dog | 2 | 100.0% |  |"]
+    assert markdown_table(result.table("image"))[2:4] == [
+        "| cat | 4 | 75.0% | dog (1) |",
+        "| dog | 2 | 100.0% |  |",
+    ]
 
 
 def test_of_a_clip_the_middle_is_shown() -> None:
     prep = Preprocessing(image_size=(1, 2), channels=1, mean=(0.25,), std=(2.0,), frames=4)
     clip = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 1, 4, 1, 1).expand(1, 1, 4, 1, 2) / 8
-    result = evaluate(Constant(), [[(clip, torch.tensor([1]))]], "ab", prep)
+    result = evaluate(Constant(), [[(clip, torch.tensor([1]))]], Classification(("a", "b")), prep)
     assert result.confusion.tolist() == [[0, 0], [1, 0]]
     (wrong,) = result.wrong
     assert wrong.image.tolist() == [[[0.75, 0.75]]]
@@ -107,3 +113,41 @@ class Constant(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits.expand(len(images), -1)
+
+
+def test_balanced_figures_agree_with_scikit_learn() -> None:
+    true = torch.tensor([0] * 40 + [1] * 5 + [2] * 3)
+    said = torch.tensor([0] * 38 + [1, 2] + [1, 1, 0, 0, 0] + [2, 0, 1])
+    confusion = torch.bincount(true * 4 + said, minlength=16).view(4, 4)
+    result = ClassEvaluation(tuple("abcd"), confusion, 0.0)
+    assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(true, said))
+    assert result.macro_f1 == pytest.approx(f1_score(true, said, average="macro"))
+
+
+def test_the_temperature_that_logits_were_multiplied_by_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 5, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    batches = [(2.5 * logits[i::7], labels[i::7], logits[i::7]) for i in range(7)]
+    temperature = fit_temperature(batches)
+    assert temperature == pytest.approx(2.5, rel=0.1)
+
+    def loss(value: float) -> float:
+        return float(nn.functional.cross_entropy(2.5 * logits / value, labels))
+
+    assert loss(temperature) <= min(loss(temperature * factor) for factor in (0.98, 1.02))
+    problem = Classification(tuple("abcde"), temperature)
+    result: Any = problem.evaluate(batches, GREY)
+    before, after = (found.error for found in result.reliability)
+    assert after < 0.03 < 0.15 < before
+    assert torch.allclose(problem.calibrated().scores(logits), (logits / temperature).softmax(1))
+    assert torch.equal(problem.scores(logits), logits.softmax(1))
+
+
+def test_the_calibration_error_of_known_probabilities() -> None:
+    """Ten images at 0.75, of which six are right, and ten at 0.9, of which ten are."""
+    chances = torch.tensor([0.75] * 10 + [0.9] * 10)
+    logits = torch.stack([chances.log(), (1 - chances).log()], dim=1)
+    labels = torch.tensor([0] * 6 + [1] * 4 + [0] * 10)
+    result: Any = Classification(("a", "b")).evaluate([(logits, labels, logits)], GREY)
+    assert result.reliability[0].error == pytest.approx((0.15 + 0.1) / 2)

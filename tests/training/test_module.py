@@ -18,8 +18,9 @@ from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoint
 from vit_pytorch.training.keeper import Checkpoints
 from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.problems import check_targets
 from vit_pytorch.training.resume import fit
-from vit_pytorch.training.task import Batch, Classifier, check_targets
+from vit_pytorch.training.task import Batch, Classifier
 
 
 class Constant(nn.Module):

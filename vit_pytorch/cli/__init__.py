@@ -11,12 +11,13 @@ from vit_pytorch.cli.streams import keep_streams
 
 # command: its module, and what it does
 COMMANDS = {
-    "train": ("train", "train an image classifier"),
+    "train": ("train", "train on labelled images: classes, several labels, or values"),
     "finetune": ("finetune", "train on from published weights or from another run"),
     "pretrain": ("pretrain", "train a model without labels"),
     "distill": ("finetune", "train an image classifier from labels and a teacher"),
-    "evaluate": ("use", "measure a trained classifier on labelled images"),
-    "predict": ("use", "classify images"),
+    "evaluate": ("use", "measure a trained model on labelled images"),
+    "predict": ("use", "say which class, labels or values images have"),
+    "embed": ("embed", "write features of images to a file"),
     "explain": ("explain", "show what a classifier looks at, in pictures and a page"),
     "export": ("export", "export a model to another runtime, verified on images"),
     "bench": ("bench", "time models beside each other"),

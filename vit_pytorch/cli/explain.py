@@ -11,12 +11,13 @@ from torch import Tensor
 from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.tables import print_json, table
-from vit_pytorch.cli.use import on_device
 from vit_pytorch.create import create_model
 from vit_pytorch.data import Preprocessing, eval_transform, load_images
 from vit_pytorch.data.prediction import find_images
 from vit_pytorch.preprocessing import fit_size
 from vit_pytorch.registry import entries
+from vit_pytorch.training.predictor import put_on_device
+from vit_pytorch.training.problems import Answer
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
@@ -31,12 +32,14 @@ class Explained:
 
     Args:
         image: the image.
-        top: names and probabilities of classes.
+        answer: names and scores of classes, labels or values.
+        shown: the same for people.
         pictures: the files.
     """
 
     image: Path
-    top: list[tuple[str, float]]
+    answer: Answer
+    shown: list[str]
     pictures: list[Path]
 
 
@@ -61,7 +64,7 @@ def print_explanation(
         images: Files, folders or patterns.
         output: Folder for report.html and the pictures; files of the same names are replaced.
         pretrained: For a named model: `true` for its published weights, or a checkpoint.
-        top: Number of classes whose relevance is shown, the most probable first.
+        top: Number of classes or labels whose relevance is shown, the most probable first; of values all.
         megabytes: Size of the page at most; attention is stored as finely as fits.
         as_json: Print JSON instead of a table.
 
@@ -87,14 +90,14 @@ def print_explanation(
         shown = [
             {
                 "image": str(one.image),
-                "top": [{"class": name, "probability": probability} for name, probability in one.top],
+                **one.answer,
                 "pictures": [str(path) for path in one.pictures],
             }
             for one in done
         ]
         print_json({"report": str(report), "bytes": size, "images": shown})
         return
-    rows = [[str(one.image), *(f"{name} {probability:.1%}" for name, probability in one.top)] for one in done]
+    rows = [[str(one.image), *one.shown] for one in done]
     print(table(["image", *(f"{i + 1}." for i in range(len(rows[0]) - 1))], rows))
     print(f"{report} ({size / 1e6:.1f} MB), and {sum(len(one.pictures) for one in done)} pictures beside it")
 
@@ -112,7 +115,7 @@ def describe(name: str, saved: SavedClassifier, *, untrained: bool) -> Subject:
         type(saved.model).__name__,
         f"{sum(p.numel() for p in saved.model.parameters()):,} parameters",
         f"input {width} × {height} pixels",
-        f"{len(saved.classes)} classes",
+        f"{len(saved.classes)} {saved.problem.plural}",
     ]
     warning = ""
     if untrained:
@@ -120,7 +123,9 @@ def describe(name: str, saved: SavedClassifier, *, untrained: bool) -> Subject:
             f"{name} has random weights here, so that the maps show what the architecture does before any "
             "training. Published weights come with --pretrained=true, or a checkpoint's path."
         )
-    return Subject(Path(name).resolve().name if Path(name).is_dir() else name, facts, saved.classes, warning)
+    title = Path(name).resolve().name if Path(name).is_dir() else name
+    values = saved.problem.task == "regression"
+    return Subject(title, facts, saved.classes, warning, saved.problem.describe_score if values else None)
 
 
 def _explain(
@@ -129,16 +134,24 @@ def _explain(
     """Explain one image after the other, and write its pictures."""
     prep = saved.preprocessing
     transform = eval_transform(prep)
-    model = on_device(saved)
+    model = put_on_device(saved.model)
     device = next(model.parameters()).device
     stems: set[str] = set()
     for path, image in load_images(paths, channels=prep.channels, window=prep.window):
         shown = explain_image(
-            model, transform(image).to(device), name=path.name, picture=at_full_size(image, prep), top=top
+            model,
+            transform(image).to(device),
+            name=path.name,
+            picture=at_full_size(image, prep),
+            top=top if saved.problem.task != "regression" else len(saved.classes),
+            scores=saved.problem.scores,
         )
-        named = [(saved.classes[index], probability) for index, probability in shown.top]
+        answer = saved.problem.list_scores(shown.top)
+        named = [
+            f"{saved.classes[index]} {saved.problem.describe_score(score)}" for index, score in shown.top
+        ]
         pictures = write_pictures(shown, folder, _free(path.stem, stems))
-        done.append(Explained(path, named, pictures))
+        done.append(Explained(path, answer, named, pictures))
         yield shown
 
 

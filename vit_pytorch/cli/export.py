@@ -25,6 +25,7 @@ from vit_pytorch.export.verify import Comparison
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import CONFIG
+from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
@@ -99,8 +100,13 @@ def print_export(
     saved = (
         read_classifier(built, model)
         if built.num_classes
-        else SavedClassifier(built, (), preprocessing_for(built))
+        else SavedClassifier(built, Classification(()), preprocessing_for(built))
     )
+    if saved.problem.task != "classify" and outputs != "logits":
+        what = "values in standard deviations" if saved.problem.task == "regression" else "logits of labels"
+        raise UsageError(
+            f"a model of task {saved.problem.task} is exported with --outputs logits, its {what}"
+        )
     computed: Output = outputs if saved.classes else "features"
     needs_calibration = precision == "int8" and quantization == "static"
     if calibrate is not None and not needs_calibration:
@@ -145,14 +151,14 @@ def _samples(
         if not (Path(model) / CONFIG).is_file():
             noise = ", or --verify random for noise" if use == "verify" else ""
             raise UsageError(f"{model} is no run with images of its own: name some by --{use} FOLDER{noise}")
-        splits = _open(_data_config(Path(model), None), _record(model, None), "stop")
+        splits = _open(_data_config(Path(model), None), _record(model, None), "stop", saved.problem.task)
         chosen, name = (splits.val, "validation") if use == "verify" else (splits.train, "training")
         return samples_from_dataset(chosen, prep, count=count, source=f"the run's {name} images")
     if not source.startswith(SOURCES) or Path(source).exists():
         return samples_from_files(source, saved.classes, prep, count=count)
     splits = open_data(source)
     if saved.classes:
-        _check_classes(saved.classes, splits.classes)
+        _check_classes(saved.problem, splits.classes)
     chosen = splits.val if use == "verify" else splits.train
     return samples_from_dataset(chosen, prep, count=count, source=source)
 

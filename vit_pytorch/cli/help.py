@@ -19,6 +19,7 @@ GROUPS = {
     "what and where": ("data", "recipe", "config", "weights", "output", "resume", "print_config"),
     "model": ("model", "img_size", "drop_path"),
     "training": (
+        *("task", "loss", "class_weights", "sampler"),
         *("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs", "label_smoothing"),
         *("select", "patience", "seed", "monitor.knn_every"),
     ),

@@ -13,9 +13,9 @@ import yaml
 from vit_pytorch.cli.aliases import ALIASES, ANSWERS
 
 # `--data digits` and `data: digits` are short for these
-SHORT = {"data": "source", "model": "name", "method": "name"}
+SHORT = {"data": "source", "model": "name", "method": "name", "loss": "name"}
 # options that mean `true` without a value
-FLAGS = {"compile", "with_preprocessing"}
+FLAGS = {"compile", "with_preprocessing", "tta", "calibrated"}
 # settings that keep their share of another one, where a higher layer changes that one alone
 FOLLOWERS = {"schedule.warmup_epochs": "epochs", "schedule.min_lr": "optimizer.lr"}
 
@@ -26,7 +26,7 @@ class UsageError(ValueError):
 
 def long_options(
     arguments: Sequence[str],
-    short: Container[str] = ("data", "model"),
+    short: Container[str] = ("data", "model", "loss"),
     names: Mapping[str, str] = ALIASES,
     answers: Mapping[str, str] = ANSWERS,
 ) -> list[str]:

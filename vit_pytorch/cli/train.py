@@ -63,25 +63,24 @@ def train(arguments: Sequence[str]) -> None:
     carry_out(*read_command(arguments, resumed), resumed)
 
 
-def carry_out(config: TrainConfig, output: Path | None, resumed: Path | None) -> None:
-    """Run what was asked for: in the folder resumed, in that of `--output`, or in a new one."""
+def carry_out(config: TrainConfig, output: Path | None, resumed: Path | None) -> Path:
+    """Run what was asked for in the folder resumed, in that of `--output`, or in a new one; return it."""
     # heavy, and not needed to find a mistake in the command line
     from vit_pytorch.training.run import run
 
-    start(run, config, output, resumed, name=config.model["name"])
+    return start(run, config, output, resumed, name=config.model["name"])
 
 
 def start(
-    run: Callable[..., None], config: RunConfig, output: Path | None, resumed: Path | None, *, name: str
-) -> None:
+    run: Callable[..., Path], config: RunConfig, output: Path | None, resumed: Path | None, *, name: str
+) -> Path:
     """Start a run, or go on with it, in its folder; a new one's name begins with date, data and `name`."""
     if resumed is not None:
-        run(config, resumed, resume=True)
-    elif output is not None:
-        run(config, output)
-    else:
-        folder = f"{date.today()}-{_short(config.data.source)}-{name}"
-        run(config, Path(RUNS) / folder, numbered=True)
+        return run(config, resumed, resume=True)
+    if output is not None:
+        return run(config, output)
+    folder = f"{date.today()}-{_short(config.data.source)}-{name}"
+    return run(config, Path(RUNS) / folder, numbered=True)
 
 
 def read_command(
@@ -116,11 +115,26 @@ def read_command(
     sources, layers = read_layers(arguments, resumed, more)
     if any("method" in layer for layer in layers):
         raise UsageError("these settings are those of a pretraining (they have a method): use vit pretrain")
+    layers = fit_recipes(sources, layers, arguments)
     name = last_name(arguments, layers, "model") or MODEL
     entry = find_entry(name)
     parser = train_parser(entry, command)
     parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry, own=own)
     return show_or_return(TrainConfig(**settings_of(parser, parsed, name)), parsed)
+
+
+def fit_recipes(
+    sources: Sequence[str], layers: Sequence[dict[str, Any]], arguments: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Leave out of the package's recipes what is for classes, where another task is asked for."""
+    task = option_value(arguments, "task") or [layer["task"] for layer in layers if "task" in layer][-1:]
+    if task in ("classify", [], ["classify"]):
+        return list(layers)
+    own = {f"recipe {name}" for name in list_recipes()}
+    return [
+        {key: value for key, value in layer.items() if key != "label_smoothing" or source not in own}
+        for source, layer in zip(sources, layers, strict=True)
+    ]
 
 
 def show_or_return(config: ConfigT, parsed: Namespace) -> tuple[ConfigT, Path | None]:

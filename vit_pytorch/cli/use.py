@@ -2,47 +2,48 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from csv import writer as csv_writer
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 import torch
-from torch import Tensor
 
-from vit_pytorch.base import VisionModel
 from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
-from vit_pytorch.cli.layers import read_layer
+from vit_pytorch.cli.layers import UsageError, read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
 from vit_pytorch.create import load_model
 from vit_pytorch.data import (
     BadImageError,
+    FileImages,
     ImageDataset,
     ImageLoader,
     ImageRecord,
     Preprocessing,
     Splits,
-    eval_transform,
-    find_clips,
-    load_images,
+    TaskName,
     open_data,
-    read_parts,
     read_record,
 )
 from vit_pytorch.data.loader import OnBad
 from vit_pytorch.data.record import RECORD, SPLITS
-from vit_pytorch.data.sources import Changed
-from vit_pytorch.data.transforms import collate, move
+from vit_pytorch.data.sources import CSV_OPTIONS, Changed, split_options
+from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.training.config import CONFIG, DataConfig
-from vit_pytorch.training.evaluation import Evaluation, check_outputs
+from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
+from vit_pytorch.training.predictor import Predictor, put_on_device
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
-from vit_pytorch.training.saved import SavedClassifier, load_classifier
+from vit_pytorch.training.problems import Answer, Problem
+from vit_pytorch.training.saved import TASK, load_classifier
 
+# settings of tables
+TABLE_SETTINGS = ("image_column", "label_column", "split_column", "label_separator", "image_root")
 Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 
@@ -66,9 +67,10 @@ def print_evaluation(
     changed: Changed = "stop",
     probe: Probe | None = None,
     neighbours: int = 20,
+    by: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Measure a trained classifier, or with a probe the features of any model, on labelled images.
+    """Measure a trained model, or with a probe the features of any model, on labelled images.
 
     Args:
         run: Folder of a run, or of a model.
@@ -82,44 +84,103 @@ def print_evaluation(
         probe: Measure features instead of the classifier, which need not be there: `knn` lets the nearest
             training images vote, `linear` fits a logistic regression to the training images.
         neighbours: How many images vote.
+        by: Column of a table (`csv:`): also measure the images of each of its values by themselves.
         as_json: Print JSON instead of a table.
 
     Raises:
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
         ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
-
-    def load(images: ImageDataset, prep: Preprocessing, classes: int) -> ImageLoader:
-        return ImageLoader(
-            images,
-            prep,
-            None,
-            batch_size=batch_size,
-            num_classes=classes,
-            workers=workers,
-            on_bad=on_bad,
-        )
-
+    load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
     if probe is not None:
+        if by is not None:
+            raise UsageError("--by is for the figures of a trained model, not of a probe")
         _print_probe(run, data, split, load, probe, neighbours, as_json, changed)
         return
+    result, groups, kind, skipped = measure_run(run, data, split, load, changed, by=by)
+    if as_json:
+        figures = {"split": split, **result.as_dict(), "skipped_images": skipped}
+        if by is not None:
+            figures["by"] = {by: {value: group.as_dict() for value, group in groups.items()}}
+        print_json(figures)
+        return
+    _print_result(result, split, kind, skipped=len(skipped))
+    if by is not None:
+        print()
+        print(
+            table([by, "figures"], [[value, f"{group.headline} {kind}s"] for value, group in groups.items()])
+        )
+
+
+def measure_run(
+    run: str | Path,
+    data: str | None,
+    split: str,
+    load: Load,
+    changed: Changed,
+    *,
+    by: str | None = None,
+) -> tuple[Evaluation, dict[str, Evaluation], str, dict[str, str]]:
+    """Measure a trained model; see `print_evaluation`.
+
+    Returns:
+        The results; those of the images of each value of the column `by`, none without it; what the images
+        are called; and those that were skipped, with the reasons.
+    """
     saved = load_classifier(run)
-    splits = _open(_data_config(Path(run), data), _record(run, data), changed)
-    _check_classes(saved.classes, splits.classes)
+    config = _data_config(Path(run), data)
+    values = _values(config.spec, by) if by is not None else {}
+    splits = _open(config, _record(run, data), changed, saved.problem.task)
+    _check_classes(saved.problem, splits.classes)
     present = {name: images for name in SPLITS if (images := getattr(splits, name)) is not None}
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
-    loaders = [
-        load(images, saved.preprocessing, len(saved.classes))
-        for name, images in present.items()
-        if split in ("all", name)
-    ]
-    result = measure(on_device(saved), loaders, saved.classes, saved.preprocessing)
+    chosen = [images for name, images in present.items() if split in ("all", name)]
+    model, loaders = put_on_device(saved.model), []
+
+    def measured(parts: Sequence[ImageDataset]) -> Evaluation:
+        found = [load(images, saved.preprocessing, len(saved.classes)) for images in parts]
+        loaders.extend(found)
+        return measure(model, found, saved.problem, saved.preprocessing)
+
+    result = measured(chosen)
     skipped = _skipped(loaders)
-    if as_json:
-        print_json({"split": split, **result.as_dict(), "skipped_images": skipped})
-    else:
-        _print_result(result, split, splits.train.kind, skipped=len(skipped))
+    groups = {value: measured(parts) for value, parts in _groups(chosen, values).items()}
+    return result, groups, splits.train.kind, skipped
+
+
+def _values(spec: str, column: str) -> dict[Path, str]:
+    """Return what a column of a table says of each image.
+
+    Raises:
+        UsageError: The data are no table.
+    """
+    kind, separator, rest = spec.partition(":")
+    if kind != "csv" or not separator:
+        raise UsageError(f"--by names a column of a table (csv:FILE), and the data are {spec}")
+    name, options = split_options(rest, kind, CSV_OPTIONS)
+    return read_column(Path(name).expanduser(), column, **options)
+
+
+def _groups(chosen: Sequence[ImageDataset], values: Mapping[Path, str]) -> dict[str, list[ImageDataset]]:
+    """Part images by what is said of them, sorted by it."""
+    groups: dict[str, list[ImageDataset]] = {}
+    for images in chosen if values else ():
+        assert isinstance(images, FileImages), "tables are of files"
+        said = [values[path] for path in images.paths]
+        for value in set(said):
+            indices = [index for index, each in enumerate(said) if each == value]
+            groups.setdefault(value, []).append(images.subset(torch.tensor(indices)))
+    return dict(sorted(groups.items()))
+
+
+def evaluation_loader(
+    images: ImageDataset, prep: Preprocessing, classes: int, *, batch_size: int, workers: int, on_bad: OnBad
+) -> ImageLoader:
+    """Return the loader of images as a trained model takes them, each once, in order."""
+    return ImageLoader(
+        images, prep, None, batch_size=batch_size, num_classes=classes, workers=workers, on_bad=on_bad
+    )
 
 
 def _print_probe(
@@ -136,11 +197,13 @@ def _print_probe(
     if split not in ("test", "val"):
         raise ValueError(f"a probe knows the train split; it is asked val or test, got {split}")
     model = load_model(run)
+    if (task := model.default_cfg.get(TASK, {}).get("task", "classify")) != "classify":
+        raise ValueError(f"a probe tells classes from each other, and the task of {run} is {task}")
     splits = _open(_data_config(Path(run), data), _record(run, data), changed)
     asked = splits.test if split == "test" else splits.val
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    put_on_device(model)
     device, prep = next(model.parameters()).device, preprocessing_for(model)
     loaders = [load(images, prep, len(splits.classes)) for images in (splits.train, asked)]
     known, queries = (
@@ -165,20 +228,26 @@ def _skipped(loaders: Sequence[ImageLoader]) -> dict[str, str]:
 def print_predictions(
     run: str,
     images: list[str],
-    top: int = 3,
+    top: int | None = None,
     batch_size: int = 64,
+    workers: int = 0,
+    tta: bool = False,
+    calibrated: bool = False,
     on_bad: Literal["report", "skip", "stop"] = "report",
     step: int | None = None,
     csv: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Classify images; the clips of videos, one after the other; or volumes.
+    """Say which class, labels or values images have; or the clips of videos, one after the other; or volumes.
 
     Args:
-        run: Folder of a run, or of a model.
+        run: Folder of a run, or of a model; or the name of a model, for its published weights.
         images: Files, folders or patterns.
-        top: Number of classes to show for each image, the most probable first.
-        batch_size: Images, or clips of a video, that are classified at once.
+        top: Number of classes or labels to show for each image, the most probable first; 3 if left out.
+        batch_size: Images, or clips of a video, that the model sees at once.
+        workers: Processes that read images.
+        tta: Average probabilities over ten views of each image: centre and corners, and their mirror images.
+        calibrated: Show probabilities by the temperature that the run chose on its validation images.
         on_bad: What happens to a file that cannot be decoded: `report` names it on standard error, goes on,
             and leaves with exit status 3 at the end; `skip` leaves it out with a warning; `stop` ends the
             command there, with exit status 1.
@@ -188,37 +257,36 @@ def print_predictions(
 
     Raises:
         FileNotFoundError: Where there is no model or no such image.
-        ValueError: Where a number is too small, a name is empty, or both CSV and JSON are asked for.
+        ValueError: Where a number is too small, a name is empty, an option does not fit the model, or both
+            CSV and JSON are asked for.
         SystemExit: With status 3 where files could not be decoded.
     """
-    for name, value in (("top", top), ("batch_size", batch_size), ("step", step)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not run:
-        raise ValueError("the name of the run must not be empty")
+    if step is not None and step < 1:
+        raise ValueError(f"step must be at least 1, got {step}")
     if csv is not None and as_json:
         raise ValueError("predictions are written as CSV or as JSON, got both --csv and --json")
-    saved = load_classifier(run)
+    predictor = Predictor(
+        run, top=top, batch_size=batch_size, workers=workers, tta=tta, calibrated=calibrated
+    )
     bad = BadFiles(on_bad)
-    if saved.preprocessing.frames is None:
-        predictions = _predict(saved, images, top, batch_size, bad)
-    else:
-        predictions = _predict_parts(saved, images, top, batch_size, bad, step)
+    predictions = predictor.stream(images, on_bad=bad, step=step)
     # what is wrong with the names is known before anything is written
     first = next(predictions, None)
     predictions = predictions if first is None else chain([first], predictions)
-    count = min(top, len(saved.classes))
+    timed = predictor.preprocessing.frames is not None
     if as_json:
         print_json_list(predictions)
     elif csv == "-":
-        _write_csv(sys.stdout, predictions, count, timed=saved.preprocessing.frames is not None)
+        _write_csv(sys.stdout, predictions, predictor, timed=timed)
     elif csv is not None:
         with open(csv, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            _write_csv(file, predictions, count, timed=saved.preprocessing.frames is not None)
+            _write_csv(file, predictions, predictor, timed=timed)
     elif first is not None:
         timed = "clips" in first
-        header = [next(iter(first)), *["seconds"] * timed, *(f"{i + 1}." for i in range(count))]
-        rows = (row for prediction in predictions for row in _rows(prediction, timed=timed))
+        header = [next(iter(first)), *["seconds"] * timed, *predictor.problem.header(predictor.top)]
+        rows = (
+            row for prediction in predictions for row in _rows(prediction, predictor.problem, timed=timed)
+        )
         for line in table_lines(header, rows):
             print(line)
     if bad.count:
@@ -248,114 +316,28 @@ class BadFiles:
         print(f"vit: {error}", file=sys.stderr)
 
 
-def _predict(
-    saved: SavedClassifier, paths: Sequence[str], top: int, batch_size: int, bad: BadFiles
-) -> Iterator[dict[str, Any]]:
-    model, transform = on_device(saved), eval_transform(saved.preprocessing)
-    device = next(model.parameters()).device
-    prep = saved.preprocessing
-    found = load_images(paths, channels=prep.channels, on_bad=bad, window=prep.window)
-    while batch := list(islice(found, batch_size)):
-        prepared = [transform(image) for _, image in batch]
-        images = move(collate(prepared, saved.preprocessing), device)
-        with torch.no_grad():
-            probabilities, indices = (
-                check_outputs(model(images)).softmax(1).topk(min(top, len(saved.classes)))
-            )
-        for (path, _), values, chosen in zip(batch, probabilities.tolist(), indices.tolist(), strict=True):
-            yield {"image": str(path), "top": _named(values, chosen, saved)}
-
-
-def _predict_parts(
-    saved: SavedClassifier,
-    paths: Sequence[str],
-    top: int,
-    batch_size: int,
-    bad: BadFiles,
-    step: int | None,
-) -> Iterator[dict[str, Any]]:
-    """Classify each clip of each video, and the video by the mean over its clips; or each volume."""
-    on_device(saved)
-    for path in find_clips(paths):
-        try:
-            spans, probabilities = _classify_parts(saved, path, batch_size, step)
-        except BadImageError as error:
-            bad(error)
-            continue
-        values, indices = probabilities.mean(0).topk(min(top, len(saved.classes)))
-        found = _named(values.tolist(), indices.tolist(), saved)
-        if spans is None:
-            yield {"volume": str(path), "top": found}
-            continue
-        each = probabilities.topk(min(top, len(saved.classes)))
-        clips = [
-            {"start": start, "end": end, "top": _named(values, chosen, saved)}
-            for (start, end), values, chosen in zip(
-                spans, each.values.tolist(), each.indices.tolist(), strict=True
-            )
-        ]
-        yield {"video": str(path), "top": found, "clips": clips}
-
-
-@torch.no_grad()
-def _classify_parts(
-    saved: SavedClassifier, path: Path, batch_size: int, step: int | None
-) -> tuple[list[tuple[float, float]] | None, Tensor]:
-    """Start and end of the clips of a video, None for a volume; and probabilities (clip, class)."""
-    prep = saved.preprocessing
-    transform = eval_transform(prep)
-    device = next(saved.model.parameters()).device
-    parts = read_parts(path, prep, step=step)
-    spans: list[tuple[float, float]] = []
-    probabilities = []
-    while batch := list(islice(parts, batch_size)):
-        clips = move(collate([transform(part.clip) for part in batch], prep), device)
-        probabilities.append(check_outputs(saved.model(clips)).softmax(1).cpu())
-        spans += [part.seconds for part in batch if part.seconds is not None]
-    return spans or None, torch.cat(probabilities)
-
-
-def _named(values: Sequence[float], indices: Sequence[int], saved: SavedClassifier) -> list[dict[str, Any]]:
-    return [
-        {"class": saved.classes[index], "probability": value}
-        for index, value in zip(indices, values, strict=True)
-    ]
-
-
-def _rows(prediction: dict[str, Any], *, timed: bool) -> Iterator[list[str]]:
-    """Yield what a table says of a file: its name, the time in it, and classes; for a video of each clip."""
+def _rows(prediction: Answer, problem: Problem, *, timed: bool) -> Iterator[list[str]]:
+    """Yield what a table says of a file: its name, the time, and the answer; for a video of each clip."""
     name = prediction[next(iter(prediction))]
     for clip in prediction.get("clips", []):
         span = f"{clip['start']:.2f} - {clip['end']:.2f}"
-        yield [*([name, span] if timed else [f"{name} {span}"]), *_cells(clip)]
-    yield [name, *["all" if "clips" in prediction else ""] * timed, *_cells(prediction)]
+        yield [*([name, span] if timed else [f"{name} {span}"]), *problem.shown(clip)]
+    yield [name, *["all" if "clips" in prediction else ""] * timed, *problem.shown(prediction)]
 
 
-def _write_csv(file: TextIO, predictions: Iterable[dict[str, Any]], count: int, *, timed: bool) -> None:
+def _write_csv(file: TextIO, predictions: Iterable[Answer], predictor: Predictor, *, timed: bool) -> None:
     """Write a row for each file, or for each clip of a video and for the whole, as soon as it is there."""
-    ranks = ["", *(f"_{i + 2}" for i in range(count - 1))]
-    names = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
     writer = csv_writer(file, lineterminator="\n")
-    writer.writerow(["path", *["start", "end"] * timed, *names])
+    writer.writerow(["path", *["start", "end"] * timed, *predictor.problem.columns(predictor.top)])
     for prediction in predictions:
         path = prediction[next(iter(prediction))]
         for part in (*prediction.get("clips", []), prediction):
             times = [part.get("start", ""), part.get("end", "")] if timed else []
-            found = [value for entry in part["top"] for value in (entry["class"], entry["probability"])]
-            writer.writerow([path, *times, *found])
-
-
-def _cells(prediction: dict[str, Any]) -> list[str]:
-    return [f"{entry['class']} {entry['probability']:.1%}" for entry in prediction["top"]]
-
-
-def on_device(saved: SavedClassifier) -> VisionModel:
-    """Put a classifier where it is used: on a GPU where there is one."""
-    return saved.model.to("cuda" if torch.cuda.is_available() else "cpu")
+            writer.writerow([path, *times, *predictor.problem.cells(part)])
 
 
 def _data_config(run: Path, source: str | None) -> DataConfig:
-    """The run's data, split as it was; or other data, split by themselves."""
+    """Return the run's data, split as it was; or other data, split by themselves."""
     if source is not None:
         return DataConfig(source=source, split_seed=0)
     if not (run / CONFIG).is_file():
@@ -368,18 +350,20 @@ def _data_config(run: Path, source: str | None) -> DataConfig:
     # how the data are prepared is a part of the saved model
     opened = {key: data[key] for key in ("source", "val_fraction", "test_fraction")}
     # runs of version 0.1 have no columns
-    opened |= {f"{role}_column": data.get(f"{role}_column") for role in ("image", "label", "split")}
     opened |= {name: data.get(name) for name in ("epoch_samples", "classes", "val")}
+    opened |= {name: data[name] for name in TABLE_SETTINGS if data.get(name) is not None}
     return DataConfig(**opened, split_seed=seed)
 
 
-def _record(run: str, source: str | None) -> ImageRecord | None:
+def _record(run: str | Path, source: str | None) -> ImageRecord | None:
     """The images that a run began with, for its own data; None for other data and runs without a record."""
     file = Path(run) / RECORD
     return read_record(file) if source is None and file.exists() else None
 
 
-def _open(config: DataConfig, record: ImageRecord | None, changed: Changed) -> Splits:
+def _open(
+    config: DataConfig, record: ImageRecord | None, changed: Changed, task: TaskName = "classify"
+) -> Splits:
     return open_data(
         config.spec,
         seed=config.split_seed or 0,
@@ -388,27 +372,25 @@ def _open(config: DataConfig, record: ImageRecord | None, changed: Changed) -> S
         record=record,
         changed=changed,
         stream=config.stream,
+        task=task,
     )
 
 
-def _check_classes(known: Sequence[str], found: Sequence[str]) -> None:
-    if tuple(known) != tuple(found):
+def _check_classes(problem: Problem, found: Sequence[str]) -> None:
+    known = problem.names
+    if known != tuple(found):
         strange = [name for name in found if name not in known]
         lacking = [name for name in known if name not in found]
         raise ValueError(
-            f"the data must have the model's {len(known)} classes in their order, got {len(found)}; "
+            f"the data must have the model's {len(known)} {problem.plural} in their order, got {len(found)}; "
             f"unknown to the model: {', '.join(strange) or 'none'}; "
             f"lacking in the data: {', '.join(lacking) or 'none'}"
         )
 
 
 def _print_result(result: Evaluation, split: str, kind: str, *, skipped: int) -> None:
-    print(f"{split}: accuracy {result.accuracy:.2%} of {result.images} {kind}s, loss {result.loss:.4f}")
+    print(f"{split}: {result.headline} {kind}s, loss {result.loss:.4f}")
     if skipped:
         print(f"{skipped} {kind}s could not be decoded and are left out")
-    totals = result.confusion.sum(1).tolist()
-    rows = [
-        [name, str(total), "" if accuracy is None else f"{accuracy:.1%}"]
-        for (name, accuracy), total in zip(result.class_accuracy.items(), totals, strict=True)
-    ]
-    print(table(["class", f"{kind}s", "accuracy"], rows, right=(1, 2)))
+    header, rows = result.table(kind)
+    print(table(header, rows, right=range(1, len(header))))

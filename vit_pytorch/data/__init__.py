@@ -3,7 +3,7 @@
 ``open_data`` names every kind of data, ``ImageData`` feeds it to Lightning.
 """
 
-from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Splits
+from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, TaskName
 from vit_pytorch.data.decode import BadImageError, decode_image
 from vit_pytorch.data.loader import ImageLoader
 from vit_pytorch.data.media import VideoFiles, VolumeFiles
@@ -30,6 +30,7 @@ __all__ = [
     "Preprocessing",
     "Splits",
     "StreamConfig",
+    "TaskName",
     "VideoConfig",
     "VideoFiles",
     "VolumeConfig",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, Literal
 
 import torch
 from jaxtyping import Int64, Shaped, UInt8
@@ -19,15 +19,19 @@ from vit_pytorch.data.decode import EXTENSIONS, decode_image, is_image, open_reg
 from vit_pytorch.data.seeding import generator_for
 from vit_pytorch.preprocessing import Preprocessing
 
+# what is learned of an image: its class, which labels it has, or values
+TaskName = Literal["classify", "multilabel", "regression"]
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+
+class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
     """Labelled images in a fixed order.
 
     Subclasses say how one image is read. An item is the pair (image, label): uint8, ``c h w`` in the data's
-    own number of channels, and an integer.
+    own number of channels, and an integer, or a row of targets.
 
     Args:
-        labels: The class of each image; -1 where it is not known.
+        labels: The class of each image, -1 where it is not known; or a row of targets (n, k) for each, as
+            `Splits` has them.
         channels: Channels that the images have by themselves.
     """
 
@@ -42,15 +46,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     # what all names begin with
     root: str = ""
 
-    def __init__(self, labels: Int64[Tensor, "n"], channels: int) -> None:
+    def __init__(self, labels: Shaped[Tensor, "n *k"], channels: int) -> None:
         self.labels = labels
         self.channels = channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.read(index, self.channels), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        label = self.labels[index]
+        return self.read(index, self.channels), label if label.ndim else int(label)
 
     def read(
         self, index: int, channels: int, window: tuple[float, float] | None = None
@@ -164,7 +169,7 @@ class FileImages(ImageDataset):
 
     Args:
         paths: One file an image.
-        labels: The class of each file; unknown if left out.
+        labels: The class of each file, or its targets; unknown if left out.
     """
 
     # how names of such files end, in small letters
@@ -173,7 +178,7 @@ class FileImages(ImageDataset):
     # decides by content about a file whose name has no extension
     is_known: ClassVar[Callable[[Path], bool] | None] = is_image
 
-    def __init__(self, paths: Sequence[Path], labels: Int64[Tensor, "n"] | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], labels: Shaped[Tensor, "n *k"] | None = None) -> None:
         unknown = torch.full((len(paths),), -1)
         super().__init__(unknown if labels is None else labels, channels=self.own_channels)
         self.paths = list(paths)
@@ -210,16 +215,19 @@ class Splits:
     """Training, validation and perhaps test images of one task, with the names of its classes.
 
     Args:
-        classes: Names; a label is an index into them. Empty where images have no labels.
+        classes: Names; a label is an index into them. Empty where images have no labels. Of other tasks the
+            names of labels or values, one for each column of targets.
         train: At least one image; of at least two classes, where there are classes.
         val: At least one image.
         test: Held-out images, if the data has any.
         left_out: Paths below the data's folder that are none of its images, by the reason.
         unlabelled: Why images have no labels; empty where they have.
+        task: `classify` for a class each; `multilabel` for targets (n, k) of 1 where an image has a label and
+            0 where not; `regression` for targets (n, k) of any value.
 
     Raises:
-        ValueError: A split is empty, a label is out of range, the training images are all of one class, or
-            the name of a class is not UTF-8. The message names the split, and the image or class.
+        ValueError: A split is empty, a label is out of range, the training images are all of one class or
+            value, or the name of a class is not UTF-8. The message names the split, and the image or class.
     """
 
     classes: tuple[str, ...]
@@ -228,10 +236,11 @@ class Splits:
     test: ImageDataset | None = None
     left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     unlabelled: str = ""
+    task: TaskName = "classify"
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, labels or values."""
         return len(self.classes)
 
     def __post_init__(self) -> None:
@@ -247,23 +256,55 @@ class Splits:
                 continue
             if len(images) == 0:
                 raise ValueError(f"the {split} split has no {images.kind}s")
-            if not self.classes or not images.listed:
+            if not images.listed:
                 continue
-            outside = (
-                ((images.labels < 0) | (images.labels >= len(self.classes))).nonzero().flatten().tolist()
-            )
-            if outside:
-                raise ValueError(
-                    f"labels must be 0 to {len(self.classes) - 1} for {len(self.classes)} classes; "
-                    f"{images.name(outside[0])} in {split} has label {int(images.labels[outside[0]])}"
-                    + (f" ({len(outside)} such {images.kind}s)" if len(outside) > 1 else "")
-                )
+            if self.task != "classify":
+                self._check_rows(split, images)
+            elif self.classes:
+                self._check_classes(split, images)
+        if self.task != "classify":
+            self._check_training_rows()
+            return
         present = set(self.train.labels.tolist())
         if self.classes and self.train.listed and len(present) < 2:
             kind = self.train.kind
             raise ValueError(
                 f"training needs {kind}s of at least 2 classes; all "
                 f"{len(self.train)} training {kind}s are of class {self.classes[min(present)]!r}"
+            )
+
+    def _check_classes(self, split: str, images: ImageDataset) -> None:
+        outside = ((images.labels < 0) | (images.labels >= len(self.classes))).nonzero().flatten().tolist()
+        if outside:
+            raise ValueError(
+                f"labels must be 0 to {len(self.classes) - 1} for {len(self.classes)} classes; "
+                f"{images.name(outside[0])} in {split} has label {int(images.labels[outside[0]])}"
+                + (f" ({len(outside)} such {images.kind}s)" if len(outside) > 1 else "")
+            )
+
+    def _check_rows(self, split: str, images: ImageDataset) -> None:
+        if images.labels.shape != (len(images), len(self.classes)) or not images.labels.is_floating_point():
+            raise ValueError(
+                f"{self.task} needs a row of {len(self.classes)} targets for each image of {split}, got "
+                f"{images.labels.dtype} of shape {tuple(images.labels.shape)}"
+            )
+        fits = images.labels.isfinite()
+        if self.task == "multilabel":
+            fits = (images.labels == 0) | (images.labels == 1)
+        wrong = (~fits.all(dim=1)).nonzero().flatten().tolist()
+        if wrong:
+            rule = "0 or 1" if self.task == "multilabel" else "finite numbers"
+            found = images.labels[wrong[0]].tolist()
+            raise ValueError(f"targets must be {rule}; {images.name(wrong[0])} in {split} has {found}")
+
+    def _check_training_rows(self) -> None:
+        same = (self.train.labels == self.train.labels[0]).all(dim=0)
+        if same.all() if self.task == "multilabel" else same.any():
+            column = int(same.nonzero()[0])
+            value = float(self.train.labels[0, column])
+            raise ValueError(
+                f"training needs images that differ in what is learned; all {len(self.train)} training "
+                f"{self.train.kind}s have {value:g} for {self.classes[column]!r}"
             )
 
 
@@ -286,7 +327,7 @@ def convert_channels(images: Shaped[Tensor, "*b c h w"], channels: int) -> Shape
 def split_off(
     images: ImageDataset, fraction: float, seed: int, classes: Sequence[str], *, purpose: str
 ) -> tuple[ImageDataset, ImageDataset]:
-    """Hold out a fraction of every class, chosen by the seed alone.
+    """Hold out a fraction of every class, or of all images with rows of targets, chosen by the seed alone.
 
     Args:
         images: What is split.
@@ -305,10 +346,12 @@ def split_off(
         raise ValueError(f"the {purpose} fraction must be between 0 and 1, got {fraction}")
     generator = generator_for(seed)
     held = torch.zeros(len(images), dtype=torch.bool)
-    for label in sorted(set(images.labels.tolist())):
-        members = (images.labels == label).nonzero().flatten()
+    by_class = images.labels.ndim == 1
+    groups = images.labels if by_class else torch.zeros(len(images), dtype=torch.long)
+    for label in sorted(set(groups.tolist())):
+        members = (groups == label).nonzero().flatten()
         if len(members) < 2:
-            known = f"class {classes[label]!r}" if 0 <= label < len(classes) else "the data"
+            known = f"class {classes[label]!r}" if by_class and 0 <= label < len(classes) else "the data"
             raise ValueError(
                 f"{known} has {len(members)} {images.kind} left ({images.name(int(members[0]))}); "
                 f"holding out a {purpose} split needs at least 2 in each class"

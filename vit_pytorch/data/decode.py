@@ -158,6 +158,28 @@ def read_values(
         return values
 
 
+def from_pillow(image: Image.Image, channels: int, name: str = "(image)") -> UInt8[Tensor, "c h w"]:
+    """Return an open Pillow image of 8 bits as `decode_image` returns a file: upright, transparency on white.
+
+    Args:
+        image: The image.
+        channels: 3 for RGB, 1 for grey; others for images that have as many.
+        name: What error messages call it.
+
+    Raises:
+        BadImageError: It has more than 8 bits, or other channels.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise BadImageError(
+            name, f"Pillow mode {image.mode!r} has no range of its own: pass its file or bytes"
+        )
+    with _faults_named(io.BytesIO(), name):
+        values = _to_8_bits(ImageOps.exif_transpose(image), channels)
+    if len(values) != channels:
+        raise BadImageError(name, f"it has {len(values)} channels, {channels} are wanted")
+    return values
+
+
 @contextmanager
 def _opened(source: Path | bytes, name: str | None) -> Iterator[tuple[BinaryIO, str]]:
     if isinstance(source, Path):

@@ -45,6 +45,7 @@ class ImageLoader:
             0``).
         on_bad: Whether an image that cannot be decoded stops the run, or is left out of its batch, with a
             warning and a note in ``bad``.
+        balanced: Whether training shows classes equally often, images with repetition.
 
     Attributes:
         sampler: The plan of batches; Lightning tells it the epoch.
@@ -66,6 +67,7 @@ class ImageLoader:
         workers: int = 0,
         worker_timeout: float = 120.0,
         on_bad: OnBad = "stop",
+        balanced: bool = False,
     ) -> None:
         if images.axes != len(prep.size):
             raise ValueError(
@@ -88,6 +90,7 @@ class ImageLoader:
             seed=seed,
             rank=rank,
             world_size=world_size,
+            balanced=balanced,
         )
         self.batch_sampler = None
         self._reading = torch.full((max(1, workers), 2), -1).share_memory_()

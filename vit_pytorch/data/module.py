@@ -58,6 +58,7 @@ class ImageData(L.LightningDataModule):
         worker_timeout: Seconds that a batch may take before its worker counts as hanging.
         on_bad: What happens to an image that cannot be decoded: ``stop`` raises with its path; ``skip``
             leaves it out of its batch, which is then smaller, warns once, and notes it in ``bad``.
+        balanced: Whether training shows classes equally often, images with repetition.
 
     Attributes:
         splits: The images, after ``setup``.
@@ -91,6 +92,7 @@ class ImageData(L.LightningDataModule):
         test_fraction: float = 0.2,
         worker_timeout: float = 120.0,
         on_bad: OnBad = "stop",
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         if on_bad not in ("stop", "skip"):
@@ -120,6 +122,7 @@ class ImageData(L.LightningDataModule):
         self.test_fraction = test_fraction
         self.worker_timeout = worker_timeout
         self.on_bad: OnBad = on_bad
+        self.balanced = balanced
         self.splits: Splits | None = data if isinstance(data, Splits) else None
         self.train_size: tuple[int, int] | None = None
         self.rank, self.world_size = 0, 1
@@ -275,6 +278,13 @@ class ImageData(L.LightningDataModule):
             assert augmentation is not None, "a stream has training images only"
             loader: ImageLoader = StreamLoader(images, prep, augmentation, classes=self.classes, **options)
         else:
-            loader = ImageLoader(images, prep, augmentation, num_classes=self.num_classes, **options)
+            loader = ImageLoader(
+                images,
+                prep,
+                augmentation,
+                num_classes=self.num_classes,
+                balanced=self.balanced and name == "train",
+                **options,
+            )
         self._loaders[name] = loader
         return loader

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from vit_pytorch.data.datasets import ImageDataset
 from vit_pytorch.data.seeding import generator_for
@@ -40,6 +42,8 @@ class BatchPlan:
         batch_size: Images of one rank in one batch. An evaluation batch has one more where the images are too
             few to give every rank as many batches otherwise.
         train: Whether to shuffle and drop, or to keep all in order.
+        balanced: Whether to draw the images of an epoch of training with repetition, so that classes are
+            equally frequent.
         seed: With the epoch it decides the order.
         rank: This process, of ``world_size``.
         world_size: Number of processes.
@@ -57,7 +61,10 @@ class BatchPlan:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        balanced: bool = False,
     ) -> None:
+        if balanced and images.labels.ndim != 1:
+            raise ValueError("balanced batches need one class for each image, got rows of targets")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < world_size:
@@ -66,6 +73,7 @@ class BatchPlan:
             raise ValueError(f"each of {world_size} processes needs an image, got {len(images)} images")
         self.images = images
         self.train = train
+        self.balanced = balanced
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -90,7 +98,10 @@ class BatchPlan:
         """Yield the requests of the chosen epoch from batch number ``start`` on."""
         epoch = self.epoch
         if self.train:
-            order = self.images.shuffled(generator_for(self.seed, epoch))
+            generator = generator_for(self.seed, epoch)
+            order = (
+                draw_balanced(self.images, generator) if self.balanced else self.images.shuffled(generator)
+            )
             used = min(len(order), self.batches * self.global_batch) // self.world_size * self.world_size
         else:
             order, used = torch.arange(len(self.images)), len(self.images)
@@ -98,6 +109,15 @@ class BatchPlan:
         for batch in range(start, self.batches):
             part = batch * self.world_size + self.rank
             yield BatchRequest(epoch, batch, order[bounds[part] : bounds[part + 1]].tolist())
+
+
+def draw_balanced(images: ImageDataset, generator: torch.Generator) -> Int64[Tensor, "n"]:
+    """Draw as many indices as there are images, with repetition: a class, then one of its images."""
+    by_class = torch.argsort(images.labels, stable=True)
+    _, counts = torch.unique_consecutive(images.labels[by_class], return_counts=True)
+    classes = torch.randint(len(counts), (len(images),), generator=generator)
+    shares = torch.rand(len(images), generator=generator, dtype=torch.float64)
+    return by_class[(counts.cumsum(0) - counts)[classes] + (shares * counts[classes]).long()]
 
 
 def _bounds(count: int, parts: int) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 
-from vit_pytorch.data.datasets import ImageDataset, Splits
+from vit_pytorch.data.datasets import ImageDataset, Splits, TaskName
 from vit_pytorch.data.decode import BadImageError
 from vit_pytorch.storage import write_file
 
@@ -35,7 +35,7 @@ class RecordedImage(NamedTuple):
 
     Args:
         split: `train`, `val` or `test`.
-        label: Name of its class.
+        label: Name of its class; or its targets, with spaces between.
         size: Bytes.
         digest: BLAKE2b of 16 bytes, in hexadecimal, of the content or of its ends.
         name: Path below the data's folder, or place in the data.
@@ -217,7 +217,10 @@ def _pair(
 
 
 def restore_splits(
-    parts: Mapping[str, ImageDataset], classes: Sequence[str], record: ImageRecord
+    parts: Mapping[str, ImageDataset],
+    classes: Sequence[str],
+    record: ImageRecord,
+    task: TaskName = "classify",
 ) -> tuple[Splits, Changes]:
     """Choose the images of a record from the data at hand, in the record's order.
 
@@ -228,6 +231,7 @@ def restore_splits(
         parts: The images, as the data themselves divide them.
         classes: Names of the data's classes.
         record: The images of the run.
+        task: What is learned of the images.
 
     Returns:
         The splits, and how the data differ from the record.
@@ -268,7 +272,7 @@ def restore_splits(
                 f"none of the {len(wanted)} images of the {split} split is there any more: {changes}"
             )
         chosen[split] = parts[places[0][0]].subset(torch.tensor([index for _, index in places]))
-    return Splits(tuple(classes), chosen["train"], chosen["val"], chosen.get("test")), changes
+    return Splits(tuple(classes), chosen["train"], chosen["val"], chosen.get("test"), task=task), changes
 
 
 class Duplicates(NamedTuple):
@@ -336,7 +340,10 @@ def _fingerprints(
 ) -> Iterable[RecordedImage]:
     for split, images in parts.items():
         for index, label in enumerate(images.labels.tolist()):
-            name = classes[label] if 0 <= label < len(classes) else str(label)
+            if isinstance(label, list):
+                name = " ".join(f"{value:.9g}" for value in label)
+            else:
+                name = classes[label] if 0 <= label < len(classes) else str(label)
             try:
                 with images.stored(index) as content:
                     yield RecordedImage(split, name, *digest(content, extent), images.key(index))

@@ -10,7 +10,7 @@ from vit_pytorch.data.datasets import FileImages, ImageDataset
 from vit_pytorch.data.folders import split_folders
 from vit_pytorch.data.listing import Listing
 from vit_pytorch.data.shards import first_images
-from vit_pytorch.data.sources import TABLE_OPTIONS, split_options
+from vit_pytorch.data.sources import CSV_OPTIONS, split_options
 from vit_pytorch.data.tables import read_table
 
 LOOKED_AT = 5
@@ -47,8 +47,8 @@ def _first_images(source: str) -> ImageDataset | None:
     if kind == "wds" and separator:
         return first_images(rest, LOOKED_AT)
     if kind == "csv" and separator:
-        name, options = split_options(rest, kind, TABLE_OPTIONS)
-        return read_table(Path(name).expanduser(), **options, needs_labels=False)[0]["train"]
+        name, options = split_options(rest, kind, CSV_OPTIONS)
+        return read_table(Path(name).expanduser(), **options, task=None, needs_labels=False)[0]["train"]
     folder = Path(rest if kind == "folder" and separator else source).expanduser()
     if not folder.is_dir():
         return None

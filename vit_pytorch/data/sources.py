@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode
 import numpy as np
 import torch
 
-from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, split_off
+from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, TaskName, split_off
 from vit_pytorch.data.folders import read_folders, read_tree, unfit_for_classes
 from vit_pytorch.data.hub import read_hub
 from vit_pytorch.data.idx import read_idx_split
@@ -24,6 +24,9 @@ from vit_pytorch.data.stream import StreamConfig, open_stream
 from vit_pytorch.data.tables import read_table
 
 TABLE_OPTIONS = ("image", "label", "split")
+# options of a table in addition to its columns
+SEPARATOR, ROOT = "separator", "root"
+CSV_OPTIONS = (*TABLE_OPTIONS, SEPARATOR, ROOT)
 Changed = Literal["stop", "keep"]
 FILES: dict[str, type[FileImages]] = {"folder": FileImages, "video": VideoFiles, "nifti": VolumeFiles}
 
@@ -38,6 +41,7 @@ def open_data(
     changed: Changed = "keep",
     unlabelled: bool = False,
     stream: StreamConfig | None = None,
+    task: TaskName = "classify",
 ) -> Splits:
     """Open a dataset that is named by one string.
 
@@ -52,13 +56,15 @@ def open_data(
       ``data/val-*.tar``.
     - ``stream:PATTERN``: WebDataset shards as a stream, from local paths, over HTTP(S) or from a command (see
       `open_stream`).
-    - ``csv:FILE``: a table of image files, by pandas; columns that have no usual names follow as
-      ``?image=COLUMN&label=COLUMN&split=COLUMN``.
+    - ``csv:FILE``: a table of image files, by pandas, or a pattern of tables; columns that have no usual
+      names follow as ``?image=COLUMN&label=COLUMN&split=COLUMN``, what stands between several labels of a
+      cell as ``separator``, and the folder that paths are relative to as ``root``.
     - ``video:FOLDER``: videos, in folders like those of images.
     - ``nifti:FOLDER``: volumes in NIfTI files (``.nii``, ``.nii.gz``), likewise.
 
     What the data does not split by itself is split by class: first the test part (not for data that comes
-    with a validation or test part), then the validation part of what is left.
+    with a validation or test part), then the validation part of what is left. Images with rows of targets
+    are split at random, from the seed.
 
     Args:
         spec: The data.
@@ -89,6 +95,8 @@ def open_data(
         raise ValueError(f"{', '.join(stream.given)} are for stream: data, got {spec}")
     left_out: dict[str, list[Path]] = {}
     root = reason = ""
+    if task != "classify" and not (kind == "csv" and separator):
+        raise ValueError(f"task {task} learns from a table, csv:FILE, got {spec}")
     if spec == "digits":
         parts: dict[str, ImageDataset] = {**_digits(seed, 0 if record is not None else test_fraction)}
         classes = tuple(str(i) for i in range(10))
@@ -103,15 +111,15 @@ def open_data(
         hub, classes = read_hub(name, **options)
         parts, root = dict(hub), f"hf:{name}"
     elif kind == "csv" and separator:
-        name, options = split_options(rest, kind, TABLE_OPTIONS)
+        name, options = split_options(rest, kind, CSV_OPTIONS)
         table = Path(name).expanduser()
-        listed, classes = read_table(table, **options, needs_labels=not unlabelled)
+        listed, classes = read_table(table, **options, task=task, needs_labels=not unlabelled)
         if unlabelled:
             reason = unfit_for_classes(listed, classes) if classes else f"{name} has no label column"
         if reason:
             listed, classes = {split: FileImages(images.paths) for split, images in listed.items()}, ()
         test_fraction = 0 if reason else test_fraction
-        parts, root = dict(listed), os.path.join(table.parent, "")
+        parts, root = dict(listed), os.path.join(Path(options.get(ROOT, table.parent)).expanduser(), "")
     elif kind == "wds" and separator:
         parts, classes = _shard_parts(rest)
         root = _common_folder(parts)
@@ -131,9 +139,11 @@ def open_data(
     for images in parts.values():
         images.root = root
     if record is None:
-        splits = _complete(parts, classes, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+        splits = _complete(
+            parts, classes, task, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction
+        )
     else:
-        splits, changes = restore_splits(parts, classes, record)
+        splits, changes = restore_splits(parts, classes, record, task)
         if changes and changed == "stop":
             raise ValueError(
                 f"{spec} has changed since its images were recorded: {changes}; to go on with those that are "
@@ -155,6 +165,9 @@ def absolute_source(spec: str) -> str:
         return spec
     name, mark, query = rest.partition("?")
     if kind == "csv" and separator:
+        _, options = split_options(rest, kind, CSV_OPTIONS)
+        if ROOT in options:
+            query = urlencode(options | {ROOT: _absolute(options[ROOT])})
         return f"csv:{_absolute(name)}{mark}{query}"
     if kind == "hf" and separator:
         return f"hf:{_absolute(name)}{mark}{query}" if Path(name).exists() else spec
@@ -186,7 +199,8 @@ def with_columns(spec: str, columns: Mapping[str, str | None]) -> str:
 
     Args:
         spec: The data, as `open_data` takes it.
-        columns: Columns by their role, `image`, `label` or `split`; None for those that are found by name.
+        columns: Columns by their role, `image`, `label` or `split`, and other options of a table; None for
+            those that are found by name, or left out.
 
     Raises:
         ValueError: The data are not in columns.
@@ -205,6 +219,7 @@ def _split_patterns(patterns: str) -> list[str]:
 def _complete(
     parts: dict[str, ImageDataset],
     classes: tuple[str, ...],
+    task: TaskName,
     *,
     seed: int,
     val_fraction: float,
@@ -215,7 +230,7 @@ def _complete(
         train, test = split_off(train, test_fraction, seed, classes, purpose="test")
     if val is None:
         train, val = split_off(train, val_fraction, seed, classes, purpose="validation")
-    return Splits(classes=classes, train=train, val=val, test=test)
+    return Splits(classes=classes, train=train, val=val, test=test, task=task)
 
 
 def _digits(seed: int, test_fraction: float) -> dict[str, ArrayImages]:

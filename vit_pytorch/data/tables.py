@@ -1,12 +1,17 @@
 """A table of image files: a row an image, with columns for its path, its label and perhaps its split."""
 
+import glob
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
-from vit_pytorch.data.datasets import FileImages
+from vit_pytorch.data.datasets import FileImages, TaskName
 from vit_pytorch.data.folders import match_splits
 from vit_pytorch.extras import install_command
 
@@ -14,6 +19,24 @@ from vit_pytorch.extras import install_command
 IMAGE = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
 LABEL = ("label", "class", "target", "category")
 SPLIT = ("split", "set", "subset")
+# what such a column is called where a cell holds several labels
+LABELS = (*LABEL, "labels", "tags")
+TABS = (".tsv", ".tab")
+PARQUET = (".parquet", ".pq")
+
+
+class Labels(NamedTuple):
+    """What the label columns of a table say.
+
+    Args:
+        names: Classes, labels or values, in order.
+        targets: The class of each row, or its targets.
+        faults: What is wrong with a row, to follow its number; empty where nothing is.
+    """
+
+    names: tuple[str, ...]
+    targets: Shaped[Tensor, "n *k"]
+    faults: list[str]
 
 
 def read_table(
@@ -22,52 +45,146 @@ def read_table(
     image: str | None = None,
     label: str | None = None,
     split: str | None = None,
+    separator: str = "|",
+    root: str | None = None,
+    task: TaskName | None = "classify",
     needs_labels: bool = True,
 ) -> tuple[dict[str, FileImages], tuple[str, ...]]:
     """List the images of a table, whose first row names its columns.
 
     Args:
-        file: The table, separated by tabs where it ends in ``.tsv`` or ``.tab``, else by commas. Paths in it
-            are absolute, or relative to its folder.
+        file: The table: Parquet where it ends in ``.parquet``, separated by tabs where in ``.tsv`` or
+            ``.tab``, else by commas. Or a pattern of such tables, which are one.
         image: The column of paths; the only one with a usual name if left out.
-        label: The column of labels; likewise.
+        label: The column of labels; likewise. Of a regression one column of numbers, or several with commas
+            between.
         split: The column of splits, whose values are those that folders of splits may have; likewise, or all
             images are for training.
+        separator: What stands between several labels in a cell.
+        root: What relative paths begin at; the folder of the (first) table if left out.
+        task: What is learned of the images; None reads no labels.
         needs_labels: Whether the table must have a column of labels.
 
     Returns:
         The images of each split in the order of their rows; and the classes, sorted by number where all are
-        numbers, else by name, or empty where there is no column of labels.
+        numbers, else by name, or empty where there is no column of labels. Of other tasks the labels that
+        occur in training, sorted likewise, or the columns of numbers.
 
     Raises:
-        ImportError: Pandas is not installed.
+        ImportError: Pandas, or for Parquet pyarrow, is not installed.
         FileNotFoundError: There is no such table.
         ValueError: The table cannot be read, a column is missing, or rows cannot be used: all of them are
             named.
     """
+    files = _find_tables(file)
+    rows = _read_rows(files)
+    columns = {
+        "image": _find(file, rows.columns, image, "image", IMAGE),
+        "split": _find(file, rows.columns, split, "split", SPLIT, optional=True),
+    }
+    chosen = (
+        [] if task is None else _label_columns(file, rows.columns, label, task, optional=not needs_labels)
+    )
+    if not len(rows):
+        raise ValueError(f"{file} has no rows")
+    cells = {role: _texts(rows[name], separator) for role, name in columns.items() if name is not None}
+    splits = cells.get("split", ["train"] * len(rows))
+    named = match_splits(sorted(set(splits)), str(file))
+    if "train" not in named:
+        raise ValueError(f"{file} has no rows whose split is 'train'")
+    labels = Labels((), torch.full((len(rows),), -1), [""] * len(rows))
+    if chosen:
+        training = [own == named["train"] for own in splits]
+        columns_read = [_texts(rows[name], separator) for name in chosen]
+        if task == "regression":
+            labels = _numbers(chosen, columns_read)
+        elif task == "multilabel":
+            labels = _several(columns_read[0], training, separator)
+        else:
+            labels = _classes(columns_read[0], training)
+    folder = _root(files, root)
+    split_of = {theirs: ours for ours, theirs in named.items()}
+    return _parts(
+        file, folder, cells["image"], [split_of.get(own, own) for own in splits], labels
+    ), labels.names
+
+
+def read_column(
+    file: Path,
+    column: str,
+    *,
+    image: str | None = None,
+    root: str | None = None,
+    separator: str = "|",
+    **others: str,
+) -> dict[Path, str]:
+    """Return what a column of a table says of each image, by its path; see `read_table`.
+
+    Raises:
+        FileNotFoundError: There is no such table.
+        ValueError: The table has no such column.
+    """
+    files = _find_tables(file)
+    rows = _read_rows(files)
+    paths = _texts(rows[_find(file, rows.columns, image, "image", IMAGE)], separator)
+    values = _texts(rows[_find(file, rows.columns, column, column, ())], separator)
+    folder = _root(files, root)
+    return {folder / Path(path).expanduser(): value for path, value in zip(paths, values, strict=True)}
+
+
+def _find_tables(file: Path) -> list[Path]:
+    files = [file] if file.is_file() else [Path(name) for name in sorted(glob.glob(str(file)))]
+    if not files:
+        raise FileNotFoundError(f"no such table: {file}")
+    return files
+
+
+def _root(files: Sequence[Path], root: str | None) -> Path:
+    """Return what relative paths begin at."""
+    return files[0].parent if root is None else Path(root).expanduser()
+
+
+def _read_rows(files: Sequence[Path]) -> Any:
+    """Read tables as one; cells of text tables are text, and `NA` is a label like any other."""
     try:
         import pandas
     except ImportError as error:
         raise ImportError(f"csv: data needs pandas: {install_command('data')}") from error
-    if not file.is_file():
-        raise FileNotFoundError(f"no such table: {file}")
-    separator = "\t" if file.suffix.lower() in (".tsv", ".tab") else ","
-    try:
-        # as text, and `NA` is a label like any other
-        rows = pandas.read_csv(
-            file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read as a table: {error}") from error
-    columns = {
-        "image": _find(file, rows.columns, image, "image", IMAGE),
-        "label": _find(file, rows.columns, label, "label", LABEL, optional=not needs_labels),
-        "split": _find(file, rows.columns, split, "split", SPLIT, optional=True),
-    }
-    values = {
-        role: rows[name].fillna("").str.strip().tolist() for role, name in columns.items() if name is not None
-    }
-    return _parts(file, values)
+    read = []
+    for file in files:
+        kind = file.suffix.lower()
+        options = {"sep": "\t" if kind in TABS else ",", "encoding": "utf-8-sig", "index_col": False}
+        try:
+            if kind in PARQUET:
+                read.append(pandas.read_parquet(file))
+            else:
+                read.append(pandas.read_csv(file, dtype=str, keep_default_na=False, **options))
+        except ImportError as error:
+            raise ImportError(f"Parquet tables need pyarrow: {install_command('data')}") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{file} cannot be read as a table: {error}") from error
+        if list(read[-1].columns) != list(read[0].columns):
+            raise ValueError(
+                f"tables that are one must have the same columns; {files[0]} has "
+                f"{', '.join(map(repr, read[0].columns))}, {file} {', '.join(map(repr, read[-1].columns))}"
+            )
+    return read[0] if len(read) == 1 else pandas.concat(read, ignore_index=True)
+
+
+def _texts(column: Any, separator: str) -> list[str]:
+    """Return cells as text; those of Parquet may be numbers, lists or empty."""
+
+    def text(cell: Any) -> str:
+        if isinstance(cell, str):
+            return cell.strip()
+        if hasattr(cell, "__iter__"):
+            return separator.join(map(str, cell))
+        # NaN and None differ from themselves or are none; whole numbers beside empty cells are floats
+        if cell is None or cell != cell:
+            return ""
+        return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+    return [text(cell) for cell in column.tolist()]
 
 
 def _find(
@@ -95,46 +212,94 @@ def _find(
     )
 
 
-def _parts(file: Path, values: dict[str, list[str]]) -> tuple[dict[str, FileImages], tuple[str, ...]]:
+def _label_columns(
+    file: Path, columns: Collection[str], wanted: str | None, task: TaskName, *, optional: bool
+) -> list[str]:
+    """Return the columns of labels: one, or of a regression perhaps several with commas between."""
+    several = task == "regression" and wanted is not None and wanted not in columns
+    pieces: list[str | None] = [*(wanted or "").split(",")] if several else [wanted]
+    names = LABELS if task == "multilabel" else LABEL
+    found = [_find(file, columns, piece, "label", names, optional=optional) for piece in pieces]
+    if len(set(found)) < len(found):
+        raise ValueError(f"columns of labels must differ, got {wanted}")
+    return [name for name in found if name is not None]
+
+
+def _classes(cells: Sequence[str], training: Sequence[bool]) -> Labels:
+    """Read one class a row."""
+    names = _sorted({cell for cell, known in zip(cells, training, strict=True) if known and cell})
+    index = {name: number for number, name in enumerate(names)}
+    faults = [" has no label" if not cell else _unknown({cell} - index.keys()) for cell in cells]
+    return Labels(names, torch.tensor([index.get(cell, -1) for cell in cells]), faults)
+
+
+def _several(cells: Sequence[str], training: Sequence[bool], separator: str) -> Labels:
+    """Read any number of labels a row; an empty cell is an image with none of them."""
+    if not separator:
+        raise ValueError("the separator of labels must not be empty")
+    sets = [{part.strip() for part in cell.split(separator)} - {""} for cell in cells]
+    names = _sorted(set().union(*(labels for labels, known in zip(sets, training, strict=True) if known)))
+    index = {name: number for number, name in enumerate(names)}
+    targets = torch.zeros(len(cells), len(names))
+    for row, labels in enumerate(sets):
+        for name in labels & index.keys():
+            targets[row, index[name]] = 1
+    return Labels(names, targets, [_unknown(labels - index.keys()) for labels in sets])
+
+
+def _numbers(names: Sequence[str], columns: Sequence[Sequence[str]]) -> Labels:
+    """Read a number for each row and column."""
+    values = [[_number(cell) for cell in cells] for cells in columns]
+    faults = [
+        "".join(
+            f": {name!r} must be a finite number, got {cell!r}"
+            for name, cell, value in zip(names, cells, found, strict=True)
+            if not math.isfinite(value)
+        )
+        for cells, found in zip(zip(*columns, strict=True), zip(*values, strict=True), strict=True)
+    ]
+    return Labels(tuple(names), torch.tensor(values).T.contiguous(), faults)
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _unknown(labels: set[str]) -> str:
+    return f": no training image has the label {', '.join(map(repr, sorted(labels)))}" if labels else ""
+
+
+def _parts(
+    file: Path, folder: Path, names: Sequence[str], splits: Sequence[str], labels: Labels
+) -> dict[str, FileImages]:
     """Check the rows and sort them into splits."""
-    count = len(values["image"])
-    if not count:
-        raise ValueError(f"{file} has no rows")
-    splits = values.get("split", ["train"] * count)
-    named = match_splits(sorted(set(splits)), str(file))
-    if "train" not in named:
-        raise ValueError(f"{file} has no rows whose split is 'train'")
-    split_of = {theirs: ours for ours, theirs in named.items()}
-    labels = values.get("label", [""] * count)
-    classes = _sorted({label for label, own in zip(labels, splits, strict=True) if own == named["train"]})
-    index = {name: number for number, name in enumerate(classes)} if "label" in values else {"": -1}
     faults: list[str] = []
     first: dict[Path, int] = {}
     found: dict[str, list[tuple[Path, int]]] = defaultdict(list)
-    for row, (name, label, own) in enumerate(zip(values["image"], labels, splits, strict=True), start=1):
-        path = file.parent / Path(name).expanduser()
+    for row, (name, own, fault) in enumerate(zip(names, splits, labels.faults, strict=True)):
+        path = folder / Path(name).expanduser()
         if not name:
-            faults.append(f"row {row} names no image")
+            faults.append(f"row {row + 1} names no image")
         elif not path.is_file():
-            faults.append(f"row {row}: no such file: {name}")
+            faults.append(f"row {row + 1}: no such file: {name}")
         elif path in first:
-            faults.append(f"row {row}: the image of row {first[path]} again: {name}")
-        elif "label" in values and not label:
-            faults.append(f"row {row} has no label: {name}")
-        elif own not in split_of:
-            faults.append(f"row {row}: the split is none of train, val and test: {own!r}")
-        elif label not in index:
-            faults.append(f"row {row}: no training image has the label {label!r}")
+            faults.append(f"row {row + 1}: the image of row {first[path]} again: {name}")
+        elif own not in ("train", "val", "test"):
+            faults.append(f"row {row + 1}: the split is none of train, val and test: {own!r}")
+        elif fault:
+            faults.append(f"row {row + 1}{fault}: {name}")
         else:
-            found[split_of[own]].append((path, index[label]))
-        first.setdefault(path, row)
+            found[own].append((path, row))
+        first.setdefault(path, row + 1)
     if faults:
         raise ValueError(f"{file} has {len(faults)} rows that cannot be used:\n" + "\n".join(faults))
-    parts = {
-        split: FileImages([path for path, _ in members], torch.tensor([label for _, label in members]))
+    return {
+        split: FileImages([path for path, _ in members], labels.targets[[row for _, row in members]])
         for split, members in found.items()
     }
-    return parts, classes if "label" in values else ()
 
 
 def _sorted(labels: set[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vit_pytorch.data import ImageDataset, decode_image, find_images
 from vit_pytorch.export.job import ExportError
 from vit_pytorch.preprocessing import Preprocessing, fit_size
-from vit_pytorch.training.task import IGNORED
+from vit_pytorch.training.losses import IGNORED
 
 RANDOM = "random"
 
@@ -57,7 +57,8 @@ def samples_from_dataset(images: ImageDataset, prep: Preprocessing, *, count: in
         source: what reports call them.
     """
     chosen, fit = _spread(len(images), count), fit_size(prep)
-    labels = [None if label == IGNORED else label for label in images.labels[chosen].tolist()]
+    known = images.labels[chosen] if images.labels.ndim == 1 else torch.full((len(chosen),), IGNORED)
+    labels = [None if label == IGNORED else label for label in known.tolist()]
     return Samples(source, labels, lambda i: fit(images.look(chosen[i], prep)))
 
 

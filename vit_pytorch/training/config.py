@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
-from vit_pytorch.data import Augmentation, StreamConfig, VideoConfig, VolumeConfig
+from vit_pytorch.data import Augmentation, StreamConfig, TaskName, VideoConfig, VolumeConfig
 from vit_pytorch.data.record import RECORD
 from vit_pytorch.data.sources import absolute_source, with_columns
 from vit_pytorch.distill import check_weights
@@ -18,6 +18,7 @@ from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.preprocessing import CropMode, Interpolation
 from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import write_file
+from vit_pytorch.training.losses import SELECTIONS, WEIGHTED, LossConfig
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
@@ -26,6 +27,8 @@ CONFIG = "config.yaml"
 # what stands for a named model's own weights
 PUBLISHED = "published"
 IN_MEMORY = ("digits", "idx:")
+# what stands between several labels of a cell, by default
+SEPARATOR = "|"
 # settings that may be paths, in addition to the data and to what a pretraining starts from
 STARTS = (("tuning", "weights"), ("distillation", "teacher"))
 # settings that may differ when a run is resumed, since they act from there on; a section stands for all that
@@ -66,7 +69,10 @@ class DataConfig:
         changed: Whether a run whose images are not those it began with is not resumed, or goes on with those
             that are the same, in the splits that they were in.
         image_column: Column of a table (`csv:`, `hf:`) that has the images; found by its name if left out.
-        label_column: Column that has the labels; likewise.
+        label_column: Column that has the labels; likewise. Of a regression one column, or several with commas
+            between.
+        label_separator: What stands between several labels in a cell, for `--task multilabel`.
+        image_root: Folder that paths in a `csv:` table are relative to; the table's own if left out.
         split_column: Column of a `csv:` table that has the splits; likewise, or there is none.
         window: Values of an image's file that become black and white, low and high, for images of more than
             8 bits that use a part of their range; `auto` for those of the training images; the whole range if
@@ -95,6 +101,8 @@ class DataConfig:
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
+    label_separator: str = SEPARATOR
+    image_root: str | None = None
     window: tuple[float, float] | Literal["auto"] | None = None
     epoch_samples: int | None = None
     classes: str | int | None = None
@@ -109,7 +117,8 @@ class DataConfig:
     def spec(self) -> str:
         """The data with its columns, as `open_data` takes it."""
         columns = {"image": self.image_column, "label": self.label_column, "split": self.split_column}
-        return with_columns(self.source, columns)
+        separator = None if self.label_separator == SEPARATOR else self.label_separator
+        return with_columns(self.source, {**columns, "separator": separator, "root": self.image_root})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,23 +282,35 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
-    """What defines the training of a classifier.
+    """What defines a supervised training.
 
     Args:
+        task: What is learned of an image: its class (`classify`), which labels it has (`multilabel`), or one
+            value or several (`regression`); the last two from tables (`csv:`).
+        loss: Which loss is trained.
+        class_weights: `balanced` weighs the loss so that classes of few images count as much as others; of
+            several labels those that are present as much as those that are absent.
+        sampler: `balanced` draws training images, with repetition, so that classes are shown equally often.
         tuning: What the run starts from, and which weights learn.
         distillation: The teacher that the run learns from, if any.
-        label_smoothing: Share of a target's probability that is spread over all classes, in [0, 1).
+        label_smoothing: Share of a class's probability that is spread over all classes, in [0, 1).
         ema: Decay of a moving average of the weights, which is then what is validated and kept.
         select: Which weights are kept: those of the epoch with the best validation `accuracy`, of equal ones
-            that with the least loss; or with the least `loss`, smoothed as in training.
+            that with the least loss; or with the least `loss`, smoothed as in training. Of several labels by
+            `map` (mean average precision), `f1` or `loss`, of values by `loss` or `mae`; the first of them if
+            left out.
         patience: Epochs in a row without better weights after which training ends; all epochs if left out.
     """
 
+    task: TaskName = "classify"
+    loss: LossConfig = field(default_factory=LossConfig)
+    class_weights: Literal["balanced"] | None = None
+    sampler: Literal["balanced"] | None = None
     tuning: TuningConfig = field(default_factory=TuningConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     label_smoothing: float = 0.0
     ema: float | None = None
-    select: Literal["accuracy", "loss"] = "accuracy"
+    select: Literal["accuracy", "map", "f1", "mae", "loss"] | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -300,6 +321,31 @@ class TrainConfig(RunConfig):
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
+        self.loss.check(self.task)
+        selections = SELECTIONS[self.task]
+        if self.select is not None and self.select not in selections:
+            known = " or ".join(selections)
+            raise ValueError(f"select of task {self.task} must be {known}, got {self.select}")
+        loss = self.loss.chosen(self.task)
+        if self.class_weights is not None and loss not in WEIGHTED:
+            raise ValueError(f"class_weights are of the losses {', '.join(WEIGHTED)}, got them with {loss}")
+        of_classes = {
+            "label_smoothing": self.label_smoothing,
+            "sampler": self.sampler,
+            "distillation.teacher": self.distillation.teacher,
+        }
+        given = [name for name, value in of_classes.items() if value]
+        if self.task != "classify" and given:
+            raise ValueError(f"{' and '.join(given)}: for task classify only, got task {self.task}")
+        if self.distillation.teacher is not None and (self.class_weights or self.loss.name == "focal"):
+            raise ValueError(
+                "a teacher is learned with plain cross entropy: leave loss and class_weights out"
+            )
+
+    @property
+    def selected_by(self) -> str:
+        """By what the best weights are chosen."""
+        return self.select or next(iter(SELECTIONS[self.task]))
 
 
 def config_text(config: RunConfig) -> str:
@@ -311,6 +357,8 @@ def config_text(config: RunConfig) -> str:
         data["val"] = str(Path(data["val"]).expanduser().absolute())
     if data["classes"] is not None and not str(data["classes"]).isdecimal():
         data["classes"] = str(Path(data["classes"]).expanduser().absolute())
+    if data["image_root"] is not None:
+        data["image_root"] = str(Path(data["image_root"]).expanduser().absolute())
     for section, key in ((settings, "weights"), *((settings.get(part, {}), name) for part, name in STARTS)):
         start = section.get(key)
         if start not in (None, PUBLISHED) and Path(start).exists():

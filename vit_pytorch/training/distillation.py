@@ -16,8 +16,10 @@ from vit_pytorch.distill import DistillWrapper
 from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import DistillationConfig
+from vit_pytorch.training.losses import IGNORED
+from vit_pytorch.training.problems import check_targets
 from vit_pytorch.training.saved import load_classifier
-from vit_pytorch.training.task import IGNORED, Batch, Classifier, check_targets
+from vit_pytorch.training.task import Batch, Classifier
 
 
 class Teacher(nn.Module):
@@ -127,6 +129,11 @@ def make_teacher(config: DistillationConfig, splits: Splits, given: Preprocessin
             )
         return Teacher(model, own=preprocessing_for(model), given=given)
     saved = load_classifier(config.teacher)
+    if saved.problem.task != "classify":
+        raise ValueError(
+            f"a teacher tells classes from each other, and the task of {config.teacher} is "
+            f"{saved.problem.task}"
+        )
     if saved.classes != tuple(splits.classes):
         raise ValueError(
             f"the teacher {config.teacher} has the classes {', '.join(saved.classes[:5])} …, "

@@ -1,8 +1,11 @@
-"""Measuring a classifier on labelled images."""
+"""Measuring a trained model on labelled images: what each task counts."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +14,18 @@ from torch import Tensor, nn
 
 from vit_pytorch.data import Preprocessing
 from vit_pytorch.data.transforms import Images, move
+from vit_pytorch.layers.wrapper import eval_mode
+from vit_pytorch.training.losses import IGNORED
 from vit_pytorch.training.nan_guard import NonFiniteError
-from vit_pytorch.training.task import IGNORED, check_targets
+
+if TYPE_CHECKING:
+    from vit_pytorch.training.problems import Problem
 
 MOST_WRONG = 25
+BINS = 15
+# outputs, targets and images of a batch
+Outputs = Iterable[tuple[Tensor, Tensor, Images]]
+Table = tuple[list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,76 @@ class Wrong:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """How often a classifier is right that says how sure it is, by bins of equal width from 0 to 1.
+
+    Args:
+        images: Number of images by the probability of the class that the model gave.
+        confidence: Sum of those probabilities.
+        right: Number of images that were classified correctly.
+    """
+
+    images: Float[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
+    right: Float[Tensor, " bins"]
+
+    @classmethod
+    def of(cls, probabilities: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> Reliability:
+        """Count the images of a batch."""
+        confidence, predicted = probabilities.double().max(dim=1)
+        places = (confidence * BINS).long().clamp(max=BINS - 1)
+
+        def add(values: Tensor) -> Tensor:
+            return torch.zeros(BINS, dtype=torch.float64).index_add_(0, places, values.double())
+
+        return cls(add(torch.ones_like(confidence)), add(confidence), add(predicted == labels))
+
+    def __add__(self, other: Reliability) -> Reliability:
+        """Add the images of another batch."""
+        return Reliability(
+            self.images + other.images, self.confidence + other.confidence, self.right + other.right
+        )
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (ECE): mean difference of probability and accuracy over the bins."""
+        return float((self.confidence - self.right).abs().sum() / self.images.sum())
+
+
 class Evaluation:
+    """How a model did; the base of what each task measures.
+
+    Attributes:
+        loss: Mean loss: cross entropy of classes and labels, squared error of values in standard deviations.
+    """
+
+    loss: float
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        raise NotImplementedError
+
+    @property
+    def headline(self) -> str:
+        """The figures that matter most, in a few words."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        raise NotImplementedError
+
+    def table(self, kind: str) -> Table:
+        """Return header and rows of a table with a row for each class, label or value.
+
+        Args:
+            kind: what the images are called
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ClassEvaluation(Evaluation):
     """How a classifier did.
 
     Args:
@@ -43,12 +123,16 @@ class Evaluation:
         confusion: Number of images by true class (row) and predicted class (column).
         loss: Mean cross-entropy.
         wrong: The first images that were classified wrongly.
+        temperature: What divides the logits for calibrated probabilities; None where it is not known.
+        reliability: Of probabilities as they are, and of calibrated ones where there are.
     """
 
     classes: tuple[str, ...]
     confusion: Int64[Tensor, "k k"]
     loss: float
-    wrong: tuple[Wrong, ...]
+    wrong: tuple[Wrong, ...] = field(default=(), repr=False)
+    temperature: float | None = None
+    reliability: tuple[Reliability, ...] = field(default=(), repr=False)
 
     @property
     def images(self) -> int:
@@ -69,51 +153,238 @@ class Evaluation:
             for name, hits, total in zip(self.classes, right, totals, strict=True)
         }
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the classes' accuracies, whatever their numbers of images; of classes that have some."""
+        found = [value for value in self.class_accuracy.values() if value is not None]
+        return sum(found) / len(found)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of the classes' F1, of classes that have images or were predicted."""
+        right = self.confusion.diagonal().double()
+        taken = (self.confusion.sum(0) + self.confusion.sum(1)).double()
+        return float((2 * right / taken)[taken > 0].mean())
+
+    @property
+    def headline(self) -> str:
+        """Accuracy, and what rare classes count as much in as others."""
+        return (
+            f"accuracy {self.accuracy:.2%}, balanced accuracy {self.balanced_accuracy:.2%}, "
+            f"macro F1 {self.macro_f1:.2%} of {self.images}"
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """The figures, for JSON."""
+        """Return the figures, for JSON."""
         return {
             "images": self.images,
             "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
             "loss": self.loss,
+            "calibration_error": self.reliability[0].error if self.reliability else None,
+            "calibrated_error": self.reliability[1].error if len(self.reliability) > 1 else None,
+            "temperature": self.temperature,
             "class_accuracy": self.class_accuracy,
             "confusion": self.confusion.tolist(),
         }
 
+    def table(self, kind: str) -> Table:
+        """Return the accuracy by class, and what each class was most often taken for."""
+        rows = []
+        for (name, accuracy), counts in zip(
+            self.class_accuracy.items(), self.confusion.tolist(), strict=True
+        ):
+            mistakes = [
+                (count, other)
+                for other, count in zip(self.classes, counts, strict=True)
+                if other != name and count
+            ]
+            count, other = max(mistakes, default=(0, ""))
+            worst = f"{other} ({count})" if count else ""
+            rows.append([name, str(sum(counts)), "" if accuracy is None else f"{accuracy:.1%}", worst])
+        return ["class", f"{kind}s", "accuracy", "most often taken for"], rows
+
+
+@dataclass(frozen=True)
+class LabelEvaluation(Evaluation):
+    """How a model of several labels did.
+
+    Args:
+        labels: Names of the labels.
+        thresholds: Probability from which on each label counts as predicted.
+        scores: Probabilities (n, k).
+        targets: 1 where an image has a label, 0 where not (n, k).
+        loss: Mean over images of the binary cross entropies' sum over labels.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    scores: Float[Tensor, "n k"] = field(repr=False)
+    targets: Float[Tensor, "n k"] = field(repr=False)
+    loss: float
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Mean average precision, F1 over all decisions, and the mean of the labels' F1."""
+        return label_figures(self.scores, self.targets, self.thresholds)
+
+    @property
+    def headline(self) -> str:
+        """Mean average precision and F1."""
+        found = {name: "none" if value is None else f"{value:.2%}" for name, value in self.figures.items()}
+        return f"mAP {found['map']}, F1 {found['f1']}, macro F1 {found['macro_f1']} of {self.images}"
+
+    def by_label(self) -> dict[str, dict[str, float | None]]:
+        """Return the figures of each label; None for those that it takes images with the label to know."""
+        from torchmetrics.functional.classification import binary_average_precision
+
+        found: dict[str, dict[str, float | None]] = {}
+        decided = self.scores >= torch.tensor(self.thresholds)
+        for i, name in enumerate(self.labels):
+            true, said = self.targets[:, i] == 1, decided[:, i]
+            hits, present, predicted = int((true & said).sum()), int(true.sum()), int(said.sum())
+            average = binary_average_precision(self.scores[:, i], true.int()) if present else None
+            found[name] = {
+                "images": present,
+                "threshold": self.thresholds[i],
+                "average_precision": None if average is None else float(average),
+                "precision": hits / predicted if predicted else None,
+                "recall": hits / present if present else None,
+                "f1": 2 * hits / (present + predicted) if present else None,
+            }
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return {"images": self.images, **self.figures, "loss": self.loss, "labels": self.by_label()}
+
+    def table(self, kind: str) -> Table:
+        """Return the figures by label."""
+        shown = ("average_precision", "precision", "recall", "f1")
+        rows = [
+            [
+                name,
+                str(found["images"]),
+                f"{found['threshold']:.3f}",
+                *(_percent(found[key]) for key in shown),
+            ]
+            for name, found in self.by_label().items()
+        ]
+        return ["label", f"{kind}s", "threshold", "average precision", *shown[1:3], "F1"], rows
+
+
+@dataclass(frozen=True)
+class ValueEvaluation(Evaluation):
+    """How a model of values did.
+
+    Args:
+        names: Names of the values.
+        predicted: What the model gave (n, k), in the units of the data.
+        targets: The true values (n, k).
+        loss: Mean squared error in standard deviations of the training images.
+    """
+
+    names: tuple[str, ...]
+    predicted: Float[Tensor, "n k"] = field(repr=False)
+    targets: Float[Tensor, "n k"] = field(repr=False)
+    loss: float
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    @property
+    def headline(self) -> str:
+        """Error and R² of each value."""
+        found = [
+            f"{name} MAE {each['mae']:.4g}, R² {'none' if each['r2'] is None else format(each['r2'], '.4f')}"
+            for name, each in self.by_value().items()
+        ]
+        return f"{'; '.join(found)} of {self.images}"
+
+    def by_value(self) -> dict[str, dict[str, float | None]]:
+        """Return mean absolute error, root mean squared error and R² of each value."""
+        return value_figures(self.names, self.predicted, self.targets)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return {"images": self.images, "loss": self.loss, "values": self.by_value()}
+
+    def table(self, kind: str) -> Table:
+        """Return the figures by value."""
+        rows = [
+            [name, *("" if each[key] is None else f"{each[key]:.4g}" for key in ("mae", "rmse", "r2"))]
+            for name, each in self.by_value().items()
+        ]
+        return ["value", "MAE", "RMSE", "R²"], rows
+
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    loaders: Iterable[Iterable[tuple[Images, Tensor]]],
-    classes: Sequence[str],
-    preprocessing: Preprocessing,
+    model: nn.Module, loaders: Iterable[Iterable[Any]], problem: Problem, preprocessing: Preprocessing
 ) -> Evaluation:
-    """Classify all images of some loaders and compare with their labels.
+    """Show all images of some loaders to a model and compare its outputs with their targets.
 
     Args:
-        model: Gives logits; used on the device where it is, in eval mode.
-        loaders: Give batches of images and labels; labels of -100 do not count.
-        classes: Names of the classes.
+        model: Used on the device where it is, in eval mode.
+        loaders: Give batches of images and targets; classes of -100 do not count.
+        problem: What the model's outputs mean.
         preprocessing: How the loaders prepared the images, to show them again.
 
     Raises:
         NonFiniteError: The model's outputs are not finite.
-        ValueError: A label is not that of a class, or no label of a batch counts.
+        ValueError: A target is none of the problem's, or no label of a batch counts.
     """
+    with eval_mode(model):
+        return problem.evaluate(outputs_of(model, loaders, problem), preprocessing)
+
+
+@torch.no_grad()
+def fit_problem(model: nn.Module, loaders: Iterable[Iterable[Any]], problem: Problem) -> Problem:
+    """Return a problem with what is chosen on validation images, such as thresholds; see `evaluate`."""
+    with eval_mode(model):
+        return problem.fitted(outputs_of(model, loaders, problem))
+
+
+def outputs_of(
+    model: nn.Module, loaders: Iterable[Iterable[Any]], problem: Problem
+) -> Iterator[tuple[Tensor, Tensor, Images]]:
+    """Yield outputs, targets and images of each batch, on the CPU and in single precision."""
     device = next(model.parameters()).device
+    for images, targets in (batch for loader in loaders for batch in loader):
+        problem.check_targets(targets)
+        yield check_outputs(model(move(images, device))).float().cpu(), targets, images
+
+
+def evaluate_classes(
+    batches: Outputs,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    temperature: float | None = None,
+) -> ClassEvaluation:
+    """Compare logits with classes; see `evaluate`."""
+    divisors = [1.0] if temperature is None else [1.0, temperature]
+    reliability: list[Reliability] = []
     mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std).view(-1, 1, 1)
     count = len(classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
     loss = 0.0
     wrong: list[Wrong] = []
-    training = model.training
-    model.eval()
-    for images, labels in (batch for loader in loaders for batch in loader):
-        check_targets(labels, count)
-        counted = labels != IGNORED
-        logits = check_outputs(model(move(images, device))).float().cpu()[counted]
-        shown, labels = counted.nonzero().flatten().tolist(), labels[counted]
+    for outputs, targets, images in batches:
+        counted = targets != IGNORED
+        logits, labels = outputs[counted], targets[counted]
+        shown = counted.nonzero().flatten().tolist()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        found = [Reliability.of((logits / divisor).softmax(dim=1), labels) for divisor in divisors]
+        reliability = [a + b for a, b in zip(reliability, found, strict=True)] if reliability else found
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
         confusion += torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)
         for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
@@ -122,8 +393,89 @@ def evaluate(
                 image = image[:, preprocessing.frames // 2]
             image = (image * std + mean).clamp(0, 1)
             wrong.append(Wrong(image, int(labels[i]), int(predicted[i]), float(probabilities[i])))
-    model.train(training)
-    return Evaluation(tuple(classes), confusion, loss / int(confusion.sum()), tuple(wrong))
+    return ClassEvaluation(
+        tuple(classes),
+        confusion,
+        loss / int(confusion.sum()),
+        tuple(wrong),
+        temperature,
+        tuple(reliability),
+    )
+
+
+def fit_temperature(batches: Outputs) -> float:
+    """Return the temperature with the least cross entropy (Guo et al. 2017, arXiv:1706.04599, section 4.2).
+
+    One pass measures it at steps from 0.2 to 5, on a scale of logarithms, and a parabola through the least
+    one and its neighbours gives the minimum; where the least one is the first or the last, it is that.
+    """
+    steps = torch.linspace(math.log(0.2), math.log(5), 49, dtype=torch.float64)
+    losses = torch.zeros_like(steps)
+    for outputs, targets, _ in batches:
+        for i, step in enumerate(steps.tolist()):
+            losses[i] += F.cross_entropy(
+                outputs / math.exp(step), targets, ignore_index=IGNORED, reduction="sum"
+            )
+    best = int(losses.argmin())
+    if best in (0, len(steps) - 1):
+        return math.exp(float(steps[best]))
+    left, middle, right = losses[best - 1 : best + 2].tolist()
+    shift = (left - right) / (2 * (left - 2 * middle + right))
+    return math.exp(float(steps[best] + shift * (steps[1] - steps[0])))
+
+
+def join_batches(batches: Outputs) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """Return all outputs and all targets."""
+    pairs = [(outputs, targets) for outputs, targets, _ in batches]
+    return torch.cat([outputs for outputs, _ in pairs]), torch.cat([targets for _, targets in pairs])
+
+
+def label_figures(
+    scores: Float[Tensor, "n k"], targets: Float[Tensor, "n k"], thresholds: Sequence[float]
+) -> dict[str, float | None]:
+    """Measure probabilities of labels.
+
+    Args:
+        scores: Probabilities.
+        targets: 1 where an image has a label, 0 where not.
+        thresholds: Probability from which on each label counts as predicted.
+
+    Returns:
+        `map`, the mean over labels of their average precision; `f1` of all decisions together; `macro_f1`,
+        the mean over labels of their F1. Means are over labels that an image has, None where there are none.
+    """
+    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
+
+    true, decided = targets.int(), (scores >= torch.tensor(thresholds).to(scores)).int()
+    present = (true.sum(dim=0) > 0).nonzero().flatten().tolist()
+    if not present:
+        return {"map": None, "f1": None, "macro_f1": None}
+    precisions = [float(binary_average_precision(scores[:, i], true[:, i])) for i in present]
+    f1s = [float(binary_f1_score(decided[:, i], true[:, i])) for i in present]
+    return {
+        "map": sum(precisions) / len(present),
+        "f1": float(binary_f1_score(decided.flatten(), true.flatten())),
+        "macro_f1": sum(f1s) / len(present),
+    }
+
+
+def value_figures(
+    names: Sequence[str], predicted: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]
+) -> dict[str, dict[str, float | None]]:
+    """Measure predictions of values: `mae`, `rmse`, and `r2`, which is None where all targets are equal."""
+    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
+
+    found: dict[str, dict[str, float | None]] = {}
+    for i, name in enumerate(names):
+        # in double precision: values such as years differ in their last digits only
+        given, true = predicted[:, i].double(), targets[:, i].double()
+        varies = bool((true != true[0]).any())
+        found[name] = {
+            "mae": float(mean_absolute_error(given, true)),
+            "rmse": float(mean_squared_error(given, true, squared=False)),
+            "r2": float(r2_score(given, true)) if varies else None,
+        }
+    return found
 
 
 def check_outputs(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
@@ -139,3 +491,7 @@ def check_outputs(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
             "large for their number format, or damaged"
         )
     return logits
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

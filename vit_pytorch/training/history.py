@@ -30,6 +30,10 @@ LINES = "metrics.jsonl"
 SHOWN = {
     "val/loss": ".4f",
     "val/accuracy": ".2%",
+    "val/map": ".2%",
+    "val/f1": ".2%",
+    "val/mae": ".4g",
+    "val/r2": ".4f",
     "val/knn_accuracy": ".2%",
     "val/feature_std": ".3f",
     "val/teacher_entropy": ".3f",

@@ -179,6 +179,7 @@ class Loop:
             totals = torch.stack([*sums.values(), torch.tensor(float(count), device=self.fabric.device)])
             *values, images_in_all = sum_over_processes(self.fabric, totals).tolist()
             metrics = {name: value / images_in_all for name, value in zip(sums, values, strict=True)}
+            metrics |= self.task.finish_validation()
             self.call("on_validation_end", metrics)
         self.checkpoints.compare(metrics)
         return metrics

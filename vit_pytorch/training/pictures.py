@@ -1,7 +1,9 @@
-"""Pictures of a training: its curves, the confusion matrix, what was classified wrongly."""
+"""Pictures of a training: its curves, and what its task shows of the results."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, singledispatch
+from pathlib import Path
 
 from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
@@ -9,15 +11,62 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vit_pytorch.storage import replacing
-from vit_pytorch.training.evaluation import Wrong
+from vit_pytorch.training.evaluation import (
+    ClassEvaluation,
+    Evaluation,
+    LabelEvaluation,
+    ValueEvaluation,
+    Wrong,
+)
 from vit_pytorch.training.history import Row
+from vit_pytorch.training.summary import COURSE
 
 MOST_NUMBERS = 30
+# curves, or panels, that one picture shows
+MOST_SHOWN = 12
+Draw = Callable[[Path], None]
 PANELS = {
     "loss": ("train/loss", "val/loss"),
     "accuracy": ("val/accuracy", "val/accuracy_top5"),
+    "precision": ("val/map", "val/f1", "val/macro_f1"),
+    "mean absolute error": ("val/mae",),
+    "R²": ("val/r2",),
     "learning rate": ("lr",),
 }
+
+
+def pictures_of(result: Evaluation, rows: Sequence[Row]) -> dict[str, Draw]:
+    """Return the pictures of a run by the names of their files: its course, and its results.
+
+    Args:
+        result: What the best weights reach, on test images or those of validation.
+        rows: From `read_rows`.
+    """
+    return {COURSE: lambda path: draw_curves(rows, path), **_pictures_of(result)}
+
+
+@singledispatch
+def _pictures_of(result: Evaluation) -> dict[str, Draw]:
+    raise TypeError(f"no pictures are known of {type(result).__name__}")
+
+
+@_pictures_of.register
+def _(result: ClassEvaluation) -> dict[str, Draw]:
+    return {
+        "confusion.png": lambda path: draw_confusion(result.confusion, result.classes, path),
+        "wrong.png": lambda path: draw_wrong(result.wrong, result.classes, path),
+        "reliability.png": partial(draw_reliability, result),
+    }
+
+
+@_pictures_of.register
+def _(result: LabelEvaluation) -> dict[str, Draw]:
+    return {"precision_recall.png": partial(draw_precision_recall, result)}
+
+
+@_pictures_of.register
+def _(result: ValueEvaluation) -> dict[str, Draw]:
+    return {"predicted.png": partial(draw_predicted, result)}
 
 
 def draw_curves(
@@ -101,6 +150,82 @@ def draw_wrong(wrong: Sequence[Wrong], classes: Sequence[str], path: str | os.Pa
         )
     if not wrong:
         grid[0, 0].text(0.5, 0.5, "none", ha="center", va="center")
+    _save(figure, path)
+
+
+def draw_reliability(result: ClassEvaluation, path: str | os.PathLike[str]) -> None:
+    """Draw how often a classifier is right over how sure it is, before and after calibration.
+
+    Args:
+        result: The results.
+        path: The PNG file.
+    """
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    names = ["as it is", f"temperature {result.temperature or 1:.2f}"]
+    for found, name in zip(result.reliability, names, strict=False):
+        some = found.images > 0
+        sure, right = (part[some] / found.images[some] for part in (found.confidence, found.right))
+        axes.plot(sure.numpy(), right.numpy(), marker=".", label=f"{name} (ECE {found.error:.1%})")
+    axes.set(xlabel="probability", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    if result.reliability:
+        axes.legend()
+    _save(figure, path)
+
+
+def draw_precision_recall(result: LabelEvaluation, path: str | os.PathLike[str]) -> None:
+    """Draw precision over recall of each label that an image has, with the point of its threshold.
+
+    Of many labels those with the most images are drawn.
+
+    Args:
+        result: The probabilities and labels.
+        path: The PNG file.
+    """
+    from torchmetrics.functional.classification import binary_precision_recall_curve
+
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes: Axes = figure.subplots()
+    found = result.by_label()
+    order = sorted(range(len(found)), key=lambda i: -int(result.targets[:, i].sum()))
+    for i in [i for i in order if result.targets[:, i].any()][:MOST_SHOWN]:
+        name = result.labels[i]
+        precision, recall, _ = binary_precision_recall_curve(result.scores[:, i], result.targets[:, i].int())
+        label = f"{name} (AP {found[name]['average_precision']:.2f})"
+        (line,) = axes.plot(recall.numpy(), precision.numpy(), label=label)
+        reached, right = found[name]["recall"], found[name]["precision"]
+        if reached is not None and right is not None:
+            axes.plot(reached, right, marker="o", color=line.get_color())
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def draw_predicted(result: ValueEvaluation, path: str | os.PathLike[str]) -> None:
+    """Draw predicted against true values, a panel for each value; on the line they are equal.
+
+    Args:
+        result: The values.
+        path: The PNG file.
+    """
+    names = result.names[:MOST_SHOWN]
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.axis("off")
+    for i, (axes, name) in enumerate(zip(grid.flat, names, strict=False)):
+        true, predicted = result.targets[:, i], result.predicted[:, i]
+        ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
+        axes.plot(ends, ends, color="gray", linewidth=1)
+        axes.plot(true.numpy(), predicted.numpy(), ".", alpha=0.5)
+        axes.set(title=name, xlabel="true", ylabel="predicted")
+        axes.grid(alpha=0.3)
     _save(figure, path)
 
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,19 @@ from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
+from vit_pytorch.training.card import write_card
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, check_resumable, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.engine import is_first_process, make_fabric
-from vit_pytorch.training.evaluation import Evaluation, evaluate
+from vit_pytorch.training.evaluation import evaluate, fit_problem
 from vit_pytorch.training.history import LINES, METRICS, History, read_lines, read_rows
 from vit_pytorch.training.keeper import Checkpoints
 from vit_pytorch.training.loggers import logger_names, make_loggers
 from vit_pytorch.training.loop import Loop
-from vit_pytorch.training.pictures import draw_confusion, draw_curves, draw_wrong
+from vit_pytorch.training.losses import SELECTIONS, balanced_weights, make_loss
+from vit_pytorch.training.pictures import pictures_of
+from vit_pytorch.training.problems import PROBLEMS, Classification, Problem, problem_of
 from vit_pytorch.training.progress import Profiler, Progress
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.runs import (
@@ -57,20 +59,15 @@ from vit_pytorch.training.runs import (
     start_run,
 )
 from vit_pytorch.training.saved import SavedClassifier, save_classifier
-from vit_pytorch.training.summary import PICTURES, check_unfinished, render, summarize, write_page
-from vit_pytorch.training.task import Classifier, Task
+from vit_pytorch.training.summary import check_unfinished, render, summarize, write_page
+from vit_pytorch.training.task import Classifier, Supervised, Task
 from vit_pytorch.training.tuning import arrange, load_start, settle
 
 # what was learned in addition to a frozen base, without the base
 ADAPTER = "adapter"
-# how the best checkpoint is chosen, by what a configuration calls it
-BEST: dict[str, dict[str, Any]] = {
-    "accuracy": {"monitor": "val/accuracy", "mode": "max", "tie_break": "val/objective"},
-    "loss": {"monitor": "val/objective"},
-}
 
 
-def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
+def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> Path:
     """Train, then measure the best weights on the test split and write the report.
 
     The weights of the epoch that is best in validation are kept (see `TrainConfig.select`). The test split
@@ -82,6 +79,9 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         numbered: whether to add the first free number to the folder's name
         resume: whether to go on with the run in the folder, from its latest checkpoint
 
+    Returns:
+        The run's folder, absolute.
+
     Raises:
         BlockingIOError: if another process trains in the folder
         FileExistsError: if the folder holds anything already
@@ -92,15 +92,18 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     """
     with ExitStack() as held:
         fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
+        problem = problem_of(splits, recorded_images(folder) if checkpoint is not None else None)
         model = build_model(config, splits)
         if checkpoint is None and config.tuning.weights is not None:
             load_start(model, config.tuning.weights, config.model["name"])
             config = with_preprocessing_of(model, config)
         model = arrange(model, config.tuning)
         data = image_data(config, splits, model)
-        task = make_task(config, model, data.preprocessing, splits)
+        task = make_task(config, model, problem, data.preprocessing, splits)
         folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
         log_run(fabric, config, folder, splits, model)
+        if fabric.is_global_zero and not (config.class_weights or config.sampler):
+            warn_of_imbalance(splits)
         train(
             fabric,
             config,
@@ -108,12 +111,13 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
             data,
             folder,
             checkpoint,
-            best=BEST[config.select],
+            best=SELECTIONS[config.task][config.selected_by],
             patience=config.patience,
             ema=config.ema,
         )
         if fabric.is_global_zero:
             report(config, folder, splits, skipped=data.bad)
+    return folder
 
 
 def prepare(
@@ -210,8 +214,8 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
     if splits.test is not None:
         sizes += f", {len(splits.test)} to test"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    classes = f"{len(splits.classes)} classes" if splits.classes else "no labels"
-    print(f"data   {config.data.source}: {classes}, {splits.train.kind}s: {sizes}")
+    names = f"{len(splits.classes)} {PROBLEMS[splits.task].plural}" if splits.classes else "no labels"
+    print(f"data   {config.data.source}: {names}, {splits.train.kind}s: {sizes}")
     if not splits.train.listed:
         print(f"data   {splits.train}")
     if splits.unlabelled:
@@ -227,6 +231,21 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
         f"in the first {warmup:g} epochs, {least:g} at the end"
     )
     print(f"run    {folder}", flush=True)
+
+
+def warn_of_imbalance(splits: Splits) -> None:
+    """Warn where a class has less than a tenth of another's training images."""
+    if splits.task != "classify":
+        return
+    counts = torch.bincount(splits.train.labels, minlength=len(splits.classes))
+    few, many = int(counts.argmin()), int(counts.argmax())
+    if 10 * counts[few] < counts[many]:
+        warnings.warn(
+            f"class {splits.classes[few]!r} has {int(counts[few])} training {splits.train.kind}s, "
+            f"{splits.classes[many]!r} has {int(counts[many])}: look at balanced accuracy and macro F1; "
+            "--class_weights balanced, --sampler balanced or --loss focal may help",
+            stacklevel=2,
+        )
 
 
 def train(
@@ -302,25 +321,28 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
-    classes, prep = splits.classes, data.preprocessing
+    problem, prep = problem_of(splits, recorded_images(folder)), data.preprocessing
+
+    def save() -> None:
+        with replacing(folder / MODEL) as place:
+            save_classifier(SavedClassifier(model, problem, prep), place)
+
     # first, so that nothing that fails below costs the model
-    with replacing(folder / MODEL) as place:
-        save_classifier(SavedClassifier(model, classes, prep), place)
+    save()
     if isinstance(model, MemoryViT):
         with replacing(folder / ADAPTER) as place:
             model.adapter.save_pretrained(place)
     model.to(eval_device(config)).eval()
-    results: dict[str, Evaluation] = {"val": evaluate(model, [data.val_dataloader()], classes, prep)}
+    problem, unfitted = fit_problem(model, [data.val_dataloader()], problem), problem
+    if problem != unfitted:
+        save()
+    loaders = {"val": data.val_dataloader()}
     if splits.test is not None:
-        results["test"] = evaluate(model, [data.test_dataloader()], classes, prep)
-    final = results.get("test", results["val"])
+        loaders["test"] = data.test_dataloader()
+    results = {split: evaluate(model, [loader], problem, prep) for split, loader in loaders.items()}
     rows = read_rows(folder / METRICS)
-    pictures = (
-        partial(draw_curves, rows),
-        partial(draw_confusion, final.confusion, classes),
-        partial(draw_wrong, final.wrong, classes),
-    )
-    failures = draw_all(dict(zip(PICTURES, pictures, strict=True)), folder)
+    pictures = pictures_of(results.get("test", results["val"]), rows)
+    failures = draw_all(pictures, folder)
     summary = summarize(
         config,
         model,
@@ -329,9 +351,11 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
         best=best.path.name,
         sizes=data.sizes,
         skipped={**skipped, **data.bad},
+        pictures=list(pictures),
         kind=splits.train.kind,
     )
-    publish(summary, render(summary), folder, failures)
+    write_card(folder, config, problem, prep, summary, results)
+    publish(summary, render(summary, results), folder, failures)
 
 
 def draw_all(pictures: Mapping[str, Callable[[Path], None]], folder: Path) -> list[Exception]:
@@ -358,12 +382,17 @@ def publish(summary: Mapping[str, Any], page: str, folder: Path, failures: Seque
         raise failures[0]
 
 
+def recorded_images(folder: Path) -> ImageRecord | None:
+    """Read what images a run began with; None for runs of 0.1, which have no list of them."""
+    return read_record(folder / RECORD) if (folder / RECORD).exists() else None
+
+
 def _recorded(folder: Path) -> ImageRecord | None:
-    """Read what images a run began with, which decides its splits."""
-    if not (folder / RECORD).exists():
+    """Read what images a run began with, which decides its splits; say so if that is not known."""
+    record = recorded_images(folder)
+    if record is None:
         print(f"data   {folder} has no {RECORD}: whether its images have changed is not known", flush=True)
-        return None
-    return read_record(folder / RECORD)
+    return record
 
 
 def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
@@ -377,6 +406,7 @@ def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
         changed=config.data.changed,
         unlabelled=not config.needs_labels,
         stream=config.data.stream,
+        task=config.task if isinstance(config, TrainConfig) else "classify",
     )
 
 
@@ -403,16 +433,20 @@ def with_preprocessing_of(model: VisionModel, config: TrainConfig) -> TrainConfi
 
 
 def make_task(
-    config: TrainConfig, model: VisionModel, preprocessing: Preprocessing, splits: Splits
-) -> Classifier:
+    config: TrainConfig, model: VisionModel, problem: Problem, preprocessing: Preprocessing, splits: Splits
+) -> Task:
     """Build what trains the model: from labels, and from a teacher if a configuration names one."""
-    settings: dict[str, Any] = {
-        "optimizer": config.optimizer,
-        "schedule": config.schedule,
-        "label_smoothing": config.label_smoothing,
-    }
+    settings: dict[str, Any] = {"optimizer": config.optimizer, "schedule": config.schedule}
+    weights = None
+    if config.class_weights is not None:
+        weights = balanced_weights(splits.train.labels, len(splits.classes))
+    criterion = make_loss(config.loss, config.task, label_smoothing=config.label_smoothing, weights=weights)
+    if not isinstance(problem, Classification):
+        return Supervised(model, problem, criterion=criterion, **settings)
+    settings["label_smoothing"] = config.label_smoothing
     if config.distillation.teacher is None:
-        return Classifier(model, **settings)
+        plain = weights is None and config.loss.chosen(config.task) == "cross_entropy"
+        return Classifier(model, criterion=None if plain else criterion, **settings)
     teacher = make_teacher(config.distillation, splits, preprocessing)
     return DistilledClassifier(model, teacher, distillation=config.distillation, **settings)
 
@@ -458,6 +492,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
         window=data.window,
+        balanced=isinstance(config, TrainConfig) and config.sampler == "balanced",
     )
 
 

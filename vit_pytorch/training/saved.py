@@ -1,4 +1,4 @@
-"""Trained classifiers as folders: weights, configuration, class names and how images are prepared."""
+"""Trained models as folders: weights, configuration, what outputs mean and how images are prepared."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -7,27 +7,39 @@ from pathlib import Path
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import load_model
 from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
+from vit_pytorch.training.problems import Classification, Problem, read_problem
+
+# where `default_cfg` keeps the task and what belongs to it
+TASK = "problem"
 
 
 @dataclass(frozen=True)
 class SavedClassifier:
-    """A classifier ready for use.
+    """A classifier, or a model of several labels or of values, ready for use.
 
     Args:
         model: In eval mode.
-        classes: Names of the classes.
+        problem: What its outputs mean.
         preprocessing: How images are prepared for it.
     """
 
     model: VisionModel
-    classes: tuple[str, ...]
+    problem: Problem
     preprocessing: Preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs: classes, labels or values."""
+        return self.problem.names
 
 
 def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json` and `model.safetensors`; class names and preprocessing go to `default_cfg`."""
+    """Write `config.json` and `model.safetensors`; names, task and preprocessing go to `default_cfg`."""
     note_preprocessing(saved.model, saved.preprocessing)
     saved.model.default_cfg.update(label_names=saved.classes)
+    settings = saved.problem.settings()
+    if settings or not isinstance(saved.problem, Classification):
+        saved.model.default_cfg.update({TASK: {"task": saved.problem.task, **settings}})
     saved.model.save_pretrained(Path(folder))
 
 
@@ -76,4 +88,5 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
     classes = tuple(model.default_cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
         raise ValueError(f"{source}: label_names must name {model.num_classes} classes, got {len(classes)}")
-    return SavedClassifier(model, classes, preprocessing_for(model))
+    problem = read_problem(classes, model.default_cfg.get(TASK) or {}, source)
+    return SavedClassifier(model, problem, preprocessing_for(model))

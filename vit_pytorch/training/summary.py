@@ -17,14 +17,22 @@ from vit_pytorch.base import CONFIG_NAME
 from vit_pytorch.create import MODEL
 from vit_pytorch.storage import write_file
 from vit_pytorch.training.config import RunConfig, TrainConfig
-from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.evaluation import Evaluation, Table
 from vit_pytorch.training.history import Row
 
 SUMMARY = "summary.json"
 PAGE = "summary.md"
-SELECTED = {"accuracy": "accuracy (of equal ones, by loss)", "loss": "loss"}
-# the course, in every run; the others in those of classifiers
-PICTURES = ("curves.png", "confusion.png", "wrong.png")
+SELECTED = {
+    "accuracy": "accuracy (of equal ones, by loss)",
+    "map": "mean average precision (of equal ones, by loss)",
+    "f1": "F1 (of equal ones, by loss)",
+    "mae": "mean absolute error",
+    "loss": "loss",
+}
+# the course, in every run
+COURSE = "curves.png"
+# the pictures of a classifier's run, in those whose summary names none
+PICTURES = (COURSE, "confusion.png", "wrong.png")
 
 
 def summarize(
@@ -36,6 +44,7 @@ def summarize(
     best: str,
     sizes: Mapping[str, int],
     skipped: Mapping[str, str],
+    pictures: Sequence[str],
     kind: str = "image",
 ) -> dict[str, Any]:
     """Collect what a run gave.
@@ -48,13 +57,16 @@ def summarize(
         best: Name of the best checkpoint.
         sizes: Images in each split.
         skipped: Images that could not be decoded, with the reason.
+        pictures: Names of the pictures in the run's folder.
         kind: What the images are, where they are videos or volumes.
     """
     return {
         **describe_run(config, model, rows, sizes=sizes, skipped=skipped),
+        "task": config.task,
         "kind": kind,
         "best_checkpoint": best,
-        "selected_by": config.select,
+        "selected_by": config.selected_by,
+        "pictures": list(pictures),
         **{split: result.as_dict() for split, result in results.items()},
     }
 
@@ -108,7 +120,7 @@ def reported_epochs(folder: Path) -> int:
     except (KeyError, TypeError, ValueError) as error:
         warnings.warn(f"{file} is damaged ({error}) and will be written again", stacklevel=2)
         return 0
-    pictures = PICTURES if "best_checkpoint" in summary else PICTURES[:1]
+    pictures = summary.get("pictures", PICTURES if "best_checkpoint" in summary else [COURSE])
     whole = all((folder / name).exists() for name in (PAGE, f"{MODEL}/{CONFIG_NAME}", *pictures))
     return epochs if whole else 0
 
@@ -128,41 +140,34 @@ def check_unfinished(folder: Path, *, done: int, epochs: int) -> None:
         raise ValueError(f"nothing to resume: {folder} has finished its {done} epochs")
 
 
-def render(summary: Mapping[str, Any]) -> str:
-    """Say in Markdown what a run gave; figures by class are the test's, or validation's."""
-    split = "test" if "test" in summary else "val"
+def render(summary: Mapping[str, Any], results: Mapping[str, Evaluation]) -> str:
+    """Say in Markdown what a run gave; figures by class are the test's, or validation's.
+
+    Args:
+        summary: from `summarize`
+        results: what the best weights reach, by split
+    """
     kind, selected = summary["kind"], SELECTED[summary["selected_by"]]
     epochs = " of ".join(str(summary[name]) for name in ("epochs", "planned_epochs"))
     lines = [f"# {summary['model']} on {summary['data']}", ""]
-    if "test" in summary:
-        lines.append(
-            f"- test accuracy: **{summary['test']['accuracy']:.2%}** of {summary['test']['images']} {kind}s"
-        )
+    if "test" in results:
+        lines.append(f"- test: **{results['test'].headline} {kind}s**")
     lines += [
-        f"- validation accuracy: {summary['val']['accuracy']:.2%} of {summary['val']['images']} {kind}s",
+        f"- validation: {results['val'].headline} {kind}s",
         f"- parameters: {summary['parameters']:,}",
         f"- training: {epochs} epochs, {summary['training_seconds']:.0f} s",
         f"- seed: {summary['seed']}",
         f"- weights: {summary['best_checkpoint']}, the best in validation by {selected}",
         "",
     ]
-    return "\n".join([*lines, *class_table(summary[split], kind)])
+    return "\n".join([*lines, *markdown_table(results.get("test", results["val"]).table(kind))])
 
 
-def class_table(result: Mapping[str, Any], kind: str = "image") -> list[str]:
-    """The accuracy by class, and what each class was most often taken for, as rows of a Markdown table."""
-    names = list(result["class_accuracy"])
-    lines = [f"| class | {kind}s | accuracy | most often taken for |", "|---|---|---|---|"]
-    for name, counts in zip(names, result["confusion"], strict=True):
-        accuracy = result["class_accuracy"][name]
-        mistakes = [
-            (count, other) for other, count in zip(names, counts, strict=True) if other != name and count
-        ]
-        count, other = max(mistakes, default=(0, ""))
-        worst = f"{_cell(other)} ({count})" if count else ""
-        shown = "" if accuracy is None else f"{accuracy:.1%}"
-        lines.append(f"| {_cell(name)} | {sum(counts)} | {shown} | {worst} |")
-    return [*lines, ""]
+def markdown_table(table: Table) -> list[str]:
+    """Return header and rows as lines of a Markdown table."""
+    header, rows = table
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return [*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows), ""]
 
 
 def _cell(name: str) -> str:

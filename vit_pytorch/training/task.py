@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from vit_pytorch.data.transforms import Images
+from vit_pytorch.training.losses import IGNORED, Loss
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, WarmupCosine, make_optimizer
+from vit_pytorch.training.problems import Problem, check_targets
 from vit_pytorch.training.random_state import get_random_state, set_random_state
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100
 
 
 class Batch(NamedTuple):
@@ -25,7 +27,7 @@ class Batch(NamedTuple):
 
     Args:
         images: (b, c, h, w), or (b, c, t, h, w), or a list of images of different sizes.
-        targets: labels (b,), or probabilities (b, num_classes)
+        targets: labels (b,), or probabilities (b, num_classes), or a row of targets (b, k) for each image
         epoch: index of the epoch, from 0
         batch_idx: index of the batch in its epoch, from 0
     """
@@ -128,6 +130,10 @@ class Task(nn.Module):
         """Measure a batch for validation."""
         raise NotImplementedError
 
+    def finish_validation(self) -> dict[str, float]:
+        """Return what a validation measured that is no mean over images, by name; over all processes."""
+        return {}
+
     def compile_network(self) -> None:
         """Compile the network at its first batch: as a whole, or block by block if that fails."""
         self._network = (CompiledNetwork(self._network[0]),)
@@ -217,6 +223,8 @@ class Classifier(Task):
         schedule: course of the learning rate
         label_smoothing: share of each target's probability that is spread over all classes, in [0, 1);
             `val/loss` is without it; default 0.0
+        criterion: what is trained instead of the cross entropy, from logits and targets for each image; see
+            `make_loss`
 
     Raises:
         ValueError: if the model has fewer than two classes, or `label_smoothing` is out of range
@@ -229,6 +237,7 @@ class Classifier(Task):
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         label_smoothing: float = 0.0,
+        criterion: Loss | None = None,
     ) -> None:
         super().__init__(model, optimizer=optimizer, schedule=schedule)
         num_classes = model.num_classes
@@ -238,11 +247,15 @@ class Classifier(Task):
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.criterion = criterion
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
-        """Return the cross entropy of a batch of images and targets."""
-        check_targets(batch.targets, self.num_classes)
-        return self.cross_entropy(self.network(batch.images), batch.targets), {}
+        """Return the loss of a batch of images and targets: the mean over targets that count."""
+        counted = check_targets(batch.targets, self.num_classes)
+        logits = self.network(batch.images)
+        if self.criterion is None:
+            return self.cross_entropy(logits, batch.targets), {}
+        return self.criterion(at_least_single(logits), batch.targets).sum() / counted, {}
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the smoothed cross entropy, in at least single precision."""
@@ -270,36 +283,82 @@ class Classifier(Task):
         return Measured(sums, counted, {})
 
 
+class Collected(Metric):
+    """Outputs and targets of a validation, gathered from all processes."""
+
+    full_state_update = False
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("outputs", "targets"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch."""
+        self.outputs.append(outputs)
+        self.targets.append(targets)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return all outputs and targets."""
+        return dim_zero_cat(self.outputs), dim_zero_cat(self.targets)
+
+
+class Supervised(Task):
+    """Supervised training of a model whose targets are rows of numbers: several labels, or values.
+
+    Validation measures `val/loss`, and what the problem does (see `Problem.figures`).
+
+    Args:
+        model: maps images to as many outputs as the problem has names
+        problem: what the outputs mean
+        criterion: loss of each image from outputs and targets
+        optimizer: optimizer
+        schedule: course of the learning rate
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        *,
+        criterion: Loss,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+    ) -> None:
+        super().__init__(model, optimizer=optimizer, schedule=schedule)
+        self.problem = problem
+        self.criterion = criterion
+        # in a tuple, where neither checkpoints nor averages of weights look for modules
+        self._collected = (Collected(),)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the mean loss of a batch of images and targets."""
+        return self._losses(self.network(batch.images), batch.targets).mean(), {}
+
+    def measure(self, batch: Batch) -> Measured:
+        """Measure a batch for validation, and keep its outputs."""
+        outputs = at_least_single(self.model(batch.images))
+        losses = self._losses(outputs, batch.targets)
+        (collected,) = self._collected
+        collected.to(outputs.device).update(outputs, batch.targets)
+        return Measured({"val/loss": losses.sum()}, len(losses), {})
+
+    def finish_validation(self) -> dict[str, float]:
+        """Measure all images of the validation."""
+        (collected,) = self._collected
+        outputs, targets = collected.compute()
+        collected.reset()
+        found = self.problem.figures(self.problem.scores(outputs).cpu(), targets.cpu())
+        return {f"val/{name}": value for name, value in found.items() if value is not None}
+
+    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = at_least_single(outputs)
+        self.problem.check_targets(targets)
+        return self.criterion(outputs, self.problem.normalize(targets.to(outputs)))
+
+
 def at_least_single(logits: Tensor) -> Tensor:
     """Return a tensor in single precision, if it is in half; sums of losses need more than 8 bits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def check_targets(targets: Tensor, num_classes: int) -> int:
-    """Check a batch's targets: labels, of which -100 is ignored, or probabilities.
-
-    Returns:
-        How many of them count.
-
-    Raises:
-        ValueError: If a label is out of range, all labels are ignored, or probabilities have the wrong shape.
-    """
-    shape = tuple(targets.shape)
-    if targets.is_floating_point():
-        if len(shape) != 2 or shape[1] != num_classes:
-            raise ValueError(f"targets as probabilities have the shape (batch, {num_classes}), got {shape}")
-        return shape[0]
-    if len(shape) != 1 or not shape[0]:
-        raise ValueError(f"labels have the shape (batch,) with at least one of them, got {shape}")
-    counts = targets != IGNORED
-    ends = targets.where(counts, 0).aminmax()
-    # one transfer for the three numbers
-    low, high, counted = torch.stack([ends.min, ends.max, counts.sum()]).tolist()
-    if not counted:
-        raise ValueError(
-            f"at least one label of a batch must count, but all {shape[0]} are {IGNORED} (ignored)"
-        )
-    if low < 0 or high >= num_classes:
-        outside = low if low < 0 else high
-        raise ValueError(f"labels must be in 0..{num_classes - 1} or {IGNORED} (ignored), got {outside}")
-    return counted

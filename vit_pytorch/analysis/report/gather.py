@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from vit_pytorch.recorder import Recorder, Recording
 
 CHEFER = "gradient-weighted attention (Chefer et al. 2021)"
 GRADIENT = "gradient × input"
+PROBABILITIES = partial(torch.softmax, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Explanation:
     Args:
         name: of the image.
         picture: the part of the image that the model sees, at any resolution.
-        top: indices and probabilities of classes, the most probable first.
+        top: indices and scores of outputs, such as probabilities of classes, the highest first.
         relevance: for those classes, in their order.
         layers: attention between tokens that lie on the image, in the order of execution.
         rollout: attention followed through all layers, as one more layer of one head.
@@ -78,6 +80,7 @@ def explain_image(
     name: str = "image",
     picture: UInt8[Tensor, "c h2 w2"],
     top: int = 5,
+    scores: Callable[[Tensor], Tensor] = PROBABILITIES,
 ) -> Explanation:
     """Compute all that a report shows of one image.
 
@@ -87,6 +90,7 @@ def explain_image(
         name: what the report calls it.
         picture: what the report shows: the same part of the image, at any resolution.
         top: number of classes.
+        scores: gives probabilities of classes, or what else outputs stand for, from the model's outputs.
 
     Raises:
         ValueError: where the model has no classifier, is one of videos, volumes or signals, or does not take
@@ -104,7 +108,7 @@ def explain_image(
     grids = list(dict.fromkeys((int(x.shape[2]), int(x.shape[3])) for x in features))
     recording, notes = _record(model, images)
     found = find_layers(model, recording, grids)
-    probabilities, chosen = recording.output[0].softmax(0).topk(min(top, model.num_classes))
+    probabilities, chosen = scores(recording.output)[0].topk(min(top, model.num_classes))
     classes = [int(index) for index in chosen]
     notes += found.notes
     rollout, relevance = None, None

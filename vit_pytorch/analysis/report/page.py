@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
@@ -36,12 +36,14 @@ class Subject:
         facts: what else there is to say of it, in a few words each.
         classes: names of the classes.
         warning: what a reader must know first; empty for nothing.
+        describe: writes a score that is no probability; None where scores are probabilities.
     """
 
     name: str
     facts: Sequence[str]
     classes: Sequence[str]
     warning: str = ""
+    describe: Callable[[float], str] | None = None
 
 
 def write_report(
@@ -103,8 +105,10 @@ def _describe(shown: Explanation, subject: Subject) -> dict[str, Any]:
         "pooled": shown.pooled,
         "notes": shown.notes,
         "top": [
-            {"name": subject.classes[index], "probability": round(probability, 5)}
-            for index, probability in shown.top
+            {"name": subject.classes[index], "probability": round(score, 5)}
+            if subject.describe is None
+            else {"name": subject.classes[index], "probability": 0, "text": subject.describe(score)}
+            for index, score in shown.top
         ],
         "relevance": {
             "method": shown.relevance.method,

@@ -44,12 +44,12 @@ from vit_pytorch.training.run import (
 )
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
-from vit_pytorch.training.summary import PICTURES, describe_run
+from vit_pytorch.training.summary import COURSE, describe_run
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
 
 
-def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> None:
+def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> Path:
     """Train without labels, then write the model, what its features are worth, and the report.
 
     The weights of the last epoch are kept: a loss without labels does not tell which are best.
@@ -59,6 +59,9 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         folder: The run's folder.
         numbered: Whether to add the first free number to the folder's name.
         resume: Whether to go on with the run in the folder, from its latest checkpoint.
+
+    Returns:
+        The run's folder, absolute.
 
     Raises:
         BlockingIOError: Where another process trains in the folder.
@@ -83,6 +86,7 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         train(fabric, config, task, data, folder, checkpoint, best={"monitor": None}, watching=watching)
         if fabric.is_global_zero:
             report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
+    return folder
 
 
 def build(
@@ -172,7 +176,7 @@ def report(
             if images is not None
         }
     rows = read_rows(folder / METRICS)
-    failures = draw_all({PICTURES[0]: lambda path: draw_curves(rows, path, CURVES)}, folder)
+    failures = draw_all({COURSE: lambda path: draw_curves(rows, path, CURVES)}, folder)
     summary = {
         "method": asdict(config.method),
         **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),

@@ -71,10 +71,10 @@ const openImage = (index) => {
   const modes = Object.entries(MODES).filter(([mode]) => has[mode]);
   $("modes").replaceChildren($("modes").firstElementChild,
     ...modes.map(([mode, name]) => radio("mode", mode, [make("span", {}, name)], () => choose({ mode }))));
-  $("classes").replaceChildren($("classes").firstElementChild, ...img.top.map(({ name, probability }, i) => {
+  $("classes").replaceChildren($("classes").firstElementChild, ...img.top.map(({ name, probability, text }, i) => {
     const bar = make("span");
     bar.style.width = `${100 * probability}%`;
-    const label = [make("span", {}, name), make("span", { className: "share" }, percent(probability)),
+    const label = [make("span", {}, name), make("span", { className: "share" }, text || percent(probability)),
       make("span", { className: "bar" }, bar)];
     const made = radio("class", i, label, () => choose({ class: i, mode: "relevance" }));
     // a class that is chosen already shows its relevance, too

@@ -1,0 +1,151 @@
+"""Training and predicting in Python, as by the command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vit_pytorch
+from tests.cli.test_use import answer
+from vit_pytorch import Predictor, fit
+from vit_pytorch.cli.api import Run
+from vit_pytorch.cli.layers import UsageError
+from vit_pytorch.data import BadImageError, decode_image
+
+Capture = pytest.CaptureFixture[str]
+TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "mlp_dim": 16}
+
+
+@pytest.fixture
+def image(image_folder: Path) -> Path:
+    return image_folder / "one" / "0.png"
+
+
+def test_fit_is_the_command(
+    digits_run: Path, tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fit(
+        "digits",
+        epochs=1,
+        batch_size=64,
+        accelerator="cpu",
+        model=TINY,
+        schedule={"warmup_epochs": 0},
+        seed=1,
+    )
+    assert run.folder.parent == tmp_path / "runs"
+    assert (run.summary["epochs"], run.summary["seed"]) == (1, 1)
+    assert run.evaluate().as_dict()["accuracy"] == run.summary["test"]["accuracy"]
+    assert run.evaluate(split="val").images == 142
+    assert run.model.num_classes == 10
+    assert run.predictor(top=1)(image)["image"] == str(image)
+    assert Run(digits_run).evaluate().images == 360
+
+
+def test_settings_that_do_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown option '--epoch_number'"):
+        fit("digits", epoch_number=3)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        fit(tmp_path / "nowhere", output=tmp_path / "run")
+
+
+def test_a_predictor_answers_as_the_command(
+    digits_run: Path, image_folder: Path, image: Path, capsys: Capture
+) -> None:
+    predict = Predictor(digits_run, batch_size=7)
+    (expected,) = answer(capsys, "predict", digits_run, image)
+    found = predict(image)
+    assert predict(str(image)) == found
+    assert found["image"] == expected["image"]
+    assert [each["class"] for each in found["top"]] == [each["class"] for each in expected["top"]]
+    folder = predict(image_folder / "one")
+    assert [found["image"] for found in folder] == [
+        found["image"] for found in answer(capsys, "predict", digits_run, image_folder / "one")
+    ]
+    assert predict([image, image_folder / "two" / "1.png"])[1]["image"].endswith("1.png")
+    assert len(predict(str(image_folder / "*" / "3.png"))) == 3
+
+
+def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path) -> None:
+    predict = Predictor(digits_run)
+    expected = predict(image)["top"]
+    opened = Image.open(image)
+    pixels = decode_image(image, channels=1)
+    forms = [opened, opened.convert("RGB"), np.array(opened), pixels, pixels.float() / 255]
+    forms += [pixels.expand(3, -1, -1), np.array(opened.convert("RGB"))]
+    for form in forms:
+        found = predict(form)["top"]
+        assert [each["class"] for each in found] == [each["class"] for each in expected]
+        assert [each["probability"] for each in found] == pytest.approx(
+            [each["probability"] for each in expected], abs=1e-3
+        )
+    assert len(predict(forms)) == len(predict(torch.stack([pixels] * 7))) == 7
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("https://example.org/x.jpg", "addresses are not fetched"),
+        (["a.png", np.zeros((4, 4), np.uint8)], "a list holds paths or images, not both"),
+        (np.zeros((4, 4), np.float32), r"an array holds bytes .*, got float32 of shape \(4, 4\)"),
+        (torch.full((1, 4, 4), 3.0), r"floats from 0 to 1.*from 3 to 3"),
+        (torch.zeros(4, 4, dtype=torch.uint8), r"of shape \(c, h, w\), got torch.uint8 of shape \(4, 4\)"),
+        ({"image": 1}, "got dict"),
+    ],
+)
+def test_what_is_no_image(form: object, message: str, digits_run: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(digits_run)(form)
+
+
+def test_pillow_images_without_a_range(digits_run: Path) -> None:
+    with pytest.raises(BadImageError, match="Pillow mode 'F' has no range of its own"):
+        Predictor(digits_run)(Image.new("F", (8, 8)))
+
+
+def test_workers_read_the_same(digits_run: Path, image_folder: Path, capsys: Capture) -> None:
+    (image_folder.parent / "bad.png").write_bytes(b"<html>")
+    alone, helped = (
+        answer(capsys, "predict", digits_run, image_folder / "one", "--batch_size=6", f"--workers={workers}")
+        for workers in (0, 2)
+    )
+    assert alone == helped
+    with pytest.raises(BadImageError, match=r"bad\.png"):
+        list(Predictor(digits_run, workers=1).stream([image_folder.parent / "bad.png"]))
+
+
+def test_ten_views_are_averaged(digits_run: Path, image: Path, capsys: Capture) -> None:
+    predict = Predictor(digits_run, tta=True, top=10)
+    views = predict.prepare(Image.open(image))
+    size = predict.preprocessing.image_size
+    assert views.shape == (10, 1, *size)
+    # corners: upper left and right, lower left and right; then those of the mirror image
+    assert torch.allclose(views[5:9], views[[1, 0, 3, 2]].flip(-1), atol=1e-6)
+    with torch.no_grad():
+        expected = predict.model(views).softmax(1).mean(0)
+    found = {each["class"]: each["probability"] for each in predict(image)["top"]}
+    assert found == pytest.approx({str(i): float(expected[i]) for i in range(10)}, abs=1e-5)
+    (said,) = answer(capsys, "predict", digits_run, image, "--tta=true", "--top=10")
+    assert said["top"][0]["probability"] == pytest.approx(max(found.values()), abs=1e-5)
+
+
+def test_calibrated_probabilities(digits_run: Path, image: Path) -> None:
+    temperature = json.loads((digits_run / "summary.json").read_text())["test"]["temperature"]
+    predict = Predictor(digits_run, calibrated=True, top=10)
+    with torch.no_grad():
+        expected = (predict.model(predict.prepare(Image.open(image))[None])[0] / temperature).softmax(0)
+    assert predict(image)["top"][0]["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
+
+
+def test_the_package_stays_light() -> None:
+    code = "import sys, vit_pytorch; print('lightning' in sys.modules, vit_pytorch.Predictor.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "Predictor"]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = vit_pytorch.nothing

@@ -1,0 +1,109 @@
+"""Training in Python by the settings of the `vit` command: `fit`, and the run that it returns."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from vit_pytorch.base import VisionModel
+from vit_pytorch.cli.layers import long_options
+from vit_pytorch.cli.train import carry_out, read_command, resumed_run
+from vit_pytorch.cli.use import evaluation_loader, measure_run
+from vit_pytorch.create import create_model
+from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.predictor import Predictor
+from vit_pytorch.training.summary import SUMMARY
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        folder: the run's folder
+    """
+
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the run's `summary.json` says."""
+        summary: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+        return summary
+
+    @property
+    def model(self) -> VisionModel:
+        """The run's best weights, in eval mode."""
+        return create_model(self.folder)
+
+    def evaluate(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        *,
+        split: Literal["test", "val", "train", "all"] = "test",
+        batch_size: int = 64,
+        workers: int = 0,
+    ) -> Evaluation:
+        """Measure the best weights, as `vit evaluate` does.
+
+        Args:
+            data: other data than the run's own, as for `fit`
+            split: which images; `all` takes every split
+            batch_size: images that are seen at once
+            workers: processes that load images
+
+        Raises:
+            ValueError: if the data have no such split, other classes, or have changed since the run
+        """
+        load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad="stop")
+        source = None if data is None else os.fspath(data)
+        return measure_run(self.folder, source, split, load, "stop")[0]
+
+    def predictor(self, **options: Any) -> Predictor:
+        """Return a `Predictor` of the best weights, with its options."""
+        return Predictor(self.folder, **options)
+
+
+def fit(data: str | os.PathLike[str] | None = None, **settings: Any) -> Run:
+    """Train as `vit train` does, and return the run.
+
+    ```python no-run
+    run = fit("photos/", recipe="light", epochs=20, lr=5e-4, model={"name": "vit_small_patch16_224"})
+    run.evaluate().accuracy
+    run.predictor()("x.jpg")
+    ```
+
+    Args:
+        data: what is trained on, as for `vit train --data`; default scikit-learn's digits
+        settings: options of `vit train` under their names, such as `recipe`, `config`, `output`, `resume` or
+            `task`; sections are mappings, `optimizer={"lr": 5e-4}`
+
+    Raises:
+        FileExistsError: if `output` holds a run already
+        OSError: if data or folder cannot be read or written
+        SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written
+        ValueError: if a setting does not exist or is out of range, or the data are not what they should be
+    """
+    if data is not None:
+        # `data={...}` would give it twice, hence the name in full
+        settings = {"data.source": os.fspath(data), **settings}
+    arguments = long_options([f"--{name}={text}" for name, text in _options(settings)])
+    resumed = resumed_run(arguments)
+    return Run(carry_out(*read_command(arguments, resumed), resumed))
+
+
+def _options(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names and values of options, those of sections by their full names."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _options(value, f"{prefix}{name}.")
+        elif isinstance(value, str | os.PathLike):
+            yield f"{prefix}{name}", os.fspath(value)
+        else:
+            # lists, numbers, true, false and null are written as the command line takes them
+            yield f"{prefix}{name}", json.dumps(value)

@@ -1,5 +1,7 @@
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.toy import run_toy, train
 from tests.training.two_ranks import STILL
-from vit_pytorch.training.checkpoints import checkpoint_weights
+from vit_pytorch.storage import file_sha256
+from vit_pytorch.training.checkpoints import (
+    CheckpointError,
+    checkpoint_weights,
+    list_checkpoints,
+    read_checkpoint,
+)
 from vit_pytorch.training.engine import make_fabric
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +52,22 @@ def assert_close(losses: dict[str, Losses], reference: dict[str, Losses], share:
         assert len(losses[kind]) == share * len(reference[kind])
         for when, value in losses[kind].items():
             assert value == pytest.approx(reference[kind][when], abs=1e-5, rel=0)
+
+
+def assert_equal(value: Any, other: Any) -> None:
+    """Compare nested states to the bit."""
+    if isinstance(value, dict):
+        assert value.keys() == other.keys()
+        for key in value:
+            assert_equal(value[key], other[key])
+    elif isinstance(value, list | tuple):
+        assert len(value) == len(other)
+        for pair in zip(value, other, strict=True):
+            assert_equal(*pair)
+    elif isinstance(value, torch.Tensor):
+        assert torch.equal(value, other)
+    else:
+        assert value == other
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -89,6 +114,93 @@ def test_two_processes_resume_exactly(runs: Any, strategy: str) -> None:
     whole, resumed = results[f"{strategy} noisy"]["train"], results[f"{strategy} noisy again"]["train"]
     assert len(resumed) == len(whole) - 10
     assert resumed == {when: whole[when] for when in resumed}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_activations_are_recomputed_in_two_processes(runs: Any, strategy: str) -> None:
+    _, results = runs
+    kept, recomputed = results[f"{strategy} kept"], results[f"{strategy} recomputed"]
+    assert len(kept) == 12
+    assert recomputed == pytest.approx(kept, abs=1e-6, rel=0)
+
+
+def test_sharded_checkpoints_resume_exactly(runs: Any) -> None:
+    _, results = runs
+    assert results["sharded checkpoints"] == results["whole checkpoints"]
+    for kind, done in (("train", 10), ("val", 1)):
+        whole, resumed = results["whole checkpoints"][kind], results["from sharded"][kind]
+        assert len(resumed) == len(whole) - done
+        assert resumed == {when: whole[when] for when in resumed}
+
+
+def test_sharded_checkpoints_hold_what_whole_ones_do(runs: Any) -> None:
+    """Weights, their average, moments and all that is not sharded, read by one process."""
+    folder, _ = runs
+    name = "epoch-0001-batch-000004"
+    files = {path.name for path in (folder / "parts" / name).rglob("*") if path.is_file()}
+    assert {"manifest.json", "training.pt", ".metadata", "__0_0.distcp", "__1_0.distcp"} == files
+    assert_equal(checkpoint_weights(folder / "parts" / name), checkpoint_weights(folder / "wholes" / name))
+    parts, whole = read_checkpoint(folder / "parts" / name), read_checkpoint(folder / "wholes" / name)
+    assert not torch.equal(
+        parts["state_dict"]["model.head.weight"], parts["current_model_state"]["model.head.weight"]
+    )
+    assert_equal(parts, whole)
+
+
+def test_a_sharded_checkpoint_of_two_processes_loads_in_one(runs: Any, tmp_path: Path) -> None:
+    folder, _ = runs
+    resumed = [
+        train(tmp_path / kind, resume=folder / kind / "epoch-0001-batch-000004", clip=1.0, ema=0.9)
+        for kind in ("parts", "wholes")
+    ]
+    assert resumed[0].train == resumed[1].train
+    assert resumed[0].val == resumed[1].val
+    assert len(resumed[0].train) == 24 - 10
+
+
+def test_a_damaged_shard_is_named(runs: Any, tmp_path: Path) -> None:
+    folder, _ = runs
+    copy = Path(shutil.copytree(folder / "parts" / "epoch-0002", tmp_path / "epoch-0002"))
+    os.truncate(copy / "sharded" / "__1_0.distcp", 100)
+    with pytest.raises(CheckpointError, match=r"__1_0\.distcp is damaged: it has 100 bytes"):
+        read_checkpoint(copy)
+    (copy / "sharded" / "__1_0.distcp").unlink()
+    with pytest.raises(CheckpointError, match=r"__1_0\.distcp is missing; no whole checkpoint"):
+        checkpoint_weights(copy)
+
+
+class Touch:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_a_malicious_index_of_shards_is_refused(runs: Any, tmp_path: Path) -> None:
+    folder, _ = runs
+    copy = Path(shutil.copytree(folder / "parts" / "epoch-0002", tmp_path / "epoch-0002"))
+    index = copy / "sharded" / ".metadata"
+    index.write_bytes(pickle.dumps(Touch(tmp_path / "touched")))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["sharded/.metadata"] = {
+        "bytes": index.stat().st_size,
+        "sha256": file_sha256(index),
+    }
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"\.metadata was refused, nothing in it was run: it holds"):
+        checkpoint_weights(copy)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_only_sharded_weights_give_sharded_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="a checkpoint can be sharded if the weights are, by strategy 'fsdp'"
+    ):
+        train(tmp_path, sharded=True, epochs=1)
+    assert not list_checkpoints(tmp_path)
 
 
 def test_sigterm_to_the_first_process_stops_both(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from vit_pytorch.create import create_model
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.engine import make_fabric, sum_over_processes
 from vit_pytorch.training.keeper import Checkpoints
@@ -143,8 +144,28 @@ def toy_task(dropout: float = 0.3, name: str = "adamw") -> Classifier:
     )
 
 
+def vit_task(noise: float = 0.1) -> Classifier:
+    """A ViT of two blocks with dropout and stochastic depth, for `ToyImages`."""
+    torch.manual_seed(7)
+    sizes = {"image_size": (4, 6), "patch_size": 1, "channels": 1, "dim": 8, "depth": 2, "heads": 2}
+    sizes |= {"dim_head": 4, "mlp_dim": 16, "num_classes": 4}
+    model = create_model("vit_tiny_patch16_224", **sizes, dropout=noise, drop_path=2 * noise)
+    return Classifier(
+        model, optimizer=OptimizerConfig(lr=0.01), schedule=ScheduleConfig(warmup_epochs=1, min_lr=0.001)
+    )
+
+
+class ToyImages(ToyData):
+    """The same data as images of 4 x 6 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        images, labels = self.train_set.tensors
+        self.train_set = TensorDataset(images.repeat(1, 3).view(-1, 1, 4, 6), labels)
+
+
 ENGINE = ("devices", "num_nodes", "strategy", "precision", "timeout", "plugins")
-KEEPER = ("monitor", "mode", "keep", "every_n_steps")
+KEEPER = ("monitor", "mode", "keep", "every_n_steps", "sharded")
 
 
 def make_loop(folder: Path, task: Task, data: Data, **options: Any) -> Loop:
@@ -165,12 +186,12 @@ def train(
     dropout: float = 0.3,
     noise: float = 0.1,
     data: ToyData | None = None,
+    task: Task | None = None,
     **options: Any,
 ) -> Losses:
     losses = Losses()
-    task = toy_task(dropout)
     options = {"epochs": epochs, "callbacks": [losses, *extra], **options}
-    loop = make_loop(folder, task, data or ToyData(noise), **options)
+    loop = make_loop(folder, task or toy_task(dropout), data or ToyData(noise), **options)
     torch.manual_seed(99)
     fit(loop, resume)
     return losses

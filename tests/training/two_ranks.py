@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from tests.training.toy import train
+from tests.training.toy import ToyImages, train, vit_task
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.loop import Loop
 
@@ -53,6 +53,25 @@ def main() -> None:
         averaged = train(folder / "x", ema=0.9, **options, **STILL)
         results[f"{strategy} averaged"] = {"train": averaged.train, "val": averaged.val}
         results[f"{strategy} sharded"] = {"share": shards.share}
+        for recomputed in (False, True):
+            task, engine = vit_task(), {"devices": 2, "strategy": strategy, "clip": 1.0}
+            losses = train(
+                folder / "x",
+                task=task,
+                data=ToyImages(),
+                epochs=2,
+                activation_checkpointing=recomputed,
+                **engine,
+            )
+            results[f"{strategy} {'recomputed' if recomputed else 'kept'}"] = losses.train
+    averaged_too: dict[str, Any] = {**options, "ema": 0.9}
+    place = folder / "parts" / "epoch-0001-batch-000004"
+    runs = {
+        "whole checkpoints": train(folder / "wholes", **averaged_too),
+        "sharded checkpoints": train(folder / "parts", sharded=True, **averaged_too),
+        "from sharded": train(folder / "x", resume=place, sharded=True, **averaged_too),
+    }
+    results |= {name: {"train": losses.train, "val": losses.val} for name, losses in runs.items()}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()

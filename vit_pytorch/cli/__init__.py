@@ -41,6 +41,7 @@ class Status(IntEnum):
     RUN = 5
     RESOURCES = 6
     NOT_FINITE = 7
+    PROCESSES = 8
     CTRL_C = 130
     SIGTERM = 143
 

@@ -44,6 +44,9 @@ ALIASES = {
     "output_dir": "output",
     "torchcompile": "compile",
     "torch_compile": "compile",
+    "grad_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing": "activation_checkpointing",
+    "ddp_timeout": "process_timeout",
 }
 
 _BATCH = (

@@ -5,7 +5,9 @@ A checkpoint is a folder::
     epoch-0003-batch-000120/
       model.safetensors    the model's weights, under the model's own names
       training.pt          everything else that training needs to go on; read with ``weights_only=True``
-      manifest.json        size and SHA-256 of both files
+      manifest.json        size and SHA-256 of the other files
+
+or, of sharded weights (see `sharded`), with the folder ``sharded/`` in place of ``model.safetensors``.
 
 It is written under a temporary name in the folder where it will stay, synced to the disk and renamed, so that
 a folder with a final name is complete. Names sort in the order of training: ``epoch-0003`` is the state after
@@ -17,6 +19,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_pytorch.storage import file_sha256, recover, replacing
+from vit_pytorch.training.shards import INDEX, Place, ShardsError, read_shards
 
 WEIGHTS = "model.safetensors"
+SHARDED = "sharded"
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -57,6 +62,11 @@ class Checkpoint:
     def epoch(self) -> int:
         """The epoch that had begun last, from 0."""
         return self.manifest["epoch"]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are in parts, as many processes wrote them."""
+        return WEIGHTS not in self.manifest["files"]
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -88,13 +98,20 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             recover(path.with_name(match[1]))
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def write_checkpoint(
+    checkpoint: dict[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    write_shards: Callable[[Path], list[str]] | None = None,
+) -> None:
     """Write a checkpoint folder atomically.
 
     Args:
         checkpoint: what the loop collects; `state_dict` goes to safetensors, the rest to a file that holds
             tensors and plain Python values only
         path: Where the folder will stand. A checkpoint that stands there is replaced.
+        write_shards: writes the sharded tensors, which `checkpoint` is then without, into a folder, and
+            returns the names of its files; default None, for whole tensors
 
     Raises:
         OSError: If it cannot be written, for example for want of space. What was written is removed, and
@@ -106,7 +123,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
             temporary.mkdir()
-            _write_files(checkpoint, temporary)
+            _write_files(checkpoint, temporary, write_shards)
     except OSError as error:
         previous = [other for other in list_checkpoints(path.parent) if other != path]
         kept = (
@@ -117,19 +134,26 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
         raise OSError(error.errno, f"{error.strerror}; {kept}") from error
 
 
-def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
+def _write_files(
+    checkpoint: dict[str, Any], folder: Path, write_shards: Callable[[Path], list[str]] | None
+) -> None:
     training = dict(checkpoint)
-    state = training.pop("state_dict")
-    training["other_state"] = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
-    weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
-
-    save_file(_separate(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    if write_shards is None:
+        state = training.pop("state_dict")
+        training["other_state"] = {
+            name: value for name, value in state.items() if not name.startswith(_PREFIX)
+        }
+        weights = _model_weights(state)
+        save_file(_separate(weights), folder / WEIGHTS, metadata={"format": "pt"})
+        names = [WEIGHTS]
+    else:
+        names = [f"{SHARDED}/{name}" for name in write_shards(folder / SHARDED)]
     # through Python's own file: torch's does not tell why it failed
     with (folder / TRAINING).open("wb") as file:
         torch.save(training, file)
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in (WEIGHTS, TRAINING)
+        for name in (*names, TRAINING)
     }
     manifest = {
         "format": FORMAT,
@@ -138,6 +162,10 @@ def _write_files(checkpoint: dict[str, Any], folder: Path) -> None:
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
 
 def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,12 +216,10 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        expected = {
-            name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"])
-            for name in (WEIGHTS, TRAINING)
-        }
+        files = {name: (kept["bytes"], kept["sha256"]) for name, kept in manifest["files"].items()}
+        expected = {name: files[name] for name in _files_of(files)}
         manifest["epoch"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / MANIFEST} is missing or damaged: {error!r}{_offer(folder)}"
         ) from error
@@ -225,48 +251,85 @@ def _offer(damaged: Path) -> str:
     return "; no whole checkpoint is beside it"
 
 
+def _files_of(listed: Iterable[str]) -> list[str]:
+    """Return the files that a checkpoint must have, of those that its manifest lists."""
+    shards = [name for name in listed if name.startswith(f"{SHARDED}/")]
+    return [*([f"{SHARDED}/{INDEX}", *shards] if shards else [WEIGHTS]), TRAINING]
+
+
 def _is_whole(path: Path) -> bool:
     """Whether the files match the manifest, without looking further for other checkpoints."""
     try:
         files = json.loads((path / MANIFEST).read_bytes())["files"]
-        return all(file_sha256(path / name) == files[name]["sha256"] for name in (WEIGHTS, TRAINING))
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(file_sha256(path / name) == files[name]["sha256"] for name in _files_of(files))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Weights of the model in a checkpoint, on the CPU, under the model's own names.
+    """Weights of the model in a checkpoint, whole and on the CPU, under the model's own names.
 
     Raises:
         CheckpointError: If the checkpoint is damaged.
     """
-    return load_file(verify_checkpoint(path).path / WEIGHTS)
+    checkpoint = verify_checkpoint(path)
+    if not checkpoint.sharded:
+        return load_file(checkpoint.path / WEIGHTS)
+    state = _load_training(checkpoint.path)["state_dict"]
+    _add_shards(checkpoint.path, {"state_dict": state})
+    return _model_weights(state)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, like: Callable[[Place], Tensor | None] = lambda place: None
+) -> dict[str, Any]:
     """Read a checkpoint folder back into what the loop resumes from.
 
     Args:
         path: The checkpoint, or its folder on a local disk. Addresses are refused, never fetched.
+        like: returns, for the place of a sharded tensor, one that is cut as the result shall be; where it
+            returns None, as it does by default, all of the tensor is read, on the CPU
 
     Returns:
-        The checkpoint with all tensors on the CPU.
+        The checkpoint; all tensors of one that is not sharded are on the CPU.
 
     Raises:
         CheckpointError: If the checkpoint is damaged, or if it holds pickled objects other than tensors and
             plain values; these are refused without being run.
     """
     checkpoint = verify_checkpoint(path)
-    folder, weights = checkpoint.path, checkpoint_weights(checkpoint)
+    folder, training = checkpoint.path, _load_training(checkpoint.path)
+    if checkpoint.sharded:
+        _add_shards(folder, training, like)
+        return training
+    weights = {_PREFIX + name: value for name, value in load_file(folder / WEIGHTS).items()}
+    state = weights | training.pop("other_state")
+    return {**training, "state_dict": state}
+
+
+def _load_training(folder: Path) -> dict[str, Any]:
     try:
-        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        return torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{folder / TRAINING} was refused, nothing in it was run: {reason}{_offer(folder)}"
         ) from error
-    state = {_PREFIX + name: value for name, value in weights.items()} | training.pop("other_state")
-    return {**training, "state_dict": state}
+
+
+def _add_shards(
+    folder: Path, training: dict[str, Any], like: Callable[[Place], Tensor | None] = lambda place: None
+) -> None:
+    """Put the sharded tensors of those parts of a checkpoint that are given into their places."""
+    try:
+        shards = read_shards(folder / SHARDED, parts=training, like=like)
+    except ShardsError as error:
+        raise CheckpointError(f"{error}{_offer(folder)}") from error
+    for place, tensor in shards.items():
+        where: Any = training
+        for key in place[:-1]:
+            where = where[key]
+        where[place[-1]] = tensor
 
 
 def upgrade_checkpoint(saved: dict[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,9 @@ STARTS = (("tuning", "weights"), ("distillation", "teacher"))
 RESUMABLE = (
     *("epochs", "schedule", "optimizer.lr", "optimizer.weight_decay", "clip", "on_nonfinite"),
     *("devices", "num_nodes", "strategy", "accelerator", "precision", "compile"),
+    *("activation_checkpointing", "process_timeout"),
     *("workers", "data.source", "data.worker_timeout", "data.on_bad", "data.changed"),
-    *("patience", "save_every", "logger", "profile", "monitor"),
+    *("patience", "save_every", "save_sharded", "logger", "profile", "monitor"),
 )
 # how a configuration that is whole ends, and what is the last setting in those of version 0.1
 END = re.compile(r"^(\.\.\.$\s*\Z|ema:|monitor:)", re.MULTILINE)
@@ -196,9 +197,14 @@ class RunConfig:
         accelerator: `auto`, `cpu`, `gpu` or another that Fabric knows.
         precision: Number format, as Fabric names it.
         compile: Whether the network is compiled; its blocks, each by itself, if it cannot be as a whole.
+        activation_checkpointing: Whether blocks are computed again in the backward pass, which takes time and
+            saves memory.
+        process_timeout: Seconds that a process waits for the others before it gives up.
         workers: Processes that load images; by itself none for images in memory, else one a core, up to 8.
         on_nonfinite: Whether a loss that is not finite stops the run or its step is skipped.
         save_every: Optimizer steps between checkpoints within an epoch; only at its end if left out.
+        save_sharded: Whether each process writes its part of a checkpoint, with strategy `fsdp`; the first
+            one all of it if left out.
         logger: What takes the values of every step: `tensorboard`, `csv`, `wandb`, `mlflow`, several with
             commas between, or `none`; `metrics.csv` and `metrics.jsonl` are always written.
         profile: Batches that torch.profiler records, near the start.
@@ -223,9 +229,12 @@ class RunConfig:
     accelerator: str = "auto"
     precision: Precision = "32-true"
     compile: bool = False
+    activation_checkpointing: bool = False
+    process_timeout: float = 600.0
     workers: int | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     save_every: int | None = None
+    save_sharded: bool = False
     logger: str = "tensorboard"
     profile: int = 0
 
@@ -253,6 +262,12 @@ class RunConfig:
             raise ValueError(
                 f"schedule.min_lr must not exceed optimizer.lr = {self.optimizer.lr}, "
                 f"got {self.schedule.min_lr}"
+            )
+        if self.process_timeout <= 0:
+            raise ValueError(f"process_timeout must be positive, got {self.process_timeout}")
+        if self.save_sharded and self.strategy != "fsdp":
+            raise ValueError(
+                f"save_sharded needs strategy 'fsdp', which shards the weights; got {self.strategy!r}"
             )
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be positive, got {self.clip}")

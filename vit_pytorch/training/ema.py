@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vit_pytorch.training.engine import full_tensor, local_tensor, shard_like
+from vit_pytorch.training.engine import local_tensor, shard_like, sharded_as
 
 
 def average(averaged: Sequence[Tensor], current: Sequence[Tensor], steps: int, *, decay: float) -> None:
@@ -88,8 +88,8 @@ class WeightAverage:
         return {f"average of {name}": mean for name, mean in self._mean.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights, gathered in full if they are sharded."""
-        return {name: full_tensor(mean, self._live[name]) for name, mean in self._mean.items()}
+        """Return the averaged weights, sharded if what is averaged is."""
+        return {name: sharded_as(mean, self._live[name]) for name, mean in self._mean.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], steps: int) -> None:

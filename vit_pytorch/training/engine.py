@@ -45,12 +45,7 @@ def make_fabric(
     Raises:
         ValueError: if torchrun or SLURM started another number of processes, or there is no such strategy
     """
-    started = _started_processes()
-    if started is not None and started != devices * num_nodes:
-        raise ValueError(
-            f"devices x num_nodes must be the number of processes that torchrun or SLURM started, {started}; "
-            f"got {devices} x {num_nodes}"
-        )
+    _check_launcher(devices, num_nodes)
     return Fabric(
         devices=devices,
         num_nodes=num_nodes,
@@ -61,18 +56,45 @@ def make_fabric(
     )
 
 
-def _started_processes() -> int | None:
-    """Return how many processes a launcher outside started; None if there was none."""
+def _check_launcher(devices: int, num_nodes: int) -> None:
+    """Check that what started this process says all that the others need, and agrees with the settings.
+
+    Raises:
+        ValueError: if it does not
+    """
     if TorchElasticEnvironment.detect():
-        return int(os.environ["WORLD_SIZE"])
-    return int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else None
+        started = int(os.environ["WORLD_SIZE"])
+    elif SLURMEnvironment.detect():
+        started, needed = int(os.environ["SLURM_NTASKS"]), ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"]
+        if missing := _unset(*needed, *(["SLURM_NTASKS_PER_NODE"] if started > 1 else [])):
+            raise ValueError(
+                "processes under SLURM are started by srun with --nodes and --ntasks-per-node; not set: "
+                f"{', '.join(missing)}"
+            )
+    else:
+        if num_nodes > 1 and (missing := _unset("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")):
+            raise ValueError(
+                f"num_nodes {num_nodes} needs torchrun or srun on each machine, or in the environment "
+                f"MASTER_ADDR, MASTER_PORT and NODE_RANK; not set: {', '.join(missing)}"
+            )
+        return
+    if started != devices * num_nodes:
+        raise ValueError(
+            f"devices x num_nodes must be the number of processes that torchrun or SLURM started, {started}; "
+            f"got {devices} x {num_nodes}"
+        )
+
+
+def _unset(*names: str) -> list[str]:
+    return [name for name in names if name not in os.environ]
 
 
 def is_first_process() -> bool:
     """Return whether this is the first of the training's processes, also before Fabric starts them."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name]) == 0
+    if TorchElasticEnvironment.detect():
+        return os.environ["RANK"] == "0"
+    if SLURMEnvironment.detect():
+        return os.environ["SLURM_PROCID"] == "0"
     return all(int(os.environ.get(name, "0")) == 0 for name in ("NODE_RANK", "LOCAL_RANK"))
 
 
@@ -108,17 +130,17 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def full_tensor(local: Tensor, like: Tensor) -> Tensor:
-    """Gather a tensor from what every process holds, cut as another one is."""
+def sharded_as(local: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor of which every process holds a part, cut as another one is."""
     if not isinstance(like, DTensor):
         return local
     mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(local, mesh, placements, shape=like.shape, stride=like.stride()).full_tensor()
+    return DTensor.from_local(local, mesh, placements, shape=like.shape, stride=like.stride())
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Cut a whole tensor as another one of its shape is."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    """Cut a whole tensor as another one of its shape is; leave one that is sharded."""
+    if isinstance(tensor, DTensor) or not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
@@ -133,15 +155,16 @@ def gathered(state: Any) -> Any:
 
 
 def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
-    """Load whole weights into a module, which may be sharded."""
+    """Load weights into a module, which may be sharded: whole ones, or cut as the module's are."""
     if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-        set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True, strict=True))
+        whole = not any(isinstance(value, DTensor) for value in state.values())
+        set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=whole, strict=True))
     else:
         module.load_state_dict(state)
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load the whole state of an optimizer, cut as its parameters are; its own settings stay.
+    """Load the state of an optimizer, whole or cut as its parameters are; its own settings stay.
 
     A run that is resumed with another weight decay gets it.
     """

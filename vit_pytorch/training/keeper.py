@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from vit_pytorch.training.checkpoints import checkpoint_name, remove_checkpoint, write_checkpoint
+from vit_pytorch.training.engine import gathered
 from vit_pytorch.training.nan_guard import check_finite
+from vit_pytorch.training.shards import split, write_shards
 from vit_pytorch.training.signals import Interrupted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ class Checkpoints:
         keep: how many of the latest checkpoints are kept in addition to the best one; with two of them, a
             damaged one has a predecessor; default 2
         every_n_steps: write also inside an epoch, every so many optimizer steps; default None
+        sharded: whether each process writes its part of sharded weights, instead of the first one all of
+            them; default False
 
     Attributes:
         since_best: Validations since one that was better than all before.
@@ -48,6 +53,7 @@ class Checkpoints:
         tie_break: str | None = None,
         keep: int = 2,
         every_n_steps: int | None = None,
+        sharded: bool = False,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
@@ -61,6 +67,7 @@ class Checkpoints:
         self.tie_break = tie_break
         self.keep = keep
         self.every_n_steps = every_n_steps
+        self.sharded = sharded
         self.signals = StopSignals()
         self.best_score: float | None = None
         self.best_tie = math.inf
@@ -141,9 +148,9 @@ class Checkpoints:
         """Write a checkpoint, remove those that are not kept, and stop if a signal asked for it.
 
         Args:
-            fabric: the processes; all of them take part, the first one writes
+            fabric: the processes; all of them take part
             weights: what is trained, weights and buffers by name, which must be finite
-            state: gives what is written
+            state: gives what is written, in which tensors may be sharded
             epoch: whole epochs done
             batch: batches done in the next one; None at the end of an epoch
             step: optimizer steps done
@@ -152,6 +159,7 @@ class Checkpoints:
         Raises:
             NonFiniteError: if weights are not finite; nothing is written
             Interrupted: after a signal
+            ValueError: if checkpoints shall be sharded, and the weights are not
         """
         begun = epoch if batch is not None else epoch - 1
         check_finite(
@@ -166,9 +174,8 @@ class Checkpoints:
         written = [*(other for other in self._written if other != name), name]
         kept = {*written[-self.keep :], self.best}
         self._written = [other for other in written if other in kept]
-        found = state()
+        self._write(fabric, state(), self.folder / name)
         if fabric.is_global_zero:
-            write_checkpoint(found, self.folder / name)
             self._link("last", name)
             if self._improved:
                 self._link("best", name)
@@ -180,6 +187,21 @@ class Checkpoints:
         self._last_step = step
         if signum:
             raise Interrupted(signum, str(self.folder / name))
+
+    def _write(self, fabric: Fabric, state: dict[str, Any], path: Path) -> None:
+        if not self.sharded:
+            state = gathered(state)
+            if fabric.is_global_zero:
+                write_checkpoint(state, path)
+            return
+        whole, shards = split(state)
+        if not shards:
+            raise ValueError("a checkpoint can be sharded if the weights are, by strategy 'fsdp'")
+        write = partial(write_shards, fabric, shards)
+        if fabric.is_global_zero:
+            write_checkpoint(whole, path, write_shards=write)
+        else:
+            write(None)
 
     def latest(self) -> str:
         """Say which checkpoint is the latest."""

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from vit_pytorch.layers.blocks import set_grad_checkpointing
 from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.ema import WeightAverage
@@ -43,6 +44,8 @@ class Loop:
         validations: validations in an epoch, the last one at its end; default 1
         patience: validations in a row without a new best one after which training ends; default None
         compiled: whether the network is compiled; default False
+        activation_checkpointing: whether blocks are computed again in the backward pass, instead of keeping
+            what is between their layers; default False
         callbacks: what looks on
 
     Attributes:
@@ -66,6 +69,7 @@ class Loop:
         validations: int = 1,
         patience: int | None = None,
         compiled: bool = False,
+        activation_checkpointing: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.fabric, self.task, self.checkpoints, self.callbacks = fabric, task, checkpoints, callbacks
@@ -77,6 +81,8 @@ class Loop:
         self.epoch_batches = len(self.train_loader)
         self.validation_points = {self.epoch_batches * i // validations for i in range(1, validations + 1)}
 
+        if activation_checkpointing:
+            set_grad_checkpointing(task.model)
         self.module = fabric.setup_module(task)  # on its device, in its precision, wrapped or sharded
         task.start(fabric.global_rank)
         if compiled:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from vit_pytorch.training.checkpoints import Checkpoint, read_checkpoint, upgrade_checkpoint
 from vit_pytorch.training.engine import gathered, load_optimizer, load_weights, process_states
 from vit_pytorch.training.random_state import get_random_state
+from vit_pytorch.training.shards import Place
 from vit_pytorch.training.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -19,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 def collect_state(loop: Loop) -> dict[str, Any]:
-    """Collect what a checkpoint holds; all processes take part."""
-    live = gathered(loop.task.state_dict())
+    """Collect what a checkpoint holds, sharded where the weights are; all processes take part."""
+    live = loop.task.state_dict()
     state = {
         # the epoch that had begun last, from 0
         "epoch": loop.epoch if loop.batch else loop.epoch - 1,
@@ -28,7 +32,7 @@ def collect_state(loop: Loop) -> dict[str, Any]:
         "batch": loop.batch,
         "epoch_done": not loop.batch,
         "state_dict": live,
-        "optimizer_states": [gathered(loop.optimizer.state_dict())],
+        "optimizer_states": [loop.optimizer.state_dict()],
         "scaler": loop.fabric.strategy.precision.state_dict(),
         "loader": loop.train_loader.state_dict(),
         "callbacks": {type(part).__name__: part.state_dict() for part in _parts(loop)},
@@ -47,7 +51,7 @@ def resume_from(loop: Loop, path: str | os.PathLike[str] | Checkpoint) -> None:
         CheckpointError: if it is damaged or unsafe
         ValueError: if it stands in an epoch whose batches are others
     """
-    saved = upgrade_checkpoint(read_checkpoint(path))
+    saved = upgrade_checkpoint(read_checkpoint(path, like=_places(loop)))
     done = saved["epoch_done"]
     loop.epoch, loop.batch = saved["epoch"] + done, 0 if done else saved["batch"]
     loop.step = saved["global_step"]
@@ -71,6 +75,20 @@ def resume_from(loop: Loop, path: str | os.PathLike[str] | Checkpoint) -> None:
         if (state := saved["callbacks"].get(type(part).__name__)) is not None:
             part.load_state_dict(state)
     loop.checkpoints.resume_at(loop.step)
+
+
+def _places(loop: Loop) -> Callable[[Place], Tensor | None]:
+    """Return what finds the weight of a loop as which a tensor at some place in a checkpoint is cut."""
+    weights = loop.task.state_dict()
+    parameters = [p for group in loop.optimizer.param_groups for p in group["params"]]
+
+    def find(place: Place) -> Tensor | None:
+        if place[0] == "optimizer_states":
+            # of the first optimizer, in its state, a parameter's number
+            return parameters[int(place[3])] if int(place[3]) < len(parameters) else None
+        return weights.get(str(place[1]))
+
+    return find
 
 
 def _parts(loop: Loop) -> list[Any]:

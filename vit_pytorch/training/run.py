@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,22 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric, seed_everything
+from lightning.fabric import Fabric
 from lightning.fabric.loggers import Logger
 
-import vit_pytorch
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
-from vit_pytorch.data import (
-    ImageData,
-    ImageRecord,
-    Preprocessing,
-    Splits,
-    find_duplicates,
-    open_data,
-    read_record,
-    record_images,
-)
+from vit_pytorch.data import ImageData, Preprocessing, Splits, find_duplicates, record_images
 from vit_pytorch.data.record import RECORD
 from vit_pytorch.data.sizes import typical_size
 from vit_pytorch.distill import DISTILLABLE
@@ -37,29 +25,23 @@ from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.card import write_card
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
-from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, check_resumable, write_config
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
-from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.evaluation import evaluate, fit_problem
-from vit_pytorch.training.history import LINES, METRICS, History, read_lines, read_rows
+from vit_pytorch.training.history import METRICS, History, read_rows
 from vit_pytorch.training.keeper import Checkpoints
-from vit_pytorch.training.loggers import logger_names, make_loggers
+from vit_pytorch.training.loggers import make_loggers
 from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.losses import SELECTIONS, balanced_weights, make_loss
+from vit_pytorch.training.peers import lost_processes_named
 from vit_pytorch.training.pictures import pictures_of
 from vit_pytorch.training.problems import PROBLEMS, Classification, Problem, problem_of
 from vit_pytorch.training.progress import Profiler, Progress
 from vit_pytorch.training.resume import fit
-from vit_pytorch.training.runs import (
-    CHECKPOINTS,
-    check_run,
-    check_writable,
-    find_checkpoint,
-    hold_run,
-    start_run,
-)
+from vit_pytorch.training.runs import CHECKPOINTS, find_checkpoint
 from vit_pytorch.training.saved import SavedClassifier, save_classifier
-from vit_pytorch.training.summary import check_unfinished, render, summarize, write_page
+from vit_pytorch.training.start import create_run_dir, prepare, recorded_images
+from vit_pytorch.training.summary import render, summarize, write_page
 from vit_pytorch.training.task import Classifier, Supervised, Task
 from vit_pytorch.training.tuning import arrange, load_start, settle
 
@@ -120,68 +102,6 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     return folder
 
 
-def prepare(
-    config: RunConfig, folder: Path, held: ExitStack, *, numbered: bool, resume: bool
-) -> tuple[Fabric, Checkpoint | None, Splits]:
-    """Build the engine, find the checkpoint to resume from, open the data, seed the generators; see `run`.
-
-    Args:
-        held: keeps the folder of a run that is resumed locked
-    """
-    _quieten()
-    logger_names(config.logger)
-    fabric = make_fabric(
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        accelerator=config.accelerator,
-        precision=config.precision,
-    )
-    checkpoint = None
-    if resume:
-        check_run(folder)
-        if is_first_process():
-            held.enter_context(hold_run(folder))
-        checkpoint = find_checkpoint(folder)
-        check_resumable(config, folder / CONFIG)
-        for name, read in ((METRICS, read_rows), (LINES, read_lines)):
-            if (folder / name).exists():
-                read(folder / name)
-        check_unfinished(folder, done=checkpoint.epoch + 1, epochs=config.epochs)
-    else:
-        check_writable(folder.parent if numbered else folder)
-    if is_first_process():
-        engine = f"torch {torch.__version__}, {fabric.device.type} x {config.processes}, {config.precision}"
-        print(f"vit    {vit_pytorch.__version__}, {engine}; reading {config.data.source}", flush=True)
-    splits = open_splits(config, _recorded(folder) if checkpoint is not None else None)
-    seed_everything(config.seed, verbose=False)
-    return fabric, checkpoint, splits
-
-
-def create_run_dir(fabric: Fabric, folder: Path, held: ExitStack, *, numbered: bool, resume: bool) -> Path:
-    """Start the processes, and let the first one take the run's folder.
-
-    Args:
-        held: keeps the folder of a new run locked
-
-    Raises:
-        OSError: if the folder cannot be taken; the other processes leave
-    """
-    fabric.launch()
-    taken: Path | OSError | None = None
-    if fabric.is_global_zero:
-        try:
-            taken = folder.absolute() if resume else held.enter_context(start_run(folder, numbered=numbered))
-        except OSError as error:
-            taken = error
-    # without an answer the others would wait for the first process, which has left
-    taken = fabric.broadcast(taken)
-    if isinstance(taken, Path):
-        return taken
-    assert taken is not None
-    raise taken if fabric.is_global_zero else SystemExit(0)
-
-
 class Settings(Callback):
     """Writes down what a run is, when nothing can refuse it any more.
 
@@ -235,7 +155,7 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
 
 def warn_of_imbalance(splits: Splits) -> None:
     """Warn where a class has less than a tenth of another's training images."""
-    if splits.task != "classify":
+    if splits.task != "classify" or not splits.train.listed:
         return
     counts = torch.bincount(splits.train.labels, minlength=len(splits.classes))
     few, many = int(counts.argmin()), int(counts.argmax())
@@ -283,23 +203,27 @@ def train(
     callbacks = [settings, *watched, history, Progress(history)]
     if config.profile:
         callbacks.append(Profiler(folder, config.profile))
-    loop = Loop(
-        fabric,
-        task,
-        data,
-        checkpoints=Checkpoints(folder / CHECKPOINTS, every_n_steps=config.save_every, **best),
-        epochs=config.epochs,
-        accumulate=config.accumulate,
-        clip=config.clip,
-        ema=ema,
-        on_nonfinite=config.on_nonfinite,
-        patience=patience,
-        compiled=config.compile,
-        callbacks=callbacks,
-    )
-    if checkpoint is None and config.data.on_bad == "stop":
-        data.check_evaluation()
-    fit(loop, checkpoint)
+    with lost_processes_named(fabric, folder / CHECKPOINTS):
+        loop = Loop(
+            fabric,
+            task,
+            data,
+            checkpoints=Checkpoints(
+                folder / CHECKPOINTS, every_n_steps=config.save_every, sharded=config.save_sharded, **best
+            ),
+            epochs=config.epochs,
+            accumulate=config.accumulate,
+            clip=config.clip,
+            ema=ema,
+            on_nonfinite=config.on_nonfinite,
+            patience=patience,
+            compiled=config.compile,
+            activation_checkpointing=config.activation_checkpointing,
+            callbacks=callbacks,
+        )
+        if checkpoint is None and config.data.on_bad == "stop":
+            data.check_evaluation()
+        fit(loop, checkpoint)
     if loop.epoch < loop.epochs and fabric.is_global_zero:
         waited = loop.checkpoints.since_best
         print(
@@ -382,34 +306,6 @@ def publish(summary: Mapping[str, Any], page: str, folder: Path, failures: Seque
         raise failures[0]
 
 
-def recorded_images(folder: Path) -> ImageRecord | None:
-    """Read what images a run began with; None for runs of 0.1, which have no list of them."""
-    return read_record(folder / RECORD) if (folder / RECORD).exists() else None
-
-
-def _recorded(folder: Path) -> ImageRecord | None:
-    """Read what images a run began with, which decides its splits; say so if that is not known."""
-    record = recorded_images(folder)
-    if record is None:
-        print(f"data   {folder} has no {RECORD}: whether its images have changed is not known", flush=True)
-    return record
-
-
-def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
-    """Open a configuration's data, in the splits that a run has recorded."""
-    return open_data(
-        config.data.spec,
-        seed=config.split_seed,
-        val_fraction=config.data.val_fraction,
-        test_fraction=config.data.test_fraction,
-        record=record,
-        changed=config.data.changed,
-        unlabelled=not config.needs_labels,
-        stream=config.data.stream,
-        task=config.task if isinstance(config, TrainConfig) else "classify",
-    )
-
-
 def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
     """Build a configuration's model, for the classes and channels of its data."""
     arguments, channels = model_arguments(config, splits)
@@ -438,6 +334,10 @@ def make_task(
     """Build what trains the model: from labels, and from a teacher if a configuration names one."""
     settings: dict[str, Any] = {"optimizer": config.optimizer, "schedule": config.schedule}
     weights = None
+    if not splits.train.listed and (config.class_weights or config.sampler):
+        raise ValueError(
+            "class_weights and sampler count the training images of each class, which a stream does not know"
+        )
     if config.class_weights is not None:
         weights = balanced_weights(splits.train.labels, len(splits.classes))
     criterion = make_loss(config.loss, config.task, label_smoothing=config.label_smoothing, weights=weights)
@@ -500,12 +400,3 @@ def eval_device(config: RunConfig) -> torch.device:
     """Return where a run's results are measured: on a GPU where there is one and the run may take it."""
     usable = torch.cuda.is_available() and config.accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if usable else "cpu")
-
-
-def _quieten() -> None:
-    """Leave out what Lightning says about itself; warnings stay, but for one without use here."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # about 1 x 1 convolutions on channels-last images, whose gradients have strides of their own for the same
-    # order in memory
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

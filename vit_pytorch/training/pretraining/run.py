@@ -32,18 +32,17 @@ from vit_pytorch.training.pretraining.pictures import Pictures
 from vit_pytorch.training.pretraining.task import Pretrainer
 from vit_pytorch.training.probing import embed, measure, read_features, spread_over
 from vit_pytorch.training.run import (
-    create_run_dir,
     draw_all,
     eval_device,
     image_data,
     log_run,
     model_arguments,
-    prepare,
     publish,
     train,
 )
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
+from vit_pytorch.training.start import create_run_dir, prepare
 from vit_pytorch.training.summary import COURSE, describe_run
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}

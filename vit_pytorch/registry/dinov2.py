@@ -1,5 +1,7 @@
 """DINOv2's models at patch 14, with and without registers (arXiv:2304.07193; registers: arXiv:2309.16588)."""
 
+from typing import Any
+
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import SIZES, TINY
 from vit_pytorch.vit import ViT
@@ -15,7 +17,7 @@ PARAMETERS = {
     ("large", 4): 305_395_688,
     ("giant", 4): 1_138_020_840,
 }
-SHAPES = {**SIZES, "giant": {**SIZES["giant2"], "act": "swiglu"}}
+SHAPES: dict[str, dict[str, Any]] = {**SIZES, "giant": {**SIZES["giant2"], "act": "swiglu"}}
 
 
 def _entry(size: str, registers: int) -> ModelEntry:

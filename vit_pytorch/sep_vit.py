@@ -45,7 +45,7 @@ class SepViT(HierarchicalModel):
         heads: number of heads of each stage.
         window_size: side of the windows in cells. Every second block of a stage has windows twice as wide,
             if the map does not fit in one; or a side for each block of each stage, as they are.
-        dropout: dropout on embedded patches and after the linear layers of the blocks, in [0, 1).
+        dropout: dropout after the linear layers of the blocks, in [0, 1).
         image_size: the largest input, one number or (height, width) in pixels, if window tokens are
             learned; otherwise the customary one.
         window_tokens: "learned", a token for each window of the largest input and none for a map that is
@@ -120,7 +120,7 @@ class SepViT(HierarchicalModel):
                 blocks.append(SeparableBlock(width, attention, feedforward, positions=positions, **options))
             before, kernel_size, stride = (dims[i - 1], 3, 2) if i else (channels, 7, 4)
             conv = nn.Conv2d(before, width, kernel_size, stride, kernel_size // 2)
-            down = nn.Sequential(OnMap(conv), nn.LayerNorm(width), nn.Dropout(dropout))
+            down = nn.Sequential(OnMap(conv), nn.LayerNorm(width))
             self.stages.append(Stage(down, blocks))
         self.norm = norm(dims[-1])
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))

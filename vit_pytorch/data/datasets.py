@@ -54,8 +54,8 @@ class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        label = self.labels[index]
-        return self.read(index, self.channels), label if label.ndim else int(label)
+        image, label = self.read(index, self.channels), self.labels[index]
+        return image, label if label.ndim else int(label)
 
     def read(
         self, index: int, channels: int, window: tuple[float, float] | None = None

@@ -303,8 +303,8 @@ class TrainConfig(RunConfig):
         task: What is learned of an image: its class (`classify`), which labels it has (`multilabel`), or one
             value or several (`regression`); the last two from tables (`csv:`).
         loss: Which loss is trained.
-        class_weights: `balanced` weighs the loss so that classes of few images count as much as others; of
-            several labels those that are present as much as those that are absent.
+        class_weights: `balanced` weighs the loss so that rare classes, or labels that are present, count as
+            much as the rest.
         sampler: `balanced` draws training images, with repetition, so that classes are shown equally often.
         tuning: What the run starts from, and which weights learn.
         distillation: The teacher that the run learns from, if any.

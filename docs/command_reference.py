@@ -73,7 +73,7 @@ def read_help(text: str) -> HelpPage:
     for block in re.split(r"\n[ \t]*\n", text.strip("\n")):
         lines = block.splitlines()
         if block.startswith("usage:"):
-            page.usage = block.removeprefix("usage:").strip()
+            page.usage = re.sub(r"\n +", "\n    ", block.removeprefix("usage:").strip())
             continue
         if (
             not lines[0].startswith(" ")
@@ -103,6 +103,8 @@ class CommandReference(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Write the sections."""
+        # the parsers come from all over the package
+        self.env.note_reread()
         overview = [["command", "what it does"]]
         rows = [[link(f"`vit {name}`", f"#vit-{name}"), what] for name, (_, what) in COMMANDS.items()]
         return [table(overview + rows), *map(self.section_of, COMMANDS), self.other_names()]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from vit_pytorch.create import load_model
 from vit_pytorch.distill import DistillableViT
 from vit_pytorch.learnable_memory_vit import Adapter
 from vit_pytorch.memory_vit import MemoryViT
+from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.saved import load_classifier
 from vit_pytorch.vit import ViT
@@ -102,6 +104,26 @@ def test_another_size_and_other_classes(good_run: Path, image_folder: Path, tmp_
     assert model.image_size == (32, 32)
     assert model.num_classes == 3
     assert model.positions.table.shape[1] == 64
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_and_another_patch(channels: int, tmp_path: Path):
+    """Weights for RGB, put on grey images or arrays of four channels, in smaller patches."""
+    start, images = tmp_path / "start", tmp_path / "images"
+    create_model("vit_tiny_patch16_224", **SIZES).save_pretrained(start)
+    for name in ("a", "b"):
+        (images / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.full((channels, 24, 24), 20 * i + 100 * (name == "b"), np.uint8)
+            np.save(images / name / f"{i}.npy", pixels)
+    options = [f"--data.channels={channels}", "--model.patch_size=3", "--method=head", "--batch-size=4"]
+    arguments = ["--from", start, "--data", images, "--workers=0", "--output", tmp_path / "run"]
+    assert finetune(*arguments, *options) == 0
+    sizes = {**SIZES, "patch_size": 3, "num_classes": 2}
+    expected = create_model("vit_tiny_patch16_224", **sizes, channels=channels)
+    load_pretrained(expected, start, new_classifier=True)
+    state = {name: value.contiguous() for name, value in expected.state_dict().items()}
+    assert changed(state, weights(tmp_path / "run")) <= {"head.weight", "head.bias"}
 
 
 def test_head_alone(good_run: Path, tmp_path: Path):

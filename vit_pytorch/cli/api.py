@@ -72,11 +72,8 @@ class Run:
 def fit(data: str | os.PathLike[str] | None = None, **settings: Any) -> Run:
     """Train as `vit train` does, and return the run.
 
-    ```python no-run
-    run = fit("photos/", recipe="light", epochs=20, lr=5e-4, model={"name": "vit_small_patch16_224"})
-    run.evaluate().accuracy
-    run.predictor()("x.jpg")
-    ```
+    `fit("photos/", recipe="light", epochs=20, lr=5e-4).predictor()("x.jpg")` trains, and says what an image
+    shows.
 
     Args:
         data: what is trained on, as for `vit train --data`; default scikit-learn's digits

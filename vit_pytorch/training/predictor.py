@@ -47,12 +47,7 @@ Scores = Float[Tensor, "n k"]
 class Predictor:
     """A trained model that answers for images, as `vit predict` does.
 
-    ```python no-run
-    predict = Predictor("runs/2026-01-31-photos-vit_tiny_patch16_224")
-    predict("x.jpg")  # {"image": "x.jpg", "top": [{"class": "cat", "probability": 0.93}, ...]}
-    predict(["x.jpg", "more/"])  # a list
-    predict(PIL.Image.open("x.jpg"))
-    ```
+    `Predictor("runs/photos-0001")("x.jpg")["top"]` is such as `[{"class": "cat", "probability": 0.93}, ...]`.
 
     Args:
         model: folder of a run or of a model, name of a model (with its published weights), or a classifier

@@ -102,7 +102,7 @@ def kill(node: "subprocess.Popen[str]") -> None:
     os.killpg(node.pid, signal.SIGKILL)
 
 
-def finish(*nodes: "subprocess.Popen[str]", timeout: float = 120) -> list[tuple[str, str]]:
+def finish(*nodes: "subprocess.Popen[str]", timeout: float = 300) -> list[tuple[str, str]]:
     """Wait for machines; return what each of them said. None outlives the time."""
     try:
         return [node.communicate(timeout=timeout) for node in nodes]

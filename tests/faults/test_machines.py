@@ -13,7 +13,7 @@ from vit_pytorch.cli import Status
 from vit_pytorch.training.checkpoints import list_checkpoints
 from vit_pytorch.training.history import read_rows
 
-OPTIONS = ["train", "--accelerator=cpu", "--num-nodes=2", "--process-timeout=30", *TINY]
+OPTIONS = ["train", "--accelerator=cpu", "--num-nodes=2", "--process-timeout=300", *TINY]
 # the second machine dies where it writes its part of the second checkpoint
 DIES_WRITING = """
 import os, signal, sys
@@ -50,7 +50,7 @@ def test_a_machine_is_lost(tmp_path: Path) -> None:
     begin = time.monotonic()
     (_, said), _ = finish(*nodes)
     assert nodes[0].returncode == Status.PROCESSES, said
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 90
     assert "Traceback" not in said
     latest = list_checkpoints(run / "checkpoints")[-1]
     assert f"vit: error: lost process 1 on {socket.gethostname()} (127.0.0.1): " in said

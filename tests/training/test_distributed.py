@@ -158,6 +158,16 @@ def test_a_sharded_checkpoint_of_two_processes_loads_in_one(runs: Any, tmp_path:
     assert len(resumed[0].train) == 24 - 10
 
 
+def test_a_full_disk_of_one_process_stops_both(runs: Any) -> None:
+    folder, results = runs
+    first, second = results["full disk"]["errors"]
+    latest = list_checkpoints(folder / "full")[-1]
+    assert latest.name == "epoch-0002"
+    assert first.endswith(f"File too large; the previous checkpoint {latest} is intact")
+    assert "File too large" in second
+    assert read_checkpoint(latest)
+
+
 def test_a_damaged_shard_is_named(runs: Any, tmp_path: Path) -> None:
     folder, _ = runs
     copy = Path(shutil.copytree(folder / "parts" / "epoch-0002", tmp_path / "epoch-0002"))

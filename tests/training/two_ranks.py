@@ -1,6 +1,8 @@
 """Trains in two processes, with each strategy, from the start and from a checkpoint; run by torchrun."""
 
 import json
+import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from tests.training.toy import ToyImages, train, vit_task
+from tests.training.toy import At, ToyImages, train, vit_task
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.loop import Loop
 
@@ -24,6 +26,25 @@ class Shards(Callback):
         parameters = list(loop.task.parameters())
         here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
         self.share = here / sum(p.numel() for p in parameters)
+
+
+def errors_on_a_full_disk(folder: Path, **options: Any) -> list[str]:
+    """Train until the second process cannot write its part; return what each process says."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        if torch.distributed.get_rank() == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+
+    said = ["", ""]
+    try:
+        train(folder, At(2, 0, fill), sharded=True, **options)
+    except OSError as error:
+        torch.distributed.all_gather_object(said, str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return said
 
 
 def main() -> None:
@@ -72,6 +93,7 @@ def main() -> None:
         "from sharded": train(folder / "x", resume=place, sharded=True, **averaged_too),
     }
     results |= {name: {"train": losses.train, "val": losses.val} for name, losses in runs.items()}
+    results["full disk"] = {"errors": errors_on_a_full_disk(folder / "full", **averaged_too)}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()

@@ -72,3 +72,20 @@ def test_nothing_heavy_is_imported(root):
     code = f"import sys, vit_pytorch; print([name for name in {HEAVY} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_modules_that_windows_lacks_are_guarded(modules):
+    """Each stands in a `try` that does without it."""
+    lacking = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    wrong = []
+    for module in modules:
+        guarded = {
+            part for node in ast.walk(module.tree) if isinstance(node, ast.Try) for part in ast.walk(node)
+        }
+        for node in ast.walk(module.tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in guarded:
+                names = (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
+                wrong += [f"{module.name}:{node.lineno} imports {name}" for name in names if name in lacking]
+    assert wrong == []

@@ -30,7 +30,7 @@ def test_a_line_lives_on_a_terminal(tmp_path: Path) -> None:
     assert lines[0] == ""
     first = lines[1].removesuffix("\x1b[K")
     assert first.startswith("epoch 1/2  step 1/12  loss 1.")
-    assert all(word in first for word in ("images/s", " left", " GB"))
+    assert all(word in first for word in ("images/s", " left", " GiB"))
     # twelve steps, two epochs whose lines stay, and nothing at the end
     assert len(lines) == 1 + 12 + 2 + 1
     assert [line.count("\n") for line in lines].count(1) == 2

@@ -204,7 +204,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['ms']:.2f}",
         f"{row['spread_ms']:.2f}",
         f"{row['images_per_second']:.1f}",
-        f"{row['peak_mib']:.0f}",
+        "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         f"{row['parameters'] / 1e6:.2f}",
         "" if row["flops"] is None else f"{row['flops'] / 1e9:.2f}",
         "" if row["ratio"] is None else f"{row['ratio']:.2f}",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,12 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
+
+try:
+    import resource
+except ImportError:
+    # not on Windows
+    resource = None  # type: ignore[assignment]
 
 Step = Callable[[], object]
 # The same for every library. Left alone, glibc's malloc moves the size from which it gives memory back to
@@ -109,11 +114,17 @@ def synchronized(step: Step, device: str) -> Step:
     return waiting
 
 
-def peak_mib(device: str = "cpu") -> float:
-    """Return the most memory that this process has held: of the GPU's by tensors, or of the machine's."""
+def peak_mib(device: str = "cpu") -> float | None:
+    """Return the most memory that this process has held: of the GPU's by tensors, or of the machine's.
+
+    None where the system does not tell, as on Windows.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if resource is None:
+        return None
+    # in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def time_steps(step: Step, count: int) -> list[float]:

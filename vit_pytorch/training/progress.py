@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from vit_pytorch.export.timing import peak_mib
 from vit_pytorch.storage import replacing, write_file
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.history import History, describe
@@ -61,8 +61,10 @@ class Progress(Callback):
             f"loss {float(metrics['train/loss']):.4f}",
             f"{self._images / passed:.0f} images/s",
             f"{duration(passed / self._batches * left)} left",
-            f"{memory(loop.fabric.device) / 1e9:.1f} GB",
         ]
+        memory = peak_mib(str(loop.fabric.device))
+        if memory is not None:
+            parts.append(f"{memory / 1024:.1f} GiB")
         self._print("  ".join(parts), stays=not self.live)
 
     def on_epoch_end(self, loop: Loop, metrics: dict[str, float]) -> None:
@@ -86,14 +88,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def memory(device: torch.device) -> int:
-    """Return the most bytes that this process has held at once, on a GPU or, without one, in all."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 class Profiler(Callback):

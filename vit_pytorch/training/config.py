@@ -300,11 +300,11 @@ class TrainConfig(RunConfig):
     """What defines a supervised training.
 
     Args:
-        task: What is learned of an image: its class (`classify`), which labels it has (`multilabel`), or one
-            value or several (`regression`); the last two from tables (`csv:`).
+        task: What is learned of an image: its class (`classify`), several labels (`multilabel`) or values
+            (`regression`). The last two are learned from tables (`csv:`).
         loss: Which loss is trained.
-        class_weights: `balanced` weighs the loss so that rare classes, or labels that are present, count as
-            much as the rest.
+        class_weights: `balanced` weighs the loss so that classes of few images count as much as others. Of
+            several labels those that are present count as much as those that are absent.
         sampler: `balanced` draws training images, with repetition, so that classes are shown equally often.
         tuning: What the run starts from, and which weights learn.
         distillation: The teacher that the run learns from, if any.

@@ -49,8 +49,8 @@ class LossConfig:
     """Which loss is trained.
 
     Args:
-        name: Of classes `cross_entropy` or `focal` (arXiv:1708.02002), of several labels `bce` or
-            `asymmetric` (arXiv:2009.14119), of numbers `mse` or `huber`; the first of them if left out.
+        name: `cross_entropy` or `focal` of classes, `bce` or `asymmetric` of labels, `mse` or `huber` of
+            values. The first of a task if left out; focal is arXiv:1708.02002, asymmetric arXiv:2009.14119.
         gamma: Exponent by which what is already right counts less: of `focal` for all classes, default 2; of
             `asymmetric` for labels that are absent, default 4.
         margin: Of `asymmetric`: absent labels below this probability cost nothing; default 0.05.

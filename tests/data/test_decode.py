@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_pytorch.data import BadImageError, decode_image
+from vit_pytorch.data import BadImageError, decode, decode_image
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -161,3 +161,31 @@ def test_channels_that_files_do_not_have() -> None:
 def test_missing_file_is_not_a_bad_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         decode_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("quality", [30, 100])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_both_decoders_of_jpeg_give_the_same(
+    quality: int, subsampling: int, progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
+    files = [
+        encoded(Image.fromarray(noise(*size, 3)), "JPEG", **options) for size in ((1, 1), (17, 33), (64, 48))
+    ]
+    assert decode.simplejpeg is not None
+    fast = [decode_image(file) for file in files]
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert all(torch.equal(image, decode_image(file)) for image, file in zip(fast, files, strict=True))
+
+
+def test_what_the_fast_decoder_refuses_is_decoded_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage that Pillow decodes, with a warning of the library that nobody sees."""
+    whole = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    damaged = bytearray(whole)
+    damaged[-400:-300] = bytes(100)
+    with pytest.raises(ValueError, match="orrupt"):
+        decode.simplejpeg.decode_jpeg(bytes(damaged), colorspace="RGB", strict=True)
+    image = decode_image(bytes(damaged))
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    assert torch.equal(image, decode_image(bytes(damaged)))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from vit_pytorch.data import Augmentation, Preprocessing, eval_transform, train_transform
 from vit_pytorch.data.batched import DRAWS, BatchAugment
+from vit_pytorch.data.recolor import FASTER, RandAugment
 from vit_pytorch.data.seeding import derive_seed, seeded
 from vit_pytorch.data.transforms import mix_transform
 
@@ -262,3 +263,43 @@ def test_preprocessing_out_of_range(options: dict[str, Any], message: str) -> No
 def test_batches_do_not_recolour() -> None:
     with pytest.raises(ValueError, match="RandAugment and colour jitter"):
         BatchAugment(RAW, Augmentation(rand_augment=1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(2, 9), (3, 3), (37, 50)])
+@pytest.mark.parametrize("operation", ["Sharpness", "AutoContrast", "Solarize"])
+def test_faster_changes_of_colour_are_those_of_torchvision(
+    operation: str, size: tuple[int, int], channels: int
+) -> None:
+    """To the bit, for images in either order of memory, of their whole range, a part of it, and one value."""
+    ours, theirs = RandAugment(), v2.RandAugment()
+    whole = torch.randint(256, (channels, *size), dtype=torch.uint8)
+    last = torch.randint(256, (*size, channels), dtype=torch.uint8).permute(2, 0, 1)
+    part = whole // 3 + 40
+    for image in (whole, last, part, torch.full_like(whole, 77)):
+        for magnitude in (0.0, 0.27, 0.9, 1.0) if operation == "Solarize" else (-0.9, -0.27, 0.0, 0.5, 0.9):
+            given = (operation, magnitude, InterpolationMode.BILINEAR, {})
+            before = image.clone()
+            found = ours._apply_image_or_video_transform(image, *given)
+            assert torch.equal(found, theirs._apply_image_or_video_transform(image, *given))
+            assert torch.equal(image, before)
+
+
+def test_rand_augment_is_torchvisions() -> None:
+    """The same draws, and the same pixels; that the faster operations are used is seen, too."""
+    image = torch.randint(256, (3, 20, 20), dtype=torch.uint8)
+    used: list[str] = []
+
+    class Noted(RandAugment):
+        def _apply_image_or_video_transform(
+            self, image: Any, transform_id: str, *args: Any, **options: Any
+        ) -> Any:
+            used.append(transform_id)
+            return super()._apply_image_or_video_transform(image, transform_id, *args, **options)
+
+    for seed in range(60):
+        torch.manual_seed(seed)
+        found = Noted(2, 9)(image)
+        torch.manual_seed(seed)
+        assert torch.equal(found, v2.RandAugment(2, 9)(image))
+    assert FASTER.keys() <= set(used)

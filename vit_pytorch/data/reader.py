@@ -17,9 +17,8 @@ from vit_pytorch.data.seeding import generator_for, seeded
 from vit_pytorch.data.transforms import (
     Augmentation,
     Images,
-    collate,
+    Preparation,
     mix_transform,
-    train_transform,
 )
 from vit_pytorch.preprocessing import Preprocessing, eval_transform
 
@@ -77,7 +76,8 @@ class BatchReader(Dataset[Batch]):
         self.together = isinstance(images, ArrayImages) and not one_by_one
         self.varies = images.varies and augmentation is not None
         self.mix = mix_transform(augmentation, num_classes) if augmentation else None
-        self.transform = train_transform(prep, augmentation) if augmentation else eval_transform(prep)
+        self.transform = eval_transform(prep)
+        self.preparation = Preparation(prep, augmentation)
         self.augment = BatchAugment(prep, augmentation) if augmentation and self.together else None
         self._draws: tuple[int, Float[Tensor, "n k"]] = (-1, torch.empty(0))
 
@@ -131,9 +131,9 @@ class BatchReader(Dataset[Batch]):
                 what = " ".join(f"{type(error).__name__}: {error}".split())
                 raise LoadingError(f"reading {name} failed: {what}") from error
             with seeded(self.seed, request.epoch, index):
-                images.append(self.transform(image))
+                images.append(self.preparation.single(image))
             kept.append(index)
-        return Batch(collate(images, self.prep), self.images.labels[kept], tuple(bad))
+        return Batch(self.preparation.collate(images), self.images.labels[kept], tuple(bad))
 
     def _note(self, index: int) -> None:
         worker = get_worker_info()

@@ -24,7 +24,7 @@ from vit_pytorch.data.remote import open_shard, reason_of
 from vit_pytorch.data.seeding import derive_seed, seeded
 from vit_pytorch.data.shards import read_json_label, read_label
 from vit_pytorch.data.stream import StreamImages
-from vit_pytorch.data.transforms import Augmentation, collate, mix_transform, train_transform
+from vit_pytorch.data.transforms import Augmentation, Preparation, collate, mix_transform
 from vit_pytorch.preprocessing import Preprocessing
 
 # samples that a worker shuffles, as they are stored, and how many it has before it gives the first
@@ -80,7 +80,7 @@ class StreamReader(IterableDataset[Batch]):
         self.keys = (seed, rank, start)
         self.skip = skip
         self.reading = reading
-        self.transform = train_transform(prep, augmentation)
+        self.preparation = Preparation(prep, augmentation)
         self.mix = mix_transform(augmentation, len(classes))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -113,7 +113,7 @@ class StreamReader(IterableDataset[Batch]):
             in_a_row = 0
             seen += 1
             with seeded(*keys, 2, seen):
-                images.append(self.transform(image))
+                images.append(self.preparation.single(image))
             labels.append(label)
             if len(images) == self.batch_size:
                 with seeded(*keys, 3, seen):
@@ -123,7 +123,7 @@ class StreamReader(IterableDataset[Batch]):
                 yield batch
 
     def _batch(self, images: list[Tensor], labels: list[int], bad: list[tuple[str, str]]) -> Batch:
-        batch, targets = collate(images, self.prep), torch.tensor(labels)
+        batch, targets = self.preparation.collate(images), torch.tensor(labels)
         if not isinstance(batch, Tensor):
             return Batch(batch, targets, tuple(bad))
         if self.mix is not None:

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Video
 
-from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing, ResizeAndCrop, fit_size
+from vit_pytorch.data.recolor import RandAugment
+from vit_pytorch.preprocessing import (
+    ChannelsFirst,
+    Normalize,
+    Preprocessing,
+    ResizeAndCrop,
+    eval_transform,
+    fit_size,
+)
 
 Images = Float[Tensor, "b c *t h w"] | list[Float[Tensor, "c h w"]]
 
@@ -130,11 +138,18 @@ class RandomRegion(v2.RandomResizedCrop):
         return F.crop(inpt, **params)
 
 
-def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Transform:
+def train_transform(
+    prep: Preprocessing, augmentation: Augmentation, *, normalize: bool = True
+) -> v2.Transform:
     """Return the transform of training for one image (``c h w``, values 0 to 255), or one clip (``t c h w``).
 
     The order is that of DeiT: crop, flip, affine changes, RandAugment, colour, normalise, erase. It draws
     from torch's global generator, once for all frames of a clip, of which it makes ``c t h w``.
+
+    Args:
+        prep: The model's input.
+        augmentation: What varies.
+        normalize: Whether images are normalised, and erased; or stay bytes.
 
     Raises:
         ValueError: Images shall keep their aspect ratio, and be augmented in a way that needs one size.
@@ -174,15 +189,44 @@ def train_transform(prep: Preprocessing, augmentation: Augmentation) -> v2.Trans
             )
         )
     if a.rand_augment:
-        steps.append(v2.RandAugment(a.rand_augment, magnitude=a.rand_augment_magnitude, interpolation=mode))
+        steps.append(RandAugment(a.rand_augment, magnitude=a.rand_augment_magnitude, interpolation=mode))
     if a.color_jitter:
         steps.append(v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter))
-    steps.append(Normalize(prep))
-    if a.random_erasing:
+    if normalize:
+        steps.append(Normalize(prep))
+    if normalize and a.random_erasing:
         steps.append(v2.RandomErasing(a.random_erasing))
     if prep.frames is not None:
         steps.append(ChannelsFirst())
     return v2.Compose(steps)
+
+
+class Preparation:
+    """Prepares images one by one, and then a batch of them; normalises all at once where that is the same.
+
+    Args:
+        prep: The model's input.
+        augmentation: How images vary; None for evaluation.
+    """
+
+    def __init__(self, prep: Preprocessing, augmentation: Augmentation | None) -> None:
+        self.prep = prep
+        erases = augmentation is not None and augmentation.random_erasing > 0
+        # what is erased is erased after it is normalised
+        self.together = prep.max_tokens is None and prep.frames is None and not erases
+        if augmentation is not None:
+            self.single: nn.Module = train_transform(prep, augmentation, normalize=not self.together)
+        else:
+            self.single = fit_size(prep) if self.together else eval_transform(prep)
+        self.normalize = Normalize(prep)
+
+    def collate(self, images: Sequence[Shaped[Tensor, "c *t h w"]]) -> Images:
+        """Make a batch of prepared images; see `collate`."""
+        if not self.together or not images:
+            return collate(images, self.prep)
+        # decoders put a pixel's channels beside each other, and so does what convolutions are fastest with
+        pixels = torch.stack([image.movedim(0, -1) for image in images])
+        return self.normalize(pixels.movedim(-1, 1))
 
 
 Mix = Callable[[Tensor, Tensor], tuple[Float[Tensor, "b c *t h w"], Float[Tensor, "b k"]]]

@@ -63,7 +63,7 @@ class CrossFormer(HierarchicalModel):
         cross_embed_kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
         cross_embed_strides: Sequence[int] = (4, 2, 2, 2),
         heads: Sequence[int] | None = None,
-        mlp_ratio: int | Sequence[int] = 4,
+        mlp_ratio: float | Sequence[float] = 4,
         qkv_bias: bool = True,
         dropout: float = 0.0,
         attn_dropout: float = 0.0,
@@ -104,7 +104,7 @@ class CrossFormer(HierarchicalModel):
                 )
                 bias = DynamicBias(group, all_heads[i], dim=max(width // 16, 1))
                 grouped = LongShortAttention(attention, far if len(blocks) % 2 else near, bias)
-                feedforward = FeedForward(width, width * ratios[i], dropout=dropout)
+                feedforward = FeedForward(width, int(width * ratios[i]), dropout=dropout)
                 blocks.append(Block(width, grouped, feedforward, norm=norm, drop_path=drop))
             embed = CrossScaleEmbedding(
                 dim[i - 1] if i else channels,

@@ -56,7 +56,7 @@ class ScalableViT(HierarchicalModel):
         dropout: dropout after the linear layers of the blocks, and on the attention weights, in [0, 1).
         image_size: the customary input, one number or (height, width) in pixels; any multiple of the last
             stride and of what the reductions need is accepted.
-        mlp_ratio: hidden dimension of the feed-forward by channels.
+        mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
         attn_dropout: dropout on the attention weights; default `dropout`.
         representation_size: dimension of the hidden layer between the pooled vector and the classifier, which
             the paper's numbers of parameters include; None for no such layer.
@@ -76,7 +76,7 @@ class ScalableViT(HierarchicalModel):
         dropout: float = 0.0,
         image_size: int | Sequence[int] = 224,
         channels: int = 3,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | Sequence[float] = 4.0,
         qkv_bias: bool = True,
         attn_dropout: float | None = None,
         drop_path: float = 0.0,
@@ -86,6 +86,7 @@ class ScalableViT(HierarchicalModel):
         dims = per_stage("dim", dim, len(depth))
         all_heads = per_stage("heads", heads, len(depth))
         dim_keys = per_stage("ssa_dim_key", ssa_dim_key, len(depth), growth=1)
+        ratios = per_stage("mlp_ratio", mlp_ratio, len(depth), growth=1)
         reductions = per_stage("reduction_factor", reduction_factor, len(depth), growth=1)
         sides = [side or 0 for side in window_size] if isinstance(window_size, Sequence) else window_size or 0
         all_sides = per_stage("window_size", sides, len(depth), growth=1)
@@ -116,7 +117,7 @@ class ScalableViT(HierarchicalModel):
                     attention = SSA(width, dim_key=dim_keys[i], reduction=reductions[i], **options)
                 else:
                     attention = IWSA(width, window=all_sides[i], **options)
-                parts = attention, FeedForward(width, int(width * mlp_ratio), dropout=dropout)
+                parts = attention, FeedForward(width, int(width * ratios[i]), dropout=dropout)
                 if blocks:
                     blocks.append(Block(width, *parts, norm=norm, drop_path=drop))
                 else:

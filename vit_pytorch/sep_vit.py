@@ -28,7 +28,7 @@ from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, Fuse
 from vit_pytorch.layers.blocks import FeedForward, drop_path_rates, layer
 from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.init import init_convs, init_linears
-from vit_pytorch.layers.options import check_choice
+from vit_pytorch.layers.options import check_choice, per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.windows import crop_map, pad_map, windows
@@ -41,7 +41,7 @@ class SepViT(HierarchicalModel):
 
     Args:
         dim: channels of the first stage, which double from stage to stage; or one number for each stage.
-        dim_head: head dimension; the heads of a stage share its channels.
+        dim_head: head dimension, of all stages or each; the heads of a stage share its channels.
         heads: number of heads of each stage.
         window_size: side of the windows in cells. Every second block of a stage has windows twice as wide,
             if the map does not fit in one; or a side for each block of each stage, as they are.
@@ -50,7 +50,7 @@ class SepViT(HierarchicalModel):
             learned; otherwise the customary one.
         window_tokens: "learned", a token for each window of the largest input and none for a map that is
             one window; or "zeros", the authors' choice for detection, for which inputs may be of any size.
-        mlp_ratio: hidden dimension of the feed-forward by channels.
+        mlp_ratio: hidden dimension of the feed-forward by channels, for all stages or each.
         norm_eps: epsilon of the blocks' LayerNorms and the last; the others have 1e-5.
 
     Raises:
@@ -62,7 +62,7 @@ class SepViT(HierarchicalModel):
         *,
         num_classes: int,
         dim: int | Sequence[int],
-        dim_head: int = 32,
+        dim_head: int | Sequence[int] = 32,
         heads: Sequence[int],
         depth: Sequence[int],
         window_size: int | Sequence[Sequence[int]] = 7,
@@ -70,7 +70,7 @@ class SepViT(HierarchicalModel):
         image_size: int | Sequence[int] = 224,
         channels: int = 3,
         window_tokens: str = "learned",
-        mlp_ratio: int = 4,
+        mlp_ratio: float | Sequence[float] = 4,
         qkv_bias: bool = True,
         attn_dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -83,7 +83,9 @@ class SepViT(HierarchicalModel):
             raise ValueError(
                 f"dim {dims}, heads {tuple(heads)} and depth {tuple(depth)} must agree in stages"
             )
-        if any(width != n * dim_head for width, n in zip(dims, heads, strict=True)):
+        widths = per_stage("dim_head", dim_head, count, growth=1)
+        ratios = per_stage("mlp_ratio", mlp_ratio, count, growth=1)
+        if any(width != n * each for width, n, each in zip(dims, heads, widths, strict=True)):
             raise ValueError(f"dim must be heads times dim_head, got {dims}, {tuple(heads)} and {dim_head}")
         size = pair(image_size)
         strides = [4 << i for i in range(count)]
@@ -114,7 +116,7 @@ class SepViT(HierarchicalModel):
                     dropout=dropout,
                     kernel=partial(FusedAttention, attn_dropout),
                 )
-                feedforward = FeedForward(width, mlp_ratio * width, dropout=dropout)
+                feedforward = FeedForward(width, int(ratios[i] * width), dropout=dropout)
                 positions = nn.Identity() if blocks else PositionGenerator(width)
                 options: dict[str, Any] = {"norm": norm, "drop_path": drop}
                 blocks.append(SeparableBlock(width, attention, feedforward, positions=positions, **options))

@@ -28,7 +28,6 @@ CANNOT = {
     "navit_tiny_patch16": set(),
     "cait_xxs24_224": set(),
     "deepvit_S": {"filters"},
-    "deepvit_patch16_224_re_attn_16b": set(),
     "t2t_vit_7": {"filters"},
     "t2t_vit_t_14": ALL_TOKENS | {"filters"},
     "cct_2_3x2_32": {"filters"},

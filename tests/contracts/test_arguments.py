@@ -92,3 +92,22 @@ def test_wrappers_refuse_by_name(build: Callable[[VisionModel], Any], message: s
     entry = find_entry("vit_tiny_patch16_224")
     with pytest.raises(ValueError, match=message):
         build(entry.build(**entry.tiny))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("scalable_vit_small", {"mlp_ratio": (1.5, 2, 3, 4)}),
+        ("sepvit_lite", {"mlp_ratio": (1, 2.5, 3, 4)}),
+        ("crossformer_tiny", {"mlp_ratio": (2, 2, 2.5, 4)}),
+    ],
+)
+def test_ratios_per_stage(name: str, arguments: dict[str, Any]):
+    entry = find_entry(name)
+    stages = len(entry.tiny["depth"]) if "depth" in entry.tiny else 4
+    ratios = arguments["mlp_ratio"][:stages]
+    model = entry.build(**{**entry.tiny, "mlp_ratio": ratios})
+    found = [stage.blocks[0].feedforward.to_hidden for stage in model.stages]
+    assert [layer.out_features for layer in found] == [
+        int(ratio * layer.in_features) for ratio, layer in zip(ratios, found, strict=True)
+    ]

@@ -6,7 +6,7 @@ import torch
 
 from vit_pytorch import create_model, list_models
 from vit_pytorch.base import VisionModel
-from vit_pytorch.registry import find_entry
+from vit_pytorch.registry import ALIASES, find_entry
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -47,6 +47,12 @@ def test_unknown_model():
 def test_unknown_override():
     with pytest.raises(ValueError, match=r"no argument width, only .*dim"):
         create_model("vit_tiny_patch16_224", width=3)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_aliases(name):
+    assert find_entry(name).name == ALIASES[name] in list_models()
+    assert name not in list_models()
 
 
 def test_list_models():

@@ -25,8 +25,11 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
-def per_stage(name: str, value: int | Sequence[int], stages: int, *, growth: int = 2) -> tuple[int, ...]:
-    """Return a size for each stage of a model.
+N = TypeVar("N", int, float)
+
+
+def per_stage(name: str, value: N | Sequence[N], stages: int, *, growth: int = 2) -> tuple[N, ...]:
+    """Return a size or a factor for each stage of a model.
 
     Args:
         value: one number for each stage, or that of the first stage.
@@ -36,8 +39,8 @@ def per_stage(name: str, value: int | Sequence[int], stages: int, *, growth: int
     Raises:
         ValueError: if there are more or fewer numbers than stages.
     """
-    if isinstance(value, int):
-        return tuple(value * growth**stage for stage in range(stages))
+    if isinstance(value, (int, float)):
+        return tuple(value * growth**stage for stage in range(stages))  # type: ignore[misc]
     if len(value) != stages:
         raise ValueError(f"{name} must be one number or one for each of {stages} stages, got {tuple(value)}")
     return tuple(value)

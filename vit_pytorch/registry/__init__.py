@@ -17,6 +17,17 @@ FAMILIES = (
     "vit_3d simple_vit_3d vivit cct_3d vit_1d local_vit uvit jumbo_vit look_vit"
 )
 
+# What papers and their tables call a model that has a longer name here.
+ALIASES = {
+    "deepvit_s": "deepvit_S",
+    "deepvit_l": "deepvit_L",
+    **{
+        f"crossformer_{size}": f"crossformer_{size}_patch4_group7_224"
+        for size in ("tiny", "small", "base", "large")
+    },
+    "localvit_tiny": "localvit_tiny_mlp4_act3_r192",
+}
+
 
 @cache
 def entries() -> dict[str, ModelEntry]:
@@ -31,11 +42,12 @@ def entries() -> dict[str, ModelEntry]:
 
 
 def find_entry(name: str) -> ModelEntry:
-    """Look a named model up.
+    """Look a named model up, by its name or one of `ALIASES`.
 
     Raises:
         ValueError: where there is none of that name; suggests those closest to it.
     """
+    name = ALIASES.get(name, name)
     if name not in entries():
         close = get_close_matches(name, entries(), n=3) or list(entries())[:3]
         raise ValueError(f"no model is named {name!r}; close to it: {', '.join(close)}")

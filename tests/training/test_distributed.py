@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
-from tests.training.toy import run_toy, train
+from tests.training.toy import ToyImages, run_toy, train, vit_task
 from tests.training.two_ranks import STILL
 from vit_pytorch.storage import file_sha256
 from vit_pytorch.training.checkpoints import (
@@ -21,6 +23,7 @@ from vit_pytorch.training.checkpoints import (
     read_checkpoint,
 )
 from vit_pytorch.training.engine import make_fabric
+from vit_pytorch.training.shards import ShardsError, write_shards
 
 ROOT = Path(__file__).parents[2]
 Losses = dict[str, float]
@@ -41,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
         timeout=600,
     )
     assert finished.returncode == 0, finished.stderr
+    (folder / "said.txt").write_text(finished.stderr)
     results = json.loads((folder / "results.json").read_text())
     for name, losses in (("one", one), ("averaged", averaged)):
         results[name] = {"train": losses.train, "val": losses.val}
@@ -124,6 +128,14 @@ def test_activations_are_recomputed_in_two_processes(runs: Any, strategy: str) -
     assert recomputed == pytest.approx(kept, abs=1e-6, rel=0)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_compile_and_recompute(runs: Any, tmp_path: Path, strategy: str) -> None:
+    folder, results = runs
+    one = train(tmp_path, task=vit_task(noise=0.0), data=ToyImages(0.0), epochs=1, clip=1.0)
+    assert results[f"{strategy} compiled"] == pytest.approx(one.train, abs=1e-5, rel=0)
+    assert "cannot be compiled" not in (folder / "said.txt").read_text()
+
+
 def test_sharded_checkpoints_resume_exactly(runs: Any) -> None:
     _, results = runs
     assert results["sharded checkpoints"] == results["whole checkpoints"]
@@ -203,6 +215,15 @@ def test_a_malicious_index_of_shards_is_refused(runs: Any, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"\.metadata was refused, nothing in it was run: it holds"):
         checkpoint_weights(copy)
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_folder_that_is_not_shared_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the other machine writes to a disk of its own, its file is not there."""
+    elsewhere = SimpleNamespace(storage_data={0: SimpleNamespace(relative_path="__1_0.distcp")})
+    monkeypatch.setattr(dcp, "save", lambda *_, **__: elsewhere)
+    alone: Any = SimpleNamespace(broadcast=lambda value: value)
+    with pytest.raises(ShardsError, match=r"\(__1_0.distcp\): the folder of a run must be on a file system"):
+        write_shards(alone, {}, tmp_path)
 
 
 def test_only_sharded_weights_give_sharded_checkpoints(tmp_path: Path) -> None:

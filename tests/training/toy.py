@@ -158,8 +158,8 @@ def vit_task(noise: float = 0.1) -> Classifier:
 class ToyImages(ToyData):
     """The same data as images of 4 x 6 pixels."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, noise: float = 0.1) -> None:
+        super().__init__(noise)
         images, labels = self.train_set.tensors
         self.train_set = TensorDataset(images.repeat(1, 3).view(-1, 1, 4, 6), labels)
 

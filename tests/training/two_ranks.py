@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def errors_on_a_full_disk(folder: Path, **options: Any) -> list[str]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    torch.compile = partial(torch.compile, backend="aot_eager")
     results: dict[str, dict[str, Any]] = {}
     for strategy in ("ddp", "fsdp"):
         options = {
@@ -85,6 +87,9 @@ def main() -> None:
                 **engine,
             )
             results[f"{strategy} {'recomputed' if recomputed else 'kept'}"] = losses.train
+        task, compiled = vit_task(noise=0.0), {"compiled": True, "activation_checkpointing": True}
+        losses = train(folder / "x", task=task, data=ToyImages(0.0), epochs=1, **compiled, **engine)
+        results[f"{strategy} compiled"] = losses.train
     averaged_too: dict[str, Any] = {**options, "ema": 0.9}
     place = folder / "parts" / "epoch-0001-batch-000004"
     runs = {

@@ -33,7 +33,8 @@ def test_what_fails_is_written_down_and_the_rest_runs(tmp_path: Path) -> None:
     """Without a GPU the first section fails, which asks for its name."""
     (tmp_path / "sitecustomize.py").write_text("import torch\ntorch.cuda.is_available = lambda: True\n")
     path = f"{tmp_path}{os.pathsep}{ROOT}"
-    ran = run(tmp_path / "gpu.json", "--toy", "--sections", "environment", PYTHONPATH=path)
+    hidden = {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    ran = run(tmp_path / "gpu.json", "--toy", "--sections", "environment", **hidden)
     assert ran.returncode == 1
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert len(found["failed"]) == len(found["rows"]) == 1

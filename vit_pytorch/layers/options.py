@@ -40,7 +40,7 @@ def per_stage(name: str, value: N | Sequence[N], stages: int, *, growth: int = 2
         ValueError: if there are more or fewer numbers than stages.
     """
     if isinstance(value, (int, float)):
-        return tuple(value * growth**stage for stage in range(stages))  # type: ignore[misc]
+        return tuple(value * growth**stage for stage in range(stages))
     if len(value) != stages:
         raise ValueError(f"{name} must be one number or one for each of {stages} stages, got {tuple(value)}")
     return tuple(value)

@@ -63,7 +63,7 @@ class CrossFormer(HierarchicalModel):
         cross_embed_kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
         cross_embed_strides: Sequence[int] = (4, 2, 2, 2),
         heads: Sequence[int] | None = None,
-        mlp_ratio: float | Sequence[float] = 4,
+        mlp_ratio: int | float | Sequence[int | float] = 4,
         qkv_bias: bool = True,
         dropout: float = 0.0,
         attn_dropout: float = 0.0,

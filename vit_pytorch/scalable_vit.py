@@ -76,7 +76,7 @@ class ScalableViT(HierarchicalModel):
         dropout: float = 0.0,
         image_size: int | Sequence[int] = 224,
         channels: int = 3,
-        mlp_ratio: float | Sequence[float] = 4.0,
+        mlp_ratio: int | float | Sequence[int | float] = 4.0,
         qkv_bias: bool = True,
         attn_dropout: float | None = None,
         drop_path: float = 0.0,

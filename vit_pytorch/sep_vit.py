@@ -70,7 +70,7 @@ class SepViT(HierarchicalModel):
         image_size: int | Sequence[int] = 224,
         channels: int = 3,
         window_tokens: str = "learned",
-        mlp_ratio: float | Sequence[float] = 4,
+        mlp_ratio: int | float | Sequence[int | float] = 4,
         qkv_bias: bool = True,
         attn_dropout: float = 0.0,
         drop_path: float = 0.0,

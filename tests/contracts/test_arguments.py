@@ -68,7 +68,7 @@ def test_any_arguments(entry: ModelEntry):
         ({"drop_path": -1}, r"drop_path must be a number in \[0, 1\), got -1"),
         ({"attn_dropout": 2}, r"attn_dropout must be a number in \[0, 1\), got 2"),
         ({"num_classes": -1}, "num_classes must be an integer .*, got -1"),
-        ({"qkv_bias": "no"}, "qkv_bias must be True or False, got 'no'"),
+        ({"qkv_bias": "no"}, "qkv_bias must be True or False or one of qv; got 'no'"),
         ({"positions": 0.5}, r"positions must be .*, got 0\.5"),
         ({"positions": {"kind": "rope", "theta": float("inf")}}, "theta must be a number .*got inf"),
     ],

@@ -46,6 +46,15 @@ RELEASES = {
     "vit_base_patch16_clip_quickgelu_224": "timm `vit_base_patch16_clip_quickgelu_224.openai`",
     "vit_base_patch16_siglip_224": "timm `vit_base_patch16_siglip_224.webli`",
 }
+# models of timm's Eva and Beit, with the format of their weights
+EVA = {
+    "vit_small_patch16_dinov3": ("timm Eva", "timm `vit_small_patch16_dinov3.lvd1689m`"),
+    "vit_small_plus_patch16_dinov3_qkvb": (
+        "timm Eva, SwiGLU",
+        "timm `vit_small_plus_patch16_dinov3_qkvb.lvd1689m`",
+    ),
+    "beit_base_patch16_224": ("BEiT", "timm `beit_base_patch16_224.in22k_ft_in22k_in1k`"),
+}
 TIMM_OPTIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("", {}, {}),
     (
@@ -71,6 +80,10 @@ def vit() -> Iterator[Case]:
         model = theirs("timm", "create_model", name, depth=1, img_size=size, num_classes=classes)
         build = named(name, depth=1, image_size=size, num_classes=classes)
         yield against("timm", reference, build, model, size, size)
+    for name, (layout, reference) in EVA.items():
+        model = theirs("timm", "create_model", name, depth=1, img_size=80, num_classes=10)
+        build = named(name, depth=1, image_size=80, num_classes=10)
+        yield against(layout, reference, build, model, 80, 80)
     yield mae_encoder()
     sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192, "num_classes": 7}
     model = theirs("torchvision.models", "VisionTransformer", 48, 8, **sizes)
@@ -145,6 +158,29 @@ def transformers_vits() -> Iterator[Case]:
             format="transformers DINOv2",
             reference=f"transformers `{kind}`",
             build=ours("ViT", **bare, layer_scale=1e-5, **options),
+            checkpoint=other.state_dict(),
+            inputs=x,
+            outputs=other(x).last_hidden_state,
+            call=lambda model, inputs: model.forward_features(inputs),
+        )
+    for gated in (False, True):
+        options = {"use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu"}
+        config = config_of("DINOv3ViTConfig", **VIT_TRANSFORMERS, **options, num_register_tokens=4)
+        other = theirs("transformers", "DINOv3ViTModel", config)
+        build = ours(
+            "ViT",
+            **bare,
+            positions="rope_normalized",
+            layer_scale=1.0,
+            num_registers=4,
+            norm_eps=1e-5,
+            qkv_bias="qv",
+            act="swiglu" if gated else "gelu",
+        )
+        yield Case(
+            format=f"transformers DINOv3{', SwiGLU' if gated else ''}",
+            reference=f"transformers `DINOv3ViTModel`{', gated' if gated else ''}",
+            build=build,
             checkpoint=other.state_dict(),
             inputs=x,
             outputs=other(x).last_hidden_state,

@@ -38,7 +38,10 @@ SLOW = re.compile(
             # Commands, in processes of their own.
             r"tests/cli/(?!test_settings)",
             r"tests/faults/(?!test_(reliability_page|fuzz))",
-            r"tests/export/test_export",
+            r"tests/export/test_(export|gpu_script)",
+            r"tests/data/test_(stream|loader_workers|image_loader)",
+            # Compilation and export of options.
+            r"tests/papers/.*(compile|export|traced|graphs_whole)",
             r"tests/analysis/test_(page|report)",
         )
     )

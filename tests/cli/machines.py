@@ -85,10 +85,12 @@ def start_script(
 ) -> "subprocess.Popen[str]":
     """Run a script of the page with one process a machine, its places filled in, and more options."""
     tools = cwd / "tools"
-    tools.mkdir(exist_ok=True)
-    for name, text in TOOLS.items():
-        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tools / name).chmod(0o755)
+    # not once more while the first machine runs them, which the system refuses
+    if not tools.exists():
+        tools.mkdir()
+        for name, text in TOOLS.items():
+            (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tools / name).chmod(0o755)
     script = re.sub(r"(--(?:devices|nproc-per-node|ntasks-per-node)[ =])8", r"\g<1>1", script)
     script = re.sub(r"( train )", rf"\1{' '.join(options)} ", script)
     for name, value in places.items():

@@ -150,7 +150,7 @@ def test_parameter_count_equals_timms(name: str) -> None:
     simple = issubclass(entry.architecture, SimpleViT)
     config = entry.config
     with torch.device("meta"):
-        model = create_model(name)
+        model = create_model(name, num_classes=1000)
         reference = VisionTransformer(
             patch_size=config["patch_size"],
             embed_dim=config["dim"],

@@ -164,8 +164,13 @@ def transformers_vits() -> Iterator[Case]:
             call=lambda model, inputs: model.forward_features(inputs),
         )
     for gated in (False, True):
-        options = {"use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu"}
-        config = config_of("DINOv3ViTConfig", **VIT_TRANSFORMERS, **options, num_register_tokens=4)
+        config = config_of(
+            "DINOv3ViTConfig",
+            **VIT_TRANSFORMERS,
+            num_register_tokens=4,
+            use_gated_mlp=gated,
+            hidden_act="silu" if gated else "gelu",
+        )
         other = theirs("transformers", "DINOv3ViTModel", config)
         build = ours(
             "ViT",

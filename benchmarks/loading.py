@@ -41,7 +41,7 @@ def measure(case: Case) -> dict[str, Any]:
     """
     torch.manual_seed(1)
     model = case.build().eval()
-    report = load_pretrained(model, case.checkpoint)
+    report = load_pretrained(model, case.checkpoint, grid="model")
     spread = case.outputs.std().item()
     if report.format != case.format or spread < SPREAD:
         raise ValueError(f"{case.reference}: format {report.format}, outputs of spread {spread:.3g}")
@@ -63,7 +63,7 @@ def goes_back(model: nn.Module, case: Case) -> bool:
     except ValueError:
         return False
     again = case.build().eval()
-    load_pretrained(again, written)
+    load_pretrained(again, written, grid="model")
     return (case.call(again, case.inputs) - case.call(model, case.inputs)).abs().max().item() < 1e-6
 
 

@@ -221,9 +221,13 @@ def test_a_folder_that_is_not_shared_is_found(tmp_path: Path, monkeypatch: pytes
     """Where the other machine writes to a disk of its own, its file is not there."""
     elsewhere = SimpleNamespace(storage_data={0: SimpleNamespace(relative_path="__1_0.distcp")})
     monkeypatch.setattr(dcp, "save", lambda *_, **__: elsewhere)
-    alone: Any = SimpleNamespace(broadcast=lambda value: value)
-    with pytest.raises(ShardsError, match=r"\(__1_0.distcp\): the folder of a run must be on a file system"):
-        write_shards(alone, {}, tmp_path)
+    alone: Any = SimpleNamespace(broadcast=lambda value: value, world_size=1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ShardsError, match=r"\(__1_0.distcp\): the folder of a run must be on a file sys"):
+            write_shards(alone, {}, tmp_path)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_only_sharded_weights_give_sharded_checkpoints(tmp_path: Path) -> None:

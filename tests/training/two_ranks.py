@@ -4,11 +4,14 @@ import json
 import resource
 import signal
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
 from tests.training.toy import At, ToyImages, train, vit_task
@@ -46,6 +49,13 @@ def errors_on_a_full_disk(folder: Path, **options: Any) -> list[str]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     return said
+
+
+def save_and_wait(save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Write a part, and go on when the first process has long done so."""
+    written = save(*args, **kwargs)
+    time.sleep(0.2)
+    return written
 
 
 def main() -> None:
@@ -90,6 +100,8 @@ def main() -> None:
         task, compiled = vit_task(noise=0.0), {"compiled": True, "activation_checkpointing": True}
         losses = train(folder / "x", task=task, data=ToyImages(0.0), epochs=1, **compiled, **engine)
         results[f"{strategy} compiled"] = losses.train
+    if torch.distributed.get_rank() == 1:
+        dcp.save = partial(save_and_wait, dcp.save)
     averaged_too: dict[str, Any] = {**options, "ema": 0.9}
     place = folder / "parts" / "epoch-0001-batch-000004"
     runs = {

@@ -127,10 +127,14 @@ class AxialRotary(ComputedBuffers):
         Args:
             prefix: number of prefix tokens, which are not rotated.
         """
-        rotation = crop_cells(self.table, self.grid, grid, dim=0)
+        rotation = self.cell_rotations(grid)
         if ids_keep is not None:
             rotation = rotation[ids_keep][:, None]
         return _with_prefix(rotation, prefix)
+
+    def cell_rotations(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
+        """Return the rotation of each cell of a grid, which is that of the same place in the whole one."""
+        return crop_cells(self.table, self.grid, grid, dim=0)
 
 
 class NormalizedAxialRotary(AxialRotary):
@@ -150,18 +154,9 @@ class NormalizedAxialRotary(AxialRotary):
         places = (2 * cells(grid) + 1) / torch.tensor(list(grid), dtype=torch.float64) - 1
         return turns((2 * torch.pi * places[..., None] * frequency).flatten(1)).float()
 
-    def forward(
-        self, grid: Sequence[int], prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
-    ) -> Float[Tensor, "*b m f 2"]:
-        """Return the rotation of each token, which all heads share.
-
-        Args:
-            prefix: number of prefix tokens, which are not rotated.
-        """
-        rotation = self.table if tuple(grid) == self.grid else self.compute(grid).to(self.table)
-        if ids_keep is not None:
-            rotation = rotation[ids_keep][:, None]
-        return _with_prefix(rotation, prefix)
+    def cell_rotations(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
+        """Return the rotation of each cell of a grid, whose edges are those of the whole one."""
+        return self.table if tuple(grid) == self.grid else self.compute(grid).to(self.table)
 
 
 class MixedRotary(CachedBias):

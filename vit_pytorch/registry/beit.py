@@ -3,13 +3,13 @@
 from typing import Any
 
 from vit_pytorch.registry.entry import IMAGENET, NO_BATCH, ModelEntry
-from vit_pytorch.registry.plain import EVA as MEAN
+from vit_pytorch.registry.plain import NORMED_MEAN
 from vit_pytorch.registry.towers import CLIP, HALF
 from vit_pytorch.registry.vit import SIZES, TINY
 from vit_pytorch.vit import ViT
 
-BEIT: dict[str, Any] = {**MEAN, "qkv_bias": "qv", "positions": "relative_by_layer", "layer_scale": 0.1}
-EVA: dict[str, Any] = {**MEAN, "qkv_bias": "qv"}
+BEIT: dict[str, Any] = {**NORMED_MEAN, "qkv_bias": "qv", "positions": "relative_by_layer", "layer_scale": 0.1}
+EVA: dict[str, Any] = {**NORMED_MEAN, "qkv_bias": "qv"}
 TOWER: dict[str, Any] = {"qkv_bias": "qv", "num_classes": 1024}
 # name: parameters, timm's release, options, and how images are prepared
 MODELS: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {

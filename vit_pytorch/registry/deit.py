@@ -17,8 +17,6 @@ PARAMETERS = {
     "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_distilled_patch16_224": 87_338_192,
     "deit_base_distilled_patch16_384": 87_630_032,
-}
-DEIT3 = {
     "deit3_small_patch16_224": 22_059_496,
     "deit3_small_patch16_384": 22_205_416,
     "deit3_medium_patch16_224": 38_849_512,
@@ -37,8 +35,7 @@ DISTILLED = {
 def _entry(name: str) -> ModelEntry:
     family, size, *kind, patch, image_size = name.split("_")
     image = int(image_size)
-    third = family == "deit3"
-    options = {"layer_scale": 1e-6, "positions": {"kind": "learned", "class_token": False}} if third else {}
+    third = {"layer_scale": 1e-6, "positions": {"kind": "learned", "class_token": False}}
     return ModelEntry(
         name=name,
         architecture=DistillableViT if kind else ViT,
@@ -47,9 +44,9 @@ def _entry(name: str) -> ModelEntry:
             "patch_size": int(patch.removeprefix("patch")),
             "num_classes": 1000,
             **SIZES[size],
-            **options,
+            **(third if family == "deit3" else {}),
         },
-        parameters=(DEIT3 if third else PARAMETERS)[name],
+        parameters=PARAMETERS[name],
         tiny={**TINY, "num_classes": 7},
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9 if image == 224 else 1.0},
         hub_id=f"timm/{name}.fb_in1k",
@@ -57,4 +54,4 @@ def _entry(name: str) -> ModelEntry:
     )
 
 
-ENTRIES = [_entry(name) for name in (*PARAMETERS, *DEIT3)]
+ENTRIES = [_entry(name) for name in PARAMETERS]

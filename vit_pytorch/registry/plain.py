@@ -13,7 +13,7 @@ from vit_pytorch.vit import ViT
 
 BARE: dict[str, Any] = {"positions": {"kind": "learned", "class_token": False}}
 MEAN: dict[str, Any] = {"pool": "mean"}
-EVA: dict[str, Any] = {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}
+NORMED_MEAN: dict[str, Any] = {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}
 GAP: dict[str, Any] = {"pool": "mean", "qkv_bias": False, "layer_scale": 1e-6}
 PLUS: dict[str, Any] = {**SIZES["plus"], "layer_scale": 1e-5}
 TIPS: dict[str, Any] = {**BARE, "layer_scale": 1.0, "num_registers": 1}
@@ -23,8 +23,8 @@ MODELS: dict[str, tuple[int, str | None, dict[str, Any], dict[str, Any]]] = {
     "flexivit_small": (22_061_416, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
     "flexivit_base": (86_589_160, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
     "flexivit_large": (304_355_304, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
-    "eva_large_patch14_196": (304_142_312, "in22k_ft_in22k_in1k", EVA, {**CLIP, "crop_pct": 1.0}),
-    "eva_large_patch14_336": (304_531_432, "in22k_ft_in22k_in1k", EVA, {**CLIP, "crop_pct": 1.0}),
+    "eva_large_patch14_196": (304_142_312, "in22k_ft_in22k_in1k", NORMED_MEAN, {**CLIP, "crop_pct": 1.0}),
+    "eva_large_patch14_336": (304_531_432, "in22k_ft_in22k_in1k", NORMED_MEAN, {**CLIP, "crop_pct": 1.0}),
     "vit_base_patch16_224_miil": (
         86_540_008,
         "in21k",

@@ -82,11 +82,13 @@ def write_shards(fabric: Fabric, tensors: dict[Place, DTensor], folder: Path | N
         failure, _ = next(iter(error.failures.values()))
         raise failure from error
     names = sorted({stored.relative_path for stored in written.storage_data.values()})
-    lost = [name for name in names if not (folder / name).is_file()]
-    if lost:
+    # all of them have looked before the first one goes on, which may rename the folder
+    lost: list[list[str]] = [[] for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(lost, [name for name in names if not (folder / name).is_file()])
+    if any(lost):
         raise ShardsError(
-            f"what other processes wrote is not in {folder} ({lost[0]}): the folder of a run must be on a "
-            "file system that all machines share"
+            f"what other processes wrote is not in {folder} ({next(filter(None, lost))[0]}): the folder of a "
+            "run must be on a file system that all machines share"
         )
     return [INDEX, *names]
 

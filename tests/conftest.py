@@ -28,7 +28,11 @@ def seed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that `make test` leaves out."""
+    """Mark the tests that `make test` leaves out; open with those whose fixture is dear.
+
+    Processes take over the last tests of others, and would build it once more.
+    """
+    items.sort(key=lambda item: "test_distributed" not in item.nodeid)
     for item in items:
         if is_slow(item.nodeid):
             item.add_marker("slow")

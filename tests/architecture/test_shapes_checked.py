@@ -13,13 +13,13 @@ import pytest
 
 CONTRACTS = Path(__file__).parents[1] / "contracts"
 LEFT_OUT = {"test_arguments", "test_compile", "test_inputs", "test_tools"}
-ALONE = ("test_extractor", "test_recorder")
-# In parts, which processes share.
+INSIDE = ("test_extractor", "test_recorder")
+# In parts, which processes share; looking inside needs no more models than `make test` takes.
 PARTS = {
     "layers": ["tests/layers"],
-    **{name: [f"{CONTRACTS}/{name}.py"] for name in ALONE},
+    "inside": ["-m", "not slow", *(f"{CONTRACTS}/{name}.py" for name in INSIDE)],
     "contracts": sorted(
-        path.as_posix() for path in CONTRACTS.glob("test_*.py") if path.stem not in {*LEFT_OUT, *ALONE}
+        path.as_posix() for path in CONTRACTS.glob("test_*.py") if path.stem not in {*LEFT_OUT, *INSIDE}
     ),
 }
 

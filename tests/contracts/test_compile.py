@@ -26,11 +26,11 @@ BATCH = Dim("batch", max=4096)
 
 @pytest.fixture(scope="module")
 def exported(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
-    """Export the tiny model with a dynamic batch, once for the tests below."""
+    """Export the tiny model with a dynamic batch, once for the tests below; `test_compile` goes by bytecode."""
     torch.manual_seed(0)
     model = randomize_(entry.build(**entry.tiny)).eval()
     images = torch.randn(5, model.channels, *model.image_size)
-    return model, images, export(model, (images[:2],), dynamic_shapes=({0: BATCH},), strict=True)
+    return model, images, export(model, (images[:2],), dynamic_shapes=({0: BATCH},), strict=False)
 
 
 def test_compile(model: VisionModel, images: Tensor):

@@ -40,8 +40,8 @@ def mp3(vit: ViT) -> nn.Module:
 # size and length, MAE and MP3 pass it, and SimMIM and MPP, which reconstruct single patches, do not
 CASES: dict[str, tuple[Callable[[ViT], nn.Module], str, int, float, float]] = {
     "mae": (mae, "mean", 80, 0.2, 0.87),
-    "simmim": (simmim, "mean", 80, 0.35, 0.79),
-    "mpp": (mpp, "mean", 80, 0.45, 0.77),
+    "simmim": (simmim, "mean", 40, 0.35, 0.75),
+    "mpp": (mpp, "mean", 40, 0.45, 0.76),
     "mp3": (mp3, "mean", 40, 0.6, 0.88),
 }
 

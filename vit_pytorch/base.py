@@ -71,6 +71,7 @@ from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
+from vit_pytorch.layers.resizing import take_size
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import (
@@ -89,6 +90,7 @@ CONFIG_NAME = "config.json"
 CONFIG_KEYS = ("architecture", "default_cfg", CHECKSUM)
 Model = TypeVar("Model", bound="VisionModel")
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
+INPUT_SIZES = ("image_size", "img_size", "seq_len")
 TIMM_POOL = {"token": "cls", "avg": "mean"}
 
 
@@ -332,6 +334,30 @@ class VisionModel(
         raise ValueError(
             f"{type(self).__name__} pools by {self.pool!r} only; pooling cannot be {global_pool!r}"
         )
+
+    def set_input_size(self, image_size: int | Sequence[int], *, antialias: bool = True) -> None:
+        """Make the largest input another one, in place: positions and biases are interpolated to it.
+
+        Parameters that have the size already stay the same objects; an optimizer is built anew for others.
+
+        Args:
+            image_size: one number for a square, or (height, width), in pixels; of signals, their length.
+            antialias: low-pass before positions of images shrink, as timm does; transformers does not.
+
+        Raises:
+            ValueError: if the architecture has no such size, the constructor refuses it, or modules were
+                exchanged after it.
+        """
+        names = [name for name in INPUT_SIZES if name in self._hub_mixin_init_parameters]
+        if not names:
+            raise ValueError(f"{type(self).__name__} takes inputs of any size")
+        size = image_size if isinstance(image_size, int) else tuple(image_size)
+        prepared, known = self.default_cfg, self.config
+        with init_empty_weights():
+            like = type(self)(**{**known, names[0]: size})
+        take_size(self, like, antialias=antialias)
+        self.default_cfg = {**prepared, "input_size": like.default_cfg["input_size"]}
+        self._record(**{names[0]: size})
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

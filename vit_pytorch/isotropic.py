@@ -69,6 +69,11 @@ class IsotropicModel(VisionModel):
         return len(self.prefix)
 
     @property
+    def any_size(self) -> bool:
+        """Whether an input may be larger than `image_size`, which is then only the customary one."""
+        return self.grid.dynamic
+
+    @property
     def num_encoder_prefix_tokens(self) -> int:
         """Number of prefix tokens that pass through the blocks: all of them, unless they come later."""
         return self.num_prefix_tokens

@@ -151,6 +151,8 @@ class ViT(IsotropicModel):
                 "dynamic_img_size is for positions that are added to the tokens alone, "
                 f"got {inside.kind!r} inside attention in addition"
             )
+        # Nothing but a table, added or looked up, ends anywhere.
+        dynamic |= isinstance(added, NoPositions) and not isinstance(inside, Relative)
         sizes = to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank)
         grid = PatchGrid(*sizes, dynamic=dynamic)
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)

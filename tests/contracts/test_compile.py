@@ -26,7 +26,7 @@ BATCH = Dim("batch", max=4096)
 
 @pytest.fixture(scope="module")
 def exported(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
-    """Export the tiny model with a dynamic batch, once for the tests below; `test_compile` goes by bytecode."""
+    """Export the tiny model with a dynamic batch, once for the tests below."""
     torch.manual_seed(0)
     model = randomize_(entry.build(**entry.tiny)).eval()
     images = torch.randn(5, model.channels, *model.image_size)

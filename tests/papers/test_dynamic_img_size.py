@@ -39,6 +39,38 @@ def test_timm(name, size):
             assert torch.allclose(fixed(images), want, atol=1e-4) == (size == (64, 64))
 
 
+@pytest.mark.parametrize("size", [(48, 48), (96, 96), (40, 72), (120, 32)])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_another_input_size_for_good(name, size):
+    """Parameters whose shape stays are the same objects, so that an optimizer goes on with them."""
+    theirs = timm.create_model(name, img_size=64, num_classes=5, **SIZES)
+    randomize_(theirs).eval()
+    ours = create_model(name, image_size=64, num_classes=5, **SIZES).eval()
+    load_pretrained(ours, theirs.state_dict(), grid=(8, 8))
+    before = dict(ours.named_parameters())
+    theirs.set_input_size(size)
+    ours.set_input_size(size)
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+    changed = {name for name, parameter in ours.named_parameters() if before[name] is not parameter}
+    assert changed == {"positions.table"}
+    assert ours.image_size == size == ours.config["image_size"]
+
+
+def test_a_model_that_was_changed_keeps_its_size():
+    model = build(dim_head=16)
+    model.blocks[0].attention.to_out = torch.nn.Identity()
+    images = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        logits = model(images)
+        with pytest.raises(ValueError, match=r"another blocks\.0\.attention\.to_out: Linear.* Identity"):
+            model.set_input_size(64)
+        with pytest.raises(ValueError, match="multiple of patch size"):
+            model.set_input_size(45)
+        assert torch.equal(model(images), logits)
+
+
 def build(**options: Any) -> ViT:
     return ViT(
         image_size=40,

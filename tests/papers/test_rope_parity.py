@@ -55,8 +55,8 @@ def test_logits_equal_timms(kind):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["rope", "rope_mixed"])
-@pytest.mark.parametrize("size", [(24, 40), (40, 16)])
-def test_smaller_images_equal_timms(kind, size):
+@pytest.mark.parametrize("size", [(24, 40), (40, 16), (64, 24), (48, 56)])
+def test_images_of_any_size_equal_timms(kind, size):
     """Patches that are as far apart as before are turned against each other as before."""
     theirs, model = reference(kind, dynamic_img_size=True), ours(kind)
     load_pretrained(model, theirs.state_dict())

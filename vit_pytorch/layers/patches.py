@@ -101,7 +101,8 @@ class PatchGrid:
             if larger and not self.dynamic:
                 raise ValueError(
                     f"image size must be at most {self.size}, got {tuple(size)}; "
-                    "a ViT with positions=Learned(dynamic_img_size=True) takes larger ones"
+                    "set_input_size makes it larger; a ViT with "
+                    "positions=Learned(dynamic_img_size=True) takes any size"
                 )
             if any(s % p for s, p in zip(size, self.patch, strict=True)):
                 raise ValueError(

@@ -212,8 +212,26 @@ class LearnedPositions(Positions):
         self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
         init_embeddings(self.table, std=std)
 
+    def resized(self, like: LearnedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return the table for another grid."""
+        prefix, cells = self.table[:, : self.prefix], self.table[:, self.prefix :]
+        cells = resize_table(cells, self.grid, like.grid, antialias=antialias)
+        return {"table": torch.cat([prefix, cells], dim=1)}
 
-class Learned2DPositions(Positions):
+
+class AxisPositions(Positions):
+    """Base class of positions that have a table for each axis of an image."""
+
+    rows: nn.Parameter
+    columns: nn.Parameter
+
+    def resized(self, like: AxisPositions, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return both tables for another grid."""
+        tables = zip(("rows", "columns"), self.grid, like.grid, strict=True)
+        return {name: resize_table(getattr(self, name), (old,), (new,)) for name, old, new in tables}
+
+
+class Learned2DPositions(AxisPositions):
     """A learned embedding of the column and one of the row, half of the dimension each (ViT, appendix D.4).
 
     Args:
@@ -277,7 +295,7 @@ class SinCosPositions(Positions):
         return F.pad(sincos_table(grid, dim, endpoint=self.endpoint), (0, 0, self.prefix, 0))
 
 
-class FactorisedPositions(Positions):
+class FactorisedPositions(AxisPositions):
     """The sum of a learned embedding of the row and one of the column (NaViT, arXiv:2307.06304, section 2.1).
 
     Args:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import BlockInputs, Queries
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
-from vit_pytorch.layers.offsets import cells, crop_cells, distances, offsets
+from vit_pytorch.layers.offsets import (
+    cells,
+    crop_cells,
+    distances,
+    offsets,
+    resize_distances,
+    stretch_offsets,
+)
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
 from vit_pytorch.layers.positions import ComputedBuffers
@@ -95,6 +102,10 @@ class RelativeBias(CachedBias):
         """Return the number of the offset of each pair of cells."""
         places = cells(self.window)
         return {"index": offsets(places, places, self.window).flatten()}
+
+    def resized(self, like: RelativeBias, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return the table for another window."""
+        return {"table": stretch_offsets(self.table, self.window, like.window)}
 
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Look up the offset of every pair of cells; only its own window has a table.
@@ -200,6 +211,10 @@ class DistanceBias(CachedBias):
         """Return the number of the absolute offset of each query and cell."""
         queries = cells(self.queries(self.grid)) * self.stride
         return {"index": distances(queries, cells(self.grid), self.grid).flatten()[None]}
+
+    def resized(self, like: DistanceBias, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return the table for another grid."""
+        return {"table": resize_distances(self.table, self.grid, like.grid)}
 
     def queries(self, grid: Sequence[int]) -> tuple[int, ...]:
         """Return the queries along each axis of a grid."""

@@ -82,6 +82,11 @@ def rotate(
     return torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
+def covers(grid: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Return whether a grid has all cells of another one."""
+    return all(extent >= other for extent, other in zip(grid, wanted, strict=True))
+
+
 def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:
     """Put rotations by nothing before, for prefix tokens."""
     if not prefix:
@@ -115,9 +120,12 @@ class AxialRotary(ComputedBuffers):
 
     def compute_buffers(self) -> dict[str, Tensor]:
         """Return the rotation of each cell."""
+        return {"table": self.compute(self.grid)}
+
+    def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
+        """Compute the rotation of each cell of a grid."""
         frequency = frequencies(self.dim_head, len(self.grid), self.theta)
-        angles = cells(self.grid).flip(-1)[..., None] * frequency
-        return {"table": turns(angles.flatten(1)).float()}
+        return turns((cells(grid).flip(-1)[..., None] * frequency).flatten(1)).float()
 
     def forward(
         self, grid: Sequence[int], prefix: int = 0, ids_keep: Int[Tensor, "b k"] | None = None
@@ -134,7 +142,9 @@ class AxialRotary(ComputedBuffers):
 
     def cell_rotations(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
         """Return the rotation of each cell of a grid, which is that of the same place in the whole one."""
-        return crop_cells(self.table, self.grid, grid, dim=0)
+        if covers(self.grid, grid):
+            return crop_cells(self.table, self.grid, grid, dim=0)
+        return self.compute(grid).to(self.table)
 
 
 class NormalizedAxialRotary(AxialRotary):
@@ -143,10 +153,6 @@ class NormalizedAxialRotary(AxialRotary):
     DINOv3 (O. Siméoni et al. 2025, arXiv:2508.10104, section 3.2): the angles between the image's edges are
     the same for every size. The pairs of the first axis come first: y, then x.
     """
-
-    def compute_buffers(self) -> dict[str, Tensor]:
-        """Return the rotation of each cell."""
-        return {"table": self.compute(self.grid)}
 
     def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
         """Compute the rotation of each cell of a grid."""
@@ -196,7 +202,9 @@ class MixedRotary(CachedBias):
         axis."""
         prefix, *grid = window
         freqs = self.freqs.to(torch.promote_types(self.freqs.dtype, torch.float32))
-        places = crop_cells(self.places, self.grid, grid, dim=0).to(freqs)
+        known = covers(self.grid, grid)
+        places = crop_cells(self.places, self.grid, grid, dim=0) if known else cells(grid).flip(-1)
+        places = places.to(freqs)
         angles = (places.T[:, None, None, :, None] * freqs.unsqueeze(-2)).sum(dim=0)
         return _with_prefix(turns(angles), prefix)
 

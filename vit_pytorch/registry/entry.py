@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_pytorch.base import VisionModel
+from vit_pytorch.base import INPUT_SIZES, VisionModel
 from vit_pytorch.legacy import upgrade_arguments
 
 # The mean and standard deviation of ImageNet's colours, by which most published models prepare images.
@@ -49,8 +49,7 @@ class ModelEntry:
     @property
     def image_size(self) -> Any:
         """The largest input of the named model, as its class takes it."""
-        names = ("image_size", "img_size", "seq_len")
-        return next(self.config[name] for name in names if name in self.config)
+        return next(self.config[name] for name in INPUT_SIZES if name in self.config)
 
     def repository(self, tag: str = "") -> str | None:
         """Name the repository on the Hub of a release, or of that which is known; None where none is.

@@ -25,7 +25,7 @@ from torch import nn
 
 from vit_pytorch.create import architectures, create_model
 from vit_pytorch.pretrained import load_pretrained, to_format
-from vit_pytorch.pretrained.tables import TABLES
+from vit_pytorch.pretrained.tables import tables as all_tables
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.uvit import create_noise_predictor
 
@@ -69,8 +69,9 @@ def goes_back(model: nn.Module, case: Case) -> bool:
 
 def table_of(model: nn.Module) -> str:
     """Name the table of formats that a model's checkpoints are looked up in."""
-    own = next(TABLES[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in TABLES)
-    return next(name for name, file in TABLES.items() if file == own)
+    known = all_tables()
+    own = next(known[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in known)
+    return next(name for name, file in known.items() if file == own)
 
 
 def own(table: str) -> dict[str, Any]:
@@ -125,7 +126,8 @@ def own_predictor() -> dict[str, Any]:
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort rows by their tables, our own format last."""
-    own_last = {False: list(FAMILIES), True: list(TABLES)}
+    tables = list(all_tables())
+    own_last = {False: list(dict.fromkeys([*FAMILIES, *tables])), True: tables}
 
     def place(row: dict[str, Any]) -> tuple[bool, int]:
         own = row["format"] == "vit_pytorch"
@@ -140,15 +142,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("output", type=Path, help="the JSON file to write")
     parser.add_argument(
-        "--tables", nargs="+", choices=TABLES, help="measure these alone, keep the others' rows"
+        "--tables", nargs="+", choices=all_tables(), help="measure these alone, keep the others' rows"
     )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    tables = arguments.tables or list(TABLES)
+    tables = arguments.tables or list(all_tables())
     rows = [measure(case) for case in cases(tables)] + [own(table) for table in tables]
     for row in rows:
         print(f"{row['architecture']:16} {row['format']:30} {row['difference']:.1e}  {row['reference']}")
-    others = set(TABLES).difference(tables)
+    others = set(all_tables()).difference(tables)
     if others:
         old = json.loads(arguments.output.read_text(encoding="utf-8"))
         rows += [row for row in old if row["table"] in others]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.create import architectures, create_model
 from vit_pytorch.pretrained import load_pretrained, to_format
+from vit_pytorch.pretrained.rules import Reference
 from vit_pytorch.pretrained.source import Checkpoint
 
 Build = Callable[[], nn.Module]
@@ -75,6 +76,15 @@ def against(format: str, reference: str, build: Build, other: nn.Module, *size: 
     return Case(
         format=format, reference=reference, build=build, checkpoint=checkpoint, inputs=inputs, outputs=outputs
     )
+
+
+def beside(architecture: str, reference: Reference) -> Case:
+    """Compare with the model of another library that stands beside a table."""
+    build = ours(architecture, **reference.ours)
+    module, _, name = reference.name.rpartition(".")
+    other = theirs(module, name, **reference.theirs)
+    label = f"{module.partition('.')[0]} `{name}`"
+    return against(reference.format, label, build, other, *build().image_size)  # type: ignore[misc]
 
 
 def golden(format: str, reference: str, name: str, build: Callable[[dict[str, Any]], Build]) -> Case:

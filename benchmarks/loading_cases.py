@@ -10,9 +10,11 @@ import loading_positions as positions
 import loading_staged as staged
 import loading_tokens as tokens
 import loading_variants as variants
-from loading_case import Case
+from loading_case import Case, beside
 
-# The tables of formats that others have written checkpoints in.
+from vit_pytorch.pretrained.tables import references_of
+
+# What is measured with more than the models beside a table (`Reference`).
 FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "ViT": (plain.vit, positions.rotary, positions.beit, positions.hybrid),
     "DistillableViT": (plain.distilled,),
@@ -49,7 +51,10 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
 
 def cases(tables: Iterable[str]) -> Iterator[Case]:
     """Build one case of these tables after the other."""
-    chosen = set(tables)
+    chosen = list(tables)
     for table, families in FAMILIES.items():
         for family in families if table in chosen else ():
             yield from family()
+    for table in chosen:
+        for reference in references_of(table):
+            yield beside(table, reference)

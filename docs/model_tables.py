@@ -13,6 +13,7 @@ from docutils import nodes
 from page_nodes import Cell, link, page_link, table
 from sphinx.util.docutils import SphinxDirective
 
+from vit_pytorch.pretrained.tables import formats_of, tables
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
 
@@ -24,6 +25,7 @@ EXPORTED = Path(__file__).parent / "measured" / "exports.json"
 COUNTED = Path(__file__).parent / "measured" / "zoo.json"
 PAPERS = Path(__file__).parent / "papers"
 HUB = "https://huggingface.co"
+NOT_YET = "not measured yet"
 # modules that share the page of another one
 SHARED_PAGES = {"simple_vit_3d": "vit_3d", "na_vit_nested_tensor": "na_vit"}
 ZOO = ("name", "architecture", "family", "year", "parameters", "GMACs", "input", "weights", "apart")
@@ -74,7 +76,8 @@ class LoadedFormats(SphinxDirective):
         """Write the table."""
         self.env.note_dependency(str(MEASURED))
         rows = [["model", "format", "held against", "direction", "largest difference"]]
-        for entry in one_own(json.loads(MEASURED.read_text())):
+        found = json.loads(MEASURED.read_text())
+        for entry in one_own(found):
             rows.append(
                 [
                     entry["architecture"],
@@ -84,6 +87,8 @@ class LoadedFormats(SphinxDirective):
                     f"{entry['difference']:.1e}" if entry["difference"] else "0",
                 ]
             )
+        for name in tables_without(found):
+            rows += [[name, layout.name, NOT_YET, "", ""] for layout in formats_of(name)]
         return [table(rows)]
 
 
@@ -117,12 +122,14 @@ class ModelZoo(SphinxDirective):
         for file in (MEASURED, COUNTED):
             self.env.note_dependency(str(file))
         counted = {row["name"]: row for row in json.loads(COUNTED.read_text())}
-        apart = largest_differences(json.loads(MEASURED.read_text()))
+        loaded = json.loads(MEASURED.read_text())
+        apart = {
+            **{name: f"{value:.1e}" for name, value in largest_differences(loaded).items()},
+            **dict.fromkeys(tables_without(loaded), NOT_YET),
+        }
         rows: list[list[Cell]] = [[*ZOO]]
         for entry in map(find_entry, self.content or entries()):
-            if entry.name not in counted:
-                raise self.error(f"{COUNTED} has no {entry.name}: python benchmarks/zoo.py {COUNTED}")
-            found = counted[entry.name]
+            found = counted.get(entry.name)
             architecture = entry.architecture.__name__
             family, year = family_and_year(entry)
             rows.append(
@@ -132,10 +139,10 @@ class ModelZoo(SphinxDirective):
                     family,
                     year,
                     f"{entry.parameters:,}",
-                    f"{found['macs'] / 1e9:.2f}",
-                    " × ".join(map(str, found["input"])),
+                    NOT_YET if found is None else f"{found['macs'] / 1e9:.2f}",
+                    "" if found is None else " × ".join(map(str, found["input"])),
                     weights_link(entry, short=True),
-                    f"{apart[architecture]:.1e}" if architecture in apart else "",
+                    apart.get(architecture, ""),
                 ]
             )
         return [table(rows, classes=["models"] if self.content else ["models", "zoo"])]
@@ -180,6 +187,13 @@ def largest_differences(found: list[dict[str, Any]]) -> dict[str, float]:
             name = row["architecture"]
             largest[name] = max(largest.get(name, 0.0), row["difference"])
     return largest
+
+
+def tables_without(found: list[dict[str, Any]]) -> list[str]:
+    """Return the architectures of named models whose table of weights has no row in a measurement yet."""
+    measured = {tables()[row["table"]] for row in found}
+    named = {entry.architecture.__name__ for entry in entries().values()}
+    return [name for name, file in tables().items() if name in named and file not in measured]
 
 
 def add_script(

@@ -34,7 +34,9 @@ SLOW = re.compile(
             # Trainings, of which some start several processes.
             r"tests/training/(?!test_(history|optim|progress|runs))",
             r"tests/ssl/test_(pretraining|methods)",
-            r"tests/papers/test_\w*learning",
+            r"tests/papers/test_(\w*learning|\w+\.py::test_learns_the_digits)",
+            # A repository of its own.
+            r"tests/architecture/test_new_paper",
             # Commands, in processes of their own.
             r"tests/cli/(?!test_settings)",
             r"tests/faults/(?!test_(reliability_page|fuzz))",

@@ -30,6 +30,8 @@ The catalogue, each with its paper, its module and its classes:
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
+- MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`
+- Patches Are All You Need? (arXiv:2201.09792): `vit_pytorch.conv_mixer`, `ConvMixer`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
 - Vision Transformer for Small-Size Datasets (arXiv:2112.13492):

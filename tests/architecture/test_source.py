@@ -59,7 +59,7 @@ def test_papers_name_their_source(modules):
             continue
         doc = ast.get_docstring(module.tree) or ""
         title, _, rest = doc.partition("\n\n")
-        assert title.endswith("."), f"{module.name}: the first line is the paper's title"
+        assert title.endswith((".", "?")), f"{module.name}: the first line is the paper's title"
         assert re.match(r"[A-Z].+ (?:19|20)\d\d, arXiv:\d{4}\.\d{4,5}\.", rest.replace("\n", " ")), (
             f"{module.name}: authors, year and arXiv id follow the title"
         )
@@ -74,6 +74,17 @@ def test_catalogue_is_complete(modules):
     assert listed.keys() == papers.keys()
     for name, arxiv in listed.items():
         assert f"arXiv:{arxiv}." in papers[name], name
+
+
+def test_nothing_is_left_to_fill(root, modules):
+    """What `tools.new_paper` leaves to its user."""
+    files = [m.path for m in modules] + [*root.glob("docs/papers/*.md"), *root.glob("tests/papers/*.py")]
+    assert [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"\bFILL\b", line)
+    ] == []
 
 
 def test_no_trace_of_a_machine(root):

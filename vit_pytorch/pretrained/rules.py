@@ -217,6 +217,23 @@ def _rename(state: Mapping[str, Tensor], places: Mapping[str, str]) -> dict[str,
     return renamed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A small model of another library beside one of ours: how a format is tested, and loading measured.
+
+    Args:
+        format: the format that the other model's weights are in.
+        name: where the other class is, `timm.models.pit.PoolingVisionTransformer`.
+        theirs: its arguments.
+        ours: those of our architecture, for the same function.
+    """
+
+    format: str
+    name: str
+    theirs: Mapping[str, Any]
+    ours: Mapping[str, Any]
+
+
 def stack(count: int) -> Transform:
     """Several matrices or vectors of theirs are one of ours, one after the other."""
     return Transform(lambda parts, module: torch.cat(list(parts)), lambda tensor, module: tensor.chunk(count))

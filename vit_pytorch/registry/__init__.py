@@ -6,10 +6,11 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 
 from vit_pytorch.registry.entry import ModelEntry
 
-# In the order of the catalogue.
+# Families that come first, in this order, where models are listed; those that it does not name follow.
 FAMILIES = (
     "vit plain beit simple_vit na_vit deit dinov2 dinov3 registers rope hybrid towers deepvit cait t2t cct "
     "cross_vit pit levit cvt twins_svt regionvit crossformer scalable_vit sep_vit max_vit nest "
@@ -29,11 +30,17 @@ ALIASES = {
 }
 
 
+def families() -> list[str]:
+    """Return the files of the registry, each with the models of a family."""
+    found = {info.name for info in iter_modules(__path__)} - {"entry"}
+    return [*FAMILIES.split(), *sorted(found.difference(FAMILIES.split()))]
+
+
 @cache
 def entries() -> dict[str, ModelEntry]:
-    """Return every named model by its name, in the order of the catalogue."""
+    """Return every named model by its name, in the order of `families`."""
     found: dict[str, ModelEntry] = {}
-    for family in FAMILIES.split():
+    for family in families():
         for entry in import_module(f"vit_pytorch.registry.{family}").ENTRIES:
             if entry.name in found:
                 raise ValueError(f"two models are named {entry.name}")

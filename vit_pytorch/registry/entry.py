@@ -12,6 +12,9 @@ from vit_pytorch.legacy import upgrade_arguments
 # The mean and standard deviation of ImageNet's colours, by which most published models prepare images.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
+# What a model without attention cannot keep.
+NO_ATTENTION = {"recorder": "there is no attention to record"}
+
 # Promises that tools of other libraries cannot keep for a kind of model.
 FOLDED = {
     "gradients_per_sample": "Opacus takes windows that are folded into the batch for samples, and maps whose "
@@ -34,7 +37,8 @@ class ModelEntry:
         tiny: overrides that make it small enough to test every promise in moments.
         default_cfg: how images are prepared: mean, std, interpolation, crop_pct.
         hub_id: repository of the published weights on the Hugging Face Hub, where there are any.
-        exceptions: promises of the interface that the model cannot keep, each with the reason.
+        exceptions: promises of the interface that the model cannot keep, each with the reason: names of
+            contracts, or how the names of several begin.
     """
 
     name: str

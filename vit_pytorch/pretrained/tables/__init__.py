@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 
 from torch import nn
 
-from vit_pytorch.pretrained.rules import Format
+from vit_pytorch.pretrained.rules import Format, Reference
+from vit_pytorch.registry import entries
 
-TABLES = {
-    "DistillableViT": "distill",
-    "ViT": "vit",
+# Models whose table is not called as their own file is, or of which there are no named ones.
+SHARED = {
     "HybridViT": "vit",
     "SimpleViT": "vit",
-    "ViT3D": "vit_3d",
     "SimpleViT3D": "vit_3d",
     "ViViT": "vit_3d",
-    "ViT1D": "vit_1d",
-    "XCiT": "xcit",
-    "PiT": "pit",
-    "LeViT": "levit",
-    "CvT": "cvt",
-    "TwinsSVT": "twins_svt",
-    "RegionViT": "regionvit",
-    "CrossFormer": "crossformer",
-    "ScalableViT": "scalable_vit",
-    "SepViT": "sep_vit",
-    "MaxViT": "max_vit",
-    "NesT": "nest",
-    "MobileViT": "mobile_vit",
-    "ATSViT": "ats_vit",
-    "PatchMergerViT": "vit_with_patch_merger",
-    "CCT": "cct",
     "CCT3D": "cct",
-    "SLViT": "vit_for_small_dataset",
-    "DeepViT": "deepvit",
-    "T2TViT": "t2t",
-    "CaiT": "cait",
-    "CrossViT": "cross_vit",
-    "ParallelViT": "parallel_vit",
-    "LocalViT": "local_vit",
-    "UViT": "uvit",
     "NoisePredictor": "noise_predictor",
-    "JumboViT": "jumbo_vit",
-    "LookupViT": "look_vit",
-    "NaViT": "na_vit",
-    "NormalizedViT": "normalized_vit",
     "PatchDropoutViT": "vit_with_patch_dropout",
     "QKNormSimpleViT": "simple_vit_with_qk_norm",
     "FlashSimpleViT": "simple_flash_attn_vit",
@@ -68,6 +41,25 @@ TABLES = {
 }
 
 
+@cache
+def tables() -> dict[str, str]:
+    """Return the file of each architecture's table: that called as the architecture's own, or `SHARED`."""
+    files = {info.name for info in iter_modules(__path__)}
+    kinds = dict.fromkeys(entry.architecture for entry in entries().values())
+    own = [(kind.__name__, kind.__module__.rpartition(".")[2]) for kind in kinds]
+    return {**{name: file for name, file in own if file in files}, **SHARED}
+
+
+def formats_of(architecture: str) -> tuple[Format, ...]:
+    """Return the formats in the table of an architecture."""
+    return tuple(import_module(f"{__name__}.{tables()[architecture]}").FORMATS)
+
+
+def references_of(architecture: str) -> tuple[Reference, ...]:
+    """Return the models of other libraries that stand beside the table of an architecture."""
+    return tuple(getattr(import_module(f"{__name__}.{tables()[architecture]}"), "REFERENCES", ()))
+
+
 def formats_for(model: nn.Module) -> tuple[Format, ...]:
     """Return the formats that a model's checkpoints are published in.
 
@@ -75,7 +67,6 @@ def formats_for(model: nn.Module) -> tuple[Format, ...]:
         ValueError: where no table is known for the architecture.
     """
     for architecture in type(model).__mro__:
-        if architecture.__name__ in TABLES:
-            table = import_module(f"vit_pytorch.pretrained.tables.{TABLES[architecture.__name__]}")
-            return tuple(table.FORMATS)
+        if architecture.__name__ in tables():
+            return formats_of(architecture.__name__)
     raise ValueError(f"no formats of checkpoints are known for {type(model).__name__}")

@@ -40,6 +40,7 @@ def _entry(size: str, patch_size: int) -> ModelEntry:
         hub_id=f"timm/{name}.goog_in21k_ft_in1k" if name in PUBLISHED else None,
         exceptions={
             **NO_ATTENTION,
+            "input_size": "layers across the patches belong to their number",
             "smaller_inputs": "patches are mixed by place, as many as the model was built for",
         },
     )

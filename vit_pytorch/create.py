@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vit_pytorch.base import CONFIG_NAME, VisionModel
+from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, VisionModel
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
+from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.trained import list_trained, read_card, trained_folder
 from vit_pytorch.weights import CHECKSUM, init_empty_weights
 
 # where the folder of a run has its model
 MODEL = "model"
+# settings of `default_cfg` that fit a trained classifier only
+OF_CLASSIFIER = ("label_names", "problem")
+# settings of `default_cfg` that the model itself knows
+OF_MODEL = ("architecture", "input_size", "num_classes")
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
     "looped_vit": "LoopedViT",
@@ -61,10 +68,12 @@ def create_model(
 
     Args:
         name: one of `list_models()`, with the tag of a release of timm's behind a point where one is wanted
-            (`vit_small_patch16_224.augreg_in1k`); or a folder that `save_pretrained` wrote, or that of a
-            finished run, whose model comes with its weights, in eval mode.
-        pretrained: True for the published weights, from the Hugging Face Hub; or a checkpoint of any
-            known format: a weight file, a folder, or `hf-hub:organisation/name` (see `load_pretrained`).
+            (`vit_small_patch16_224.augreg_in1k`); or a trained model that ships with the package
+            (`vit models --pretrained`), such as `cct_2_3x2_32.cifar10`; or a folder that `save_pretrained`
+            wrote, or that of a finished run, whose model comes with its weights, in eval mode.
+        pretrained: True for the weights that ship with the package, or else for the published ones, from the
+            Hugging Face Hub; or a checkpoint of any known format: a weight file, a folder, or
+            `hf-hub:organisation/name` (see `load_pretrained`).
         num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew, which a
             warning says.
         key: which state dict is meant where the checkpoint holds several (see `load_pretrained`).
@@ -94,9 +103,14 @@ def create_model(
             kept = _classifier_names(saved)
             announce(saved, replace(saved.load_report, kept=kept, dropped=dropped))
         return saved
-    name, _, tag = os.fspath(name).partition(".")
-    entry = find_entry(name)
-    published = entry.repository(tag)
+    name, shipped = os.fspath(name), os.fspath(name) in list_trained()
+    if shipped:
+        entry, published = trained_entry(name), str(trained_folder(name))
+    else:
+        name, _, tag = name.partition(".")
+        entry = find_entry(name)
+        repository = entry.repository(tag)
+        published = None if repository is None else f"{HUB}{repository}"
     if pretrained is True and published is None:
         raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
     if num_classes is not None:
@@ -108,11 +122,58 @@ def create_model(
     # A classifier of its own, where the checkpoint's has other classes, is the only part that starts anew.
     with nullcontext() if num_classes else init_empty_weights():
         model = entry.build(**overrides)
-    report = load_pretrained(model, f"{HUB}{published}" if pretrained is True else pretrained, key=key)
+    report = load_pretrained(model, published if pretrained is True else pretrained, key=key)
+    if shipped and pretrained is True and not report.kept:
+        cfg = _tuples(read_config(trained_folder(name))["default_cfg"])
+        model.default_cfg.update({key: cfg[key] for key in OF_CLASSIFIER if key in cfg})
     if report.kept and not num_classes:
         classifier = entry.build(**overrides).get_classifier()
         model.get_classifier().load_state_dict(classifier.state_dict(), assign=True)
     return model
+
+
+def comes_trained(name: str | os.PathLike[str]) -> bool:
+    """Return whether a name is that of a trained model that ships with the package, and of no folder."""
+    return os.fspath(name) in list_trained() and not Path(name).is_dir()
+
+
+def is_named(name: str | os.PathLike[str]) -> bool:
+    """Return whether a name is that of a model, with or without a tag, and of no folder."""
+    known = os.fspath(name).partition(".")[0] in entries() and not Path(name).is_dir()
+    return known or comes_trained(name)
+
+
+def open_model(model: str | os.PathLike[str]) -> VisionModel:
+    """Load a model with its weights: a named one, with those that are shipped or published, or a folder's.
+
+    Raises:
+        ValueError: where there are no weights for the name, or the folder's model is damaged.
+        OSError: where there is no such folder, or the Hub cannot be reached and nothing is cached.
+    """
+    return create_model(model, pretrained=True).eval() if is_named(model) else load_model(model)
+
+
+def trained_entry(name: str) -> ModelEntry:
+    """Return a trained model that ships with the package as an entry of the registry, without its weights.
+
+    Raises:
+        ValueError: if no trained model has that name
+    """
+    config = read_config(trained_folder(name))
+    cfg = _tuples(config["default_cfg"])
+    return ModelEntry(
+        name=name,
+        architecture=architectures()[config["architecture"]],
+        config={key: value for key, value in config.items() if key not in CONFIG_KEYS},
+        parameters=read_card(name)["parameters"],
+        tiny={},
+        default_cfg={key: cfg[key] for key in cfg if key not in (*OF_CLASSIFIER, *OF_MODEL)},
+    )
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings read from JSON with tuples in place of lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def _classifier_names(model: VisionModel) -> tuple[str, ...]:

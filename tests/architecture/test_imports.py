@@ -13,7 +13,7 @@ ORDER = (
     {"isotropic", "hierarchical"},
     {"papers"},
     {"registry"},
-    {"pretrained"},
+    {"pretrained", "trained"},
     {"create"},
     {"__init__"},
     {"data"},

@@ -23,11 +23,10 @@ from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.use import BadFiles
-from vit_pytorch.create import create_model, load_model
+from vit_pytorch.create import open_model
 from vit_pytorch.data.transforms import Images, collate, move
 from vit_pytorch.extras import install_command
 from vit_pytorch.preprocessing import eval_transform, preprocessing_for
-from vit_pytorch.registry import entries
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.evaluation import check_outputs
 from vit_pytorch.training.predictor import prepared_batches, put_on_device
@@ -77,8 +76,7 @@ def write_features(
         raise UsageError(f"--output must end in {' or '.join(writers)}, got {output}")
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size is at least 1 and workers at least 0, got {batch_size} and {workers}")
-    named = model.partition(".")[0] in entries() and not Path(model).is_dir()
-    net = put_on_device(create_model(model, pretrained=True) if named else load_model(model))
+    net = put_on_device(open_model(model))
     prep = preprocessing_for(net)
     if prep.frames is not None or prep.max_tokens is not None:
         raise ValueError(f"features are those of images of one size, which {model} does not take")

@@ -11,7 +11,7 @@ from torch import Tensor
 from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.tables import print_json, table
-from vit_pytorch.create import create_model
+from vit_pytorch.create import comes_trained, create_model
 from vit_pytorch.data import Preprocessing, eval_transform, load_images
 from vit_pytorch.data.prediction import find_images
 from vit_pytorch.preprocessing import fit_size
@@ -63,7 +63,8 @@ def print_explanation(
         model: Folder of a run or of a model, or the name of a model.
         images: Files, folders or patterns.
         output: Folder for report.html and the pictures; files of the same names are replaced.
-        pretrained: For a named model: `true` for its published weights, or a checkpoint.
+        pretrained: For a named model: `true` for its published weights, or a checkpoint. Trained models that
+            ship with the package always have their weights.
         top: Number of classes or labels whose relevance is shown, the most probable first; of values all.
         megabytes: Size of the page at most; attention is stored as finely as fits.
         as_json: Print JSON instead of a table.
@@ -76,6 +77,7 @@ def print_explanation(
     if top < 1 or megabytes <= 0:
         raise ValueError(f"top is at least 1 and megabytes above 0, got {top} and {megabytes}")
     paths = find_images(images)
+    pretrained = pretrained or comes_trained(model)
     saved = read_classifier(create_model(model, pretrained=pretrained).eval(), model)
     if len(saved.preprocessing.size) != 2:
         extent = " x ".join(map(str, saved.preprocessing.size))

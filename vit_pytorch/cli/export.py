@@ -9,7 +9,7 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json
 from vit_pytorch.cli.use import _check_classes, _data_config, _open, _record
-from vit_pytorch.create import create_model
+from vit_pytorch.create import comes_trained, create_model, is_named
 from vit_pytorch.data import open_data
 from vit_pytorch.export.deploy import export_model
 from vit_pytorch.export.formats import find_format
@@ -62,7 +62,8 @@ def print_export(
         format: `onnx`, `pt2` (torch.export), `openvino`, `torchscript` or `aoti` (compiled by AOTInductor).
         output: The file; a report is written beside it as FILE.json. Files of these names are replaced.
         precision: `fp32`, `fp16`, `bf16` or `int8`, as far as the format has them.
-        pretrained: For a named model: `true` for its published weights, or a checkpoint.
+        pretrained: For a named model: `true` for its published weights, or a checkpoint. Trained models that
+            ship with the package always have their weights.
         verify: Images to hold the file against the model: a folder (labels are names of folders that are
             classes); the validation images of `digits`, `idx:…`, `hf:…`, `wds:…`, `video:…` or `nifti:…`;
             `random` for noise. By default the run's validation images.
@@ -94,7 +95,7 @@ def print_export(
             raise ValueError(f"{name} must be at least 1, got {value}")
     find_format(format).check(format, precision)
     check_writable(Path(output).parent)
-    built = create_model(model, pretrained=pretrained).eval()
+    built = create_model(model, pretrained=pretrained or comes_trained(model)).eval()
     if model in entries() and pretrained is False:
         warnings.warn(f"{model} has random weights; published ones come by --pretrained=true", stacklevel=2)
     saved = (
@@ -117,7 +118,7 @@ def print_export(
         format,
         prep=saved.preprocessing,
         samples=_samples(model, verify, "verify", saved, images),
-        name=model if model in entries() else Path(model).resolve().name,
+        name=model if is_named(model) else Path(model).resolve().name,
         classes=saved.classes,
         precision=precision,
         output=computed,

@@ -9,8 +9,10 @@ from typing import Any
 from vit_pytorch.cli.aliases import ALIASES
 from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, without_option
 from vit_pytorch.cli.train import asks_for_help, carry_out, model_layer, read_command, resumed_run
+from vit_pytorch.create import comes_trained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries
+from vit_pytorch.trained import trained_folder
 from vit_pytorch.training.config import PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
 
@@ -70,6 +72,8 @@ def start_layer(weights: str) -> dict[str, Any]:
     """
     if Path(weights).is_dir():
         return {**model_layer(weights), "tuning": {"weights": weights}}
+    if comes_trained(weights):
+        return start_layer(str(trained_folder(weights)))
     name, _, tag = weights.partition(".")
     if name in entries() and not Path(weights).is_file():
         entry = entries()[name]

@@ -15,7 +15,7 @@ from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError, read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
-from vit_pytorch.create import load_model
+from vit_pytorch.create import open_model
 from vit_pytorch.data import (
     BadImageError,
     FileImages,
@@ -36,11 +36,11 @@ from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
-from vit_pytorch.training.predictor import Predictor, put_on_device
+from vit_pytorch.training.predictor import Predictor, open_classifier, put_on_device
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.problems import Answer, Problem
-from vit_pytorch.training.saved import TASK, load_classifier
+from vit_pytorch.training.saved import TASK
 
 # settings of tables
 TABLE_SETTINGS = ("image_column", "label_column", "split_column", "label_separator", "image_root")
@@ -73,7 +73,7 @@ def print_evaluation(
     """Measure a trained model, or with a probe the features of any model, on labelled images.
 
     Args:
-        run: Folder of a run, or of a model.
+        run: Folder of a run, or of a model; or the name of a model, for its shipped or published weights.
         data: As for `vit train`; the run's own data if left out.
         split: Which images; `all` takes every split.
         batch_size: Images that are classified at once.
@@ -127,7 +127,7 @@ def measure_run(
         The results; those of the images of each value of the column `by`, none without it; what the images
         are called; and those that were skipped, with the reasons.
     """
-    saved = load_classifier(run)
+    saved = open_classifier(run)
     config = _data_config(Path(run), data)
     values = _values(config.spec, by) if by is not None else {}
     splits = _open(config, _record(run, data), changed, saved.problem.task)
@@ -196,7 +196,7 @@ def _print_probe(
     """Measure the features of a model; see `print_evaluation`."""
     if split not in ("test", "val"):
         raise ValueError(f"a probe knows the train split; it is asked val or test, got {split}")
-    model = load_model(run)
+    model = open_model(run)
     if (task := model.default_cfg.get(TASK, {}).get("task", "classify")) != "classify":
         raise ValueError(f"a probe tells classes from each other, and the task of {run} is {task}")
     splits = _open(_data_config(Path(run), data), _record(run, data), changed)
@@ -241,7 +241,7 @@ def print_predictions(
     """Say which class, labels or values images have; or the clips of videos, one after the other; or volumes.
 
     Args:
-        run: Folder of a run, or of a model; or the name of a model, for its published weights.
+        run: Folder of a run, or of a model; or the name of a model, for its shipped or published weights.
         images: Files, folders or patterns.
         top: Number of classes or labels to show for each image, the most probable first; 3 if left out.
         batch_size: Images, or clips of a video, that the model sees at once.

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.create import create_model
+from vit_pytorch.create import open_model
 from vit_pytorch.data import (
     BadImageError,
     Preprocessing,
@@ -33,10 +33,9 @@ from vit_pytorch.data.decode import from_pillow
 from vit_pytorch.data.prediction import read_parts
 from vit_pytorch.data.transforms import Images, collate, move
 from vit_pytorch.preprocessing import Normalize, ResizeAndCrop
-from vit_pytorch.registry import entries
 from vit_pytorch.training.evaluation import check_outputs
 from vit_pytorch.training.problems import Answer
-from vit_pytorch.training.saved import SavedClassifier, load_classifier, read_classifier
+from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
 # how much larger than the model's input images are before ten crops are taken
 CROP = 0.875
@@ -278,9 +277,7 @@ def open_classifier(model: str | os.PathLike[str]) -> SavedClassifier:
     """Read a classifier: a run, a model folder, or a named model with its published weights."""
     if not os.fspath(model):
         raise ValueError("the name of the run must not be empty")
-    if os.fspath(model).partition(".")[0] in entries() and not Path(model).is_dir():
-        return read_classifier(create_model(model, pretrained=True), model)
-    return load_classifier(model)
+    return read_classifier(open_model(model), model)
 
 
 def put_on_device(model: VisionModel, device: str | torch.device | None = None) -> VisionModel:

@@ -1,0 +1,207 @@
+"""Put the model of a finished run among the trained models that ship with the package, with its card.
+
+    python benchmarks/ship.py runs/digits vit_patch4_24.digits --data digits --command "vit train" --commit …
+
+Weights are stored in half precision. The model that is stored is measured again on the test images: where it
+is right on fewer of them than the run's, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tarfile
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vit_pytorch.cli.use import evaluation_loader
+from vit_pytorch.data import ImageDataset, open_data
+from vit_pytorch.storage import replacing
+from vit_pytorch.trained import CARD, FOLDER
+from vit_pytorch.training.evaluation import Evaluation, evaluate
+from vit_pytorch.training.saved import SavedClassifier, load_classifier, save_classifier
+
+MOST_BYTES = 4_000_000
+# test images on which the tests measure each model
+PART = 500
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data of a trained model.
+
+    Args:
+        title: what they are called.
+        source: as `vit train` takes them, `{folder}` for the folder in which they are.
+        terms: their terms, in a few words.
+        judged: why weights trained on them may be shipped.
+        archive: tar file in the folder that has to be unpacked.
+    """
+
+    title: str
+    source: str
+    terms: str
+    judged: str
+    archive: str | None = None
+
+
+DATA = {
+    "digits": Data(
+        "scikit-learn digits",
+        "digits",
+        "public (CC BY 4.0 at UCI)",
+        "The digits come with scikit-learn and, from UCI, under CC BY 4.0, which allows derived works with "
+        "attribution: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (1998).",
+    ),
+    "cifar10": Data(
+        "CIFAR-10, JPEG copy",
+        "wds:{folder}/cifar10_jpeg/train-{{00..03}}.tar,{folder}/cifar10_jpeg/train-04.tar,"
+        "{folder}/cifar10_jpeg/test-00.tar",
+        "no formal licence; research use",
+        "CIFAR-10 (A. Krizhevsky, 2009) has no formal licence and is distributed for research; its "
+        "photographs were collected from the web, and their owners were not asked. The weights hold no photographs and "
+        "are shipped for research and teaching; anybody who needs weights with cleared rights should not use "
+        "these. The copy is of lossy JPEG files, and figures are not comparable to the last half point with "
+        "those of the original.",
+    ),
+    "fashion_mnist": Data(
+        "Fashion-MNIST",
+        "idx:{folder}/fashion-mnist",
+        "MIT",
+        "Fashion-MNIST (Zalando SE, 2017) is under the MIT licence, which allows derived works.",
+    ),
+    "signs": Data(
+        "Sign Language Digits",
+        "{folder}/sign_digits",
+        "Apache-2.0",
+        "The photographs (A. Mavi and others, Sign Language Digits Dataset, 2017) are under Apache-2.0, "
+        "which allows derived works.",
+        archive="sign_digits.tar",
+    ),
+}
+
+
+def test_images(tag: str, folder: str, seed: int, held: ExitStack) -> ImageDataset:
+    """Open the test images that a model did not see; archives are unpacked into a temporary folder."""
+    data = DATA[tag]
+    if data.archive is not None:
+        unpacked = held.enter_context(tempfile.TemporaryDirectory())
+        with tarfile.open(Path(folder) / data.archive) as archive:
+            archive.extractall(unpacked, filter="data")
+        folder = unpacked
+    test = open_data(data.source.format(folder=folder), seed=seed, test_fraction=0.2).test
+    assert test is not None
+    return test
+
+
+def part_of(images: ImageDataset) -> ImageDataset:
+    """Return a fixed part of the test images, evenly spread."""
+    return images.subset(torch.linspace(0, len(images) - 1, min(PART, len(images))).long())
+
+
+def measure(saved: SavedClassifier, images: ImageDataset) -> Evaluation:
+    """Measure a model on images."""
+    loader = evaluation_loader(
+        images, saved.preprocessing, len(saved.classes), batch_size=100, workers=0, on_bad="stop"
+    )
+    return evaluate(saved.model, [loader], saved.problem, saved.preprocessing)
+
+
+def ship(
+    run: Path, name: str, *, tag: str, folder: str, command: str, commit: str, remark: str
+) -> dict[str, Any]:
+    """Write a run's model and its card into the package, and return the card."""
+    summary = json.loads((run / "summary.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data, where = DATA[tag], FOLDER / name
+    with ExitStack() as held:
+        images = test_images(tag, folder, summary["split_seed"], held)
+        whole = measure(load_classifier(run), images).as_dict()
+        saved = load_classifier(run)
+        saved.model.half()
+        with replacing(where) as place:
+            place.mkdir()
+            save_classifier(saved, place)
+            # the Hub's card, which says less than ours
+            (place / "README.md").unlink()
+            weights = place / "model.safetensors"
+            # safetensors makes its file for the owner alone
+            weights.chmod(0o644)
+            stored = load_classifier(place)
+            half, part = measure(stored, images).as_dict(), measure(stored, part_of(images)).as_dict()
+            if half["accuracy"] < whole["accuracy"]:
+                raise SystemExit(
+                    f"half precision costs accuracy: {whole['accuracy']:.4f} becomes {half['accuracy']:.4f}"
+                )
+            size = weights.stat().st_size
+            if size > MOST_BYTES:
+                raise SystemExit(f"{name} has {size} bytes, more than {MOST_BYTES}")
+            card = {
+                "name": name,
+                "architecture": type(stored.model).__name__,
+                "parameters": sum(parameter.numel() for parameter in stored.model.parameters()),
+                "bytes": size,
+                "input_size": [stored.preprocessing.channels, *stored.preprocessing.size],
+                "classes": list(stored.classes),
+                "data": data.title,
+                "source": data.source,
+                "archive": data.archive,
+                "images": summary["images"],
+                "terms": data.terms,
+                "terms_judged": data.judged,
+                "command": command,
+                "commit": commit,
+                "seed": summary["seed"],
+                "split_seed": summary["split_seed"],
+                "epochs": summary["epochs"],
+                "training_seconds": summary["training_seconds"],
+                "threads": summary["threads"],
+                "precision": config["precision"],
+                "versions": summary["versions"],
+                "accuracy": half["accuracy"],
+                "accuracy_single_precision": whole["accuracy"],
+                "class_accuracy": half["class_accuracy"],
+                "loss": half["loss"],
+                "calibration_error": half["calibration_error"],
+                "calibrated_error": half["calibrated_error"],
+                "temperature": half["temperature"],
+                "part": {"images": part["images"], "accuracy": part["accuracy"]},
+                "validation": curve(run),
+                "limits": [
+                    f"One run with one seed; {remark}",
+                    "The figures are of images drawn as the training images were; others may do worse.",
+                    "An image of anything else gets one of the classes, too.",
+                    "Fairness, robustness and safety were not measured.",
+                ],
+            }
+            (place / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def curve(run: Path) -> list[float]:
+    """Return the validation accuracy of each epoch."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [round(row["val/accuracy"], 4) for row in rows if row.get("val/accuracy") is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name", help="MODEL.TAG")
+    parser.add_argument("--data", required=True, choices=DATA, dest="tag")
+    parser.add_argument("--folder", default=".", help="folder in which the data are")
+    parser.add_argument("--command", required=True, help="the command that trained it")
+    parser.add_argument("--commit", required=True, help="the commit that trained it")
+    parser.add_argument("--remark", default="", help="what else a reader of the time should know")
+    card = ship(**vars(parser.parse_args()))
+    print(json.dumps({key: card[key] for key in ("name", "bytes", "accuracy", "part")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Trained models that ship with the package, a folder each: weights, configuration and card.
+
+`create_model("cct_2_3x2_32.cifar10", pretrained=True)` loads one, without a network. The part of a name
+before the point is that of the model, the part after it that of the data.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+CARD = "card.json"
+
+
+@cache
+def list_trained() -> tuple[str, ...]:
+    """Return the names of the trained models, sorted."""
+    return tuple(sorted(card.parent.name for card in FOLDER.glob(f"*/{CARD}")))
+
+
+def trained_folder(name: str) -> Path:
+    """Return the folder of a trained model.
+
+    Raises:
+        ValueError: if no trained model has that name
+    """
+    if name not in list_trained():
+        raise ValueError(f"trained models are {', '.join(list_trained())}; got {name!r}")
+    return FOLDER / name
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """Return the card of a trained model: data and their terms, command, accuracy, calibration, limits.
+
+    Raises:
+        ValueError: if no trained model has that name
+    """
+    return json.loads((trained_folder(name) / CARD).read_text(encoding="utf-8"))

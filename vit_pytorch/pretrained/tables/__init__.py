@@ -28,6 +28,8 @@ TABLES = {
     "SepViT": "sep_vit",
     "MaxViT": "max_vit",
     "NesT": "nest",
+    "SwinTransformer": "swin",
+    "SwinTransformerV2": "swin_v2",
     "MobileViT": "mobile_vit",
     "ATSViT": "ats_vit",
     "PatchMergerViT": "vit_with_patch_merger",

@@ -21,9 +21,9 @@ MODELS = (
     ("swin_s3_small_224", {**SIZES["small"], "window_size": (14, 14, 14, 7)}, 49_737_298),
     ("swin_s3_base_224", {"dim": 96, "depth": (2, 2, 30, 2), "window_size": (7, 7, 14, 7)}, 71_125_762),
 )
-# Maps of 10, 5 and 3 cells: windows that do not divide them, shifted ones, and one that covers the last map.
+# Maps of 12, 6 and 3 cells: windows that divide the map, that do not, and one that covers it.
 TINY = {
-    "image_size": 40,
+    "image_size": 48,
     "num_classes": 7,
     "dim": 16,
     "depth": (2, 2, 2),

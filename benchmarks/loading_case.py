@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from references import images, randomise, read_golden
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vit_pytorch.create import architectures, create_model
@@ -76,6 +79,14 @@ def against(format: str, reference: str, build: Build, other: nn.Module, *size: 
     return Case(
         format=format, reference=reference, build=build, checkpoint=checkpoint, inputs=inputs, outputs=outputs
     )
+
+
+def saved(format: str, reference: str, build: Build, other: Any, size: int) -> Case:
+    """Compare with a model of transformers, whose files have other names than the model itself."""
+    with TemporaryDirectory() as folder:
+        other.save_pretrained(folder)
+        written = load_file(Path(folder) / "model.safetensors")
+    return replace(against(format, reference, build, other, size, size), checkpoint=written)
 
 
 def beside(architecture: str, reference: Reference) -> Case:

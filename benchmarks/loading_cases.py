@@ -38,6 +38,8 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "PiT": (staged.pit,),
     "LeViT": (staged.levit,),
     "CvT": (staged.cvt,),
+    "SwinTransformer": (staged.swin,),
+    "SwinTransformerV2": (staged.swin_v2,),
     "TwinsSVT": (staged.twins,),
     "RegionViT": (staged.region_vit,),
     "CrossFormer": (staged.crossformer,),

@@ -14,6 +14,7 @@ from loading_case import (
     golden,
     ours,
     renamed,
+    saved,
     theirs,
     through_timms_reader,
 )
@@ -172,6 +173,33 @@ def region_vit() -> Iterator[Case]:
             mlp_ratio=3,
         ),
     )
+
+
+def _swins(
+    ours_name: str, module: str, timms: str, transformers: tuple[str, str], **options: Any
+) -> Iterator[Case]:
+    sizes: dict[str, Any] = {"image_size": 64, "window_size": 4}
+    build = ours(ours_name, **sizes, num_classes=7, dim=24, depth=(2, 2, 2), heads=(2, 3, 4))
+    depths: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2, 2), "num_heads": (2, 3, 4), "window_size": 4}
+    model = theirs(f"timm.models.{module}", timms, img_size=64, num_classes=7, **depths, **options)
+    yield against("timm", f"timm `{timms}`", build, model, 64, 64)
+    yield renamed("microsoft", f"timm `{timms}`, under the authors' names", build, model, 64)
+    config = config_of(transformers[0], image_size=64, num_labels=7, **depths)
+    model = theirs("transformers", transformers[1], config)
+    yield against("transformers", f"transformers `{transformers[1]}`", build, model, 64, 64)
+    if ours_name == "SwinTransformer":
+        yield saved("transformers-files", f"file of transformers' `{transformers[1]}`", build, model, 64)
+
+
+def swin() -> Iterator[Case]:
+    names = ("SwinConfig", "SwinForImageClassification")
+    yield from _swins("SwinTransformer", "swin_transformer", "SwinTransformer", names)
+
+
+def swin_v2() -> Iterator[Case]:
+    names = ("Swinv2Config", "Swinv2ForImageClassification")
+    windows = {"pretrained_window_sizes": (0, 0, 0)}
+    yield from _swins("SwinTransformerV2", "swin_transformer_v2", "SwinTransformerV2", names, **windows)
 
 
 def crossformer() -> Iterator[Case]:

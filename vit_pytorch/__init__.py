@@ -20,6 +20,10 @@ The catalogue, each with its paper, its module and its classes:
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
 - LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
 - CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
+- Swin Transformer: Hierarchical ViT using Shifted Windows (arXiv:2103.14030):
+  `vit_pytorch.swin`, `SwinTransformer`
+- Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv:2111.09883):
+  `vit_pytorch.swin_v2`, `SwinTransformerV2`
 - Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
 - RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
 - CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`

@@ -7,7 +7,7 @@ with their channels first; both are views of the same memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class HierarchicalModel(VisionModel):
         strides: pixels from one cell to the next in each stage.
         size_multiple: what the height and the width of an input must be multiples of.
         min_size: the least height and width of an input.
+        down_in_first_block: what precedes the blocks of a stage counts as part of the first one for
+            layer-wise learning rates, instead of as a layer of its own.
         any_size: an input may be larger than `image_size`, which is then only the customary one.
         num_prefix_tokens: number of tokens before the last map's cells in the output of `forward_features`.
         stem: acts on the image, its channels last, before the stages.
@@ -58,6 +60,7 @@ class HierarchicalModel(VisionModel):
 
     stages: nn.ModuleList
     pool = "mean"
+    down_in_first_block: ClassVar[bool] = False
     undecayed = r"\.(table|positions\.conv\.weight|class_token)$"
 
     def __init__(
@@ -153,7 +156,8 @@ class HierarchicalModel(VisionModel):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the coarse ones by stage."""
-        stage, block = (r"^stages\.(\d+)\.", None), (r"^stages\.(\d+)\.blocks\.(\d+)", None)
+        block = (r"^stages\.(\d+)\.blocks\.(\d+)", None)
+        stage = (r"^stages\.(\d+)\.", (0,) if self.down_in_first_block and not coarse else None)
         return {
             "stem": r"^(?:stem|stages\.0\.down)\.",
             "blocks": [*([] if coarse else [block]), stage, (r"^norm\.", (99999,))],

@@ -219,19 +219,7 @@ class LearnedPositions(Positions):
         return {"table": torch.cat([prefix, cells], dim=1)}
 
 
-class AxisPositions(Positions):
-    """Base class of positions that have a table for each axis of an image."""
-
-    rows: nn.Parameter
-    columns: nn.Parameter
-
-    def resized(self, like: AxisPositions, *, antialias: bool = True) -> dict[str, Tensor]:
-        """Return both tables for another grid."""
-        tables = zip(("rows", "columns"), self.grid, like.grid, strict=True)
-        return {name: resize_table(getattr(self, name), (old,), (new,)) for name, old, new in tables}
-
-
-class Learned2DPositions(AxisPositions):
+class Learned2DPositions(Positions):
     """A learned embedding of the column and one of the row, half of the dimension each (ViT, appendix D.4).
 
     Args:
@@ -254,6 +242,10 @@ class Learned2DPositions(AxisPositions):
         self.columns = nn.Parameter(torch.empty(1, grid[1], dim // 2))
         self.first = nn.Parameter(torch.empty(1, prefix, dim)) if prefix else None
         init_embeddings(*self.parameters(), std=std)
+
+    def resized(self, like: Learned2DPositions, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return both tables for another grid."""
+        return resize_axes(self, like)
 
     @property
     def table(self) -> Float[Tensor, "1 n d"]:  # type: ignore[override]
@@ -295,7 +287,7 @@ class SinCosPositions(Positions):
         return F.pad(sincos_table(grid, dim, endpoint=self.endpoint), (0, 0, self.prefix, 0))
 
 
-class FactorisedPositions(AxisPositions):
+class FactorisedPositions(Positions):
     """The sum of a learned embedding of the row and one of the column (NaViT, arXiv:2307.06304, section 2.1).
 
     Args:
@@ -311,6 +303,10 @@ class FactorisedPositions(AxisPositions):
         self.columns = nn.Parameter(torch.empty(1, grid[1], dim))
         # The sum of two has the variance of one.
         init_embeddings(self.rows, self.columns, std=EMBEDDING_STD / 2**0.5)
+
+    def resized(self, like: FactorisedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return both tables for another grid."""
+        return resize_axes(self, like)
 
     def forward(
         self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = 0, grid: Sequence[int] | None = None
@@ -329,6 +325,14 @@ class FactorisedPositions(AxisPositions):
             rows, columns = _stretch(rows, extents[0]), _stretch(columns, extents[1])
         rows, columns = rows[:, : grid[0]], columns[:, : grid[1]]
         return (rows.unsqueeze(2) + columns.unsqueeze(1)).flatten(1, 2)
+
+
+def resize_axes(
+    positions: Learned2DPositions | FactorisedPositions, like: Learned2DPositions | FactorisedPositions
+) -> dict[str, Tensor]:
+    """Interpolate the embeddings of rows and of columns, each along its axis."""
+    axes = zip(("rows", "columns"), positions.grid, like.grid, strict=True)
+    return {name: resize_table(getattr(positions, name), (old,), (new,)) for name, old, new in axes}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from math import prod
+from math import log2, prod
 from typing import ClassVar
 
 import torch
@@ -275,6 +275,45 @@ class DynamicBias(CachedBias):
         for layer in self.layers:
             x = layer(x)
         return _look_up(x, index, prod(window or self.window))
+
+
+class LogSpacedBias(CachedBias):
+    """A bias for each head that a small network computes from the logarithm of the offset.
+
+    Swin V2, arXiv:2111.09883, section 3.3: since offsets of a larger window lie hardly outside those that the
+    network has seen, it serves windows of other sizes.
+
+    Args:
+        window: extents of the window, in cells.
+        pretrained: extents of the window that the network was trained with, which offsets are measured by;
+            default the window's own.
+        dim: hidden dimension of the network.
+    """
+
+    index: Tensor
+    places: Tensor
+
+    def __init__(
+        self, window: Sequence[int], heads: int, *, pretrained: Sequence[int] | None = None, dim: int = 512
+    ) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.pretrained = self.window if pretrained is None else tuple(pretrained)
+        self.network = nn.Sequential(
+            nn.Linear(len(self.window), dim), nn.ReLU(), nn.Linear(dim, heads, bias=False)
+        )
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the coordinates of all offsets within the window, and the number of that of each pair."""
+        every, inside = _places(self.window)
+        # The authors map offsets within the pretrained window to [-8, 8] before the logarithm of base 8.
+        scaled = 8 * every / torch.tensor([max(extent - 1, 1) for extent in self.pretrained])
+        return {"places": scaled.sign() * torch.log2(scaled.abs() + 1) / log2(8), "index": inside}
+
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Compute the bias of every offset, in (0, 16), then look up that of every pair of cells."""
+        return 16 * _look_up(self.network(self.places), self.index, prod(self.window)).sigmoid()
 
 
 @fx_leaf

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs
 from vit_pytorch.layers.blocks import fx_leaf
+
+# Added to the scores of cells that were not neighbours before a map was shifted, as in Swin's code.
+HIDDEN = -100.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,12 @@ class GroupAttention(nn.Module):
         """Return the partition of a map of this size, and what is added to the scores of its groups."""
         return self.partition, None if self.bias is None else self.bias()[None]
 
+    def group_mask(
+        self, partition: Partition, grid: Sequence[int], padded: Float[Tensor, "b y x d"], bias: Tensor | None
+    ) -> Tensor | None:
+        """Return the mask of all groups of a batch; see `hide_padding` for the arguments."""
+        return mask_padding(partition, grid, padded, bias) if self.mask_padding else bias
+
     def forward(
         self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
     ) -> Float[Tensor, "b h w d"]:
@@ -153,8 +163,7 @@ class GroupAttention(nn.Module):
         height, width = x.shape[1:3]
         partition, mask = self.partition_for((height, width))
         padded = pad_map(x, partition.multiple)
-        if self.mask_padding:
-            mask = mask_padding(partition, (height, width), padded, mask)
+        mask = self.group_mask(partition, (height, width), padded, mask)
         q, k, v = self.attention.project(partition.split(padded))
         mixed = self.attention.merge(self.attention.kernel(q, k, v, mask))
         return crop_map(partition.merge(mixed, padded.shape[1:3]), (height, width))
@@ -204,3 +213,70 @@ def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "*_ h n n"] | None) -> T
     """
     keys = (real | ~real.any(dim=-1, keepdim=True))[:, None, None]
     return keys if bias is None else bias.masked_fill(~keys, -float("inf"))
+
+
+class ShiftedWindowAttention(GroupAttention):
+    """Attention within windows of a map that is shifted cyclically (Swin, arXiv:2103.14030, figure 4).
+
+    Cells that meet in a window only because the map was shifted do not see each other.
+
+    Args:
+        window: rows and columns of the windows.
+        shift: rows and columns that the map is shifted by, upwards and to the left.
+        bias: returns what is added to the scores of a window.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        window: tuple[int, int],
+        shift: tuple[int, int],
+        bias: Callable[[], Tensor],
+    ) -> None:
+        super().__init__(attention, windows(window), bias, mask_padding=False)
+        self.shift = shift
+
+    def group_mask(
+        self, partition: Partition, grid: Sequence[int], padded: Float[Tensor, "b y x d"], bias: Tensor | None
+    ) -> Tensor | None:
+        """Return the mask of all windows of a batch: the bias, and what a shift hides."""
+        assert bias is not None
+        return shift_mask(partition, padded, self.shift, bias) if any(self.shift) else bias
+
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
+        """Shift the map, attend from each cell to those of its window, shift the map back."""
+        if not any(self.shift):
+            return super().forward(x, inputs)
+        up, left = self.shift
+        return super().forward(x.roll((-up, -left), (1, 2)), inputs).roll((up, left), (1, 2))
+
+
+@fx_leaf
+def shift_mask(
+    partition: Partition,
+    padded: Float[Tensor, "b y x d"],
+    shift: tuple[int, int],
+    bias: Float[Tensor, "1 h n n"],
+) -> Float[Tensor, "g h n n"]:
+    """Return the bias of all windows of a batch, with cells hidden that were not neighbours before the shift.
+
+    Args:
+        partition: the windows.
+        padded: the shifted maps.
+        shift: rows and columns that the maps were shifted by.
+        bias: what is added to the scores of all windows.
+    """
+    batch, height, width = padded.shape[:3]
+    rows = torch.arange(height, device=padded.device) >= height - shift[0]
+    columns = torch.arange(width, device=padded.device) >= width - shift[1]
+    sides = partition.split((2 * rows[:, None] + columns)[None, :, :, None])[..., 0]
+    apart = sides[:, :, None] != sides[:, None, :]
+    return (bias + HIDDEN * apart[:, None].to(bias.dtype)).repeat(batch, 1, 1, 1)
+
+
+def merge_cells(x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+    """Concatenate the channels of 2 x 2 cells, the lower of a column after the upper, columns in order."""
+    x = pad_map(x, (2, 2)).unflatten(1, (-1, 2)).unflatten(3, (-1, 2))
+    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.layers.patches import PrefixTokens
-from vit_pytorch.layers.positions import AxisPositions, LearnedPositions, SinCosPositions, resize_table
+from vit_pytorch.layers.positions import (
+    FactorisedPositions,
+    Learned2DPositions,
+    LearnedPositions,
+    SinCosPositions,
+    resize_table,
+)
 from vit_pytorch.pretrained.extents import Extents, ask_for, is_certain
 
 TOLERANCE = 1e-4
@@ -45,7 +51,7 @@ def fit_positions(
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     first: tuple[int, ...] | None = None
     for name, module in model.named_modules():
-        if isinstance(module, AxisPositions):
+        if isinstance(module, (Learned2DPositions, FactorisedPositions)):
             resized |= _stretch_axes(name, module, state)
             continue
         key = f"{name}.table"
@@ -73,7 +79,7 @@ def fit_positions(
 
 
 def _stretch_axes(
-    name: str, module: AxisPositions, state: dict[str, Tensor]
+    name: str, module: Learned2DPositions | FactorisedPositions, state: dict[str, Tensor]
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Interpolate the embeddings of rows and of columns, each along its axis; changes the state dict."""
     axes = [f"{name}.{axis}" for axis in ("rows", "columns")]

@@ -1,6 +1,7 @@
 """Every Python example of the documentation runs, page by page, each block after those before it.
 
-A block that needs the network or hours opens with ```python no-run.
+A block that needs the network or hours opens with ```python no-run. Tutorials, which have commands between
+their examples, run in `test_tutorials.py`.
 """
 
 import re
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [
+    page
+    for page in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")))
+    if page.parent.name != "tutorials"
+]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.M | re.S)
 
 

@@ -37,6 +37,7 @@ SLOW = re.compile(
             r"tests/papers/test_(\w*learning|\w+\.py::test_learns_the_digits)",
             # A repository of its own.
             r"tests/architecture/test_new_paper",
+            r"tests/architecture/test_tutorials\.py::test_tutorial\[",
             # Commands, in processes of their own.
             r"tests/cli/(?!test_settings)",
             r"tests/faults/(?!test_(reliability_page|fuzz))",

@@ -104,6 +104,7 @@ def create_model(
             announce(saved, replace(saved.load_report, kept=kept, dropped=dropped))
         return saved
     name, shipped = os.fspath(name), os.fspath(name) in list_trained()
+    published: str | None
     if shipped:
         entry, published = trained_entry(name), str(trained_folder(name))
     else:

@@ -59,7 +59,7 @@ def test_every_model(entry: ModelEntry):
         else:
             assert found.isfinite().all(), name
             assert found.std() > 0, name
-    assert all("expected " in said for said in cannot.values())
+    assert all("expected " in said or "needs attention" in said for said in cannot.values())
     assert cannot.keys() == CANNOT.get(entry.name, cannot.keys())
     assert {"layers", "tokens"}.isdisjoint(cannot)
 

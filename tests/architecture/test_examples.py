@@ -1,6 +1,7 @@
 """Every Python example of the documentation runs, page by page, each block after those before it.
 
-A block that needs the network or hours opens with ```python no-run.
+A block that needs the network or hours opens with ```python no-run. Tutorials, which have commands between
+their examples, run in `test_tutorials.py`.
 """
 
 import re
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# what the programs of deploy.md find is held against the model in tests/export/test_export.py
+# The tutorials run in test_tutorials.py, the programs of deploy.md beside the model in tests/export/test_export.py.
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-PAGES = sorted(page for page in PAGES if page != ROOT / "docs" / "deploy.md")
+PAGES = sorted(page for page in PAGES if page.parent.name != "tutorials" and page.name != "deploy.md")
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.M | re.S)
 
 

@@ -111,3 +111,14 @@ def test_ratios_per_stage(name: str, arguments: dict[str, Any]):
     assert [layer.out_features for layer in found] == [
         int(ratio * layer.in_features) for ratio, layer in zip(ratios, found, strict=True)
     ]
+
+
+def test_subclasses_may_leave_annotations_out():
+    class Plain(find_entry("vit_tiny_patch16_224").architecture):
+        def __init__(self, *, dim, **options):
+            super().__init__(dim=dim, **options)
+
+    sizes = {"image_size": 20, "patch_size": 4, "num_classes": 3, "depth": 1, "heads": 2, "mlp_dim": 8}
+    assert Plain(dim=8, **sizes)(torch.randn(1, 3, 20, 20)).shape == (1, 3)
+    with pytest.raises(ValueError, match="dim must be an integer"):
+        Plain(dim="8", **sizes)

@@ -108,8 +108,13 @@ def expected(name: str, hint: Any) -> Expected | None:
         return number("number", Real, find_range(name, NUMBERS))
     if hint is NoneType:
         return Expected("None", "None", lambda value: value is None)
-    # what a module must be is said better where it is used
-    if isinstance(hint, type) and not is_protocol(hint) and not issubclass(hint, nn.Module):
+    # what a module must be is said better where it is used; from Python 3.11 on, Any is a class
+    if (
+        hint is not Any
+        and isinstance(hint, type)
+        and not is_protocol(hint)
+        and not issubclass(hint, nn.Module)
+    ):
         kind = NAMED.get(hint, hint.__name__)
         article = "an" if kind[0] in "AEIOU" else "a"
         return Expected(f"{article} {kind}", f"{kind}s", lambda value: isinstance(value, hint))

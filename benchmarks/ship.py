@@ -65,8 +65,9 @@ DATA = {
         "{folder}/cifar10_jpeg/test-00.tar",
         "no formal licence; research use",
         "CIFAR-10 (A. Krizhevsky, 2009) has no formal licence and is distributed for research; its "
-        "photographs were collected from the web, and their owners were not asked. The weights hold no photographs and "
-        "are shipped for research and teaching; anybody who needs weights with cleared rights should not use "
+        "photographs were collected from the web, and their owners were not asked. The weights hold no "
+        "photographs and are shipped for research and teaching; anybody who needs weights with cleared "
+        "rights should not use "
         "these. The copy is of lossy JPEG files, and figures are not comparable to the last half point with "
         "those of the original.",
     ),

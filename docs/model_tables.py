@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 from vit_pytorch.pretrained.tables import formats_of, tables
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.trained import list_trained, read_card
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -179,6 +181,72 @@ def weights_link(entry: ModelEntry, *, short: bool = False) -> Cell:
     )
 
 
+class TrainedModels(SphinxDirective):
+    """`.. trained-models::` lists the trained models that ship with the package, then their cards."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table, and a part for each card."""
+        cards = [read_card(name) for name in list_trained()]
+        rows: list[list[Cell]] = [["name", "parameters", "MB", "test accuracy", "data", "terms of the data"]]
+        rows += [
+            [
+                f"`{card['name']}`",
+                f"{card['parameters']:,}",
+                f"{card['bytes'] / 1e6:.1f}",
+                f"{card['accuracy']:.2%} of {card['images']['test']:,}",
+                card["data"],
+                card["terms"],
+            ]
+            for card in cards
+        ]
+        made: list[nodes.Node] = [table(rows)]
+        for card in cards:
+            facts = nodes.bullet_list(
+                "",
+                *(nodes.list_item("", nodes.paragraph("", "", *inline(fact))) for fact in card_facts(card)),
+            )
+            made += [
+                nodes.rubric("", card["name"]),
+                nodes.literal_block(card["command"], card["command"], language="sh"),
+                facts,
+            ]
+        return made
+
+
+def card_facts(card: Mapping[str, Any]) -> list[str]:
+    """Return what the card of a trained model says, a sentence or two each."""
+    size = " x ".join(map(str, card["input_size"]))
+    single = card["accuracy_single_precision"]
+    classes = ", ".join(f"{name} {value:.1%}" for name, value in card["class_accuracy"].items())
+    images = ", ".join(f"{count:,} in {split}" for split, count in card["images"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
+    return [
+        (
+            f"Data: {card['data']}; images: {images}; split by seed {card['split_seed']} "
+            "where the data has no splits."
+        ),
+        f"Terms: {card['terms_judged']}",
+        f"Input: {size} (channels, height, width); {card['architecture']}.",
+        (
+            f"Accuracy on the test images: {card['accuracy']:.2%} with weights in half precision, "
+            f"{single:.2%} in single; loss {card['loss']:.3f}. By class: {classes}."
+        ),
+        (
+            f"Calibration error: {card['calibration_error']:.3f}; {card['calibrated_error']:.3f} with "
+            f"`--calibrated` (temperature {card['temperature']:.2f}, chosen on validation images)."
+        ),
+        (
+            f"Training: {card['epochs']} epochs in {card['training_seconds'] / 60:.1f} minutes on "
+            f"{card['threads']} threads, precision {card['precision']}, seed {card['seed']}, commit "
+            f"{card['commit']}; {versions}."
+        ),
+        "Validation accuracy by epoch: "
+        + " ".join(f"{100 * value:.1f}" for value in card["validation"])
+        + ".",
+        f"Limits: {' '.join(card['limits'])}",
+    ]
+
+
 def largest_differences(found: list[dict[str, Any]]) -> dict[str, float]:
     """Return the largest difference of each architecture from references of others."""
     largest: dict[str, float] = {}
@@ -224,5 +292,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("loaded-formats", LoadedFormats)
     app.add_directive("exported-formats", ExportedFormats)
     app.add_directive("model-zoo", ModelZoo)
+    app.add_directive("trained-models", TrainedModels)
     app.connect("html-page-context", add_script)
     return {"parallel_read_safe": True}

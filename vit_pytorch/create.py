@@ -112,18 +112,19 @@ def create_model(
         entry = find_entry(name)
         repository = entry.repository(tag)
         published = None if repository is None else f"{HUB}{repository}"
-    if pretrained is True and published is None:
+    checkpoint = published if pretrained is True else pretrained
+    if checkpoint is None:
         raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    if pretrained is False:
+    if checkpoint is False:
         if key is not None:
             raise ValueError(f"key={key!r} is of a checkpoint, but none is given as `pretrained`")
         return entry.build(**overrides)
     # A classifier of its own, where the checkpoint's has other classes, is the only part that starts anew.
     with nullcontext() if num_classes else init_empty_weights():
         model = entry.build(**overrides)
-    report = load_pretrained(model, published if pretrained is True else pretrained, key=key)
+    report = load_pretrained(model, checkpoint, key=key)
     if shipped and pretrained is True and not report.kept:
         cfg = _tuples(read_config(trained_folder(name))["default_cfg"])
         model.default_cfg.update({key: cfg[key] for key in OF_CLASSIFIER if key in cfg})

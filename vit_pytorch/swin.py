@@ -186,7 +186,9 @@ def shifted_stages(
     Raises:
         ValueError: if there are not as many windows as stages.
     """
-    sizes = [window_size] * len(downs) if isinstance(window_size, int) else window_size
+    sizes: Sequence[int | Sequence[int]] = (
+        [window_size] * len(downs) if isinstance(window_size, int) else window_size
+    )
     if len(sizes) != len(downs):
         raise ValueError(
             f"window_size must be one number or one for each of {len(downs)} stages, got {sizes}"

@@ -101,7 +101,7 @@ class SwinTransformerV2(HierarchicalModel):
             )
             attention.q_norm, attention.k_norm = ScaledDirection(all_heads[stage]), Direction()
             side = trained[stage]
-            bias = LogSpacedBias(window, all_heads[stage], pretrained=side and pair(side))
+            bias = LogSpacedBias(window, all_heads[stage], pretrained=None if side is None else pair(side))
             feedforward = FeedForward(dims[stage], int(dims[stage] * ratios[stage]), dropout=dropout)
             shifted = ShiftedWindowAttention(attention, window, shift, bias)
             return PostNormBlock(dims[stage], shifted, feedforward, norm=norm, drop_path=drop)
@@ -116,8 +116,9 @@ class SwinTransformerV2(HierarchicalModel):
         for part in self.modules():
             if isinstance(part, PostNormBlock):
                 # Blocks start as the identity, as in the authors' code.
-                nn.init.zeros_(part.norm1.weight)
-                nn.init.zeros_(part.norm2.weight)
+                for norms in (part.norm1, part.norm2):
+                    assert isinstance(norms.weight, Tensor)
+                    nn.init.zeros_(norms.weight)
         self.reset_classifier(num_classes)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:

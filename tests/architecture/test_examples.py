@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# The tutorials run in test_tutorials.py, the programs of deploy.md beside the model in tests/export/test_export.py.
+# The tutorials run in test_tutorials.py, the programs of deploy.md in tests/export/test_export.py.
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 PAGES = sorted(page for page in PAGES if page.parent.name != "tutorials" and page.name != "deploy.md")
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.M | re.S)

@@ -53,7 +53,10 @@ class CachedBias(ComputedBuffers):
             window: extents of the window in cells, for a bias that can be computed for any; its own window
                 unless told.
         """
-        name, parameters = next(iter(self.named_parameters()))[0], list(self.parameters())
+        name, parameters = next((n for n, _ in self.named_parameters()), None), list(self.parameters())
+        # Quantised layers hold their parameters in another form.
+        if name is None:
+            return self.compute(*window)
         if (
             torch.is_grad_enabled()
             # FX shows its proxies only to those who ask for an attribute.

@@ -38,33 +38,35 @@ def take_size(model: nn.Module, like: nn.Module, *, antialias: bool = True) -> N
         ValueError: if the two consist of other modules, or a parameter of another shape cannot be resized.
     """
     pairs = list(zip(model.named_modules(), like.named_modules(), strict=False))
+    saved = like.state_dict().keys()
     changed: list[tuple[nn.Module, str, nn.Parameter]] = []
     for (name, old), (other, new) in pairs:
-        if name != other or type(old) is not type(new) or old._parameters.keys() != new._parameters.keys():
+        own, wanted = dict(old.named_parameters(recurse=False)), dict(new.named_parameters(recurse=False))
+        if name != other or type(old) is not type(new) or own.keys() != wanted.keys():
             raise ValueError(
                 f"{type(model).__name__} of this size has another {other or 'class'}: {type(new).__name__}; "
                 f"the model has {name}: {type(old).__name__}"
             )
         fitting: dict[str, Tensor] = {}
-        for key, wanted in new._parameters.items():
-            parameter = old._parameters[key]
-            if parameter is None or wanted is None or parameter.shape == wanted.shape:
+        for key, parameter in own.items():
+            if parameter.shape == wanted[key].shape:
                 continue
             if not fitting and isinstance(old, Resizable):
                 fitting = old.resized(new, antialias=antialias)
             if key not in fitting:
                 raise ValueError(
                     f"{type(model).__name__} cannot take this size: {name}.{key} of "
-                    f"{tuple(parameter.shape)} would be {tuple(wanted.shape)}"
+                    f"{tuple(parameter.shape)} would be {tuple(wanted[key].shape)}"
                 )
             changed.append((old, key, nn.Parameter(fitting[key], requires_grad=parameter.requires_grad)))
     for module, key, parameter in changed:
-        module._parameters[key] = parameter
-    for (_, old), (_, new) in pairs:
-        for key, buffer in new._buffers.items():
-            own = old._buffers.get(key)
-            if buffer is not None and key in new._non_persistent_buffers_set and own is not None:
-                old._buffers[key] = buffer.to(own.device, own.dtype)
+        setattr(module, key, parameter)
+    for (name, old), (_, new) in pairs:
+        before = dict(old.named_buffers(recurse=False))
+        for key, buffer in new.named_buffers(recurse=False):
+            # Those that are saved have been learned.
+            if f"{name}.{key}".removeprefix(".") not in saved:
+                setattr(old, key, buffer.to(before[key].device, before[key].dtype))
         vars(old).update({k: v for k, v in vars(new).items() if k not in _OF_PYTORCH and _is_setting(v)})
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
-from page_nodes import Cell, link, page_link, table
+from page_nodes import Cell, inline, link, page_link, table
 from sphinx.util.docutils import SphinxDirective
 
 from vit_pytorch.pretrained.tables import formats_of, tables

@@ -354,8 +354,8 @@ class VisionModel(
         size = image_size if isinstance(image_size, int) else tuple(image_size)
         prepared, known = self.default_cfg, self.config
         with init_empty_weights():
-            like = type(self)(**{**known, names[0]: size})
-        take_size(self, like, antialias=antialias)
+            like, before = type(self)(**{**known, names[0]: size}), type(self)(**known)
+        take_size(self, like, before, antialias=antialias)
         self.default_cfg = {**prepared, "input_size": like.default_cfg["input_size"]}
         self._record(**{names[0]: size})
 

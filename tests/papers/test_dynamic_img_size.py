@@ -58,6 +58,15 @@ def test_another_input_size_for_good(name, size):
     assert ours.image_size == size == ours.config["image_size"]
 
 
+def test_settings_that_were_changed_stay():
+    model = build()
+    model.dropout.p = 0.3
+    model.set_grad_checkpointing()
+    model.set_input_size(64)
+    assert model.dropout.p == 0.3
+    assert model.blocks[0].grad_checkpointing
+
+
 def test_a_model_that_was_changed_keeps_its_size():
     model = build(dim_head=16)
     model.blocks[0].attention.to_out = torch.nn.Identity()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from math import log2, prod
+from operator import is_not
 from typing import ClassVar
 
 import torch
@@ -40,7 +41,7 @@ class CachedBias(ComputedBuffers):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cached: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
+        self._cached: tuple[tuple[int, ...], list[Tensor], list[Tensor], Tensor] | None = None
 
     @abstractmethod
     def compute(self, *window: int) -> Float[Tensor, h * n]:
@@ -69,10 +70,16 @@ class CachedBias(ComputedBuffers):
         ):
             return self.compute(*window)
         cached = self._cached
-        if cached is None or cached[0] != window or not all(map(_same, cached[1], parameters)):
-            cached = window, [parameter.clone() for parameter in parameters], self.compute(*window)
-            self._cached = cached
-        return cached[2]
+        buffers = list(self.buffers())
+        if (
+            cached is None
+            or cached[0] != window
+            or any(map(is_not, cached[1], buffers))
+            or not all(map(_same, cached[2], parameters))
+        ):
+            copies = [parameter.clone() for parameter in parameters]
+            cached = self._cached = window, buffers, copies, self.compute(*window)
+        return cached[3]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what was computed out of copies and files."""

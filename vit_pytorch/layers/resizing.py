@@ -25,14 +25,16 @@ class Resizable(Protocol):
 
 
 @torch.no_grad()
-def take_size(model: nn.Module, like: nn.Module, *, antialias: bool = True) -> None:
+def take_size(model: nn.Module, like: nn.Module, before: nn.Module, *, antialias: bool = True) -> None:
     """Bring a model to the size of another one, which was built by the same arguments but for the size.
 
     Parameters of the same shape stay the same objects, and so do modules with what hangs on them.
 
     Args:
         model: changed in place, or not at all.
-        like: its parameters need no values, and its attributes are taken.
+        like: its parameters need no values.
+        before: a model of the arguments of `model`; settings in which `like` differs from it are taken, so
+            that others, which may have been changed since, stay.
 
     Raises:
         ValueError: if the two consist of other modules, or a parameter of another shape cannot be resized.
@@ -61,13 +63,14 @@ def take_size(model: nn.Module, like: nn.Module, *, antialias: bool = True) -> N
             changed.append((old, key, nn.Parameter(fitting[key], requires_grad=parameter.requires_grad)))
     for module, key, parameter in changed:
         setattr(module, key, parameter)
-    for (name, old), (_, new) in pairs:
-        before = dict(old.named_buffers(recurse=False))
+    for ((name, old), (_, new)), first in zip(pairs, before.modules(), strict=True):
+        buffers = dict(old.named_buffers(recurse=False))
         for key, buffer in new.named_buffers(recurse=False):
             # Those that are saved have been learned.
             if f"{name}.{key}".removeprefix(".") not in saved:
-                setattr(old, key, buffer.to(before[key].device, before[key].dtype))
-        vars(old).update({k: v for k, v in vars(new).items() if k not in _OF_PYTORCH and _is_setting(v)})
+                setattr(old, key, buffer.to(buffers[key].device, buffers[key].dtype))
+        settings = {k: v for k, v in vars(new).items() if k not in _OF_PYTORCH and _is_setting(v)}
+        vars(old).update({k: v for k, v in settings.items() if v != vars(first)[k]})
 
 
 def _is_setting(value: Any) -> bool:

@@ -17,7 +17,7 @@ from vit_pytorch.cli import main
 from vit_pytorch.create import load_model
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.history import History, read_rows
-from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.losses import NonFiniteError
 from vit_pytorch.training.optim import ScheduleConfig
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Classifier

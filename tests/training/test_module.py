@@ -17,7 +17,7 @@ from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.keeper import Checkpoints
 from vit_pytorch.training.loop import Loop
-from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.losses import NonFiniteError
 from vit_pytorch.training.problems import check_targets
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Batch, Classifier

@@ -107,7 +107,7 @@ def test_optimizers(name: str, kind: type) -> None:
         (0.5, 0.2),
         (0.5, 0.0),
     }
-    with pytest.raises(ValueError, match="must be 'adamw' or 'sgd', got 'lion'"):
+    with pytest.raises(ValueError, match="must be 'adamw', 'sgd' or 'muon', got 'lion'"):
         make_optimizer(ToyModel(), OptimizerConfig(name="lion"))  # type: ignore[arg-type]
 
 
@@ -173,6 +173,7 @@ def test_schedules_that_cannot_be() -> None:
         ("lr", math.nan, "lr must be positive, got nan"),
         ("weight_decay", -1.0, "weight_decay must not be negative, got -1.0"),
         ("layer_decay", 1.5, r"layer_decay must be in \(0, 1\], got 1.5"),
+        ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_impossible_optimizers(field: str, value: float, message: str) -> None:
@@ -187,7 +188,7 @@ def test_impossible_schedules() -> None:
         ScheduleConfig(min_lr=-1)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_states_of_another_order_are_refused(name):
     """Fused kernels would read past the end of a smaller state."""
     config = OptimizerConfig(name=name, lr=1e-3)

@@ -144,15 +144,14 @@ def toy_task(dropout: float = 0.3, name: str = "adamw") -> Classifier:
     )
 
 
-def vit_task(noise: float = 0.1) -> Classifier:
+def vit_task(noise: float = 0.1, optimizer: str = "adamw") -> Classifier:
     """A ViT of two blocks with dropout and stochastic depth, for `ToyImages`."""
     torch.manual_seed(7)
     sizes = {"image_size": (4, 6), "patch_size": 1, "channels": 1, "dim": 8, "depth": 2, "heads": 2}
     sizes |= {"dim_head": 4, "mlp_dim": 16, "num_classes": 4}
     model = create_model("vit_tiny_patch16_224", **sizes, dropout=noise, drop_path=2 * noise)
-    return Classifier(
-        model, optimizer=OptimizerConfig(lr=0.01), schedule=ScheduleConfig(warmup_epochs=1, min_lr=0.001)
-    )
+    config = OptimizerConfig(name=optimizer, lr=0.01)  # type: ignore[arg-type]
+    return Classifier(model, optimizer=config, schedule=ScheduleConfig(warmup_epochs=1, min_lr=0.001))
 
 
 class ToyImages(ToyData):

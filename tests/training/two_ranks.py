@@ -100,6 +100,9 @@ def main() -> None:
         task, compiled = vit_task(noise=0.0), {"compiled": True, "activation_checkpointing": True}
         losses = train(folder / "x", task=task, data=ToyImages(0.0), epochs=1, **compiled, **engine)
         results[f"{strategy} compiled"] = losses.train
+        task = vit_task(noise=0.0, optimizer="muon")
+        losses = train(folder / "x", task=task, data=ToyImages(0.0), epochs=1, **engine)
+        results[f"{strategy} muon"] = losses.train
     if torch.distributed.get_rank() == 1:
         dcp.save = partial(save_and_wait, dcp.save)
     averaged_too: dict[str, Any] = {**options, "ema": 0.9}

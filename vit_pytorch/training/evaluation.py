@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from vit_pytorch.data import Preprocessing
 from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.layers.wrapper import eval_mode
-from vit_pytorch.training.losses import IGNORED
-from vit_pytorch.training.nan_guard import NonFiniteError
+from vit_pytorch.training.losses import IGNORED, NonFiniteError
 
 if TYPE_CHECKING:
     from vit_pytorch.training.problems import Problem

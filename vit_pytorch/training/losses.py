@@ -11,6 +11,11 @@ from torch import Tensor
 
 from vit_pytorch.data.datasets import TaskName
 
+
+class NonFiniteError(RuntimeError):
+    """Loss, gradients or weights are not finite."""
+
+
 LossName = Literal["cross_entropy", "focal", "bce", "asymmetric", "mse", "huber"]
 # those of each task, the default first
 LOSSES: dict[TaskName, tuple[LossName, ...]] = {

@@ -11,14 +11,11 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from vit_pytorch.training.engine import local_tensor, sum_over_processes
+from vit_pytorch.training.losses import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
 OnNonFinite = Literal["stop", "skip"]
-
-
-class NonFiniteError(RuntimeError):
-    """Loss, gradients or weights are not finite."""
 
 
 class FiniteGuard:

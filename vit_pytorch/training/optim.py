@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from vit_pytorch.training.muon import Muon, hidden_matrices
 
 _SAME_AS_BEFORE = 99999
 
@@ -44,21 +46,23 @@ class OptimizerConfig:
     """How weights are updated.
 
     Args:
-        name: ``adamw`` or ``sgd`` (with Nesterov momentum).
+        name: ``adamw``, ``sgd`` (with Nesterov momentum) or ``muon``, which orthogonalises the steps of
+            matrices and leaves the rest to AdamW; see :class:`~vit_pytorch.training.muon.Muon`.
         lr: Learning rate at the end of warm-up.
-        weight_decay: Decoupled decay for AdamW, L2 for SGD. Norms, biases, tokens and positions have none.
+        weight_decay: Decoupled decay for AdamW and Muon, L2 for SGD. Norms, biases, tokens and positions have
+            none.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's term against division by zero.
-        momentum: SGD's momentum.
+        momentum: Momentum of SGD and Muon; 0.9 and 0.95 if left out.
         layer_decay: Factor in (0, 1] from one layer to the one below it, applied to the learning rate.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    momentum: float = 0.9
+    momentum: float | None = None
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class OptimizerConfig:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,12 @@ class ScheduleConfig:
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float | None = None
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    matrices: Set[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort a model's trainable parameters into groups for an optimizer.
 
@@ -105,9 +116,11 @@ def parameter_groups(
         lr: Learning rate of the uppermost layer.
         weight_decay: Weight decay of matrices and convolution kernels.
         layer_decay: Factor from one layer to the one below.
+        matrices: Names of parameters that get groups of their own, marked by ``matrices``.
 
     Returns:
-        Groups with ``params``, ``lr`` and ``weight_decay``; each trainable parameter is in exactly one.
+        Groups with ``params``, ``lr`` and ``weight_decay``, and ``matrices`` if given; each trainable
+        parameter is in exactly one.
 
     Raises:
         ValueError: If nothing is trainable, or if the model has no ``group_matcher`` for a `layer_decay`.
@@ -124,15 +137,21 @@ def parameter_groups(
         for name in getattr(module, "decayed", ())
     }
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = scales.get(name, 1.0)
         decays = name in decayed or (parameter.ndim > 1 and name not in exempt)
+        is_matrix = matrices is not None and name in matrices
         group = groups.setdefault(
-            (scale, decays),
-            {"params": [], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0},
+            (scale, decays, is_matrix),
+            {
+                "params": [],
+                "lr": lr * scale,
+                "weight_decay": weight_decay if decays else 0.0,
+                **({} if matrices is None else {"matrices": is_matrix}),
+            },
         )
         group["params"].append(parameter)
     result = list(groups.values())
@@ -235,19 +254,27 @@ def _normalize_weights(model: HasUnitWeights, *_: Any) -> None:
 
 def _make_optimizer(model: nn.Module, config: OptimizerConfig, scaled: bool) -> Optimizer:
     groups = parameter_groups(
-        model, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        matrices=hidden_matrices(model) if config.name == "muon" else None,
     )
+    fused = not scaled and all(map(_can_fuse, chain.from_iterable(group["params"] for group in groups)))
+    given = {} if config.momentum is None else {"momentum": config.momentum}
+    optimizer: Optimizer
     if config.name == "adamw":
-        fused = not scaled and all(map(_can_fuse, chain.from_iterable(group["params"] for group in groups)))
-        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-        adamw.register_load_state_dict_pre_hook(_check_shapes)
-        adamw.register_load_state_dict_pre_hook(_keep_kernels)
-        return adamw
-    if config.name == "sgd":
-        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-        sgd.register_load_state_dict_pre_hook(_check_shapes)
-        return sgd
-    raise ValueError(f"optimizer must be 'adamw' or 'sgd', got {config.name!r}")
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    elif config.name == "muon":
+        optimizer = Muon(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, **given)
+    elif config.name == "sgd":
+        momentum = given.get("momentum", 0.9)
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0)
+    else:
+        raise ValueError(f"optimizer must be 'adamw', 'sgd' or 'muon', got {config.name!r}")
+    optimizer.register_load_state_dict_pre_hook(_check_shapes)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+    return optimizer
 
 
 def _can_fuse(parameter: torch.Tensor) -> bool:
@@ -275,8 +302,8 @@ def _check_shapes(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Let a checkpoint not decide by which kernels steps are taken: it may come from another machine."""
-    fused = optimizer.param_groups[0]["fused"]
-    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+    kernels = {"fused": optimizer.defaults["fused"]} if "fused" in optimizer.defaults else {}
+    return {**state, "param_groups": [{**group, **kernels} for group in state["param_groups"]]}
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:

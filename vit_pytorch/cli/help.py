@@ -20,7 +20,7 @@ GROUPS = {
     "model": ("model", "img_size", "drop_path"),
     "training": (
         *("task", "loss", "class_weights", "sampler"),
-        *("epochs", "batch_size", "lr", "weight_decay", "warmup_epochs", "label_smoothing"),
+        *("epochs", "budget", "batch_size", "lr", "weight_decay", "warmup_epochs", "label_smoothing"),
         *("select", "patience", "seed", "monitor.knn_every"),
     ),
     "images": ("hflip", "mixup", "data.val_fraction"),

@@ -44,7 +44,9 @@ RUNS = "runs"
 # what the data decides
 DECIDED = {"num_classes", "channels"}
 # options that say how to start, and are no part of the run's configuration
-STARTING = ("config", "output", "resume", "recipe", "print_config")
+STARTING = ("config", "output", "resume", "recipe", "budget", "print_config")
+# arguments of a model that a budget may choose, where nobody else does
+SIZED = ("name", "dim", "depth", "heads", "dim_head", "mlp_dim")
 COLUMNS = {f"data.{role}_column": role for role in TABLE_OPTIONS}
 # options that show what there is
 SHOWING = ("help", "help_all")
@@ -120,7 +122,31 @@ def read_command(
     entry = find_entry(name)
     parser = train_parser(entry, command)
     parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry, own=own)
-    return show_or_return(TrainConfig(**settings_of(parser, parsed, name)), parsed)
+    config = TrainConfig(**settings_of(parser, parsed, name))
+    if parsed.budget is not None:
+        config = within_budget(config, parsed.budget, arguments, sources)
+    return show_or_return(config, parsed)
+
+
+def within_budget(
+    config: TrainConfig,
+    budget: str,
+    arguments: Sequence[str],
+    sources: Sequence[str],
+) -> TrainConfig:
+    """Let a run take the epochs, and a recipe's model the size, that a time is enough for.
+
+    Raises:
+        UsageError: Where the epochs are given, too.
+    """
+    if option_value(arguments, "epochs") is not None:
+        raise UsageError("--budget chooses the epochs: leave --epochs out")
+    named = any(option_value(arguments, f"model.{name}") is not None for name in SIZED)
+    plain = all(name in config.model for name in SIZED)
+    recipes = {f"recipe {name}" for name in list_recipes()}
+    from vit_pytorch.training.budget import fit_budget
+
+    return fit_budget(config, budget, sized=plain and not named and recipes.issuperset(sources))
 
 
 def fit_recipes(
@@ -195,6 +221,12 @@ def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = t
     parser = ArgumentParser(prog=f"vit {command.__name__}", description=command.__doc__, exit_on_error=False)
     parser.add_argument("--recipe", type=str, help=f"{', '.join(list_recipes())}, or a YAML file")
     parser.add_class_arguments(TrainConfig, skip={"model"})
+    parser.add_argument(
+        "--budget",
+        type=str,
+        help="time that the run may take, such as 10m: its epochs, and the size of a recipe's model, are "
+        "chosen by what is measured before it begins",
+    )
     add_common(parser, entry)
     return parser
 
@@ -264,7 +296,7 @@ def resumed_run(arguments: Sequence[str]) -> Path | None:
     if not any(argument.partition("=")[0] == "--resume" for argument in arguments):
         return None
     resumed, output = option_value(arguments, "resume"), option_value(arguments, "output")
-    beside = [name for name in ("config", "recipe") if option_value(arguments, name) is not None]
+    beside = [name for name in ("config", "recipe", "budget") if option_value(arguments, name) is not None]
     beside += ["output"] if resumed is not None and output is not None else []
     if beside:
         raise UsageError(

@@ -32,7 +32,7 @@ def prepare(
     Args:
         held: keeps the folder of a run that is resumed locked
     """
-    _quieten()
+    quieten()
     logger_names(config.logger)
     fabric = make_fabric(
         devices=config.devices,
@@ -115,7 +115,7 @@ def open_splits(config: RunConfig, record: ImageRecord | None = None) -> Splits:
     )
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning says about itself; warnings stay, but for one without use here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -61,7 +61,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from jaxtyping import Float
 from safetensors.torch import save_model
 from torch import Tensor, nn
@@ -76,6 +75,7 @@ from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import (
     CHECKSUM,
+    hub_errors_described,
     init_empty_weights,
     load_weights,
     read_safetensors,
@@ -445,13 +445,8 @@ class VisionModel(
             OSError: where there is no such model, or the Hub cannot be reached and nothing is cached.
         """
         name = str(pretrained_model_name_or_path)
-        try:
+        with hub_errors_described(name, options.get("cache_dir") or constants.HF_HUB_CACHE):
             return super().from_pretrained(name, **options)
-        except LocalEntryNotFoundError as error:
-            cache = options.get("cache_dir") or constants.HF_HUB_CACHE
-            raise OSError(
-                f"cannot get {name}: the Hugging Face Hub cannot be reached and {cache} does not hold it"
-            ) from error
 
     @classmethod
     def _from_pretrained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from threading import get_ident
 from typing import Any
 
 import torch
+
+# of the client's library, which is httpx or requests by its version
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -86,6 +90,33 @@ def verify_hub_checksum(path: Path) -> None:
         raise ValueError(
             f"{path} is damaged: its SHA-256 is not the published {wanted[:12]}…; remove it to get it again"
         )
+
+
+@contextmanager
+def hub_errors_described(what: str, cache: str | os.PathLike[str]) -> Iterator[None]:
+    """Context manager: say in one sentence that the Hub cannot be reached, or that a connection was lost.
+
+    Args:
+        what: what is fetched
+        cache: the folder in which the Hub's client keeps what it has fetched
+
+    Raises:
+        OSError: instead of the client's own errors
+    """
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"cannot get {what}: the Hugging Face Hub cannot be reached and {cache} does not hold it"
+        ) from error
+    except HTTPError as error:
+        if isinstance(error, OSError):
+            # an answer of the Hub
+            raise
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise OSError(
+            f"cannot get {what}: the connection to the Hugging Face Hub was lost ({said}); try again"
+        ) from error
 
 
 @dataclass(frozen=True)

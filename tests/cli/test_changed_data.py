@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from vit_pytorch.cli import main
 from vit_pytorch.data import read_record
 from vit_pytorch.data.record import RECORD
+from vit_pytorch.training.history import read_rows
 
 TINY = ["--recipe=light", "--model.dim=16", "--model.depth=1", "--model.heads=1", "--epochs=2", "--ema=null"]
 TINY += ["--schedule.warmup_epochs=0", "--workers=0", "--accelerator=cpu"]
@@ -104,3 +106,63 @@ def test_a_run_is_not_resumed_on_other_images(
 def test_a_run_keeps_its_splits(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", f"--resume={trained}", "--epochs=3", "--data.split_seed=5"]) == 2
     assert "a run goes on as it began: data.split_seed was None, got 5" in capsys.readouterr().err
+
+
+def test_a_batch_size_that_follows_the_images_is_recorded(
+    folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", f"--data={folder}", f"--output={tmp_path / 'run'}", *TINY, "--epochs=1"]) == 0
+    plan = "plan   1 epochs of 8 steps in batches of 8 (of 64 it would be 1: --batch_size decides), "
+    assert plan in capsys.readouterr().out
+    assert [row["step"] for row in read_rows(trained / "metrics.csv")][:2] == [8, 16]
+    config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["batch_size"], config["min_steps_per_epoch"]) == (8, None)
+    # a run goes on in the batches that it began with, whatever becomes of its images
+    shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    assert main(["train", f"--resume={tmp_path / 'copy'}", "--epochs=4", "--min_steps_per_epoch=2"]) == 2
+    assert "min_steps_per_epoch was None, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["run", "model", "probe"])
+def test_other_data_with_images_of_the_run(
+    how: str, folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are known by their contents; those of the run's test split are no news."""
+    record = read_record(trained / RECORD)
+    chosen = {
+        split: [image for image in record.images if image.split == split][:size]
+        for split, size in {"train": 4, "val": 1, "test": 5}.items()
+    }
+    other = tmp_path / "other"
+    for label in range(10):
+        for split in ("train", "test"):
+            (other / split / str(label)).mkdir(parents=True)
+            picture = Image.effect_noise((8, 8), 10 * label + len(split))
+            for i in range(2):
+                picture.rotate(90 * i).save(other / split / str(label) / f"own{i}.png")
+    for images in chosen.values():
+        for image in images:
+            shutil.copy(folder / image.name, other / "test" / image.label / f"new {Path(image.name).name}")
+    options = {
+        "run": [trained],
+        "model": [trained / "model"],
+        "probe": [trained, "--probe=knn", "--neighbours=5"],
+    }
+    command = ["evaluate", *map(str, options[how]), f"--data={other}", "--json"]
+    said = (
+        rf"of 30 images of {other}, \S+ was trained on \(4: .*\) and validated on \(1: .*\): figures on those"
+    )
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match=said):
+        assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = {
+        split: [f"test/{image.label}/new {Path(image.name).name}" for image in images]
+        for split, images in chosen.items()
+    }
+    assert sorted(found["images_trained_on"]) == sorted(names["train"])
+    assert found["images_validated_on"] == names["val"]
+    for image in (*chosen["train"], *chosen["val"]):
+        (other / "test" / image.label / f"new {Path(image.name).name}").unlink()
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["images_trained_on"] == []

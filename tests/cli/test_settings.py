@@ -184,6 +184,7 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
         ("--warmup-epochs=81", "schedule.warmup_epochs must not exceed epochs = 80, got 81.0"),
         ("--min-lr=1", "schedule.min_lr must not exceed optimizer.lr = 0.002, got 1.0"),
         ("--patience=0", "patience must be at least 1, got 0"),
+        ("--min-steps-per-epoch=0", "min_steps_per_epoch must be at least 1, got 0"),
         ("--profile=-1", "profile must be at least 0"),
         ("--logger=csv,comet", "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'"),
         ("--model=vit_tny_patch16_224", "close to it: vit_tiny_patch16_224"),
@@ -193,6 +194,46 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
 def test_values_out_of_range(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", option]) == (Status.MODEL if "--model" in option else Status.USAGE)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ([], 8),
+        (["--recipe=deit", "--model=vit_tiny_patch16_224"], None),
+        (["-b", "64"], None),
+        (["--batch-size=64"], None),
+        (["--min-steps-per-epoch=9"], 9),
+        (["--min-steps-per-epoch=null"], None),
+        (["--batch-size=64", "--min-steps-per-epoch=9"], 9),
+    ],
+)
+def test_a_batch_size_that_was_typed_is_kept(options: list[str], steps: int | None, tmp_path: Path) -> None:
+    assert settings("--data=idx:x", *options).min_steps_per_epoch == steps
+    over_a_file = settings("--data=idx:x", config_file(tmp_path, {"batch_size": 64}), *options)
+    assert over_a_file.min_steps_per_epoch == (9 if steps == 9 else None)
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "size"),
+    [
+        (512, [], 64),
+        (511, [], 32),
+        (255, [], 16),
+        (82, [], 8),
+        (64, [], 8),
+        (3, [], 8),
+        (40, ["--devices=4"], 8),
+        (40, ["--devices=4", "--accumulate=4"], 16),
+        (40, ["--batch-size=36", "--min-steps-per-epoch=4"], 9),
+        (40, ["--batch-size=6", "--min-steps-per-epoch=40"], 6),
+        (40, ["--batch-size=64"], 64),
+    ],
+)
+def test_batches_follow_the_number_of_images(images: int, options: list[str], size: int) -> None:
+    config = settings("--data=idx:x", *options).with_batches_for(images)
+    assert (config.batch_size, config.min_steps_per_epoch) == (size, None)
+    assert config.with_batches_for(8) == config
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,8 @@ def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) ->
         ([["image", "label"]], "has no rows"),
         ([[""]], "cannot be read as a table"),
         ([["image", "label", "split"], ["x", "a", "test"]], "no rows whose split is 'train'"),
+        ([["image", "label"], ["x", "a", "train"]], "more cells than its header has columns"),
+        ([["image", "label", "label"], ["x", "a", "b"]], "the column 'label' stands twice"),
     ],
 )
 def test_tables_that_are_none(rows: list[list[str]], message: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class HubServer(ThreadingHTTPServer):
         large: contents by their SHA-256 of files that travel apart from the commit.
         created: what was asked for in creating the repository.
         calls: method and path of each request.
+        cut_after: bytes of a large file after which the connection is cut; None for never.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class HubServer(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.created: list[dict[str, Any]] = []
         self.calls: list[str] = []
+        self.cut_after: int | None = None
 
     @property
     def url(self) -> str:
@@ -141,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            cut = self.server.cut_after if data in self.server.large.values() else None
+            self.wfile.write(data[:cut])
+            self.close_connection = cut is not None
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass

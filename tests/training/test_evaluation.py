@@ -1,5 +1,6 @@
 """The one place where a classifier is measured, for the summary of a run and for `vit evaluate`."""
 
+import json
 from typing import Any
 
 import pytest
@@ -151,3 +152,25 @@ def test_the_calibration_error_of_known_probabilities() -> None:
     labels = torch.tensor([0] * 6 + [1] * 4 + [0] * 10)
     result: Any = Classification(("a", "b")).evaluate([(logits, labels, logits)], GREY)
     assert result.reliability[0].error == pytest.approx((0.15 + 0.1) / 2)
+
+
+@pytest.mark.parametrize("count", [100, 101, 2000])
+def test_confusion_in_json(count: int) -> None:
+    confusion = torch.zeros(count, count, dtype=torch.int64)
+    confusion.fill_diagonal_(2)[3, 7] = 5
+    result = ClassEvaluation(tuple(map(str, range(count))), confusion, loss=0.5)
+    figures = result.as_dict()
+    if count <= 100:
+        assert figures["confusion"] == confusion.tolist()
+    else:
+        assert "confusion" not in figures
+        again = torch.zeros_like(confusion)
+        for true, predicted, images in figures["confusion_cells"]:
+            again[true, predicted] = images
+        assert again.equal(confusion)
+        assert len(json.dumps(figures, indent=2)) < 200 * count
+    header, rows = result.table("image")
+    assert rows[3] == ["3", "7", f"{2 / 7:.1%}", "7 (5)"]
+    assert rows[4] == ["4", "2", "100.0%", ""]
+    assert len(rows) == count
+    assert header[-1] == "most often taken for"

@@ -18,6 +18,8 @@ SHORT = {"data": "source", "model": "name", "method": "name", "loss": "name"}
 FLAGS = {"compile", "with_preprocessing", "tta", "calibrated"}
 # settings that keep their share of another one, where a higher layer changes that one alone
 FOLLOWERS = {"schedule.warmup_epochs": "epochs", "schedule.min_lr": "optimizer.lr"}
+# a batch size, and what makes it smaller where images are few
+BATCH, FITTED = "batch_size", "min_steps_per_epoch"
 
 
 class UsageError(ValueError):
@@ -174,6 +176,19 @@ def followed(
             factor = after / before if whole != "epochs" else min(1.0, after / before)
             found[part] = float(f"{amount * factor:.12g}")
     return found
+
+
+def keeps_batches(layers: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> bool:
+    """Return whether a batch size was chosen over the layer that would fit it to the number of images.
+
+    Args:
+        layers: Layers of settings, the lowest first.
+        arguments: The command line, which lies over them.
+    """
+    typed = {name: option_value(arguments, name) for name in (BATCH, FITTED)}
+    said = [(setting(layer, BATCH), setting(layer, FITTED)) for layer in [*layers, typed]]
+    last = [fitted for size, fitted in said if size is not None or fitted is not None][-1:]
+    return last == [None]
 
 
 def setting(layer: Mapping[str, Any], name: str) -> Any:

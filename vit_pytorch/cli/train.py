@@ -13,12 +13,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from vit_pytorch import base
 from vit_pytorch.cli.help import help_page
 from vit_pytorch.cli.layers import (
+    FITTED,
     UsageError,
     as_number,
     check_layer,
     check_options,
     drop_others,
     followed,
+    keeps_batches,
     long_options,
     name_in,
     option_value,
@@ -202,6 +204,8 @@ def parse_layers(
         check_model_options(layer.get("model", {}), entry, source)
         _set_defaults(parser, layer, source)
     parser.set_defaults(followed(layers, arguments, defaults))
+    if keeps_batches(layers, arguments):
+        parser.set_defaults({FITTED: None})
     if "--help" in arguments:
         print(help_page(parser, {action.dest: action.help for action in parser._actions}, own or {}))
         raise SystemExit(0)

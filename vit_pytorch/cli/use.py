@@ -15,7 +15,7 @@ from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError, read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
-from vit_pytorch.create import open_model
+from vit_pytorch.create import MODEL, open_model
 from vit_pytorch.data import (
     BadImageError,
     FileImages,
@@ -29,7 +29,7 @@ from vit_pytorch.data import (
     read_record,
 )
 from vit_pytorch.data.loader import OnBad
-from vit_pytorch.data.record import RECORD, SPLITS
+from vit_pytorch.data.record import RECORD, SPLITS, few, find_recorded
 from vit_pytorch.data.sources import CSV_OPTIONS, Changed, split_options
 from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
@@ -44,6 +44,7 @@ from vit_pytorch.training.saved import TASK
 
 # settings of tables
 TABLE_SETTINGS = ("image_column", "label_column", "split_column", "label_separator", "image_root")
+Known = dict[str, list[str]]
 Load = Callable[[ImageDataset, Preprocessing, int], ImageLoader]
 
 
@@ -97,9 +98,9 @@ def print_evaluation(
             raise UsageError("--by is for the figures of a trained model, not of a probe")
         _print_probe(run, data, split, load, probe, neighbours, as_json, changed)
         return
-    result, groups, kind, skipped = measure_run(run, data, split, load, changed, by=by)
+    result, groups, kind, skipped, known = measure_run(run, data, split, load, changed, by=by)
     if as_json:
-        figures = {"split": split, **result.as_dict(), "skipped_images": skipped}
+        figures = {"split": split, **result.as_dict(), "skipped_images": skipped, **known}
         if by is not None:
             figures["by"] = {by: {value: group.as_dict() for value, group in groups.items()}}
         print_json(figures)
@@ -120,12 +121,12 @@ def measure_run(
     changed: Changed,
     *,
     by: str | None = None,
-) -> tuple[Evaluation, dict[str, Evaluation], str, dict[str, str]]:
+) -> tuple[Evaluation, dict[str, Evaluation], str, dict[str, str], Known]:
     """Measure a trained model; see `print_evaluation`.
 
     Returns:
         The results; those of the images of each value of the column `by`, none without it; what the images
-        are called; and those that were skipped, with the reasons.
+        are called; those that were skipped, with the reasons; and what `known_images` says of other data.
     """
     saved = open_classifier(run)
     config = _data_config(Path(run), data)
@@ -136,6 +137,7 @@ def measure_run(
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     chosen = [images for name, images in present.items() if split in ("all", name)]
+    known = known_images(run, data, chosen)
     model, loaders = put_on_device(saved.model), []
 
     def measured(parts: Sequence[ImageDataset]) -> Evaluation:
@@ -146,7 +148,37 @@ def measure_run(
     result = measured(chosen)
     skipped = _skipped(loaders)
     groups = {value: measured(parts) for value, parts in _groups(chosen, values).items()}
-    return result, groups, splits.train.kind, skipped
+    return result, groups, splits.train.kind, skipped, known
+
+
+def known_images(run: str | Path, data: str | None, chosen: Sequence[ImageDataset]) -> Known:
+    """Find images of other data that a run has trained on, or chosen its weights by; warn if there are any.
+
+    Args:
+        run: Folder of a run, or of its model.
+        data: The other data; None for the run's own, whose splits it has kept.
+        chosen: The images that are measured.
+
+    Returns:
+        Their names under `images_trained_on` and `images_validated_on`; nothing for the run's own data, for a
+        model without the record of a run, and for streams.
+    """
+    file = Path(run) / RECORD
+    if not file.exists() and Path(run).name == MODEL:
+        file = Path(run).parent / RECORD
+    if data is None or not file.exists() or not all(images.listed for images in chosen):
+        return {}
+    found = find_recorded(read_record(file), chosen)
+    trained, validated = found.get("train", ()), found.get("val", ())
+    if trained or validated:
+        kind, said = chosen[0].kind, {"trained on": trained, "validated on": validated}
+        parts = " and ".join(f"{verb} ({few(names)})" for verb, names in said.items() if names)
+        warnings.warn(
+            f"of {sum(map(len, chosen))} {kind}s of {data}, {run} was {parts}: figures on those say little "
+            f"about other {kind}s",
+            stacklevel=2,
+        )
+    return {"images_trained_on": list(trained), "images_validated_on": list(validated)}
 
 
 def _values(spec: str, column: str) -> dict[Path, str]:
@@ -203,6 +235,7 @@ def _print_probe(
     asked = splits.test if split == "test" else splits.val
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
+    known_by_run = known_images(run, data, [asked])
     put_on_device(model)
     device, prep = next(model.parameters()).device, preprocessing_for(model)
     loaders = [load(images, prep, len(splits.classes)) for images in (splits.train, asked)]
@@ -213,7 +246,7 @@ def _print_probe(
     count, bad = len(queries.labels), _skipped(loaders)
     if as_json:
         figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
-        print_json({**figures, "skipped_images": bad})
+        print_json({**figures, "skipped_images": bad, **known_by_run})
         return
     print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
     if bad:

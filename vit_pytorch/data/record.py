@@ -115,7 +115,7 @@ class Changes:
             "moved within a class": moved,
             "in another split": self.resplit,
         }
-        return "; ".join(f"{kind} ({_few(names)})" for kind, names in kinds.items() if names)
+        return "; ".join(f"{kind} ({few(names)})" for kind, names in kinds.items() if names)
 
 
 def record_images(splits: Splits, source: str) -> ImageRecord:
@@ -242,7 +242,7 @@ def restore_splits(
     """
     if tuple(classes) != record.classes:
         raise ValueError(
-            f"the data must have the record's classes, {_few(record.classes)}; got {_few(classes)}"
+            f"the data must have the record's classes, {few(record.classes)}; got {few(classes)}"
         )
     found = list(_fingerprints(parts, classes, record.extent))
     pairs, removed, added = _pair(record.images, found)
@@ -273,6 +273,29 @@ def restore_splits(
             )
         chosen[split] = parts[places[0][0]].subset(torch.tensor([index for _, index in places]))
     return Splits(tuple(classes), chosen["train"], chosen["val"], chosen.get("test"), task=task), changes
+
+
+def find_recorded(record: ImageRecord, images: Iterable[ImageDataset]) -> dict[str, tuple[str, ...]]:
+    """Find images whose content is that of images of a record.
+
+    Args:
+        record: The images of a run.
+        images: Others, each in one of several datasets.
+
+    Returns:
+        For each split of the record the names, in `images`, of those that are in it; without splits of none.
+    """
+    split_of: dict[tuple[int, str], str] = {}
+    # of an image in several splits the first one counts, which is training
+    for image in sorted(record.images, key=lambda image: SPLITS.index(image.split), reverse=True):
+        if image.digest != UNREADABLE:
+            split_of[image.content] = image.split
+    found: dict[str, list[str]] = defaultdict(list)
+    for part in images:
+        for image in _fingerprints({"": part}, (), record.extent):
+            if image.content in split_of:
+                found[split_of[image.content]].append(image.name)
+    return {split: tuple(found[split]) for split in SPLITS if split in found}
 
 
 class Duplicates(NamedTuple):
@@ -352,6 +375,7 @@ def _fingerprints(
                 yield RecordedImage(split, name, 0, UNREADABLE, images.key(index))
 
 
-def _few(names: Sequence[str], most: int = 3) -> str:
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return how many names there are, and the first of them."""
     more = ", …" if len(names) > most else ""
     return f"{len(names)}: {', '.join(names[:most])}{more}"

@@ -2,7 +2,8 @@
 
 import glob
 import math
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,14 +154,27 @@ def _read_rows(files: Sequence[Path]) -> Any:
     read = []
     for file in files:
         kind = file.suffix.lower()
-        options = {"sep": "\t" if kind in TABS else ",", "encoding": "utf-8-sig", "index_col": False}
+        options: dict[str, Any] = {
+            "sep": "\t" if kind in TABS else ",",
+            "encoding": "utf-8-sig",
+            "index_col": False,
+        }
         try:
             if kind in PARQUET:
                 read.append(pandas.read_parquet(file))
             else:
-                read.append(pandas.read_csv(file, dtype=str, keep_default_na=False, **options))
+                options |= {"dtype": str, "keep_default_na": False}
+                header = Counter(pandas.read_csv(file, header=None, nrows=1, **options).iloc[0])
+                if twice := [name for name, times in header.items() if name.strip() and times > 1]:
+                    raise ValueError(f"the column {twice[0]!r} stands twice")
+                with warnings.catch_warnings():
+                    # of cells that no column has
+                    warnings.simplefilter("error", pandas.errors.ParserWarning)
+                    read.append(pandas.read_csv(file, **options))
         except ImportError as error:
             raise ImportError(f"Parquet tables need pyarrow: {install_command('data')}") from error
+        except pandas.errors.ParserWarning as error:
+            raise ValueError(f"{file} has rows with more cells than its header has columns") from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{file} cannot be read as a table: {error}") from error
         if list(read[-1].columns) != list(read[0].columns):

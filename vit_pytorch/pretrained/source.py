@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import Tensor
 
 from vit_pytorch.pretrained.files import read_weights, unwrap
-from vit_pytorch.weights import verify_checksum, verify_hub_checksum
+from vit_pytorch.weights import hub_errors_described, verify_checksum, verify_hub_checksum
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -87,12 +87,8 @@ def _open_hub(name: str, key: str | None) -> Source:
 
     def find(file: str) -> Path | None:
         try:
-            path = Path(hf_hub_download(repository, file, revision=revision or None))
-        except LocalEntryNotFoundError as error:
-            raise OSError(
-                f"cannot get {file} of {repository}: the Hugging Face Hub cannot be reached"
-                f" and {constants.HF_HUB_CACHE} does not hold it"
-            ) from error
+            with hub_errors_described(f"{file} of {repository}", constants.HF_HUB_CACHE):
+                path = Path(hf_hub_download(repository, file, revision=revision or None))
         except EntryNotFoundError:
             return None
         except HfHubHTTPError as error:

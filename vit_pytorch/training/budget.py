@@ -142,6 +142,7 @@ def fit_budget(config: TrainConfig, budget: str, *, sized: bool) -> TrainConfig:
     splits = open_splits(config)
     if not splits.train.listed:
         raise ValueError("budget needs data of known length; give epochs and data.epoch_samples of a stream")
+    config = config.with_batches_for(len(splits.train))
     chosen: tuple[TrainConfig, int, Rates] | None = None
     for candidate in _sizes(config) if sized else [config]:
         rates = measure(candidate, splits)

@@ -4,9 +4,9 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -24,6 +24,8 @@ from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true"]
 StrategyName = Literal["auto", "ddp", "fsdp"]
 CONFIG = "config.yaml"
+# what `min_steps_per_epoch` leaves of a batch at least
+LEAST_BATCH = 8
 # what stands for a named model's own weights
 PUBLISHED = "published"
 IN_MEMORY = ("digits", "idx:")
@@ -42,6 +44,7 @@ RESUMABLE = (
 )
 # how a configuration that is whole ends, and what is the last setting in those of version 0.1
 END = re.compile(r"^(\.\.\.$\s*\Z|ema:|monitor:)", re.MULTILINE)
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +191,9 @@ class RunConfig:
         schedule: The course of the learning rate.
         epochs: Passes over the training images.
         batch_size: Images of one optimizer step, over all devices and accumulated batches together.
+        min_steps_per_epoch: Optimizer steps that an epoch shall have: where training images are few,
+            `batch_size` is halved until there are as many, down to 8. It stays as it is if left out, as it is
+            by a recipe whose `batch_size` is changed.
         accumulate: Batches whose gradients one optimizer step adds up.
         clip: Largest norm of the gradients; not clipped if left out.
         seed: Of weights, order, augmentation and dropout.
@@ -220,6 +226,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     epochs: int = 100
     batch_size: int = 64
+    min_steps_per_epoch: int | None = None
     accumulate: int = 1
     clip: float | None = 1.0
     seed: int = 0
@@ -243,6 +250,8 @@ class RunConfig:
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}")
         least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "devices": 1, "num_nodes": 1, "profile": 0}
+        if self.min_steps_per_epoch is not None:
+            least["min_steps_per_epoch"] = 1
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
@@ -281,6 +290,21 @@ class RunConfig:
     def device_batch_size(self) -> int:
         """Images that one process takes at once."""
         return self.batch_size // (self.processes * self.accumulate)
+
+    def with_batches_for(self: ConfigT, images: int) -> ConfigT:
+        """Return the configuration with the batch size that `min_steps_per_epoch` chooses, and fix it.
+
+        Args:
+            images: number of training images
+        """
+        if self.min_steps_per_epoch is None:
+            return self
+        size, parts = self.batch_size, self.processes * self.accumulate
+        while (
+            images < self.min_steps_per_epoch * size and size >= 2 * LEAST_BATCH and size % (2 * parts) == 0
+        ):
+            size //= 2
+        return replace(self, batch_size=size, min_steps_per_epoch=None)
 
     @property
     def split_seed(self) -> int:

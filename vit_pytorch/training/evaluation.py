@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vit_pytorch.training.problems import Problem
 
 MOST_WRONG = 25
+# classes up to which a confusion matrix is written whole; 2,000 would take 88 MB
+MOST_CLASSES = 100
 BINS = 15
 # outputs, targets and images of a batch
 Outputs = Iterable[tuple[Tensor, Tensor, Images]]
@@ -174,7 +176,7 @@ class ClassEvaluation(Evaluation):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures, for JSON."""
+        """Return the figures, for JSON; of more than 100 classes `confusion_cells` for `confusion`."""
         return {
             "images": self.images,
             "accuracy": self.accuracy,
@@ -185,23 +187,31 @@ class ClassEvaluation(Evaluation):
             "calibrated_error": self.reliability[1].error if len(self.reliability) > 1 else None,
             "temperature": self.temperature,
             "class_accuracy": self.class_accuracy,
-            "confusion": self.confusion.tolist(),
+            **self._confusion_dict(),
         }
+
+    def _confusion_dict(self) -> dict[str, Any]:
+        """Return the confusion matrix: whole, or for many classes its cells that are not zero, as `[true,
+        predicted, images]`."""
+        if len(self.classes) <= MOST_CLASSES:
+            return {"confusion": self.confusion.tolist()}
+        cells = self.confusion.nonzero()
+        counts = self.confusion[cells[:, 0], cells[:, 1]]
+        return {"confusion_cells": torch.column_stack([cells, counts]).tolist()}
 
     def table(self, kind: str) -> Table:
         """Return the accuracy by class, and what each class was most often taken for."""
+        counts, others = self.confusion.clone().fill_diagonal_(0).max(dim=1)
         rows = []
-        for (name, accuracy), counts in zip(
-            self.class_accuracy.items(), self.confusion.tolist(), strict=True
+        for (name, accuracy), total, count, other in zip(
+            self.class_accuracy.items(),
+            self.confusion.sum(1).tolist(),
+            counts.tolist(),
+            others.tolist(),
+            strict=True,
         ):
-            mistakes = [
-                (count, other)
-                for other, count in zip(self.classes, counts, strict=True)
-                if other != name and count
-            ]
-            count, other = max(mistakes, default=(0, ""))
-            worst = f"{other} ({count})" if count else ""
-            rows.append([name, str(sum(counts)), "" if accuracy is None else f"{accuracy:.1%}", worst])
+            worst = f"{self.classes[other]} ({count})" if count else ""
+            rows.append([name, str(total), "" if accuracy is None else f"{accuracy:.1%}", worst])
         return ["class", f"{kind}s", "accuracy", "most often taken for"], rows
 
 
@@ -385,7 +395,7 @@ def evaluate_classes(
         found = [Reliability.of((logits / divisor).softmax(dim=1), labels) for divisor in divisors]
         reliability = [a + b for a, b in zip(reliability, found, strict=True)] if reliability else found
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
-        confusion += torch.bincount(labels * count + predicted, minlength=count**2).view(count, count)
+        confusion.view(-1).index_add_(0, labels * count + predicted, torch.ones_like(labels))
         for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
             image = images[shown[i]]
             if preprocessing.frames is not None:

@@ -75,6 +75,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
     """
     with ExitStack() as held:
         fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
+        asked, config = config.batch_size, config.with_batches_for(len(splits.train))
         problem = problem_of(splits, recorded_images(folder) if checkpoint is not None else None)
         model = build_model(config, splits)
         if checkpoint is None and config.tuning.weights is not None:
@@ -84,7 +85,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         data = image_data(config, splits, model)
         task = make_task(config, model, problem, data.preprocessing, splits)
         folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
-        log_run(fabric, config, folder, splits, model)
+        log_run(fabric, config, folder, splits, model, asked)
         if fabric.is_global_zero and not (config.class_weights or config.sampler):
             warn_of_imbalance(splits)
         train(
@@ -127,8 +128,14 @@ class Settings(Callback):
         write_config(self.config, self.folder / CONFIG)
 
 
-def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, model: VisionModel) -> None:
-    """Let the first process say what will be done."""
+def log_run(
+    fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, model: VisionModel, asked: int
+) -> None:
+    """Let the first process say what will be done.
+
+    Args:
+        asked: the batch size before it was fitted to the number of images
+    """
     if not fabric.is_global_zero:
         return
     sizes = f"{len(splits.train)} to train, {len(splits.val)} to validate"
@@ -147,9 +154,11 @@ def log_run(fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, mod
     if own is not None and own != tuple(model.image_size):
         print(f"data   images of about {own[0]} x {own[1]}: the model sees them at {size} (--img_size)")
     lr, least, warmup = config.optimizer.lr, config.schedule.min_lr, config.schedule.warmup_epochs
+    steps, otherwise = (max(1, len(splits.train) // size) for size in (config.batch_size, asked))
+    why = f" (of {asked} it would be {otherwise}: --batch_size decides)" if asked != config.batch_size else ""
     print(
-        f"plan   {config.epochs} epochs, batches of {config.batch_size}, lr up to {lr:g} "
-        f"in the first {warmup:g} epochs, {least:g} at the end"
+        f"plan   {config.epochs} epochs of {steps} steps in batches of {config.batch_size}{why}, lr up to "
+        f"{lr:g} in the first {warmup:g} epochs, {least:g} at the end"
     )
     print(f"run    {folder}", flush=True)
 

@@ -73,11 +73,12 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
     """
     with ExitStack() as held:
         fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
+        asked, config = config.batch_size, config.with_batches_for(len(splits.train))
         model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
         task = make_task(config, method, splits)
         monitor = Monitor(config.monitor, data)
         folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
-        log_run(fabric, config, folder, splits, model)
+        log_run(fabric, config, folder, splits, model, asked)
 
         def watching(loggers: Sequence[Logger]) -> list[Callback]:
             return [monitor, Pictures(config.monitor, data, folder, loggers)]

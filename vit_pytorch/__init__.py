@@ -65,6 +65,8 @@ The catalogue, each with its paper, its module and its classes:
 - Position Prediction as an Effective Pretraining Strategy (arXiv:2207.07611): `vit_pytorch.mp3`, `MP3`
 - Emerging Properties in Self-Supervised Vision Transformers (arXiv:2104.14294): `vit_pytorch.dino`, `Dino`
 - Efficient Self-supervised Vision Transformers (arXiv:2106.09785): `vit_pytorch.es_vit`, `EsViTTrainer`
+- LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics (arXiv:2511.08544):
+  `vit_pytorch.lejepa`, `LeJEPA`
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 

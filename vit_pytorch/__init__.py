@@ -65,6 +65,8 @@ The catalogue, each with its paper, its module and its classes:
 - Position Prediction as an Effective Pretraining Strategy (arXiv:2207.07611): `vit_pytorch.mp3`, `MP3`
 - Emerging Properties in Self-Supervised Vision Transformers (arXiv:2104.14294): `vit_pytorch.dino`, `Dino`
 - Efficient Self-supervised Vision Transformers (arXiv:2106.09785): `vit_pytorch.es_vit`, `EsViTTrainer`
+- LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics (arXiv:2511.08544):
+  `vit_pytorch.lejepa`, `LeJEPA`
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
 
@@ -102,6 +104,16 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - Universal Transformers, as a looped ViT (arXiv:1807.03819): `vit_pytorch.looped_vit`, `LoopedViT`
 - FlashAttention (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit`, `SimpleViT`
 - FlashAttention, for videos (arXiv:2205.14135): `vit_pytorch.simple_flash_attn_vit_3d`, `SimpleViT`
+- Patch n' Pack: NaViT, for videos and volumes (arXiv:2307.06304):
+  `vit_pytorch.na_vit_nested_tensor_3d`, `NaViT`
+- An Image is Worth 16x16 Words, masks of causal axes (arXiv:2010.11929):
+  `vit_pytorch.vit_nd_masking`, `get_nd_causal_mask_fn`
+- Better plain ViT baselines, with projected relative positions (arXiv:2205.01580):
+  `vit_pytorch.simple_vit_with_relative_proj_pos_bias`, `SimpleViT`
+- Decorrelation Speeds Up Vision Transformers, as a loss (arXiv:2510.14657):
+  `vit_pytorch.vit_with_decorr`, `ViT`
+- Attention Residuals with DeepCrossAttention (arXiv:2502.06785):
+  `vit_pytorch.attn_residual_with_dca_simple_vit`, `SimpleViT`
 
 Options of the plain ViT are papers, too: rotary positions (arXiv:2104.09864, arXiv:2403.13298), registers
 (arXiv:2309.16588), PatchDropout (arXiv:2208.07220), Dual PatchNorm (arXiv:2302.01327),

@@ -28,15 +28,18 @@ OF_CLASSIFIER = ("label_names", "problem")
 OF_MODEL = ("architecture", "input_size", "num_classes")
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
+    "attn_residual_with_dca_simple_vit": "DepthMixSimpleViT",
     "looped_vit": "LoopedViT",
     "max_vit_with_registers": "RegisterMaxViT",
     "memory_vit": "MemoryViT",
+    "na_vit_nested_tensor_3d": "NaViT3D",
     "rvt": "RvT",
     "simple_uvit": "SimpleUViT",
     "simple_vit_attn_residual": "AttentionResidualSimpleViT",
     "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",
     "simple_vit_with_fft": "FrequencySimpleViT",
     "simple_vit_with_hyper_connections": "HyperConnectionSimpleViT",
+    "simple_vit_with_relative_proj_pos_bias": "ProjectedBiasSimpleViT",
     "simple_vit_with_sparse_gating": "SparseGatingSimpleViT",
     "simple_vit_with_specialized_cls": "SpecializedSimpleViT",
     "vit_5": "ViT5",
@@ -44,6 +47,7 @@ UNNAMED = {
     "vit_nd": "ViTND",
     "vit_nd_pope": "PolarViTND",
     "vit_nd_rotary": "RotaryViTND",
+    "vit_with_decorr": "DecorrelatedViT",
     "vit_with_keel_post_ln": "KeelViT",
     "simple_flash_attn_vit": "FlashSimpleViT",
     "simple_flash_attn_vit_3d": "FlashSimpleViT3D",

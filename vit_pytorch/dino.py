@@ -35,7 +35,7 @@ from vit_pytorch.ssl.views import MultiCrop, dino_views, join_by_size
 
 Layer = str | int | nn.Module
 Views = Callable[[Tensor, Generator | None], Sequence[Tensor]]
-MakeHead = Callable[[int], ProjectionHead]
+MakeHead = Callable[[int], nn.Module]
 
 
 class DinoLoss(nn.Module):
@@ -127,11 +127,12 @@ class Student(nn.Module):
 
         Args:
             crops: views of one batch, those of one size beside each other.
-            freeze_last_layer: whether the head's last layer is given no gradients.
+            freeze_last_layer: whether the head's last layer, that of `ProjectionHead`, has no gradients.
         """
         with interpolated_positions(self.net):
             embedded = torch.cat([self.embed(batch) for batch in join_by_size(crops)])
-        logits: Tensor = self.head(embedded, freeze_last_layer=freeze_last_layer)
+        options = {"freeze_last_layer": True} if freeze_last_layer else {}
+        logits: Tensor = self.head(embedded, **options)
         return logits.unflatten(0, (len(crops), -1))
 
 

@@ -39,13 +39,13 @@ from vit_pytorch.layers.packing import (
     QueryPool,
     check_lengths,
 )
-from vit_pytorch.layers.patches import MaskFn, PatchEmbed, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.patches import AXES, MaskFn, PatchEmbed, PatchGrid, PrefixTokens, to_ntuple
 from vit_pytorch.layers.positions import FactorisedPositions
 from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.legacy import flat_options
 
 Images = Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]
-TokenDropout = float | Callable[[int, int], float]
+TokenDropout = float | Callable[..., float]
 PositionType = Literal["abs", "frac", "aspect"]
 QKNorm = Literal["rms", "layer", "none"]
 
@@ -100,7 +100,10 @@ class NaViT(IsotropicModel):
 
     patch_embed: PatchEmbed
     positions: FactorisedPositions
-    undecayed = IsotropicModel.undecayed + r"|^positions\.(rows|columns)$|^attention_pool\.query$"
+    # number of axes of an image, and whether register tokens are pooled, too
+    rank: ClassVar[int] = 2
+    pools_registers: ClassVar[bool] = False
+    undecayed = IsotropicModel.undecayed + r"|^positions\.(frames|rows|columns)$|^attention_pool\.query$"
 
     @flat_options
     def __init__(
@@ -117,7 +120,7 @@ class NaViT(IsotropicModel):
         dim_head: int = 64,
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
-        token_dropout_prob: float | Callable[[int, int], float] | None = None,
+        token_dropout_prob: float | Callable[..., float] | None = None,
         pos_type: PositionType = "abs",
         pool: OptionLike = "map",
         qk_norm: QKNorm = "rms",
@@ -139,7 +142,8 @@ class NaViT(IsotropicModel):
         pooling = read_option(
             "pool", pool, {option.kind: option for option in (MapPooling, QueryPooling, MeanPooling)}
         )
-        grid = (PatchGrid if pos_type == "abs" else OpenGrid)(pair(image_size), pair(patch_size))
+        sizes = (to_ntuple(size, self.rank) for size in (image_size, patch_size))
+        grid = (PatchGrid if pos_type == "abs" else OpenGrid)(*sizes)
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pooling.kind)
         if fc_norm and isinstance(pooling, QueryPooling):
             raise ValueError("pool='query' has a norm before the classifier already, got fc_norm=True")
@@ -265,9 +269,10 @@ class NaViT(IsotropicModel):
             The tokens, each image's registers first; their packing; and the index of each sequence's image.
         """
         for image in images:
-            if image.ndim != 3:
+            if image.ndim != 1 + self.rank:
                 raise ValueError(
-                    f"expected each image of a list to be ({self.channels} channels, height, width), "
+                    f"expected each image of a list to be ({self.channels} channels, "
+                    f"{', '.join(AXES[-self.rank :])}), "
                     f"got shape {tuple(image.shape)}"
                 )
             self.check_images(image.unsqueeze(0))
@@ -300,16 +305,17 @@ class NaViT(IsotropicModel):
             return patches
         share = self.token_dropout_prob
         if callable(share):
-            share = share(size[0], size[1])
+            share = share(*size)
             _check_share(share)
         return max(1, int(patches * (1 - share)))
 
     def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
         """Return one vector per image."""
+        skipped = 0 if self.pools_registers else self.prefix.count
         if is_batch(features):
-            patches = features[:, self.prefix.count :]
+            patches = features[:, skipped:]
             return patches.mean(dim=1) if self.attention_pool is None else self.attention_pool(patches)
-        sequences = [tokens[self.prefix.count :] for tokens in features]
+        sequences = [tokens[skipped:] for tokens in features]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         packing = Packing(tuple(len(sequences[index]) for index in order))
         packed = torch.cat([sequences[index] for index in order])

@@ -65,7 +65,13 @@ def test_a_run_leaves_everything(run: Path):
     model = load_model(run)
     assert model.num_classes == 0
     whole = checkpoint_weights(run / "checkpoints" / "last")
-    inside = {"mae": "encoder", "simmim": "encoder", "mpp": "transformer", "mp3": "vit"}
+    inside = {
+        "mae": "encoder",
+        "simmim": "encoder",
+        "mpp": "transformer",
+        "mp3": "vit",
+        "lejepa": "encoder.net",
+    }
     prefix = inside.get(name, "teacher.model.net")
     assert all(value.equal(whole[f"{prefix}.{key}"]) for key, value in model.state_dict().items())
     assert len(whole) > len(model.state_dict())
@@ -141,7 +147,11 @@ def test_help_lists_the_methods_own_settings(method: str, capsys: pytest.Capture
             2,
             "method mae cannot teach cvt_13: expected a model of one",
         ),
-        (["--method=mae", "--model=cvt_13"], 2, "dino and esvit teach models that are no such sequence"),
+        (
+            ["--method=mae", "--model=cvt_13"],
+            2,
+            "dino, esvit and lejepa teach models that are no such sequence",
+        ),
         (["--method=mp3", "--model=vit_small_patch16_18x2_224"], 2, "blocks, got ParallelViT"),
         (["--method=esvit", "--model=crossvit_tiny_240", "--method.num_local_crops=0"], 2, "gives none"),
         (["--method=simmim", "--method.mask-patch-size=5"], 2, "is not a multiple of patch size (4, 4)"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, difference, randomise
-from vit_pytorch import load_pretrained
+from vit_pytorch import load_pretrained, vit_nd_masking
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import UNNAMED, load_model
 from vit_pytorch.layers.attention import BlockInputs, ExplicitAttention
@@ -26,6 +26,14 @@ from vit_pytorch.looped_vit import (
 )
 from vit_pytorch.max_vit import MaxViT as PlainMaxViT
 from vit_pytorch.pretrained import to_format
+from vit_pytorch.simple_vit_with_relative_proj_pos_bias import RelativeProjPositionalBias
+from vit_pytorch.vit_nd_masking import (
+    create_nd_block_mask,
+    flex_attention_supported,
+    get_nd_causal_mask_fn,
+    nd_attention,
+)
+from vit_pytorch.vit_with_decorr import DecorrelationLoss
 
 SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
 IMAGES = {**SMALL, "image_size": (24, 32), "patch_size": 4}
@@ -156,10 +164,40 @@ SYSTEMS = {
             "SimpleViTWithSparseGating",
             wrong=({"sparsity_loss_type": "l2"}, "one of l1, thresholded_l1; got 'l2'"),
         ),
+        system(
+            "simple_vit_with_relative_proj_pos_bias",
+            wrong=({"max_dist": 0}, "max_dist must be"),
+        ),
+        system(
+            "vit_with_decorr",
+            "ViT",
+            golden=(
+                "public_vit_with_decorr",
+                "public_vit_with_decorr_subspace",
+                "public_vit_with_decorr_depth",
+            ),
+            wrong=({"decorr_use_subspace": True}, "dim_subspace must be less than dim, got 64 and 24"),
+        ),
+        system(
+            "attn_residual_with_dca_simple_vit",
+            golden=(
+                "public_attn_residual_with_dca_simple_vit",
+                "public_attn_residual_with_dca_simple_vit_groups",
+            ),
+            wrong=({"head_groups": 3}, "head_groups must divide heads, got 3 and 2"),
+        ),
+        system(
+            "na_vit_nested_tensor_3d",
+            "NaViT",
+            shape=(3, 4, 24, 24),
+            wrong=({"max_frames": 3}, "patch"),
+        ),
         system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
+# Systems whose `forward` returns a loss in addition.
+TUPLES = {"vit_with_decorr"}
 # Outputs of ours that the public package's equal; a classifier is not among them where it has none.
 FEATURES = {"simple_vit_with_qk_norm"}
 # As the public package's pages and the ends of its files have them.
@@ -184,6 +222,17 @@ ARRAY = {
     "causal_dims": (0,),
 }
 DOCUMENTED = {
+    "simple_vit_with_relative_proj_pos_bias": {**LARGE, "depth": 2, "heads": 8},
+    "vit_with_decorr": {**LARGE, **DROPOUTS, "decorr_sample_frac": 0.25},
+    "attn_residual_with_dca_simple_vit": {**LARGE, "head_groups": 2, "ffn_heads": 4},
+    "na_vit_nested_tensor_3d": {
+        **LARGE,
+        "max_frames": 8,
+        "frame_patch_size": 2,
+        "dropout": 0.0,
+        "emb_dropout": 0.0,
+        "token_dropout_prob": 0.1,
+    },
     "simple_vit_with_patch_dropout": {**LARGE, "patch_dropout": 0.25},
     "vit_with_patch_dropout": {**LARGE, **DROPOUTS, "patch_dropout": 0.25},
     "simple_vit_with_register_tokens": LARGE,
@@ -253,12 +302,18 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
         computed = (".freqs", "pos_emb.scales", "polar_emb.learned_bias")
         assert [key for key in report.dropped if not key.endswith(computed)] == []
         state = {key: value for key, value in state.items() if key not in report.dropped}
-        output = model(golden["input"])
+        images = golden.get("input", [value for key, value in sorted(golden.items()) if key[:6] == "input/"])
+        output = classified(found, model(images))
         written = to_format(model, report.format)
         assert written.keys() == state.keys()
         assert [key for key, value in state.items() if not written[key].view_as(value).equal(value)] == []
     assert report.format.startswith("vit-pytorch ") or found.module == "vit_5"
     assert difference(output, golden["output"]) < TOLERANCE
+
+
+def classified(found: System, output: Any) -> Tensor:
+    """Return the logits in what a model returns."""
+    return output[0] if found.module in TUPLES else output
 
 
 def test_every_module_is_known() -> None:
@@ -273,7 +328,8 @@ def test_saved_models_come_back(found: System, tmp_path: Path) -> None:
     assert type(again) is type(model)
     assert again.config == model.config
     with torch.inference_mode():
-        assert again(found.inputs()).equal(model(found.inputs()))
+        outputs = (classified(found, part(found.inputs())) for part in (again, model))
+        assert next(outputs).equal(next(outputs))
     assert load_pretrained(found.build(), model.state_dict(), grid="model").format == "vit_pytorch"
 
 
@@ -329,7 +385,7 @@ def test_documented_calls_run(found: System) -> None:
     with torch.device("meta"):
         model = getattr(import_module(f"vit_pytorch.{found.module}"), found.name)(**config)
         images = torch.empty(2, 3, *model.image_size)
-    assert model.eval()(images).shape == (2, config["num_classes"])
+    assert classified(found, model.eval()(images)).shape == (2, config["num_classes"])
 
 
 @torch.inference_mode()
@@ -577,3 +633,111 @@ def test_parameters_are_sorted_by_depth(found: System) -> None:
         name for name in last if name.startswith(("patch_embed.", "frequency_embed.", "phase", "prefix."))
     }
     assert late == set()
+
+
+@pytest.mark.parametrize("name", ["", "_subspace", "_depth"])
+def test_the_loss_of_correlations_is_the_public_packages(name: str) -> None:
+    config, state, golden = read_golden(f"public_vit_with_decorr{name}")
+    model = SYSTEMS["vit_with_decorr"].build(**config)
+    load_pretrained(model, state, strict=True, grid="model")
+    for part in (model.train(), model.eval()):
+        logits, loss = part(golden["input"], return_decorr_aux_loss=True)
+        torch.testing.assert_close(loss, golden["loss"])
+    assert model(golden["input"])[1] == 0
+    assert model(golden["input"])[0].equal(logits)
+    assert model.train()(golden["input"])[1] == loss
+    loss.backward()
+    assert model.blocks[0].attention.to_qkv.weight.grad.any()
+
+
+def test_correlations_are_those_of_the_tokens_that_are_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hiddens = torch.randn(6, 2, 512, 16, generator=generator)
+    assert DecorrelationLoss(0.1)(hiddens[0]).ndim == 0
+    whole = DecorrelationLoss()(hiddens)
+    some = torch.stack([DecorrelationLoss(0.9)(hiddens) for _ in range(4)]).mean()
+    assert whole < some < 2 * whole
+    same = hiddens[..., :1].expand(-1, -1, -1, 16)
+    assert DecorrelationLoss(0.5)(same) > 100 * whole
+    assert DecorrelationLoss(0.001, soft_validate_num_sampled=True)(hiddens) == 0
+    with pytest.raises(ValueError, match=r"at least 2 of 512 tokens, got 0\.001"):
+        DecorrelationLoss(0.001)(hiddens)
+
+
+@torch.inference_mode()
+def test_relative_biases_in_plain_loops() -> None:
+    """On one, two and three axes, some of them longer than the curves; and of patches that are there."""
+    generator = torch.Generator().manual_seed(0)
+    for grid in ((5,), (2, 5), (2, 3, 4)):
+        bias = randomise(RelativeProjPositionalBias(12, 2, len(grid), num_distance_basis=3, max_dist=3))
+        x = torch.randn(2, *grid, 12, generator=generator)
+        found = bias(x)
+        tokens = x.flatten(1, -2)
+        places = torch.cartesian_prod(*(torch.arange(extent) for extent in grid)).view(-1, len(grid))
+        weights = bias.to_distance_weights(tokens).view(2, len(places), len(grid), 2, 3)
+        for n, query in enumerate(places.tolist()):
+            for m, key in enumerate(places.tolist()):
+                apart = [a - b for a, b in zip(query, key, strict=True)]
+                wanted = torch.zeros(2, 2)
+                if max(map(abs, apart)) < 3:
+                    for axis, distance in enumerate(apart):
+                        wanted += weights[:, n, axis] @ bias.distance_banks[axis, :, distance + 2]
+                torch.testing.assert_close(found[:, :, n, m], wanted)
+        ids = torch.tensor([[4, 0, 2], [1, 3, 4]])
+        some = bias.of_tokens(torch.stack([one[i] for one, i in zip(tokens, ids, strict=True)]), grid, ids)
+        for one, whole, i in zip(some, found, ids, strict=True):
+            torch.testing.assert_close(one, whole[:, i][:, :, i])
+        with pytest.raises(ValueError, match=f"a grid of {len(grid)} axes"):
+            bias(x[:, None])
+
+
+@torch.inference_mode()
+def test_videos_of_any_size_are_packed() -> None:
+    found = SYSTEMS["na_vit_nested_tensor_3d"]
+    model = randomise(found.build()).eval()
+    generator = torch.Generator().manual_seed(0)
+    videos = [torch.randn(3, *size, generator=generator) for size in ((4, 8, 24), (2, 16, 8), (4, 24, 24))]
+    logits = model(videos)
+    for one, video in zip(logits, videos, strict=True):
+        torch.testing.assert_close(model(video[None])[0], one, atol=1e-5, rtol=1e-4)
+    assert model(torch.nested.as_nested_tensor(videos, layout=torch.strided)).equal(logits)
+    with pytest.raises(ValueError, match="channels, frames, height, width"):
+        model([videos[0][0]])
+    dropping = found.build(token_dropout_prob=lambda frames, height, width: 0.5).train()
+    assert [len(one) for one in dropping.forward_features(videos)] == [3 + 12, 3 + 4, 3 + 36]
+
+
+@pytest.mark.parametrize("has_cls", [False, True])
+def test_masks_of_causal_axes(has_cls: bool) -> None:
+    """And attention by them, as the dense mask says."""
+    grid, axes = (2, 3, 4), (0, 2)
+    sees = get_nd_causal_mask_fn(grid, axes, has_cls=has_cls)
+    index = torch.arange(24 + has_cls)
+    seen = sees(0, 0, index[:, None], index[None])
+    places = torch.cartesian_prod(*(torch.arange(extent) for extent in grid))[:, list(axes)]
+    patches = seen[1:, 1:] if has_cls else seen
+    assert patches.equal((places[:, None] >= places[None]).all(dim=-1))
+    assert not has_cls or (seen[0].all() and seen[:, 0].all())
+    q, k, v = torch.randn(3, 2, 4, len(index), 8, generator=torch.Generator().manual_seed(0)).unbind()
+    weights = (q @ k.mT / 2).masked_fill(~seen, -torch.inf).softmax(dim=-1)
+    torch.testing.assert_close(nd_attention(q, k, v, sees, scale=0.5), weights @ v)
+    torch.testing.assert_close(nd_attention(q, k, v, scale=0.5), (q @ k.mT / 2).softmax(dim=-1) @ v)
+    assert get_nd_causal_mask_fn(grid, None) is None
+    with pytest.raises(ValueError, match=r"causal_dims must be in \[0, 2\], got \(3,\)"):
+        get_nd_causal_mask_fn(grid, 3)
+    if flex_attention_supported("cpu"):
+        block_mask = create_nd_block_mask(sees, 4, len(index), "cpu")
+        assert block_mask.shape[-2:] == seen.shape
+    assert not flex_attention_supported("meta")
+
+
+def test_flex_attention_is_used_for_block_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is compiled by its caller."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        vit_nd_masking, "flex_attention", lambda *tensors, **options: calls.append(options) or tensors[2]
+    )
+    mask: Any = object()
+    values = torch.ones(1, 2, 3, 4)
+    assert nd_attention(values, values, values, block_mask=mask, scale=0.5) is values
+    assert calls == [{"block_mask": mask, "scale": 0.5}]

@@ -32,7 +32,7 @@ BY_METHOD = "methods"
 
 
 def pretrain(arguments: Sequence[str]) -> None:
-    """Train a model without labels: `--method` mae, simmim, mpp, mp3, dino or esvit.
+    """Train a model without labels: `--method` mae, simmim, mpp, mp3, dino, esvit or lejepa.
 
     What is left is a model that `vit finetune --from` takes. Settings come from the recipe, then `--config`,
     then the command line; the last word counts. `--method NAME --help` lists the method's own.

@@ -265,13 +265,22 @@ class SinCosPositions(Positions):
         endpoint: see `sincos_table`.
         sequence: embed positions in the sequence, prefix tokens first, instead of those along the axes. A
             smaller grid has the positions that its cells have in the largest one.
+        temperature: see `sincos_table`.
     """
 
     def __init__(
-        self, grid: Sequence[int], dim: int, *, prefix: int = 0, endpoint: bool = True, sequence: bool = False
+        self,
+        grid: Sequence[int],
+        dim: int,
+        *,
+        prefix: int = 0,
+        endpoint: bool = True,
+        sequence: bool = False,
+        temperature: float = 10_000.0,
     ) -> None:
         super().__init__(grid, prefix=prefix)
         self.dim = dim
+        self.temperature = temperature
         self.endpoint = endpoint
         self.sequence = sequence
         self.register_computed()
@@ -284,25 +293,31 @@ class SinCosPositions(Positions):
         """Compute the table of a grid; the rows of prefix tokens, zero along axes, come first."""
         if self.sequence:
             return sequence_table(self.prefix + prod(grid), dim)
-        return F.pad(sincos_table(grid, dim, endpoint=self.endpoint), (0, 0, self.prefix, 0))
+        table = sincos_table(grid, dim, temperature=self.temperature, endpoint=self.endpoint)
+        return F.pad(table, (0, 0, self.prefix, 0))
+
+
+# Names of the tables of factorised positions.
+TABLES = ("frames", "rows", "columns")
 
 
 class FactorisedPositions(Positions):
-    """The sum of a learned embedding of the row and one of the column (NaViT, arXiv:2307.06304, section 2.1).
+    """The sum of learned embeddings, one of each axis (NaViT, arXiv:2307.06304, section 2.1).
 
     Args:
-        grid: cells along each axis that the two tables have.
+        grid: cells along each axis that the tables have: of rows and columns, or of frames, rows and columns.
         kind: "abs" takes the table's entries one by one; "frac" interpolates it along each side of the
-            grid; "aspect" interpolates both along the longer side.
+            grid; "aspect" interpolates all along the longer side.
     """
 
     def __init__(self, grid: Sequence[int], dim: int, *, kind: str = "abs") -> None:
         super().__init__(grid)
         self.kind = kind
-        self.rows = nn.Parameter(torch.empty(1, grid[0], dim))
-        self.columns = nn.Parameter(torch.empty(1, grid[1], dim))
-        # The sum of two has the variance of one.
-        init_embeddings(self.rows, self.columns, std=EMBEDDING_STD / 2**0.5)
+        self.axes = TABLES[-len(grid) :]
+        for axis, extent in zip(self.axes, grid, strict=True):
+            self.register_parameter(axis, nn.Parameter(torch.empty(1, extent, dim)))
+        # The sum has the variance of one.
+        init_embeddings(*self.parameters(), std=EMBEDDING_STD / len(grid) ** 0.5)
 
     def resized(self, like: FactorisedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
         """Return both tables for another grid."""
@@ -318,20 +333,23 @@ class FactorisedPositions(Positions):
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells."""
         grid = static_size(grid)
-        extents = (max(grid), max(grid)) if self.kind == "aspect" else tuple(grid)
-        rows: Tensor = self.rows
-        columns: Tensor = self.columns
-        if self.kind != "abs":
-            rows, columns = _stretch(rows, extents[0]), _stretch(columns, extents[1])
-        rows, columns = rows[:, : grid[0]], columns[:, : grid[1]]
-        return (rows.unsqueeze(2) + columns.unsqueeze(1)).flatten(1, 2)
+        table: Tensor | None = None
+        for axis, extent in zip(self.axes, grid, strict=True):
+            one: Tensor = getattr(self, axis)
+            if self.kind != "abs":
+                one = _stretch(one, max(grid) if self.kind == "aspect" else extent)
+            one = one[:, :extent]
+            # each further axis is the innermost one of the row-major order
+            table = one if table is None else (table.unsqueeze(2) + one.unsqueeze(1)).flatten(1, 2)
+        assert table is not None, "a grid has an axis"
+        return table
 
 
 def resize_axes(
     positions: Learned2DPositions | FactorisedPositions, like: Learned2DPositions | FactorisedPositions
 ) -> dict[str, Tensor]:
-    """Interpolate the embeddings of rows and of columns, each along its axis."""
-    axes = zip(("rows", "columns"), positions.grid, like.grid, strict=True)
+    """Interpolate the embeddings of rows, of columns and of frames, if any, each along its axis."""
+    axes = zip(TABLES[-len(like.grid) :], positions.grid, like.grid, strict=True)
     return {name: resize_table(getattr(positions, name), (old,), (new,)) for name, old, new in axes}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.patches import PrefixTokens
 from vit_pytorch.layers.positions import (
+    TABLES,
     FactorisedPositions,
     Learned2DPositions,
     LearnedPositions,
@@ -82,7 +83,7 @@ def _stretch_axes(
     name: str, module: Learned2DPositions | FactorisedPositions, state: dict[str, Tensor]
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Interpolate the embeddings of rows and of columns, each along its axis; changes the state dict."""
-    axes = [f"{name}.{axis}" for axis in ("rows", "columns")]
+    axes = [f"{name}.{axis}" for axis in TABLES[-len(module.grid) :]]
     if any(axis not in state for axis in axes):
         return {}
     old = tuple(state[axis].shape[1] for axis in axes)

@@ -18,6 +18,7 @@ from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
     EsViTConfig,
+    LeJEPAConfig,
     MAEConfig,
     MethodConfig,
     MonitorConfig,
@@ -47,6 +48,9 @@ METHODS: dict[str, MethodConfig] = {
     "mp3": MP3Config(masking_ratio=0.5),
     "dino": DinoConfig(**HEADS),
     "esvit": EsViTConfig(**HEADS),
+    "lejepa": LeJEPAConfig(
+        embedding_dim=8, hidden_dim=16, projection_layers=2, num_slices=16, num_local_crops=1, local_size=6
+    ),
 }
 VIT = {
     "name": "vit_tiny_patch16_224",

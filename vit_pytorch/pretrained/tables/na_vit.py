@@ -53,6 +53,8 @@ def _norm(ours: str, theirs: str) -> Rule:
 
 _LAYER = "transformer.layers.{i}"
 _PUBLIC = (
+    Rule("prefix.registers", "register_tokens", ROWS),
+    Rule("positions.frames", "pos_embed_frame", ROWS),
     Rule("positions.rows", "pos_embed_height", ROWS),
     Rule("positions.columns", "pos_embed_width", ROWS),
     Rule("patch_embed.proj.weight", "to_patch_embedding.1.weight", CHANNELS_FIRST),

@@ -13,7 +13,7 @@ class MethodConfig:
     """How a model learns without labels.
 
     Args:
-        name: `mae`, `simmim`, `mpp`, `mp3`, `dino` or `esvit`.
+        name: `mae`, `simmim`, `mpp`, `mp3`, `dino`, `esvit` or `lejepa`.
     """
 
     name: str
@@ -88,7 +88,38 @@ class MP3Config(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoConfig(MethodConfig):
+class ViewsConfig(MethodConfig):
+    """How the views of an image are drawn, by methods that compare them.
+
+    Args:
+        num_local_crops: Number of local crops beside the two global ones.
+        local_size: Size of the local crops in pixels; 3/7 of the model's input if left out.
+        local_lower_crop_scale: Least part of the image's area in a local crop.
+        local_upper_crop_scale: Greatest part of the image's area in a local crop.
+        global_lower_crop_scale: Least part of the image's area in a global crop.
+        flip: Probability of a horizontal flip of a crop.
+        colour: Probability that brightness, contrast, saturation and hue change.
+        grey: Probability that the colours are taken away.
+        blur: Factor on the probabilities of a blur; of `dino` 1 and 0.1 for the global crops, otherwise 0.5.
+        solarize: Probability that bright pixels of a crop are inverted; of `dino` only the second global one.
+        source_size: Height and width of the images that crops are cut from; the model's input if left out.
+    """
+
+    num_local_crops: int = 8
+    local_size: int | None = None
+    local_lower_crop_scale: float = 0.05
+    local_upper_crop_scale: float = 0.4
+    global_lower_crop_scale: float = 0.4
+    flip: float = 0.5
+    colour: float = 0.8
+    grey: float = 0.2
+    blur: float = 1.0
+    solarize: float = 0.2
+    source_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig(ViewsConfig):
     """Learning from a teacher that is the student's moving average (arXiv:2104.14294).
 
     Args:
@@ -110,17 +141,6 @@ class DinoConfig(MethodConfig):
         center_decay: How much of the old centre stays at a step; 1 for no centring.
         weight_decay_end: Weight decay at the end, to which half a cosine leads from `optimizer.weight_decay`;
             constant if left out.
-        num_local_crops: Number of local crops beside the two global ones.
-        local_size: Size of the local crops in pixels; 3/7 of the model's input if left out.
-        local_lower_crop_scale: Least part of the image's area in a local crop.
-        local_upper_crop_scale: Greatest part of the image's area in a local crop.
-        global_lower_crop_scale: Least part of the image's area in a global crop.
-        flip: Probability of a horizontal flip of a crop.
-        colour: Probability that brightness, contrast, saturation and hue change.
-        grey: Probability that the colours are taken away.
-        blur: Factor on the probabilities of a blur: 1 and 0.1 for the global crops, 0.5 for the local ones.
-        solarize: Probability that bright pixels of the second global crop are inverted.
-        source_size: Height and width of the images that crops are cut from; the model's input if left out.
     """
 
     name: str = "dino"
@@ -140,17 +160,6 @@ class DinoConfig(MethodConfig):
     momentum_end: float = 1.0
     center_decay: float = 0.9
     weight_decay_end: float | None = 0.4
-    num_local_crops: int = 8
-    local_size: int | None = None
-    local_lower_crop_scale: float = 0.05
-    local_upper_crop_scale: float = 0.4
-    global_lower_crop_scale: float = 0.4
-    flip: float = 0.5
-    colour: float = 0.8
-    grey: float = 0.2
-    blur: float = 1.0
-    solarize: float = 0.2
-    source_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
@@ -173,6 +182,38 @@ class EsViTConfig(DinoConfig):
     name: str = "esvit"
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeJEPAConfig(ViewsConfig):
+    """Prediction of views, and embeddings with a Gaussian distribution (arXiv:2511.08544).
+
+    Args:
+        embedding_dim: Width of the embeddings that are compared.
+        hidden_dim: Width inside the projector.
+        projection_layers: Linear layers of the projector.
+        hidden_layer: The layer that gives the embedding, by index or name; what enters the classifier if left
+            out.
+        sigreg_weight: Weight of the distribution, in (0, 1); the prediction has the rest.
+        num_slices: Random directions in which the distribution is compared, at each step.
+    """
+
+    name: str = "lejepa"
+    embedding_dim: int = 128
+    hidden_dim: int = 2048
+    projection_layers: int = 3
+    hidden_layer: int | str | None = None
+    sigreg_weight: float = 0.05
+    num_slices: int = 1024
+    num_local_crops: int = 6
+    local_upper_crop_scale: float = 0.3
+    global_lower_crop_scale: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigreg_weight < 1:
+            raise ValueError(f"sigreg_weight must be in (0, 1), got {self.sigreg_weight}")
+        if self.num_slices < 1:
+            raise ValueError(f"num_slices must be at least 1, got {self.num_slices}")
+
+
 METHODS: dict[str, type[MethodConfig]] = {
     "mae": MAEConfig,
     "simmim": SimMIMConfig,
@@ -180,6 +221,7 @@ METHODS: dict[str, type[MethodConfig]] = {
     "mp3": MP3Config,
     "dino": DinoConfig,
     "esvit": EsViTConfig,
+    "lejepa": LeJEPAConfig,
 }
 
 
@@ -278,4 +320,4 @@ class PretrainConfig(RunConfig):
     @property
     def source_size(self) -> int | None:
         """Height and width of the images that a method is given, where it is not the model's input."""
-        return self.method.source_size if isinstance(self.method, DinoConfig) else None
+        return self.method.source_size if isinstance(self.method, ViewsConfig) else None

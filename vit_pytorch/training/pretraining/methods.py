@@ -16,6 +16,7 @@ from vit_pytorch.data.seeding import generator_for
 from vit_pytorch.dino import Dino
 from vit_pytorch.es_vit import EsViTTrainer
 from vit_pytorch.layers.wrapper import eval_mode
+from vit_pytorch.lejepa import LeJEPA, lejepa_views
 from vit_pytorch.mae import MAE
 from vit_pytorch.mp3 import MP3
 from vit_pytorch.mpp import MPP
@@ -28,15 +29,17 @@ from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule, Schedule
 from vit_pytorch.ssl.views import MultiCrop, View, dino_views
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
+    LeJEPAConfig,
     MAEConfig,
     MethodConfig,
     MP3Config,
     MPPConfig,
     SimMIMConfig,
+    ViewsConfig,
 )
 from vit_pytorch.training.probing import embed
 
-HINT = "; dino and esvit teach models that are no such sequence"
+HINT = "; dino, esvit and lejepa teach models that are no such sequence"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def make_method(
         method = make(config, model, prep, length)
         _try(method, prep)
     except ValueError as error:
-        hint = "" if isinstance(config, DinoConfig) or isinstance(model, Backbone) else HINT
+        hint = "" if isinstance(config, ViewsConfig) or isinstance(model, Backbone) else HINT
         raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
     return method
 
@@ -158,8 +161,7 @@ def _mp3(config: MP3Config, model: nn.Module, prep: Preprocessing, length: Lengt
 
 
 def _dino(config: DinoConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    size = (prep.image_size[0], prep.image_size[1])
-    small = local_size(model, size) if config.local_size is None else (config.local_size,) * 2
+    size, small = _crop_sizes(config, model, prep)
     kind = EsViTTrainer if config.name == "esvit" else Dino
     method = kind(
         model,
@@ -183,21 +185,45 @@ def _dino(config: DinoConfig, model: nn.Module, prep: Preprocessing, length: Len
     return method
 
 
-def views_of(config: DinoConfig, size: tuple[int, int], small: tuple[int, int]) -> tuple[View, ...]:
-    """Return DINO's views with the distortions that a configuration asks for."""
-    drawn = dino_views(size, small, num_local=config.num_local_crops)
+def _lejepa(config: LeJEPAConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
+    size, small = _crop_sizes(config, model, prep)
+    return LeJEPA(
+        model,
+        image_size=size,
+        hidden_layer=config.hidden_layer,
+        projection_hidden_size=config.hidden_dim,
+        num_classes_K=config.embedding_dim,
+        projection_layers=config.projection_layers,
+        target_loss_weight=1 - config.sigreg_weight,
+        sigreg_loss_weight=config.sigreg_weight,
+        sigreg_loss_kwargs={"num_slices": config.num_slices},
+        views=MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std)),
+    )
+
+
+def _crop_sizes(
+    config: ViewsConfig, model: nn.Module, prep: Preprocessing
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (height, width) of the global and of the local crops."""
+    size = (prep.image_size[0], prep.image_size[1])
+    return size, local_size(model, size) if config.local_size is None else (config.local_size,) * 2
+
+
+def views_of(config: ViewsConfig, size: tuple[int, int], small: tuple[int, int]) -> tuple[View, ...]:
+    """Return a method's views with the distortions that a configuration asks for."""
+    draw = lejepa_views if isinstance(config, LeJEPAConfig) else dino_views
+    drawn = draw(size, small, num_local=config.num_local_crops)
     whole = (config.global_lower_crop_scale, 1.0)
     part = (config.local_lower_crop_scale, config.local_upper_crop_scale)
-    solarize = (0.0, config.solarize)
     return tuple(
         replace(
             view,
-            scale=whole if number < len(solarize) else part,
+            scale=whole if number < 2 else part,
             flip=config.flip,
             colour=config.colour,
             grey=config.grey,
             blur=view.blur * config.blur,
-            solarize=solarize[number] if number < len(solarize) else 0.0,
+            solarize=config.solarize if view.solarize else 0.0,
         )
         for number, view in enumerate(drawn)
     )
@@ -216,6 +242,7 @@ MAKERS: dict[type[MethodConfig], Callable[..., nn.Module]] = {
     MPPConfig: _mpp,
     MP3Config: _mp3,
     DinoConfig: _dino,
+    LeJEPAConfig: _lejepa,
 }
 
 
@@ -224,6 +251,8 @@ def backbone_of(method: nn.Module) -> VisionModel:
     learned: Any = method
     if isinstance(method, Dino):
         return learned.teacher.model.net
+    if isinstance(method, LeJEPA):
+        return learned.encoder.net
     for name in ("encoder", "transformer", "vit"):
         if hasattr(learned, name):
             return getattr(learned, name)

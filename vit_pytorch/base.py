@@ -138,12 +138,16 @@ class VisionModel(
     head: nn.Module
     default_cfg: dict[str, Any]
     load_report: Any = None
+    _given: tuple[str, ...]
 
     def __new__(cls: type[Model], *args: Any, **kwargs: Any) -> Model:
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
         if not hasattr(cls.__init__, "__wrapped__"):
             check_arguments(cls.__init__, *args, **kwargs)
-        return super().__new__(cls, *args, **kwargs)
+        model = super().__new__(cls, *args, **kwargs)
+        # those too that a subclass hands on as `**options`
+        model._given = tuple(kwargs)
+        return model
 
     def __init__(
         self, *, num_classes: int, num_features: int, channels: int, image_size: tuple[int, ...]
@@ -417,9 +421,8 @@ class VisionModel(
         return super()._encode_arg(to_json(arg))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        lost = [
-            name for name in self._hub_mixin_init_parameters if name != "self" and name not in self.config
-        ]
+        names = [*self._hub_mixin_init_parameters, *self._given]
+        lost = [name for name in dict.fromkeys(names) if name not in {"self", *self.config, *handed_on(self)}]
         if lost:
             raise ValueError(
                 f"arguments of {type(self).__name__} that no configuration file can hold: {', '.join(lost)}"
@@ -483,9 +486,10 @@ class VisionModel(
         verify_checksum(weights, config)
         # What version 0.1 wrote is not among the arguments, which are those that the class has.
         parameters = cls._hub_mixin_init_parameters
+        arguments = {name: value for name, value in arguments.items() if name not in CONFIG_KEYS}
         upgraded = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
         unknown = [name for name in upgraded if name not in parameters and name not in CONFIG_KEYS]
-        if unknown:
+        if unknown and not handed_on(cls):
             raise ValueError(
                 f"{CONFIG_NAME} of {model_id}: {cls.__name__} has no argument {', '.join(unknown)}"
             )
@@ -502,6 +506,12 @@ class VisionModel(
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
+
+
+def handed_on(model: VisionModel | type[VisionModel]) -> list[str]:
+    """Return the name under which a class takes arguments that it hands on, such as `options`, if it does."""
+    parameters = model._hub_mixin_init_parameters.values()
+    return [each.name for each in parameters if each.kind is each.VAR_KEYWORD]
 
 
 def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:

@@ -21,11 +21,13 @@ from loading_case import (
     ours,
     random_model,
     theirs,
+    through_timms_reader,
 )
 from references import images, read_golden
 from torch import nn
 
 from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
 
 VIT_TRANSFORMERS = {
     "image_size": 48,
@@ -54,6 +56,21 @@ EVA = {
         "timm `vit_small_plus_patch16_dinov3_qkvb.lvd1689m`",
     ),
     "beit_base_patch16_224": ("BEiT", "timm `beit_base_patch16_224.in22k_ft_in22k_in1k`"),
+    "eva02_base_patch14_448": (
+        "timm Eva, projections apart",
+        "timm `eva02_base_patch14_448.mim_in22k_ft_in22k_in1k`",
+    ),
+    "vit_base_patch16_sapiens2": ("timm Eva, grouped queries", "timm `vit_base_patch16_sapiens2.fb`"),
+    "vit_pe_core_tiny_patch16_384": ("timm", "timm `vit_pe_core_tiny_patch16_384.fb`"),
+    "vit_medium_patch16_rope_reg1_gap_256": ("BEiT", "timm `vit_medium_patch16_rope_reg1_gap_256.sbb_in1k`"),
+}
+# models whose authors' files timm's reader translates, with the format
+AUTHORS = {
+    "eva02_tiny_patch14_336": ("EVA-02, fused", "baaivision/EVA, EVA-02, without norms within branches"),
+    "eva02_base_patch14_448": ("EVA-02", "baaivision/EVA, EVA-02"),
+    "vit_base_patch16_sapiens2": ("Sapiens 2", "facebookresearch/sapiens2"),
+    "vit_pe_spatial_tiny_patch16_512": ("OpenAI CLIP", "facebookresearch/perception_models"),
+    "vit_base_patch32_clip_quickgelu_224": ("OpenAI CLIP", "openai/CLIP"),
 }
 TIMM_OPTIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("", {}, {}),
@@ -81,9 +98,14 @@ def vit() -> Iterator[Case]:
         build = named(name, depth=1, image_size=size, num_classes=classes)
         yield against("timm", reference, build, model, size, size)
     for name, (layout, reference) in EVA.items():
-        model = theirs("timm", "create_model", name, depth=1, img_size=80, num_classes=10)
-        build = named(name, depth=1, image_size=80, num_classes=10)
-        yield against(layout, reference, build, model, 80, 80)
+        model = theirs("timm", "create_model", name, **options_of(name, ours=False))
+        build = named(name, **options_of(name))
+        yield against(layout, reference, build, model, *build().image_size)
+    for name, (layout, reference) in AUTHORS.items():
+        options, size = options_of(name), options_of(name)["image_size"]
+        model = theirs("timm", "create_model", name, **{**options_of(name, ours=False), "num_classes": 0})
+        build = named(name, **{**options, "num_classes": 0})
+        yield through_timms_reader(layout, reference, build, model, size)
     yield mae_encoder()
     sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192, "num_classes": 7}
     model = theirs("torchvision.models", "VisionTransformer", 48, 8, **sizes)
@@ -104,6 +126,17 @@ def vit() -> Iterator[Case]:
         lambda facts: ours("SimpleViT", **facts, **options),
     )
     yield from npz()
+
+
+def options_of(name: str, *, ours: bool = True) -> dict[str, Any]:
+    """Return what makes one block of a named model, by our words or by timm's."""
+    config = find_entry(name).config
+    options: dict[str, Any] = {"depth": 1, "num_classes": 10}
+    options["image_size" if ours else "img_size"] = 5 * config["patch_size"]
+    if "attention" in config:
+        grouped = {"attention": {"kind": "grouped_query", "kv_heads": 6}}
+        options.update(grouped if ours else {"num_kv_heads": 6})
+    return options
 
 
 def mae_encoder() -> Case:

@@ -113,6 +113,7 @@ class VisionModel(
         image_size: the largest input, (height, width) in pixels.
         classifier_dim: dimension of what enters the classifier.
         undecayed: pattern of the names of parameters of more than one axis without weight decay.
+        pools_prefix: the attention pool takes prefix tokens, too.
         fc_norm: acts on the pooled vector.
         pre_logits: acts on the normed pooled vector.
         head: the classifier.
@@ -133,6 +134,7 @@ class VisionModel(
     pool: str
     num_prefix_tokens: int
     attention_pool: nn.Module | None
+    pools_prefix: bool = False
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -226,7 +228,7 @@ class VisionModel(
             return features[:, 0]
         patches = features[:, self.num_prefix_tokens :]
         if self.attention_pool is not None:
-            return self.attention_pool(patches)
+            return self.attention_pool(features if self.pools_prefix else patches)
         mean = patches.mean(dim=1)
         return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 

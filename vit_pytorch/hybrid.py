@@ -28,7 +28,7 @@ from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.relative import Relative, TokenBias
-from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, Rotary
+from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryOption
 from vit_pytorch.layers.tokens import AttentionPool
 from vit_pytorch.vit import POSITIONS, UNDECAYED, Pool, attention_position, position_inputs, read_positions
 
@@ -299,7 +299,7 @@ class HybridViT(IsotropicModel):
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
-        if isinstance(inside, Rotary):
+        if isinstance(inside, RotaryOption):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:
             self.relative = bias()

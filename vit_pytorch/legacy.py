@@ -75,6 +75,8 @@ FLAT_OPTIONS = (
     FlatOption("head_zero_init", "head", "zero_init", ("linear",)),
     FlatOption("pool_mlp", "pool", "kind", ("map",), default=True, convert=lambda _: "query"),
     FlatOption("pool_residual", "pool", "residual", ("query",), default=True),
+    FlatOption("zero_centered_norm", "norm", "form", ("layer",), convert=lambda _: "zero_centered"),
+    FlatOption("qk_scale", "attention", "scale", ("multi_head", "grouped_query"), default=None),
     FlatOption("hyper_static", "hyper_connections", "dynamic", ("hyper",), convert=not_),
     # CvT's
     FlatOption("class_token", "variant", "class_token", CVT, default=[False, False, True], convert=tuple),

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, heads_per_stage
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, layer
+from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
+from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, drop_path_rates
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -127,18 +127,6 @@ class SwinTransformerV2(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
-
-
-class PostNormBlock(Block):
-    """A block whose norms act on what its branches return (section 3.2, figure 1)."""
-
-    @layer
-    def forward(
-        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
-    ) -> Float[Tensor, "b h w d"]:
-        """Transform the map."""
-        x = x + self.drop_path(self.norm1(self.attention(x, inputs)))
-        return x + self.drop_path(self.norm2(self.feedforward(x)))
 
 
 class PostNormMerging(PatchMerging):

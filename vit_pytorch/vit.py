@@ -22,11 +22,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import Attention, BlockInputs, FusedAttention, HeadNorm, Ids
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
+from vit_pytorch.layers.attention import (
+    Attention,
+    BlockInputs,
+    FusedAttention,
+    GroupedQuery,
+    HeadNorm,
+    Ids,
+    MultiHead,
+)
+from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
-from vit_pytorch.layers.norm import ZeroCenteredLayerNorm
+from vit_pytorch.layers.norm import NORMS
 from vit_pytorch.layers.options import Option, OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import (
     ConvolutionalStem,
@@ -41,8 +49,15 @@ from vit_pytorch.layers.patches import (
 )
 from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequential, SinCos
 from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
-from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, NormalizedRotary, Rotary
-from vit_pytorch.layers.tokens import AttentionPool, Head
+from vit_pytorch.layers.rotary import (
+    AxialRotary,
+    MixedRotary,
+    NormalizedRotary,
+    Rotary,
+    RotaryOption,
+    ScaledRotary,
+)
+from vit_pytorch.layers.tokens import AttentionPool, AttentionPooling, Head
 from vit_pytorch.layers.value_residual import VALUE_RESIDUALS, read_value_residual
 from vit_pytorch.legacy import flat_options
 
@@ -58,17 +73,19 @@ POSITIONS: dict[str, type[Option] | Option] = {
     "rope": Rotary,
     "rope_mixed": Rotary(learned=True),
     "rope_normalized": NormalizedRotary,
+    "rope_scaled": ScaledRotary,
 }
-Inside = Rotary | NormalizedRotary | Relative
+Inside = RotaryOption | Relative
 STEMS: dict[str, type[Option] | Option] = {
     "linear": LinearStem,
     "dual_norm": LinearStem(patch_norm=True),
     "conv": ConvolutionalStem,
 }
-# Tokens, and the parameters of positions, pools and connections.
+ATTENTIONS: dict[str, type[MultiHead]] = {"multi_head": MultiHead, "grouped_query": GroupedQuery}
+# Tokens, and the parameters of positions and connections.
 UNDECAYED = (
     IsotropicModel.undecayed + r"|^(positions|relative|rotary)\.|\.attention\.position\."
-    r"|\.connect[12]\.alpha$|^attention_pool\.query$|\.[qk]_norm\.weight$"
+    r"|\.connect[12]\.alpha$|\.[qk]_norm\.weight$"
 )
 
 
@@ -77,19 +94,22 @@ class ViT(IsotropicModel):
 
     Args:
         pool: "cls" classifies the class token, "mean" the mean of the patches, "cls+mean" both,
-            concatenated, "map" an attention pool of the patches.
+            concatenated, "map" an attention pool of the patches (`AttentionPooling`).
         positions: what is added to the tokens: "none", "learned" (`Learned`), "learned_2d" (`Learned2D`),
             "sincos" (`SinCos`) or "sequence" (`Sequential`); or what acts inside attention: "relative",
             "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`), "rope_normalized"
-            (`NormalizedRotary`); or one of each, as
+            (`NormalizedRotary`), "rope_scaled" (`ScaledRotary`); or one of each, as
             "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
         qkv_bias: use biases for queries, keys and values; "qv" for queries and values alone.
-        qk_norm: apply LayerNorm to queries and keys, per head; "rms" for `HeadNorm`.
-        qk_scale: factor on the attention scores; default 1 / sqrt(dim_head).
+        qk_norm: apply `norm` to queries and keys, per head; "rms" for `HeadNorm`.
+        attention: "multi_head" (`MultiHead`), or "grouped_query" (`GroupedQuery`), where several heads share
+            keys and values.
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
-        zero_centered_norm: parametrise the blocks' LayerNorm gains as 1 + w, so weight decay pulls them
-            towards 1.
+        layer_scale: initial factors of the channels of the blocks' branches; a pair for other ones of
+            attention and of the feed-forward, None for none.
+        norm: "layer" for LayerNorm, "zero_centered" for gains 1 + w that weight decay pulls towards 1, "rms"
+            for RMSNorm, before each branch; `Norm` says more.
         value_residual: layers mix the first layer's values into their own (`ValueResidual`): True or
             "learnable", "identity", "gated", "sparse", or the indices of layers that do so evenly.
         hyper_connections: residual streams with learned connections (`HyperConnections`), or their number.
@@ -99,11 +119,11 @@ class ViT(IsotropicModel):
     undecayed = UNDECAYED
     # Axes of the input, apart from the batch and the channels.
     rank: ClassVar[int] = 2
-    # The norm of the blocks.
-    layer_norm: ClassVar[type[nn.LayerNorm | nn.RMSNorm]] = nn.LayerNorm
     option_kinds: ClassVar[Mapping[str, Mapping[str, type[Option] | Option]]] = {
         "positions": POSITIONS,
         "stem": STEMS,
+        "attention": ATTENTIONS,
+        "norm": NORMS,
         "head": {"linear": Head},
         "value_residual": VALUE_RESIDUALS,
         "hyper_connections": {"hyper": HyperConnections},
@@ -123,7 +143,7 @@ class ViT(IsotropicModel):
         channels: int = 3,
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
-        pool: Pool = "cls",
+        pool: Pool | OptionLike = "cls",
         dim_head: int = 64,
         positions: OptionLike | Sequence[OptionLike] = "learned",
         stem: OptionLike = "linear",
@@ -132,14 +152,14 @@ class ViT(IsotropicModel):
         qkv_bias: bool | Literal["qv"] = True,
         out_bias: bool = True,
         qk_norm: bool | Literal["rms"] = False,
-        qk_scale: float | None = None,
+        attention: OptionLike = "multi_head",
         attn_dropout: float = 0.0,
         patch_dropout: float = 0.0,
         drop_path: float = 0.0,
-        layer_scale: float | None = None,
+        layer_scale: float | Sequence[float | None] | None = None,
         act: str = "gelu",
         norm_eps: float = 1e-6,
-        zero_centered_norm: bool = False,
+        norm: OptionLike = "layer",
         value_residual: bool | OptionLike | Sequence[int] = False,
         hyper_connections: int | OptionLike | None = None,
         head: OptionLike = "linear",
@@ -155,8 +175,9 @@ class ViT(IsotropicModel):
         dynamic |= isinstance(added, NoPositions) and not isinstance(inside, Relative)
         sizes = to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank)
         grid = PatchGrid(*sizes, dynamic=dynamic)
+        pooling = read_pooling(pool)
+        pool = pool if isinstance(pool, str) else "map"
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
         # The constructor is decorated.
         warn_if_few(grid, stacklevel=4)
         stem = cast(LinearStem | ConvolutionalStem, read_option("stem", stem, STEMS))
@@ -164,7 +185,11 @@ class ViT(IsotropicModel):
         values = read_value_residual(value_residual)
         streams = read_hyper_connections(hyper_connections)
         class_token = class_token or pool in ("cls", "cls+mean")
-        make_norm = partial(ZeroCenteredLayerNorm if zero_centered_norm else self.layer_norm, eps=norm_eps)
+        heads_option = read_option("attention", attention, ATTENTIONS)
+        norms = read_option("norm", norm, NORMS)
+        if norms.post and streams is not None:
+            raise ValueError("norms after the branches do not go with hyper_connections, got norm.post=True")
+        make_norm = norms.build(norm_eps)
         make_qk_norm = partial(HeadNorm, heads) if qk_norm == "rms" else make_norm
 
         if isinstance(stem, LinearStem):
@@ -180,7 +205,7 @@ class ViT(IsotropicModel):
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
         bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)
-        if isinstance(inside, (Rotary, NormalizedRotary)):
+        if isinstance(inside, RotaryOption):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:
             self.relative = bias()
@@ -188,7 +213,16 @@ class ViT(IsotropicModel):
         self.patch_dropout = PatchDropout(patch_dropout)
         self.pre_norm = make_norm(dim) if stem.pre_norm else nn.Identity()
 
-        mix = values.build(dim=dim, heads=heads, depth=depth) if values is not None else lambda layer: None
+        kv_heads = [heads_option.heads_of_keys(heads, layer, depth) for layer in range(depth)]
+        if qk_norm == "rms" and set(kv_heads) != {heads}:
+            raise ValueError(f"qk_norm='rms' needs as many heads of keys as of queries, got {kv_heads}")
+        if values is not None and len(set(kv_heads)) > 1:
+            raise ValueError(f"layers of a value residual need as many heads of values, got {kv_heads}")
+        mix = (
+            values.build(dim=dim, heads=kv_heads[0], depth=depth)
+            if values is not None
+            else lambda layer: None
+        )
         self.value_residual = values is not None
         self.streams = streams
 
@@ -197,30 +231,40 @@ class ViT(IsotropicModel):
                 dim,
                 heads=heads,
                 dim_head=dim_head,
+                kv_heads=kv_heads[layer],
                 qkv_bias=qkv_bias,
                 out_bias=out_bias,
                 dropout=dropout,
                 qk_norm=make_qk_norm if qk_norm else None,
                 position=attention_position(inside, layer, bias),
                 value_mix=mix(layer),
-                kernel=partial(FusedAttention, attn_dropout, qk_scale),
+                sub_norm=make_norm if norms.sub == "both" else None,
+                kernel=partial(FusedAttention, attn_dropout, heads_option.scale),
             )
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act)
+            sub_norm = None if norms.sub == "none" else make_norm
+            feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act, sub_norm=sub_norm)
             rate = drop_path_rate(drop_path, layer, depth)
             options: dict[str, Any] = {"norm": make_norm, "layer_scale": layer_scale, "drop_path": rate}
             if streams is None:
-                return Block(dim, attention, feedforward, **options)
+                return (PostNormBlock if norms.post else Block)(dim, attention, feedforward, **options)
             return streams.build(dim, attention, feedforward, layer=layer, **options)
 
         self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
-        self.norm = nn.Identity() if head.norm else make_norm(dim)
+        self.norm = make_norm(dim) if head.norm is False else nn.Identity()
         self.classifier_dim = 2 * dim if pool == "cls+mean" else dim
         self.fc_norm = make_norm(self.classifier_dim) if head.norm else nn.Identity()
         self.attention_pool = (
-            AttentionPool(dim, heads=heads, mlp_dim=mlp_dim, norm_eps=norm_eps, act=act)
-            if pool == "map"
+            AttentionPool(
+                dim,
+                heads=pooling.heads or heads,
+                mlp_dim=pooling.mlp_dim or mlp_dim,
+                norm_eps=norm_eps,
+                act=act,
+            )
+            if pooling is not None
             else None
         )
+        self.pools_prefix = pooling is not None and pooling.prefix
         if head.hidden_dim is not None:
             self.pre_logits = nn.Sequential(nn.Linear(self.classifier_dim, head.hidden_dim), nn.Tanh())
             self.classifier_dim = head.hidden_dim
@@ -310,6 +354,18 @@ def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, I
             f"got {', '.join(position.kind for position in found)}"
         )
     return added[0] if added else NoPositions(), inside[0] if inside else None
+
+
+def read_pooling(pool: str | OptionLike) -> AttentionPooling | None:
+    """Return the attention pool that an argument stands for; None for another pooling.
+
+    Raises:
+        ValueError: if the pooling is unknown.
+    """
+    if isinstance(pool, str):
+        check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
+        return AttentionPooling() if pool == "map" else None
+    return read_option("pool", pool, {"map": AttentionPooling})
 
 
 def read_hyper_connections(value: int | OptionLike | None) -> HyperConnections | None:

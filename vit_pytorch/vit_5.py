@@ -20,7 +20,7 @@ from math import isqrt
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.positions import Learned
@@ -37,8 +37,6 @@ class ViT5(PlainViT):
     Raises:
         ValueError: if the number of registers is not a square.
     """
-
-    layer_norm = nn.RMSNorm
 
     def __init__(
         self,
@@ -77,6 +75,7 @@ class ViT5(PlainViT):
             qkv_bias=False,
             qk_norm=True,
             layer_scale=1e-4,
+            norm="rms",
         )
         # High frequencies tell few cells apart (section 3.4).
         self.register_rotary = AxialRotary((side, side), dim_head, theta=100.0) if side else None

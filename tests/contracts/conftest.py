@@ -35,7 +35,7 @@ OPTIONS = {
         "positions": "relative",
         "pool": "cls+mean",
         "num_registers": 2,
-        "qk_scale": 0.4,
+        "attention": {"kind": "multi_head", "scale": 0.4},
         "image_size": (32, 48),
     },
     # The last layer's bias counts where patches are pooled.
@@ -61,7 +61,7 @@ OPTIONS = {
     "values_hyper_connections": {
         "value_residual": "gated",
         "hyper_connections": 2,
-        "zero_centered_norm": True,
+        "norm": "zero_centered",
         "positions": "rope",
     },
 }

@@ -37,7 +37,7 @@ def test_starts_as_the_plain_vit():
     plain = ViT(**SMALL, **options)
     torch.manual_seed(0)
     model = ViT(
-        **SMALL, head=Head(norm=True), stem=LinearStem(pre_norm=True), qk_norm=True, zero_centered_norm=True
+        **SMALL, head=Head(norm=True), stem=LinearStem(pre_norm=True), qk_norm=True, norm="zero_centered"
     )
     assert not any(isinstance(module, nn.LayerNorm) for module in model.modules())
     x = torch.randn(2, 3, 40, 40)
@@ -46,7 +46,7 @@ def test_starts_as_the_plain_vit():
 
 def test_decay_pulls_gains_to_one():
     """Without a gradient, only decay moves the parameters."""
-    model = ViT(**SMALL, zero_centered_norm=True)
+    model = ViT(**SMALL, norm="zero_centered")
     norms = [module for module in model.modules() if isinstance(module, ZeroCenteredLayerNorm)]
     assert len(norms) == 5
     for norm in norms:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.tolerances import PARITY
+from vit_pytorch.pretrained import to_format
+from vit_pytorch.training.optim import parameter_groups
 
-__all__ = ["TOLERANCE", "difference", "images", "randomise"]
+__all__ = ["TOLERANCE", "check_gradients", "check_layer_decay", "difference", "images", "randomise"]
 
 TOLERANCE = PARITY
 
@@ -47,3 +52,43 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     assert ours.shape == theirs.shape
     assert theirs.std() > 0.05
     return (ours - theirs).abs().max().item()
+
+
+def written(model: nn.Module, values: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Give values by our names of parameters under the names of a format, which the model takes."""
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(values[name])
+    return to_format(model, layout)
+
+
+def check_gradients(model: nn.Module, reference: nn.Module, x: Tensor, layout: str) -> None:
+    """Check that two models of equal weights have equal gradients; changes ours."""
+    for net in (model, reference):
+        net(x).square().sum().backward()
+    ours = written(model, {name: p.grad for name, p in model.named_parameters()}, layout)
+    for name, parameter in reference.named_parameters():
+        close = 1e-5 * parameter.grad.abs().max() + 1e-7
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=close)
+
+
+def check_layer_decay(model: nn.Module, reference: nn.Module, layout: str) -> None:
+    """Check rates and weight decay of all parameters, each parameter replaced by them; changes ours."""
+    ours: dict[int, tuple[float, float]] = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.7)
+        for p in group["params"]
+    }
+    groups = param_groups_layer_decay(
+        reference, weight_decay=0.1, layer_decay=0.7, no_weight_decay_list=reference.no_weight_decay()
+    )
+    theirs: dict[int, tuple[float, float]] = {
+        id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]
+    }
+    for place in range(2):
+        values = {n: torch.full_like(p, ours[id(p)][place]) for n, p in model.named_parameters()}
+        translated = written(model, values, layout)
+        for name, parameter in reference.named_parameters():
+            expected = torch.full_like(parameter, theirs[id(parameter)][place])
+            torch.testing.assert_close(
+                translated[name], expected, msg=lambda text, name=name: f"{name}: {text}"
+            )

@@ -178,6 +178,15 @@ def test_options_of_the_vit():
     assert model.forward_features(images(80, 80)).shape == (2, 3 + 50, 48)
 
 
+@pytest.mark.parametrize("positions", ["rope", "rope_normalized", "rope_scaled"])
+def test_rotations_act(positions):
+    torch.manual_seed(0)
+    without = HybridViT(**OURS, positions="none").eval()
+    model = HybridViT(**OURS, positions=positions).eval()
+    model.load_state_dict(without.state_dict())
+    assert difference(model(images(80, 80)), without(images(80, 80))) > 1e-4
+
+
 def test_wrong_networks():
     with pytest.raises(ValueError, match=r"a backbone must return maps .*, got \(1, 3, 64\)"):
         HybridViT(image_size=8, **SIZES, backbone=nn.Flatten(2))

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from importlib import import_module
 
 import pytest
 import timm
@@ -15,9 +16,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.papers.reference import (
+    TOLERANCE,
+    check_gradients,
+    check_layer_decay,
+    difference,
+    images,
+    randomise,
+)
 from vit_pytorch import ViT, create_model, list_models, load_pretrained
-from vit_pytorch.layers.patches import LinearStem
+from vit_pytorch.layers.patches import LinearStem, pair
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -25,9 +33,20 @@ TIMMS = {
     name
     for module in ("vision_transformer", "deit", "beit", "eva")
     for name in timm.list_models(module=module)
-    if "_rope_" not in name
+    if "_rope_" not in name or "_reg" in name
 }
 NAMES = [name for name in list_models() if name in TIMMS]
+SIZES = {
+    "image_size",
+    "patch_size",
+    "num_classes",
+    "dim",
+    "heads",
+    "mlp_dim",
+    "depth",
+    "dim_head",
+    "attention",
+}
 SMALL = {"image_size": 40, "patch_size": 8, "num_classes": 0, "dim": 48, "depth": 2, "heads": 3}
 OURS = {**SMALL, "dim_head": 16, "mlp_dim": 96}
 THEIRS = {
@@ -44,25 +63,74 @@ def settings() -> dict[str, str]:
     """Give one name for each different set of options beside the size."""
     different: dict[str, str] = {}
     for name in NAMES:
-        sizes = ("image_size", "dim", "heads", "mlp_dim", "depth", "dim_head")
-        config = {key: value for key, value in find_entry(name).config.items() if key not in sizes}
+        config = {key: value for key, value in find_entry(name).config.items() if key not in SIZES}
+        if isinstance(config.get("pool"), dict):
+            config["pool"] = config["pool"]["kind"]
         different.setdefault(json.dumps([find_entry(name).architecture.__name__, config]), name)
     return different
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", settings().values())
-def test_logits(name):
+def test_logits_gradients_and_decay(name):
+    """With the options of the named model, in a small size."""
     torch.manual_seed(0)
-    size = 5 * find_entry(name).config["patch_size"]
-    reference = randomise(timm.create_model(name, depth=1, img_size=size, num_classes=10))
-    model = create_model(name, depth=1, image_size=size, num_classes=10).eval()
+    config = find_entry(name).config
+    size = 5 * config["patch_size"]
+    # Sapiens 2 has grouped queries in its inner layers alone.
+    grouped = "attention" in config
+    options = {"embed_dim": 48, "num_heads": 4, "depth": 1, **({"num_kv_heads": 2} if grouped else {})}
+    reference = randomise(timm.create_model(name, img_size=size, num_classes=10, **options))
+    ours = {"dim": 48, "heads": 4, "dim_head": 12, "depth": 1}
+    ours["mlp_dim"] = next(
+        part.in_features for place, part in reference.blocks.named_modules() if place.endswith("fc2")
+    )
+    if grouped:
+        ours["attention"] = {"kind": "grouped_query", "kv_heads": 2}
+    if isinstance(config.get("pool"), dict):
+        ours["pool"] = {**config["pool"], "mlp_dim": reference.attn_pool.mlp.fc2.in_features}
+    model = create_model(name, image_size=size, num_classes=10, **ours).eval()
     report = load_pretrained(model, reference.state_dict())
     batch = images(size, size)
-    assert difference(model(batch), reference(batch)) < TOLERANCE
+    with torch.no_grad():
+        assert difference(model(batch), reference(batch)) < TOLERANCE
     written, state = to_format(model, report.format), reference.state_dict()
     assert written.keys() == state.keys()
     assert all(written[key].equal(state[key]) for key in state)
+    check_gradients(model, reference, batch, report.format)
+    check_layer_decay(model, reference, report.format)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("eva02_tiny_patch14_336", "EVA-02, fused"),
+        ("eva02_base_patch16_clip_224", "EVA-02"),
+        ("vit_base_patch16_sapiens2", "Sapiens 2"),
+        ("vit_pe_core_tiny_patch16_384", "OpenAI CLIP"),
+        ("vit_pe_lang_large_patch14_448", "OpenAI CLIP"),
+        ("vit_base_patch32_clip_quickgelu_224", "OpenAI CLIP"),
+    ],
+)
+def test_layouts_of_authors(name, layout):
+    """timm's reader of the authors' files reads what is written; loading does, too."""
+    options = {"attention": {"kind": "grouped_query", "kv_heads": 6}} if "sapiens2" in name else {}
+    size = 5 * find_entry(name).config["patch_size"]
+    build = partial(create_model, name, depth=1, image_size=size, **options)
+    model = randomise(build())
+    if model.num_classes:
+        # A projection, which has no bias there.
+        model.head.bias.zero_()
+    written = to_format(model, layout)
+    again = build()
+    assert load_pretrained(again, written).format == layout
+    assert all(tensor.equal(again.state_dict()[key]) for key, tensor in model.state_dict().items())
+    options = {"num_kv_heads": 6} if "sapiens" in name else {}
+    reference = timm.create_model(name, depth=1, img_size=model.image_size, **options).eval()
+    read = import_module(type(reference).__module__).checkpoint_filter_fn(dict(written), reference)
+    reference.load_state_dict(read)
+    batch = images(*model.image_size)
+    assert difference(model(batch), reference(batch)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +145,7 @@ def test_counts_and_preparation(name):
     assert (cfg.hf_hub_id is None) == (entry.hub_id is None)
     assert cfg.tag == tag or not tag
     assert not tag or cfg.num_classes == entry.config["num_classes"]
-    assert tuple(cfg.input_size[1:]) == 2 * (entry.config["image_size"],)
+    assert tuple(cfg.input_size[1:]) == pair(entry.config["image_size"])
     for key in ("mean", "std", "interpolation", "crop_pct"):
         assert entry.default_cfg[key] == getattr(cfg, key), key
 

@@ -262,7 +262,7 @@ def test_wrong_arguments():
         MixedRotary((2, 2, 2), 5, heads=2, depth=1)
     with pytest.raises(ValueError, match=r"at most one .* inside attention; got rope, rope"):
         ViT(**OURS, positions="rope+rope_mixed")
-    with pytest.raises(ValueError, match=r"positions must be one of none, .*rope_normalized; got 'rotary'"):
+    with pytest.raises(ValueError, match=r"positions must be one of none, .*rope_scaled; got 'rotary'"):
         ViT(**OURS, positions="rotary")
     with pytest.raises(ValueError, match=r"theta must be .*, got 0\.0"):
         Rotary(theta=0.0)

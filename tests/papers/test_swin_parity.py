@@ -11,17 +11,22 @@ import torch
 import transformers
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
-from timm.optim import param_groups_layer_decay
-from torch import Tensor, nn
+from torch import nn
 
-from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.papers.reference import (
+    TOLERANCE,
+    check_gradients,
+    check_layer_decay,
+    difference,
+    images,
+    randomise,
+)
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.base import VisionModel
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.swin import SwinTransformer
 from vit_pytorch.swin_v2 import SwinTransformerV2
-from vit_pytorch.training.optim import parameter_groups
 
 OURS: dict[str, Any] = {
     "num_classes": 7,
@@ -104,13 +109,6 @@ def make_pair(kind: str, option: str, **theirs: Any) -> tuple[VisionModel, Any]:
     return model, reference
 
 
-def written(model: nn.Module, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return values by our names of parameters under timm's names."""
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(values[name])
-    return to_format(model, "timm")
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize(("kind", "option"), PAIRS)
 def test_logits_and_maps_equal_timms(kind: str, option: str) -> None:
@@ -156,35 +154,12 @@ def test_factors_are_bounded_as_timms() -> None:
 def test_gradients_equal_timms(kind: str) -> None:
     model, reference = make_pair(kind, "maps that are no multiple")
     x = images(*model.image_size)
-    for net in (model, reference):
-        net(x).square().sum().backward()
-    ours = written(model, {name: p.grad for name, p in model.named_parameters()})
-    for name, parameter in reference.named_parameters():
-        close = 1e-5 * parameter.grad.abs().max() + 1e-7
-        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=close)
+    check_gradients(model, reference, x, "timm")
 
 
 @BOTH
 def test_layer_decay_is_that_of_timm(kind: str) -> None:
-    """Rates and weight decay of all parameters, each parameter replaced by them."""
-    model, reference = make_pair(kind, "plain")
-    ours: dict[int, tuple[float, float]] = {
-        id(p): (group["lr"], group["weight_decay"])
-        for group in parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.7)
-        for p in group["params"]
-    }
-    groups = param_groups_layer_decay(
-        reference, weight_decay=0.1, layer_decay=0.7, no_weight_decay_list=reference.no_weight_decay()
-    )
-    theirs: dict[int, tuple[float, float]] = {
-        id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]
-    }
-    for place in range(2):
-        values = {n: torch.full_like(p, ours[id(p)][place]) for n, p in model.named_parameters()}
-        translated = written(model, values)
-        for name, parameter in reference.named_parameters():
-            expected = torch.full_like(parameter, theirs[id(parameter)][place])
-            torch.testing.assert_close(translated[name], expected)
+    check_layer_decay(*make_pair(kind, "plain"), "timm")
 
 
 @pytest.mark.parametrize("name", [*list_models("swin_*"), *list_models("swinv2_*")])

@@ -17,11 +17,13 @@ from torch.export import Dim, export
 
 from tests.contracts.conftest import randomize_
 from vit_pytorch import ViT
+from vit_pytorch.layers.attention import GroupedQuery, MultiHead
 from vit_pytorch.layers.hyper_connections import HyperConnections
+from vit_pytorch.layers.norm import Norm
 from vit_pytorch.layers.patches import LinearStem
 from vit_pytorch.layers.positions import Learned, Learned2D
-from vit_pytorch.layers.rotary import Rotary
-from vit_pytorch.layers.tokens import Head
+from vit_pytorch.layers.rotary import Rotary, ScaledRotary
+from vit_pytorch.layers.tokens import AttentionPooling, Head
 from vit_pytorch.layers.value_residual import ValueResidual
 
 SIZES: dict[str, Any] = {
@@ -38,19 +40,19 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "image_size": (20, (16, 24)),
     "dropout": (0.0, 0.1),
     "emb_dropout": (0.0, 0.1),
-    "pool": ("cls", "mean", "cls+mean", "map"),
+    "pool": ("cls", "mean", "cls+mean", "map", AttentionPooling(heads=3, mlp_dim=16, prefix=True)),
     "dim_head": (8, 8, 8, 6),
     "qkv_bias": (True, False),
     "out_bias": (True, False),
     "qk_norm": (False, True),
-    "qk_scale": (None, 0.3),
+    "attention": ("multi_head", MultiHead(scale=0.3), "grouped_query"),
     "attn_dropout": (0.0, 0.1),
     "patch_dropout": (0.0, 0.3),
     "drop_path": (0.0, 0.2),
-    "layer_scale": (None, 0.1),
+    "layer_scale": (None, 0.1, (0.1, None)),
     "act": ("gelu", "gelu_tanh", "quickgelu", "relu", "silu"),
     "norm_eps": (1e-6, 1e-5),
-    "zero_centered_norm": (False, True),
+    "norm": ("layer", "zero_centered", "rms", Norm(sub="feedforward"), Norm(sub="both")),
     "value_residual": (False, True, "identity", "gated", (1,), ValueResidual("gated", (1,))),
     "hyper_connections": (None, 1, HyperConnections(3), HyperConnections(2, dynamic=False)),
     "stem": ("linear", "dual_norm", "conv", LinearStem(pre_norm=True)),
@@ -69,11 +71,18 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
         "learned_2d+relative",
         Learned(class_token=False),
         Rotary(theta=50.0),
+        ScaledRotary(reference=(3, 3), offset=1.0),
         (Learned2D(class_token=False), Rotary(theta=20.0, learned=True)),
     ),
     "class_token": (False, True),
     "num_registers": (0, 2),
-    "head": ("linear", Head(norm=True), Head(hidden_dim=16), Head(zero_init=True, norm=True)),
+    "head": (
+        "linear",
+        Head(norm=True),
+        Head(hidden_dim=16),
+        Head(zero_init=True, norm=True),
+        Head(norm=None),
+    ),
 }
 
 
@@ -127,6 +136,15 @@ def test_all_options_are_drawn() -> None:
         ({"value_residual": (2,)}, r"layers of a value residual must be 1 to 1, got \[2\]"),
         ({"hyper_connections": 0}, r"hyper_connections must be .*, got 0"),
         ({"pool": "max"}, "pool must be one of"),
+        ({"layer_scale": (0.1,)}, r"layer_scale must be one for both branches or one for each, got \(0.1,\)"),
+        ({"attention": {"kind": "grouped_query", "kv_heads": 3}}, "heads must be a multiple of kv_heads"),
+        ({"attention": "grouped_query", "qk_norm": "rms"}, "as many heads of keys as of queries"),
+        (
+            {"attention": GroupedQuery(full_layers=1), "depth": 3, "value_residual": True},
+            r"need as many heads of values, got \[2, 1, 2\]",
+        ),
+        ({"norm": Norm(post=True), "hyper_connections": 2}, "do not go with hyper_connections"),
+        ({"positions": ScaledRotary(reference=(3,))}, "reference for grids of 2 axes needs as many"),
     ],
 )
 def test_contradictions_are_refused(options: dict[str, Any], said: str) -> None:
@@ -141,6 +159,10 @@ def test_contradictions_are_refused(options: dict[str, Any], said: str) -> None:
         ({"positions": "learned+rope", "rope_theta": 50.0}, {"positions": (Learned(), Rotary(theta=50.0))}),
         ({"positions": "rope_mixed", "rope_theta": 5.0}, {"positions": Rotary(theta=5.0, learned=True)}),
         ({"no_embed_class": True}, {"positions": Learned(class_token=False)}),
+        (
+            {"zero_centered_norm": True, "qk_scale": 0.3},
+            {"norm": "zero_centered", "attention": MultiHead(0.3)},
+        ),
         ({"patch_norm": True, "pre_norm": True}, {"stem": LinearStem(patch_norm=True, pre_norm=True)}),
         ({"hyper_connections": 2, "hyper_static": True}, {"hyper_connections": HyperConnections(2, False)}),
         (

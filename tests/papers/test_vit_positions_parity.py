@@ -195,7 +195,7 @@ def test_qk_scale_is_timms():
     for block in reference.blocks:
         block.attn.scale = 0.4
         block.attn.fused_attn = False
-    model = ViT(**OURS, qk_scale=0.4).eval()
+    model = ViT(**OURS, attention={"kind": "multi_head", "scale": 0.4}).eval()
     load_pretrained(model, reference.state_dict())
     batch = images(40, 40)
     assert difference(model(batch), reference(batch)) < TOLERANCE

@@ -61,6 +61,7 @@ NUMBERS: Mapping[str, Range] = {
     r"layer_scale|deep_supervision_weighting|exit_threshold|(.*_)?std": Range(0, 1e3),
     r"masking_ratio|mask_prob": Range(0, 1, "()"),
     r"sample_frac": Range(0, 1, "(]"),
+    r"offset": Range(0, 2**16),
     r".*_prob|(rope|pope)_p_zero_freqs|(.*_)?decay|alpha|kappa|region_weight": Range(0, 1),
     r"mean": Range(-1e6, 1e6),
     r".*": Range(0, 1e6, "(]"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.options import Option
 
 if TYPE_CHECKING:
     from vit_pytorch.layers.packing import Packing
@@ -216,14 +217,53 @@ class AttentionPosition(Protocol):
 class QueryValueBias(nn.Module):
     """Biases of queries and values (BEiT, arXiv:2106.08254): one of the keys would change no weight."""
 
-    def __init__(self, inner: int) -> None:
+    def __init__(self, queries: int, values: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.zeros(inner))
-        self.value = nn.Parameter(torch.zeros(inner))
+        self.query = nn.Parameter(torch.zeros(queries))
+        self.value = nn.Parameter(torch.zeros(values))
 
     def forward(self, qkv: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Add the biases to queries, keys and values, one after the other."""
-        return qkv + torch.cat([self.query, torch.zeros_like(self.query), self.value])
+        return qkv + torch.cat([self.query, torch.zeros_like(self.value), self.value])
+
+
+@dataclass(frozen=True)
+class MultiHead(Option):
+    """Option: each head has queries, keys and values of its own.
+
+    Args:
+        scale: factor on the attention scores; default 1 / sqrt(dim_head).
+    """
+
+    kind: ClassVar[str] = "multi_head"
+    scale: float | None = None
+
+    def heads_of_keys(self, heads: int, layer: int, depth: int) -> int:
+        """Return the number of heads of keys and values in a layer."""
+        return heads
+
+
+@dataclass(frozen=True)
+class GroupedQuery(MultiHead):
+    """Option: several heads of queries share a head of keys and values.
+
+    J. Ainslie et al. 2023, arXiv:2305.13245.
+
+    Args:
+        scale: factor on the attention scores; default 1 / sqrt(dim_head).
+        kv_heads: number of heads of keys and values, which divides that of queries.
+        full_layers: so many layers at the beginning, and as many at the end, share none (Sapiens 2,
+            arXiv:2604.21681); default no layers.
+    """
+
+    kind: ClassVar[str] = "grouped_query"
+    kv_heads: int = 1
+    full_layers: int | None = None
+
+    def heads_of_keys(self, heads: int, layer: int, depth: int) -> int:
+        """Return the number of heads of keys and values in a layer."""
+        ends = self.full_layers or 0
+        return self.kv_heads if ends <= layer < depth - ends else heads
 
 
 class Attention(nn.Module):
@@ -232,9 +272,15 @@ class Attention(nn.Module):
     Args:
         qkv_bias: use biases for queries, keys and values; "qv" for queries and values (`QueryValueBias`).
         dim_head: head dimension; `heads * dim_head` need not equal `dim`.
+        kv_heads: number of heads of keys and values; default that of queries. Otherwise each serves several
+            heads of queries, one after the other (arXiv:2305.13245).
         qk_norm: builds the norm of queries and of keys from the head dimension; default none.
         position: positions inside attention, an `AttentionPosition`; default none.
         value_mix: acts on values, first layer's values and tokens; default none.
+        sub_norm: builds the norm before the output projection; default none.
+
+    Raises:
+        ValueError: if the heads of keys and values do not divide those of queries.
     """
 
     @checks_arguments
@@ -244,46 +290,56 @@ class Attention(nn.Module):
         *,
         heads: int = 8,
         dim_head: int = 64,
+        kv_heads: int | None = None,
         qkv_bias: bool | Literal["qv"] = True,
         out_bias: bool = True,
         dropout: float = 0.0,
         qk_norm: Callable[[int], nn.Module] | None = None,
         position: nn.Module | None = None,
         value_mix: nn.Module | None = None,
+        sub_norm: Callable[[int], nn.Module] | None = None,
         kernel: Callable[[], nn.Module] = FusedAttention,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.dim_head = dim_head
-        inner = heads * dim_head
-        self.to_qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias is True)
-        self.qv_bias = QueryValueBias(inner) if qkv_bias == "qv" else nn.Identity()
+        self.kv_heads = kv_heads = heads if kv_heads is None else kv_heads
+        if heads % kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+        inner, shared = heads * dim_head, kv_heads * dim_head
+        self.to_qkv = nn.Linear(dim, inner + 2 * shared, bias=qkv_bias is True)
+        self.qv_bias = QueryValueBias(inner, shared) if qkv_bias == "qv" else nn.Identity()
         self.q_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.kernel = kernel()
+        self.sub_norm = nn.Identity() if sub_norm is None else sub_norm(inner)
         self.to_out = nn.Linear(inner, dim, bias=out_bias)
         self.dropout = nn.Dropout(dropout)
         self.position = position
         self.value_mix = value_mix
-        init_xavier(self.to_qkv, parts=3)
+        init_xavier(self.to_qkv, parts=(inner, shared, shared))
         init_xavier(self.to_out)
 
     def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
         """Project tokens to queries, keys and values: views of one product, split into heads."""
-        qkv = self.qv_bias(self.to_qkv(x)).unflatten(-1, (3, self.heads, self.dim_head))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qv_bias(self.to_qkv(x)).unflatten(-1, (-1, self.dim_head)).transpose(1, 2)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         return self.q_norm(q), self.k_norm(k), v
 
     def attend(self, q: Queries, k: Keys, v: Values, inputs: BlockInputs) -> Mixed:
         """Attend; positions and masks act here."""
         mask = inputs.mask
+        if self.kv_heads < self.heads:
+            # Before positions, which may differ between heads of queries.
+            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
         if self.position is not None:
             q, k, mask = self.position(q, k, inputs)
         return self.kernel(q, k, v, mask)
 
     def merge(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b n d"]:
         """Concatenate the heads and project them back to the token dimension."""
-        return self.dropout(self.to_out(x.transpose(1, 2).flatten(2)))
+        return self.dropout(self.to_out(self.sub_norm(x.transpose(1, 2).flatten(2))))
 
     def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
         """Attend from each token to all tokens of its sample.

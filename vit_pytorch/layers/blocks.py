@@ -112,15 +112,25 @@ class FeedForward(nn.Module):
     Args:
         hidden_dim: channels that the second layer takes; the first gives twice as many for "swiglu".
         act: a name of `ACTIVATIONS`, or "swiglu" (`SwiGLU`).
+        sub_norm: builds the norm before the second layer; default none.
     """
 
     @checks_arguments
-    def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0, act: str = "gelu") -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        dropout: float = 0.0,
+        act: str = "gelu",
+        sub_norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         check_choice("act", act, (*ACTIVATIONS, "swiglu"))
         gated = act == "swiglu"
         self.to_hidden = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim)
         self.act = SwiGLU() if gated else activation(act)
+        self.sub_norm = nn.Identity() if sub_norm is None else sub_norm(hidden_dim)
         self.to_out = nn.Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_hidden)
@@ -128,7 +138,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform each token on its own."""
-        return self.dropout(self.to_out(self.dropout(self.act(self.to_hidden(x)))))
+        return self.dropout(self.to_out(self.sub_norm(self.dropout(self.act(self.to_hidden(x))))))
 
 
 class LayerScale(nn.Module):
@@ -291,7 +301,14 @@ def frozen_batchnorm_stats(module: nn.Module) -> Iterator[None]:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then a feed-forward, each added to its input."""
+    """A pre-norm transformer block: attention, then a feed-forward, each added to its input.
+
+    Args:
+        layer_scale: initial factors of the channels of both branches, or of each; None for none.
+
+    Raises:
+        ValueError: if there are other than two factors.
+    """
 
     @checks_arguments
     def __init__(
@@ -301,16 +318,19 @@ class Block(nn.Module):
         feedforward: nn.Module,
         *,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
-        layer_scale: float | None = None,
+        layer_scale: float | Sequence[float | None] | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        scales = layer_scale if isinstance(layer_scale, Sequence) else (layer_scale, layer_scale)
+        if len(scales) != 2:
+            raise ValueError(f"layer_scale must be one for both branches or one for each, got {scales}")
         self.norm1 = norm(dim)
         self.attention = attention
-        self.scale1 = make_scale(dim, layer_scale)
+        self.scale1 = make_scale(dim, scales[0])
         self.norm2 = norm(dim)
         self.feedforward = feedforward
-        self.scale2 = make_scale(dim, layer_scale)
+        self.scale2 = make_scale(dim, scales[1])
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     @layer
@@ -322,6 +342,20 @@ class Block(nn.Module):
     def values(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
         """Return the values that attention computes from these tokens."""
         return self.attention.project(self.norm1(x))[2]  # type: ignore[operator]
+
+
+class PostNormBlock(Block):
+    """A block whose norms act on what its branches return (Swin V2, arXiv:2111.09883, section 3.2)."""
+
+    @layer
+    def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
+        """Transform tokens, or a channels-last map."""
+        x = x + self.drop_path(self.scale1(self.norm1(self.attention(x, inputs))))
+        return x + self.drop_path(self.scale2(self.norm2(self.feedforward(x))))
+
+    def values(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
+        """Return the values that attention computes from these tokens."""
+        return self.attention.project(x)[2]  # type: ignore[operator]
 
 
 def plain_blocks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 EMBEDDING_STD = 0.5
 
 
-def init_xavier(linear: nn.Linear, parts: int = 1) -> None:
+def init_xavier(linear: nn.Linear, parts: int | Sequence[int] = 1) -> None:
     """Start a linear layer by Glorot and Bengio's uniform distribution, its bias at zero (ViT's own code).
 
     Args:
-        parts: how many layers are fused in it along the output, each of which counts by itself.
+        parts: how many layers are fused in it along the output, each of which counts by itself; or the
+            outputs of each of them.
     """
-    for weight in linear.weight.data.chunk(parts):
+    sizes = linear.out_features // parts if isinstance(parts, int) else list(parts)
+    for weight in linear.weight.data.split(sizes):
         nn.init.xavier_uniform_(weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from vit_pytorch.layers.options import Option
 
 
 class ZeroCenteredLayerNorm(nn.Module):
@@ -33,3 +40,40 @@ class ZeroCenteredLayerNorm(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings when printed."""
         return f"{len(self.excess)}, eps={self.eps}"
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose gains may be of another precision than its input, as under autocast."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Normalise every token."""
+        return (F.rms_norm(x, self.normalized_shape, eps=self.eps) * self.weight).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Norm(Option):
+    """Option: the norms of a model.
+
+    Args:
+        form: "layer" for LayerNorm, "zero_centered" for `ZeroCenteredLayerNorm`, "rms" for `RMSNorm`.
+        post: the norms of a block act on what its branches return, instead of on what they take.
+        sub: further norms before the last linear layer of a branch (Sub-LN, H. Wang et al. 2022,
+            arXiv:2210.06423): of the "feedforward", of "both" branches, or of "none".
+    """
+
+    kind: ClassVar[str] = "layer"
+    form: Literal["layer", "zero_centered", "rms"] = "layer"
+    post: bool = False
+    sub: Literal["none", "feedforward", "both"] = "none"
+
+    def build(self, eps: float) -> Callable[[int], nn.Module]:
+        """Return what builds a norm from the dimension that it acts on."""
+        forms: dict[str, Callable[..., nn.Module]] = {
+            "layer": nn.LayerNorm,
+            "zero_centered": ZeroCenteredLayerNorm,
+            "rms": RMSNorm,
+        }
+        return partial(forms[self.form], eps=eps)
+
+
+NORMS = {"layer": Norm(), "zero_centered": Norm(form="zero_centered"), "rms": Norm(form="rms")}

@@ -110,6 +110,8 @@ class AxialRotary(ComputedBuffers):
     """
 
     table: Tensor
+    # Whether the edges of any grid are those of the whole one.
+    stretches: ClassVar[bool] = False
 
     def __init__(self, grid: Sequence[int], dim_head: int, *, theta: float = 100.0) -> None:
         super().__init__()
@@ -141,7 +143,10 @@ class AxialRotary(ComputedBuffers):
         return _with_prefix(rotation, prefix)
 
     def cell_rotations(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
-        """Return the rotation of each cell of a grid, which is that of the same place in the whole one."""
+        """Return the rotation of each cell of a grid: that of the same place in the whole one, or, if the
+        grid is stretched, of its own."""
+        if self.stretches:
+            return self.table if tuple(grid) == self.grid else self.compute(grid).to(self.table)
         if covers(self.grid, grid):
             return crop_cells(self.table, self.grid, grid, dim=0)
         return self.compute(grid).to(self.table)
@@ -154,15 +159,60 @@ class NormalizedAxialRotary(AxialRotary):
     the same for every size. The pairs of the first axis come first: y, then x.
     """
 
+    stretches = True
+
     def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
         """Compute the rotation of each cell of a grid."""
         frequency = frequencies(self.dim_head, len(self.grid), self.theta)
         places = (2 * cells(grid) + 1) / torch.tensor(list(grid), dtype=torch.float64) - 1
         return turns((2 * torch.pi * places[..., None] * frequency).flatten(1)).float()
 
-    def cell_rotations(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
-        """Return the rotation of each cell of a grid, whose edges are those of the whole one."""
-        return self.table if tuple(grid) == self.grid else self.compute(grid).to(self.table)
+
+class ScaledAxialRotary(AxialRotary):
+    """Rotations by the places that a reference grid would have on the image (EVA-02, arXiv:2303.11331).
+
+    Along an axis of n cells, of which the reference has m, cell i stands at (i + offset) m / n: the angles
+    between the image's edges are the same for every size.
+
+    Args:
+        dim_head: head dimension, at least twice the axes.
+        reference: cells of the reference grid along each axis.
+        theta: base of the frequencies, which fall from 1 towards 1 / `theta`.
+        offset: place of the first cell.
+        first_axis_first: the pairs of the first axis come first: y, then x.
+
+    Raises:
+        ValueError: if the reference has another number of axes, or the heads have no pair of channels for
+            each.
+    """
+
+    stretches = True
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        dim_head: int,
+        *,
+        reference: Sequence[int],
+        theta: float = 10_000.0,
+        offset: float = 0.0,
+        first_axis_first: bool = False,
+    ) -> None:
+        if len(reference) != len(grid):
+            raise ValueError(f"a reference for grids of {len(grid)} axes needs as many, got {reference}")
+        self.reference = tuple(reference)
+        self.offset = offset
+        self.first_axis_first = first_axis_first
+        super().__init__(grid, dim_head, theta=theta)
+
+    def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
+        """Compute the rotation of each cell of a grid."""
+        frequency = frequencies(self.dim_head, len(self.grid), self.theta)
+        scale = torch.tensor(self.reference, dtype=torch.float64) / torch.tensor(list(grid))
+        places = (cells(grid) + self.offset) * scale
+        if not self.first_axis_first:
+            places = places.flip(-1)
+        return turns((places[..., None] * frequency).flatten(1)).float()
 
 
 class MixedRotary(CachedBias):
@@ -299,3 +349,42 @@ class NormalizedRotary(Option):
     def positions(self, layer: int) -> RotaryPositions:
         """Build the positions inside the attention of a layer."""
         return RotaryPositions(halves=True)
+
+
+@dataclass(frozen=True)
+class ScaledRotary(Option):
+    """Option: queries and keys are rotated by places on a reference grid (EVA-02, arXiv:2303.11331).
+
+    An image of another size has the same angles between its edges.
+
+    Args:
+        reference: cells of the reference grid along each axis; default those of the largest input.
+        theta: base of the rotary frequencies.
+        offset: place of the first cell; prefix tokens, which are not rotated, stand at 0.
+        first_axis_first: the pairs of channels of the first axis come first, as in EVA-02, instead of those
+            of the last one, as in the Perception Encoder.
+    """
+
+    kind: ClassVar[str] = "rope_scaled"
+    reference: Sequence[int] | None = None
+    theta: float = 10_000.0
+    offset: float = 0.0
+    first_axis_first: bool = False
+
+    def build(self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int) -> ScaledAxialRotary:
+        """Build what computes the rotations for a grid."""
+        return ScaledAxialRotary(
+            grid,
+            dim_head,
+            reference=grid if self.reference is None else self.reference,
+            theta=self.theta,
+            offset=self.offset,
+            first_axis_first=self.first_axis_first,
+        )
+
+    def positions(self, layer: int) -> RotaryPositions:
+        """Build the positions inside the attention of a layer."""
+        return RotaryPositions()
+
+
+RotaryOption = Rotary | NormalizedRotary | ScaledRotary

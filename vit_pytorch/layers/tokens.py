@@ -48,6 +48,22 @@ class AttentionPool(nn.Module):
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
 
 
+@dataclass(frozen=True)
+class AttentionPooling(Option):
+    """Option: pool by attention from one learned query (`AttentionPool`).
+
+    Args:
+        heads: number of heads; default that of the blocks.
+        mlp_dim: hidden dimension of its feed-forward; default that of the blocks.
+        prefix: pool prefix tokens, too, instead of the patches alone.
+    """
+
+    kind: ClassVar[str] = "map"
+    heads: int | None = None
+    mlp_dim: int | None = None
+    prefix: bool = False
+
+
 @runtime_checkable
 class TwoHeads(Protocol):
     """A pair of classifiers; the second is trained on a teacher's outputs."""
@@ -124,12 +140,12 @@ class Head(Option):
     """Option: what comes between pooling and the classifier, and how the classifier starts.
 
     Args:
-        norm: the final norm acts on the pooled vector instead of on the tokens.
+        norm: the final norm acts on the pooled vector instead of on the tokens; None for no final norm.
         hidden_dim: dimension of the pre-training head's hidden layer (tanh); None for no such layer.
         zero_init: the classifier starts at zero.
     """
 
     kind: ClassVar[str] = "linear"
-    norm: bool = False
+    norm: bool | None = False
     hidden_dim: int | None = None
     zero_init: bool = False

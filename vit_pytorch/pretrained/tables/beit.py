@@ -1,6 +1,7 @@
 """Names that came with BEiT and DeiT III: gamma_1 and gamma_2, biases of queries and values apart.
 
 RoPE-ViT's authors name theirs as DeiT III's do, SimMIM's as BEiT's; timm's Eva and Beit keep these names.
+EVA-02 and Sapiens 2 have projections of queries, keys and values apart, too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ NO_KEY_BIAS = Transform(
 APART = Transform(
     lambda parts, module: (parts[0][:-3], parts[0][-3:]), lambda tensors, module: (torch.cat(tensors),)
 )
+# Heads may share keys and values, which are fewer channels then.
+SEPARATE = Transform(
+    lambda parts, attention: torch.cat(list(parts)),
+    lambda tensor, attention: tensor.split(
+        [heads * attention.dim_head for heads in (attention.heads, attention.kv_heads, attention.kv_heads)]
+    ),
+)
 # Beside the frequencies stand the columns and the rows of the patches, which the grid tells. A model that
 # does not rotate has no place for them, which loading says.
 FREQS = Transform(
@@ -49,6 +57,17 @@ SCALES = (
     Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.gamma_1"),
     Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.gamma_2"),
 )
+
+
+def _separate(names: str, parameter: str) -> Rule:
+    """Return the rule for projections apart.
+
+    Args:
+        names: their names of the three, with `{x}` for what differs.
+        parameter: `weight`, `bias` or `{p}`.
+    """
+    theirs = tuple(names.replace("{x}", x) + f".{parameter}" for x in "qkv")
+    return Rule(f"{BRANCH}.to_qkv.{parameter}", theirs, SEPARATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +119,74 @@ def formats_beside(timm: Format) -> tuple[Format, ...]:
     )
     hidden = f"{BLOCK}.feedforward.to_hidden.{{p}}"
     gated = Rule(hidden, tuple(f"blocks.{{i}}.mlp.fc1_{x}.{{p}}" for x in "gx"), stack(2))
+    sub_norm, out = f"{BLOCK}.feedforward.sub_norm.{{p}}", f"{BLOCK}.feedforward.to_out.{{p}}"
+    biases = ("blocks.{i}.attn.q_proj.bias", "blocks.{i}.attn.v_proj.bias")
+    # Of the small models; the larger ones have projections apart.
+    authors = replace(
+        beit,
+        name="EVA-02, fused",
+        marks=("blocks.0.mlp.w12.weight",),
+        unused=(*beit.unused, "rope.{name}", "blocks.{i}.attn.rope.{name}", "lm_head.{p}"),
+        rules=(
+            Rule(hidden, "blocks.{i}.mlp.w12.{p}"),
+            Rule(out, "blocks.{i}.mlp.w3.{p}"),
+            *beit.rules,
+        ),
+    )
     return (
+        replace(
+            authors,
+            name="EVA-02",
+            marks=("blocks.0.mlp.w1.weight",),
+            rules=(
+                _separate("blocks.{i}.attn.{x}_proj", "weight"),
+                Rule(f"{BRANCH}.sub_norm.{{p}}", "blocks.{i}.attn.inner_attn_ln.{p}"),
+                Rule(hidden, ("blocks.{i}.mlp.w1.{p}", "blocks.{i}.mlp.w2.{p}"), stack(2)),
+                Rule(sub_norm, "blocks.{i}.mlp.ffn_ln.{p}"),
+                *authors.rules,
+            ),
+        ),
+        authors,
+        replace(
+            beit,
+            name="timm Eva, grouped queries",
+            marks=("blocks.0.attn.k_proj.bias",),
+            rules=(_separate("blocks.{i}.attn.{x}_proj", "{p}"), *beit.rules),
+        ),
+        replace(
+            beit,
+            name="timm Eva, projections apart",
+            marks=("blocks.0.attn.q_proj.weight",),
+            query_value=tuple(
+                Rule(rule.ours, theirs) for rule, theirs in zip(QUERY_VALUE, biases, strict=True)
+            ),
+            rules=(
+                _separate("blocks.{i}.attn.{x}_proj", "weight"),
+                Rule(f"{BRANCH}.to_qkv.bias", biases, NO_KEY_BIAS),
+                Rule(f"{BRANCH}.sub_norm.{{p}}", "blocks.{i}.attn.norm.{p}"),
+                Rule(sub_norm, "blocks.{i}.mlp.norm.{p}"),
+                gated,
+                *beit.rules,
+            ),
+        ),
+        replace(
+            beit,
+            name="Sapiens 2",
+            marks=("blocks.0.attn.wq.weight",),
+            unused=(*beit.unused, "rope_embed.{name}"),
+            rules=(
+                Rule("prefix.registers", "storage_tokens"),
+                Rule("patch_embed.proj.{p}", "patch_embed.projection.{p}"),
+                _separate("blocks.{i}.attn.w{x}", "{p}"),
+                Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.attn.gamma.weight"),
+                Rule(f"{BLOCK}.norm1.{{p}}", "blocks.{i}.ln1.{p}"),
+                Rule(f"{BLOCK}.norm2.{{p}}", "blocks.{i}.ln2.{p}"),
+                Rule(hidden, "blocks.{i}.ffn.w12.{p}"),
+                Rule(out, "blocks.{i}.ffn.w3.{p}"),
+                Rule("norm.{p}", "ln1.{p}"),
+                *beit.rules,
+            ),
+        ),
         replace(
             beit, name="timm Eva, SwiGLU", marks=("blocks.0.mlp.fc1_g.weight",), rules=(gated, *beit.rules)
         ),

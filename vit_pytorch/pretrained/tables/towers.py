@@ -1,8 +1,15 @@
-"""Checkpoints of vision towers, as transformers names CLIP's and SigLIP's; texts beside them are left out."""
+"""Checkpoints of vision towers beside texts, which are left out.
+
+transformers' of CLIP and SigLIP, and OpenAI's of CLIP, whose names the Perception Encoder's authors keep.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
 
@@ -17,6 +24,19 @@ VECTOR = Transform(lambda parts, module: parts[0].view(1, 1, -1), lambda tensor,
 APART = Transform(
     lambda parts, pool: (parts[0][: len(parts[0]) // 3], parts[0][len(parts[0]) // 3 :]),
     lambda tensors, pool: (torch.cat(tensors),),
+)
+
+
+def _without_bias(tensors: Sequence[Tensor], head: Any) -> Sequence[Tensor]:
+    weight, bias = tensors
+    if bias.any():
+        raise ValueError("the format has a projection without a bias, and the classifier's is not zero")
+    return (weight.mT,)
+
+
+# A projection without a bias, (in, out), as the classifier.
+PROJECTION = Transform(
+    lambda parts, head: (parts[0].mT, parts[0].new_zeros(parts[0].shape[1])), _without_bias
 )
 
 _COMMON = (
@@ -69,4 +89,38 @@ SIGLIP = Format(
         Rule(f"{POOL}.mlp.to_out.{{p}}", "head.mlp.fc2.{p}"),
     ),
 )
-FORMATS = (CLIP, SIGLIP)
+_OPEN = "transformer.resblocks.{i}"
+OPENAI_CLIP = Format(
+    name="OpenAI CLIP",
+    marks=("ln_pre.weight",),
+    prefix="visual.",
+    unused=(
+        *("/transformer.{name}", "/text.{name}", "/token_embedding.weight", "/positional_embedding"),
+        *("/ln_final.{p}", "/text_projection", "/logit_scale", "/input_resolution", "/context_length"),
+        "/vocab_size",
+    ),
+    rules=(
+        Rule("patch_embed.proj.{p}", "conv1.{p}"),
+        Rule("prefix.class_token", "class_embedding", VECTOR),
+        Rule("positions.table", "positional_embedding", TABLE),
+        Rule("pre_norm.{p}", "ln_pre.{p}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", f"{_OPEN}.ln_1.{{p}}"),
+        Rule(f"{BLOCK}.attention.to_qkv.{{p}}", f"{_OPEN}.attn.in_proj_{{p}}"),
+        Rule(f"{BLOCK}.attention.to_out.{{p}}", f"{_OPEN}.attn.out_proj.{{p}}"),
+        Rule(f"{BLOCK}.scale1.gamma", f"{_OPEN}.ls_1.gamma"),
+        Rule(f"{BLOCK}.norm2.{{p}}", f"{_OPEN}.ln_2.{{p}}"),
+        Rule(f"{BLOCK}.feedforward.to_hidden.{{p}}", f"{_OPEN}.mlp.c_fc.{{p}}"),
+        Rule(f"{BLOCK}.feedforward.to_out.{{p}}", f"{_OPEN}.mlp.c_proj.{{p}}"),
+        Rule(f"{BLOCK}.scale2.gamma", f"{_OPEN}.ls_2.gamma"),
+        Rule("norm.{p}", "ln_post.{p}"),
+        Rule(f"{POOL}.query", "attn_pool.probe"),
+        Rule((f"{POOL}.to_q.weight", f"{POOL}.to_kv.weight"), "attn_pool.attn.in_proj_weight", APART),
+        Rule((f"{POOL}.to_q.bias", f"{POOL}.to_kv.bias"), "attn_pool.attn.in_proj_bias", APART),
+        Rule(f"{POOL}.to_out.{{p}}", "attn_pool.attn.out_proj.{p}"),
+        Rule(f"{POOL}.norm.{{p}}", "attn_pool.layernorm.{p}"),
+        Rule(f"{POOL}.mlp.to_hidden.{{p}}", "attn_pool.mlp.c_fc.{p}"),
+        Rule(f"{POOL}.mlp.to_out.{{p}}", "attn_pool.mlp.c_proj.{p}"),
+        Rule(("head.weight", "head.bias"), "proj", PROJECTION),
+    ),
+)
+FORMATS = (CLIP, SIGLIP, OPENAI_CLIP)

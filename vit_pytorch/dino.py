@@ -73,6 +73,32 @@ class DinoLoss(nn.Module):
         self.centre.update()
 
 
+def loss_fn(
+    teacher_logits: Float[Tensor, "b k"],
+    student_logits: Float[Tensor, "b k"],
+    teacher_temp: float,
+    student_temp: float,
+    centers: Float[Tensor, "1 k"],
+    eps: float | None = None,
+) -> Float[Tensor, ""]:
+    """Compute the cross-entropy of two views, as the public package's function of this name.
+
+    Half-precision logits are computed with in single precision.
+
+    Args:
+        teacher_logits: logits of one view; they get no gradients.
+        student_logits: logits of another view.
+        teacher_temp: the teacher's temperature.
+        student_temp: the student's temperature.
+        centers: what is subtracted from the teacher's logits.
+        eps: accepted for old calls and not needed: no logarithm is taken of what may be 0.
+    """
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    teacher, student, centers = (x.to(dtype) for x in (teacher_logits.detach(), student_logits, centers))
+    targets = ((teacher - centers) / teacher_temp).softmax(dim=-1)
+    return -(targets * (student / student_temp).log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
 class Student(nn.Module):
     """A model, and a head on its embedding.
 

@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, merge_heads
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads
+from vit_pytorch.layers.attention import Attention as SelfAttention
 from vit_pytorch.layers.blocks import Block, FeedForward
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
@@ -49,9 +50,6 @@ class LoopedViT(IsotropicModel):
         deep_supervision_weighting: what `loop_weights` are (see `deep_supervision_weights`).
         adaptive_loop: have a gate that predicts what further loops gain.
         exit_threshold: predicted gain, in loss per loop, at which `adaptive_exit` stops.
-
-    Attributes:
-        loop_weights: weights of the loss after each loop, for `deep_supervision_loss`.
     """
 
     def __init__(
@@ -86,17 +84,21 @@ class LoopedViT(IsotropicModel):
         warn_if_few(grid)
         self.loop_depth = loop_depth
         self.exit_threshold = exit_threshold
-        self.loop_weights = deep_supervision_weights(loop_depth, deep_supervision_weighting)
+        self.weighting = deep_supervision_weighting
+        # tells now what is wrong with the weights
+        deep_supervision_weights(loop_depth, deep_supervision_weighting)
         self.patch_embed = PatchProjection(grid, channels, dim)
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedPositions(grid.shape, dim, prefix=1)
         self.dropout = nn.Dropout(emb_dropout)
 
-        def blocks(depth: int) -> nn.ModuleList:
+        def blocks(depth: int) -> nn.Sequential:
             options: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "dropout": dropout}
-            return nn.ModuleList(
-                Block(dim, ExclusiveAttention(dim, **options), FeedForward(dim, mlp_dim, dropout=dropout))
-                for _ in range(depth)
+            return nn.Sequential(
+                *(
+                    Block(dim, ExclusiveAttention(dim, **options), FeedForward(dim, mlp_dim, dropout=dropout))
+                    for _ in range(depth)
+                )
             )
 
         self.pre_loop = blocks(pre_loop_depth)
@@ -107,6 +109,11 @@ class LoopedViT(IsotropicModel):
             ExitGate(dim, heads=heads, dim_head=dim_head, dropout=dropout) if adaptive_loop else None
         )
         self.reset_classifier(num_classes)
+
+    @property
+    def loop_weights(self) -> Float[Tensor, " l"]:
+        """Weights of the loss after each loop, for `deep_supervision_loss`."""
+        return deep_supervision_weights(self.loop_depth, self.weighting)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -162,7 +169,7 @@ class LoopedViT(IsotropicModel):
         x = self.enter(images)
         logits, gains = [], []
         for loop in range(loops):
-            x = self.run_loop(x)
+            x = self.looped(x)
             last = loop == loops - 1
             if not (last or ask or return_all_logits):
                 continue
@@ -180,27 +187,16 @@ class LoopedViT(IsotropicModel):
         """Return all tokens after the final norm, the class token first."""
         x = self.enter(images)
         for _ in range(self.loop_depth):
-            x = self.run_loop(x)
+            x = self.looped(x)
         return self.decode(x)
 
     def enter(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Return the tokens that enter the loop."""
-        x = self.embed(images)
-        for block in self.pre_loop:
-            x = block(x)
-        return x
-
-    def run_loop(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Apply the blocks in the loop once."""
-        for block in self.looped:
-            x = block(x)
-        return x
+        return self.pre_loop(self.embed(images))
 
     def decode(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Apply the blocks after the loop and the final norm."""
-        for block in self.post_loop:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.post_loop(x))
 
     def encode(
         self,
@@ -209,14 +205,13 @@ class LoopedViT(IsotropicModel):
         ids_keep: Tensor | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Apply all blocks and the final norm; see `IsotropicModel.encode`."""
-        for block in self.pre_loop:
-            tokens = block(tokens)
+        tokens = self.pre_loop(tokens)
         for _ in range(self.loop_depth):
-            tokens = self.run_loop(tokens)
+            tokens = self.looped(tokens)
         return self.decode(tokens)
 
 
-class ExclusiveAttention(Attention):
+class ExclusiveAttention(SelfAttention):
     """Attention whose output has no part along each token's own value, and is gated by head."""
 
     def __init__(self, dim: int, *, heads: int, dim_head: int, dropout: float) -> None:
@@ -274,8 +269,8 @@ class ExitGate(nn.Module):
 
 
 def deep_supervision_weights(
-    num_loops: int, weighting: str | Sequence[float] = "final_mean"
-) -> tuple[float, ...]:
+    num_loops: int, weighting: str | Sequence[float] | Tensor = "final_mean"
+) -> Float[Tensor, " l"]:
     """Return the weights of the loss after each loop.
 
     Args:
@@ -289,15 +284,15 @@ def deep_supervision_weights(
     if isinstance(weighting, str):
         check_choice("weighting", weighting, WEIGHTINGS)
         before = {"final": 0.0, "final_mean": 1 / max(num_loops - 1, 1)}
-        return tuple(
+        weighting = [
             1.0 if rest == 0 else before.get(weighting, 2.0**-rest) for rest in reversed(range(num_loops))
-        )
+        ]
     if len(weighting) != num_loops:
         raise ValueError(f"weights must be one for each of {num_loops} loops, got {tuple(weighting)}")
-    return tuple(weighting)
+    return torch.as_tensor(weighting, dtype=torch.float32)
 
 
-def loss_per_loop(
+def per_loop_losses(
     logits: Float[Tensor, "l b k"], labels: Int[Tensor, " b"], label_smoothing: float = 0.0
 ) -> Float[Tensor, "l b"]:
     """Compute the cross-entropy of each sample after each loop."""
@@ -309,7 +304,7 @@ def loss_per_loop(
 def deep_supervision_loss(
     logits: Tensor,
     labels: Int[Tensor, " b"],
-    weighting: str | Sequence[float] = "final_mean",
+    weighting: str | Sequence[float] | Tensor = "final_mean",
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Compute the weighted sum of the losses after all loops, or the loss of logits (b k).
@@ -322,8 +317,8 @@ def deep_supervision_loss(
     """
     if logits.ndim == 2:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    losses = loss_per_loop(logits, labels, label_smoothing).mean(dim=1)
-    return (losses * losses.new_tensor(deep_supervision_weights(len(logits), weighting))).sum()
+    losses = per_loop_losses(logits, labels, label_smoothing).mean(dim=1)
+    return (losses * deep_supervision_weights(len(logits), weighting).to(losses)).sum()
 
 
 @torch.no_grad()
@@ -342,9 +337,12 @@ def adaptive_exit_targets(
     """
     if len(logits) < 2:
         raise ValueError(f"targets need logits of at least 2 loops, got {len(logits)}")
-    losses = loss_per_loop(logits, labels, label_smoothing)
+    losses = per_loop_losses(logits, labels, label_smoothing)
     found = []
     for loop in range(len(losses) - 1):
         further = torch.arange(1, len(losses) - loop, device=losses.device)[:, None]
         found.append(((losses[loop] - losses[loop + 1 :]) / further).amax(dim=0).clamp_min(0))
     return torch.stack(found)
+
+
+Attention = ExclusiveAttention

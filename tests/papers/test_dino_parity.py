@@ -11,7 +11,7 @@ from torch import nn
 from tests.papers.golden import read_golden
 from tests.papers.reference import TOLERANCE, randomise
 from vit_pytorch import Dino, ViT
-from vit_pytorch.dino import DinoLoss
+from vit_pytorch.dino import DinoLoss, loss_fn
 from vit_pytorch.extractor import Extractor
 from vit_pytorch.layers.positions import interpolated_positions
 from vit_pytorch.simple_vit import SimpleViT
@@ -54,6 +54,24 @@ def test_the_authors_loss():
         loss.update_centre()
         expected = found["centre_after"][call, 0]
         torch.testing.assert_close(loss.centre.value, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_loss_of_two_views(dtype: torch.dtype):
+    """As one pair of the loss of all views; finite where probabilities are not, in half precision."""
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    student, teacher = logits.to(dtype).requires_grad_(), (2 * logits.flip(0)).to(dtype)
+    whole = DinoLoss(7, student_temp=0.5).to(dtype)
+    whole.centre.value.copy_(torch.linspace(-1, 1, 7))
+    pair = loss_fn(teacher[0], student[1], 0.3, 0.5, whole.centre.value[None])
+    other = loss_fn(teacher[1], student[0], 0.3, 0.5, whole.centre.value[None])
+    torch.testing.assert_close((pair + other).float() / 2, whole(student, teacher, 0.3))
+    apart = torch.tensor([[50.0, -50.0]], dtype=dtype)
+    heard = (-apart).requires_grad_()
+    loss = loss_fn(apart, heard, 1.0, 1.0, torch.zeros(1, 2, dtype=dtype))
+    loss.backward()
+    assert loss.item() == pytest.approx(100.0)
+    assert heard.grad.isfinite().all()
 
 
 def test_the_student_sees_all_crops_and_the_teacher_the_global_ones():

@@ -691,6 +691,7 @@ def test_relative_biases_in_plain_loops() -> None:
             bias(x[:, None])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @torch.inference_mode()
 def test_videos_of_any_size_are_packed() -> None:
     found = SYSTEMS["na_vit_nested_tensor_3d"]

@@ -5,7 +5,7 @@
 Each option changes one thing in a ViT of width 64 that is trained on 5000 images of 28 x 28 pixels and asked
 for 2000, three seeds. Then it is asked for the same images enlarged to 40 x 40: a model of that size takes
 its weights, and positions are interpolated, or go on as they are. Time is that of the trainings, beside the
-plain ViT's.
+plain ViT's. Then the plain ViT is trained by other optimizers and learning rates.
 """
 
 from __future__ import annotations
@@ -51,14 +51,23 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "patch dropout 0.25": {"patch_dropout": 0.25},
     "patch dropout 0.5": {"patch_dropout": 0.5},
 }
+# of the plain ViT: the optimizer and its learning rate
+LEARNING: dict[str, Any] = {"optimizer": "adamw", "lr": 3e-3}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    f"{title}, {lr:g}": {"optimizer": name, "lr": lr}
+    for title, name in (("AdamW", "adamw"), ("Muon", "muon"))
+    for lr in (1e-3, 3e-3, 1e-2, 3e-2)
+}
 
 
-def measure(options: Mapping[str, Any], data: Data, larger: Data, seed: int, epochs: int) -> dict[str, float]:
+def measure(
+    options: Mapping[str, Any], learning: Mapping[str, Any], data: Data, larger: Data, seed: int, epochs: int
+) -> dict[str, float]:
     """Train one model; give its accuracy at both sizes and the seconds of the training."""
     torch.manual_seed(seed)
     model = ViT(**{"image_size": data.size, **VIT, **options})
     start = process_time()
-    learn_labels(model, data, epochs=epochs, lr=3e-3, seed=seed)
+    learn_labels(model, data, epochs=epochs, seed=seed, **learning)
     seconds = process_time() - start
     large = ViT(**{"image_size": larger.size, **VIT, **options})
     load_pretrained(large, model.state_dict())
@@ -83,10 +92,12 @@ def main() -> None:
     )
     images, test_images = pictures
     larger = data._replace(images=images, test_images=test_images)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in OPTIONS}
+    rows = {name: (options, LEARNING) for name, options in OPTIONS.items()}
+    rows |= {name: ({}, learning) for name, learning in OPTIMIZERS.items() if learning != LEARNING}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     for seed in range(SEEDS):
-        for name, options in OPTIONS.items():
-            found[name].append(measure(options, data, larger, seed, given.epochs))
+        for name, (options, learning) in rows.items():
+            found[name].append(measure(options, learning, data, larger, seed, given.epochs))
     plain = sum(run["seconds"] for run in found["plain"])
     print(f"| option | accuracy at {SIZE} pixels | at {LARGE} pixels | time of training |\n|---|---|---|---|")
     for name, runs in found.items():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vit_pytorch.data import ArrayImages, ImageDataset, open_data
+from vit_pytorch.training.optim import OptimizerConfig, make_optimizer
 
 
 class Data(NamedTuple):
@@ -49,12 +50,13 @@ def train(
     *,
     epochs: int,
     lr: float,
+    optimizer: str = "adamw",
     batch: int = 64,
     seed: int = 0,
     moved: bool = True,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train by AdamW, with a warm-up of a tenth and a cosine.
+    """Train by an optimizer of `vit train`, with a warm-up of a tenth and a cosine.
 
     Args:
         model: what learns.
@@ -63,15 +65,16 @@ def train(
         labels: their classes.
         epochs: passes over them.
         lr: the highest learning rate.
+        optimizer: its name; weights decay by 0.05.
         batch: images in a step; those that fill no batch are left out.
         seed: of the order and the moves.
         moved: whether each batch is moved by up to a twelfth.
         after: called after each step.
     """
-    optimizer = torch.optim.AdamW(_learning(model.parameters()), lr=lr, weight_decay=0.05)
+    stepper = make_optimizer(model, OptimizerConfig(name=optimizer, lr=lr, weight_decay=0.05))  # type: ignore[arg-type]
     steps = epochs * (len(labels) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        stepper, lambda step: min(step / (0.1 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
     generator = torch.Generator().manual_seed(seed)
     reach = max(images.shape[-1] // 12, 1) if moved else 0
@@ -81,16 +84,25 @@ def train(
         for chosen in order[: len(order) // batch * batch].split(batch):
             down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
             value = loss(images[chosen].roll((down, right), dims=(2, 3)), labels[chosen])
-            optimizer.zero_grad()
+            stepper.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-            optimizer.step()
+            stepper.step()
             schedule.step()
             after()
     model.eval()
 
 
-def learn_labels(model: nn.Module, data: Data, *, epochs: int, lr: float, seed: int, batch: int = 64) -> None:
+def learn_labels(
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: int,
+    lr: float,
+    seed: int,
+    optimizer: str = "adamw",
+    batch: int = 64,
+) -> None:
     """Train a classifier on the labels of a data set."""
     train(
         model,
@@ -99,6 +111,7 @@ def learn_labels(model: nn.Module, data: Data, *, epochs: int, lr: float, seed: 
         data.labels,
         epochs=epochs,
         lr=lr,
+        optimizer=optimizer,
         batch=batch,
         seed=seed,
     )
@@ -126,7 +139,3 @@ def _read(images: ImageDataset, size: int, count: int | None) -> tuple[Tensor, T
     if pixels.shape[-1] != size:
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
     return pixels, images.labels[chosen].long()
-
-
-def _learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]

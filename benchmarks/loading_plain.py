@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from loading_case import (
 from references import images, read_golden
 from torch import nn
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -100,7 +101,7 @@ def vit() -> Iterator[Case]:
     for name, (layout, reference) in EVA.items():
         model = theirs("timm", "create_model", name, **options_of(name, ours=False))
         build = named(name, **options_of(name))
-        yield against(layout, reference, build, model, *build().image_size)
+        yield against(layout, reference, build, model, *cast(VisionModel, build()).image_size)
     for name, (layout, reference) in AUTHORS.items():
         options, size = options_of(name), options_of(name)["image_size"]
         model = theirs("timm", "create_model", name, **{**options_of(name, ours=False), "num_classes": 0})

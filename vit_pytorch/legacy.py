@@ -153,7 +153,9 @@ def flat_options(init: Init) -> Init:
     def construct(self: Any, *args: Any, **arguments: Any) -> None:
         upgraded = upgrade_arguments(arguments, parameters, owner=type(self).__name__)
         if upgraded != arguments:
-            config = {name: value for name, value in self.config.items() if name in parameters}
+            gone = arguments.keys() - upgraded.keys()
+            self._given = tuple(name for name in self._given if name not in gone)
+            config = {name: value for name, value in self.config.items() if name not in gone}
             changed = {name: value for name, value in upgraded.items() if name in config}
             self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}
         check_arguments(init, *args, **upgraded)

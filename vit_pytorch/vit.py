@@ -18,7 +18,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
@@ -30,6 +31,7 @@ from vit_pytorch.layers.attention import (
     HeadNorm,
     Ids,
     MultiHead,
+    hide_keys,
 )
 from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
@@ -44,6 +46,9 @@ from vit_pytorch.layers.patches import (
     PatchEmbed,
     PatchGrid,
     PrefixTokens,
+    mean_of_seen,
+    seen_patches,
+    seen_tokens,
     to_ntuple,
     warn_if_few,
 )
@@ -87,6 +92,8 @@ UNDECAYED = (
     IsotropicModel.undecayed + r"|^(positions|relative|rotary)\.|\.attention\.position\."
     r"|\.connect[12]\.alpha$|\.[qk]_norm\.weight$"
 )
+# What a mask acts in.
+MASKED = ("forward_features", "forward_head", "pool_features", "block_inputs", "encode")
 
 
 class ViT(IsotropicModel):
@@ -192,6 +199,7 @@ class ViT(IsotropicModel):
         make_norm = norms.build(norm_eps)
         make_qk_norm = partial(HeadNorm, heads) if qk_norm == "rms" else make_norm
 
+        self.no_mask = why_no_mask(stem, added, inside)
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
             # A bias before CLIP's norm would nearly cancel there.
@@ -272,22 +280,92 @@ class ViT(IsotropicModel):
         if head.zero_init:
             init_linears(self.head, nn.init.zeros_)
 
-    def forward_features(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, images: Float[Tensor, "b c *size"], mask: Bool[Tensor, "b h w"] | None = None
+    ) -> Float[Tensor, "b k"]:
+        """Compute logits, or the pooled embedding if `num_classes` is 0.
+
+        With a mask, a batch holds images of several sizes, each filled up below and to the right by whole
+        patches of padding, and each has the logits that it has alone.
+
+        Args:
+            images: a batch.
+            mask: true for pixels, false for padding, which has no influence; default no padding.
+
+        Raises:
+            ValueError: if rank, channels, size or dtype of the images are not what the model takes, the mask
+                is not one of whole patches, or the model mixes patches or stretches places (see `no_mask`).
+        """
+        if mask is None:
+            return self.forward_head(self.forward_features(images))
+        pooled = self.pool_seen(self.forward_features(images, mask), self.seen(images, mask))
+        return self.head(self.to_latent(self.pre_logits(self.fc_norm(pooled))))
+
+    def seen(self, images: Float[Tensor, "b c *size"], mask: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b n"]:
+        """Return which patches are no padding.
+
+        Raises:
+            ValueError: as `forward` does.
+        """
+        reason = self.no_mask
+        if self.rank != 2:
+            reason = f"an input of {self.rank} axes is no image"
+        elif any(getattr(type(self), name) is not getattr(ViT, name) for name in MASKED):
+            reason = f"{type(self).__name__} has a forward pass of its own"
+        elif self.training and self.patch_dropout.p and self.pool != "cls":
+            reason = "patch_dropout drops some of the patches that are pooled"
+        if reason:
+            raise ValueError(f"a mask cannot be taken: {reason}")
+        return seen_patches(mask, images, self.grid)
+
+    def forward_features(
+        self, images: Float[Tensor, "b c *size"], mask: Bool[Tensor, "b h w"] | None = None
+    ) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, prefix tokens first (section 3.1)."""
         self.check_images(images)
+        seen = None
+        if mask is not None:
+            seen = self.seen(images, mask)
+            images = images.masked_fill(~mask[:, None], 0)
         grid = self.grid.fit(images.shape[2:])
         tokens = self.prefix(self.patch_embed(images))
         if self.positions is not None:
             tokens = self.positions(tokens, prefix=self.prefix.count, grid=grid)
         tokens = self.pre_norm(self.dropout(tokens))
-        tokens, ids_keep = self.patch_dropout(tokens, self.prefix.count)
-        return self.encode(tokens, grid, ids_keep)
+        tokens, ids_keep = self.patch_dropout(tokens, self.prefix.count, seen)
+        return self.encode(tokens, grid, ids_keep, seen)
+
+    def pool_seen(self, features: Float[Tensor, "b n d"], seen: Bool[Tensor, "b p"]) -> Float[Tensor, "b e"]:
+        """Pool as `pool_features` does, of the patches those that are no padding."""
+        if self.pool == "cls":
+            return features[:, 0]
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            pooled = features if self.pools_prefix else patches
+            return self.attention_pool(pooled, seen_tokens(seen, pooled.shape[1] - patches.shape[1]))
+        mean = mean_of_seen(patches, seen)
+        return mean if self.pool == "mean" else torch.cat([features[:, 0], mean], dim=1)
 
     def encode(
-        self, tokens: Float[Tensor, "b n d"], grid: Sequence[int] | None = None, ids_keep: Ids | None = None
+        self,
+        tokens: Float[Tensor, "b n d"],
+        grid: Sequence[int] | None = None,
+        ids_keep: Ids | None = None,
+        seen: Bool[Tensor, "b p"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Apply the blocks and the final norm (equations 2 to 4); see `IsotropicModel.encode`."""
+        """Apply the blocks and the final norm (equations 2 to 4); see `IsotropicModel.encode`.
+
+        Args:
+            tokens: prefix tokens and patches.
+            grid: patches along each axis.
+            ids_keep: the patches that are among the tokens.
+            seen: patches of the grid that are no padding; default all.
+        """
         inputs = self.block_inputs(self.grid.shape if grid is None else tuple(grid), ids_keep)
+        if seen is not None:
+            inputs = replace(
+                inputs, mask=hide_keys(seen_tokens(seen, self.prefix.count, ids_keep), inputs.mask)
+            )
         if self.streams is not None:
             tokens = self.streams.split(tokens)
         if self.value_residual:
@@ -307,6 +385,17 @@ class ViT(IsotropicModel):
         """Return the tokens in the output of a block: the sum of its residual streams, if there are
         several."""
         return output if self.streams is None else output.sum(dim=2)
+
+
+def why_no_mask(stem: Option, added: Option, inside: Inside | None) -> str | None:
+    """Say why a model's patches would differ beside padding; None if they do not."""
+    if isinstance(stem, ConvolutionalStem):
+        return "its convolutional stem mixes patches with those beside them"
+    if isinstance(added, Learned) and added.dynamic_img_size:
+        return "its dynamic_img_size stretches positions over each input"
+    if isinstance(inside, NormalizedRotary | ScaledRotary):
+        return f"its positions {inside.kind!r} are stretched over each input"
+    return None
 
 
 def attention_position(inside: Inside | None, layer: int, bias: Callable[[], TokenBias]) -> nn.Module | None:

@@ -112,7 +112,9 @@ class PackedBlock(Block):
 class PackedPool(AttentionPool):
     """Attention pooling that, given a packing, returns one vector per sequence."""
 
-    def forward(self, x: Float[Tensor, "*b n d"], packing: Packing | None = None) -> Float[Tensor, "s d"]:
+    def forward(  # type: ignore[override]  # a packing has no padding to mask
+        self, x: Float[Tensor, "*b n d"], packing: Packing | None = None
+    ) -> Float[Tensor, "s d"]:
         """Pool a batch, or the sequences of a packed tensor (t d)."""
         if packing is None:
             return super().forward(x)

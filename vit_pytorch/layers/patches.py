@@ -13,12 +13,13 @@ from math import log2, prod
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import jit_is_tracing
-from vit_pytorch.layers.blocks import fx_leaf, static_size
+from vit_pytorch.layers.blocks import fx_leaf, is_tracing, static_size
 from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
 from vit_pytorch.layers.options import Option
 
@@ -284,12 +285,18 @@ class PatchDropout(nn.Module):
         self.p = p
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], prefix: int = 0
+        self, tokens: Float[Tensor, "b n d"], prefix: int = 0, seen: Bool[Tensor, "b p"] | None = None
     ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b k"] | None]:
-        """Return the tokens that stay, and their patches' positions in the grid; all and None in eval."""
+        """Return the tokens that stay, and their patches' positions in the grid; all and None in eval.
+
+        Args:
+            tokens: prefix tokens, then patches.
+            prefix: number of prefix tokens.
+            seen: patches that are no padding, which is dropped first; default all.
+        """
         if not self.training or self.p == 0:
             return tokens, None
-        ids_keep = draw_patches(tokens, prefix, self.p)
+        ids_keep = draw_patches(tokens, prefix, self.p, seen)
         return tokens.take_along_dim(token_ids(ids_keep, prefix)[..., None], dim=1), ids_keep
 
     def extra_repr(self) -> str:
@@ -298,11 +305,15 @@ class PatchDropout(nn.Module):
 
 
 @fx_leaf
-def draw_patches(tokens: Float[Tensor, "b n d"], prefix: int, p: float) -> Int[Tensor, "b k"]:
-    """Draw the patches of each sample that stay when a share `p` is dropped, in order."""
+def draw_patches(
+    tokens: Float[Tensor, "b n d"], prefix: int, p: float, seen: Bool[Tensor, "b p"] | None = None
+) -> Int[Tensor, "b k"]:
+    """Draw the patches of each sample that stay when a share `p` is dropped, in order; see `PatchDropout`."""
     patches = tokens.shape[1] - prefix
     count = max(1, int(patches * (1 - p)))
     drawn = torch.rand(tokens.shape[0], patches, device=tokens.device)
+    if seen is not None:
+        drawn = drawn + seen
     return drawn.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
 
 
@@ -311,6 +322,48 @@ def token_ids(ids_keep: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
     """Return the positions, in the sequence, of prefix tokens and of the patches that are kept."""
     first = torch.arange(prefix, device=ids_keep.device).expand(ids_keep.shape[0], -1)
     return torch.cat([first, prefix + ids_keep], dim=1)
+
+
+@fx_leaf
+def seen_patches(
+    mask: Bool[Tensor, "b h w"], images: Float[Tensor, "b c h w"], grid: PatchGrid
+) -> Bool[Tensor, "b n"]:
+    """Return which patches are image, by a mask of pixels.
+
+    Raises:
+        ValueError: if the mask is not one of these pixels, cuts a patch, or leaves nothing of an image.
+    """
+    cells, checked = grid.fit(images.shape[2:]), not is_tracing(mask)
+    want = (images.shape[0], *images.shape[2:])
+    if checked and (mask.dtype != torch.bool or mask.shape != want):
+        raise ValueError(
+            f"expected a boolean mask of {want} (images, height, width), "
+            f"got {mask.dtype} of {tuple(mask.shape)}"
+        )
+    blocks = mask.unflatten(2, (cells[1], -1)).unflatten(1, (cells[0], -1))
+    if checked:
+        if not blocks.all(dim=(2, 4)).equal(blocks.any(dim=(2, 4))):
+            raise ValueError(f"the {grid.patch} pixels of a patch are masked together; the mask cuts a patch")
+        if not mask.any(dim=(1, 2)).all():
+            raise ValueError("an image must have at least one patch, got a mask without any")
+    return blocks[:, :, 0, :, 0].flatten(1)
+
+
+@fx_leaf
+def seen_tokens(
+    seen: Bool[Tensor, "b n"], prefix: int, ids_keep: Int[Tensor, "b k"] | None = None
+) -> Bool[Tensor, "b 1 1 m"]:
+    """Return which tokens are seen as keys: prefix tokens, and the patches that are seen, of those kept."""
+    if ids_keep is not None:
+        seen = seen.take_along_dim(ids_keep, dim=1)
+    return F.pad(seen, (prefix, 0), value=True)[:, None, None]
+
+
+@fx_leaf
+def mean_of_seen(tokens: Float[Tensor, "b n d"], seen: Bool[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+    """Return the mean of the tokens that are seen."""
+    weights = seen / seen.sum(dim=1, keepdim=True)
+    return (weights[:, None].to(tokens) @ tokens)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import BlockInputs, Queries
+from vit_pytorch.layers.attention import BlockInputs, Queries, hide_keys
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.offsets import (
     cells,
@@ -185,8 +185,9 @@ class RelativePositions(nn.Module):
     def forward(
         self, q: Queries, k: Queries, inputs: BlockInputs
     ) -> tuple[Queries, Queries, Float[Tensor, "*b h n n"]]:
-        """Return queries and keys as they are, and the bias."""
-        return q, k, self.bias.mask(inputs.grid, inputs.num_prefix_tokens, inputs.ids_keep)
+        """Return queries and keys as they are, and the bias, of keys that are seen."""
+        bias = self.bias.mask(inputs.grid, inputs.num_prefix_tokens, inputs.ids_keep)
+        return q, k, bias if inputs.mask is None else hide_keys(inputs.mask, bias)
 
 
 @dataclass(frozen=True)

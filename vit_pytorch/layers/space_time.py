@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, Queries
 from vit_pytorch.layers.blocks import Block, fx_leaf, is_tracing, layer
-from vit_pytorch.layers.patches import PatchGrid
+from vit_pytorch.layers.patches import PatchGrid, mean_of_seen, seen_tokens
 
 
 class SpaceAttention(Attention):
@@ -167,7 +167,7 @@ def mask_of_keys(
         if not mask.any(dim=1).all():
             raise ValueError("a video must have at least one frame, got a mask without any")
     seen = mask[:, ::patch].repeat_interleave(prod(cells), dim=1)
-    return F.pad(seen, (prefix, 0), value=True)[:, None, None]
+    return seen_tokens(seen, prefix)
 
 
 @fx_leaf
@@ -192,6 +192,4 @@ def mean_of_frames(
     if mask is None:
         return tokens.mean(dim=1)
     seen = mask[:, ::patch]
-    seen = seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1)
-    weights = seen / seen.sum(dim=1, keepdim=True)
-    return (weights[:, None].to(tokens) @ tokens)[:, 0]
+    return mean_of_seen(tokens, seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import FusedAttention, head_dim, merge_heads, split_heads
@@ -40,11 +40,13 @@ class AttentionPool(nn.Module):
         init_xavier(self.to_kv, parts=2)
         init_xavier(self.to_out)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-        """Pool tokens to one vector per sample."""
+    def forward(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Pool tokens to one vector per sample; of a mask, those that it leaves."""
         q = split_heads(self.to_q(self.query.expand(x.shape[0], -1, -1)), self.heads)
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        pooled = self.to_out(merge_heads(self.kernel(q, k, v)))
+        pooled = self.to_out(merge_heads(self.kernel(q, k, v, mask)))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
 
 

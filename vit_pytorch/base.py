@@ -52,6 +52,7 @@ Args:
 from __future__ import annotations
 
 import re
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -504,6 +505,12 @@ class VisionModel(
         except Exception as error:
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"{CONFIG_NAME} of {model_id} describes no {cls.__name__}: {what}") from error
+        if "default_cfg" not in config:
+            warnings.warn(
+                f"{CONFIG_NAME} of {model_id} has no default_cfg: images are prepared as is usual for a "
+                f"{cls.__name__}, and classes are numbers, whatever the model was trained with",
+                stacklevel=2,
+            )
         for name, value in config.get("default_cfg", {}).items():
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))

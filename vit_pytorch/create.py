@@ -244,6 +244,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: where it is damaged, or names an unknown architecture.
     """
     file = folder / CONFIG_NAME
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no regular file")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -94,7 +94,7 @@ def preprocessing_for(model_or_cfg: nn.Module | Mapping[str, Any]) -> Preprocess
         raise ValueError(f"the configuration of a model's images lacks {', '.join(lacking)}")
     try:
         return _read_preprocessing(cfg)
-    except TypeError as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"the configuration of a model does not say how its input is prepared: {error}"
         ) from error
@@ -248,6 +248,8 @@ class Preprocessing:
             values = getattr(self, name)
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{name} must have 1 or {self.channels} values, got {len(values)}")
+            if not all(isfinite(value) for value in values):
+                raise ValueError(f"{name} must be finite, got {values}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
 

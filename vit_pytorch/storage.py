@@ -62,6 +62,24 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+@contextmanager
+def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Context manager: name what is written where there is no space for it, or none may be written.
+
+    Raises:
+        OSError: names `path` and the reason
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _system_error(error)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise OSError(
+            number, f"cannot write {path}: {_explain(number, Path(path).absolute().parent)}"
+        ) from error
+
+
 def recover(path: Path) -> None:
     """Remove what a killed process left half written of a file or folder, and bring back what it was about to
     replace."""

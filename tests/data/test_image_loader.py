@@ -232,7 +232,7 @@ def test_batch_of_bad_images_only(files: FileImages) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": -1}, "workers must not be negative"),
+        ({"workers": -1}, r"workers must be in \[0, 256\], got -1"),
         ({"worker_timeout": 0}, "worker_timeout must be positive"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vit_pytorch.create import read_config
 from vit_pytorch.data import (
     BadImageError,
     FileImages,
@@ -212,3 +213,31 @@ def test_a_lack_of_handles_is_no_fault_of_the_image(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(OSError, match="Too many open files"):
         decode_image(path)
+
+
+def test_a_link_to_nothing_that_is_named_is_a_bad_image(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, cat=2)
+    (tmp_path / "cat" / "gone.png").symlink_to("nowhere")
+    bad: list[BadImageError] = []
+    for names in (
+        [tmp_path / "cat" / "*.png"],
+        [tmp_path / "cat" / "gone.png", *tmp_path.glob("cat/0*.png")],
+    ):
+        assert len(list(load_images(names, on_bad=bad.append))) == 2
+    assert len(bad) == 2
+    assert "gone.png: it cannot be read: No such file" in str(bad[0])
+
+
+@pytest.mark.parametrize("kind", ["csv", "idx", "model"])
+def test_pipes_instead_of_files_are_not_waited_for(kind: str, tmp_path: Path) -> None:
+    name = {"csv": "list.csv", "idx": "train-images-idx3-ubyte", "model": "config.json"}[kind]
+    os.mkfifo(tmp_path / name)
+    if kind == "csv":
+        with pytest.raises(FileNotFoundError, match=r"no such table: .*list\.csv \(it is no regular file\)"):
+            open_data(f"csv:{tmp_path / name}")
+    elif kind == "idx":
+        with pytest.raises(ValueError, match=r"must hold one file .*, got none"):
+            open_data(f"idx:{tmp_path}")
+    else:
+        with pytest.raises(ValueError, match=r"config\.json is no regular file"):
+            read_config(tmp_path)

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def test_splits_by_their_other_names(
         (("trainval", "cat"), "names that are not known: 'trainval'; splits are named train, val and test"),
         (("cars_train", "cars_test"), "names that are not known: 'cars_test', 'cars_train'"),
         (("eval", "holdout"), "names that are not known: 'eval', 'holdout'"),
+        (("trainA", "testA"), "names that are not known: 'testA', 'trainA'"),
+        (("fold1", "fold2"), r"'fold1', 'fold2'\) that all hold the same folders \('cat', 'dog'\): which"),
     ],
 )
 def test_what_looks_like_splits_and_is_not_understood(
@@ -108,8 +111,32 @@ def test_classes_that_are_named_like_splits(tmp_path: Path, make_folder: MakeFol
     make_folder(tmp_path / "train", bus=10, test=10, train=10)
     make_folder(tmp_path / "test", bus=1, test=1, train=1)
     assert open_data(str(tmp_path)).classes == ("bus", "test", "train")
-    make_folder(tmp_path / "plain", bullet_train=10, test_tube=10, valley=10)
-    assert open_data(str(tmp_path / "plain")).classes == ("bullet_train", "test_tube", "valley")
+    make_folder(tmp_path / "plain", bullet_train=10, test_tube=10, trains=10, valley=10)
+    assert open_data(str(tmp_path / "plain")).classes == ("bullet_train", "test_tube", "trains", "valley")
+
+
+@pytest.mark.parametrize(
+    "below", [{"cat": ("2019", "2020"), "dog": ("2019",)}, {"cat": ("2020",), "dog": ("2020",)}]
+)
+def test_folders_below_classes(
+    tmp_path: Path, make_folder: MakeFolder, below: dict[str, tuple[str, ...]]
+) -> None:
+    for name, years in below.items():
+        make_folder(tmp_path / name, **dict.fromkeys(years, 10))
+    assert open_data(str(tmp_path)).classes == ("cat", "dog")
+    make_folder(tmp_path / "train" / "cat", a=9, b=9)
+    make_folder(tmp_path / "train" / "dog", a=9, b=9)
+    for name in below:
+        shutil.rmtree(tmp_path / name)
+    assert open_data(str(tmp_path)).classes == ("cat", "dog")
+
+
+def test_without_labels_folders_may_hold_the_same_folders(tmp_path: Path, make_folder: MakeFolder) -> None:
+    for name in ("fold1", "fold2"):
+        make_folder(tmp_path / name, cat=3, dog=3)
+    splits = open_data(str(tmp_path), unlabelled=True)
+    assert splits.classes == ()
+    assert "which of them are classes" in splits.unlabelled
 
 
 def test_missing_validation_folder_is_made_from_training(tmp_path: Path, make_folder: MakeFolder) -> None:

@@ -156,6 +156,7 @@ def test_bad_bytes_name_their_row(tmp_path: Path) -> None:
         (datasets.Value("int64"), [0, 1, 1, -1], r"\[3\] has the label -1 .*name another column by \?label="),
         (CAT_DOG, [0, 1, -1, 0], r"\[train\]\[2\] has the label -1"),
         (datasets.Value("string"), ["a", None, "b", "a"], r"\[1\] has the label None"),
+        (datasets.Value("string"), ["a", " ", "b", "a"], r"\[1\] has the label ' '"),
         (CAT_DOG, [], r"saved has no rows in one of its splits"),
     ],
 )

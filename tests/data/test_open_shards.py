@@ -63,6 +63,12 @@ def test_class_names_beside_the_shards(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps({"ant": 0}))
     with pytest.raises(ValueError, match=r"classes\.json must be a list of names, got dict"):
         open_data(spec)
+    (tmp_path / "classes.json").write_text("[")
+    with pytest.raises(ValueError, match=r"classes\.json cannot be read: Expecting value"):
+        open_data(spec)
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\nbee\n")
+    with pytest.raises(ValueError, match=r"classes\.txt cannot be read: 'utf-8' codec"):
+        open_data(spec)
 
 
 def test_classes_by_name(tmp_path: Path) -> None:

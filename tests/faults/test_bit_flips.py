@@ -16,6 +16,12 @@ from vit_pytorch.weights import CHECKSUM
 
 
 def test_a_flipped_bit_in_a_finished_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit in a finished model.
+
+    Here: refused by its SHA-256, in Python and in every command
+    Others: timm, transformers (both from safetensors), Lightning and the public vit-pytorch
+        (`torch.load`) load it without a word
+    """
     weights = run / "model" / "model.safetensors"
     architecture = type(load_model(run))
     flip_a_bit(weights)
@@ -34,6 +40,10 @@ def test_a_flipped_bit_in_a_finished_model(run: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_flipped_bit_in_weights_to_start_from(run: Path) -> None:
+    """A flipped bit in weights to start from.
+
+    Here: refused by its SHA-256
+    """
     model = load_model(run)
     flip_a_bit(run / "model" / "model.safetensors")
     for place in (run / "model", run / "model" / "model.safetensors"):
@@ -42,7 +52,10 @@ def test_a_flipped_bit_in_weights_to_start_from(run: Path) -> None:
 
 
 def test_a_model_without_a_checksum_loads(run: Path, tmp_path: Path) -> None:
-    """Those of earlier versions have none."""
+    """A model of an earlier version, without a checksum.
+
+    Here: loads
+    """
     folder = Path(shutil.copytree(run / "model", tmp_path / "old"))
     config = json.loads((folder / "config.json").read_text())
     assert len(config.pop(CHECKSUM)) == 64

@@ -22,6 +22,12 @@ from tests.cli.conftest import TINY, command, environment
     ids=["head", "closed", "ascii", "no-terminal"],
 )
 def test_training_with_closed_streams(shell: str, tmp_path: Path) -> None:
+    """A reader such as `head` that leaves, closed streams, ASCII, no terminal.
+
+    Here: the run trains to its end
+    Others: with `head -1` Lightning trains to its end; `Trainer` ends in `BrokenPipeError`, status 1; the
+        other cases were not tried
+    """
     arguments = command("train", "--accelerator=cpu", "--output=run", "--epochs=2", *TINY)
     done = subprocess.run(
         ["bash", "-c", shell, "bash", *arguments],
@@ -38,7 +44,10 @@ def test_training_with_closed_streams(shell: str, tmp_path: Path) -> None:
 
 
 def test_names_that_a_stream_cannot_encode() -> None:
-    """Escapes stand for them."""
+    """Names that standard output cannot encode.
+
+    Here: escapes stand for them
+    """
     program = "from vit_pytorch.cli.streams import keep_streams; keep_streams(); "
     program += "print('caf\\udce9 \\u00e9 \\u2026')"
     done = subprocess.run(
@@ -47,3 +56,25 @@ def test_names_that_a_stream_cannot_encode() -> None:
         capture_output=True,
     )
     assert done.stdout == rb"caf\udce9 \xe9 \u2026" + os.linesep.encode(), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(("shell", "status"), [('"$@" > /dev/full', 6), ('"$@" | head -1', 0)])
+def test_results_that_cannot_be_printed(
+    shell: str, status: int, run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """The disk is full to which the standard output of `vit predict` goes.
+
+    Here: status 6; with a reader such as `head` that leaves, all is well
+    """
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {shell}", "bash", *command("predict", run, image_folder)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == status
+    assert ("standard output is not complete: No space left on device" in done.stderr) == (status == 6)
+    assert "Traceback" not in done.stderr

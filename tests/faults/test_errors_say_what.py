@@ -1,6 +1,7 @@
 """Each kind of error is one sentence with an exit status of its own; tracebacks come with `--debug`."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from vit_pytorch.data import FileImages, LoadingError
 from vit_pytorch.training.checkpoints import MANIFEST
 
 SMALL = ["--epochs=1", *TINY]
+# a processor that this machine does not have
+ABSENT = "mps" if torch.cuda.is_available() else "cuda"
 
 
 def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -29,6 +32,17 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (["train", "--epocs=3"], Status.USAGE, "unknown option '--epocs'"),
         (["train", "--epochs=null"], Status.USAGE, "epochs"),
+        (["train", "--augmentation.mixup=-1"], Status.USAGE, "mixup must not be negative, got -1.0"),
+        (["train", "--workers=-1"], Status.USAGE, "workers must be in [0, 256], got -1"),
+        (["train", f"--accelerator={ABSENT}", *SMALL], Status.USAGE, f"accelerator '{ABSENT}' with 1 dev"),
+        (["train", "--seed=-1"], Status.USAGE, "seed must be in [0, 4294967295], got -1"),
+        (
+            ["train", "--data.split_seed=-1"],
+            Status.USAGE,
+            "data.split_seed must be in [0, 4294967295], got -1",
+        ),
+        (["train", "--workers=100000"], Status.USAGE, "workers must be in [0, 256], got 100000"),
+        (["train", "--data.worker_timeout=0"], Status.USAGE, "data.worker_timeout must be positive, got 0.0"),
         (["train", "--epochs=0"], Status.USAGE, "epochs must be at least 1"),
         (["train", "--data=nowhere"], Status.DATA, "no such folder: nowhere"),
         (["predict", "RUN", ""], Status.DATA, "no such image"),
@@ -48,6 +62,10 @@ def test_a_sentence_and_a_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Wrong options, data, models, runs and folders.
+
+    Here: a sentence and a status; a traceback with `--debug`
+    """
     monkeypatch.chdir(run.parent)
     arguments = [argument.replace("RUN", str(run)) for argument in arguments]
     assert main(arguments) == status
@@ -77,6 +95,11 @@ def test_errors_from_anywhere(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Out of memory, Ctrl-C, an error that nothing foresaw.
+
+    Here: a sentence and a status; a traceback with `--debug`
+    """
+
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
@@ -100,11 +123,19 @@ def test_errors_from_anywhere(
         (lambda config: config["default_cfg"].update(mean=3), "does not say how its input is prepared"),
         (lambda config: config["default_cfg"].update(input_size=7), "does not say how its input is prepared"),
         (lambda config: config["default_cfg"].update(label_names=["a"]), "must name 10 classes, got 1"),
+        (lambda config: config["default_cfg"]["label_names"].__setitem__(3, "4"), "different names, got '4'"),
+        (lambda config: config["default_cfg"]["label_names"].__setitem__(3, 3), "different names, got 3"),
+        (lambda config: config["default_cfg"].update(mean=[math.nan]), "mean must be finite, got (nan,)"),
     ],
 )
 def test_a_tampered_configuration(
     change: Callable[[dict[str, Any]], Any], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A tampered `config.json`.
+
+    Here: refused by name
+    Others: transformers refuses a depth of 'two' by name, and takes an unknown key without a word
+    """
     edit_json(run / "model" / "config.json", change)
     assert main(["predict", str(run), str(run / "wrong.png")]) == Status.MODEL
     said = capsys.readouterr().err
@@ -114,6 +145,10 @@ def test_a_tampered_configuration(
 
 @pytest.mark.parametrize("key", ["files", "epoch", "format"])
 def test_a_manifest_without_a_key(key: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint's manifest without a key.
+
+    Here: the checkpoint is named, and another one offered
+    """
     checkpoint = (run / "checkpoints" / "last").resolve()
     edit_json(checkpoint / MANIFEST, lambda manifest: manifest.pop(key))
     assert train("--resume", run, "--epochs=3") == Status.RUN
@@ -137,6 +172,10 @@ def test_a_decoder_that_leaves(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A decoder that calls `sys.exit`, in a worker or not.
+
+    Here: the image is named; the command does not end with status 0
+    """
     monkeypatch.setattr(FileImages, "read", Leaving.read)
     options = [*SMALL, "--model.image-size=20", f"--workers={workers}", "--batch-size=8"]
     assert train("--data", image_folder, "--output", tmp_path / "run", *options) == Status.DATA
@@ -149,6 +188,10 @@ def test_a_decoder_that_leaves(
 def test_an_added_class(
     run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A class is added between training and resuming.
+
+    Here: refused, with both lists
+    """
     images = Path(shutil.copytree(image_folder, tmp_path / "images"))
     options = [*SMALL, "--model.image-size=20", "--workers=0", "--batch-size=8"]
     assert train("--data", images, "--output", tmp_path / "run", *options) == 0
@@ -160,6 +203,10 @@ def test_an_added_class(
 def test_channels_that_photographs_do_not_have(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """`--data.channels 4` on photographs.
+
+    Here: refused before training, with the image
+    """
     options = [*SMALL, "--model.image-size=20", "--workers=0", "--batch-size=8", "--data.channels=4"]
     assert train("--data", image_folder, "--output", tmp_path / "run", *options) == Status.DATA
     said = capsys.readouterr().err

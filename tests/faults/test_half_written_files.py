@@ -19,6 +19,10 @@ from vit_pytorch.training import run as run_module
 def test_resuming_with_a_half_written_file(
     name: str, part: float, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Empty or cut `config.yaml`, `metrics.csv`, `metrics.jsonl`.
+
+    Here: resuming names the file and changes nothing
+    """
     whole = (run / name).read_bytes()
     rest = whole[: int(part * len(whole))]
     # a last line of `metrics.jsonl` that is cut off is left out, as after SIGKILL
@@ -36,7 +40,10 @@ def test_resuming_with_a_half_written_file(
 def test_resuming_with_a_configuration_cut_between_lines(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is left is a valid configuration, of other settings."""
+    """`config.yaml` cut between two lines, which is valid YAML.
+
+    Here: refused: it ends before its last setting
+    """
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text[: text.index("label_smoothing")])
     assert train("--resume", run, "--epochs=3") == 5
@@ -45,6 +52,10 @@ def test_resuming_with_a_configuration_cut_between_lines(
 
 @pytest.mark.parametrize("content", ["", '{"epochs": ', "[]", "{}"])
 def test_a_half_written_summary_is_written_again(content: str, run: Path) -> None:
+    """Empty or cut `summary.json`.
+
+    Here: a warning, and resuming writes the report again
+    """
     whole = (run / "summary.json").read_bytes()
     (run / "summary.json").write_text(content)
     with pytest.warns(UserWarning, match=r"summary\.json is damaged .* and will be written again"):
@@ -54,12 +65,20 @@ def test_a_half_written_summary_is_written_again(content: str, run: Path) -> Non
 
 @pytest.mark.parametrize("name", ["summary.md", "curves.png", "wrong.png", "model/config.json"])
 def test_a_missing_part_of_the_report_is_written_again(name: str, run: Path) -> None:
+    """A picture, the page or the model is missing.
+
+    Here: resuming writes the report again
+    """
     (run / name).unlink()
     assert train("--resume", run) == 0
     assert (run / name).stat().st_size
 
 
 def test_a_refused_resume_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resume that is refused.
+
+    Here: no file has changed, and a right one goes on
+    """
     before = contents(run)
     for option in ("--seed=5", "--optimizer.name=sgd", "--data.source=nowhere", "--accelerator=tpu"):
         assert train("--resume", run, "--epochs=3", option) != 0
@@ -69,6 +88,10 @@ def test_a_refused_resume_changes_nothing(run: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_started_again(finished: Path, tmp_path: Path) -> None:
+    """A run killed before its first checkpoint.
+
+    Here: not resumed; the same command starts it again in its folder
+    """
     run = tmp_path / "run"
     run.mkdir()
     for name in (".run", "config.yaml", "images.csv.gz", "metrics.jsonl"):
@@ -81,6 +104,11 @@ def test_a_run_killed_before_its_first_checkpoint_is_started_again(finished: Pat
 def test_a_refused_start_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A start that is refused after the folder was made.
+
+    Here: the folder is gone
+    """
+
     def refuse(*_: Any) -> None:
         raise ValueError("these two do not go together")
 
@@ -91,6 +119,12 @@ def test_a_refused_start_leaves_no_folder(
             assert train(*output, "--epochs=1", *TINY) != 0
             assert "do not go together" in capsys.readouterr().err
     assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+    # neither does what is refused before that
+    (tmp_path / "runs").rmdir()
+    for output in (["--output=new/run"], []):
+        assert train(*output, "--epochs=1", *TINY, "--model.image_size=17") != 0
+        assert "multiple of patch size" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == []
     assert train("--output=run", "--epochs=1", *TINY) == 0
 
 
@@ -116,6 +150,10 @@ with replacing(file) as temporary:
 
 @pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
 def test_sigkill_while_a_file_is_replaced(stage: str, tmp_path: Path) -> None:
+    """SIGKILL while a file is written.
+
+    Here: it holds what it held before
+    """
     file = tmp_path / "summary.json"
     write_file(file, "before")
     done = subprocess.run([sys.executable, "-c", KILLED, stage, file], env=environment())
@@ -126,6 +164,10 @@ def test_sigkill_while_a_file_is_replaced(stage: str, tmp_path: Path) -> None:
 
 
 def test_an_error_while_a_folder_is_replaced(tmp_path: Path) -> None:
+    """An error while a model's folder is written.
+
+    Here: the folder is as it was
+    """
     write_file(tmp_path / "model" / "config.json", "before")
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "model") as place:
         write_file(place / "config.json", str(1 / 0))

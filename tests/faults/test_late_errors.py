@@ -38,6 +38,10 @@ def folder(tmp_path: Path) -> Path:
 def test_a_bad_image_that_is_no_training_image(
     split: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A bad validation or test image.
+
+    Here: found before the first epoch; no folder is left
+    """
     bad = folder / split / "1" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     run = tmp_path / "run"
@@ -53,6 +57,10 @@ def test_a_bad_image_that_is_no_training_image(
 
 @pytest.mark.parametrize("channels", [2, 4, 5])
 def test_pictures_of_other_channels_than_grey_and_rgb(channels: int, tmp_path: Path) -> None:
+    """Images of other channels than grey and RGB.
+
+    Here: shown by the mean over their channels
+    """
     run = tmp_path / "run"
     assert train("--output", run, f"--data.channels={channels}", "--epochs=1", *TINY) == 0
     assert (run / "wrong.png").read_bytes().startswith(b"\x89PNG")
@@ -61,6 +69,10 @@ def test_pictures_of_other_channels_than_grey_and_rgb(channels: int, tmp_path: P
 def test_a_class_name_that_is_no_utf_8(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The name of a class is no UTF-8.
+
+    Here: refused before anything else
+    """
     for split in ("train", "val", "test"):
         (folder / split / "1").rename(folder / split / os.fsdecode(b"caf\xe9"))
     assert train("--data", folder, "--output", tmp_path / "run", *FEW) == 3
@@ -70,6 +82,10 @@ def test_a_class_name_that_is_no_utf_8(
 
 
 def test_class_names_that_are_no_cells_of_a_table(folder: Path, tmp_path: Path) -> None:
+    """Bars and line breaks in names of classes.
+
+    Here: escaped in `summary.md`
+    """
     for split in ("train", "val", "test"):
         (folder / split / "1").rename(folder / split / "a|b\nc")
     assert train("--data", folder, "--output", tmp_path / "run", *FEW) == 0
@@ -81,6 +97,11 @@ def test_class_names_that_are_no_cells_of_a_table(folder: Path, tmp_path: Path) 
 def test_a_picture_that_cannot_be_drawn(
     picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A picture that cannot be drawn.
+
+    Here: model, summary and the other pictures are written; resuming draws it
+    """
+
     def fail(*_: Any) -> None:
         raise TypeError("no such shape")
 
@@ -98,6 +119,10 @@ def test_a_picture_that_cannot_be_drawn(
 def test_a_test_image_that_goes_bad_during_training(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A test image that goes bad during training.
+
+    Here: the model is saved; resuming writes the report
+    """
     run, fit = tmp_path / "run", run_module.fit
     bad = folder / "test" / "0" / "0.png"
     whole = bad.read_bytes()

@@ -40,6 +40,11 @@ def resume_alone(run: Path, *options: str) -> None:
 
 
 def test_a_machine_is_lost(tmp_path: Path) -> None:
+    """A machine is lost.
+
+    Here: the other ends with status 8, and names process, machine, address and the checkpoint to resume
+        from, alone or with another
+    """
     run, port = tmp_path / "run", free_port()
     nodes = [
         start_task(port, rank, *OPTIONS, "--epochs=500", "--output", run, cwd=tmp_path) for rank in range(2)
@@ -59,6 +64,10 @@ def test_a_machine_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_machine_is_lost_while_it_writes(tmp_path: Path) -> None:
+    """A machine is lost while it writes its part of a checkpoint.
+
+    Here: the other ends with status 8; the checkpoint before is whole, and resumes on one machine and on two
+    """
     run, port = tmp_path / "run", free_port()
     options = [*OPTIONS, "--epochs=3", "--strategy=fsdp", "--save-sharded=true"]
     program = ("-c", DIES_WRITING)
@@ -84,7 +93,10 @@ def test_a_machine_is_lost_while_it_writes(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_never_comes(tmp_path: Path) -> None:
-    """Its process ends at an import; the first one waits no longer than it was told to."""
+    """A machine never comes, since its process ends at an import.
+
+    Here: the other ends with status 8 after `--process_timeout`, and its folder is empty
+    """
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "lightning.py").write_text("raise ImportError('libcudart.so.12 is not there')\n")
@@ -105,6 +117,10 @@ def test_a_machine_that_never_comes(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
+    """The port is in use.
+
+    Here: status 8, and the port
+    """
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

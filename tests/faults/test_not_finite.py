@@ -53,6 +53,12 @@ class Spoil(At):
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"ema": 0.9}])
 def test_a_skipped_step_leaves_statistics_and_average(options: dict[str, Any], tmp_path: Path) -> None:
+    """A loss that is not finite, with `--on_nonfinite skip` and batch norm.
+
+    Here: statistics, average and mean loss stay finite; the step counts nowhere
+    Others: by default Lightning and transformers' `Trainer` train on with NaN, save it and end with status 0;
+        `Trainer` logs a loss of 0.0
+    """
     history = History(tmp_path)
     loop = make_loop(
         tmp_path / "checkpoints",
@@ -76,6 +82,11 @@ def test_a_skipped_step_leaves_statistics_and_average(options: dict[str, Any], t
 
 
 def test_buffers_are_checked_before_a_checkpoint(tmp_path: Path) -> None:
+    """Buffers that are not finite.
+
+    Here: no checkpoint of them is written; they are named
+    Others: Lightning writes a checkpoint with NaN
+    """
     trained = task()
 
     def spoil() -> None:
@@ -108,6 +119,12 @@ def spoiled(run: Path, change: Any) -> None:
     ],
 )
 def test_weights_that_are_no_finite_numbers(change: Any, message: str, run: Path) -> None:
+    """Weights that are NaN, infinite, int8 or bool.
+
+    Here: refused by name
+    Others: timm, transformers, Lightning and the public vit-pytorch load NaN and int8 without a word,
+        timm and transformers bool, too
+    """
     spoiled(run, change)
     with pytest.raises(ValueError, match=message):
         load_model(run)
@@ -117,6 +134,11 @@ def test_weights_that_are_no_finite_numbers(change: Any, message: str, run: Path
 def test_outputs_that_are_not_finite(
     command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Outputs that are not finite.
+
+    Here: `vit predict` and `vit evaluate` refuse to give a figure
+    Others: a model of timm, transformers, Lightning or the public vit-pytorch returns NaN
+    """
     spoiled(run, lambda weight: weight.sign() * 3e38)
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "x.png")
     capsys.readouterr()

@@ -34,6 +34,10 @@ from vit_pytorch.training.history import read_rows
 def test_an_option_that_cannot_act(
     option: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """An option that cannot act any more.
+
+    Here: refused, with what it was and the list of those that may change
+    """
     written = (run / "config.yaml").read_bytes()
     assert train("--resume", run, "--epochs=3", option) == 2
     said = capsys.readouterr().err
@@ -45,7 +49,12 @@ def test_an_option_that_cannot_act(
 
 
 def test_options_that_act(run: Path) -> None:
-    """The rate of the steps is that of the settings, and the settings are written down."""
+    """An option that acts.
+
+    Here: acts from the next step on, and is written to `config.yaml`
+    Others: Lightning and transformers' `Trainer`: another learning rate is left aside without a word, the
+        checkpoint's stays
+    """
     options = ["--optimizer.lr=0.001", "--schedule.min_lr=0.001", "--save-every=7", "--logger=none"]
     assert train("--resume", run, "--epochs=3", *options) == 0
     *before, last = read_rows(run / "metrics.csv")
@@ -57,7 +66,10 @@ def test_options_that_act(run: Path) -> None:
 
 
 def test_the_schedule_of_an_extended_run(run: Path, tmp_path: Path) -> None:
-    """From the first step on it is that of a run of the new length."""
+    """A finished run is extended.
+
+    Here: the schedule is that of the new length
+    """
     assert train("--resume", run, "--epochs=4") == 0
     assert train("--output", tmp_path / "long", "--epochs=4", *TINY) == 0
     extended, long = (read_rows(folder / "metrics.csv") for folder in (run, tmp_path / "long"))

@@ -19,6 +19,12 @@ from vit_pytorch.training.runs import hold_run
 def test_resuming_a_run_that_is_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """`--resume` of a run that is still training, named or as the latest.
+
+    Here: refused, naming host and process; the lock ends with the process, also after SIGKILL
+    Others: Lightning and transformers' `Trainer` (`ckpt_path`, `resume_from_checkpoint`): both processes
+        train on in one folder, with status 0
+    """
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "long"
     arguments = ("train", "--accelerator=cpu", "--output", run, "--epochs=100000", *TINY)
@@ -41,6 +47,10 @@ def test_resuming_a_run_that_is_training(
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system or file system without locks.
+
+    Here: a warning that a second process would go unnoticed
+    """
     monkeypatch.setattr(runs, "fcntl", None)
     message = "cannot be locked .*a second process in it would go unnoticed"
     with pytest.warns(UserWarning, match=message), hold_run(tmp_path):
@@ -48,6 +58,10 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_lock_is_released(tmp_path: Path) -> None:
+    """The lock of a run that has ended.
+
+    Here: released; `.run` says who held it
+    """
     for _ in range(2):
         with warnings.catch_warnings(), hold_run(tmp_path):
             assert (tmp_path / ".run").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"

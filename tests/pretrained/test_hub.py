@@ -1,8 +1,6 @@
 """A model goes to the Hub and comes back, by the Hub's own client and a server on this machine."""
 
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants as constants
@@ -11,26 +9,13 @@ import torch
 
 from tests.papers.reference import images
 from tests.pretrained.conftest import build
-from tests.pretrained.hub_server import HubServer, hub
+from tests.pretrained.hub_server import HubServer, server
 from vit_pytorch import ViT, load_pretrained
-from vit_pytorch.cli import Status
-from vit_pytorch.cli.errors import describe_error
 
+__all__ = ["server"]
 NAME = "me/model"
 # the client's own, in sending a large file
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield server
 
 
 @torch.no_grad()
@@ -77,35 +62,6 @@ def test_cached_weights_whose_bits_changed_are_refused(server: HubServer, model:
     blob.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its SHA-256 is not the published"):
         ViT.from_pretrained(NAME) if how == "class" else load_pretrained(build(), f"hf-hub:{NAME}")
-
-
-@pytest.mark.parametrize("how", ["class", "checkpoint"])
-def test_a_connection_that_is_cut(
-    server: HubServer, model: ViT, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One sentence; nothing of the file is in the cache, and the next try gets all of it."""
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    model.push_to_hub(NAME, token="hf_token")
-    server.cut_after = 1000
-
-    def load() -> ViT:
-        if how == "class":
-            return ViT.from_pretrained(NAME, token=False)
-        other = build().eval()
-        load_pretrained(other, f"hf-hub:{NAME}")
-        return other
-
-    with pytest.raises(OSError, match=r"cannot get .*me/model: the connection .* was lost \(.*\); try") as e:
-        load()
-    assert "\n" not in str(e.value)
-    assert describe_error(e.value)[1] is Status.MODEL
-    kept = [path for path in (tmp_path / "hub").rglob("*") if path.is_file()]
-    assert not [path for path in kept if path.suffix == ".incomplete"]
-    (digest,) = server.large
-    assert not [path for path in kept if path.name == digest]
-    assert not [path for path in kept if path.name == "model.safetensors"]
-    server.cut_after = None
-    assert load()(x := images(48, 48)).equal(model(x))
 
 
 def test_offline_with_nothing_cached_is_said_in_one_line(

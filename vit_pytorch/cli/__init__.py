@@ -7,7 +7,7 @@ from enum import IntEnum
 from importlib import import_module
 from importlib.util import find_spec
 
-from vit_pytorch.cli.streams import keep_streams
+from vit_pytorch.cli.streams import keep_streams, lost
 
 # command: its module, and what it does
 COMMANDS = {
@@ -23,6 +23,8 @@ COMMANDS = {
     "bench": ("bench", "time models beside each other"),
     "models": ("models", "list the named models"),
 }
+# those whose results are in a folder, whatever becomes of standard output
+TRAINING = {"train", "finetune", "pretrain", "distill"}
 # those that need no extra of the package
 BARE = {"models"}
 
@@ -96,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if DEBUG in options:
             traceback.print_exception(error)
         return _fail(*describe_error(error))
+    sys.stdout.flush()
+    if 1 in lost and command not in TRAINING:
+        reason = lost[1].strerror
+        return _fail(f"standard output is not complete: {reason}; run it again", Status.RESOURCES)
     return 0
 
 

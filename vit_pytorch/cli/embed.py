@@ -24,6 +24,7 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.use import BadFiles
 from vit_pytorch.create import open_model
+from vit_pytorch.data.loader import check_workers
 from vit_pytorch.data.transforms import Images, collate, move
 from vit_pytorch.extras import install_command
 from vit_pytorch.preprocessing import eval_transform, preprocessing_for
@@ -74,8 +75,9 @@ def write_features(
     writers: dict[str, Callable[[Path], Writer]] = {".npz": NpzWriter, ".parquet": ParquetWriter}
     if Path(output).suffix.lower() not in writers:
         raise UsageError(f"--output must end in {' or '.join(writers)}, got {output}")
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size is at least 1 and workers at least 0, got {batch_size} and {workers}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_workers(workers)
     net = put_on_device(open_model(model))
     prep = preprocessing_for(net)
     if prep.frames is not None or prep.max_tokens is not None:

@@ -13,11 +13,11 @@ from vit_pytorch.cli.layers import UsageError, drop_others, long_options
 from vit_pytorch.cli.train import (
     MODEL,
     add_common,
+    build_config,
     last_name,
     parse_layers,
     read_layers,
     resumed_run,
-    settings_of,
     show_or_return,
     start,
 )
@@ -75,7 +75,7 @@ def read_pretraining(arguments: Sequence[str], resumed: Path | None) -> tuple[Pr
         f"method.{field.name}": f"method.{field.name}" for field in fields(settings) if field.name != "name"
     }
     parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry, own=own)
-    return show_or_return(PretrainConfig(**settings_of(parser, parsed, name)), parsed)
+    return show_or_return(build_config(PretrainConfig, parser, parsed, name), parsed)
 
 
 def pretrain_parser(entry: ModelEntry, method: type[MethodConfig]) -> ArgumentParser:

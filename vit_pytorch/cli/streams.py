@@ -1,9 +1,15 @@
 """Standard streams that a command may write to, whatever has become of them."""
 
+import errno
 import io
 import os
 import sys
 from typing import Any
+
+# the reader has left, or the terminal
+LEFT = (errno.EPIPE, errno.EIO)
+# why a stream, by its number, could not be written, such as a full disk
+lost: dict[int, OSError] = {}
 
 
 class LastingFile(io.FileIO):
@@ -13,12 +19,16 @@ class LastingFile(io.FileIO):
         """Write bytes; they are lost where they cannot be written."""
         try:
             written = super().write(data)
-        except OSError:
+        except OSError as error:
+            reason = "nobody reads standard output any more"
+            if error.errno not in LEFT:
+                reason = f"standard output cannot be written ({error.strerror})"
+                lost.setdefault(self.fileno(), error)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
             if self.fileno() != 2:
-                print("vit: nobody reads standard output any more; the command goes on", file=sys.stderr)
+                print(f"vit: {reason}; the command goes on", file=sys.stderr)
             return len(data)
         return written if written is not None else 0
 

@@ -27,7 +27,8 @@ def table_lines(
         rows: Cells.
         right: Columns that are aligned to the right.
     """
-    rows, widths = iter(rows), [0] * len(header)
+    # a line break in a name would begin another row
+    rows, widths = ([" ".join(cell.splitlines()) for cell in row] for row in rows), [0] * len(header)
     block = [header, *islice(rows, BLOCK)]
     while block:
         widths = [max(width, *(len(row[i]) for row in block)) for i, width in enumerate(widths)]

@@ -124,7 +124,7 @@ def read_command(
     entry = find_entry(name)
     parser = train_parser(entry, command)
     parsed = parse_layers(parser, arguments, sources, drop_others(layers, name), entry, own=own)
-    config = TrainConfig(**settings_of(parser, parsed, name))
+    config = build_config(TrainConfig, parser, parsed, name)
     if parsed.budget is not None:
         config = within_budget(config, parsed.budget, arguments, sources)
     return show_or_return(config, parsed)
@@ -386,12 +386,21 @@ def _leaves(layer: Mapping[str, Any], known: set[str], prefix: str = "") -> list
     return keys
 
 
-def settings_of(parser: ArgumentParser, parsed: Namespace, name: str) -> dict[str, Any]:
-    """Return what was parsed as the arguments of a run's configuration."""
-    settings = vars(parser.instantiate(parsed))
+def build_config(
+    config: Callable[..., ConfigT], parser: ArgumentParser, parsed: Namespace, name: str
+) -> ConfigT:
+    """Build a run's configuration from what was parsed.
+
+    Raises:
+        UsageError: Where a value is out of range.
+    """
     model = {"name": name, **{key: value for key, value in vars(parsed.model).items() if key != "name"}}
-    rest = {key: value for key, value in settings.items() if key not in (*STARTING, "model")}
-    return {"model": model, **rest}
+    try:
+        settings = vars(parser.instantiate(parsed))
+        rest = {key: value for key, value in settings.items() if key not in (*STARTING, "model")}
+        return config(model=model, **rest)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _short(source: str) -> str:

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from csv import writer as csv_writer
 from functools import partial
 from itertools import chain
@@ -33,6 +34,7 @@ from vit_pytorch.data.record import RECORD, SPLITS, few, find_recorded
 from vit_pytorch.data.sources import CSV_OPTIONS, Changed, split_options
 from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
+from vit_pytorch.storage import replacing
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
@@ -312,7 +314,12 @@ def print_predictions(
     elif csv == "-":
         _write_csv(sys.stdout, predictions, predictor, timed=timed)
     elif csv is not None:
-        with open(csv, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        # a pipe or a device has nothing to replace
+        whole = nullcontext(Path(csv)) if Path(csv).exists() and not Path(csv).is_file() else replacing(csv)
+        with (
+            whole as place,
+            place.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             _write_csv(file, predictions, predictor, timed=timed)
     elif first is not None:
         timed = "clips" in first

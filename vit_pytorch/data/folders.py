@@ -16,8 +16,10 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 _WORDS = r"(train(ing|val)?|val(id(ation)?)?|dev(elopment)?|test(s|ing)?|eval(uation)?|(hold|held)[-_ ]?out)"
-# `train2017`, `test_set`; and, where all folders end so, `cars_train`
-_LIKE_SPLIT = re.compile(_WORDS + r"[-_. ]?(\d+|sets?|data|images?|splits?)?", re.IGNORECASE)
+# `train2017`, `trainA`, `test_set`; and, where all folders end so, `cars_train`
+_LIKE_SPLIT = re.compile(
+    _WORDS + r"[-_. ]?(\d+|sets?|data|images?|splits?|(?-i:(?<=[a-z])[A-Z]))?", re.IGNORECASE
+)
 _ENDS_LIKE_SPLIT = re.compile(rf"(.*[-_. ])?{_WORDS}", re.IGNORECASE)
 
 
@@ -73,6 +75,38 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {split: folder / name for split, name in found.items()}
 
 
+def _check_not_split(folder: Path) -> None:
+    """Check that class folders do not all hold the same folders and nothing else, as parts of a data set do.
+
+    Raises:
+        ValueError: They do, such as `fold1/cat`, `fold1/dog`, `fold2/cat`, `fold2/dog`.
+    """
+    parts = folder_names(folder)
+    held: tuple[str, ...] | None = None
+    for name in parts:
+        inside = _folders_alone(folder / name)
+        if len(inside) < 2 or held not in (None, inside):
+            return
+        held = inside
+    if held is not None and len(parts) > 1:
+        raise ValueError(
+            f"{folder} has folders ({_few(parts)}) that all hold the same folders ({_few([*held])}): which "
+            "of them are classes? Splits are named train, val and test; folders of classes may be put into "
+            f"{folder / 'train'}"
+        )
+
+
+def _folders_alone(folder: Path) -> tuple[str, ...]:
+    """Return the sorted names of the folders in a folder; none if it holds files that are not hidden."""
+    names = []
+    for entry in folder.iterdir():
+        if entry.name[0] != ".":
+            if not entry.is_dir():
+                return ()
+            names.append(entry.name)
+    return tuple(sorted(names))
+
+
 def folder_names(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
@@ -97,7 +131,10 @@ def read_folders(
         OSError: A folder cannot be listed.
     """
     listing = Listing(files.extensions, files.is_known)
-    splits = split_folders(folder) or {"train": folder}
+    splits = split_folders(folder)
+    if not splits:
+        _check_not_split(folder)
+        splits = {"train": folder}
     # Links from below to a folder above would bring everything in once more.
     roots = folder, *folder.resolve().parents
     for root in roots:

@@ -165,7 +165,7 @@ def _is_label(value: Any) -> bool:
     """Return whether a value is an index from 0 on, or a name."""
     if isinstance(value, float):
         return value.is_integer() and value >= 0
-    return isinstance(value, str) or (isinstance(value, int) and value >= 0)
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, int) and value >= 0
 
 
 def _check_labels(values: Sequence[Any], origin: str, column: str) -> None:

@@ -88,6 +88,7 @@ def _find(folder: Path, names: Sequence[str], ending: str) -> Path:
         path.name.removesuffix(".gz"): path
         for name in names
         for path in sorted(folder.glob(f"*{name}-{ending}*"), reverse=True)
+        if path.is_file()
     }
     if len(found) != 1:
         listed = ", ".join(sorted(found)) or "none"

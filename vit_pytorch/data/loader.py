@@ -24,6 +24,18 @@ from vit_pytorch.data.transforms import Augmentation, Images
 from vit_pytorch.preprocessing import Preprocessing
 
 OnBad = Literal["stop", "skip"]
+# each is a process with a memory of its own
+MOST_WORKERS = 256
+
+
+def check_workers(workers: int) -> None:
+    """Check a number of processes that load images.
+
+    Raises:
+        ValueError: It is negative, or more than a machine bears.
+    """
+    if not 0 <= workers <= MOST_WORKERS:
+        raise ValueError(f"workers must be in [0, {MOST_WORKERS}], got {workers}")
 
 
 class ImageLoader:
@@ -74,8 +86,7 @@ class ImageLoader:
                 f"the model takes {' x '.join(map(str, prep.size))}, which {images.kind}s do not have: "
                 f"they have {images.axes} axes"
             )
-        if workers < 0:
-            raise ValueError(f"workers must not be negative, got {workers}")
+        check_workers(workers)
         if worker_timeout <= 0:
             raise ValueError(f"worker_timeout must be positive, got {worker_timeout}")
         self.images = images

@@ -55,10 +55,14 @@ def find_images(
         if not names:
             raise FileNotFoundError(f"no such {kind}, folder or pattern: {path or repr(path)}")
         for name in map(Path, names):
+            if not name.is_dir():
+                # also a link to nothing, which is a file that cannot be read
+                found[name] = None
+                continue
             listing = Listing(extensions, is_image if extensions is EXTENSIONS else None)
             for above in (name, *name.resolve().parents):
                 listing.claim(above)
-            members = list(listing.files_below(name)) if name.is_dir() else [name]
+            members = list(listing.files_below(name))
             for reason, others in listing.left_out.items():
                 left_out.setdefault(reason, []).extend(others)
             if not members and len(names) == 1:

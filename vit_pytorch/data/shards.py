@@ -327,11 +327,14 @@ def read_label(text: str, classes: Sequence[str] | None, name: str) -> int:
 
 def _listed_classes(folder: Path) -> tuple[str, ...] | None:
     text, listed = folder / "classes.txt", folder / "classes.json"
-    if text.is_file():
-        return tuple(line.strip() for line in text.read_text().splitlines() if line.strip())
-    if listed.is_file():
-        names = json.loads(listed.read_text())
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{listed} must be a list of names, got {type(names).__name__}")
-        return tuple(names)
-    return None
+    file = next((file for file in (text, listed) if file.is_file()), None)
+    if file is None:
+        return None
+    try:
+        content = file.read_text(encoding="utf-8")
+        names = json.loads(content) if file == listed else [line.strip() for line in content.splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} must be a list of names, got {type(names).__name__}")
+    return tuple(name for name in names if name or file == listed)

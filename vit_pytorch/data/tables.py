@@ -134,9 +134,11 @@ def read_column(
 
 
 def _find_tables(file: Path) -> list[Path]:
-    files = [file] if file.is_file() else [Path(name) for name in sorted(glob.glob(str(file)))]
+    found = [file] if file.is_file() else [Path(name) for name in sorted(glob.glob(str(file)))]
+    # not pipes, which are read once, nor devices, which have no end
+    files = [path for path in found if path.is_file()]
     if not files:
-        raise FileNotFoundError(f"no such table: {file}")
+        raise FileNotFoundError(f"no such table: {file}" + " (it is no regular file)" * bool(found))
     return files
 
 

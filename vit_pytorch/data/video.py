@@ -206,6 +206,11 @@ class VideoReader:
                 raise
             reason = f"{type(error).__name__}: {error.strerror}"
             raise BadImageError(str(self.path), reason, "video") from error
+        except (BadImageError, OSError, MemoryError):
+            raise
+        except Exception as error:  # PyAV raises other types on broken bytes, and has no list of them
+            reason = f"{type(error).__name__}: {error}"
+            raise BadImageError(str(self.path), reason, "video") from error
 
 
 def _list_packets(path: Path) -> Times:

@@ -31,6 +31,7 @@ from vit_pytorch.export.job import (
 from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import check, compare
 from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing
+from vit_pytorch.storage import full_disk_named
 
 HINTS = {
     "fp32": "the format's converter is at fault: try --format pt2 or onnx",
@@ -119,7 +120,7 @@ def export_model(
         calibration=[] if calibration is None else normalized_batches(calibration, finish, batch_size),
         keep=keep,
     )
-    with TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
+    with full_disk_named(file), TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
         written = Path(folder) / file.name
         notes = kind.write(job, written)
         found = compare(

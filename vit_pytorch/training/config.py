@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 
 from vit_pytorch.data import Augmentation, StreamConfig, TaskName, VideoConfig, VolumeConfig
+from vit_pytorch.data.loader import check_workers
 from vit_pytorch.data.record import RECORD
 from vit_pytorch.data.sources import absolute_source, with_columns
 from vit_pytorch.distill import check_weights
@@ -249,12 +250,17 @@ class RunConfig:
         for name, value in _numbers(asdict(self)):
             if not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}")
-        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "devices": 1, "num_nodes": 1, "profile": 0}
-        if self.min_steps_per_epoch is not None:
-            least["min_steps_per_epoch"] = 1
+        least = {"epochs": 1, "batch_size": 1, "min_steps_per_epoch": 1, "accumulate": 1, "save_every": 1}
+        least |= {"devices": 1, "num_nodes": 1, "profile": 0}
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {value}")
+        if self.workers is not None:
+            check_workers(self.workers)
+        for name, seed in {"seed": self.seed, "data.split_seed": self.split_seed}.items():
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"{name} must be in [0, {2**32 - 1}], got {seed}")
         if self.batch_size % (self.processes * self.accumulate):
             parts = self.processes * self.accumulate
             raise ValueError(
@@ -272,8 +278,12 @@ class RunConfig:
                 f"schedule.min_lr must not exceed optimizer.lr = {self.optimizer.lr}, "
                 f"got {self.schedule.min_lr}"
             )
-        if self.process_timeout <= 0:
-            raise ValueError(f"process_timeout must be positive, got {self.process_timeout}")
+        for name, seconds in {
+            "process_timeout": self.process_timeout,
+            "data.worker_timeout": self.data.worker_timeout,
+        }.items():
+            if seconds <= 0:
+                raise ValueError(f"{name} must be positive, got {seconds}")
         if self.save_sharded and self.strategy != "fsdp":
             raise ValueError(
                 f"save_sharded needs strategy 'fsdp', which shards the weights; got {self.strategy!r}"

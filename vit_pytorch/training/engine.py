@@ -11,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -43,17 +44,25 @@ def make_fabric(
         options: other arguments of `Fabric`
 
     Raises:
-        ValueError: if torchrun or SLURM started another number of processes, or there is no such strategy
+        ValueError: if torchrun or SLURM started another number of processes, or there is no such strategy or
+            accelerator
     """
     _check_launcher(devices, num_nodes)
-    return Fabric(
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=_make_strategy(strategy, devices * num_nodes, timeout),
-        accelerator=accelerator,
-        precision=precision,
-        **options,
-    )
+    made = _make_strategy(strategy, devices * num_nodes, timeout)
+    try:
+        return Fabric(
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=made,
+            accelerator=accelerator,
+            precision=precision,
+            **options,
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise ValueError(
+            f"accelerator {accelerator!r} with {devices} devices and precision {precision!r} cannot be used "
+            f"here: {error}"
+        ) from error
 
 
 def _check_launcher(devices: int, num_nodes: int) -> None:

@@ -30,6 +30,7 @@ from vit_pytorch.data import (
 )
 from vit_pytorch.data.datasets import convert_channels
 from vit_pytorch.data.decode import from_pillow
+from vit_pytorch.data.loader import check_workers
 from vit_pytorch.data.prediction import read_parts
 from vit_pytorch.data.transforms import Images, collate, move
 from vit_pytorch.preprocessing import Normalize, ResizeAndCrop
@@ -75,10 +76,9 @@ class Predictor:
         calibrated: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
-        if batch_size < 1 or workers < 0:
-            raise ValueError(
-                f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
-            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_workers(workers)
         self.saved = model if isinstance(model, SavedClassifier) else open_classifier(model)
         self.problem = self.saved.problem.calibrated() if calibrated else self.saved.problem
         self.preprocessing = self.saved.preprocessing

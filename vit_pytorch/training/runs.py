@@ -7,7 +7,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,19 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         raise OSError(
             error.errno, f"the output folder {folder} cannot be written: {error.strerror}"
         ) from error
+
+
+def check_creatable(folder: str | os.PathLike[str]) -> None:
+    """Make sure that files could be written in a folder, as `check_writable` does, but do not make it."""
+    folder = Path(folder).absolute()
+    new = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        check_writable(folder)
+    finally:
+        for part in new:
+            # it was not made, or somebody has begun to use it
+            with suppress(OSError):
+                part.rmdir()
 
 
 @contextmanager

@@ -88,5 +88,10 @@ def read_classifier(model: VisionModel, source: str | os.PathLike[str]) -> Saved
     classes = tuple(model.default_cfg.get("label_names") or map(str, range(model.num_classes)))
     if len(classes) != model.num_classes:
         raise ValueError(f"{source}: label_names must name {model.num_classes} classes, got {len(classes)}")
+    if len(set(classes)) < len(classes) or not all(isinstance(name, str) and name for name in classes):
+        wrong = next(
+            name for name in classes if not isinstance(name, str) or not name or classes.count(name) > 1
+        )
+        raise ValueError(f"{source}: label_names must be different names, got {wrong!r}")
     problem = read_problem(classes, model.default_cfg.get(TASK) or {}, source)
     return SavedClassifier(model, problem, preprocessing_for(model))

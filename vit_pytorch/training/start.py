@@ -20,7 +20,14 @@ from vit_pytorch.training.engine import is_first_process, make_fabric
 from vit_pytorch.training.history import LINES, METRICS, read_lines, read_rows
 from vit_pytorch.training.loggers import logger_names
 from vit_pytorch.training.peers import launch
-from vit_pytorch.training.runs import check_run, check_writable, find_checkpoint, hold_run, start_run
+from vit_pytorch.training.runs import (
+    check_creatable,
+    check_run,
+    check_writable,
+    find_checkpoint,
+    hold_run,
+    start_run,
+)
 from vit_pytorch.training.summary import check_unfinished
 
 
@@ -54,7 +61,9 @@ def prepare(
                 read(folder / name)
         check_unfinished(folder, done=checkpoint.epoch + 1, epochs=config.epochs)
     else:
-        check_writable(folder.parent if numbered else folder)
+        # of several processes one would take away what another writes to
+        check = check_creatable if config.processes == 1 else check_writable
+        check(folder.parent if numbered else folder)
     if is_first_process():
         engine = f"torch {torch.__version__}, {fabric.device.type} x {config.processes}, {config.precision}"
         print(f"vit    {vit_pytorch.__version__}, {engine}; reading {config.data.source}", flush=True)

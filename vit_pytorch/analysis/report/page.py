@@ -20,6 +20,7 @@ from vit_pytorch.analysis.report.gather import Explanation
 from vit_pytorch.analysis.report.pack import quantise
 from vit_pytorch.analysis.report.pictures import as_url
 from vit_pytorch.analysis.report.places import Places
+from vit_pytorch.storage import write_file
 
 SCRIPTS = ("data.js", "draw.js", "page.js", "controls.js")
 # Characters that the page takes beside images, and that a layer takes beside its maps.
@@ -83,7 +84,7 @@ def write_report(
         image["layers"] = described
         images.append(image)
     text = _fill(subject, images, chunks, _precision(fits))
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text)
     return path.stat().st_size
 
 

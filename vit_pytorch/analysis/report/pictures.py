@@ -15,6 +15,7 @@ from torch import Tensor
 from vit_pytorch.analysis.layout import upsample
 from vit_pytorch.analysis.report.gather import Explanation
 from vit_pytorch.analysis.report.places import Layer
+from vit_pytorch.storage import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,10 +59,12 @@ def write_pictures(shown: Explanation, folder: Path, stem: str) -> list[Path]:
     paths = []
     for kind, image in files.items():
         paths.append(folder / f"{stem}-{kind}.png")
-        image.save(paths[-1])
+        with replacing(paths[-1]) as file:
+            image.save(file)
     if shown.layers:
         paths.append(folder / f"{stem}-layers.png")
-        _draw_layers(shown).savefig(paths[-1], dpi=100)
+        with replacing(paths[-1]) as file:
+            _draw_layers(shown).savefig(file, dpi=100)
     return paths
 
 

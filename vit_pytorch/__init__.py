@@ -69,6 +69,9 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.lejepa`, `LeJEPA`
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
+- LeVJEPA (arXiv:2608.27395): `vit_pytorch.levjepa`, `LeVJEPA`, `VideoTransformer`
+- LeVJEPA, for arrays of one to seven axes (arXiv:2608.27395):
+  `vit_pytorch.levjepa_nd`, `LeVJEPAND`, `NDTransformer`
 
 Options of these under signatures of their own, as in the public vit-pytorch package:
 

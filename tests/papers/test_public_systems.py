@@ -192,10 +192,24 @@ SYSTEMS = {
             shape=(3, 4, 24, 24),
             wrong=({"max_frames": 3}, "patch"),
         ),
+        system(
+            "levjepa",
+            "VideoTransformer",
+            shape=(3, 3, 16, 24),
+            wrong=({"dim_head": 5}, "dim_head must be at least 6 for 3 axes, got 5"),
+        ),
+        system(
+            "levjepa_nd",
+            "NDTransformer",
+            shape=(3, 2, 4, 4, 8),
+            wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
+        ),
         system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
+# Encoders, whose `forward` returns all tokens.
+ENCODERS = {"levjepa", "levjepa_nd"}
 # Systems whose `forward` returns a loss in addition.
 TUPLES = {"vit_with_decorr"}
 # Outputs of ours that the public package's equal; a classifier is not among them where it has none.
@@ -223,6 +237,24 @@ ARRAY = {
 }
 DOCUMENTED = {
     "simple_vit_with_relative_proj_pos_bias": {**LARGE, "depth": 2, "heads": 8},
+    "levjepa": {
+        "image_size": 96,
+        "patch_size": 16,
+        "frames": 8,
+        "dim": 256,
+        "depth": 3,
+        "heads": 8,
+        "mlp_dim": 512,
+    },
+    "levjepa_nd": {
+        "ndim": 4,
+        "input_shape": (8, 16, 32, 32),
+        "patch_size": (1, 4, 8, 8),
+        "dim": 128,
+        "depth": 2,
+        "heads": 4,
+        "mlp_dim": 256,
+    },
     "vit_with_decorr": {**LARGE, **DROPOUTS, "decorr_sample_frac": 0.25},
     "attn_residual_with_dca_simple_vit": {**LARGE, "head_groups": 2, "ffn_heads": 4},
     "na_vit_nested_tensor_3d": {
@@ -299,7 +331,7 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
     else:
         report = load_pretrained(model, state, strict=True, grid="model")
         # What is computed here, and what is there twice.
-        computed = (".freqs", "pos_emb.scales", "polar_emb.learned_bias")
+        computed = (".freqs", "pos_emb.scales", "rotary_emb.scales", "polar_emb.learned_bias")
         assert [key for key in report.dropped if not key.endswith(computed)] == []
         state = {key: value for key, value in state.items() if key not in report.dropped}
         images = golden.get("input", [value for key, value in sorted(golden.items()) if key[:6] == "input/"])
@@ -385,7 +417,11 @@ def test_documented_calls_run(found: System) -> None:
     with torch.device("meta"):
         model = getattr(import_module(f"vit_pytorch.{found.module}"), found.name)(**config)
         images = torch.empty(2, 3, *model.image_size)
-    assert classified(found, model.eval()(images)).shape == (2, config["num_classes"])
+    output = classified(found, model.eval()(images))
+    if found.module in ENCODERS:
+        assert output.shape == (2, 1 + model.grid.num_patches, config["dim"])
+    else:
+        assert output.shape == (2, config["num_classes"])
 
 
 @torch.inference_mode()
@@ -628,7 +664,7 @@ def test_parameters_are_sorted_by_depth(found: System) -> None:
     first, last = groups[0], groups[max(groups)]
     assert {name for name in first if name.startswith(("head.", "blocks.", "stages.", "norm."))} == set()
     assert any(name.startswith(("patch_embed.", "stem.")) for name in first)
-    assert any(name.startswith("head.") for name in last)
+    assert found.module in ENCODERS or any(name.startswith("head.") for name in last)
     late = {
         name for name in last if name.startswith(("patch_embed.", "frequency_embed.", "phase", "prefix."))
     }

@@ -59,6 +59,7 @@ UNNAMED = {
     "simple_vit_with_register_tokens": "RegisterSimpleViT",
     "simple_vit_with_value_residual": "ValueResidualSimpleViT",
     "vit_with_patch_dropout": "PatchDropoutViT",
+    "vivit_with_moss": "MossViViT",
 }
 
 

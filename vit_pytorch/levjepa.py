@@ -106,7 +106,7 @@ class LeVJEPA(ViewLearner):
         **options: Any,
     ) -> None:
         super().__init__(encoder, **options)
-        still = {"flip": 0.0, "colour": 0.0, "grey": 0.0, "blur": 0.0}
+        still: dict[str, Any] = {"flip": 0.0, "colour": 0.0, "grey": 0.0, "blur": 0.0}
         drawn = (
             View(pair(image_size), global_crop_scale, **still),
             *[View(pair(local_size), local_crop_scale, blur=0.0)] * num_local_views,

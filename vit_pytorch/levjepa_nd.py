@@ -93,7 +93,7 @@ class NDTransformer(IsotropicModel):
         self.norm = nn.RMSNorm(dim)
         self.reset_classifier(0)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, images: Float[Tensor, "b c *size"], drop_ratio: float | None = None
     ) -> Float[Tensor, "b n d"]:
         """Return all tokens after the final norm, the class token first; see `forward_features`."""

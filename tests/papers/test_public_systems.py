@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -34,6 +35,7 @@ from vit_pytorch.vit_nd_masking import (
     nd_attention,
 )
 from vit_pytorch.vit_with_decorr import DecorrelationLoss
+from vit_pytorch.vivit_with_moss import MOSS
 
 SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
 IMAGES = {**SMALL, "image_size": (24, 32), "patch_size": 4}
@@ -204,6 +206,13 @@ SYSTEMS = {
             shape=(3, 2, 4, 4, 8),
             wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
         ),
+        system(
+            "vivit_with_moss",
+            "ViViT",
+            shape=(3, 6, 16, 16),
+            golden=("public_vivit_with_moss", "public_vivit_with_moss_causal"),
+            wrong=({"moss_local_height": 2}, r"must be odd, got \(3, 2, 5\)"),
+        ),
         system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
@@ -254,6 +263,19 @@ DOCUMENTED = {
         "depth": 2,
         "heads": 4,
         "mlp_dim": 256,
+    },
+    "vivit_with_moss": {
+        "dim": 512,
+        "spatial_depth": 2,
+        "temporal_depth": 2,
+        "heads": 4,
+        "mlp_dim": 2048,
+        "image_size": 256,
+        "image_patch_size": 32,
+        "frames": 8,
+        "frame_patch_size": 2,
+        "num_classes": 1000,
+        "moss_causal": True,
     },
     "vit_with_decorr": {**LARGE, **DROPOUTS, "decorr_sample_frac": 0.25},
     "attn_residual_with_dca_simple_vit": {**LARGE, "head_groups": 2, "ffn_heads": 4},
@@ -778,3 +800,47 @@ def test_flex_attention_is_used_for_block_masks(monkeypatch: pytest.MonkeyPatch)
     values = torch.ones(1, 2, 3, 4)
     assert nd_attention(values, values, values, block_mask=mask, scale=0.5) is values
     assert calls == [{"block_mask": mask, "scale": 0.5}]
+
+
+@torch.inference_mode()
+def test_similarities_in_plain_loops() -> None:
+    x = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    for causal, first in ((False, -1), (True, -2)):
+        found = MOSS(6, 3, 1, 3, causal=causal).similarities(x)
+        for t, i, j in itertools.product(range(3), range(4), range(5)):
+            for number, (dt, dj) in enumerate(itertools.product(range(first, first + 3), range(-1, 2))):
+                inside = 0 <= t + dt < 3 and 0 <= j + dj < 5
+                other = x[0, t + dt, i, j + dj] if inside else torch.zeros(6)
+                wanted = torch.cosine_similarity(x[0, t, i, j], other, dim=0) if inside else torch.tensor(0.0)
+                torch.testing.assert_close(found[0, t, i, j, number], wanted)
+    assert MOSS(6)(x).shape == x.shape
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_videos_with_padding_are_as_short_ones(pool: str, causal: bool) -> None:
+    """And with causal frames, those before a change stay, though the class token sees it."""
+    found = SYSTEMS["vivit_with_moss"]
+    model, x = randomise(found.build(pool=pool, moss_causal=causal)), found.inputs()
+    mask = torch.arange(6).expand(2, -1) < 4
+    assert difference(model(x, mask), model(x[:, :, :4])) < TOLERANCE
+    later = torch.cat([x[:, :, :4], -x[:, :, 4:]], dim=2)
+    assert (model(later) - model(x)).abs().max() > 1e-3
+    change = (model.forward_features(later) - model.forward_features(x)).abs().amax(dim=(0, 2))
+    frames = change[1:] if pool == "cls" else change
+    assert (frames[:2].max() < 1e-5) == causal
+    assert frames[2] > 1e-3
+
+
+@torch.inference_mode()
+def test_maps_of_blocks_over_space() -> None:
+    found = SYSTEMS["vivit_with_moss"]
+    model, x = randomise(found.build()), found.inputs()
+    last, maps = model.forward_intermediates(x)
+    assert [tuple(one.shape) for one in maps] == [(2, 24, 3, 4, 4)] * 2
+    assert last.equal(model.forward_features(x))
+    with pytest.raises(ValueError, match="need all patches"):
+        model.encode(model.embed(x), (3, 4, 4), torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="chosen at construction"):
+        model.reset_classifier(5, "avg")

@@ -32,6 +32,7 @@ UNNAMED = {
     "looped_vit": "LoopedViT",
     "max_vit_with_registers": "RegisterMaxViT",
     "memory_vit": "MemoryViT",
+    "jet_vit": "JetViT",
     "levjepa": "VideoTransformer",
     "levjepa_nd": "NDTransformer",
     "na_vit_nested_tensor_3d": "NaViT3D",

@@ -19,6 +19,7 @@ from tests.papers.reference import TOLERANCE, difference, randomise
 from vit_pytorch import load_pretrained, vit_nd_masking
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import UNNAMED, load_model
+from vit_pytorch.jet_vit import LinearAttention
 from vit_pytorch.layers.attention import BlockInputs, ExplicitAttention
 from vit_pytorch.looped_vit import (
     adaptive_exit_targets,
@@ -213,6 +214,12 @@ SYSTEMS = {
             golden=("public_vivit_with_moss", "public_vivit_with_moss_causal"),
             wrong=({"moss_local_height": 2}, r"must be odd, got \(3, 2, 5\)"),
         ),
+        system(
+            "jet_vit",
+            "JetViT",
+            shape=(3, 16, 24),
+            wrong=({"attn_layers": ["FA", "LA", "SA"]}, "'SA'"),
+        ),
         system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
@@ -264,6 +271,7 @@ DOCUMENTED = {
         "heads": 4,
         "mlp_dim": 256,
     },
+    "jet_vit": {**LARGE, "dim": 512, "depth": 3, "patch_size": 16, "attn_layers": ("WA", "LA", ("LA", "FA"))},
     "vivit_with_moss": {
         "dim": 512,
         "spatial_depth": 2,
@@ -844,3 +852,43 @@ def test_maps_of_blocks_over_space() -> None:
         model.encode(model.embed(x), (3, 4, 4), torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="chosen at construction"):
         model.reset_classifier(5, "avg")
+
+
+@torch.inference_mode()
+def test_linear_attention_and_its_convolution_in_plain_loops() -> None:
+    attention = randomise(LinearAttention(8, heads=2, dim_head=4)).eval()
+    x = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = attention.project(x.flatten(1, 2))
+    scores = q.relu() @ k.relu().mT
+    attended = scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-6) @ v
+    values = v.transpose(1, 2).reshape(2, 3, 4, 8)
+    kernels = attention.to_kernels(values.mean(dim=(1, 2))).view(2, 8, 3, 3)
+    padded = torch.nn.functional.pad(values, (0, 0, 1, 1, 1, 1))
+    convolved = sum(
+        padded[:, i : i + 3, j : j + 4] * kernels[:, None, None, :, i, j] for i in range(3) for j in range(3)
+    )
+    merged = attention.to_out(attended.transpose(1, 2).reshape(2, 3, 4, 8) + convolved)
+    assert difference(attention(x), merged) < TOLERANCE
+
+
+def test_layers_draw_their_attention_in_training() -> None:
+    """In evaluation the first kind acts; weights of kinds that a layer has not are left out in loading."""
+    found = SYSTEMS["jet_vit"]
+    model, x = randomise(found.build(attn_layers=[("LA", "FA"), "WA", "FA"])), found.inputs()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        assert len({round(model.train()(x).sum().item(), 3) for _ in range(12)}) == 2
+        assert model.eval()(x).equal(model(x))
+        assert model(x[..., :12, :20]).isfinite().all()
+    with pytest.raises(ValueError, match="needs the grid of the patches, and all of them"):
+        model.encode(model.embed(x), (4, 6), torch.zeros(2, 24, dtype=torch.int64))
+    with pytest.raises(ValueError, match="one for each of 3 layers, got 2"):
+        found.build(attn_layers=["FA", "LA"])
+    with pytest.raises(ValueError, match="dim must be a multiple of dim_head, got 24 and 5"):
+        found.build(dim_head=5)
+    config, state, golden = read_golden("public_jet_vit")
+    other = {"transformer.layers.0.0.options.WA.norm.weight": torch.ones(24)}
+    whole = found.build(**config).eval()
+    report = load_pretrained(whole, {**state, **other}, strict=True, grid="model")
+    assert report.dropped == tuple(other)
+    assert difference(whole(golden["input"]), golden["output"]) < TOLERANCE

@@ -33,6 +33,7 @@ SHARED = {
     "RotaryViTND": "vit_nd_rotary",
     "ProjectedBiasSimpleViT": "simple_vit_with_relative_proj_pos_bias",
     "DecorrelatedViT": "vit_with_decorr",
+    "JetViT": "jet_vit",
     "NDTransformer": "levjepa_nd",
     "MossViViT": "vivit_with_moss",
     "DepthMixSimpleViT": "attn_residual_with_dca_simple_vit",

@@ -117,6 +117,7 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
   `vit_pytorch.vit_with_decorr`, `ViT`
 - An Image is Worth 16x16 Words, with full, linear and window attention (arXiv:2010.11929):
   `vit_pytorch.jet_vit`, `JetViT`
+- WWT, tokens and slots of several levels (arXiv:2605.12021): `vit_pytorch.wwt`, `WWT`
 - ViViT, with multi-order self-similarity (arXiv:2103.15691): `vit_pytorch.vivit_with_moss`, `ViViT`
 - Attention Residuals with DeepCrossAttention (arXiv:2502.06785):
   `vit_pytorch.attn_residual_with_dca_simple_vit`, `SimpleViT`

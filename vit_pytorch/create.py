@@ -61,6 +61,7 @@ UNNAMED = {
     "simple_vit_with_value_residual": "ValueResidualSimpleViT",
     "vit_with_patch_dropout": "PatchDropoutViT",
     "vivit_with_moss": "MossViViT",
+    "wwt": "WWT",
 }
 
 

@@ -37,6 +37,7 @@ from vit_pytorch.vit_nd_masking import (
 )
 from vit_pytorch.vit_with_decorr import DecorrelationLoss
 from vit_pytorch.vivit_with_moss import MOSS
+from vit_pytorch.wwt import AutoencodingHead
 
 SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
 IMAGES = {**SMALL, "image_size": (24, 32), "patch_size": 4}
@@ -220,6 +221,13 @@ SYSTEMS = {
             shape=(3, 16, 24),
             wrong=({"attn_layers": ["FA", "LA", "SA"]}, "'SA'"),
         ),
+        system(
+            "wwt",
+            "WWT",
+            shape=(3, 16, 24),
+            golden=("public_wwt", "public_wwt_two", "public_wwt_joined"),
+            wrong=({"num_slots": (4, 4)}, r"must fall from level to level, got \(4, 4\)"),
+        ),
         system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
@@ -227,7 +235,7 @@ SYSTEMS = {
 # Encoders, whose `forward` returns all tokens.
 ENCODERS = {"levjepa", "levjepa_nd"}
 # Systems whose `forward` returns a loss in addition.
-TUPLES = {"vit_with_decorr"}
+TUPLES = {"vit_with_decorr", "wwt"}
 # Outputs of ours that the public package's equal; a classifier is not among them where it has none.
 FEATURES = {"simple_vit_with_qk_norm"}
 # As the public package's pages and the ends of its files have them.
@@ -270,6 +278,17 @@ DOCUMENTED = {
         "depth": 2,
         "heads": 4,
         "mlp_dim": 256,
+    },
+    "wwt": {
+        "image_size": 256,
+        "patch_size": 32,
+        "num_classes": 1000,
+        "dim": 256,
+        "depth": 2,
+        "num_slots": (64, 32, 16),
+        "interactions": ((0, 1), (0, 2), (1, 2), (2, 3)),
+        "heads": 4,
+        "mlp_dim": 512,
     },
     "jet_vit": {**LARGE, "dim": 512, "depth": 3, "patch_size": 16, "attn_layers": ("WA", "LA", ("LA", "FA"))},
     "vivit_with_moss": {
@@ -375,7 +394,9 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
 
 def classified(found: System, output: Any) -> Tensor:
     """Return the logits in what a model returns."""
-    return output[0] if found.module in TUPLES else output
+    while found.module in TUPLES and isinstance(output, tuple):
+        output = output[0]
+    return output
 
 
 def test_every_module_is_known() -> None:
@@ -407,6 +428,8 @@ def test_every_parameter_learns(found: System) -> None:
     unused = {
         "simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches."),
         "rvt": ("blocks.2.attention.conv.", "blocks.2.attention.to_q."),
+        # What the last block hands on to no other.
+        "wwt": tuple(f"blocks.2.attentions.{pair}.mask_" for pair in range(3)),
     }
     assert [name for name in still if not name.startswith(unused.get(found.module, ()))] == []
 
@@ -892,3 +915,56 @@ def test_layers_draw_their_attention_in_training() -> None:
     report = load_pretrained(whole, {**state, **other}, strict=True, grid="model")
     assert report.dropped == tuple(other)
     assert difference(whole(golden["input"]), golden["output"]) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["", "_two", "_joined"])
+def test_slots_tokens_and_scores_are_the_public_packages(name: str) -> None:
+    config, state, golden = read_golden(f"public_wwt{name}")
+    found = SYSTEMS["wwt"]
+    path = ((2, 1, 0), (0, 1, 2))
+    head = AutoencodingHead(image_size=(16, 24), patch_size=4, pathways=path)
+    model = found.build(**config, task_heads=head).eval()
+    load_pretrained(model, state, strict=True, grid="model")
+    (slots, tokens), (to_patches, to_slots) = model(golden["input"])
+    assert difference(slots, golden["output"]) < TOLERANCE
+    assert difference(tokens, golden["tokens"]) < TOLERANCE
+    assert difference(to_patches, golden["to_patches"]) < 10 * TOLERANCE
+    assert difference(to_slots, golden["to_slots"]) < 10 * TOLERANCE
+    assert to_patches.shape == (2, 4, 6, 24)
+    features = model(golden["input"], return_embeddings=True)
+    assert [tuple(part.shape) for part in features.slots] == [(2, 6, 24), (2, 4, 24)]
+    groups = (2,) if name == "_two" else ()
+    assert [mask.shape for mask in features.masks] == [
+        (2, *groups, 2, n, s) for n, s in ((24, 6), (24, 4), (6, 4))
+    ]
+    first = AutoencodingHead(image_size=(16, 24), patch_size=4, channel_first=True)
+    maps = first((features.tokens, *features.slots), features.masks, model.interactions)
+    assert [one.shape for one in maps] == [(2, 24, 4, 6)] * 2
+    # patches, in the output of each block
+    _, maps = model.forward_intermediates(golden["input"])
+    assert [tuple(one.shape) for one in maps] == [(2, 24, 4, 6)] * 3
+
+
+def test_what_slots_refuse(tmp_path: Path) -> None:
+    found = SYSTEMS["wwt"]
+    for options, message in (
+        ({"interactions": ((1, 0),)}, "the lower one first"),
+        ({"num_register_slots": (1,)}, "one for each of 2 levels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found.build(**options)
+    with pytest.raises(ValueError, match="must rise or fall"):
+        AutoencodingHead(image_size=16, patch_size=4, pathways=((0, 2, 1),))
+    head = AutoencodingHead(image_size=(16, 24), patch_size=4, pathways=((0, 1),))
+    with pytest.raises(ValueError, match=r"levels \(0, 1\) of pathway \(0, 1\) do not interact"):
+        found.build(interactions=((0, 2),), task_heads=head)(found.inputs())
+    model = found.build(task_heads=head, sigreg_slots=(True, False))
+    _, arrived, loss = model(found.inputs())
+    assert arrived.shape == (2, 6, 24)
+    assert loss.ndim == 0
+    loss.backward()
+    with pytest.warns(UserWarning, match="pass them again"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="returns slots"):
+        model.encode(model.embed(found.inputs()))

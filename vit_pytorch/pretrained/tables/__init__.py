@@ -34,6 +34,7 @@ SHARED = {
     "ProjectedBiasSimpleViT": "simple_vit_with_relative_proj_pos_bias",
     "DecorrelatedViT": "vit_with_decorr",
     "JetViT": "jet_vit",
+    "WWT": "wwt",
     "NDTransformer": "levjepa_nd",
     "MossViViT": "vivit_with_moss",
     "DepthMixSimpleViT": "attn_residual_with_dca_simple_vit",

@@ -20,7 +20,7 @@ class Options(Format):
 
     def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """Translate a state dict to our names; weights of kinds that the model has not play no role."""
-        kinds = [set(block.attention) for block in model.blocks]  # type: ignore[union-attr, arg-type, operator]
+        kinds = [set(block.attention) for block in model.blocks]  # type: ignore[union-attr]
         found = {name: re.match(r"transformer\.layers\.(\d+)\.0\.options\.(\w+)", name) for name in state}
         unused = {
             name

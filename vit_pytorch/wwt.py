@@ -157,9 +157,7 @@ class WWT(IsotropicModel):
         if self.token_norm is not None:
             self.token_head = self.make_head(num_classes)
 
-    def forward(  # type: ignore[override]
-        self, images: Float[Tensor, "b c h w"], return_embeddings: bool = False
-    ) -> Any:
+    def forward(self, images: Float[Tensor, "b c h w"], return_embeddings: bool = False) -> Any:
         """Compute logits of the slots, or their pooled embedding if `num_classes` is 0.
 
         Args:

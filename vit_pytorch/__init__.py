@@ -69,6 +69,9 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.lejepa`, `LeJEPA`
 - Decorrelation Speeds Up Vision Transformers (arXiv:2510.14657):
   `vit_pytorch.decorrelation`, `decorrelate`, `DecorLinear`
+- LeVJEPA (arXiv:2608.27395): `vit_pytorch.levjepa`, `LeVJEPA`, `VideoTransformer`
+- LeVJEPA, for arrays of one to seven axes (arXiv:2608.27395):
+  `vit_pytorch.levjepa_nd`, `LeVJEPAND`, `NDTransformer`
 
 Options of these under signatures of their own, as in the public vit-pytorch package:
 
@@ -112,6 +115,10 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
   `vit_pytorch.simple_vit_with_relative_proj_pos_bias`, `SimpleViT`
 - Decorrelation Speeds Up Vision Transformers, as a loss (arXiv:2510.14657):
   `vit_pytorch.vit_with_decorr`, `ViT`
+- An Image is Worth 16x16 Words, with full, linear and window attention (arXiv:2010.11929):
+  `vit_pytorch.jet_vit`, `JetViT`
+- WWT, tokens and slots of several levels (arXiv:2605.12021): `vit_pytorch.wwt`, `WWT`
+- ViViT, with multi-order self-similarity (arXiv:2103.15691): `vit_pytorch.vivit_with_moss`, `ViViT`
 - Attention Residuals with DeepCrossAttention (arXiv:2502.06785):
   `vit_pytorch.attn_residual_with_dca_simple_vit`, `SimpleViT`
 

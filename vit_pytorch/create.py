@@ -32,6 +32,9 @@ UNNAMED = {
     "looped_vit": "LoopedViT",
     "max_vit_with_registers": "RegisterMaxViT",
     "memory_vit": "MemoryViT",
+    "jet_vit": "JetViT",
+    "levjepa": "VideoTransformer",
+    "levjepa_nd": "NDTransformer",
     "na_vit_nested_tensor_3d": "NaViT3D",
     "rvt": "RvT",
     "simple_uvit": "SimpleUViT",
@@ -57,6 +60,8 @@ UNNAMED = {
     "simple_vit_with_register_tokens": "RegisterSimpleViT",
     "simple_vit_with_value_residual": "ValueResidualSimpleViT",
     "vit_with_patch_dropout": "PatchDropoutViT",
+    "vivit_with_moss": "MossViViT",
+    "wwt": "WWT",
 }
 
 

@@ -214,7 +214,7 @@ class LoopedViT(IsotropicModel):
 class ExclusiveAttention(SelfAttention):
     """Attention whose output has no part along each token's own value, and is gated by head."""
 
-    def __init__(self, dim: int, *, heads: int, dim_head: int, dropout: float) -> None:
+    def __init__(self, dim: int, *, heads: int = 8, dim_head: int = 64, dropout: float = 0.0) -> None:
         super().__init__(
             dim,
             heads=heads,

@@ -70,6 +70,8 @@ class RegisterMaxViT(PlainMaxViT):
             attn_dropout=dropout,
             channels=channels,
         )
+        if num_register_tokens < 1:
+            raise ValueError(f"num_register_tokens must be at least 1, got {num_register_tokens}")
         for stage, width in zip(self.stages, self.dims, strict=True):
             stage.blocks = nn.ModuleList(
                 RegisterMaxViTBlock(width, block, registers=num_register_tokens)

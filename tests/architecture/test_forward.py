@@ -41,6 +41,7 @@ DEEPER = {
     "vit_pytorch.regionvit.LocalBias": "a table of offsets that the authors index around the centre",
     "vit_pytorch.na_vit_nested_tensor.NaViT": "NaViT in another container of features",
     "vit_pytorch.na_vit_nested_tensor_3d.NaViT3D": "NaViT of arrays with one more axis",
+    "vit_pytorch.levjepa.VideoTransformer": "an encoder of arrays, of videos",
     **{
         f"vit_pytorch.{module}.{UNNAMED[module]}": "a ViT with an option, under a signature of its own"
         for module in (

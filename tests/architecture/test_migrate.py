@@ -84,7 +84,7 @@ def test_calls_of_the_public_package(module: str, call: str) -> None:
 def test_modules_that_are_not_here() -> None:
     text = PAGE.partition("- Not here: ")[2].partition("\n\n")[0]
     modules = re.findall(r"`(\w+)`", text)
-    assert len(modules) > 5
+    assert modules
     assert [module for module in modules if find_spec(f"vit_pytorch.{module}") is not None] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,6 +19,7 @@ from tests.papers.reference import TOLERANCE, difference, randomise
 from vit_pytorch import load_pretrained, vit_nd_masking
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import UNNAMED, load_model
+from vit_pytorch.jet_vit import LinearAttention
 from vit_pytorch.layers.attention import BlockInputs, ExplicitAttention
 from vit_pytorch.looped_vit import (
     adaptive_exit_targets,
@@ -34,6 +36,8 @@ from vit_pytorch.vit_nd_masking import (
     nd_attention,
 )
 from vit_pytorch.vit_with_decorr import DecorrelationLoss
+from vit_pytorch.vivit_with_moss import MOSS
+from vit_pytorch.wwt import AutoencodingHead
 
 SMALL = {"num_classes": 5, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8, "mlp_dim": 32}
 IMAGES = {**SMALL, "image_size": (24, 32), "patch_size": 4}
@@ -192,12 +196,46 @@ SYSTEMS = {
             shape=(3, 4, 24, 24),
             wrong=({"max_frames": 3}, "patch"),
         ),
+        system(
+            "levjepa",
+            "VideoTransformer",
+            shape=(3, 3, 16, 24),
+            wrong=({"dim_head": 5}, "dim_head must be at least 6 for 3 axes, got 5"),
+        ),
+        system(
+            "levjepa_nd",
+            "NDTransformer",
+            shape=(3, 2, 4, 4, 8),
+            wrong=({"causal_dims": 4}, r"causal_dims must be in \[0, 3\], got \(4,\)"),
+        ),
+        system(
+            "vivit_with_moss",
+            "ViViT",
+            shape=(3, 6, 16, 16),
+            golden=("public_vivit_with_moss", "public_vivit_with_moss_causal"),
+            wrong=({"moss_local_height": 2}, r"must be odd, got \(3, 2, 5\)"),
+        ),
+        system(
+            "jet_vit",
+            "JetViT",
+            shape=(3, 16, 24),
+            wrong=({"attn_layers": ["FA", "LA", "SA"]}, "'SA'"),
+        ),
+        system(
+            "wwt",
+            "WWT",
+            shape=(3, 16, 24),
+            golden=("public_wwt", "public_wwt_two", "public_wwt_joined"),
+            wrong=({"num_slots": (4, 4)}, r"must fall from level to level, got \(4, 4\)"),
+        ),
         system("looped_vit", "LoopedViT", wrong=({"image_size": None}, "must be given")),
         system("simple_flash_attn_vit_3d", shape=(3, 4, 16, 16), golden=(), config=VIDEOS),
     )
 }
+# Encoders, whose `forward` returns all tokens.
+ENCODERS = {"levjepa", "levjepa_nd"}
 # Systems whose `forward` returns a loss in addition.
-TUPLES = {"vit_with_decorr"}
+TUPLES = {"vit_with_decorr", "wwt"}
 # Outputs of ours that the public package's equal; a classifier is not among them where it has none.
 FEATURES = {"simple_vit_with_qk_norm"}
 # As the public package's pages and the ends of its files have them.
@@ -223,6 +261,49 @@ ARRAY = {
 }
 DOCUMENTED = {
     "simple_vit_with_relative_proj_pos_bias": {**LARGE, "depth": 2, "heads": 8},
+    "levjepa": {
+        "image_size": 96,
+        "patch_size": 16,
+        "frames": 8,
+        "dim": 256,
+        "depth": 3,
+        "heads": 8,
+        "mlp_dim": 512,
+    },
+    "levjepa_nd": {
+        "ndim": 4,
+        "input_shape": (8, 16, 32, 32),
+        "patch_size": (1, 4, 8, 8),
+        "dim": 128,
+        "depth": 2,
+        "heads": 4,
+        "mlp_dim": 256,
+    },
+    "wwt": {
+        "image_size": 256,
+        "patch_size": 32,
+        "num_classes": 1000,
+        "dim": 256,
+        "depth": 2,
+        "num_slots": (64, 32, 16),
+        "interactions": ((0, 1), (0, 2), (1, 2), (2, 3)),
+        "heads": 4,
+        "mlp_dim": 512,
+    },
+    "jet_vit": {**LARGE, "dim": 512, "depth": 3, "patch_size": 16, "attn_layers": ("WA", "LA", ("LA", "FA"))},
+    "vivit_with_moss": {
+        "dim": 512,
+        "spatial_depth": 2,
+        "temporal_depth": 2,
+        "heads": 4,
+        "mlp_dim": 2048,
+        "image_size": 256,
+        "image_patch_size": 32,
+        "frames": 8,
+        "frame_patch_size": 2,
+        "num_classes": 1000,
+        "moss_causal": True,
+    },
     "vit_with_decorr": {**LARGE, **DROPOUTS, "decorr_sample_frac": 0.25},
     "attn_residual_with_dca_simple_vit": {**LARGE, "head_groups": 2, "ffn_heads": 4},
     "na_vit_nested_tensor_3d": {
@@ -299,7 +380,7 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
     else:
         report = load_pretrained(model, state, strict=True, grid="model")
         # What is computed here, and what is there twice.
-        computed = (".freqs", "pos_emb.scales", "polar_emb.learned_bias")
+        computed = (".freqs", "pos_emb.scales", "rotary_emb.scales", "polar_emb.learned_bias")
         assert [key for key in report.dropped if not key.endswith(computed)] == []
         state = {key: value for key, value in state.items() if key not in report.dropped}
         images = golden.get("input", [value for key, value in sorted(golden.items()) if key[:6] == "input/"])
@@ -313,7 +394,9 @@ def test_outputs_equal_the_public_packages(name: str) -> None:
 
 def classified(found: System, output: Any) -> Tensor:
     """Return the logits in what a model returns."""
-    return output[0] if found.module in TUPLES else output
+    while found.module in TUPLES and isinstance(output, tuple):
+        output = output[0]
+    return output
 
 
 def test_every_module_is_known() -> None:
@@ -345,6 +428,8 @@ def test_every_parameter_learns(found: System) -> None:
     unused = {
         "simple_vit_with_specialized_cls": ("blocks.2.norm2.patches.", "norm.patches."),
         "rvt": ("blocks.2.attention.conv.", "blocks.2.attention.to_q."),
+        # What the last block hands on to no other.
+        "wwt": tuple(f"blocks.2.attentions.{pair}.mask_" for pair in range(3)),
     }
     assert [name for name in still if not name.startswith(unused.get(found.module, ()))] == []
 
@@ -385,7 +470,11 @@ def test_documented_calls_run(found: System) -> None:
     with torch.device("meta"):
         model = getattr(import_module(f"vit_pytorch.{found.module}"), found.name)(**config)
         images = torch.empty(2, 3, *model.image_size)
-    assert classified(found, model.eval()(images)).shape == (2, config["num_classes"])
+    output = classified(found, model.eval()(images))
+    if found.module in ENCODERS:
+        assert output.shape == (2, 1 + model.grid.num_patches, config["dim"])
+    else:
+        assert output.shape == (2, config["num_classes"])
 
 
 @torch.inference_mode()
@@ -628,7 +717,7 @@ def test_parameters_are_sorted_by_depth(found: System) -> None:
     first, last = groups[0], groups[max(groups)]
     assert {name for name in first if name.startswith(("head.", "blocks.", "stages.", "norm."))} == set()
     assert any(name.startswith(("patch_embed.", "stem.")) for name in first)
-    assert any(name.startswith("head.") for name in last)
+    assert found.module in ENCODERS or any(name.startswith("head.") for name in last)
     late = {
         name for name in last if name.startswith(("patch_embed.", "frequency_embed.", "phase", "prefix."))
     }
@@ -742,3 +831,140 @@ def test_flex_attention_is_used_for_block_masks(monkeypatch: pytest.MonkeyPatch)
     values = torch.ones(1, 2, 3, 4)
     assert nd_attention(values, values, values, block_mask=mask, scale=0.5) is values
     assert calls == [{"block_mask": mask, "scale": 0.5}]
+
+
+@torch.inference_mode()
+def test_similarities_in_plain_loops() -> None:
+    x = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    for causal, first in ((False, -1), (True, -2)):
+        found = MOSS(6, 3, 1, 3, causal=causal).similarities(x)
+        for t, i, j in itertools.product(range(3), range(4), range(5)):
+            for number, (dt, dj) in enumerate(itertools.product(range(first, first + 3), range(-1, 2))):
+                inside = 0 <= t + dt < 3 and 0 <= j + dj < 5
+                other = x[0, t + dt, i, j + dj] if inside else torch.zeros(6)
+                wanted = torch.cosine_similarity(x[0, t, i, j], other, dim=0) if inside else torch.tensor(0.0)
+                torch.testing.assert_close(found[0, t, i, j, number], wanted)
+    assert MOSS(6)(x).shape == x.shape
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_videos_with_padding_are_as_short_ones(pool: str, causal: bool) -> None:
+    """And with causal frames, those before a change stay, though the class token sees it."""
+    found = SYSTEMS["vivit_with_moss"]
+    model, x = randomise(found.build(pool=pool, moss_causal=causal)), found.inputs()
+    mask = torch.arange(6).expand(2, -1) < 4
+    assert difference(model(x, mask), model(x[:, :, :4])) < TOLERANCE
+    later = torch.cat([x[:, :, :4], -x[:, :, 4:]], dim=2)
+    assert (model(later) - model(x)).abs().max() > 1e-3
+    change = (model.forward_features(later) - model.forward_features(x)).abs().amax(dim=(0, 2))
+    frames = change[1:] if pool == "cls" else change
+    assert (frames[:2].max() < 1e-5) == causal
+    assert frames[2] > 1e-3
+
+
+@torch.inference_mode()
+def test_maps_of_blocks_over_space() -> None:
+    found = SYSTEMS["vivit_with_moss"]
+    model, x = randomise(found.build()), found.inputs()
+    last, maps = model.forward_intermediates(x)
+    assert [tuple(one.shape) for one in maps] == [(2, 24, 3, 4, 4)] * 2
+    assert last.equal(model.forward_features(x))
+    with pytest.raises(ValueError, match="need all patches"):
+        model.encode(model.embed(x), (3, 4, 4), torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="chosen at construction"):
+        model.reset_classifier(5, "avg")
+
+
+@torch.inference_mode()
+def test_linear_attention_and_its_convolution_in_plain_loops() -> None:
+    attention = randomise(LinearAttention(8, heads=2, dim_head=4)).eval()
+    x = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = attention.project(x.flatten(1, 2))
+    scores = q.relu() @ k.relu().mT
+    attended = scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-6) @ v
+    values = v.transpose(1, 2).reshape(2, 3, 4, 8)
+    kernels = attention.to_kernels(values.mean(dim=(1, 2))).view(2, 8, 3, 3)
+    padded = torch.nn.functional.pad(values, (0, 0, 1, 1, 1, 1))
+    convolved = sum(
+        padded[:, i : i + 3, j : j + 4] * kernels[:, None, None, :, i, j] for i in range(3) for j in range(3)
+    )
+    merged = attention.to_out(attended.transpose(1, 2).reshape(2, 3, 4, 8) + convolved)
+    assert difference(attention(x), merged) < TOLERANCE
+
+
+def test_layers_draw_their_attention_in_training() -> None:
+    """In evaluation the first kind acts; weights of kinds that a layer has not are left out in loading."""
+    found = SYSTEMS["jet_vit"]
+    model, x = randomise(found.build(attn_layers=[("LA", "FA"), "WA", "FA"])), found.inputs()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        assert len({round(model.train()(x).sum().item(), 3) for _ in range(12)}) == 2
+        assert model.eval()(x).equal(model(x))
+        assert model(x[..., :12, :20]).isfinite().all()
+    with pytest.raises(ValueError, match="needs the grid of the patches, and all of them"):
+        model.encode(model.embed(x), (4, 6), torch.zeros(2, 24, dtype=torch.int64))
+    with pytest.raises(ValueError, match="one for each of 3 layers, got 2"):
+        found.build(attn_layers=["FA", "LA"])
+    with pytest.raises(ValueError, match="dim must be a multiple of dim_head, got 24 and 5"):
+        found.build(dim_head=5)
+    config, state, golden = read_golden("public_jet_vit")
+    other = {"transformer.layers.0.0.options.WA.norm.weight": torch.ones(24)}
+    whole = found.build(**config).eval()
+    report = load_pretrained(whole, {**state, **other}, strict=True, grid="model")
+    assert report.dropped == tuple(other)
+    assert difference(whole(golden["input"]), golden["output"]) < TOLERANCE
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["", "_two", "_joined"])
+def test_slots_tokens_and_scores_are_the_public_packages(name: str) -> None:
+    config, state, golden = read_golden(f"public_wwt{name}")
+    found = SYSTEMS["wwt"]
+    path = ((2, 1, 0), (0, 1, 2))
+    head = AutoencodingHead(image_size=(16, 24), patch_size=4, pathways=path)
+    model = found.build(**config, task_heads=head).eval()
+    load_pretrained(model, state, strict=True, grid="model")
+    (slots, tokens), (to_patches, to_slots) = model(golden["input"])
+    assert difference(slots, golden["output"]) < TOLERANCE
+    assert difference(tokens, golden["tokens"]) < TOLERANCE
+    assert difference(to_patches, golden["to_patches"]) < 10 * TOLERANCE
+    assert difference(to_slots, golden["to_slots"]) < 10 * TOLERANCE
+    assert to_patches.shape == (2, 4, 6, 24)
+    features = model(golden["input"], return_embeddings=True)
+    assert [tuple(part.shape) for part in features.slots] == [(2, 6, 24), (2, 4, 24)]
+    groups = (2,) if name == "_two" else ()
+    assert [mask.shape for mask in features.masks] == [
+        (2, *groups, 2, n, s) for n, s in ((24, 6), (24, 4), (6, 4))
+    ]
+    first = AutoencodingHead(image_size=(16, 24), patch_size=4, channel_first=True)
+    maps = first((features.tokens, *features.slots), features.masks, model.interactions)
+    assert [one.shape for one in maps] == [(2, 24, 4, 6)] * 2
+    # patches, in the output of each block
+    _, maps = model.forward_intermediates(golden["input"])
+    assert [tuple(one.shape) for one in maps] == [(2, 24, 4, 6)] * 3
+
+
+def test_what_slots_refuse(tmp_path: Path) -> None:
+    found = SYSTEMS["wwt"]
+    for options, message in (
+        ({"interactions": ((1, 0),)}, "the lower one first"),
+        ({"num_register_slots": (1,)}, "one for each of 2 levels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found.build(**options)
+    with pytest.raises(ValueError, match="must rise or fall"):
+        AutoencodingHead(image_size=16, patch_size=4, pathways=((0, 2, 1),))
+    head = AutoencodingHead(image_size=(16, 24), patch_size=4, pathways=((0, 1),))
+    with pytest.raises(ValueError, match=r"levels \(0, 1\) of pathway \(0, 1\) do not interact"):
+        found.build(interactions=((0, 2),), task_heads=head)(found.inputs())
+    model = found.build(task_heads=head, sigreg_slots=(True, False))
+    _, arrived, loss = model(found.inputs())
+    assert arrived.shape == (2, 6, 24)
+    assert loss.ndim == 0
+    loss.backward()
+    with pytest.warns(UserWarning, match="pass them again"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="returns slots"):
+        model.encode(model.embed(found.inputs()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,25 +55,31 @@ class View:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
 
     def draw(
-        self, images: Float[Tensor, "b c h w"], generator: Generator | None = None
-    ) -> Float[Tensor, "b c y x"]:
-        """Draw a view of each image.
+        self, images: Float[Tensor, "b c *t h w"], generator: Generator | None = None
+    ) -> Float[Tensor, "b c *t y x"]:
+        """Draw a view of each image or video, whose frames share all that is drawn.
 
         Args:
             images: pixels in [0, 1]; colours are changed where there are three channels, brightness and
                 contrast always.
         """
-        x = crop_and_resize(images, draw_boxes(images, self.scale, generator), self.size)
-        x = torch.where(self._chosen(x, self.flip, generator), x.flip(3), x)
-        changed = change_colours(x, *(_draw_around(x, width, generator) for width in _STRENGTH.values()))
-        x = torch.where(self._chosen(x, self.colour, generator), changed, x)
+        video = images.ndim == 5
+        frames = images.shape[2] if video else 1
+        each = partial(torch.repeat_interleave, repeats=frames, dim=0)
+        x = images.transpose(1, 2).flatten(0, 1) if video else images
+        first = images[:, :, 0] if video else images
+        x = crop_and_resize(x, each(draw_boxes(first, self.scale, generator)), self.size)
+        x = torch.where(each(self._chosen(first, self.flip, generator)), x.flip(3), x)
+        drawn = [each(_draw_around(first, width, generator)) for width in _STRENGTH.values()]
+        x = torch.where(each(self._chosen(first, self.colour, generator)), change_colours(x, *drawn), x)
         if x.shape[1] == 3:
-            x = torch.where(self._chosen(x, self.grey, generator), luma(x).expand_as(x), x)
-        blurred = self._chosen(x, self.blur, generator)
-        sigma = _uniform(x, *self.sigma, generator)
+            x = torch.where(each(self._chosen(first, self.grey, generator)), luma(x).expand_as(x), x)
+        blurred = each(self._chosen(first, self.blur, generator))
+        sigma = each(_uniform(first, *self.sigma, generator))
         if bool(blurred.any()):
             x = torch.where(blurred, gaussian_blur(x, sigma), x)
-        return torch.where(self._chosen(x, self.solarize, generator) & (x >= 0.5), 1 - x, x)
+        x = torch.where(each(self._chosen(first, self.solarize, generator)) & (x >= 0.5), 1 - x, x)
+        return x.unflatten(0, (-1, frames)).transpose(1, 2) if video else x
 
     def _chosen(self, x: Tensor, probability: float, generator: Generator | None) -> Bool[Tensor, "b 1 1 1"]:
         return _uniform(x, 0.0, 1.0, generator).view(-1, 1, 1, 1) < probability
@@ -96,12 +103,12 @@ class MultiCrop:
 
     @torch.no_grad()
     def __call__(
-        self, images: Float[Tensor, "b c h w"], generator: Generator | None = None
-    ) -> list[Float[Tensor, "b c y x"]]:
+        self, images: Float[Tensor, "b c *t h w"], generator: Generator | None = None
+    ) -> list[Float[Tensor, "b c *t y x"]]:
         """Draw all views.
 
         Args:
-            images: normalised images; values outside the range of pixels are clipped.
+            images: normalised images, or videos; values outside the range of pixels are clipped.
 
         Raises:
             ValueError: where mean and std are not those of the images' channels.
@@ -113,8 +120,9 @@ class MultiCrop:
                 f"the images {channels} channels"
             )
         with torch.autocast(images.device.type, enabled=False):
-            mean = images.new_tensor(self.mean, dtype=torch.float32).view(1, -1, 1, 1)
-            std = images.new_tensor(self.std, dtype=torch.float32).view(1, -1, 1, 1)
+            shape = (1, -1, *[1] * (images.ndim - 2))
+            mean = images.new_tensor(self.mean, dtype=torch.float32).view(shape)
+            std = images.new_tensor(self.std, dtype=torch.float32).view(shape)
             pixels = (images.float() * std + mean).clamp(0, 1)
             drawn = [view.draw(pixels, generator) for view in self.views]
             return [((x - mean) / std).to(images.dtype) for x in drawn]
@@ -237,7 +245,7 @@ def gaussian_blur(images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) 
     return x.view(b, c, h, w)
 
 
-def join_by_size(crops: Sequence[Float[Tensor, "b c _ _"]]) -> list[Float[Tensor, "_ c _ _"]]:
+def join_by_size(crops: Sequence[Float[Tensor, "b c *_"]]) -> list[Float[Tensor, "_ c *_"]]:
     """Put neighbouring crops of one size in one batch, crop by crop; a model runs once for each size."""
     runs: list[list[Tensor]] = []
     for crop in crops:

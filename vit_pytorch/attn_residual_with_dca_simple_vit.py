@@ -60,7 +60,7 @@ class DepthMixSimpleViT(IsotropicModel):
         ffn_heads: int = 1,
         gate: bool = True,
         eps: float = 1e-6,
-        temperature: float = 10000,
+        temperature: float = 10000.0,
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="mean")

@@ -244,7 +244,7 @@ class NaViT(IsotropicModel):
         return [sequences[place] for place in inverse(order)]
 
     def embed(
-        self, images: Float[Tensor, "b c h w"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
+        self, images: Float[Tensor, "b c *size"], *, mask_fn: MaskFn | None = None, add_positions: bool = True
     ) -> Float[Tensor, "b n d"]:
         """Return the tokens of a batch, registers first; some patches are dropped in training."""
         self.check_images(images)
@@ -261,7 +261,7 @@ class NaViT(IsotropicModel):
         return self.dropout(self.prefix(x))
 
     def pack(
-        self, images: Sequence[Float[Tensor, "c _h _w"]], longest: int | None = None
+        self, images: Sequence[Float[Tensor, "c ..."]], longest: int | None = None
     ) -> tuple[Float[Tensor, "1 t d"], Packing, list[int]]:
         """Embed images of any sizes, one after the other, in the order of their lengths.
 
@@ -326,7 +326,7 @@ class NaViT(IsotropicModel):
         return pooled[inverse(order)]
 
     def collect_layers(
-        self, images: Float[Tensor, "b c h w"], layers: Sequence[int], *, stop_early: bool = False
+        self, images: Float[Tensor, "b c *size"], layers: Sequence[int], *, stop_early: bool = False
     ) -> tuple[Tensor | None, list[Any]]:
         """Compute the final features of a batch and the outputs of some layers.
 

@@ -136,7 +136,7 @@ class MossViViT(MaskedFrames, IsotropicModel):
         tokens: Float[Tensor, "b n d"],
         grid: Sequence[int] | None = None,
         ids_keep: Tensor | None = None,
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b m d"]:
         """Apply the blocks and the final norm; see `IsotropicModel.encode`.
 
         Raises:
@@ -151,7 +151,7 @@ class MossViViT(MaskedFrames, IsotropicModel):
         tokens: Float[Tensor, "b n d"],
         grid: Sequence[int],
         mask: Bool[Tensor, "b 1 1 n"] | None = None,
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Float[Tensor, "b m d"]:
         """Encode each frame, compare its patches, then encode the sequence of frames."""
         time, prefix = grid[0], self.num_prefix_tokens
         x = self.prefix(tokens.unflatten(1, (time, -1)).flatten(0, 1))

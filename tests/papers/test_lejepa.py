@@ -35,7 +35,10 @@ def make_vit() -> ViT:
 def test_the_statistic_is_the_authors():
     """Theirs integrates over half the domain, of an integrand that is even."""
     config, _, found = read_golden("lejepa_sigreg")
-    whole = {"domain": (-config["t_max"], config["t_max"]), "num_knots": 2 * config["n_points"] - 1}
+    whole = {
+        "domain": (-float(config["t_max"]), float(config["t_max"])),
+        "num_knots": 2 * config["n_points"] - 1,
+    }
     projected = (found["x"] @ found["slices"].T).requires_grad_()
     statistic = epps_pulley(projected, **whole)
     assert difference(statistic, found["authors"]) < TOLERANCE
@@ -49,7 +52,7 @@ def test_the_loss_is_the_public_packages(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "randn", lambda *_, **__: found["slices"])
     loss = sigreg_loss(found["x"], config["num_slices"])
     torch.testing.assert_close(loss / len(found["x"]), found["public"])
-    loss = sigreg_loss(found["x"], config["num_slices"], (-3, 3), 33)
+    loss = sigreg_loss(found["x"], config["num_slices"], (-3.0, 3.0), 33)
     torch.testing.assert_close(loss, found["public_video"])
 
 
@@ -62,7 +65,7 @@ def test_the_statistic_in_plain_loops():
         normal = math.exp(-t * t / 2)
         values.append(abs(mean - normal) ** 2 * normal)
     area = sum((one + other) / 2 * 0.5 for one, other in pairwise(values))
-    assert epps_pulley(x, (-2, 2), 9).item() == pytest.approx(5 * area, rel=1e-5)
+    assert epps_pulley(x, (-2.0, 2.0), 9).item() == pytest.approx(5 * area, rel=1e-5)
 
 
 def test_gaussian_embeddings_have_the_least_loss():
@@ -83,7 +86,7 @@ def test_gaussian_embeddings_have_the_least_loss():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"domain": (3, -3)}, "must be .least, greatest."), ({"num_knots": 1}, "must be at least 2, got 1")],
+    [({"domain": (3.0, -3.0)}, "must be .least, greatest."), ({"num_knots": 1}, "must be at least 2, got 1")],
 )
 def test_what_the_statistic_refuses(options, message):
     with pytest.raises(ValueError, match=message):

@@ -214,7 +214,7 @@ class MaskUnitAttention(nn.Module):
         self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
     ) -> Float[Tensor, "b y x e"]:
         """Attend from each cell, or from each 2 x 2 cells, to the cells of their mask unit."""
-        grid = x.shape[1:3]
+        grid: Sequence[int] = x.shape[1:3]
         q, k, v = self.attention.project(self.units.split(x))
         if self.pool:
             q, grid = pool_queries(q, self.units, grid), halved(grid)

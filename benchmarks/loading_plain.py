@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from loading_case import (
 from references import images, read_golden
 from torch import nn
 
-from vit_pytorch.base import VisionModel
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
@@ -101,12 +100,13 @@ def vit() -> Iterator[Case]:
     for name, (layout, reference) in EVA.items():
         model = theirs("timm", "create_model", name, **options_of(name, ours=False))
         build = named(name, **options_of(name))
-        yield against(layout, reference, build, model, *cast(VisionModel, build()).image_size)
+        size = options_of(name)["image_size"]
+        yield against(layout, reference, build, model, size, size)
     for name, (layout, reference) in AUTHORS.items():
-        options, size = options_of(name), options_of(name)["image_size"]
+        options = options_of(name)
         model = theirs("timm", "create_model", name, **{**options_of(name, ours=False), "num_classes": 0})
         build = named(name, **{**options, "num_classes": 0})
-        yield through_timms_reader(layout, reference, build, model, size)
+        yield through_timms_reader(layout, reference, build, model, options["image_size"])
     yield mae_encoder()
     sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192, "num_classes": 7}
     model = theirs("torchvision.models", "VisionTransformer", 48, 8, **sizes)

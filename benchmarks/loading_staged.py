@@ -84,6 +84,8 @@ def levit() -> Iterator[Case]:
         key_dim=8,
     )
     yield against("timm", "timm `LevitDistilled`", build, model, 64, 64)
+    conv = "timm `LevitDistilled`, of convolutions"
+    yield renamed("timm, convolutions", conv, build, model, 64)
     yield renamed("LeViT", "timm `LevitDistilled`, under the authors' names", build, model, 64)
     config = config_of(
         "LevitConfig",
@@ -200,6 +202,28 @@ def swin_v2() -> Iterator[Case]:
     names = ("Swinv2Config", "Swinv2ForImageClassification")
     windows = {"pretrained_window_sizes": (0, 0, 0)}
     yield from _swins("SwinTransformerV2", "swin_transformer_v2", "SwinTransformerV2", names, **windows)
+
+
+def hiera() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": 16, "depth": (1, 2, 2, 1)}
+    stages: dict[str, Any] = {"img_size": (64, 64), "num_classes": 7, "embed_dim": 16, "stages": (1, 2, 2, 1)}
+    build = ours("Hiera", **sizes)
+    model = theirs("timm.models.hiera", "Hiera", **stages)
+    yield against("timm", "timm `Hiera`", build, model, 64, 64)
+    yield through_timms_reader("facebookresearch", "facebookresearch/hiera", build, model, 64)
+    windowed = theirs("timm.models.hiera", "Hiera", **stages, abs_win_pos_embed=True, global_pos_size=(5, 5))
+    build_windowed = ours("Hiera", **sizes, position_grid=5)
+    yield against("timm", "timm `Hiera`, absolute window positions", build_windowed, windowed, 64, 64)
+    config = config_of(
+        "HieraConfig",
+        image_size=[64, 64],
+        embed_dim=16,
+        depths=[1, 2, 2, 1],
+        num_heads=[1, 2, 4, 8],
+        num_labels=7,
+    )
+    model = theirs("transformers", "HieraForImageClassification", config)
+    yield against("transformers", "transformers `HieraForImageClassification`", build, model, 64, 64)
 
 
 def crossformer() -> Iterator[Case]:

@@ -24,6 +24,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.swin`, `SwinTransformer`
 - Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv:2111.09883):
   `vit_pytorch.swin_v2`, `SwinTransformerV2`
+- Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles (arXiv:2306.00989):
+  `vit_pytorch.hiera`, `Hiera`
 - Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
 - RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
 - CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`

@@ -33,8 +33,6 @@ from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
 
-STEM = 4
-
 
 class LeViT(HierarchicalModel):
     """The pyramid of attention with batch norm.
@@ -44,7 +42,8 @@ class LeViT(HierarchicalModel):
     Args:
         image_size: the largest input, one number or (height, width) in pixels; any size up to it is taken.
         stages: number of stages.
-        dim: channels; a multiple of 8 in the first stage, of `dim_key` in all but the last.
+        dim: channels; a multiple of 2 ** (stem_depth - 1) in the first stage, of `dim_key` in all but the
+            last.
         mlp_mult: hidden dimension of the feed-forward, as a multiple of `dim`.
         dropout: dropout in the feed-forwards and on what blocks add, in [0, 1).
         dim_key: head dimension of queries and keys.
@@ -52,9 +51,13 @@ class LeViT(HierarchicalModel):
         down_heads: number of heads of the attention between two stages; default dim / dim_key.
         down_dim_value: head dimension of values between two stages; default 4 * dim_key.
         drop_path: probability of dropping a residual branch, in [0, 1); the same in all layers.
+        stem_depth: convolutions of the stem, each of which halves the image.
         distilled: have two classifiers, the second of which is trained on a teacher's outputs; the logits are
             the mean of both, also in training (see `DistilledNormHead.separate`).
     """
+
+    # The layer between two stages learns at the rate of the first block after it, as in timm.
+    down_in_first_block = True
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class LeViT(HierarchicalModel):
         down_dim_value: int | None = None,
         attn_dropout: float = 0.0,
         drop_path: float = 0.0,
+        stem_depth: int = 4,
         distilled: bool = False,
         act: str = "hardswish",
     ) -> None:
@@ -81,8 +85,9 @@ class LeViT(HierarchicalModel):
             per_stage(name, value, stages, growth=1)
             for name, value in (("dim", dim), ("depth", depth), ("heads", heads))
         )
-        if dims[0] % 2 ** (STEM - 1):
-            raise ValueError(f"dim of the first stage must be a multiple of {2 ** (STEM - 1)}, got {dims[0]}")
+        if dims[0] % 2 ** (stem_depth - 1):
+            multiple = 2 ** (stem_depth - 1)
+            raise ValueError(f"dim of the first stage must be a multiple of {multiple}, got {dims[0]}")
         if down_heads is None:
             if any(width % dim_key for width in dims[:-1]):
                 raise ValueError(
@@ -97,7 +102,7 @@ class LeViT(HierarchicalModel):
             image_size=pair(image_size),
             num_classes=num_classes,
             dims=dims,
-            strides=[2 ** (STEM + i) for i in range(stages)],
+            strides=[2 ** (stem_depth + i) for i in range(stages)],
             channels=channels,
             any_size=False,
         )
@@ -136,11 +141,11 @@ class LeViT(HierarchicalModel):
             )
             return Shrink(attention, feedforward(dims[stage]), drop_path=drop_path)
 
-        widths = [channels, *(dims[0] // 2**i for i in reversed(range(STEM)))]
+        widths = [channels, *(dims[0] // 2**i for i in reversed(range(stem_depth)))]
         self.stem = OnMap(
             *(
-                ConvNorm(widths[i], widths[i + 1], stride=2, act=act if i < STEM - 1 else None)
-                for i in range(STEM)
+                ConvNorm(widths[i], widths[i + 1], stride=2, act=act if i < stem_depth - 1 else None)
+                for i in range(stem_depth)
             )
         )
         self.stages = nn.ModuleList(

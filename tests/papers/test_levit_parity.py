@@ -14,12 +14,20 @@ from timm.models.levit import Levit, LevitDistilled
 from torch import nn
 from transformers import LevitConfig, LevitForImageClassification, LevitForImageClassificationWithTeacher
 
-from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.papers.reference import (
+    TOLERANCE,
+    check_gradients,
+    check_layer_decay,
+    difference,
+    images,
+    randomise,
+)
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.layers.conv import ConvNorm
 from vit_pytorch.levit import DistilledNormHead, LeViT, NormHead, TokenNorm
 from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
 
 OURS = {
     "image_size": 64,
@@ -46,6 +54,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "another activation": ({"act": "silu"}, {"act_layer": "silu"}),
     "values as wide as keys": ({"dim_value": 8}, {"attn_ratio": 1.0}),
     "no head": ({"num_classes": 0}, {"num_classes": 0}),
+    "three convolutions": ({"stem_depth": 3}, {"stem_type": "s8"}),
 }
 
 
@@ -106,13 +115,38 @@ def test_checkpoint_goes_back_to_timm(pair: tuple[LeViT, nn.Module]) -> None:
 
 
 @torch.inference_mode()
-def test_checkpoint_of_convolutions_is_read() -> None:
+def test_checkpoint_of_convolutions_is_read_and_goes_back() -> None:
     reference = build_timm(distilled=True, use_conv=True)
     model = LeViT(**OURS, distilled=True).eval()
     report = load_pretrained(model, reference.state_dict(), strict=True)
-    assert report.format == "timm"
+    assert report.format == "timm, convolutions"
     x = images(64, 64)
     assert difference(model(x), reference(x)) < TOLERANCE
+    written, want = to_format(model, report.format), reference.state_dict()
+    assert written.keys() == want.keys()
+    assert all(written[name].equal(tensor) for name, tensor in want.items())
+
+
+def test_gradients_and_layer_decay_equal_timms() -> None:
+    model, reference = make_pair("distilled")
+    # Some gradients are so small that single precision rounds them.
+    check_gradients(model.double(), reference.double(), images(64, 64).double(), "timm")
+    check_layer_decay(model, reference, "timm")
+
+
+@pytest.mark.parametrize("name", timm.list_models(module="levit"))
+def test_parameters_and_preparation_equal_timms(name: str) -> None:
+    with torch.device("meta"):
+        model, reference = create_model(name), timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == find_entry(name).parameters
+    layout = "timm, convolutions" if "conv" in name else "timm"
+    assert {n: p.shape for n, p in to_format(model, layout).items()} == {
+        n: p.shape for n, p in reference.state_dict().items()
+    }
+    cfg = reference.pretrained_cfg
+    keys = ("input_size", "mean", "std", "crop_pct", "interpolation", "num_classes")
+    assert {key: model.default_cfg[key] for key in keys} == {key: cfg[key] for key in keys}
+    assert find_entry(name).hub_id == (f"timm/{name}.{cfg['tag']}" if cfg.get("hf_hub_id") else None)
 
 
 @torch.inference_mode()

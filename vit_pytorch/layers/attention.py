@@ -283,6 +283,7 @@ class Attention(nn.Module):
         position: positions inside attention, an `AttentionPosition`; default none.
         value_mix: acts on values, first layer's values and tokens; default none.
         sub_norm: builds the norm before the output projection; default none.
+        out_dim: dimension of the output; default `dim`.
 
     Raises:
         ValueError: if the heads of keys and values do not divide those of queries.
@@ -303,6 +304,7 @@ class Attention(nn.Module):
         position: nn.Module | None = None,
         value_mix: nn.Module | None = None,
         sub_norm: Callable[[int], nn.Module] | None = None,
+        out_dim: int | None = None,
         kernel: Callable[[], nn.Module] = FusedAttention,
     ) -> None:
         super().__init__()
@@ -318,7 +320,7 @@ class Attention(nn.Module):
         self.k_norm = nn.Identity() if qk_norm is None else qk_norm(dim_head)
         self.kernel = kernel()
         self.sub_norm = nn.Identity() if sub_norm is None else sub_norm(inner)
-        self.to_out = nn.Linear(inner, dim, bias=out_bias)
+        self.to_out = nn.Linear(inner, dim if out_dim is None else out_dim, bias=out_bias)
         self.dropout = nn.Dropout(dropout)
         self.position = position
         self.value_mix = value_mix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from vit_pytorch.pretrained.rules import SAME, Format, NumberedFormat, Rule, Transform, own_format
-
-# A linear layer of theirs may be the 1 x 1 convolution that it equals.
-FLAT = Transform(lambda parts, module: parts[0].flatten(1), lambda tensor, module: (tensor,))
+from vit_pytorch.pretrained.tables.blocks import POINTWISE
 
 
 def _read_heads(parts: Sequence[Tensor], projection: Any) -> Tensor:
@@ -20,8 +18,7 @@ def _read_heads(parts: Sequence[Tensor], projection: Any) -> Tensor:
     if not parts[0].ndim or projection is None:
         return parts[0]
     heads = parts[0].unflatten(0, (projection.heads, -1)).split(projection.widths, dim=1)
-    rows = torch.cat([part.flatten(0, 1) for part in heads])
-    return rows.flatten(1) if rows.ndim > 1 else rows
+    return torch.cat([part.flatten(0, 1) for part in heads])
 
 
 def _write_heads(tensor: Tensor, projection: Any) -> tuple[Tensor]:
@@ -34,6 +31,20 @@ def _write_heads(tensor: Tensor, projection: Any) -> tuple[Tensor]:
 
 # Rows of all projections of one head stand together in theirs; in ours those of all heads of a projection.
 HEADS = Transform(_read_heads, _write_heads)
+POINTWISE_HEADS = Transform(
+    lambda parts, projection: _read_heads([parts[0].flatten(1)], projection),
+    lambda tensor, projection: (_write_heads(tensor, projection)[0][:, :, None, None],),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutional(Format):
+    """A layout that has 1 x 1 convolutions under the names of the linear layers that they equal."""
+
+    def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the state dict under bare names, or None for another format; see `Format.strip_prefix`."""
+        bare = super().strip_prefix(state)
+        return None if bare is None or bare[self.marks[0]].ndim != 4 else bare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +99,9 @@ class Names:
     down: tuple[str, str] = ("stages.{i}.down.attn", "stages.{i}.down.mlp")
 
 
-def _rules(names: Names) -> tuple[Rule, ...]:
+def _rules(names: Names, *, convolutional: bool = False) -> tuple[Rule, ...]:
     """Return the table of a layout."""
+    flat, heads = (POINTWISE, POINTWISE_HEADS) if convolutional else (SAME, HEADS)
     blocks = ("stages.{i}.blocks.{j}", "stages.{i}.blocks.{j}")
     attentions = (
         (f"{blocks[0]}.attention", f"{blocks[1]}.attn"),
@@ -115,12 +127,12 @@ def _rules(names: Names) -> tuple[Rule, ...]:
         rules.append(Rule(f"{ours}.norm.{{name}}", f"{theirs}.{names.norm}.{{name}}"))
     for ours, theirs in attentions:
         for part, name in split:
-            rules += layer(f"{ours}.{part}", f"{theirs}.{name}", HEADS, HEADS)
-        rules += layer(f"{ours}.to_out", f"{theirs}.{names.attn[3]}", FLAT)
+            rules += layer(f"{ours}.{part}", f"{theirs}.{name}", heads, HEADS)
+        rules += layer(f"{ours}.to_out", f"{theirs}.{names.attn[3]}", flat)
         rules.append(Rule(f"{ours}.bias.table", f"{theirs}.attention_biases"))
     for ours, theirs in mlps:
         for part, name in whole:
-            rules += layer(f"{ours}.{part}", f"{theirs}.{name}", FLAT)
+            rules += layer(f"{ours}.{part}", f"{theirs}.{name}", flat)
     for ours, theirs in zip(("head.distilled", "head"), reversed(names.heads), strict=True):
         rules.append(Rule(f"{ours}.norm.{{name}}", f"{theirs}.{names.norm}.{{name}}"))
         rules.append(Rule(f"{ours}.linear.{{p}}", f"{theirs}.{names.classifier}.{{p}}"))
@@ -129,22 +141,23 @@ def _rules(names: Names) -> tuple[Rule, ...]:
 
 UNUSED = ("{name}.attention_bias_idxs",)
 OURS = own_format("stages.0.blocks.0.attention.to_qkv.linear.weight")
-TIMM = Format(
-    name="timm",
-    marks=("stages.0.blocks.0.attn.qkv.linear.weight",),
+TIMM_NAMES = Names(
+    linear="linear",
+    norm="bn",
+    stem=tuple(f"stem.conv{i}" for i in (1, 2, 3, 4)),
+    attn=("qkv", "kv", "q.ln", "proj.ln"),
+    mlp=("ln1", "ln2"),
+    heads=("head", "head_dist"),
+    classifier="linear",
+    down=("stages.{i}.downsample.attn_downsample", "stages.{i}.downsample.mlp"),
+)
+MARKS = ("stages.0.blocks.0.attn.qkv.linear.weight",)
+TIMM = Format(name="timm", marks=MARKS, unused=UNUSED, rules=_rules(TIMM_NAMES))
+TIMM_CONV = Convolutional(
+    name="timm, convolutions",
+    marks=MARKS,
     unused=UNUSED,
-    rules=_rules(
-        Names(
-            linear="linear",
-            norm="bn",
-            stem=tuple(f"stem.conv{i}" for i in (1, 2, 3, 4)),
-            attn=("qkv", "kv", "q.ln", "proj.ln"),
-            mlp=("ln1", "ln2"),
-            heads=("head", "head_dist"),
-            classifier="linear",
-            down=("stages.{i}.downsample.attn_downsample", "stages.{i}.downsample.mlp"),
-        )
-    ),
+    rules=_rules(TIMM_NAMES, convolutional=True),
 )
 AUTHORS = FlatFormat(
     name="LeViT",
@@ -188,4 +201,4 @@ TRANSFORMERS = FlatFormat(
         for ours, theirs in (("conv.weight", "convolution.weight"), ("norm.{name}", "batch_norm.{name}"))
     ),
 )
-FORMATS = (OURS, TIMM, AUTHORS, TRANSFORMERS)
+FORMATS = (OURS, TIMM_CONV, TIMM, AUTHORS, TRANSFORMERS)

@@ -260,4 +260,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: architecture must be one of {', '.join(architectures())}, got {found!r}")
     if not isinstance(config.get("default_cfg", {}), dict):
         raise ValueError(f"{file}: default_cfg must hold settings, got {config['default_cfg']!r}")
+    name = config.get("default_cfg", {}).get("architecture")
+    if not isinstance(name, str | None):
+        raise ValueError(f"{file}: architecture in default_cfg must be a name, got {name!r}")
     return {name: value for name, value in config.items() if name != CHECKSUM}

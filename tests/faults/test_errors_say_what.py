@@ -120,6 +120,10 @@ def test_errors_from_anywhere(
         (lambda config: config.update(dpeth=2), "ViT has no argument dpeth"),
         (lambda config: config.update(architecture=["ViT"]), "architecture must be one of"),
         (lambda config: config.update(default_cfg=3), "default_cfg must hold settings, got 3"),
+        (
+            lambda config: config["default_cfg"].update(architecture=[]),
+            "in default_cfg must be a name, got []",
+        ),
         (lambda config: config["default_cfg"].update(mean=3), "does not say how its input is prepared"),
         (lambda config: config["default_cfg"].update(input_size=7), "does not say how its input is prepared"),
         (lambda config: config["default_cfg"].update(label_names=["a"]), "must name 10 classes, got 1"),

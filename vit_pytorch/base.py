@@ -141,7 +141,7 @@ class VisionModel(
     head: nn.Module
     default_cfg: dict[str, Any]
     load_report: Any = None
-    _given: tuple[str, ...]
+    given_arguments: tuple[str, ...]
 
     def __new__(cls: type[Model], *args: Any, **kwargs: Any) -> Model:
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
@@ -149,7 +149,7 @@ class VisionModel(
             check_arguments(cls.__init__, *args, **kwargs)
         model = super().__new__(cls, *args, **kwargs)
         # those too that a subclass hands on as `**options`
-        model._given = tuple(kwargs)
+        model.given_arguments = tuple(kwargs)
         return model
 
     def __init__(
@@ -423,9 +423,18 @@ class VisionModel(
         """Return an argument as a configuration file holds it."""
         return super()._encode_arg(to_json(arg))
 
+    @classmethod
+    def _handed_on(cls) -> list[str]:
+        """Return the name of arguments that a class hands on, such as `options`, if there is one."""
+        return [
+            each.name for each in cls._hub_mixin_init_parameters.values() if each.kind is each.VAR_KEYWORD
+        ]
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        names = [*self._hub_mixin_init_parameters, *self._given]
-        lost = [name for name in dict.fromkeys(names) if name not in {"self", *self.config, *handed_on(self)}]
+        names = [*self._hub_mixin_init_parameters, *self.given_arguments]
+        lost = [
+            name for name in dict.fromkeys(names) if name not in {"self", *self.config, *self._handed_on()}
+        ]
         if lost:
             raise ValueError(
                 f"arguments of {type(self).__name__} that no configuration file can hold: {', '.join(lost)}"
@@ -492,7 +501,7 @@ class VisionModel(
         arguments = {name: value for name, value in arguments.items() if name not in CONFIG_KEYS}
         upgraded = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
         unknown = [name for name in upgraded if name not in parameters and name not in CONFIG_KEYS]
-        if unknown and not handed_on(cls):
+        if unknown and not cls._handed_on():
             raise ValueError(
                 f"{CONFIG_NAME} of {model_id}: {cls.__name__} has no argument {', '.join(unknown)}"
             )
@@ -515,12 +524,6 @@ class VisionModel(
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
-
-
-def handed_on(model: VisionModel | type[VisionModel]) -> list[str]:
-    """Return the name under which a class takes arguments that it hands on, such as `options`, if it does."""
-    parameters = model._hub_mixin_init_parameters.values()
-    return [each.name for each in parameters if each.kind is each.VAR_KEYWORD]
 
 
 def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:

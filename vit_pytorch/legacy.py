@@ -154,7 +154,7 @@ def flat_options(init: Init) -> Init:
         upgraded = upgrade_arguments(arguments, parameters, owner=type(self).__name__)
         if upgraded != arguments:
             gone = arguments.keys() - upgraded.keys()
-            self._given = tuple(name for name in self._given if name not in gone)
+            self.given_arguments = tuple(name for name in self.given_arguments if name not in gone)
             config = {name: value for name, value in self.config.items() if name not in gone}
             changed = {name: value for name, value in upgraded.items() if name in config}
             self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}

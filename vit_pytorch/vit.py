@@ -31,7 +31,6 @@ from vit_pytorch.layers.attention import (
     HeadNorm,
     Ids,
     MultiHead,
-    hide_keys,
 )
 from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, drop_path_rate
 from vit_pytorch.layers.hyper_connections import HyperConnections
@@ -46,14 +45,16 @@ from vit_pytorch.layers.patches import (
     PatchEmbed,
     PatchGrid,
     PrefixTokens,
+    blank,
     mean_of_seen,
+    refuse_mask,
     seen_patches,
     seen_tokens,
     to_ntuple,
     warn_if_few,
 )
 from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequential, SinCos
-from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias
+from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias, hide_keys
 from vit_pytorch.layers.rotary import (
     AxialRotary,
     MixedRotary,
@@ -199,7 +200,7 @@ class ViT(IsotropicModel):
         make_norm = norms.build(norm_eps)
         make_qk_norm = partial(HeadNorm, heads) if qk_norm == "rms" else make_norm
 
-        self.no_mask = why_no_mask(stem, added, inside)
+        self.beside_padding = why_no_mask(stem, added, inside)
         if isinstance(stem, LinearStem):
             patch_norm_eps = norm_eps if stem.patch_norm else None
             # A bias before CLIP's norm would nearly cancel there.
@@ -298,25 +299,22 @@ class ViT(IsotropicModel):
         """
         if mask is None:
             return self.forward_head(self.forward_features(images))
-        pooled = self.pool_seen(self.forward_features(images, mask), self.seen(images, mask))
+        if self.no_mask:
+            refuse_mask(mask, self.no_mask)
+            return self.forward_head(self.forward_features(images))
+        pooled = self.pool_seen(self.forward_features(images, mask), seen_patches(mask, images, self.grid))
         return self.head(self.to_latent(self.pre_logits(self.fc_norm(pooled))))
 
-    def seen(self, images: Float[Tensor, "b c *size"], mask: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b n"]:
-        """Return which patches are no padding.
-
-        Raises:
-            ValueError: as `forward` does.
-        """
-        reason = self.no_mask
+    @property
+    def no_mask(self) -> str | None:
+        """Why a mask cannot be taken; None if it can."""
         if self.rank != 2:
-            reason = f"an input of {self.rank} axes is no image"
-        elif any(getattr(type(self), name) is not getattr(ViT, name) for name in MASKED):
-            reason = f"{type(self).__name__} has a forward pass of its own"
-        elif self.training and self.patch_dropout.p and self.pool != "cls":
-            reason = "patch_dropout drops some of the patches that are pooled"
-        if reason:
-            raise ValueError(f"a mask cannot be taken: {reason}")
-        return seen_patches(mask, images, self.grid)
+            return f"an input of {self.rank} axes is no image"
+        if any(getattr(type(self), name) is not getattr(ViT, name) for name in MASKED):
+            return f"{type(self).__name__} has a forward pass of its own"
+        if self.training and self.patch_dropout.p and self.pool != "cls":
+            return "patch_dropout drops some of the patches that are pooled"
+        return self.beside_padding
 
     def forward_features(
         self, images: Float[Tensor, "b c *size"], mask: Bool[Tensor, "b h w"] | None = None
@@ -325,8 +323,10 @@ class ViT(IsotropicModel):
         self.check_images(images)
         seen = None
         if mask is not None:
-            seen = self.seen(images, mask)
-            images = images.masked_fill(~mask[:, None], 0)
+            if self.no_mask:
+                refuse_mask(mask, self.no_mask)
+            seen = seen_patches(mask, images, self.grid)
+            images = blank(images, mask)
         grid = self.grid.fit(images.shape[2:])
         tokens = self.prefix(self.patch_embed(images))
         if self.positions is not None:
@@ -335,7 +335,9 @@ class ViT(IsotropicModel):
         tokens, ids_keep = self.patch_dropout(tokens, self.prefix.count, seen)
         return self.encode(tokens, grid, ids_keep, seen)
 
-    def pool_seen(self, features: Float[Tensor, "b n d"], seen: Bool[Tensor, "b p"]) -> Float[Tensor, "b e"]:
+    def pool_seen(
+        self, features: Float[Tensor, "b n d"], seen: Bool[Tensor, "b p"] | None
+    ) -> Float[Tensor, "b e"]:
         """Pool as `pool_features` does, of the patches those that are no padding."""
         if self.pool == "cls":
             return features[:, 0]
@@ -363,9 +365,8 @@ class ViT(IsotropicModel):
         """
         inputs = self.block_inputs(self.grid.shape if grid is None else tuple(grid), ids_keep)
         if seen is not None:
-            inputs = replace(
-                inputs, mask=hide_keys(seen_tokens(seen, self.prefix.count, ids_keep), inputs.mask)
-            )
+            keys, bias = seen_tokens(seen, self.prefix.count, ids_keep), inputs.mask
+            inputs = replace(inputs, mask=keys if bias is None else hide_keys(keys, bias))
         if self.streams is not None:
             tokens = self.streams.split(tokens)
         if self.value_residual:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.fx import symbolic_trace
 
 from tests.papers.reference import randomise
 from vit_pytorch import ViT
 from vit_pytorch.deepvit import DeepViT
+from vit_pytorch.layers.patches import seen_patches
 from vit_pytorch.vit_1d import ViT as ViT1D
 
 SMALL = {"image_size": 20, "patch_size": 4, "num_classes": 3, "dim": 16, "depth": 2, "heads": 2}
@@ -75,10 +77,20 @@ def test_padding_is_dropped_before_patches_are():
     batch, mask = padded(images_of(((8, 8), (20, 20))))
     tokens = torch.zeros(2, 26, 16)
     for _ in range(20):
-        _, kept = model.patch_dropout(tokens, 1, model.seen(batch, mask))
+        _, kept = model.patch_dropout(tokens, 1, seen_patches(mask, batch, model.grid))
         assert {0, 1, 5, 6} <= set(kept[0].tolist()), "all four patches of the small image stay"
     logits = model(batch, mask)
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mean", "relative", "attention pool"])
+def test_what_fx_traces_takes_masks_or_none(name):
+    model = randomise(ViT(**SMALL, **OPTIONS[name])).eval()
+    traced = symbolic_trace(model)
+    batch, mask = padded(images_of())
+    torch.testing.assert_close(traced(batch, mask), model(batch, mask), atol=1e-6, rtol=0)
+    batch = torch.randn(2, 3, 20, 20)
+    torch.testing.assert_close(traced(batch), model(batch), atol=1e-6, rtol=0)
 
 
 def test_padded_batches_are_exported():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.layers.arguments import checks_arguments
@@ -118,11 +118,6 @@ class HeadNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*b h n e"]) -> Float[Tensor, "*b h n e"]:
         """Normalise the last axis."""
         return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
-
-
-def hide_keys(keys: Bool[Tensor, "*b 1 1 n"], bias: Tensor | None) -> Tensor:
-    """Return the mask of attention with a bias, if there is one, in which only some keys are seen."""
-    return keys if bias is None else bias.masked_fill(~keys, -float("inf"))
 
 
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:

@@ -324,15 +324,37 @@ def token_ids(ids_keep: Int[Tensor, "b k"], prefix: int) -> Int[Tensor, "b m"]:
     return torch.cat([first, prefix + ids_keep], dim=1)
 
 
+# What FX traces as a mask may turn out to be None later, in which case there is no padding.
+
+
+@fx_leaf
+def refuse_mask(mask: Tensor | None, reason: str) -> None:
+    """Refuse a mask that a model cannot take.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if mask is not None:
+        raise ValueError(f"a mask cannot be taken: {reason}")
+
+
+@fx_leaf
+def blank(images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"] | None) -> Float[Tensor, "b c h w"]:
+    """Return images whose padding is zero, whatever it was, also NaN."""
+    return images if mask is None else images.masked_fill(~mask[:, None], 0)
+
+
 @fx_leaf
 def seen_patches(
-    mask: Bool[Tensor, "b h w"], images: Float[Tensor, "b c h w"], grid: PatchGrid
-) -> Bool[Tensor, "b n"]:
-    """Return which patches are image, by a mask of pixels.
+    mask: Bool[Tensor, "b h w"] | None, images: Float[Tensor, "b c h w"], grid: PatchGrid
+) -> Bool[Tensor, "b n"] | None:
+    """Return which patches are image, by a mask of pixels; None for all of them.
 
     Raises:
         ValueError: if the mask is not one of these pixels, cuts a patch, or leaves nothing of an image.
     """
+    if mask is None:
+        return None
     cells, checked = grid.fit(images.shape[2:]), not is_tracing(mask)
     want = (images.shape[0], *images.shape[2:])
     if checked and (mask.dtype != torch.bool or mask.shape != want):
@@ -351,17 +373,21 @@ def seen_patches(
 
 @fx_leaf
 def seen_tokens(
-    seen: Bool[Tensor, "b n"], prefix: int, ids_keep: Int[Tensor, "b k"] | None = None
-) -> Bool[Tensor, "b 1 1 m"]:
+    seen: Bool[Tensor, "b n"] | None, prefix: int, ids_keep: Int[Tensor, "b k"] | None = None
+) -> Bool[Tensor, "b 1 1 m"] | None:
     """Return which tokens are seen as keys: prefix tokens, and the patches that are seen, of those kept."""
+    if seen is None:
+        return None
     if ids_keep is not None:
         seen = seen.take_along_dim(ids_keep, dim=1)
     return F.pad(seen, (prefix, 0), value=True)[:, None, None]
 
 
 @fx_leaf
-def mean_of_seen(tokens: Float[Tensor, "b n d"], seen: Bool[Tensor, "b n"]) -> Float[Tensor, "b d"]:
-    """Return the mean of the tokens that are seen."""
+def mean_of_seen(tokens: Float[Tensor, "b n d"], seen: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b d"]:
+    """Return the mean of the tokens that are seen, or of all."""
+    if seen is None:
+        return tokens.mean(dim=1)
     weights = seen / seen.sum(dim=1, keepdim=True)
     return (weights[:, None].to(tokens) @ tokens)[:, 0]
 

@@ -12,10 +12,10 @@ from operator import is_not
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import BlockInputs, Queries, hide_keys
+from vit_pytorch.layers.attention import BlockInputs, Queries
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.offsets import (
     cells,
@@ -173,6 +173,12 @@ class TokenBias(CachedBias):
             return bias[None]
         ids = token_ids(ids_keep, prefix)
         return bias[:, ids[:, :, None], ids[:, None, :]].transpose(0, 1)
+
+
+@fx_leaf
+def hide_keys(keys: Bool[Tensor, "*b 1 1 n"] | None, bias: Float[Tensor, "*b h n n"]) -> Tensor:
+    """Return biases, minus infinity for keys that are not seen; as they are if all are."""
+    return bias if keys is None else bias.masked_fill(~keys, -float("inf"))
 
 
 class RelativePositions(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, hide_keys
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs
 from vit_pytorch.layers.blocks import fx_leaf
 
 # Added to the scores of cells that were not neighbours before a map was shifted, as in Swin's code.
@@ -212,7 +212,7 @@ def hide(real: Bool[Tensor, "g n"], bias: Float[Tensor, "*_ h n n"] | None) -> T
         bias: what is added to the scores of all groups, if anything.
     """
     keys = (real | ~real.any(dim=-1, keepdim=True))[:, None, None]
-    return hide_keys(keys, bias)
+    return keys if bias is None else bias.masked_fill(~keys, -float("inf"))
 
 
 class ShiftedWindowAttention(GroupAttention):

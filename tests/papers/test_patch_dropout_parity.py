@@ -27,7 +27,7 @@ class Chosen(nn.Module):
         self.kept = kept
         self.tell = tell
 
-    def forward(self, tokens: Tensor, prefix: int = 0):
+    def forward(self, tokens: Tensor, prefix: int = 0, seen: Tensor | None = None):
         left = tokens.take_along_dim(self.places[..., None], dim=1)
         return (left, self.kept) if self.tell else left
 

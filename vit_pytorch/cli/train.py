@@ -228,7 +228,7 @@ def train_parser(entry: ModelEntry, command: Callable[[Sequence[str]], None] = t
     parser.add_argument(
         "--budget",
         type=str,
-        help="time that the run may take, such as 10m: its epochs, and the size of a recipe's model, are "
+        help="time that the run may take, such as 10m. Its epochs, and the size of a recipe's model, are "
         "chosen by what is measured before it begins",
     )
     add_common(parser, entry)

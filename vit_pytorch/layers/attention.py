@@ -33,6 +33,8 @@ BF16_LACKS_AMX = bool(CPU) and not CPU.get("amx_bf16", False)
 Queries = Float[Tensor, "b h n e"]
 Keys = Float[Tensor, "b h m e"]
 Values = Float[Tensor, "b h m f"]
+# Keys or values of which each head serves several of queries.
+SharedKeys = Float[Tensor, "b g _ _"]
 Mixed = Float[Tensor, "b h n f"]
 # Positions in the grid of the patches that are among the tokens.
 Ids = Int[Tensor, "b k"]
@@ -322,13 +324,13 @@ class Attention(nn.Module):
         init_xavier(self.to_qkv, parts=(inner, shared, shared))
         init_xavier(self.to_out)
 
-    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, Queries, Queries]:
+    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Queries, SharedKeys, SharedKeys]:
         """Project tokens to queries, keys and values: views of one product, split into heads."""
         qkv = self.qv_bias(self.to_qkv(x)).unflatten(-1, (-1, self.dim_head)).transpose(1, 2)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(self, q: Queries, k: Keys, v: Values, inputs: BlockInputs) -> Mixed:
+    def attend(self, q: Queries, k: SharedKeys, v: SharedKeys, inputs: BlockInputs) -> Mixed:
         """Attend; positions and masks act here."""
         mask = inputs.mask
         if self.kv_heads < self.heads:

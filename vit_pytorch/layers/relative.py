@@ -176,7 +176,7 @@ class TokenBias(CachedBias):
 
 
 @fx_leaf
-def hide_keys(keys: Bool[Tensor, "*b 1 1 n"] | None, bias: Float[Tensor, "*b h n n"]) -> Tensor:
+def hide_keys(keys: Bool[Tensor, "_ 1 1 n"] | None, bias: Float[Tensor, "_ h n n"]) -> Tensor:
     """Return biases, minus infinity for keys that are not seen; as they are if all are."""
     return bias if keys is None else bias.masked_fill(~keys, -float("inf"))
 

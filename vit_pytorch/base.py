@@ -93,6 +93,8 @@ Model = TypeVar("Model", bound="VisionModel")
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
 INPUT_SIZES = ("image_size", "img_size", "seq_len")
 TIMM_POOL = {"token": "cls", "avg": "mean"}
+# the pooling of a model without any, as timm has it
+UNPOOLED = ""
 
 
 class VisionModel(
@@ -115,6 +117,7 @@ class VisionModel(
         classifier_dim: dimension of what enters the classifier.
         undecayed: pattern of the names of parameters of more than one axis without weight decay.
         pools_prefix: the attention pool takes prefix tokens, too.
+        unpooled: the output is that of `forward_features` (see `reset_classifier`).
         fc_norm: acts on the pooled vector.
         pre_logits: acts on the normed pooled vector.
         head: the classifier.
@@ -136,6 +139,7 @@ class VisionModel(
     num_prefix_tokens: int
     attention_pool: nn.Module | None
     pools_prefix: bool = False
+    unpooled: bool = False
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -181,6 +185,11 @@ class VisionModel(
         return dict(config or {})
 
     @property
+    def in_chans(self) -> int:
+        """The same as `channels`, as timm calls them."""
+        return self.channels
+
+    @property
     def head_hidden_size(self) -> int:
         """Dimension of what enters the classifier."""
         return self.classifier_dim
@@ -219,6 +228,8 @@ class VisionModel(
             features: output of `forward_features`.
             pre_logits: stop before the classifier.
         """
+        if self.unpooled:
+            return features
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
@@ -317,14 +328,22 @@ class VisionModel(
         Args:
             num_classes: number of logits; 0 for the pooled embedding.
             global_pool: another pooling, where the architecture has one: "cls" (timm's "token") or "mean"
-                (timm's "avg").
+                (timm's "avg"); "", without classes, for none: the model returns what
+                `forward_features` does, until it gets a classifier.
 
         Raises:
             ValueError: if the model cannot pool so.
         """
-        if global_pool is not None and TIMM_POOL.get(global_pool, global_pool) != self.pool:
+        if global_pool == UNPOOLED and num_classes:
+            raise ValueError(
+                f"a classifier needs pooled features, got {num_classes} classes and global_pool=''"
+            )
+        if global_pool and TIMM_POOL.get(global_pool, global_pool) != self.pool:
             self.change_pool(global_pool)
-        self.head = self.make_head(num_classes)
+        self.unpooled = not num_classes and (
+            global_pool == UNPOOLED or (self.unpooled and global_pool is None)
+        )
+        self.head = self.make_head(num_classes).train(self.training)
         self.num_classes = num_classes
         self._record(num_classes=num_classes)
 
@@ -342,7 +361,13 @@ class VisionModel(
             f"{type(self).__name__} pools by {self.pool!r} only; pooling cannot be {global_pool!r}"
         )
 
-    def set_input_size(self, image_size: int | Sequence[int], *, antialias: bool = True) -> None:
+    def set_input_size(
+        self,
+        image_size: int | Sequence[int] | None = None,
+        *,
+        antialias: bool = True,
+        img_size: int | Sequence[int] | None = None,
+    ) -> None:
         """Make the largest input another one, in place: positions and biases are interpolated to it.
 
         Parameters that have the size already stay the same objects; an optimizer is built anew for others.
@@ -350,20 +375,25 @@ class VisionModel(
         Args:
             image_size: one number for a square, or (height, width), in pixels; of signals, their length.
             antialias: low-pass before positions of images shrink, as timm does; transformers does not.
+            img_size: the same as `image_size`, as timm calls it.
 
         Raises:
             ValueError: if the architecture has no such size, the constructor refuses it, or modules were
                 exchanged after it.
         """
+        if (image_size is None) == (img_size is None):
+            raise ValueError(f"set_input_size needs image_size, got {image_size} and img_size={img_size}")
+        image_size = img_size if image_size is None else image_size
         names = [name for name in INPUT_SIZES if name in self._hub_mixin_init_parameters]
         if not names:
             raise ValueError(f"{type(self).__name__} takes inputs of any size")
-        size = image_size if isinstance(image_size, int) else tuple(image_size)
+        size = image_size if isinstance(image_size, int) else tuple(image_size or ())
         prepared, known = self.default_cfg, self.config
         with init_empty_weights():
             like, before = type(self)(**{**known, names[0]: size}), type(self)(**known)
         take_size(self, like, before, antialias=antialias)
-        self.default_cfg = {**prepared, "input_size": like.default_cfg["input_size"]}
+        sized = {k: v for k, v in like.default_cfg.items() if k in ("input_size", "pool_size")}
+        self.default_cfg = {**prepared, **sized}
         self._record(**{names[0]: size})
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -431,6 +461,10 @@ class VisionModel(
         ]
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if self.unpooled:
+            raise ValueError(
+                "no configuration file can hold that the pooling was removed: save the model before"
+            )
         names = [*self._hub_mixin_init_parameters, *self.given_arguments]
         lost = [
             name for name in dict.fromkeys(names) if name not in {"self", *self.config, *self._handed_on()}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
-from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, VisionModel
+import torch
+
+from vit_pytorch.backbone import Backbone
+from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, UNPOOLED, VisionModel
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
@@ -25,7 +28,15 @@ MODEL = "model"
 # settings of `default_cfg` that fit a trained classifier only
 OF_CLASSIFIER = ("label_names", "problem")
 # settings of `default_cfg` that the model itself knows
-OF_MODEL = ("architecture", "input_size", "num_classes")
+OF_MODEL = (
+    "architecture",
+    "input_size",
+    "num_classes",
+    "pool_size",
+    "first_conv",
+    "classifier",
+    "fixed_input_size",
+)
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
     "attn_residual_with_dca_simple_vit": "DepthMixSimpleViT",
@@ -65,14 +76,48 @@ UNNAMED = {
 }
 
 
+@overload
+def create_model(
+    name: str | os.PathLike[str],
+    *,
+    pretrained: bool | str | os.PathLike[str] = ...,
+    num_classes: int | None = ...,
+    key: str | None = ...,
+    features_only: Literal[False] = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+    **overrides: Any,
+) -> VisionModel: ...
+
+
+@overload
+def create_model(
+    name: str | os.PathLike[str],
+    *,
+    pretrained: bool | str | os.PathLike[str] = ...,
+    key: str | None = ...,
+    features_only: Literal[True],
+    out_indices: int | Sequence[int] | None = ...,
+    feature_cls: str | None = ...,
+    device: torch.device | str | None = ...,
+    dtype: torch.dtype | None = ...,
+    **overrides: Any,
+) -> Backbone: ...
+
+
 def create_model(
     name: str | os.PathLike[str],
     *,
     pretrained: bool | str | os.PathLike[str] = False,
     num_classes: int | None = None,
     key: str | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    feature_cls: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **overrides: Any,
-) -> VisionModel:
+) -> VisionModel | Backbone:
     """Build a named model, or one that was saved.
 
     Args:
@@ -86,18 +131,53 @@ def create_model(
         num_classes: number of logits; where it is not the checkpoint's, the classifier starts anew, which a
             warning says.
         key: which state dict is meant where the checkpoint holds several (see `load_pretrained`).
-        overrides: arguments of the architecture that shall differ from the named model's; a saved model
+        features_only: return a `Backbone`, which computes the maps of some layers, for detection and
+            segmentation.
+        out_indices: layers of which the maps are (see `Backbone`).
+        feature_cls: timm's word for how maps are taken; "getter", by `forward_intermediates`, is the only
+            way.
+        device: where the model is built.
+        dtype: data type of its parameters and buffers.
+        overrides: arguments of the architecture that shall differ from the named model's, or words of timm
+            and transformers for the same, such as `img_size`, `in_chans` and `global_pool`; a saved model
             takes none.
 
     Returns:
         The model; where it has weights from elsewhere, `load_report` says what was loaded and what not.
 
     Raises:
-        ValueError: where no model has that name, an override is not an argument of it, there are no
-            published weights, or the checkpoint does not fit.
+        ValueError: where no model has that name, there are no published weights, or the checkpoint does not
+            fit.
+        UnknownArgumentError: where an override is not an argument of the model; it is a `TypeError` and a
+            `ValueError`.
         OSError: where the checkpoint or the folder cannot be read, or the Hub cannot be reached and nothing
             is cached.
     """
+    if not features_only and (out_indices is not None or feature_cls is not None):
+        raise ValueError("out_indices and feature_cls are of features_only=True")
+    if feature_cls not in (None, "getter"):
+        raise ValueError(f"feature_cls must be 'getter', got {feature_cls!r}")
+    unpooled = overrides.get("global_pool") == UNPOOLED
+    if unpooled:
+        del overrides["global_pool"]
+    with nullcontext() if device is None else torch.device(device):
+        model = _build(name, pretrained=pretrained, num_classes=num_classes, key=key, **overrides)
+    if device is not None or dtype is not None:
+        model.to(device=device, dtype=dtype)
+    if unpooled:
+        model.reset_classifier(model.num_classes, UNPOOLED)
+    return Backbone(model, out_indices) if features_only else model
+
+
+def _build(
+    name: str | os.PathLike[str],
+    *,
+    pretrained: bool | str | os.PathLike[str],
+    num_classes: int | None,
+    key: str | None,
+    **overrides: Any,
+) -> VisionModel:
+    """Build a named model, or one that was saved; see `create_model`."""
     if isinstance(name, os.PathLike) or (name not in entries() and (os.sep in name or Path(name).is_dir())):
         if pretrained is not False or overrides or key is not None:
             given = ["pretrained"] * (pretrained is not False) + ["key"] * (key is not None) + [*overrides]

@@ -7,6 +7,7 @@ with their channels first; both are views of the same memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -91,6 +92,7 @@ class HierarchicalModel(VisionModel):
         self.pre_logits = nn.Identity()
         self.head = nn.Identity()
         self.check_size(image_size)
+        self.default_cfg["pool_size"] = tuple(ceil(side / self.strides[-1]) for side in image_size)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:

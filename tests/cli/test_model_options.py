@@ -76,3 +76,15 @@ def test_help_describes_the_arguments_that_all_models_share() -> None:
     assert "dropout after the linear layers of a model's blocks" in text
     # What a model says of an argument comes before what all models say.
     assert '"map" an attention pool of the patches' in text
+
+
+def test_words_of_other_models_are_understood(tmp_path):
+    cct = ["--model.name=cct_2_3x2_32", "--model.image_size", "28"]
+    assert read_command(cct, None)[0].model["img_size"] == 28
+    assert (
+        read_command([*cct[:1], "--model.image_size=28", "--model.depth=3"], None)[0].model["num_layers"] == 3
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {name: cct_2_3x2_32, image_size: 24}")
+    assert read_command([f"--config={config}"], None)[0].model["img_size"] == 24
+    assert model("--model.img_size=48", "--model.num_layers=3")["image_size"] == 48

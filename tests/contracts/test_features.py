@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import VisionModel
 
 
@@ -116,3 +117,21 @@ def group(name: str, matcher: dict) -> tuple[float, ...]:
                 parts = ((ordinal,), found.groups(), suffix)
                 return tuple(map(float, chain.from_iterable(filter(None, parts))))
     return (inf,)
+
+
+def test_backbone(build, images: Tensor):
+    """Maps of some layers without the rest of the model; all parameters that are left get gradients."""
+    model = build().eval()
+    layers = sorted({0, max(0, len(model.feature_info) - 2)})
+    expected = model.forward_intermediates(images, indices=layers, intermediates_only=True)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    backbone = Backbone(model, layers)
+    maps = backbone(images)
+    assert backbone.feature_info.out_indices == tuple(layers)
+    assert backbone.feature_info.channels() == [features.shape[1] for features in maps]
+    for features, wanted in zip(maps, expected, strict=True):
+        torch.testing.assert_close(features, wanted)
+    sum(features.square().mean() for features in maps).backward()
+    left = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in left)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) < before

@@ -13,6 +13,7 @@ from vit_pytorch.cli.layers import UsageError, option_value, without_option
 from vit_pytorch.layers.options import read_option
 from vit_pytorch.legacy import FLAT_OPTIONS, parts_of
 from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.words import own_name
 
 
 def upgrade_layer(layer: Mapping[str, Any], entry: ModelEntry) -> dict[str, Any]:
@@ -28,6 +29,22 @@ def upgrade_layer(layer: Mapping[str, Any], entry: ModelEntry) -> dict[str, Any]
         return {**layer, "model": entry.upgrade(model)}
     except ValueError as error:
         raise UsageError(f"model: {error}") from error
+
+
+def own_options(arguments: Sequence[str], entry: ModelEntry) -> list[str]:
+    """Return a command line in which a model's arguments have the names that its class gives them.
+
+    Another model's word for the same, such as `--model.image_size` for `--model.img_size`, is understood.
+    """
+    known = entry.architecture._hub_mixin_init_parameters
+    found = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        prefix, dot, name = option.partition(".")
+        if prefix == "--model" and dot:
+            option = f"--model.{own_name(name, known)}"
+        found.append(f"{option}{equals}{value}")
+    return found
 
 
 def check_model_options(model: Mapping[str, Any], entry: ModelEntry, source: str) -> None:

@@ -29,7 +29,7 @@ from vit_pytorch.cli.layers import (
     setting,
     without_option,
 )
-from vit_pytorch.cli.model_options import check_model_options, fold_options, upgrade_layer
+from vit_pytorch.cli.model_options import check_model_options, fold_options, own_options, upgrade_layer
 from vit_pytorch.create import architectures, model_folder, read_config
 from vit_pytorch.data.sizes import SMALL, holds_photographs
 from vit_pytorch.data.sources import TABLE_OPTIONS, with_columns
@@ -195,7 +195,7 @@ def parse_layers(
         SystemExit: After help, where it is asked for; it shows the defaults that the layers give.
     """
     layers = [upgrade_layer(layer, entry) for layer in layers]
-    arguments = fold_options(arguments, layers, entry)
+    arguments = fold_options(own_options(arguments, entry), layers, entry)
     defaults = dict(parser.get_defaults().items())
     known = {*defaults.keys(), *SHOWING}
     check_options(arguments, known)

@@ -33,7 +33,7 @@ ALIASES = {
 
 def families() -> list[str]:
     """Return the files of the registry, each with the models of a family."""
-    found = {info.name for info in iter_modules(__path__)} - {"entry"}
+    found = {info.name for info in iter_modules(__path__)} - {"entry", "words"}
     return [*FAMILIES.split(), *sorted(found.difference(FAMILIES.split()))]
 
 
@@ -62,10 +62,15 @@ def find_entry(name: str) -> ModelEntry:
     return entries()[name]
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """List the named models.
 
     Args:
         pattern: shell-style wildcard that a name matches, such as `vit_*_patch16_*`.
+        pretrained: only those of which published weights are known.
     """
-    return [name for name in entries() if fnmatchcase(name, pattern)]
+    return [
+        name
+        for name, entry in entries().items()
+        if fnmatchcase(name, pattern) and (entry.hub_id is not None or not pretrained)
+    ]

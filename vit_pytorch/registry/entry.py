@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_pytorch.base import INPUT_SIZES, VisionModel
+from torch import nn
+
+from vit_pytorch.base import INPUT_SIZES, TIMM_POOL, VisionModel
 from vit_pytorch.legacy import upgrade_arguments
+from vit_pytorch.registry.words import check_known, own_words
 
 # The mean and standard deviation of ImageNet's colours, by which most published models prepare images.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -23,6 +27,10 @@ FOLDED = {
 NO_BATCH = {
     "gradients_per_sample": "Opacus needs parameters to meet a tensor of the batch in their own module"
 }
+
+# what takes the image in a model
+FIRST = re.compile(r"(branches\.\d+\.)?patch_embed|stem|stages\.0\.down")
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +79,80 @@ class ModelEntry:
         return f"{known.partition('.')[0]}.{tag}"
 
     def upgrade(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments of the architecture from those of version 0.1; see `upgrade_arguments`."""
-        return upgrade_arguments(arguments, self.architecture._hub_mixin_init_parameters)
+        """Return arguments of the architecture from those of version 0.1 and from other libraries' words.
+
+        See `upgrade_arguments` and `own_words`.
+        """
+        parameters = self.architecture._hub_mixin_init_parameters
+        return upgrade_arguments(
+            own_words(arguments, parameters, owner=self.architecture.__name__), parameters
+        )
 
     def build(self, **overrides: Any) -> VisionModel:
         """Build the model, with some arguments changed.
 
+        Args:
+            overrides: arguments of the architecture, or of timm and transformers that mean the same
+                (`words.SYNONYMS`).
+
         Raises:
-            ValueError: where an override is not an argument of the architecture.
+            UnknownArgumentError: where an override is not an argument of the architecture.
         """
         parameters = self.architecture._hub_mixin_init_parameters
-        known = [name for name in parameters if name != "self"]
-        owner = self.architecture.__name__
-        arguments = upgrade_arguments({**self.config, **overrides}, parameters, owner=owner)
-        unknown = [name for name in arguments if name not in known]
-        if unknown:
-            raise ValueError(
-                f"{self.architecture.__name__} has no argument {', '.join(unknown)}, only {', '.join(known)}"
-            )
+        known, owner = [name for name in parameters if name != "self"], self.architecture.__name__
+        # of a class that always pools in one way, it can only confirm that
+        pooling = overrides.pop("global_pool") if "global_pool" in overrides and "pool" not in known else None
+        named = own_words(overrides, known, owner=owner)
+        arguments = upgrade_arguments({**self.config, **named}, parameters, owner=owner)
+        if overrides.get("global_pool") == "avg" and "head" in known:
+            # timm's models of this kind keep the class token and have their final norm behind the pooling
+            has_token = self.config.get("pool", parameters["pool"].default) == "cls"
+            arguments = {"class_token": has_token, "fc_norm": True, **arguments}
+            if "head" in named:
+                del arguments["fc_norm"]
+            arguments = upgrade_arguments(arguments, parameters)
+        check_known(arguments, known, owner=owner)
         model = self.architecture(**arguments)
+        if pooling is not None and TIMM_POOL.get(pooling, pooling) != model.pool:
+            model.change_pool(pooling)
         cfg = dict(self.default_cfg)
         for key in ("mean", "std"):
             if len(cfg.get(key, ())) != model.channels:
                 cfg.pop(key, None)
-        model.default_cfg.update(cfg, architecture=self.name)
+        model.default_cfg.update(
+            cfg,
+            architecture=self.name,
+            first_conv=first_layers(model),
+            classifier=classifier_layers(model),
+            fixed_input_size=not takes_sizes(model),
+        )
         return model
+
+
+def takes_sizes(model: VisionModel) -> bool:
+    """Return whether inputs may have other sizes: those that are multiples of 32 pixels."""
+    multiple = getattr(getattr(model, "grid", None), "patch", getattr(model, "size_multiple", ()))
+    return getattr(model, "any_size", False) and not any(32 % side for side in multiple)
+
+
+def first_layers(model: VisionModel) -> tuple[str, ...]:
+    """Return the names of the layers that take the image, whose kernels depend on its channels."""
+    roots = [name for name, _ in model.named_modules() if FIRST.fullmatch(name)]
+    found = []
+    for root in roots:
+        parts = model.get_submodule(root).named_modules(prefix=root)
+        layers = [(name, part) for name, part in parts if isinstance(part, (nn.Linear, *CONVS))]
+        found += [name for name, part in layers if getattr(part, "in_channels", None) == model.channels] or [
+            name for name, _ in layers[:1]
+        ]
+    return tuple(found)
+
+
+def classifier_layers(model: VisionModel) -> tuple[str, ...]:
+    """Return the names of the linear layers that compute logits."""
+    classifier = model.get_classifier()
+    (root,) = [name for name, module in model.named_modules() if module is classifier]
+    layers = classifier.named_modules(prefix=root)
+    return tuple(
+        name for name, part in layers if getattr(part, "weight", None) is not None and part.weight.ndim > 1
+    )

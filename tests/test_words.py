@@ -1,0 +1,187 @@
+"""Arguments of models under the names that timm and transformers give them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from timm import create_model as create_theirs
+from torch import Tensor, nn
+
+from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.backbone import Backbone
+from vit_pytorch.registry import entries
+from vit_pytorch.registry.words import ANSWERS, SYNONYMS, UnknownArgumentError
+
+NAME = "vit_tiny_patch16_224"
+
+
+def test_words_of_timm():
+    model = create_model(
+        NAME, img_size=96, in_chans=1, num_layers=2, num_labels=7, drop_path_rate=0.1, init_values=0.1,
+        reg_tokens=2,
+    )  # fmt: skip
+    same = create_model(
+        NAME, image_size=96, channels=1, depth=2, num_classes=7, drop_path=0.1, layer_scale=0.1,
+        num_registers=2,
+    )  # fmt: skip
+    assert model.config == same.config
+    assert model.in_chans == 1
+
+
+def test_mean_of_patches_is_normed_as_in_timm():
+    theirs = create_theirs(NAME, depth=2, global_pool="avg").eval()
+    ours = create_model(NAME, depth=2, global_pool="avg").eval()
+    assert not load_pretrained(ours, theirs.state_dict()).kept
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+    swin = "swin_tiny_patch4_window7_224"
+    assert create_model(swin, global_pool="avg").pool == "mean"
+    with pytest.raises(ValueError, match="SwinTransformer pools by 'mean' only; pooling cannot be 'token'"):
+        create_model(swin, global_pool="token")
+
+
+def test_words_of_transformers():
+    words = {
+        "image_size": 96,
+        "num_channels": 1,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "num_labels": 3,
+    }
+    config = create_model(NAME, **words, layer_norm_eps=1e-12, hidden_act="gelu").config
+    expected = {"image_size": 96, "channels": 1, "depth": 2, "mlp_dim": 96, "act": "gelu", "norm_eps": 1e-12}
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_classes_with_other_words_of_their_own():
+    assert create_model("cct_2_3x2_32", image_size=28, depth=1).config["num_layers"] == 1
+    assert create_model("cct_2_3x2_32", image_size=28).image_size == (28, 28)
+    assert create_model("swin_tiny_patch4_window7_224", img_size=56, depths=(2, 2, 2, 2)).image_size == (
+        56,
+        56,
+    )
+
+
+def test_every_word_is_of_one_group_and_of_some_model():
+    words = [word for group in SYNONYMS for word in group]
+    assert len(words) == len(set(words))
+    known = {name for entry in entries().values() for name in entry.architecture._hub_mixin_init_parameters}
+    assert all(group[0] in known for group in SYNONYMS)
+    # classes that have such an argument themselves take it
+    assert not known & ANSWERS.keys() - {"mlp_ratio", "num_heads"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"drop_rate": 0.1}, TypeError, "no argument drop_rate: it is timm's dropout before the classifier"),
+        ({"mlp_ratio": 4}, TypeError, "`mlp_dim` here"),
+        ({"embed_dim": 48}, TypeError, "`dim` here, beside which `mlp_dim` and `dim_head` keep"),
+        ({"num_heads": 6}, TypeError, "`heads` here, beside which `dim_head` keeps"),
+        ({"output_stride": 8}, TypeError, "transformers keep their strides"),
+        ({"pach_size": 8}, TypeError, "ViT has no argument pach_size; close to it: patch_size"),
+        ({"pach_size": 8}, ValueError, "pach_size"),
+        (
+            {"img_size": 32, "image_size": 32},
+            ValueError,
+            "takes image_size once, got it as img_size and image_size",
+        ),
+        (
+            {"features_only": True, "feature_cls": "hook"},
+            ValueError,
+            "feature_cls must be 'getter', got 'hook'",
+        ),
+        ({"out_indices": (0,)}, ValueError, "are of features_only=True"),
+        ({"global_pool": ""}, ValueError, "a classifier needs pooled features, got 1000 classes"),
+    ],
+)
+def test_what_is_refused(arguments: dict, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        create_model(NAME, **arguments)
+
+
+def test_unknown_arguments_are_type_errors_and_value_errors():
+    assert issubclass(UnknownArgumentError, TypeError)
+    assert issubclass(UnknownArgumentError, ValueError)
+
+
+def test_without_pooling():
+    images = torch.randn(2, 3, 96, 96)
+    model = create_model(NAME, image_size=96, depth=1, num_classes=0, global_pool="")
+    assert model(images).equal(model.forward_features(images))
+    with pytest.raises(ValueError, match="pooling was removed"):
+        model.save_pretrained("nowhere")
+    model.reset_classifier(4)
+    assert model(images).shape == (2, 4)
+
+
+def test_where_and_in_which_precision():
+    model = create_model(NAME, depth=1, device="meta", dtype=torch.bfloat16)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+
+
+def maps(model: object, images: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return model(images)  # type: ignore[operator]
+
+
+def state_of(features: nn.Module, whole: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of timm's model of features, and of the whole model where that has no such ones."""
+    state = whole.state_dict()
+    names = {
+        re.sub(r"^layers_(\d+)", r"layers.\1", key.removeprefix("model.")): key
+        for key in features.state_dict()
+    }
+    assert len(set(names) & set(state)) == len(names)
+    return {key: features.state_dict()[names[key]] if key in names else value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"]
+)
+def test_features_only_as_timm(name: str):
+    torch.manual_seed(0)
+    theirs = create_theirs(name, features_only=True).eval()
+    whole = create_theirs(name).eval()
+    # the maps are a model's whose later layers are gone, which the whole one has by chance
+    whole.load_state_dict(state_of(theirs, whole), strict=True)
+    ours = create_model(name)
+    load_pretrained(ours, whole.state_dict())
+    backbone = Backbone(ours.eval())
+    channels, strides = theirs.feature_info.channels(), theirs.feature_info.reduction()
+    assert backbone.feature_info.channels() == channels
+    assert backbone.feature_info.reduction() == strides
+    assert [each["index"] for each in backbone.feature_info.get_dicts()] == list(
+        theirs.feature_info.out_indices
+    )
+    images = torch.randn(1, 3, 224, 224)
+    for found, expected in zip(maps(backbone, images), maps(theirs, images), strict=True):
+        if getattr(theirs, "output_fmt", "NCHW") == "NHWC":
+            expected = expected.permute(0, 3, 1, 2)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_names_with_published_weights():
+    known = list_models(pretrained=True)
+    assert NAME in known
+    assert len(known) < len(list_models())
+    assert all(entries()[name].hub_id for name in known)
+
+
+def test_configuration_names_what_timm_tools_look_for(tmp_path):
+    crossvit = create_model("crossvit_tiny_240")
+    cfg, weights = crossvit.default_cfg, crossvit.state_dict()
+    assert len(cfg["first_conv"]) == len(cfg["classifier"]) == 2
+    assert all(f"{name}.weight" in weights for name in (*cfg["first_conv"], *cfg["classifier"]))
+    assert cfg["fixed_input_size"]
+    levit = create_model("levit_128s")
+    assert levit.default_cfg["pool_size"] == (4, 4)
+    levit.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["default_cfg"]["pool_size"] == [4, 4]
+    mobilevit = create_model("mobilevit_xxs")
+    assert not mobilevit.default_cfg["fixed_input_size"]

@@ -1,0 +1,109 @@
+"""Arguments of models under the names that timm and transformers give them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+# Names of one argument. A constructor has one of them and is understood by all, where it has no argument of
+# that name itself.
+SYNONYMS = (
+    ("image_size", "img_size"),
+    ("channels", "in_chans", "in_channels", "num_channels"),
+    ("num_classes", "num_labels"),
+    ("depth", "depths", "num_layers", "num_hidden_layers"),
+    ("mlp_dim", "intermediate_size"),
+    ("act", "act_layer", "hidden_act"),
+    ("pool", "global_pool"),
+    ("num_registers", "reg_tokens", "num_register_tokens"),
+    ("layer_scale", "init_values"),
+    ("norm_eps", "layer_norm_eps"),
+    ("dropout", "proj_drop_rate"),
+    ("emb_dropout", "pos_drop_rate"),
+    ("patch_dropout", "patch_drop_rate"),
+    ("attn_dropout", "attn_drop_rate", "attention_probs_dropout_prob"),
+    ("drop_path", "drop_path_rate"),
+)
+# values of such an argument: what they are called here
+VALUES = {
+    "pool": {"token": "cls", "avg": "mean"},
+    "act": {"quick_gelu": "quickgelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"},
+}
+# words that mean something which is said otherwise here
+ANSWERS = {
+    "embed_dim": "`dim` here, beside which `mlp_dim` and `dim_head` keep the named model's values",
+    "hidden_size": "`dim` here, beside which `mlp_dim` and `dim_head` keep the named model's values",
+    "num_heads": "`heads` here, beside which `dim_head` keeps the named model's value",
+    "num_attention_heads": "`heads` here, beside which `dim_head` keeps the named model's value",
+    "drop_rate": "timm's dropout before the classifier, which no model here has: `dropout` acts in the "
+    "blocks, `emb_dropout` on the embedded tokens",
+    "hidden_dropout_prob": "two arguments here: `dropout` in the blocks and `emb_dropout` on the embedded "
+    "tokens",
+    "mlp_ratio": "`mlp_dim` here, the hidden dimension itself",
+    "norm_layer": "`norm` here, by name or with settings of its own",
+    "output_stride": "not known here: transformers keep their strides",
+    "output_hidden_states": "a method here: `model.forward_intermediates(images)`",
+    "scriptable": "not needed: `torch.jit.trace` and `vit export --format torchscript` take every model",
+    "exportable": "not needed: `torch.export` takes every model",
+    "checkpoint_path": "`pretrained=FILE` here",
+    "pretrained_cfg": "`pretrained=FILE` here, for weights from elsewhere",
+}
+
+
+class UnknownArgumentError(TypeError, ValueError):
+    """A constructor has no argument of that name."""
+
+
+def own_name(name: str, known: Collection[str]) -> str:
+    """Return what a constructor calls an argument; the name itself where none of its arguments is the same.
+
+    Args:
+        known: names of the constructor's arguments.
+    """
+    if name in known:
+        return name
+    group = next((names for names in SYNONYMS if name in names), ())
+    return next((other for other in group if other in known), name)
+
+
+def own_words(arguments: Mapping[str, Any], known: Collection[str], *, owner: str) -> dict[str, Any]:
+    """Return arguments under the names, and some values, that a constructor has for them.
+
+    Args:
+        arguments: values by name; those of which the constructor has no argument stay as they are.
+        known: names of the constructor's arguments.
+        owner: name of the class, for errors.
+
+    Raises:
+        ValueError: where an argument is given under two names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        own = own_name(name, known)
+        if own in found:
+            names = [other for other in arguments if own_name(other, known) == own]
+            raise ValueError(f"{owner} takes {own} once, got it as {' and '.join(names)}")
+        found[own] = (
+            VALUES.get(own, {}).get(value, value) if isinstance(value, str) and own != name else value
+        )
+    return found
+
+
+def check_known(names: Collection[str], known: Collection[str], *, owner: str) -> None:
+    """Check that a constructor has arguments of some names.
+
+    Raises:
+        UnknownArgumentError: where it has not; says what the word is here, if anything.
+    """
+    for name in names:
+        if name in known:
+            continue
+        close = get_close_matches(name, known, n=3, cutoff=0.7)
+        if name in ANSWERS:
+            end = f": it is {ANSWERS[name]}"
+        elif close:
+            end = f"; close to it: {', '.join(close)}"
+        else:
+            end = f", only {', '.join(known)}"
+        raise UnknownArgumentError(f"{owner} has no argument {name}{end}")

@@ -75,11 +75,12 @@ from vit_pytorch.layers.resizing import take_size
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import (
-    CHECKSUM,
+    CHECKSUMS,
     hub_errors_described,
     init_empty_weights,
     load_weights,
     read_safetensors,
+    read_settings,
     verify_checksum,
     verify_hub_checksum,
     write_bundle,
@@ -88,7 +89,15 @@ from vit_pytorch.weights import (
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 # what a configuration holds beside the constructor's arguments
-CONFIG_KEYS = ("architecture", "default_cfg", CHECKSUM)
+CONFIG_KEYS = ("architecture", "default_cfg", *CHECKSUMS)
+# what timm's tools look for in `default_cfg`, and the model itself knows
+TIMM_KEYS = ("pool_size", "first_conv", "classifier", "fixed_input_size")
+# what its `default_cfg` may hold: how images are prepared, and what the outputs of a classifier mean
+CFG_KEYS = (
+    *("architecture", "input_size", "num_classes", "mean", "std", "interpolation", "crop_pct", "crop_mode"),
+    *("max_tokens", "patch_size", "window", "video", "volume", "label_names", "problem"),
+    *TIMM_KEYS,
+)
 Model = TypeVar("Model", bound="VisionModel")
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
 INPUT_SIZES = ("image_size", "img_size", "seq_len")
@@ -473,6 +482,7 @@ class VisionModel(
             raise ValueError(
                 f"arguments of {type(self).__name__} that no configuration file can hold: {', '.join(lost)}"
             )
+        check_default_cfg(self.default_cfg, type(self).__name__)
         config = {**self.config, "architecture": type(self).__name__, "default_cfg": self.default_cfg}
         weights = save_directory / WEIGHTS_NAME
         write_bundle(weights, save_directory / CONFIG_NAME, config, partial(save_model, self))
@@ -515,20 +525,16 @@ class VisionModel(
         if config.get("architecture", cls.__name__) != cls.__name__:
             raise ValueError(f"{model_id} holds a {config['architecture']}, not a {cls.__name__}")
         folder = Path(model_id)
-        weights = folder / WEIGHTS_NAME
+        weights, config_file = folder / WEIGHTS_NAME, folder / CONFIG_NAME
         if not folder.is_dir():
+            download = partial(hf_hub_download, model_id, revision=revision, cache_dir=cache_dir, token=token)
             weights = Path(
-                hf_hub_download(
-                    model_id,
-                    WEIGHTS_NAME,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
+                download(WEIGHTS_NAME, force_download=force_download, local_files_only=local_files_only)
             )
             verify_hub_checksum(weights)
+            # `from_pretrained` has fetched it
+            config_file = Path(download(CONFIG_NAME, local_files_only=True))
+        check_default_cfg(read_settings(config_file).get("default_cfg", {}), str(config_file))
         verify_checksum(weights, config)
         # What version 0.1 wrote is not among the arguments, which are those that the class has.
         parameters = cls._hub_mixin_init_parameters
@@ -558,6 +564,21 @@ class VisionModel(
             model.default_cfg[name] = tuple(value) if isinstance(value, list) else value
         load_weights(model, read_safetensors(weights), source=str(weights))
         return model.eval()
+
+
+def check_default_cfg(cfg: Any, source: str) -> None:
+    """Check what a model says of the preparation of its images and of its classes.
+
+    Raises:
+        ValueError: if it is no mapping, or has other settings than those of `CFG_KEYS`.
+    """
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f"{source}: default_cfg must hold settings, got {cfg!r}")
+    unknown = [str(key) for key in cfg if key not in CFG_KEYS]
+    if unknown:
+        raise ValueError(
+            f"{source}: default_cfg has no setting {', '.join(unknown)}; it has {', '.join(CFG_KEYS)}"
+        )
 
 
 def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:

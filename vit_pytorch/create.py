@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,29 +13,21 @@ from typing import Any, Literal, overload
 import torch
 
 from vit_pytorch.backbone import Backbone
-from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, UNPOOLED, VisionModel
+from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, TIMM_KEYS, UNPOOLED, VisionModel, check_default_cfg
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
 from vit_pytorch.trained import list_trained, read_card, trained_folder
-from vit_pytorch.weights import CHECKSUM, init_empty_weights
+from vit_pytorch.weights import CHECKSUMS, init_empty_weights, read_settings
 
 # where the folder of a run has its model
 MODEL = "model"
 # settings of `default_cfg` that fit a trained classifier only
 OF_CLASSIFIER = ("label_names", "problem")
 # settings of `default_cfg` that the model itself knows
-OF_MODEL = (
-    "architecture",
-    "input_size",
-    "num_classes",
-    "pool_size",
-    "first_conv",
-    "classifier",
-    "fixed_input_size",
-)
+OF_MODEL = ("architecture", "input_size", "num_classes", *TIMM_KEYS)
 # Architectures of which there are no named models, by their modules.
 UNNAMED = {
     "attn_residual_with_dca_simple_vit": "DepthMixSimpleViT",
@@ -309,7 +300,10 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: where there is no model.
+        ValueError: where the name is empty, which would be the current folder.
     """
+    if not os.fspath(folder):
+        raise ValueError("the name of a model must not be empty")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
@@ -329,18 +323,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: where it is damaged, or names an unknown architecture.
     """
     file = folder / CONFIG_NAME
-    if file.exists() and not file.is_file():
-        raise ValueError(f"{file} is no regular file")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    found = config.get("architecture") if isinstance(config, dict) else config
+    config = read_settings(file)
+    found = config.get("architecture")
     if not isinstance(found, str) or found not in architectures():
         raise ValueError(f"{file}: architecture must be one of {', '.join(architectures())}, got {found!r}")
-    if not isinstance(config.get("default_cfg", {}), dict):
-        raise ValueError(f"{file}: default_cfg must hold settings, got {config['default_cfg']!r}")
+    check_default_cfg(config.get("default_cfg", {}), str(file))
     name = config.get("default_cfg", {}).get("architecture")
     if not isinstance(name, str | None):
         raise ValueError(f"{file}: architecture in default_cfg must be a name, got {name!r}")
-    return {name: value for name, value in config.items() if name != CHECKSUM}
+    return {name: value for name, value in config.items() if name not in CHECKSUMS}

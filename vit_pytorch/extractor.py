@@ -153,6 +153,8 @@ def find_layer(model: nn.Module, layer: Layer) -> str:
             raise ValueError(f"{kind} has {has}, got {layer}")
         return depths[layer]
     names = [name for name, _ in model.named_modules() if name]
+    if not isinstance(layer, str):
+        raise ValueError(f"a layer is a name, an index or a module of the {kind}, got {layer!r}")
     if layer not in names:
         close = get_close_matches(layer, names, 3)
         hint = f"; close to it: {', '.join(close)}" if close else f"; it has {', '.join(list(names)[:8])} …"

@@ -13,7 +13,6 @@ the same function, to the last bit for the old task, and costs neither a mask no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,14 @@ from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.vit import ViT as ViT
-from vit_pytorch.weights import CHECKSUM, load_weights, read_safetensors, verify_checksum, write_bundle
+from vit_pytorch.weights import (
+    CHECKSUMS,
+    load_weights,
+    read_safetensors,
+    read_settings,
+    verify_checksum,
+    write_bundle,
+)
 
 WEIGHTS_NAME = "adapter.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -211,9 +217,9 @@ class Adapter(nn.Module):
             ValueError: if a file is damaged, or the base has another depth or dimension.
         """
         weights, config = Path(folder) / WEIGHTS_NAME, Path(folder) / CONFIG_NAME
-        settings = json.loads(config.read_text())
+        settings = read_settings(config)
         verify_checksum(weights, settings)
-        adapter = cls(vit=vit, **{name: value for name, value in settings.items() if name != CHECKSUM})
+        adapter = cls(vit=vit, **{name: value for name, value in settings.items() if name not in CHECKSUMS})
         load_weights(adapter.task, read_safetensors(weights), source=str(weights))
         return adapter.eval()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -128,6 +128,11 @@ def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def is_range(window: Sequence[float]) -> bool:
+    """Return whether a window is two finite numbers, the lower one first."""
+    return len(window) == 2 and -inf < window[0] < window[1] < inf
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
     """Which frames of a video the model sees; it takes as many as its `frames`.
@@ -173,14 +178,14 @@ class VolumeConfig:
     series: Literal["refuse", "first"] = "refuse"
 
     def __post_init__(self) -> None:
-        if self.window is not None and not self.window[0] < self.window[1]:
+        if self.window is not None and not is_range(self.window):
             raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError(
                 f"percentiles must be a range (low, high) with 0 <= low < high <= 100, got {self.percentiles}"
             )
-        if self.spacing is not None and min(self.spacing) <= 0:
-            raise ValueError(f"spacing must be positive, got {self.spacing}")
+        if self.spacing is not None and not all(0 < size < inf for size in self.spacing):
+            raise ValueError(f"spacing must be positive and finite, got {self.spacing}")
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Preprocessing:
     window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and not self.window[0] < self.window[1]:
+        if self.window is not None and not is_range(self.window):
             raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
         if self.window is not None and self.frames is not None:
             raise ValueError("window is for images; volumes have one of their own (volume.window)")

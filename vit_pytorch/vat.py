@@ -15,7 +15,6 @@ the token of the robot's state is implemented.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,14 @@ from vit_pytorch.layers.attention import Attention, CrossAttention
 from vit_pytorch.layers.blocks import FeedForward, fx_leaf, is_tracing, layer, set_grad_checkpointing
 from vit_pytorch.layers.init import init_embeddings
 from vit_pytorch.vit import ViT
-from vit_pytorch.weights import CHECKSUM, load_weights, read_safetensors, verify_checksum, write_bundle
+from vit_pytorch.weights import (
+    CHECKSUMS,
+    load_weights,
+    read_safetensors,
+    read_settings,
+    verify_checksum,
+    write_bundle,
+)
 from vit_pytorch.xcit import XCiT
 
 # What a plain model has before its blocks; the rest comes after them.
@@ -206,9 +212,9 @@ class VAT(nn.Module):
             ValueError: if a file is damaged, or the model is another.
         """
         weights, config = Path(folder) / WEIGHTS_NAME, Path(folder) / CONFIG_NAME
-        settings = json.loads(config.read_text())
+        settings = read_settings(config)
         verify_checksum(weights, settings)
-        policy = cls(vit, **{name: value for name, value in settings.items() if name != CHECKSUM})
+        policy = cls(vit, **{name: value for name, value in settings.items() if name not in CHECKSUMS})
         load_weights(policy, read_safetensors(weights), source=str(weights))
         return policy.eval()
 

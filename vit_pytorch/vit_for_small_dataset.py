@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import Attention, FusedAttention, Queries
 from vit_pytorch.layers.blocks import Block, FeedForward, fx_leaf, is_tracing
 from vit_pytorch.layers.init import init_linears
@@ -44,6 +45,7 @@ class SPT(nn.Module):
         ValueError: if half a patch is less than a pixel.
     """
 
+    @checks_arguments
     def __init__(self, dim: int, patch_size: int | Sequence[int], channels: int = 3) -> None:
         super().__init__()
         self.patch = pair(patch_size)

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import FusedAttention, Ids
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
@@ -128,10 +129,9 @@ class PatchMerger(nn.Module):
         scale: factor on the scores; the public vit-pytorch package has 1 / sqrt(dim), the paper none.
     """
 
+    @checks_arguments
     def __init__(self, dim: int, num_tokens_out: int, *, scale: float = 1.0, norm_eps: float = 1e-6) -> None:
         super().__init__()
-        if num_tokens_out < 1:
-            raise ValueError(f"num_tokens_out must be at least 1, got {num_tokens_out}")
         self.scale = scale
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.queries = nn.Parameter(torch.empty(num_tokens_out, dim))

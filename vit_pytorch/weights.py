@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,8 +25,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.storage import file_sha256, replacing, write_file
 
-# the setting of a configuration that holds the SHA-256 of the weights beside it
+# the settings of a configuration that hold the SHA-256 of the weights beside it, and of its other settings
 CHECKSUM = "weights_sha256"
+CONFIG_CHECKSUM = "config_sha256"
+CHECKSUMS = (CHECKSUM, CONFIG_CHECKSUM)
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -47,7 +50,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 def write_bundle(
     weights: Path, config: Path, settings: Mapping[str, Any], save: Callable[[Path], Any]
 ) -> None:
-    """Write weights, then their configuration with their SHA-256, each file all or nothing.
+    """Write weights, then their configuration with the SHA-256 of both, each file all or nothing.
 
     Args:
         weights: where the weights are written.
@@ -60,7 +63,54 @@ def write_bundle(
     """
     with replacing(weights) as file:
         save(file)
-    write_file(config, json.dumps({**settings, CHECKSUM: file_sha256(weights)}, indent=2) + "\n")
+    checksums = {CHECKSUM: file_sha256(weights), CONFIG_CHECKSUM: settings_sha256(settings)}
+    write_file(config, json.dumps({**settings, **checksums}, indent=2) + "\n")
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of settings, whatever their order and layout in a file, without checksums."""
+    # a file has lists for tuples and strings for keys
+    stored = json.loads(json.dumps({key: value for key, value in settings.items() if key not in CHECKSUMS}))
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read a configuration in JSON, and check its SHA-256 where it has one.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it is no JSON object, names a setting twice, or is not as it was written; names the
+            file.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no regular file")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds no configuration, but a {type(settings).__name__}")
+    wanted = settings.get(CONFIG_CHECKSUM)
+    if wanted is not None and settings_sha256(settings) != wanted:
+        raise ValueError(
+            f"{file} is damaged: the SHA-256 of its settings is not its {CONFIG_CHECKSUM}; take a whole "
+            f"copy, or remove {CONFIG_CHECKSUM} if it was changed on purpose: create_model(FOLDER)."
+            "save_pretrained(FOLDER) then writes it anew"
+        )
+    return settings
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object.
+
+    Raises:
+        ValueError: if a key stands twice.
+    """
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+    return settings
 
 
 def verify_checksum(weights: Path, settings: Mapping[str, Any]) -> None:

@@ -101,7 +101,7 @@ class WWT(IsotropicModel):
         gate_attention: bool = True,
         num_register_tokens: int = 0,
         num_register_slots: int | Sequence[int] = 0,
-        task_heads: Any = (),
+        task_heads: nn.Module | Sequence[nn.Module] = (),
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool="slots")

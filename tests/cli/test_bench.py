@@ -1,10 +1,12 @@
 """`vit bench`: rows of figures, forms that are left out, wrong options."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.faults.conftest import flip_a_bit
 from vit_pytorch.cli import Status, main
 
 FAST = ["--rounds=2", "--threads=1", "--batch=1"]
@@ -32,6 +34,25 @@ def test_a_run_its_exported_file_and_a_format(
     assert found["rows"][0]["flops"] > 0
     assert found["rows"][0]["ratio"] is None
     assert found["left_out"] == []
+    flip_a_bit(file)
+    assert main(["bench", str(file), *FAST]) == Status.USAGE
+    assert f"{file} is damaged: its SHA-256 is not that of {file}.json" in capsys.readouterr().err
+    Path(f"{file}.json").write_text("{}")
+    assert main(["bench", str(file), *FAST]) == Status.USAGE
+    assert "is no report of an exported file: it lacks format, precision" in capsys.readouterr().err
+
+
+def test_an_error_in_the_process_of_a_model_is_a_sentence(
+    digits_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(digits_run / "model", tmp_path / "model"))
+    flip_a_bit(model / "model.safetensors")
+    assert main(["bench", str(model), *FAST]) == Status.MODEL
+    said = capfd.readouterr().err
+    assert said.startswith(f"vit: error: a model cannot be timed: {model}/model.safetensors is damaged")
+    assert "Traceback" not in said
+    assert main(["bench", str(model), *FAST, "--debug"]) == Status.MODEL
+    assert "bench_worker.py" in capfd.readouterr().err
 
 
 def test_training_of_exported_forms_is_left_out(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,17 @@ import torch
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.dino import Dino
+from vit_pytorch.distill import DistillWrapper
+from vit_pytorch.extractor import Extractor
+from vit_pytorch.levjepa import LeVJEPA
 from vit_pytorch.mae import MAE
 from vit_pytorch.mpp import MPP
 from vit_pytorch.registry import ModelEntry, find_entry
 from vit_pytorch.simmim import SimMIM
+from vit_pytorch.vit_detpool import DetPoolViT
+from vit_pytorch.vit_for_small_dataset import SPT
+from vit_pytorch.vit_with_patch_merger import PatchMerger
+from vit_pytorch.wwt import WWT
 
 # Half of them could be meant, half could not.
 INSTEAD = (
@@ -79,6 +86,17 @@ def test_refused_by_name(arguments: dict[str, Any], message: str):
         entry.build(**{**entry.tiny, **arguments})
 
 
+PLAIN = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_classes": 3,
+    "dim": 16,
+    "depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+}
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -86,6 +104,18 @@ def test_refused_by_name(arguments: dict[str, Any], message: str):
         (lambda vit: SimMIM(encoder=vit, masking_ratio=float("nan")), "masking_ratio must be a number"),
         (lambda vit: Dino(vit, image_size=32, student_temp=0.0), "student_temp must be a number"),
         (lambda vit: MPP(vit, patch_size=4, dim=16, mask_prob=1.5), "mask_prob must be a number"),
+        (lambda vit: MAE(encoder=3), "encoder must be a module, got 3"),
+        (lambda vit: DistillWrapper(student=3, teacher=vit), "student must be a module, got 3"),
+        (lambda vit: Extractor(3), "model must be a module, got 3"),
+        (lambda vit: Extractor(vit, 0.5), r"a layer is a name, an index or a module of the ViT, got 0\.5"),
+        (lambda vit: PatchMerger(16, 0), r"num_tokens_out must be an integer in \[1, 65536\], got 0"),
+        (lambda vit: SPT(16, 4, channels=1.0), "channels must be an integer"),
+        (
+            lambda vit: LeVJEPA(vit, 32, local_crop_scale=0.1),
+            r"local_crop_scale must be 2 numbers in .*, got 0\.1",
+        ),
+        (lambda vit: DetPoolViT(**PLAIN, mask_generator="x"), "mask_generator must be a module or None"),
+        (lambda vit: WWT(task_heads=0.5, **PLAIN), "task_heads must be a module or a sequence of modules"),
     ],
 )
 def test_wrappers_refuse_by_name(build: Callable[[VisionModel], Any], message: str):

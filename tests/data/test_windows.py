@@ -1,9 +1,11 @@
 """Images of 12 bits in files of 16, floats, and other channels reach the model with all of their values."""
 
 import io
+import math
 import sys
 import types
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,13 @@ from vit_pytorch.data import (
 )
 from vit_pytorch.data.decode import EXTENSIONS, is_image, read_values
 from vit_pytorch.data.listing import extension
+from vit_pytorch.preprocessing import VolumeConfig, preprocessing_for
+from vit_pytorch.pretrained import load_pretrained
+from vit_pytorch.registry import find_entry
+from vit_pytorch.training.config import DataConfig, TrainConfig
+from vit_pytorch.training.distillation import Teacher
+from vit_pytorch.training.run import with_preprocessing_of
+from vit_pytorch.training.saved import note_preprocessing
 
 TWELVE_BITS = (0.0, 4095.0)
 
@@ -111,10 +120,59 @@ def test_images_that_use_little_of_their_range_are_warned_of(tmp_path: Path) -> 
         measure_window(dark, 1)
 
 
-@pytest.mark.parametrize("window", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("window", [(1, 1), (2, 1), (0, math.inf), (-math.inf, 0), (math.nan, 1), (1, 2, 3)])
 def test_windows_out_of_range(window: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="window must be a range"):
         Preprocessing((8, 8), window=window)
+    with pytest.raises(ValueError, match="window must be a range"):
+        VolumeConfig(window=window)
+    with pytest.raises(ValueError, match=r"data\.window must be a range"):
+        DataConfig(window=window)
+
+
+def test_8_bits_are_not_shown_by_a_window_of_more(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "eight.png")
+    message = r"eight\.png: its values have 8 bits, and the window \(data\.window\) of 0 to 4095 is for more"
+    with pytest.raises(BadImageError, match=message):
+        decode_image(tmp_path / "eight.png", channels=1, window=TWELVE_BITS)
+    assert decode_image(tmp_path / "eight.png", channels=1, window=(0, 200)).unique().tolist() == [255]
+
+
+def test_a_window_comes_with_weights(tmp_path: Path) -> None:
+    entry = find_entry("vit_tiny_patch16_224")
+    model = entry.build(**entry.tiny)
+    note_preprocessing(model, replace(preprocessing_for(model), window=TWELVE_BITS))
+    model.save_pretrained(tmp_path)
+    start = entry.build(**entry.tiny)
+    load_pretrained(start, tmp_path)
+    config = TrainConfig(model={"name": "vit_tiny_patch16_224"})
+    assert with_preprocessing_of(start, config).data.window == TWELVE_BITS
+    own = replace(config, data=DataConfig(window=(0, 65535)))
+    assert with_preprocessing_of(start, own).data.window == (0, 65535)
+
+
+def test_preparation_of_volumes_comes_with_weights(tmp_path: Path) -> None:
+    entry = find_entry("videomae_small_patch16_224")
+    model = entry.build(**entry.tiny)
+    bone = VolumeConfig(window=(-450, 1050), spacing=(1, 1, 1))
+    note_preprocessing(model, replace(preprocessing_for(model), volume=bone))
+    model.save_pretrained(tmp_path)
+    start = entry.build(**entry.tiny)
+    load_pretrained(start, tmp_path)
+    config = TrainConfig(model={"name": entry.name})
+    assert with_preprocessing_of(start, config).data.volume == bone
+    own = VolumeConfig(window=(0, 1))
+    assert with_preprocessing_of(start, replace(config, data=DataConfig(volume=own))).data.volume == own
+
+
+def test_a_teacher_needs_the_window_of_the_student() -> None:
+    entry = find_entry("vit_tiny_patch16_224")
+    model = entry.build(**entry.tiny)
+    own = replace(preprocessing_for(model), window=TWELVE_BITS)
+    Teacher(model, own=own, given=replace(own, window=(10, 4090)))
+    for other in (None, (0, 65535), (100, 4095)):
+        with pytest.raises(ValueError, match=r"the teacher's images have the window \(0\.0, 4095\.0\)"):
+            Teacher(model, own=own, given=replace(own, window=other))
 
 
 def test_a_window_for_volumes_has_its_own_name() -> None:

@@ -15,6 +15,7 @@ from tests.cli.conftest import TINY, train
 from vit_pytorch.cli import DEBUG, Status, main, use
 from vit_pytorch.data import FileImages, LoadingError
 from vit_pytorch.training.checkpoints import MANIFEST
+from vit_pytorch.weights import CONFIG_CHECKSUM
 
 SMALL = ["--epochs=1", *TINY]
 # a processor that this machine does not have
@@ -44,6 +45,14 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (["train", "--workers=100000"], Status.USAGE, "workers must be in [0, 256], got 100000"),
         (["train", "--data.worker_timeout=0"], Status.USAGE, "data.worker_timeout must be positive, got 0.0"),
         (["train", "--epochs=0"], Status.USAGE, "epochs must be at least 1"),
+        (["train", "--output="], Status.USAGE, "--output must not be empty"),
+        (["train", "--resume", ""], Status.USAGE, "--resume must not be empty"),
+        (["finetune", "--from", "", *SMALL], Status.USAGE, "--from must not be empty"),
+        (["evaluate", "RUN", "--data="], Status.USAGE, "--data must not be empty"),
+        (["explain", "RUN", "x.png", "--output", ""], Status.USAGE, "--output must not be empty"),
+        (["bench", ""], Status.MODEL, "the name of a model must not be empty"),
+        (["train", "--data=video:"], Status.DATA, "the name of the data must not be empty, got 'video:'"),
+        (["train", "--data= "], Status.DATA, "the name of the data must not be empty, got ' '"),
         (["train", "--data=nowhere"], Status.DATA, "no such folder: nowhere"),
         (["predict", "RUN", ""], Status.DATA, "no such image"),
         (["predict", "RUN", "nowhere.png"], Status.DATA, "no such image"),
@@ -124,6 +133,7 @@ def test_errors_from_anywhere(
             lambda config: config["default_cfg"].update(architecture=[]),
             "in default_cfg must be a name, got []",
         ),
+        (lambda config: config["default_cfg"].update(maen=[0.5]), "default_cfg has no setting maen; it has"),
         (lambda config: config["default_cfg"].update(mean=3), "does not say how its input is prepared"),
         (lambda config: config["default_cfg"].update(input_size=7), "does not say how its input is prepared"),
         (lambda config: config["default_cfg"].update(label_names=["a"]), "must name 10 classes, got 1"),
@@ -140,7 +150,7 @@ def test_a_tampered_configuration(
     Here: refused by name
     Others: transformers refuses a depth of 'two' by name, and takes an unknown key without a word
     """
-    edit_json(run / "model" / "config.json", change)
+    edit_json(run / "model" / "config.json", lambda config: (change(config), config.pop(CONFIG_CHECKSUM)))
     assert main(["predict", str(run), str(run / "wrong.png")]) == Status.MODEL
     said = capsys.readouterr().err
     assert any(part in said for part in message.split("|")), said
@@ -179,6 +189,8 @@ def test_a_decoder_that_leaves(
     """A decoder that calls `sys.exit`, in a worker or not.
 
     Here: the image is named; the command does not end with status 0
+    Others: PyTorch's `DataLoader`: in a worker a `RuntimeError`; in the process itself, `sys.exit()` ends
+        it with status 0
     """
     monkeypatch.setattr(FileImages, "read", Leaving.read)
     options = [*SMALL, "--model.image-size=20", f"--workers={workers}", "--batch-size=8"]
@@ -210,6 +222,7 @@ def test_channels_that_photographs_do_not_have(
     """`--data.channels 4` on photographs.
 
     Here: refused before training, with the image
+    Others: timm (`in_chans=4`): a `RuntimeError` of the first convolution
     """
     options = [*SMALL, "--model.image-size=20", "--workers=0", "--batch-size=8", "--data.channels=4"]
     assert train("--data", image_folder, "--output", tmp_path / "run", *options) == Status.DATA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from tests.contracts.conftest import cases
 from tests.contracts.test_arguments import INSTEAD, build_changed
 from tests.faults.test_fuzz_files import fuzz
+from tests.papers.test_public_systems import SYSTEMS, System, classified
 from vit_pytorch.registry import ModelEntry
 
-ENTRIES = {entry.architecture: entry for entry in reversed(cases())}
+# of each architecture; those of which there are no named models come from their own tests
+KINDS: dict[type, ModelEntry | System] = {entry.architecture: entry for entry in reversed(cases())}
+KINDS |= {type(found.build()): found for found in SYSTEMS.values()}
 # Sizes stay small: what is large and legal is a question of memory alone.
 ATOMS = st.one_of(
     st.sampled_from(INSTEAD),
@@ -36,18 +40,27 @@ VALUES = st.recursive(
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[ModelEntry, dict[str, Any]]:
+def calls(draw: st.DrawFn) -> tuple[type, dict[str, Any]]:
     """One of the architectures, and one to three arguments of it."""
-    entry = draw(st.sampled_from(list(ENTRIES.values())))
-    names = [name for name in signature(entry.architecture).parameters if name != "backbone"]
+    kind = draw(st.sampled_from(list(KINDS)))
+    names = [name for name in signature(kind).parameters if name != "backbone"]
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
-    return entry, {name: draw(VALUES) for name in chosen}
+    return kind, {name: draw(VALUES) for name in chosen}
+
+
+def build(kind: ModelEntry | System, arguments: dict[str, Any]) -> Any:
+    """Build a small model with some arguments changed; None if it is refused."""
+    if isinstance(kind, ModelEntry):
+        return build_changed(kind, arguments)
+    with suppress(ValueError):
+        return kind.build(**arguments).eval()
+    return None
 
 
 @fuzz
 @given(call=calls())
 @torch.no_grad()
-def test_constructors(call: tuple[ModelEntry, dict[str, Any]]) -> None:
+def test_constructors(call: tuple[type, dict[str, Any]]) -> None:
     """Constructors of every architecture, with arguments of any kind.
 
     Here: a model whose logits are finite, or refused in a sentence
@@ -55,7 +68,9 @@ def test_constructors(call: tuple[ModelEntry, dict[str, Any]]) -> None:
         another error, NaN or no end: the public vit-pytorch's `ViT` 53 / 126 / 221, timm's
         `VisionTransformer` 118 / 112 / 170, transformers' `ViTConfig` 48 / 333 / 19
     """
-    entry, arguments = call
-    model = build_changed(entry, arguments)
+    kind, arguments = call
+    model = build(KINDS[kind], arguments)
     if model is not None:
-        assert model(torch.randn(2, model.channels, *model.image_size)).isfinite().all()
+        output = model(torch.randn(2, model.channels, *model.image_size))
+        found = KINDS[kind]
+        assert (output if isinstance(found, ModelEntry) else classified(found, output)).isfinite().all()

@@ -72,6 +72,7 @@ def test_a_class_name_that_is_no_utf_8(
     """The name of a class is no UTF-8.
 
     Here: refused before anything else
+    Others: torchvision's `ImageFolder` and timm's dataset take it
     """
     for split in ("train", "val", "test"):
         (folder / split / "1").rename(folder / split / os.fsdecode(b"caf\xe9"))

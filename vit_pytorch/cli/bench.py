@@ -13,8 +13,11 @@ import vit_pytorch
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json, table
+from vit_pytorch.create import model_folder, read_config
 from vit_pytorch.export.bench_worker import COMPILE, EAGER, PRECISIONS, Subject
+from vit_pytorch.export.deploy import read_report
 from vit_pytorch.export.formats import FORMATS, find_format
+from vit_pytorch.export.job import RefusedError
 from vit_pytorch.export.timing import Cell, Worker, ratio, spread, time_in_turn
 from vit_pytorch.registry import find_entry
 
@@ -121,8 +124,12 @@ def _subjects(
         saved = Path(model).exists()
         if not saved:
             find_entry(model)
-        if Path(model).is_file() and not Path(f"{model}.json").is_file():
-            raise ValueError(f"{model} has no report {model}.json, which `vit export` writes beside it")
+        if Path(model).is_dir():
+            read_config(model_folder(model))
+        if Path(model).is_file():
+            if not Path(f"{model}.json").is_file():
+                raise ValueError(f"{model} has no report {model}.json, which `vit export` writes beside it")
+            read_report(model)
         if peer is not None and not saved:
             found.append(Subject(model, EAGER, peer, threads))
         file_form = Path(model).suffix.removeprefix(".") if Path(model).is_file() else None
@@ -156,7 +163,7 @@ def _measure(subjects: Sequence[Subject], cell: Cell, rounds: int) -> list[dict[
     try:
         times, answers = time_in_turn(workers, cell, rounds)
     except RuntimeError as error:
-        raise ValueError(f"a model cannot be timed, for the reason printed above: {error}") from error
+        raise RefusedError(f"a model cannot be timed: {error}") from error
     finally:
         for worker in workers.values():
             worker.close()
@@ -168,7 +175,7 @@ def _measure(subjects: Sequence[Subject], cell: Cell, rounds: int) -> list[dict[
         compared = ratio(times[first], times[name])
         precision = PRECISIONS[cell.dtype]
         if Path(subject.model).is_file():
-            precision = json.loads(Path(f"{subject.model}.json").read_text(encoding="utf-8"))["precision"]
+            precision = read_report(subject.model)["precision"]
         rows.append(
             {
                 "model": subject.model if subject.library == "ours" else f"{subject.library} {subject.model}",

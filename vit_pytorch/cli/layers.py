@@ -41,7 +41,7 @@ def long_options(
         answers: Names that have another meaning elsewhere, and what to take instead.
 
     Raises:
-        UsageError: Where such a name is given; says what to take instead.
+        UsageError: Where such a name is given; says what to take instead. Where a value is empty.
     """
     result = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
@@ -50,6 +50,9 @@ def long_options(
             argument = f"--{letter[1]}" + f"={letter[2]}" * bool(letter[2])
         if argument.startswith("--"):
             typed, equals, value = argument[2:].partition("=")
+            if not (value if equals else following):
+                # a variable of the shell that is not set, as a rule; as a path it would be this folder
+                raise UsageError(f"--{typed} must not be empty")
             key = typed.replace("-", "_")
             if key in answers:
                 raise UsageError(f"--{typed} is no option here; the right one is {answers[key]}")

@@ -35,7 +35,8 @@ def scale(
             the lowest. None for the whole range of 8 or 16 bits.
 
     Raises:
-        UnfitError: The values have another type, whose range is not defined, and there is no window.
+        UnfitError: The values have another type, whose range is not defined, and there is no window; or they
+            have 8 bits and the window is of more.
     """
     if window is None:
         if values.dtype == torch.uint8:
@@ -44,6 +45,10 @@ def scale(
             return ((values + 128) // 257).to(torch.uint8)
         raise UnfitError("32-bit or signed values have no defined range: name a window (data.window)")
     low, high = window
+    if values.dtype == torch.uint8 and high > 255:
+        raise UnfitError(
+            f"its values have 8 bits, and the window (data.window) of {low:g} to {high:g} is for more"
+        )
     scaled = (values.double().nan_to_num(low) - low) / (high - low)
     return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
 

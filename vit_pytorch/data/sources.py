@@ -88,6 +88,8 @@ def open_data(
         FileNotFoundError: The folder does not exist.
     """
     kind, separator, rest = spec.partition(":")
+    if not spec.strip() or (separator and not rest):
+        raise ValueError(f"the name of the data must not be empty, got {spec!r}")
     stream = stream or StreamConfig()
     if kind == "stream" and separator:
         return open_stream(rest, stream, labelled=not unlabelled)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -105,16 +106,25 @@ def file_step(file: str, cell: Cell) -> Step:
 
 
 def main() -> None:
-    """Answer requests on standard input until it closes."""
+    """Answer requests on standard input until it closes; an error is the last answer."""
     # whatever libraries print is no answer
     answers, sys.stdout = sys.stdout, sys.stderr
-    subject = Subject(**json.loads(sys.argv[1]))
+    try:
+        answer_requests(Subject(**json.loads(sys.argv[1])), answers)
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        print(json.dumps({"error": f"{kind}{error}", "trace": traceback.format_exc()}), file=answers)
+        raise SystemExit(1) from error
+
+
+def answer_requests(subject: Subject, answers: TextIO) -> None:
+    """Time a subject as standard input asks."""
     torch.set_num_threads(subject.threads)
     if Path(subject.model).is_file():
-        report = json.loads(Path(f"{subject.model}.json").read_text(encoding="utf-8"))
-        serve(
-            lambda cell: file_step(subject.model, cell), answers, parameters=report["parameters"], flops=None
-        )
+        from vit_pytorch.export.deploy import read_report
+
+        parameters = read_report(subject.model)["parameters"]
+        serve(lambda cell: file_step(subject.model, cell), answers, parameters=parameters, flops=None)
         return
     model: Any = build(subject).eval()
     size = tuple(model.default_cfg["input_size"])

@@ -31,7 +31,8 @@ from vit_pytorch.export.job import (
 from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import check, compare
 from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing
-from vit_pytorch.storage import full_disk_named
+from vit_pytorch.storage import file_sha256, full_disk_named
+from vit_pytorch.weights import read_settings
 
 HINTS = {
     "fp32": "the format's converter is at fault: try --format pt2 or onnx",
@@ -139,6 +140,7 @@ def export_model(
         report = {
             "file": file.name,
             "files": {part.name: part.stat().st_size for part in files},
+            "sha256": {part.name: file_sha256(part) for part in files},
             "format": format,
             "precision": precision,
             **notes,
@@ -169,12 +171,35 @@ def load_exported(file: str | os.PathLike[str]) -> Runtime:
 
     Raises:
         FileNotFoundError: if the file or its report is not there.
+        ValueError: if either is damaged.
     """
     file = Path(file)
-    report = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
+    report = read_report(file)
     kind = find_format(report["format"])
     kind.check(report["format"], report["precision"])
     return kind.load(file, report["precision"])
+
+
+def read_report(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the report that `export_model` wrote beside a file, and hold the file against it.
+
+    Raises:
+        FileNotFoundError: if the file or its report is not there.
+        ValueError: if the report is none, or the SHA-256 of a file that it describes is another.
+    """
+    file = Path(file)
+    place = Path(f"{file}.json")
+    report = read_settings(place)
+    missing = [key for key in ("format", "precision", "parameters", "input") if key not in report]
+    if missing:
+        raise ValueError(f"{place} is no report of an exported file: it lacks {', '.join(missing)}")
+    # reports of version 0.1 have none
+    for name, digest in report.get("sha256", {}).items():
+        if file_sha256(file.parent / name) != digest:
+            raise ValueError(
+                f"{file.parent / name} is damaged: its SHA-256 is not that of {place}; export it again"
+            )
+    return report
 
 
 def describe(

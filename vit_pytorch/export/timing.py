@@ -178,14 +178,21 @@ class Worker:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for its answer.
+
+        Raises:
+            RuntimeError: if the program has ended; says of which error, where it does.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self.process.args!r} ended with status {self.process.wait()}")
-        return json.loads(answer)
+        found: dict[str, Any] = json.loads(answer)
+        if "error" in found:
+            raise RuntimeError(found["error"]) from RuntimeError(found["trace"])
+        return found
 
     def close(self) -> None:
         """End the process."""

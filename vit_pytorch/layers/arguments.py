@@ -65,10 +65,11 @@ NUMBERS: Mapping[str, Range] = {
     r"offset": Range(0, 2**16),
     r".*_prob|(rope|pope)_p_zero_freqs|(.*_)?decay|alpha|kappa|region_weight": Range(0, 1),
     r"mean": Range(-1e6, 1e6),
+    r"temperature": Range(1e-30, 1e6),
     r".*": Range(0, 1e6, "(]"),
 }
 # sequences of what a model may have none of
-MAY_BE_EMPTY = ("ats_layers", "causal_dims")
+MAY_BE_EMPTY = ("ats_layers", "causal_dims", "task_heads")
 NAMED: dict[Any, str] = {str: "string", abc.Mapping: "mapping", abc.Callable: "function"}
 
 
@@ -110,13 +111,13 @@ def expected(name: str, hint: Any) -> Expected | None:
         return number("number", Real, find_range(name, NUMBERS))
     if hint is NoneType:
         return Expected("None", "None", lambda value: value is None)
-    # what a module must be is said better where it is used; from Python 3.11 on, Any is a class
-    if (
-        hint is not Any
-        and isinstance(hint, type)
-        and not is_protocol(hint)
-        and not issubclass(hint, nn.Module)
-    ):
+    if origin is tuple and Ellipsis not in members:
+        return several_of(expected(name, members[0]), len(members))
+    # from Python 3.11 on, Any is a class
+    if hint is not Any and isinstance(hint, type) and not is_protocol(hint):
+        if issubclass(hint, nn.Module):
+            # which kind it must be is said better where it is used
+            return Expected("a module", "modules", lambda value: isinstance(value, nn.Module))
         kind = NAMED.get(hint, hint.__name__)
         article = "an" if kind[0] in "AEIOU" else "a"
         return Expected(f"{article} {kind}", f"{kind}s", lambda value: isinstance(value, hint))
@@ -148,6 +149,16 @@ def sequence(each: Expected | None, *, least: int) -> Expected | None:
         return isinstance(value, (list, tuple, range)) and len(value) >= least and all(map(each.fits, value))
 
     return Expected(f"a sequence of {each.several}", f"sequences of {each.several}", fits)
+
+
+def several_of(each: Expected | None, count: int) -> Expected | None:
+    """Return what is expected of a sequence of so many of something."""
+    if each is None:
+        return None
+    any_number = sequence(each, least=count)
+    assert any_number is not None, "a sequence of what is known is known"
+    text = f"{count} {each.several}"
+    return Expected(text, text, lambda value: any_number.fits(value) and len(value) == count)
 
 
 def number(word: str, kind: Any, values: Range) -> Expected:

@@ -15,6 +15,8 @@ class Wrapper(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a module, got {model!r}")
         self.training = model.training
         self.ejected = False
         self.model = model

@@ -122,10 +122,11 @@ def load_pretrained(
     report = replace(report, license=source.license)
     load_weights(model, state, source=source.name)
     if isinstance(model, VisionModel):
-        channels = model.channels
-        model.default_cfg.update(
-            {k: v for k, v in source.prepare.items() if k not in ("mean", "std") or len(v) == channels}
-        )
+        # of weights for images in a model of clips and volumes, or the other way round
+        unfit = ("window",) if len(model.image_size) > 2 else ("video", "volume")
+        for name, value in source.prepare.items():
+            if name not in unfit and (name not in ("mean", "std") or len(value) == model.channels):
+                model.default_cfg[name] = value
     announce(model, report, warn=not new_classifier)
     return report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,8 +13,14 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import Tensor
 
+from vit_pytorch.base import check_default_cfg
 from vit_pytorch.pretrained.files import read_weights, unwrap
-from vit_pytorch.weights import hub_errors_described, verify_checksum, verify_hub_checksum
+from vit_pytorch.weights import (
+    hub_errors_described,
+    read_settings,
+    verify_checksum,
+    verify_hub_checksum,
+)
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
@@ -25,7 +30,7 @@ CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 # Pillow's numbers, which transformers writes.
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-PREPARE = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+PREPARE = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "window", "video", "volume")
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ def open_source(checkpoint: Checkpoint, *, key: str | None = None) -> Source:
     if not path.is_dir():
         # The configuration belongs to the file of this name; of others beside it nothing is known.
         config = (
-            _read_json(beside) if path.name in WEIGHTS and (beside := path.parent / CONFIG).is_file() else {}
+            _read_config(beside)
+            if path.name in WEIGHTS and (beside := path.parent / CONFIG).is_file()
+            else {}
         )
         verify_checksum(path, config)
         return Source(name, read_weights(path, key=key), config=config)
@@ -103,24 +110,20 @@ def _read_folder(name: str, find: Callable[[str], Path | None], key: str | None)
     weights = next((path for file in WEIGHTS if (path := find(file)) is not None), None)
     if weights is None:
         raise FileNotFoundError(f"{name} has no {' or '.join(WEIGHTS)}")
-    config = _read_json(find(CONFIG))
+    config = _read_config(find(CONFIG))
     verify_checksum(weights, config)
-    processor = _read_json(find(PROCESSOR)) if "model_type" in config else {}
+    processor = _read_config(find(PROCESSOR)) if "model_type" in config else {}
     licenses = [part.get("license") for part in (config.get("pretrained_cfg") or {}, config)]
     licence = next((found for found in licenses if isinstance(found, str)), None)
     return Source(name, read_weights(weights, key=key), read_prepare(config, processor), licence, config)
 
 
-def _read_json(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no configuration, but a {type(content).__name__}")
-    return content
+def _read_config(path: Path | None) -> dict[str, Any]:
+    """Read a configuration; empty where there is none. Ours says nothing that is unknown."""
+    config = {} if path is None else read_settings(path)
+    if "default_cfg" in config and isinstance(config.get("architecture"), str):
+        check_default_cfg(config["default_cfg"], str(path))
+    return config
 
 
 def read_prepare(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:

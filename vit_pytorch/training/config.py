@@ -16,7 +16,7 @@ from vit_pytorch.data.record import RECORD
 from vit_pytorch.data.sources import absolute_source, with_columns
 from vit_pytorch.distill import check_weights
 from vit_pytorch.learnable_memory_vit import Mode
-from vit_pytorch.preprocessing import CropMode, Interpolation
+from vit_pytorch.preprocessing import CropMode, Interpolation, is_range
 from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import write_file
 from vit_pytorch.training.losses import SELECTIONS, WEIGHTED, LossConfig
@@ -112,6 +112,10 @@ class DataConfig:
     epoch_samples: int | None = None
     classes: str | int | None = None
     val: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, tuple) and not is_range(self.window):
+            raise ValueError(f"data.window must be a range (low, high) with low < high, got {self.window}")
 
     @property
     def stream(self) -> StreamConfig:

@@ -31,7 +31,7 @@ class Teacher(nn.Module):
         given: How the images that it is given are prepared.
 
     Raises:
-        ValueError: Where the channels differ, or one of the two takes no images.
+        ValueError: Where the channels or the windows differ, or one of the two takes no images.
     """
 
     factor: Tensor
@@ -43,6 +43,11 @@ class Teacher(nn.Module):
             raise ValueError(f"the teacher takes {own.channels} channels, the student {given.channels}")
         if len(own.size) != 2 or len(given.size) != 2:
             raise ValueError(f"a teacher takes images, as the student does, got {own.size} and {given.size}")
+        if not _same_window(own.window, given.window):
+            raise ValueError(
+                f"the teacher's images have the window {own.window}, the student's {given.window}; what a "
+                "window leaves out cannot be brought back: give the student the teacher's (data.window)"
+            )
         self.model = model
         self.size = tuple(own.image_size)
         mean, std = _colours(own.mean), _colours(own.std)
@@ -54,6 +59,13 @@ class Teacher(nn.Module):
         if tuple(images.shape[2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return self.model(images * self.factor + self.shift)
+
+
+def _same_window(first: tuple[float, float] | None, second: tuple[float, float] | None) -> bool:
+    """Return whether two windows differ by at most a hundredth of their width."""
+    if first is None or second is None:
+        return first == second
+    return max(abs(a - b) for a, b in zip(first, second, strict=True)) <= (first[1] - first[0]) / 100
 
 
 def _colours(values: Sequence[float]) -> Float[Tensor, "c 1 1"]:

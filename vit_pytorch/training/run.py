@@ -20,6 +20,7 @@ from vit_pytorch.data.record import RECORD
 from vit_pytorch.data.sizes import typical_size
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
+from vit_pytorch.preprocessing import VideoConfig, VolumeConfig, preprocessing_for
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import replacing
@@ -331,10 +332,18 @@ def model_arguments(config: RunConfig, splits: Splits) -> tuple[dict[str, Any], 
     return arguments, splits.train.channels if config.data.channels is None else config.data.channels
 
 
+# sections of the data that say nothing
+USUAL = {"video": VideoConfig(), "volume": VolumeConfig()}
+
+
 def with_preprocessing_of(model: VisionModel, config: TrainConfig) -> TrainConfig:
     """Write down how a model's weights want images prepared, where the configuration leaves it to them."""
     told = {name: getattr(config.data, name) for name in PREPARE}
-    wanted = {name: model.default_cfg[name] for name, value in told.items() if value is None}
+    wanted: dict[str, Any] = {
+        name: model.default_cfg.get(name) for name, value in told.items() if value is None
+    }
+    known = preprocessing_for(model)
+    wanted |= {name: getattr(known, name) for name, usual in USUAL.items() if told[name] == usual}
     return replace(config, data=replace(config.data, **wanted))
 
 

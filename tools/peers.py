@@ -103,7 +103,7 @@ def pytest_configure(config: Any) -> None:
         return small and any(fnmatchcase(name, pattern) for pattern in patterns)
 
     timm.list_models = list_models
-    timm.create_model = create_model
+    timm.create_model = create_model  # type: ignore[assignment]
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:

@@ -62,6 +62,20 @@ EVA = {
     ),
     "vit_base_patch16_sapiens2": ("timm Eva, grouped queries", "timm `vit_base_patch16_sapiens2.fb`"),
     "vit_pe_core_tiny_patch16_384": ("timm", "timm `vit_pe_core_tiny_patch16_384.fb`"),
+    "vit_pwee_patch16_reg1_gap_256": (
+        "timm, parallel branches",
+        "timm `vit_pwee_patch16_reg1_gap_256.sbb_in1k`",
+    ),
+    "vit_dpwee_patch16_reg1_gap_256": (
+        "timm, parallel branches of differential attention",
+        "timm `vit_dpwee_patch16_reg1_gap_256.sbb_nadamuon_in1k`",
+    ),
+    "vit_base_patch16_xp_224": (
+        "timm, parallel branches without biases of queries",
+        "timm `vit_base_patch16_xp_224`",
+    ),
+    "aimv2_large_patch14_224": ("timm Eva, SwiGLU", "timm `aimv2_large_patch14_224.apple_pt`"),
+    "vit_relpos_small_patch16_224": ("timm", "timm `vit_relpos_small_patch16_224.sw_in1k`"),
     "vit_medium_patch16_rope_reg1_gap_256": ("BEiT", "timm `vit_medium_patch16_rope_reg1_gap_256.sbb_in1k`"),
 }
 # models whose authors' files timm's reader translates, with the format
@@ -134,7 +148,7 @@ def options_of(name: str, *, ours: bool = True) -> dict[str, Any]:
     config = find_entry(name).config
     options: dict[str, Any] = {"depth": 1, "num_classes": 10}
     options["image_size" if ours else "img_size"] = 5 * config["patch_size"]
-    if "attention" in config:
+    if isinstance(config.get("attention"), dict):
         grouped = {"attention": {"kind": "grouped_query", "kv_heads": 6}}
         options.update(grouped if ours else {"num_kv_heads": 6})
     return options

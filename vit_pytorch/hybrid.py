@@ -27,10 +27,11 @@ from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_lea
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import OptionLike, check_choice
 from vit_pytorch.layers.patches import PatchDropout, PatchGrid, PrefixTokens, pair
+from vit_pytorch.layers.position_options import POSITIONS, attention_position, position_inputs, read_positions
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryOption
 from vit_pytorch.layers.tokens import AttentionPool
-from vit_pytorch.vit import POSITIONS, UNDECAYED, Pool, attention_position, position_inputs, read_positions
+from vit_pytorch.vit import UNDECAYED, Pool
 
 
 class StandardisedConv(nn.Conv2d):
@@ -295,10 +296,11 @@ class HybridViT(IsotropicModel):
 
         self.patch_embed = MapEmbed(network, grid, patch, features, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
-        self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.positions = added.build(grid.shape, dim, class_token=class_token, registers=num_registers)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
-        bias = partial(TokenBias, grid.shape, heads, prefix=len(self.prefix) > 0)
+        relative = inside if isinstance(inside, Relative) else Relative()
+        bias = partial(relative.build, grid.shape, heads, prefix=len(self.prefix) > 0)
         if isinstance(inside, RotaryOption):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:

@@ -13,7 +13,7 @@ the classifier starts from small random values instead of zeros; the relative po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -26,13 +26,13 @@ from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
-    FusedAttention,
     GroupedQuery,
     HeadNorm,
     Ids,
     MultiHead,
 )
-from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, drop_path_rate
+from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, SharedNormBlock, drop_path_rate
+from vit_pytorch.layers.differential import Differential
 from vit_pytorch.layers.hyper_connections import HyperConnections
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.norm import NORMS
@@ -53,44 +53,39 @@ from vit_pytorch.layers.patches import (
     to_ntuple,
     warn_if_few,
 )
-from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequential, SinCos
-from vit_pytorch.layers.relative import Relative, RelativePositions, TokenBias, hide_keys
+from vit_pytorch.layers.position_options import (
+    POSITIONS,
+    attention_position,
+    position_inputs,
+    read_positions,
+    why_no_mask,
+)
+from vit_pytorch.layers.positions import Learned, NoPositions
+from vit_pytorch.layers.relative import Relative, TokenBias, hide_keys
 from vit_pytorch.layers.rotary import (
     AxialRotary,
     MixedRotary,
-    NormalizedRotary,
-    Rotary,
     RotaryOption,
-    ScaledRotary,
 )
 from vit_pytorch.layers.tokens import AttentionPool, AttentionPooling, Head
 from vit_pytorch.layers.value_residual import VALUE_RESIDUALS, read_value_residual
 from vit_pytorch.legacy import flat_options
 
 Pool = Literal["cls", "mean", "cls+mean", "map"]
-POSITIONS: dict[str, type[Option] | Option] = {
-    "none": NoPositions,
-    "learned": Learned,
-    "learned_2d": Learned2D,
-    "sincos": SinCos,
-    "sequence": Sequential,
-    "relative": Relative,
-    "relative_by_layer": Relative(per_layer=True),
-    "rope": Rotary,
-    "rope_mixed": Rotary(learned=True),
-    "rope_normalized": NormalizedRotary,
-    "rope_scaled": ScaledRotary,
-}
-Inside = RotaryOption | Relative
 STEMS: dict[str, type[Option] | Option] = {
     "linear": LinearStem,
     "dual_norm": LinearStem(patch_norm=True),
     "conv": ConvolutionalStem,
 }
-ATTENTIONS: dict[str, type[MultiHead]] = {"multi_head": MultiHead, "grouped_query": GroupedQuery}
+ATTENTIONS: dict[str, type[MultiHead]] = {
+    "multi_head": MultiHead,
+    "grouped_query": GroupedQuery,
+    "differential": Differential,
+}
 # Tokens, and the parameters of positions and connections.
 UNDECAYED = (
-    IsotropicModel.undecayed + r"|^(positions|relative|rotary)\.|\.attention\.position\."
+    IsotropicModel.undecayed + r"|^(positions|rotary)\.|^relative\.(?!patches\.network)"
+    r"|\.attention\.position\.(?!bias\.patches\.network)"
     r"|\.connect[12]\.alpha$|\.[qk]_norm\.weight$"
 )
 # What a mask acts in.
@@ -105,14 +100,16 @@ class ViT(IsotropicModel):
             concatenated, "map" an attention pool of the patches (`AttentionPooling`).
         positions: what is added to the tokens: "none", "learned" (`Learned`), "learned_2d" (`Learned2D`),
             "sincos" (`SinCos`) or "sequence" (`Sequential`); or what acts inside attention: "relative",
-            "relative_by_layer" (`Relative`), "rope", "rope_mixed" (`Rotary`), "rope_normalized"
-            (`NormalizedRotary`), "rope_scaled" (`ScaledRotary`); or one of each, as
-            "learned+rope" or [Learned(), Rotary(theta=50.0)].
+            "relative_by_layer" (`Relative`), "relative_log" (`LogRelative`), "rope", "rope_mixed"
+            (`Rotary`), "rope_normalized" (`NormalizedRotary`), "rope_scaled" (`ScaledRotary`); or one of
+            each, as "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
         qkv_bias: use biases for queries, keys and values; "qv" for queries and values alone.
+        out_bias: use a bias in the output projection of attention; "none" for no biases there and in the
+            feed-forward.
         qk_norm: apply `norm` to queries and keys, per head; "rms" for `HeadNorm`.
-        attention: "multi_head" (`MultiHead`), or "grouped_query" (`GroupedQuery`), where several heads share
-            keys and values.
+        attention: "multi_head" (`MultiHead`), "grouped_query" (`GroupedQuery`), where several heads share
+            keys and values, or "differential" (`Differential`).
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         layer_scale: initial factors of the channels of the blocks' branches; a pair for other ones of
             attention and of the feed-forward, None for none.
@@ -158,7 +155,7 @@ class ViT(IsotropicModel):
         class_token: bool = False,
         num_registers: int = 0,
         qkv_bias: bool | Literal["qv"] = True,
-        out_bias: bool = True,
+        out_bias: bool | Literal["none"] = True,
         qk_norm: bool | Literal["rms"] = False,
         attention: OptionLike = "multi_head",
         attn_dropout: float = 0.0,
@@ -182,38 +179,51 @@ class ViT(IsotropicModel):
         # Nothing but a table, added or looked up, ends anywhere.
         dynamic |= isinstance(added, NoPositions) and not isinstance(inside, Relative)
         sizes = to_ntuple(image_size, self.rank), to_ntuple(patch_size, self.rank)
-        grid = PatchGrid(*sizes, dynamic=dynamic)
+        stem = cast(LinearStem | ConvolutionalStem, read_option("stem", stem, STEMS))
+        grid = PatchGrid(*sizes, dynamic=dynamic, crop=isinstance(stem, LinearStem) and stem.crop)
         pooling = read_pooling(pool)
         pool = pool if isinstance(pool, str) else "map"
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         # The constructor is decorated.
         warn_if_few(grid, stacklevel=4)
-        stem = cast(LinearStem | ConvolutionalStem, read_option("stem", stem, STEMS))
         head = read_option("head", head, {"linear": Head})
         values = read_value_residual(value_residual)
         streams = read_hyper_connections(hyper_connections)
         class_token = class_token or pool in ("cls", "cls+mean")
         heads_option = read_option("attention", attention, ATTENTIONS)
         norms = read_option("norm", norm, NORMS)
-        if norms.post and streams is not None:
-            raise ValueError("norms after the branches do not go with hyper_connections, got norm.post=True")
+        if streams is not None and (norms.post or norms.shared):
+            raise ValueError(
+                "norms after the branches, or before both, do not go with hyper_connections, "
+                f"got norm.{'post' if norms.post else 'shared'}=True"
+            )
+        if isinstance(heads_option, Differential) and (qk_norm or isinstance(inside, RotaryOption)):
+            raise ValueError(
+                "differential attention halves its queries and keys: it takes no qk_norm and no rotations, "
+                f"got {f'qk_norm={qk_norm}' if qk_norm else f'positions={positions!r}'}"
+            )
         make_norm = norms.build(norm_eps)
         make_qk_norm = partial(HeadNorm, heads) if qk_norm == "rms" else make_norm
 
         self.beside_padding = why_no_mask(stem, added, inside)
         if isinstance(stem, LinearStem):
-            patch_norm_eps = norm_eps if stem.patch_norm else None
-            # A bias before CLIP's norm would nearly cancel there.
             self.patch_embed = PatchEmbed(
-                grid, channels, dim, norm_eps=patch_norm_eps, bias=not stem.pre_norm
+                grid,
+                channels,
+                dim,
+                norm_eps=norm_eps if stem.patch_norm is True else None,
+                # A bias before CLIP's norm would nearly cancel there.
+                bias=not stem.pre_norm,
+                norm_out=make_norm if stem.patch_norm == "after" else None,
             )
         else:
             self.patch_embed = ConvStem(grid, channels, dim)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
-        self.positions = added.build(grid.shape, dim, class_token=class_token)
+        self.positions = added.build(grid.shape, dim, class_token=class_token, registers=num_registers)
         self.rotary: AxialRotary | MixedRotary | None = None
         self.relative: TokenBias | None = None
-        bias = partial(TokenBias, grid.shape, heads, prefix=self.prefix.count > 0)
+        relative = inside if isinstance(inside, Relative) else Relative()
+        bias = partial(relative.build, grid.shape, heads, prefix=self.prefix.count > 0)
         if isinstance(inside, RotaryOption):
             self.rotary = inside.build(grid.shape, dim_head, heads=heads, depth=depth)
         elif isinstance(inside, Relative) and not inside.per_layer:
@@ -235,27 +245,32 @@ class ViT(IsotropicModel):
         self.value_residual = values is not None
         self.streams = streams
 
-        def block(layer: int) -> Block:
+        block_class = SharedNormBlock if norms.shared else PostNormBlock if norms.post else Block
+
+        def block(layer: int) -> nn.Module:
             attention = Attention(
                 dim,
                 heads=heads,
                 dim_head=dim_head,
                 kv_heads=kv_heads[layer],
                 qkv_bias=qkv_bias,
-                out_bias=out_bias,
+                out_bias=out_bias is True,
                 dropout=dropout,
                 qk_norm=make_qk_norm if qk_norm else None,
                 position=attention_position(inside, layer, bias),
                 value_mix=mix(layer),
                 sub_norm=make_norm if norms.sub == "both" else None,
-                kernel=partial(FusedAttention, attn_dropout, heads_option.scale),
+                kernel=heads_option.kernel(attn_dropout, dim_head, layer),
             )
             sub_norm = None if norms.sub == "none" else make_norm
-            feedforward = FeedForward(dim, mlp_dim, dropout=dropout, act=act, sub_norm=sub_norm)
+            feedforward = FeedForward(
+                dim, mlp_dim, dropout=dropout, act=act, sub_norm=sub_norm, bias=out_bias != "none"
+            )
             rate = drop_path_rate(drop_path, layer, depth)
-            options: dict[str, Any] = {"norm": make_norm, "layer_scale": layer_scale, "drop_path": rate}
+            options: dict[str, Any] = {"layer_scale": layer_scale, "drop_path": rate}
+            options["norm"] = norms.build_scaled(norm_eps)
             if streams is None:
-                return (PostNormBlock if norms.post else Block)(dim, attention, feedforward, **options)
+                return block_class(dim, attention, feedforward, **options)
             return streams.build(dim, attention, feedforward, layer=layer, **options)
 
         self.blocks = nn.ModuleList(block(layer) for layer in range(depth))
@@ -386,64 +401,6 @@ class ViT(IsotropicModel):
         """Return the tokens in the output of a block: the sum of its residual streams, if there are
         several."""
         return output if self.streams is None else output.sum(dim=2)
-
-
-def why_no_mask(stem: Option, added: Option, inside: Inside | None) -> str | None:
-    """Say why a model's patches would differ beside padding; None if they do not."""
-    if isinstance(stem, ConvolutionalStem):
-        return "its convolutional stem mixes patches with those beside them"
-    if isinstance(added, Learned) and added.dynamic_img_size:
-        return "its dynamic_img_size stretches positions over each input"
-    if isinstance(inside, NormalizedRotary | ScaledRotary):
-        return f"its positions {inside.kind!r} are stretched over each input"
-    return None
-
-
-def attention_position(inside: Inside | None, layer: int, bias: Callable[[], TokenBias]) -> nn.Module | None:
-    """Build the positions inside the attention of a layer; None for none, or for those that layers share.
-
-    Args:
-        inside: the option.
-        bias: builds a bias of the layer's own.
-    """
-    if isinstance(inside, Relative):
-        return RelativePositions(bias()) if inside.per_layer else None
-    return None if inside is None else inside.positions(layer)
-
-
-def position_inputs(
-    inputs: BlockInputs, rotary: AxialRotary | MixedRotary | None, relative: TokenBias | None
-) -> BlockInputs:
-    """Return the inputs of each block with the rotations or biases of their grid."""
-    grid, prefix, ids_keep = inputs.grid or (), inputs.num_prefix_tokens, inputs.ids_keep
-    if isinstance(rotary, MixedRotary):
-        return replace(inputs, rotation=rotary.rotations(grid, prefix, ids_keep))
-    if rotary is not None:
-        return replace(inputs, rotation=rotary(grid, prefix, ids_keep))
-    if relative is not None:
-        return replace(inputs, mask=relative.mask(grid, prefix, ids_keep))
-    return inputs
-
-
-def read_positions(positions: OptionLike | Sequence[OptionLike]) -> tuple[Any, Inside | None]:
-    """Return the positions that are added to the tokens, and those inside attention.
-
-    Raises:
-        ValueError: if a kind is unknown, or there are two of one sort.
-    """
-    if isinstance(positions, str):
-        positions = positions.split("+")
-    elif isinstance(positions, (Option, dict)):
-        positions = [positions]
-    found: list[Option] = [read_option("positions", position, POSITIONS) for position in positions]
-    inside = [position for position in found if isinstance(position, Inside)]
-    added = [position for position in found if not isinstance(position, Inside)]
-    if len(added) > 1 or len(inside) > 1:
-        raise ValueError(
-            "positions must be at most one that is added to the tokens and one that acts inside attention; "
-            f"got {', '.join(position.kind for position in found)}"
-        )
-    return added[0] if added else NoPositions(), inside[0] if inside else None
 
 
 def read_pooling(pool: str | OptionLike) -> AttentionPooling | None:

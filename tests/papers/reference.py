@@ -67,7 +67,8 @@ def check_gradients(model: nn.Module, reference: nn.Module, x: Tensor, layout: s
         net(x).square().sum().backward()
     ours = written(model, {name: p.grad for name, p in model.named_parameters()}, layout)
     for name, parameter in reference.named_parameters():
-        close = 1e-5 * parameter.grad.abs().max() + 1e-7
+        # The gradient of what adds the same to all scores of a query is rounding alone.
+        close = 1e-5 * parameter.grad.abs().max() + 1e-6
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=close)
 
 
@@ -78,8 +79,9 @@ def check_layer_decay(model: nn.Module, reference: nn.Module, layout: str) -> No
         for group in parameter_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.7)
         for p in group["params"]
     }
+    spared = getattr(reference, "no_weight_decay", set)()
     groups = param_groups_layer_decay(
-        reference, weight_decay=0.1, layer_decay=0.7, no_weight_decay_list=reference.no_weight_decay()
+        reference, weight_decay=0.1, layer_decay=0.7, no_weight_decay_list=spared
     )
     theirs: dict[int, tuple[float, float]] = {
         id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]

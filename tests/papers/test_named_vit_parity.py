@@ -31,7 +31,7 @@ from vit_pytorch.registry import find_entry
 
 TIMMS = {
     name
-    for module in ("vision_transformer", "deit", "beit", "eva")
+    for module in ("vision_transformer", "vision_transformer_relpos", "deit", "beit", "eva")
     for name in timm.list_models(module=module)
     if "_rope_" not in name or "_reg" in name
 }
@@ -45,7 +45,6 @@ SIZES = {
     "mlp_dim",
     "depth",
     "dim_head",
-    "attention",
 }
 SMALL = {"image_size": 40, "patch_size": 8, "num_classes": 0, "dim": 48, "depth": 2, "heads": 3}
 OURS = {**SMALL, "dim_head": 16, "mlp_dim": 96}
@@ -64,8 +63,9 @@ def settings() -> dict[str, str]:
     different: dict[str, str] = {}
     for name in NAMES:
         config = {key: value for key, value in find_entry(name).config.items() if key not in SIZES}
-        if isinstance(config.get("pool"), dict):
-            config["pool"] = config["pool"]["kind"]
+        for option in ("pool", "attention"):
+            if isinstance(config.get(option), dict):
+                config[option] = config[option]["kind"]
         different.setdefault(json.dumps([find_entry(name).architecture.__name__, config]), name)
     return different
 
@@ -77,13 +77,21 @@ def test_logits_gradients_and_decay(name):
     config = find_entry(name).config
     size = 5 * config["patch_size"]
     # Sapiens 2 has grouped queries in its inner layers alone.
-    grouped = "attention" in config
-    options = {"embed_dim": 48, "num_heads": 4, "depth": 1, **({"num_kv_heads": 2} if grouped else {})}
+    grouped = isinstance(config.get("attention"), dict)
+    # What differential attention subtracts depends on the layer.
+    depth = 2 if config.get("attention") == "differential" else 1
+    options = {"embed_dim": 48, "num_heads": 4, "depth": depth, **({"num_kv_heads": 2} if grouped else {})}
     reference = randomise(timm.create_model(name, img_size=size, num_classes=10, **options))
-    ours = {"dim": 48, "heads": 4, "dim_head": 12, "depth": 1}
-    ours["mlp_dim"] = next(
-        part.in_features for place, part in reference.blocks.named_modules() if place.endswith("fc2")
-    )
+    ours = {"dim": 48, "heads": 4, "dim_head": 12, "depth": depth}
+    if hasattr(reference.blocks[0], "in_split"):
+        ours["mlp_dim"] = reference.blocks[0].in_split[0]
+    else:
+        places = (
+            part.in_features
+            for place, part in reference.blocks.named_modules()
+            if place.endswith(".mlp.fc2") and "rel_pos" not in place
+        )
+        ours["mlp_dim"] = next(places)
     if grouped:
         ours["attention"] = {"kind": "grouped_query", "kv_heads": 2}
     if isinstance(config.get("pool"), dict):
@@ -148,6 +156,25 @@ def test_counts_and_preparation(name):
     assert tuple(cfg.input_size[1:]) == pair(entry.config["image_size"])
     for key in ("mean", "std", "interpolation", "crop_pct"):
         assert entry.default_cfg[key] == getattr(cfg, key), key
+
+
+@torch.no_grad()
+def test_pixels_that_are_left_over():
+    """A patch of 14 leaves six pixels of each row and column, which play no role."""
+    name = "vit_so400m_patch14_siglip_gap_384"
+    sizes = {"depth": 1, "num_classes": 10}
+    reference = randomise(timm.create_model(name, img_size=76, embed_dim=48, num_heads=3, **sizes))
+    shape = {"dim": 48, "heads": 3, "dim_head": 16, "mlp_dim": int(48 * 3.7362)}
+    model = create_model(name, image_size=76, **shape, **sizes).eval()
+    load_pretrained(model, reference.state_dict())
+    batch = images(76, 76)
+    logits = model(batch)
+    assert difference(logits, reference(batch)) < TOLERANCE
+    batch[:, :, 70:] = batch[..., 70:] = 9
+    assert model(batch).equal(logits)
+    assert model.patchify(batch).equal(model.patchify(batch[..., :70, :70]))
+    with pytest.raises(ValueError, match="leaves out what no patch covers"):
+        model(batch, mask=torch.ones(2, 76, 76, dtype=torch.bool))
 
 
 @torch.no_grad()

@@ -144,6 +144,13 @@ def test_all_options_are_drawn() -> None:
             r"need as many heads of values, got \[2, 1, 2\]",
         ),
         ({"norm": Norm(post=True), "hyper_connections": 2}, "do not go with hyper_connections"),
+        ({"norm": Norm(shared=True), "hyper_connections": 2}, "do not go with hyper_connections"),
+        ({"norm": {"kind": "layer", "shared": True, "post": True}}, "shared=True and post=True"),
+        ({"norm": Norm(shared=True), "layer_scale": (1.0, 2.0)}, "have one layer_scale"),
+        ({"attention": "differential", "qk_norm": True}, "takes no qk_norm and no rotations"),
+        ({"attention": "differential", "positions": "rope"}, "takes no qk_norm and no rotations"),
+        ({"attention": "differential", "dim_head": 7}, "must be even, got 7"),
+        ({"positions": Learned(class_token=False, registers=True)}, "follow a class token with one"),
         ({"positions": ScaledRotary(reference=(3,))}, "reference for grids of 2 axes needs as many"),
     ],
 )

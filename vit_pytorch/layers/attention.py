@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -243,6 +244,10 @@ class MultiHead(Option):
     def heads_of_keys(self, heads: int, layer: int, depth: int) -> int:
         """Return the number of heads of keys and values in a layer."""
         return heads
+
+    def kernel(self, dropout: float, dim_head: int, layer: int) -> Callable[[], nn.Module]:
+        """Return what builds the kernel of a layer."""
+        return partial(FusedAttention, dropout, self.scale)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class FeedForward(nn.Module):
         hidden_dim: channels that the second layer takes; the first gives twice as many for "swiglu".
         act: a name of `ACTIVATIONS`, or "swiglu" (`SwiGLU`).
         sub_norm: builds the norm before the second layer; default none.
+        bias: use biases.
     """
 
     @checks_arguments
@@ -124,14 +125,15 @@ class FeedForward(nn.Module):
         dropout: float = 0.0,
         act: str = "gelu",
         sub_norm: Callable[[int], nn.Module] | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         check_choice("act", act, (*ACTIVATIONS, "swiglu"))
         gated = act == "swiglu"
-        self.to_hidden = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim)
+        self.to_hidden = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim, bias=bias)
         self.act = SwiGLU() if gated else activation(act)
         self.sub_norm = nn.Identity() if sub_norm is None else sub_norm(hidden_dim)
-        self.to_out = nn.Linear(hidden_dim, dim)
+        self.to_out = nn.Linear(hidden_dim, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_hidden)
         init_xavier(self.to_out)
@@ -356,6 +358,47 @@ class PostNormBlock(Block):
     def values(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
         """Return the values that attention computes from these tokens."""
         return self.attention.project(x)[2]  # type: ignore[operator]
+
+
+class SharedNormBlock(nn.Module):
+    """A block whose branches act side by side, on tokens of one norm (ViT-22B, arXiv:2302.05442, section 2).
+
+    Args:
+        layer_scale: initial factors of the channels of the branches' sum; None for none.
+
+    Raises:
+        ValueError: if there are factors for each branch.
+    """
+
+    @checks_arguments
+    def __init__(
+        self,
+        dim: int,
+        attention: nn.Module,
+        feedforward: nn.Module,
+        *,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        layer_scale: float | Sequence[float | None] | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if isinstance(layer_scale, Sequence):
+            raise ValueError(f"branches with a shared norm have one layer_scale, got {tuple(layer_scale)}")
+        self.norm = norm(dim)
+        self.attention = attention
+        self.feedforward = feedforward
+        self.scale = make_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    @layer
+    def forward(self, x: Float[Tensor, "*s"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "*s"]:
+        """Transform tokens, or a channels-last map."""
+        normed = self.norm(x)
+        return x + self.drop_path(self.scale(self.attention(normed, inputs) + self.feedforward(normed)))
+
+    def values(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n e"]:
+        """Return the values that attention computes from these tokens."""
+        return self.attention.project(self.norm(x))[2]  # type: ignore[operator]
 
 
 def plain_blocks(

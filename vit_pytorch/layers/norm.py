@@ -57,6 +57,8 @@ class Norm(Option):
     Args:
         form: "layer" for LayerNorm, "zero_centered" for `ZeroCenteredLayerNorm`, "rms" for `RMSNorm`.
         post: the norms of a block act on what its branches return, instead of on what they take.
+        shared: one norm stands before both branches of a block, which act side by side (`SharedNormBlock`).
+        gain: initial gain of the norms of a block; 1e-5 is common for `post`, in place of LayerScale.
         sub: further norms before the last linear layer of a branch (Sub-LN, H. Wang et al. 2022,
             arXiv:2210.06423): of the "feedforward", of "both" branches, or of "none".
     """
@@ -65,6 +67,13 @@ class Norm(Option):
     form: Literal["layer", "zero_centered", "rms"] = "layer"
     post: bool = False
     sub: Literal["none", "feedforward", "both"] = "none"
+    shared: bool = False
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shared and self.post:
+            raise ValueError("a norm is shared by branches that follow it, got shared=True and post=True")
 
     def build(self, eps: float) -> Callable[[int], nn.Module]:
         """Return what builds a norm from the dimension that it acts on."""
@@ -74,6 +83,17 @@ class Norm(Option):
             "rms": RMSNorm,
         }
         return partial(forms[self.form], eps=eps)
+
+    def build_scaled(self, eps: float) -> Callable[[int], nn.Module]:
+        """Return what builds a norm of a block, which starts with `gain`."""
+
+        def scaled(dim: int) -> nn.Module:
+            norm = self.build(eps)(dim)
+            name, start = ("excess", self.gain - 1) if self.form == "zero_centered" else ("weight", self.gain)
+            nn.init.constant_(norm.get_parameter(name), start)
+            return norm
+
+        return scaled
 
 
 NORMS = {"layer": Norm(), "zero_centered": Norm(form="zero_centered"), "rms": Norm(form="rms")}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import log2, prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class PatchGrid:
         size: size of the array along each axis, in pixels (frames for time).
         patch: size of a patch along each axis; divides `size`.
         dynamic: arrays may be larger than `size`.
+        crop: patches need not divide the size; what is left over at the end of an axis is no part of any.
 
     Raises:
         ValueError: if a patch does not divide the size, or the two differ in rank.
@@ -61,6 +62,7 @@ class PatchGrid:
     size: tuple[int, ...]
     patch: tuple[int, ...]
     dynamic: bool = field(default=False, kw_only=True)
+    crop: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.size) != len(self.patch):
@@ -96,7 +98,7 @@ class PatchGrid:
         if jit_is_tracing():
             size = static_size(size)
         elif not torch.compiler.is_compiling():
-            if min(size) < 1:
+            if min(size) < 1 or (self.crop and any(s < p for s, p in zip(size, self.patch, strict=True))):
                 raise ValueError(f"an image must be at least {self.patch}, got image size {tuple(size)}")
             larger = any(s > largest for s, largest in zip(size, self.size, strict=True))
             if larger and not self.dynamic:
@@ -105,7 +107,7 @@ class PatchGrid:
                     "set_input_size makes it larger; a ViT with "
                     "positions=Learned(dynamic_img_size=True) takes any size"
                 )
-            if any(s % p for s, p in zip(size, self.patch, strict=True)):
+            if not self.crop and any(s % p for s, p in zip(size, self.patch, strict=True)):
                 raise ValueError(
                     f"image size must be a multiple of patch size {self.patch}, got {tuple(size)}"
                 )
@@ -116,6 +118,9 @@ class PatchGrid:
         """Flatten each patch to a vector in the order (axes of the patch …, channel)."""
         grid = self.fit(x.shape[2:])
         axes = range(len(grid))
+        if self.crop:
+            for axis, (cells, patch) in enumerate(zip(grid, self.patch, strict=True)):
+                x = x.narrow(2 + axis, 0, cells * patch)
         x = x.reshape(x.shape[0], x.shape[1], *chain(*zip(grid, self.patch, strict=True)))
         x = x.permute(0, *(2 + 2 * i for i in axes), *(3 + 2 * i for i in axes), 1)
         return x.reshape(x.shape[0], prod(grid), -1)
@@ -157,16 +162,24 @@ class PatchEmbed(nn.Module):
     Args:
         norm_eps: epsilon of a LayerNorm before and one after the projection (Dual PatchNorm,
             arXiv:2302.01327); None for no norms.
+        norm_out: builds a norm after the projection alone; default none.
     """
 
     def __init__(
-        self, grid: PatchGrid, channels: int, dim: int, *, norm_eps: float | None = None, bias: bool = True
+        self,
+        grid: PatchGrid,
+        channels: int,
+        dim: int,
+        *,
+        norm_eps: float | None = None,
+        bias: bool = True,
+        norm_out: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.proj = CONV[len(grid.patch)](channels, dim, grid.patch, grid.patch, bias=bias)
         self.norm_in: nn.LayerNorm | None = None
-        self.norm_out: nn.LayerNorm | None = None
+        self.norm_out: nn.Module | None = None if norm_out is None else norm_out(dim)
         if norm_eps is not None:
             self.norm_in = nn.LayerNorm(channels * prod(grid.patch), eps=norm_eps)
             self.norm_out = nn.LayerNorm(dim, eps=norm_eps)
@@ -177,7 +190,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """Embed an array; the tokens come in row-major order of the grid."""
         if self.norm_in is None:
-            return self.proj(x).flatten(2).transpose(1, 2)
+            x = self.proj(x).flatten(2).transpose(1, 2)
+            return x if self.norm_out is None else self.norm_out(x)
         return self.project(self.grid.patchify(x))
 
     def project(self, patches: Float[Tensor, "*b p"]) -> Float[Tensor, "*b d"]:
@@ -397,13 +411,16 @@ class LinearStem(Option):
     """Option: patches are projected linearly.
 
     Args:
-        patch_norm: LayerNorms before and after the projection (Dual PatchNorm).
+        patch_norm: LayerNorms before and after the projection (Dual PatchNorm); "after" for a norm of the
+            model's kind after it alone (AIMv2, arXiv:2411.14402).
         pre_norm: a LayerNorm on all tokens before the blocks; the projection has no bias then (CLIP).
+        crop: the patch need not divide the image: what is left over at the right and below is not seen.
     """
 
     kind: ClassVar[str] = "linear"
-    patch_norm: bool = False
+    patch_norm: bool | Literal["after"] = False
     pre_norm: bool = False
+    crop: bool = False
 
 
 @dataclass(frozen=True)

@@ -382,7 +382,7 @@ class NoPositions(Option):
 
     kind: ClassVar[str] = "none"
 
-    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> None:
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool, registers: int = 0) -> None:
         """Build no table."""
 
 
@@ -392,6 +392,7 @@ class Learned(Option):
 
     Args:
         class_token: the class token has an embedding, too.
+        registers: so have registers.
         std: standard deviation at the start.
         dynamic_img_size: interpolate the embeddings to the grid of each input (of images bicubic and
             antialiased), as timm does under that name; `ViT` then takes images of any size that the patch
@@ -403,10 +404,18 @@ class Learned(Option):
     class_token: bool = True
     std: float = EMBEDDING_STD
     dynamic_img_size: bool = False
+    registers: bool = False
 
-    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
-        """Build the table for a grid."""
-        positions = self.make(grid, dim, prefix=int(class_token and self.class_token))
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool, registers: int = 0) -> Positions:
+        """Build the table for a grid.
+
+        Raises:
+            ValueError: if registers have embeddings, but the class token before them has none.
+        """
+        if class_token and self.registers and not self.class_token:
+            raise ValueError("registers with positions follow a class token with one, got class_token=False")
+        prefix = int(class_token and self.class_token) + (registers if self.registers else 0)
+        positions = self.make(grid, dim, prefix=prefix)
         positions.interpolates = self.dynamic_img_size
         return positions
 
@@ -421,6 +430,7 @@ class Learned2D(Learned):
 
     Args:
         class_token: the class token has an embedding, too.
+        registers: so have registers.
         std: standard deviation at the start.
         dynamic_img_size: see `Learned`.
     """
@@ -438,7 +448,7 @@ class SinCos(Option):
 
     kind: ClassVar[str] = "sincos"
 
-    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool, registers: int = 0) -> Positions:
         """Build the table for a grid."""
         return SinCosPositions(grid, dim)
 
@@ -449,6 +459,6 @@ class Sequential(Option):
 
     kind: ClassVar[str] = "sequence"
 
-    def build(self, grid: Sequence[int], dim: int, *, class_token: bool) -> Positions:
+    def build(self, grid: Sequence[int], dim: int, *, class_token: bool, registers: int = 0) -> Positions:
         """Build the table for a grid."""
         return SinCosPositions(grid, dim, sequence=True)

@@ -12,6 +12,7 @@ from operator import is_not
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -132,13 +133,18 @@ class TokenBias(CachedBias):
     """A learned bias for each head and each offset on a grid, and for pairs with tokens in front of them.
 
     The latter are one number each for a prefix token that looks at a patch, a patch that looks at a prefix
-    token, and two prefix tokens (BEiT, arXiv:2106.08254; the authors' program).
+    token, and two prefix tokens (BEiT, arXiv:2106.08254; the authors' program); or zero.
+
+    Args:
+        prefix: have biases for pairs with prefix tokens.
+        dim: hidden dimension of the network that computes the biases of patches (`LogBias`), where those of
+            prefix tokens are zero; default a table.
     """
 
-    def __init__(self, grid: Sequence[int], heads: int, *, prefix: bool) -> None:
+    def __init__(self, grid: Sequence[int], heads: int, *, prefix: bool, dim: int | None = None) -> None:
         super().__init__()
-        self.patches = RelativeBias(grid, heads)
-        self.prefix = nn.Parameter(torch.empty(3, heads)) if prefix else None
+        self.patches = RelativeBias(grid, heads) if dim is None else LogBias(grid, heads, dim=dim)
+        self.prefix = nn.Parameter(torch.empty(3, heads)) if prefix and dim is None else None
         if self.prefix is not None:
             nn.init.trunc_normal_(self.prefix, std=0.02)
 
@@ -152,13 +158,13 @@ class TokenBias(CachedBias):
             ValueError: where there are prefix tokens and the bias was made without.
         """
         prefix, *grid = window
-        if prefix and self.prefix is None:
+        if prefix and self.prefix is None and isinstance(self.patches, RelativeBias):
             raise ValueError(f"this bias knows no prefix tokens, got {prefix}")
         bias = self.patches.compute()
         for axis in (1, 2):
             bias = crop_cells(bias, self.patches.window, grid, dim=axis)
         if self.prefix is None:
-            return bias
+            return F.pad(bias, (prefix, 0, prefix, 0))
         heads, n, _ = bias.shape
         to_patch, from_patch, within = self.prefix[..., None, None].unbind(0)
         above = torch.cat([within.expand(heads, prefix, prefix), to_patch.expand(heads, prefix, n)], dim=2)
@@ -206,6 +212,33 @@ class Relative(Option):
 
     kind: ClassVar[str] = "relative"
     per_layer: bool = False
+
+    def build(self, grid: Sequence[int], heads: int, *, prefix: bool) -> TokenBias:
+        """Build the biases for a grid.
+
+        Args:
+            prefix: whether there are prefix tokens.
+        """
+        return TokenBias(grid, heads, prefix=prefix)
+
+
+@dataclass(frozen=True)
+class LogRelative(Relative):
+    """Option: a network computes biases from the logarithms of offsets (`LogBias`).
+
+    Pairs with prefix tokens have none.
+
+    Args:
+        per_layer: each layer has a network of its own, instead of all layers sharing one.
+        dim: hidden dimension of the network.
+    """
+
+    kind: ClassVar[str] = "relative_log"
+    dim: int = 128
+
+    def build(self, grid: Sequence[int], heads: int, *, prefix: bool) -> TokenBias:
+        """Build the biases for a grid; see `Relative.build`."""
+        return TokenBias(grid, heads, prefix=prefix, dim=self.dim)
 
 
 class DistanceBias(CachedBias):
@@ -331,6 +364,36 @@ class LogSpacedBias(CachedBias):
     def compute(self, *window: int) -> Float[Tensor, "h n n"]:
         """Compute the bias of every offset, in (0, 16), then look up that of every pair of cells."""
         return 16 * _look_up(self.network(self.places), self.index, prod(self.window)).sigmoid()
+
+
+class LogBias(CachedBias):
+    """A bias for each head that a small network computes from the logarithm of the offset, without bounds.
+
+    timm's form of the biases of Swin V2: offsets are cells, whatever the window, and the biases are what the
+    network gives. timm drops hidden channels in training, in addition.
+
+    Args:
+        window: extents of the window, in cells.
+        dim: hidden dimension of the network.
+    """
+
+    index: Tensor
+    places: Tensor
+
+    def __init__(self, window: Sequence[int], heads: int, *, dim: int = 128) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.network = nn.Sequential(nn.Linear(len(self.window), dim), nn.ReLU(), nn.Linear(dim, heads))
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the logarithms of all offsets within the window, and the number of that of each pair."""
+        every, inside = _places(self.window)
+        return {"places": every.sign() * every.abs().add(1).log(), "index": inside}
+
+    def compute(self, *window: int) -> Float[Tensor, "h n n"]:
+        """Compute the bias of every offset, then look up that of every pair of cells."""
+        return _look_up(self.network(self.places), self.index, prod(self.window))
 
 
 @fx_leaf

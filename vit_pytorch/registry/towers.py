@@ -48,6 +48,7 @@ SIGLIP_MODELS = {
     "vit_large_patch16_siglip_512": 317_767_656,
     "vit_so400m_patch14_siglip_224": 428_833_704,
     "vit_so400m_patch14_siglip_378": 429_378_600,
+    "vit_so400m_patch14_siglip_384": 429_378_600,
     "vit_so400m_patch16_siglip_256": 429_041_064,
     "vit_so400m_patch16_siglip_384": 429_409_704,
     "vit_so400m_patch16_siglip_512": 429_925_800,
@@ -63,6 +64,7 @@ SIGLIP_MODELS = {
     "vit_large_patch16_siglip_gap_512": 305_172_456,
     "vit_so400m_patch14_siglip_gap_224": 413_595_352,
     "vit_so400m_patch14_siglip_gap_378": 414_140_248,
+    "vit_so400m_patch14_siglip_gap_384": 414_140_248,
     "vit_so400m_patch14_siglip_gap_448": 414_480_088,
     "vit_so400m_patch14_siglip_gap_896": 418_019_032,
     "vit_so400m_patch16_siglip_gap_256": 413_802_712,
@@ -76,8 +78,13 @@ TANH = {
     *("vit_base_patch32_256", "vit_large_patch16_512", "vit_so400m_patch16_256", "vit_so400m_patch16_384"),
     *("vit_so400m_patch16_512", "vit_giantopt_patch16_256", "vit_giantopt_patch16_384"),
 }
-# PaliGemma's towers, which have other sizes.
-PALI = {"vit_so400m_patch14_siglip_gap_448": "pali_mix", "vit_so400m_patch14_siglip_gap_896": "pali_pt"}
+# Those of the first version alone, whose patches leave six pixels of 384; and PaliGemma's, of other sizes.
+RELEASES = {
+    "vit_so400m_patch14_siglip_384": "webli",
+    "vit_so400m_patch14_siglip_gap_384": "webli",
+    "vit_so400m_patch14_siglip_gap_448": "pali_mix",
+    "vit_so400m_patch14_siglip_gap_896": "pali_pt",
+}
 # What the projection of a tower that is not fine-tuned gives, in place of classes.
 PROJECTIONS = {"large": 768, "huge": 1024, "giant": 1024, "gigantic": 1280, "plus": 640}
 LAION_LARGE = ("vit_large_patch14_clip_224", "vit_large_patch14_clip_336")
@@ -96,7 +103,7 @@ def _entry(name: str, parameters: int, **rest: Any) -> ModelEntry:
         architecture=ViT,
         config={**config, **rest.pop("config")},
         parameters=parameters,
-        tiny={**TINY, "num_classes": 7},
+        tiny={**TINY, "num_classes": 7, **rest.pop("tiny", {})},
         **rest,
     )
 
@@ -123,12 +130,16 @@ def _clip(name: str, parameters: int, tag: str, crop_pct: float) -> ModelEntry:
 
 def _siglip(name: str, parameters: int) -> ModelEntry:
     act = "gelu_tanh" if name.replace("gap_", "").replace("siglip_", "") in TANH else "gelu"
+    pool, release = "mean" if "_gap_" in name else "map", RELEASES.get(name, "v2_webli")
+    cropped = {"stem": {"kind": "linear", "crop": True}} if release == "webli" else {}
+    whole = pool == "mean" and name in RELEASES
     return _entry(
         name,
         parameters,
-        config={"pool": "mean" if "_gap_" in name else "map", "act": act},
-        default_cfg={**HALF, "interpolation": "bicubic", "crop_pct": 1.0 if name in PALI else 0.9},
-        hub_id=f"timm/{name}.{PALI.get(name, 'v2_webli')}",
+        config={"pool": pool, "act": act, **cropped},
+        tiny={"stem": "linear"} if cropped else {},
+        default_cfg={**HALF, "interpolation": "bicubic", "crop_pct": 1.0 if whole else 0.9},
+        hub_id=f"timm/{name}.{release}",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables import beit, towers
+from vit_pytorch.pretrained.tables import beit, parallel_branches, towers
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "blocks.{i}"
@@ -20,6 +20,11 @@ OUT = f"{BLOCK}.attention.to_out"
 HIDDEN = f"{BLOCK}.feedforward.to_hidden"
 CONTRACT = f"{BLOCK}.feedforward.to_out"
 MAP = "attention_pool"
+# Networks of relative positions, of each layer and of all.
+LOG_BIASES = (
+    (f"{BLOCK}.attention.position.bias.patches", f"{BLOCK}.attn.rel_pos"),
+    ("relative.patches", "shared_rel_pos"),
+)
 
 # A projection of flattened patches (row, column, channel) as the convolution that it equals.
 PATCHES = Transform(
@@ -79,10 +84,20 @@ TIMM = Format(
         Rule("patch_embed.proj.{p}", "patch_embed.proj.{p}"),
         # The network in front of a hybrid; the names of ours are timm's.
         Rule("patch_embed.backbone.{name}", "patch_embed.backbone.{name}"),
+        Rule("patch_embed.norm_out.{p}", "patch_embed.norm.{p}"),
         Rule("pre_norm.{p}", "norm_pre.{p}"),
         *timm_block(BLOCK, "blocks.{i}"),
         Rule(f"{BLOCK}.attention.q_norm.{{p}}", "blocks.{i}.attn.q_norm.{p}"),
         Rule(f"{BLOCK}.attention.k_norm.{{p}}", "blocks.{i}.attn.k_norm.{p}"),
+        Rule(f"{BLOCK}.attention.sub_norm.{{p}}", "blocks.{i}.attn.norm.{p}"),
+        Rule(f"{BLOCK}.feedforward.sub_norm.{{p}}", "blocks.{i}.mlp.norm.{p}"),
+        Rule(f"{BLOCK}.attention.kernel.sub_norm.weight", "blocks.{i}.attn.sub_norm.weight"),
+        Rule(f"{BLOCK}.attention.kernel.lambda_{{name}}", "blocks.{i}.attn.lambda_{name}"),
+        *(
+            Rule(f"{ours}.network.{index}.{{p}}", f"{theirs}.mlp.fc{1 + index // 2}.{{p}}")
+            for ours, theirs in LOG_BIASES
+            for index in (0, 2)
+        ),
         Rule(f"{BLOCK}.scale1.gamma", "blocks.{i}.ls1.gamma"),
         Rule(f"{BLOCK}.scale2.gamma", "blocks.{i}.ls2.gamma"),
         # DeiT's own program names the factors so.
@@ -378,6 +393,7 @@ BIG_VISION = _flax(
 FORMATS = (
     OURS,
     *beit.formats_beside(TIMM),
+    *parallel_branches.formats_beside(TIMM),
     TIMM,
     TORCHVISION,
     TRANSFORMERS,

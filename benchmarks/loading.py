@@ -14,11 +14,12 @@ import argparse
 import json
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from loading_case import Case
+from loading_case import Build, Case
 from loading_cases import FAMILIES, cases
 from references import images, randomise
 from torch import nn
@@ -28,6 +29,7 @@ from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.pretrained.tables import tables as all_tables
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.uvit import create_noise_predictor
+from vit_pytorch.vat_siglip import SigLIPVAT
 
 # Logits of references must differ from image to image, or equality says nothing.
 SPREAD = 0.05
@@ -76,8 +78,8 @@ def table_of(model: nn.Module) -> str:
 
 def own(table: str) -> dict[str, Any]:
     """Save a model of ours and load it again."""
-    if table == "NoisePredictor":
-        return own_predictor()
+    if table in STATES:
+        return own_state(*STATES[table]())
     tiny = {e.architecture.__name__: {**e.config, **e.tiny} for e in reversed(entries().values())}
     # A table may be of what several architectures have in common.
     name, kind = next(
@@ -102,15 +104,10 @@ def own(table: str) -> dict[str, Any]:
     }
 
 
-def own_predictor() -> dict[str, Any]:
+def own_state(build: Build, inputs: Any) -> dict[str, Any]:
     """Load the state dict of a model that is not saved with its configuration."""
-
-    def build() -> nn.Module:
-        return create_noise_predictor("imagenet64_uvit_mid", image_size=16, dim=32, depth=2, heads=4)
-
     torch.manual_seed(0)
     model = randomise(build())
-    inputs = (images(16, 16), torch.tensor([3.0, 712.5]), torch.tensor([4, 1]))
     return measure(
         Case(
             format="vit_pytorch",
@@ -122,6 +119,28 @@ def own_predictor() -> dict[str, Any]:
             call=lambda model, inputs: model(*inputs),
         )
     )
+
+
+def predictor_state() -> tuple[Build, Any]:
+    """Return a small noise predictor and what it is given."""
+    sizes: dict[str, Any] = {"image_size": 16, "dim": 32, "depth": 2, "heads": 4}
+    build = partial(create_noise_predictor, "imagenet64_uvit_mid", **sizes)
+    return build, (images(16, 16), torch.tensor([3.0, 712.5]), torch.tensor([4, 1]))
+
+
+def policy_state() -> tuple[Build, Any]:
+    """Return a small policy and what it sees."""
+    tower: dict[str, Any] = {
+        "siglip_image_size": 40,
+        "siglip_patch_size": 8,
+        "siglip_dim": 32,
+        "siglip_depth": 2,
+    }
+    sizes: dict[str, Any] = {"dim": 24, "depth": 2, "heads": 2, "siglip_heads": 2, "siglip_mlp_dim": 48}
+    return partial(SigLIPVAT, **tower, **sizes), (images(40, 40),)
+
+
+STATES = {"NoisePredictor": predictor_state, "SigLIPVAT": policy_state}
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "LocalViT": (tokens.local_vit,),
     "UViT": (tokens.uvit,),
     "NoisePredictor": (tokens.noise_predictor,),
+    "SigLIPVAT": (tokens.policy,),
     "JumboViT": (tokens.jumbo,),
     "CrossViT": (staged.cross_vit,),
     "PiT": (staged.pit,),

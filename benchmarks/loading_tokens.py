@@ -13,6 +13,7 @@ from references import read_golden
 from torch import Tensor, nn
 
 from vit_pytorch.uvit import NoisePredictor, UViT
+from vit_pytorch.vat_siglip import SigLIPVAT
 
 # The authors' numbers of what stands in LocalViT's feed-forward.
 LOCAL_ACTS = {
@@ -90,6 +91,21 @@ def noise_predictor() -> Iterator[Case]:
             outputs=tensors["output"],
             call=lambda model, inputs: model(*inputs),
         )
+
+
+def policy() -> Iterator[Case]:
+    """Compare with the public package's policy around SigLIP."""
+    config, weights, tensors = read_golden("public_vat_siglip")
+    given = {name: tensors[name] for name in ("tasks", "extra", "advantages")}
+    yield Case(
+        format="vit-pytorch SigLIPVAT",
+        reference="vit-pytorch 1.26.14, `vat_siglip.SigLIPVAT`",
+        build=partial(SigLIPVAT, **config),
+        checkpoint=weights,
+        inputs=tensors["input"],
+        outputs=tensors["output"],
+        call=lambda model, inputs: model(inputs, **given),
+    )
 
 
 def uvit() -> Iterator[Case]:

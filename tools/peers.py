@@ -43,6 +43,13 @@ EXCEPTIONS = {
         "mixer_*",
     ): "calls set_input_size, which timm's own Mixer does not have: "
     "its mixing of tokens has weights for places",
+    (
+        "test_model_backward",
+        "convmixer_768_32",
+    ): "gives 128 x 128 pixels, which patches of 7 x 7 do not divide; "
+    "timm leaves the rest out without a word",
+    ("test_model_*_fx", "*_dinov3*"): "traces at another size than the model's; what torch.fx traces has the "
+    "rotations of one grid",
 }
 
 
@@ -120,7 +127,7 @@ def reasons(item: Any) -> Iterator[str]:
     """Return why a test of a model cannot pass, if there is a reason."""
     name = item.callspec.params["model_name"]
     for (test, pattern), reason in EXCEPTIONS.items():
-        if item.originalname == test and fnmatchcase(name, pattern):
+        if fnmatchcase(item.originalname, test) and fnmatchcase(name, pattern):
             yield reason
 
 

@@ -119,6 +119,7 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
   `vit_pytorch.vit_with_decorr`, `ViT`
 - An Image is Worth 16x16 Words, with full, linear and window attention (arXiv:2010.11929):
   `vit_pytorch.jet_vit`, `JetViT`
+- Vision Action Transformer, around SigLIP (arXiv:2512.06013): `vit_pytorch.vat_siglip`, `SigLIPVAT`
 - WWT, tokens and slots of several levels (arXiv:2605.12021): `vit_pytorch.wwt`, `WWT`
 - ViViT, with multi-order self-similarity (arXiv:2103.15691): `vit_pytorch.vivit_with_moss`, `ViViT`
 - Attention Residuals with DeepCrossAttention (arXiv:2502.06785):
@@ -130,7 +131,8 @@ value residuals (arXiv:2410.17897), hyper-connections (arXiv:2409.19606).
 
 Around any encoder of tokens: `vit_pytorch.efficient`, `ViT`. Around any model, for videos:
 `vit_pytorch.accept_video_wrapper`, `AcceptVideoWrapper`. Around any model, to look inside:
-`vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`.
+`vit_pytorch.recorder`, `Recorder`; `vit_pytorch.extractor`, `Extractor`. A model as the body of a detector:
+`vit_pytorch.backbone`, `Backbone`.
 """
 
 from importlib import import_module

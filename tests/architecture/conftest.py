@@ -22,7 +22,7 @@ MACHINERY = {
     "create",
     "cli",
 }
-WRAPPERS = {"accept_video_wrapper", "recorder", "extractor", "efficient"}
+WRAPPERS = {"accept_video_wrapper", "backbone", "recorder", "extractor", "efficient"}
 
 
 @dataclass(frozen=True)

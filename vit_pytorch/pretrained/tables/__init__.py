@@ -35,6 +35,7 @@ SHARED = {
     "DecorrelatedViT": "vit_with_decorr",
     "JetViT": "jet_vit",
     "WWT": "wwt",
+    "SigLIPVAT": "vat_siglip",
     "NDTransformer": "levjepa_nd",
     "MossViViT": "vivit_with_moss",
     "DepthMixSimpleViT": "attn_residual_with_dca_simple_vit",

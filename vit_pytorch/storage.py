@@ -49,7 +49,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary)
         _move_into_place(temporary, path)
     except BaseException as error:
-        _remove(temporary)
+        if path.parent.is_dir():
+            _remove(temporary)
         number = _system_error(error) if isinstance(error, Exception) else None
         if number is None:
             raise

@@ -58,6 +58,12 @@ def test_folder_without_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
     assert torch.equal(image, decode_image(path))
 
 
+def test_classes_whose_names_differ_in_case_only(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path, Cat=5, cat=5, dog=5)
+    with pytest.warns(UserWarning, match="differ in case or spaces only: 'Cat', 'cat'$"):
+        assert open_data(str(tmp_path)).classes == ("Cat", "cat", "dog")
+
+
 def test_folder_with_splits(tmp_path: Path, make_folder: MakeFolder) -> None:
     for name, count in (("train", 3), ("val", 2), ("test", 1)):
         make_folder(tmp_path / name, cat=count, dog=count)

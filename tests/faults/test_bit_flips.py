@@ -49,7 +49,8 @@ def test_a_flipped_bit_in_weights_to_start_from(run: Path) -> None:
     """A flipped bit in weights to start from.
 
     Here: refused by its SHA-256
-    Others: timm (`checkpoint_path`) and transformers (`from_pretrained`) load them without a word
+    Others: timm (`checkpoint_path`) and transformers (`from_pretrained`) load them without a word; so does
+        `Trainer` a checkpoint to go on from
     """
     model = load_model(run)
     flip_a_bit(run / "model" / "model.safetensors")

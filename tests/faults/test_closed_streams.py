@@ -25,8 +25,8 @@ def test_training_with_closed_streams(shell: str, tmp_path: Path) -> None:
     """A reader such as `head` that leaves, closed streams, ASCII, no terminal.
 
     Here: the run trains to its end
-    Others: with `head -1` Lightning trains to its end; `Trainer` ends in `BrokenPipeError`, status 1; the
-        other cases were not tried
+    Others: with `head -1` Lightning and timm's `train.py` train to their end; `Trainer` ends in
+        `BrokenPipeError`, status 1; the other cases were not tried
     """
     arguments = command("train", "--accelerator=cpu", "--output=run", "--epochs=2", *TINY)
     done = subprocess.run(

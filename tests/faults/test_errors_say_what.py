@@ -45,6 +45,11 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (["train", "--workers=100000"], Status.USAGE, "workers must be in [0, 256], got 100000"),
         (["train", "--data.worker_timeout=0"], Status.USAGE, "data.worker_timeout must be positive, got 0.0"),
         (["train", "--epochs=0"], Status.USAGE, "epochs must be at least 1"),
+        (
+            ["embed", "RUN", "x.png", "--output=x.npz", "--workers=-1"],
+            Status.USAGE,
+            "workers must be in [0, 256]",
+        ),
         (["train", "--output="], Status.USAGE, "--output must not be empty"),
         (["train", "--resume", ""], Status.USAGE, "--resume must not be empty"),
         (["finetune", "--from", "", *SMALL], Status.USAGE, "--from must not be empty"),
@@ -74,6 +79,10 @@ def test_a_sentence_and_a_status(
     """Wrong options, data, models, runs and folders.
 
     Here: a sentence and a status; a traceback with `--debug`
+    Others: `Trainer`: a learning rate of -1 or NaN, a batch size of 0 and -1 workers end in a `ValueError`;
+        with -1 epochs it trains nothing and ends as if all were well; an output folder that holds a run is
+        trained into. timm's `train.py`: `--epochs 0` and a folder that is not there end in an
+        `AssertionError` without words, an unknown option in the usage, status 2
     """
     monkeypatch.chdir(run.parent)
     arguments = [argument.replace("RUN", str(run)) for argument in arguments]
@@ -162,6 +171,8 @@ def test_a_manifest_without_a_key(key: str, run: Path, capsys: pytest.CaptureFix
     """A checkpoint's manifest without a key.
 
     Here: the checkpoint is named, and another one offered
+    Others: `Trainer`, of a `trainer_state.json` without `global_step`: trains on without a word; Lightning,
+        of a checkpoint without `state_dict`: a `KeyError`
     """
     checkpoint = (run / "checkpoints" / "last").resolve()
     edit_json(checkpoint / MANIFEST, lambda manifest: manifest.pop(key))
@@ -207,6 +218,7 @@ def test_an_added_class(
     """A class is added between training and resuming.
 
     Here: refused, with both lists
+    Others: `Trainer` and Lightning: a `RuntimeError` with the shapes that differ
     """
     images = Path(shutil.copytree(image_folder, tmp_path / "images"))
     options = [*SMALL, "--model.image-size=20", "--workers=0", "--batch-size=8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from inspect import signature
 from typing import Any
@@ -43,7 +44,8 @@ VALUES = st.recursive(
 def calls(draw: st.DrawFn) -> tuple[type, dict[str, Any]]:
     """One of the architectures, and one to three arguments of it."""
     kind = draw(st.sampled_from(list(KINDS)))
-    names = [name for name in signature(kind).parameters if name != "backbone"]
+    given = signature(kind).parameters.values()
+    names = [each.name for each in given if each.name != "backbone" and each.kind is not each.VAR_KEYWORD]
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
     return kind, {name: draw(VALUES) for name in chosen}
 
@@ -52,7 +54,8 @@ def build(kind: ModelEntry | System, arguments: dict[str, Any]) -> Any:
     """Build a small model with some arguments changed; None if it is refused."""
     if isinstance(kind, ModelEntry):
         return build_changed(kind, arguments)
-    with suppress(ValueError):
+    with suppress(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return kind.build(**arguments).eval()
     return None
 

@@ -22,6 +22,8 @@ def test_resuming_with_a_half_written_file(
     """Empty or cut `config.yaml`, `metrics.csv`, `metrics.jsonl`.
 
     Here: resuming names the file and changes nothing
+    Others: `Trainer`, of `trainer_state.json`: a `JSONDecodeError` that names no file; Lightning and timm's
+        `train.py`, of a cut checkpoint: `OSError: Invalid argument`
     """
     whole = (run / name).read_bytes()
     rest = whole[: int(part * len(whole))]
@@ -91,6 +93,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_started_again(finished: Pat
     """A run killed before its first checkpoint.
 
     Here: not resumed; the same command starts it again in its folder
+    Others: `Trainer` (`resume_from_checkpoint=True`): a `ValueError`, there is no checkpoint
     """
     run = tmp_path / "run"
     run.mkdir()

@@ -41,6 +41,9 @@ def test_a_bad_image_that_is_no_training_image(
     """A bad validation or test image.
 
     Here: found before the first epoch; no folder is left
+    Others: timm's `train.py` takes the next image in its place, and ends with status 0; Lightning and
+        `Trainer`: `UnidentifiedImageError` at validation; `Trainer` has trained an epoch by then, and keeps
+        nothing of it
     """
     bad = folder / split / "1" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
@@ -80,6 +83,66 @@ def test_a_class_name_that_is_no_utf_8(
     assert r"names of classes must be UTF-8, got b'caf\xe9'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be UTF-8"):
         open_data(str(folder))
+
+
+@pytest.mark.parametrize("what", ["data", "output folder"])
+def test_a_folder_whose_name_is_no_utf_8(
+    what: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name of the data, or of the run's folder, is no UTF-8.
+
+    Here: refused before anything else
+    """
+    strange = tmp_path / os.fsdecode(b"ordn\xe9r")
+    places = (folder, strange)
+    if what == "data":
+        places = (folder.rename(strange), tmp_path / "run")
+    assert train("--data", places[0], "--output", places[1], *FEW) == 2
+    said = capsys.readouterr().err
+    assert f"the name of the {what} must be UTF-8, got b'" in said
+    assert r"ordn\xe9r" in said
+    assert not places[1].exists()
+
+
+def test_an_image_whose_name_is_no_utf_8(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name of an image to be explained or embedded is no UTF-8.
+
+    Here: pictures and page show escapes; Parquet, which cannot hold it, is refused, `.npz` holds it
+    """
+    image = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("L", (8, 8)).save(image, format="PNG")
+    assert main(["explain", str(run), str(image), "--json", "--output", str(tmp_path / "seen")]) == 0
+    # as JSON has it
+    assert r"caf\\udce9.png" in (tmp_path / "seen" / "report.html").read_text()
+    assert main(["embed", str(run), str(image), "--output", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["paths"] == [str(image)]
+    assert main(["embed", str(run), str(image), "--output", str(tmp_path / "x.parquet")]) == 2
+    assert r"caf\udce9.png is not: write a file *.npz instead" in capsys.readouterr().err
+    assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["embed RUN RUN/wrong.png --output PLACE.npz", "export RUN --format=pt2 --output PLACE.pt2"]
+)
+def test_outputs_that_cannot_be_files(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder stands where a file is to be written, or a file where its folder would be.
+
+    Here: a sentence with the path; nothing is written
+    """
+    suffix = command[-4:].lstrip("E")
+    (tmp_path / f"x{suffix}").mkdir()
+    (tmp_path / "y").write_text("")
+    for place, message in ((tmp_path / "x", f"x{suffix}"), (tmp_path / "y" / "x", "y")):
+        words = [word.replace("RUN", str(run)).replace("PLACE", str(place)) for word in command.split()]
+        assert main(words) in (2, 5)
+        said = capsys.readouterr().err
+        assert str(tmp_path / message) in said
+        assert "tmp." not in said.replace(str(tmp_path), "")
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("runs", f"x{suffix}", "y")] == []
 
 
 def test_class_names_that_are_no_cells_of_a_table(folder: Path, tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_the_schedule_of_an_extended_run(run: Path, tmp_path: Path) -> None:
     """A finished run is extended.
 
     Here: the schedule is that of the new length
+    Others: transformers' `Trainer`, two epochs extended to four: the first step has a rate of 0, the end of
+        the old schedule; the others follow the new one
     """
     assert train("--resume", run, "--epochs=4") == 0
     assert train("--output", tmp_path / "long", "--epochs=4", *TINY) == 0

@@ -27,7 +27,9 @@ def test_times(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "10", "0m", "ten minutes", "5m1h", "-5m", "1.2.3h", "nan", "infs"])
+@pytest.mark.parametrize(
+    "text", ["", "10", "0m", "ten minutes", "5m1h", "-5m", "1.2.3h", "nan", "infs", f"{'9' * 400}h"]
+)
 def test_what_is_no_time(text):
     with pytest.raises(ValueError, match="budget must be a time such as 10m, 1h30m or 90s, got"):
         seconds_of(text)

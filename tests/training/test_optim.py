@@ -174,6 +174,8 @@ def test_schedules_that_cannot_be() -> None:
         ("weight_decay", -1.0, "weight_decay must not be negative, got -1.0"),
         ("layer_decay", 1.5, r"layer_decay must be in \(0, 1\], got 1.5"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1.0"),
+        ("betas", (0.9, 1.0), r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+        ("eps", 0.0, "eps must be positive, got 0.0"),
     ],
 )
 def test_impossible_optimizers(field: str, value: float, message: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from vit_pytorch.analysis.report.places import names_of_prefix
 from vit_pytorch.base import VisionModel
 from vit_pytorch.cli import Status
+from vit_pytorch.cli.explain import as_utf_8
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.use import BadFiles
@@ -206,8 +207,17 @@ class ParquetWriter:
         return self
 
     def write(self, names: Sequence[str], features: Float[Tensor, "b *n d"]) -> None:
-        """Write the features of a batch."""
+        """Write the features of a batch.
+
+        Raises:
+            ValueError: If a name is no UTF-8.
+        """
         arrow, flat = self.arrow, features.flatten(1)
+        for name in names:
+            if as_utf_8(name) != name:
+                raise ValueError(
+                    f"Parquet holds names in UTF-8, which {as_utf_8(name)} is not: write a file *.npz instead"
+                )
         if self._writer is None:
             kind = arrow.list_(arrow.float32(), flat.shape[1])
             # how a row is to be read where it is more than one vector

@@ -24,8 +24,9 @@ BY_TYPE = {
     "MemoryError": Status.RESOURCES,
     "OutOfMemoryError": Status.RESOURCES,
 }
-# of other errors, the part of the package that raised them; the first that fits
+# of other errors, the part of the package, or the function, that raised them; the first that fits
 BY_PART = {
+    "data.loader.check_workers": Status.USAGE,
     "data": Status.DATA,
     "training.checkpoints": Status.RUN,
     "training.runs": Status.RUN,
@@ -38,6 +39,8 @@ BY_PART = {
     "training": Status.USAGE,
     "analysis": Status.USAGE,
     "export": Status.USAGE,
+    "storage": Status.USAGE,
+    "ssl.probes": Status.USAGE,
     "cli": Status.USAGE,
     "": Status.MODEL,
 }
@@ -92,8 +95,8 @@ def _status_of(error: BaseException) -> Status:
 
 
 def _part_of(error: BaseException) -> str:
-    """Return the module of the package, without the package's name, that raised an error."""
+    """Return the module and the function of the package, without its name, that raised an error."""
     root = Path(vit_pytorch.__file__).parent
-    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [path.relative_to(root) for path in frames if path.is_relative_to(root)]
-    return ".".join(own[-1].with_suffix("").parts) if own else ""
+    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(path.relative_to(root), name) for path, name in frames if path.is_relative_to(root)]
+    return ".".join([*own[-1][0].with_suffix("").parts, own[-1][1]]) if own else ""

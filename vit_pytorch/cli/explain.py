@@ -127,7 +127,14 @@ def describe(name: str, saved: SavedClassifier, *, untrained: bool) -> Subject:
         )
     title = Path(name).resolve().name if Path(name).is_dir() else name
     values = saved.problem.task == "regression"
-    return Subject(title, facts, saved.classes, warning, saved.problem.describe_score if values else None)
+    return Subject(
+        as_utf_8(title), facts, saved.classes, warning, saved.problem.describe_score if values else None
+    )
+
+
+def as_utf_8(name: str) -> str:
+    """Return the name of a file with escapes for bytes that are no UTF-8, which no picture can show."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _explain(
@@ -143,7 +150,7 @@ def _explain(
         shown = explain_image(
             model,
             transform(image).to(device),
-            name=path.name,
+            name=as_utf_8(path.name),
             picture=at_full_size(image, prep),
             top=top if saved.problem.task != "regression" else len(saved.classes),
             scores=saved.problem.scores,

@@ -2,6 +2,8 @@
 
 import io
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -251,6 +253,12 @@ class Splits:
                 raise ValueError(
                     f"names of classes must be UTF-8, got {os.fsencode(name)!r}: rename its folder"
                 ) from error
+        plain = Counter(name.strip().casefold() for name in self.classes)
+        if alike := [name for name in self.classes if plain[name.strip().casefold()] > 1]:
+            warnings.warn(
+                f"names of classes differ in case or spaces only: {', '.join(map(repr, alike[:6]))}",
+                stacklevel=3,
+            )
         for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
             if images is None:
                 continue

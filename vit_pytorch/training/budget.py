@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from contextlib import suppress
@@ -111,7 +112,7 @@ def seconds_of(text: str) -> float:
     except ValueError:
         values = []
     seconds = sum(value * unit for value, unit in zip(values, (3600, 60, 1), strict=False))
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise ValueError(f"budget must be a time such as 10m, 1h30m or 90s, got {text!r}")
     return seconds
 

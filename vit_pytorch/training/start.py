@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +42,7 @@ def prepare(
         held: keeps the folder of a run that is resumed locked
     """
     quieten()
+    check_names({"data": config.data.source, "output folder": str(folder.absolute())})
     logger_names(config.logger)
     fabric = make_fabric(
         devices=config.devices,
@@ -70,6 +73,21 @@ def prepare(
     splits = open_splits(config, _recorded(folder) if checkpoint is not None else None)
     seed_everything(config.seed, verbose=False)
     return fabric, checkpoint, splits
+
+
+def check_names(names: Mapping[str, str]) -> None:
+    """Check that names can be written into the files of a run, which are UTF-8.
+
+    Args:
+        names: by what they are names of
+
+    Raises:
+        ValueError: if one cannot
+    """
+    for what, name in names.items():
+        # bytes of a path that are no UTF-8 are surrogates
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"the name of the {what} must be UTF-8, got {os.fsencode(name)!r}: rename it")
 
 
 def create_run_dir(fabric: Fabric, folder: Path, held: ExitStack, *, numbered: bool, resume: bool) -> Path:

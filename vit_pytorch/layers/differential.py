@@ -33,6 +33,11 @@ class DifferentialKernel(nn.Module):
         ValueError: if `dim_head` is odd.
     """
 
+    lambda_q1: nn.Parameter
+    lambda_k1: nn.Parameter
+    lambda_q2: nn.Parameter
+    lambda_k2: nn.Parameter
+
     def __init__(
         self, dim_head: int, layer: int, *, dropout: float = 0.0, scale: float | None = None
     ) -> None:

@@ -12,6 +12,7 @@ from loading_case import (
     against,
     config_of,
     golden,
+    named,
     ours,
     renamed,
     saved,
@@ -321,6 +322,10 @@ def max_vit() -> Iterator[Case]:
     }
     model = theirs("timm.models.maxxvit", "MaxxVit", cfg, **options)
     yield against("timm", "timm `MaxxVit`", ours("MaxViT", **sizes), model, 32, 32)
+    name = "maxvit_rmlp_nano_rw_256"
+    model = theirs("timm", "create_model", name, img_size=96, num_classes=7)
+    build = named(name, image_size=96, window_size=3, num_classes=7)
+    yield against("timm, its own variants", f"timm `{name}.sw_in1k`", build, model, 96, 96)
     model = theirs(
         "torchvision.models.maxvit",
         "MaxVit",

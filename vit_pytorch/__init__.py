@@ -35,6 +35,8 @@ The catalogue, each with its paper, its module and its classes:
 - MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
+- Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
+  `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`
 - Patches Are All You Need? (arXiv:2201.09792): `vit_pytorch.conv_mixer`, `ConvMixer`

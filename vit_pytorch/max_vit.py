@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,13 +25,13 @@ from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, activation, drop_path_rates, layer
 from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
 from vit_pytorch.layers.init import init_convs, init_xavier
-from vit_pytorch.layers.options import check_choice
-from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.relative import RelativeBias
+from vit_pytorch.layers.options import check_choice, per_stage
+from vit_pytorch.layers.patches import pair, to_ntuple
+from vit_pytorch.layers.relative import LogBias, RelativeBias
 from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.layers.windows import GroupAttention, Partition, grid_groups, windows
 
-PADDINGS = ("same", "symmetric")
+PADDINGS = ("same", "symmetric", "mixed")
 
 
 class MaxViT(HierarchicalModel):
@@ -40,8 +41,8 @@ class MaxViT(HierarchicalModel):
     the last stage, an eighth of the first one's, has to consist of whole windows.
 
     Args:
-        dim: channels of the first stage; they double from stage to stage.
-        dim_conv_stem: channels of the convolutional stem; default `dim`.
+        dim: channels of the first stage, which double from stage to stage; or those of each stage.
+        dim_conv_stem: channels of the convolutional stem, or of each of its two convolutions; default `dim`.
         window_size: cells of a window and of a grid, one number or (height, width); default a 32nd of
             `image_size`.
         mbconv_expansion_rate: hidden channels of an MBConv, as a multiple of its output channels.
@@ -51,12 +52,19 @@ class MaxViT(HierarchicalModel):
             pixels.
         mlp_ratio: hidden dimension of the feed-forwards, as a multiple of the stage's.
         padding: "same" pads strided convolutions as TensorFlow does and pools 2 x 2 cells around them;
-            "symmetric" pads them on all sides and pools 3 x 3.
+            "symmetric" pads them on all sides and pools 3 x 3, "mixed" pads on all sides and pools 2 x 2.
         project_shortcuts: project the pooled map even if its channels stay as many.
         scale_by: divide the attention scores by the root of the dimension of a "head", or of that of the
             stage, "dim".
         representation_size: dimension of the tanh layer before the classifier; default the last stage's.
-        stem_bias: use a bias for the first convolution.
+        head_hidden: have that layer, and the norm after pooling; otherwise the norm acts on the last map.
+        expand_input: the widths within an MBConv follow from its input's channels, and that of its
+            squeeze-and-excitation from its hidden ones, as in timm's own variants.
+        conv_act: activation of the convolutions; default `act`.
+        conv_bias: use biases for the last layer of an MBConv and for its shortcut.
+        relative_dim: hidden dimension of a network that computes the biases of offsets (`LogBias`); default a
+            table.
+        stem_bias: use a bias for the first convolution; "none" for no bias in the second, either.
         head_bias: use a bias for the classifier.
         bn_eps: epsilon of the batch norms.
 
@@ -64,13 +72,15 @@ class MaxViT(HierarchicalModel):
         ValueError: if `dim` is not a multiple of `dim_head`, or the image not of the windows.
     """
 
+    undecayed = HierarchicalModel.undecayed + r"|\.bias\.network\."
+
     def __init__(
         self,
         *,
         num_classes: int,
-        dim: int,
+        dim: int | Sequence[int],
         depth: Sequence[int],
-        dim_conv_stem: int | None = None,
+        dim_conv_stem: int | Sequence[int] | None = None,
         dim_head: int = 32,
         window_size: int | Sequence[int] | None = None,
         mbconv_expansion_rate: float = 4.0,
@@ -86,17 +96,30 @@ class MaxViT(HierarchicalModel):
         project_shortcuts: bool = False,
         scale_by: str = "head",
         representation_size: int | None = None,
-        stem_bias: bool = True,
+        stem_bias: bool | Literal["none"] = True,
         head_bias: bool = True,
         norm_eps: float = 1e-5,
         bn_eps: float = 1e-3,
+        head_hidden: bool = True,
+        expand_input: bool = False,
+        conv_act: str | None = None,
+        conv_bias: bool = True,
+        relative_dim: int | None = None,
+        layer_scale: float | None = None,
     ) -> None:
         check_choice("padding", padding, PADDINGS)
         check_choice("scale_by", scale_by, ("head", "dim"))
         stride = 2 ** (len(depth) + 1)
         size, window = _sizes(image_size, window_size, stride)
-        dims = [dim * 2**stage for stage in range(len(depth))]
-        if dim % dim_head:
+        dims = per_stage("dim", dim, len(depth))
+        stem_dims = to_ntuple(dims[0] if dim_conv_stem is None else dim_conv_stem, 2)
+        conv_act = act if conv_act is None else conv_act
+        if not head_hidden and representation_size is not None:
+            raise ValueError(
+                f"representation_size is that of a hidden layer: it needs head_hidden=True, "
+                f"got {representation_size}"
+            )
+        if any(width % dim_head for width in dims):
             raise ValueError(f"dim must be a multiple of dim_head, got dim={dim} and dim_head={dim_head}")
         super().__init__(
             image_size=size,
@@ -109,12 +132,11 @@ class MaxViT(HierarchicalModel):
         self.window = window
         self.head_bias = head_bias
         norm = partial(nn.BatchNorm2d, eps=bn_eps)
-        stem_dim = dim_conv_stem or dim
         self.stem = OnMap(
-            halving_conv(channels, stem_dim, padding=padding, bias=stem_bias),
-            norm(stem_dim),
-            activation(act),
-            nn.Conv2d(stem_dim, stem_dim, 3, padding=1),
+            halving_conv(channels, stem_dims[0], padding=padding, bias=stem_bias is True),
+            norm(stem_dims[0]),
+            activation(conv_act),
+            nn.Conv2d(stem_dims[0], stem_dims[1], 3, padding=1, bias=stem_bias != "none"),
         )
 
         def transformer(width: int, partition: Partition, drop: float) -> Block:
@@ -123,27 +145,38 @@ class MaxViT(HierarchicalModel):
             attention = Attention(width, heads=heads, dim_head=dim_head, dropout=dropout, kernel=kernel)
             return Block(
                 width,
-                GroupAttention(attention, partition, RelativeBias(window, heads)),
+                GroupAttention(
+                    attention,
+                    partition,
+                    RelativeBias(window, heads)
+                    if relative_dim is None
+                    else LogBias(window, heads, dim=relative_dim),
+                ),
                 FeedForward(width, int(width * mlp_ratio), dropout=dropout, act=act),
                 norm=partial(nn.LayerNorm, eps=norm_eps),
+                layer_scale=layer_scale,
                 drop_path=drop,
             )
 
-        before = stem_dim
+        before = stem_dims[1]
         for width, rates in zip(dims, drop_path_rates(drop_path, depth), strict=True):
             blocks = []
             for index, drop in enumerate(rates):
+                hidden = int((before if expand_input else width) * mbconv_expansion_rate)
                 conv = MBConv(
                     before,
                     width,
-                    hidden_dim=int(width * mbconv_expansion_rate),
-                    gate_dim=int(width * mbconv_shrinkage_rate),
+                    hidden_dim=hidden,
+                    gate_dim=int((hidden if expand_input else width) * mbconv_shrinkage_rate),
                     norm=norm,
-                    act=act,
+                    act=conv_act,
                     padding=padding if index == 0 else None,
                     project=project_shortcuts and index == 0,
                     drop_path=drop,
                 )
+                if not conv_bias:
+                    for linear in (conv.bottleneck.project, *conv.shortcut):
+                        drop_bias(linear, False)
                 local, spread = (
                     transformer(width, part, drop) for part in (windows(window), grid_groups(window))
                 )
@@ -151,19 +184,27 @@ class MaxViT(HierarchicalModel):
                 before = width
             self.stages.append(Stage(nn.Identity(), blocks))
         init_convs(self)
-        self.classifier_dim = representation_size or dims[-1]
-        self.fc_norm = nn.LayerNorm(dims[-1], eps=norm_eps)
-        hidden = nn.Linear(dims[-1], self.classifier_dim)
-        init_xavier(hidden)
-        self.pre_logits = nn.Sequential(hidden, nn.Tanh())
+        last_norm = nn.LayerNorm(dims[-1], eps=norm_eps)
+        if head_hidden:
+            self.classifier_dim = representation_size or dims[-1]
+            self.fc_norm = last_norm
+            layer = nn.Linear(dims[-1], self.classifier_dim)
+            init_xavier(layer)
+            self.pre_logits = nn.Sequential(layer, nn.Tanh())
+        else:
+            self.norm = last_norm
         self.reset_classifier(num_classes)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Return the map of the last stage; the norm follows the pooling."""
+        """Return the map of the last stage; the norm follows the pooling, as a rule."""
         x = self.embed(images)
         for stage in self.stages:
             x = stage(x)
-        return x.permute(0, 3, 1, 2)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort parameters by depth: a stage is a layer, as in timm."""
+        return {"stem": r"^stem\.", "blocks": [(r"^stages\.(\d+)", None), (r"^norm\.", (99999,))]}
 
     def make_head(self, num_classes: int) -> nn.Module:
         """Build a classifier, without a bias if the model has none there; the identity for no classes."""
@@ -195,8 +236,7 @@ class MBConv(nn.Module):
 
     Args:
         gate_dim: hidden dimension of the squeeze-and-excitation.
-        padding: how a strided convolution is padded, "same" or "symmetric"; None for a block that is not
-            strided.
+        padding: how a strided convolution is padded, one of `PADDINGS`; None for a block that is not strided.
         project: project the pooled map even if its channels stay as many.
     """
 
@@ -235,7 +275,7 @@ class MBConv(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.shortcut = nn.Sequential()
         if padding is not None:
-            pool = nn.AvgPool2d(2) if padding == "same" else nn.AvgPool2d(3, stride=2, padding=1)
+            pool = nn.AvgPool2d(3, stride=2, padding=1) if padding == "symmetric" else nn.AvgPool2d(2)
             self.shortcut.append(OnMap(pool))
         if dim != out_dim or project:
             self.shortcut.append(nn.Linear(dim, out_dim))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.maxxvit import MaxxVit, MaxxVitCfg, _tf_cfg, checkpoint_filter_fn
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, _tf_cfg, checkpoint_filter_fn, model_cfgs
 from torch import nn
 from torchvision.models.maxvit import MaxVit as TorchvisionMaxVit
 
-from tests.papers.reference import TOLERANCE, difference, images, randomise
+from tests.papers.reference import (
+    TOLERANCE,
+    check_gradients,
+    check_layer_decay,
+    difference,
+    images,
+    randomise,
+)
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.max_vit import MaxViT, halving_conv
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
+from vit_pytorch.registry.max_vit import TIMMS
 
 OURS = {"num_classes": 7, "dim": 16, "depth": (1, 2), "dim_conv_stem": 12, "dim_head": 8, "window_size": 4}
 TORCHVISION = {
@@ -165,7 +174,7 @@ def test_torchvisions_named_model() -> None:
     assert difference(model(x), reference(x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", list_models("maxvit_*"))
+@pytest.mark.parametrize("name", [*list_models("maxvit_*"), "test_maxvit"])
 def test_parameter_count_equals_the_references(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=1000)
@@ -189,6 +198,42 @@ def torchvision_maxvit_t() -> nn.Module:
 )
 def test_parameter_count_is_the_published_one(name: str, parameters: int) -> None:
     assert find_entry(name).parameters == parameters
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_timms_own_variants_are_prepared_as_timms(name: str) -> None:
+    entry, cfg = find_entry(name), timm.models.get_pretrained_cfg(name)
+    assert entry.hub_id == cfg.hf_hub_id
+    assert cfg.input_size == (3, entry.config["image_size"], entry.config["image_size"])
+    assert cfg.num_classes == entry.config["num_classes"]
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        assert entry.default_cfg[key] == getattr(cfg, key), key
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("test_maxvit", (1, 1, 1, 1)),
+        ("maxvit_nano_rw_256", (1, 2, 3, 1)),
+        ("maxvit_rmlp_small_rw_224", (2, 1, 1, 1)),
+        ("maxvit_rmlp_base_rw_224", (1, 1, 2, 1)),
+    ],
+)
+def test_timms_own_variants(name: str, depth: tuple[int, ...]) -> None:
+    """Tables and networks of biases, with and without LayerScale and a hidden layer of the head."""
+    torch.manual_seed(0)
+    config = replace(model_cfgs[name.removesuffix("_256").removesuffix("_224")], depths=depth)
+    reference = randomise(MaxxVit(config, img_size=96, num_classes=10))
+    model = create_model(name, image_size=96, window_size=3, num_classes=10, depth=depth).eval()
+    report = load_pretrained(model, reference.state_dict())
+    x = images(96, 96)
+    with torch.no_grad():
+        assert difference(model(x), reference(x)) < TOLERANCE
+    written, state = to_format(model, report.format), reference.state_dict()
+    assert written.keys() == state.keys()
+    assert all(written[key].equal(state[key]) for key in state)
+    check_gradients(model, reference, x, report.format)
+    check_layer_decay(model, reference, report.format)
 
 
 def test_all_of_timms_models_of_the_paper_are_named() -> None:
@@ -417,7 +462,7 @@ def test_without_bias_in_the_head() -> None:
     ("wrong", "message"),
     [
         ({"dim": 20}, "dim must be a multiple of dim_head, got dim=20 and dim_head=8"),
-        ({"padding": "valid"}, "padding must be one of same, symmetric; got 'valid'"),
+        ({"padding": "valid"}, "padding must be one of same, symmetric, mixed; got 'valid'"),
         ({"scale_by": "width"}, "scale_by must be one of head, dim; got 'width'"),
         ({"image_size": 40}, r"image size must be a multiple of \(32, 32\), got \(40, 40\)"),
         ({"window_size": 0}, r"window_size must be .*, got 0"),

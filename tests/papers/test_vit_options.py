@@ -150,7 +150,11 @@ def test_all_options_are_drawn() -> None:
         ({"attention": "differential", "qk_norm": True}, "takes no qk_norm and no rotations"),
         ({"attention": "differential", "positions": "rope"}, "takes no qk_norm and no rotations"),
         ({"attention": "differential", "dim_head": 7}, "must be even, got 7"),
-        ({"positions": Learned(class_token=False, registers=True)}, "follow a class token with one"),
+        ({"positions": Learned(registers=True)}, "positions of registers need registers"),
+        (
+            {"positions": Learned(class_token=False, registers=True), "num_registers": 1},
+            "follow a class token with one",
+        ),
         ({"positions": ScaledRotary(reference=(3,))}, "reference for grids of 2 axes needs as many"),
     ],
 )

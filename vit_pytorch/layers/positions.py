@@ -410,8 +410,11 @@ class Learned(Option):
         """Build the table for a grid.
 
         Raises:
-            ValueError: if registers have embeddings, but the class token before them has none.
+            ValueError: if registers have embeddings, but there are none, or the class token before them has
+                none.
         """
+        if self.registers and not registers:
+            raise ValueError("positions of registers need registers, got registers=True and none of them")
         if class_token and self.registers and not self.class_token:
             raise ValueError("registers with positions follow a class token with one, got class_token=False")
         prefix = int(class_token and self.class_token) + (registers if self.registers else 0)

@@ -1,7 +1,10 @@
 """The MaxViT paper's models (Tu et al. 2022, table 1) at 224, 384 and 512 pixels, and torchvision's."""
 
+from typing import Any
+
 from vit_pytorch.max_vit import MaxViT
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, NO_BATCH, ModelEntry
+from vit_pytorch.registry.vit import PREPARE
 
 SIZES = {
     "tiny": {"dim": 64, "depth": (2, 2, 5, 2), "dim_conv_stem": 64},
@@ -35,6 +38,45 @@ TORCHVISION = {
     "stem_bias": False,
     "head_bias": False,
 }
+# timm's own, which came before the authors' program.
+OWN: dict[str, Any] = {
+    "mbconv_shrinkage_rate": 1 / 16,
+    "act": "gelu",
+    "conv_act": "silu",
+    "padding": "mixed",
+    "stem_bias": "none",
+    "norm_eps": 1e-6,
+    "bn_eps": 1e-5,
+    "expand_input": True,
+    "conv_bias": False,
+    "head_hidden": False,
+}
+COMPUTED: dict[str, Any] = {**OWN, "relative_dim": 512}
+NARROW: dict[str, Any] = {"depth": (2, 2, 5, 2), "dim_conv_stem": (32, 64)}
+NANO = {"dim": 64, "depth": (1, 2, 3, 1), "dim_conv_stem": (32, 64)}
+PICO = {"dim": 32, "depth": (2, 2, 5, 2), "dim_conv_stem": (24, 32)}
+WIDE = {"dim": 96, "depth": (2, 6, 14, 2), "dim_conv_stem": (32, 64), "head_hidden": True}
+SCALED = {"dim": 96, **NARROW, "layer_scale": 1e-6}
+# name: parameters, timm's release, options, part of the image that evaluation keeps
+TIMMS: dict[str, tuple[int, str | None, dict[str, Any], float]] = {
+    "maxvit_pico_rw_256": (7_457_996, None, {**OWN, **PICO}, 0.95),
+    "maxvit_nano_rw_256": (15_451_148, "sw_in1k", {**OWN, **NANO}, 0.95),
+    "maxvit_tiny_rw_224": (29_057_312, "sw_in1k", {**OWN, "dim": 64, **NARROW}, 0.95),
+    "maxvit_tiny_rw_256": (29_066_720, None, {**OWN, "dim": 64, **NARROW}, 0.95),
+    "maxvit_rmlp_pico_rw_256": (7_515_980, "sw_in1k", {**COMPUTED, **PICO}, 0.95),
+    "maxvit_rmlp_nano_rw_256": (15_501_452, "sw_in1k", {**COMPUTED, **NANO}, 0.95),
+    "maxvit_rmlp_tiny_rw_256": (29_148_896, "sw_in1k", {**COMPUTED, "dim": 64, **NARROW}, 0.95),
+    "maxvit_rmlp_small_rw_224": (64_895_044, "sw_in1k", {**COMPUTED, **SCALED}, 0.9),
+    "maxvit_rmlp_small_rw_256": (64_895_044, None, {**COMPUTED, **SCALED}, 0.95),
+    "maxvit_rmlp_base_rw_224": (116_135_788, "sw_in12k_ft_in1k", {**COMPUTED, **WIDE}, 0.95),
+    "maxvit_rmlp_base_rw_384": (116_135_788, "sw_in12k_ft_in1k", {**COMPUTED, **WIDE}, 1.0),
+    "test_maxvit": (
+        1_093_252,
+        None,
+        {**OWN, "dim": (32, 64, 96, 128), "depth": (1, 1, 1, 1), "dim_conv_stem": (16, 32)},
+        0.95,
+    ),
+}
 TINY = {
     "image_size": 128,
     "num_classes": 7,
@@ -66,8 +108,29 @@ def _entry(size: str, pixels: int) -> ModelEntry:
     )
 
 
+def _timms(name: str) -> ModelEntry:
+    parameters, tag, options, crop_pct = TIMMS[name]
+    # Both ways to have biases, with all else that is special.
+    special = {**(COMPUTED if "_rmlp_" in name else OWN), "layer_scale": None, "head_hidden": False}
+    return ModelEntry(
+        name=name,
+        architecture=MaxViT,
+        config={
+            "image_size": 160 if name == "test_maxvit" else int(name.split("_")[-1]),
+            "num_classes": 1000,
+            **options,
+        },
+        parameters=parameters,
+        tiny={**TINY, **special, "relative_dim": 20 if "_rmlp_" in name else None},
+        default_cfg={**PREPARE, "crop_pct": crop_pct},
+        hub_id=None if tag is None else f"timm/{name}.{tag}",
+        exceptions=NO_BATCH if "_rmlp_" in name else {},
+    )
+
+
 ENTRIES = [
     *(_entry(size, pixels) for size in SIZES for pixels in (224, 384, 512)),
+    *map(_timms, TIMMS),
     ModelEntry(
         name="maxvit_t",
         architecture=MaxViT,

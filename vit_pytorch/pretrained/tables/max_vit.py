@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vit_pytorch.pretrained.rules import SAME, Format, Rule, Transform, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE
 
@@ -19,6 +21,11 @@ OFFSETS = Transform(
 )
 
 
+# Queries, keys and values of a head are neighbours there; ours are those of all heads.
+BY_HEAD = Transform(
+    lambda parts, attention: parts[0].unflatten(0, (attention.heads, 3, -1)).transpose(0, 1).flatten(0, 2),
+    lambda tensor, attention: (tensor.unflatten(0, (3, attention.heads, -1)).transpose(0, 1).flatten(0, 2),),
+)
 # Layers of ours, and what kind of rule carries them: "{p}" weights and biases, "{name}" batch norms whole.
 AROUND = (
     ("stem.layers.0", "{p}"),
@@ -59,7 +66,9 @@ def _around(*theirs: str) -> tuple[Rule, ...]:
     return tuple(rule for (ours, kind), name in named for rule in _rule(ours, name, kind))
 
 
-def _transformer(part: str, block: str, theirs: tuple[str, ...], read: Transform = SAME) -> tuple[Rule, ...]:
+def _transformer(
+    part: str, block: str, theirs: tuple[str, ...], read: Transform = SAME, qkv: Transform = SAME
+) -> tuple[Rule, ...]:
     """Return the rules of a transformer block.
 
     Args:
@@ -67,12 +76,16 @@ def _transformer(part: str, block: str, theirs: tuple[str, ...], read: Transform
         block: what it is called there.
         theirs: their names of its layers, in the order of `TRANSFORMER`, and of the table of positions.
         read: how that table is read.
+        qkv: how the projection of queries, keys and values is read.
     """
     *layers, table = theirs
     named = zip(TRANSFORMER, layers, strict=True)
     ours = f"{BLOCK}.{part}"
     return (
-        *(Rule(f"{ours}.{name}.{{p}}", f"{block}.{other}.{{p}}") for name, other in named),
+        *(
+            Rule(f"{ours}.{name}.{{p}}", f"{block}.{other}.{{p}}", qkv if name.endswith("to_qkv") else SAME)
+            for name, other in named
+        ),
         Rule(f"{ours}.attention.bias.table", f"{block}.{table}", read),
     )
 
@@ -91,10 +104,11 @@ _TORCHVISION = (
     "attn_layer.1.relative_position_bias_table",
 )
 
-OURS = own_format("stages.0.blocks.0.window.attention.bias.table")
+OURS = own_format("stages.0.blocks.0.window.attention.attention.to_qkv.weight")
 TIMM = Format(
     name="timm",
-    marks=("stages.0.blocks.0.attn_block.attn.qkv.weight",),
+    # Only the models that came of the authors have this bias.
+    marks=("stages.0.blocks.0.conv.conv3_1x1.bias",),
     rules=(
         *_around(
             *("stem.conv1", "stem.norm1", "stem.conv2"),
@@ -111,6 +125,31 @@ TIMM = Format(
         ),
         *_transformer("window", f"{_BLOCK}.attn_block", _TIMM, OFFSETS),
         *_transformer("grid", f"{_BLOCK}.attn_grid", _TIMM, OFFSETS),
+    ),
+)
+TIMM_OWN = replace(
+    TIMM,
+    name="timm, its own variants",
+    marks=("stages.0.blocks.0.attn_block.attn.qkv.weight",),
+    rules=(
+        *(
+            rule
+            for ours, theirs in (("window", "attn_block"), ("grid", "attn_grid"))
+            for rule in (
+                *_transformer(ours, f"{_BLOCK}.{theirs}", _TIMM, qkv=BY_HEAD),
+                Rule(f"{BLOCK}.{ours}.scale1.gamma", f"{_BLOCK}.{theirs}.ls1.gamma"),
+                Rule(f"{BLOCK}.{ours}.scale2.gamma", f"{_BLOCK}.{theirs}.ls2.gamma"),
+                *(
+                    Rule(
+                        f"{BLOCK}.{ours}.attention.bias.network.{index}.{{p}}",
+                        f"{_BLOCK}.{theirs}.attn.rel_pos.mlp.fc{1 + index // 2}.{{p}}",
+                    )
+                    for index in (0, 2)
+                ),
+            )
+        ),
+        Rule("norm.{p}", "norm.{p}"),
+        *TIMM.rules,
     ),
 )
 TORCHVISION = Format(
@@ -137,4 +176,4 @@ TORCHVISION = Format(
         *_transformer("grid", f"{_LAYERS}.grid_attention", _TORCHVISION),
     ),
 )
-FORMATS = (OURS, TIMM, TORCHVISION)
+FORMATS = (OURS, TIMM, TIMM_OWN, TORCHVISION)

@@ -9,7 +9,7 @@ BLOCK = "stages.{i}.blocks.0"
 LAYER = f"{BLOCK}.transformer.{{j}}"
 
 
-def _conv(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
+def batch_normed(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
     """Return the rules of a convolution and its batch norm."""
     return (
         Rule(f"{ours}.layers.0.conv.weight", f"{theirs}.{conv}.weight"),
@@ -17,7 +17,7 @@ def _conv(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
     )
 
 
-def _pointwise(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
+def pointwise(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
     """Return the rules of a linear layer, a 1 x 1 convolution of theirs, and its batch norm."""
     return (
         Rule(f"{ours}.0.weight", f"{theirs}.{conv}.weight", POINTWISE),
@@ -38,7 +38,8 @@ def _bottleneck(ours: str, layers: tuple[str, str, str], conv: str, norm: str) -
     )
 
 
-def _timm_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
+def timm_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """Return the rules of an inverted bottleneck as timm names its layers."""
     layers = (f"{theirs}.conv1_1x1", f"{theirs}.conv2_kxk", f"{theirs}.conv3_1x1")
     return _bottleneck(ours, layers, "conv", "bn")
 
@@ -57,17 +58,17 @@ TIMM = Format(
     name="timm",
     marks=("stages.2.1.conv_kxk.conv.weight",),
     rules=(
-        *_conv("stem", "stem", "conv", "bn"),
-        *_timm_bottleneck("stages.{i}.down", "stages.{i}.0"),
-        *_timm_bottleneck("stages.1.blocks.0", "stages.1.1"),
-        *_timm_bottleneck("stages.1.blocks.1", "stages.1.2"),
-        *_conv(f"{BLOCK}.local", "stages.{i}.1.conv_kxk", "conv", "bn"),
+        *batch_normed("stem", "stem", "conv", "bn"),
+        *timm_bottleneck("stages.{i}.down", "stages.{i}.0"),
+        *timm_bottleneck("stages.1.blocks.0", "stages.1.1"),
+        *timm_bottleneck("stages.1.blocks.1", "stages.1.2"),
+        *batch_normed(f"{BLOCK}.local", "stages.{i}.1.conv_kxk", "conv", "bn"),
         Rule(f"{BLOCK}.widen.weight", "stages.{i}.1.conv_1x1.weight", POINTWISE),
         *timm_block(LAYER, _TIMM_LAYER),
         Rule(f"{BLOCK}.norm.{{p}}", "stages.{i}.1.norm.{p}"),
-        *_pointwise(f"{BLOCK}.narrow", "stages.{i}.1.conv_proj", "conv", "bn"),
-        *_conv(f"{BLOCK}.fuse", "stages.{i}.1.conv_fusion", "conv", "bn"),
-        *_pointwise("norm", "final_conv", "conv", "bn"),
+        *pointwise(f"{BLOCK}.narrow", "stages.{i}.1.conv_proj", "conv", "bn"),
+        *batch_normed(f"{BLOCK}.fuse", "stages.{i}.1.conv_fusion", "conv", "bn"),
+        *pointwise("norm", "final_conv", "conv", "bn"),
         Rule("head.{p}", "head.fc.{p}"),
     ),
 )
@@ -76,13 +77,13 @@ TRANSFORMERS = Format(
     marks=("encoder.layer.2.conv_kxk.convolution.weight",),
     prefix="mobilevit.",
     rules=(
-        *_conv("stem", "conv_stem", *_NAMES),
+        *batch_normed("stem", "conv_stem", *_NAMES),
         *_transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
         *_transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
         *_transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
         *_transformers_bottleneck("stages.1.blocks.1", "encoder.layer.1.layer.2"),
         *_transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
-        *_conv(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *_NAMES),
+        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *_NAMES),
         Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
         Rule(f"{LAYER}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
         Rule(
@@ -95,9 +96,9 @@ TRANSFORMERS = Format(
         Rule(f"{LAYER}.feedforward.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
         Rule(f"{LAYER}.feedforward.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
         Rule(f"{BLOCK}.norm.{{p}}", "encoder.layer.{i}.layernorm.{p}"),
-        *_pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *_NAMES),
-        *_conv(f"{BLOCK}.fuse", "encoder.layer.{i}.fusion", *_NAMES),
-        *_pointwise("norm", "conv_1x1_exp", *_NAMES),
+        *pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *_NAMES),
+        *batch_normed(f"{BLOCK}.fuse", "encoder.layer.{i}.fusion", *_NAMES),
+        *pointwise("norm", "conv_1x1_exp", *_NAMES),
         Rule("head.{p}", "/classifier.{p}"),
     ),
 )

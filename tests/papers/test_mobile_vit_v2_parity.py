@@ -1,0 +1,82 @@
+"""MobileViTV2 computes what timm's MobileViTV2 computes."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from tests.papers.learning import accuracy_on_digits
+from tests.papers.reference import (
+    TOLERANCE,
+    check_gradients,
+    check_layer_decay,
+    difference,
+    images,
+    randomise,
+)
+from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.mobile_vit_v2 import MobileViTV2, SeparableAttention
+from vit_pytorch.pretrained import to_format
+from vit_pytorch.registry import find_entry
+
+
+@pytest.mark.parametrize("name", list_models("mobilevitv2_*"))
+def test_named_models_equal_timms(name: str) -> None:
+    entry = find_entry(name)
+    with torch.device("meta"):
+        reference = timm.create_model(name)
+        model = create_model(name)
+    shapes = {key: value.shape for key, value in reference.state_dict().items()}
+    assert {key: value.shape for key, value in to_format(model, "timm").items()} == shapes
+    assert sum(p.numel() for p in reference.parameters()) == entry.parameters
+    cfg = timm.models.get_pretrained_cfg(name)
+    assert entry.hub_id == cfg.hf_hub_id
+    assert cfg.input_size == (3, entry.config["image_size"], entry.config["image_size"])
+    for key in ("mean", "std", "interpolation", "crop_pct"):
+        assert entry.default_cfg[key] == getattr(cfg, key), key
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (50, 71)], ids=str)
+def test_logits_gradients_and_decay(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    reference = randomise(timm.create_model("mobilevitv2_050", num_classes=10))
+    model = create_model("mobilevitv2_050", num_classes=10).eval()
+    report = load_pretrained(model, reference.state_dict())
+    x = images(*size)
+    with torch.no_grad():
+        assert difference(model(x), reference(x)) < TOLERANCE
+    written, state = to_format(model, report.format), reference.state_dict()
+    assert written.keys() == state.keys()
+    assert all(written[key].equal(state[key]) for key in state)
+    check_gradients(model, reference, x, report.format)
+    check_layer_decay(model, reference, report.format)
+
+
+@torch.no_grad()
+def test_attention_in_plain_loops() -> None:
+    """Each cell sees those at its place in all patches: every second row and column."""
+    torch.manual_seed(0)
+    attention = SeparableAttention(6, patch=(2, 2))
+    x = torch.randn(1, 4, 6, 6)
+    found = attention(x)
+    for row in range(2):
+        for column in range(2):
+            cells = x[0, row::2, column::2].reshape(-1, 6)
+            projected = attention.to_qkv(cells)
+            weights = projected[:, 0].exp() / projected[:, 0].exp().sum()
+            context = sum(weight * key for weight, key in zip(weights, projected[:, 1:7], strict=True))
+            expected = torch.stack([attention.to_out(F.relu(value) * context) for value in projected[:, 7:]])
+            torch.testing.assert_close(found[0, row::2, column::2].reshape(-1, 6), expected)
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="dims must be one for each of 5 stages"):
+        MobileViTV2(image_size=64, num_classes=7, dims=(8, 16))
+
+
+def test_learns_the_digits() -> None:
+    torch.manual_seed(0)
+    model = create_model("mobilevitv2_050", channels=1, num_classes=10, image_size=32, width=0.25)
+    assert accuracy_on_digits(model, size=32, epochs=12) > 0.9

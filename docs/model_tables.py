@@ -273,9 +273,12 @@ def add_script(
 
 
 def exported(row: dict[str, Any]) -> str:
-    """Write a cell: the difference, why a file was refused, or that nothing was measured."""
+    """Write a cell: the difference, that a file was converted for another machine, why one was refused, or that
+    nothing was measured."""
     if not row:
         return "not measured"
+    if "converted" in row:
+        return "converted"
     return row["error"].partition(": ")[2] if "error" in row else f"{row['difference']:.0e}"
 
 

@@ -288,7 +288,7 @@ class VisionModel(
         for layer, output in zip(layers, outputs, strict=True):
             patches, prefix, grid = self.split_output(output, layer, images.shape[2:], norm=norm)
             if output_fmt == "NCHW":
-                if patches.shape[1] != prod(grid):
+                if not jit_is_tracing() and patches.shape[1] != prod(grid):
                     raise ValueError(
                         f"a map needs all {prod(grid)} patches, and patch_dropout leaves {patches.shape[1]} "
                         "of them: use output_fmt='NLC', or eval mode"

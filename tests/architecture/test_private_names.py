@@ -10,6 +10,7 @@ ROOT = Path(vit_pytorch.__file__).parent
 ALLOWED = {
     ("cli/model_options.py", "_hub_mixin_init_parameters"): "the arguments that huggingface_hub saves",
     ("export/aoti.py", "_inductor"): "the documented entry of AOTInductor",
+    ("export/coreml.py", "_mil_program"): "the weights of a converted program, before they are written",
     ("pretrained/extents.py", "_hub_mixin_init_parameters"): "the arguments that huggingface_hub saves",
     ("cli/train.py", "_actions"): "the options of a parser, of which argparse has no public list",
     ("registry/entry.py", "_hub_mixin_init_parameters"): "the arguments that huggingface_hub saves",

@@ -1,6 +1,7 @@
 """`vit export`: files from runs and named models, verified on the run's own images or on others."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,31 @@ def test_json_and_preprocessing_inside(
     assert list(report["output"]) == ["logits"]
 
 
+def test_features_of_a_classifier(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "digits.pt2"
+    arguments = [str(digits_run), "--format=pt2", f"--output={file}", "--images=10", "--features=mean"]
+    assert main(["export", *arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["output"]) == ["features"]
+    assert report["verification"]["flips"] is None
+
+
+def test_what_this_machine_cannot_run_is_said_to_be_unverified(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("coremltools")
+    file = tmp_path / "digits.mlpackage"
+    assert main(["export", str(digits_run), "--format=coreml", f"--output={file}"]) == 0
+    line = capsys.readouterr().out
+    if sys.platform == "darwin":
+        assert "0 decisions flip" in line
+    else:
+        assert "NOT VERIFIED, since format coreml does not run here" in line
+        assert f"python -m vit_pytorch.export.check {file}" in line
+
+
 def test_a_folder_of_images_labels_them_by_its_folders(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +94,14 @@ def test_images_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ("options", "status", "message"),
     [
         (["--format=onyx"], Status.USAGE, "format must be one of onnx"),
-        (["--format=coreml"], Status.USAGE, "coremltools"),
+        (["--format=tensorrt"], Status.USAGE, "trtexec"),
+        (
+            ["--format=pt2", "--dynamic=width"],
+            Status.USAGE,
+            "--dynamic must be batch, or batch,size, got width",
+        ),
+        (["--format=pt2", "--dynamic=batch,size"], Status.USAGE, "takes images of one size"),
+        (["--format=pt2", "--features=tokens"], Status.USAGE, "features"),
         (["--format=pt2", "--calibrate=x"], Status.USAGE, "--calibrate is for --precision int8"),
         (["--format=pt2", "--images=0"], Status.USAGE, "images must be at least 1, got 0"),
         (["--format=pt2", "--precision=fp8"], Status.USAGE, "precision"),

@@ -1,10 +1,19 @@
 """Exported files: every format and precision, what they hold, and exports that are refused."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -16,11 +25,14 @@ from tests.contracts.conftest import randomize_
 from vit_pytorch import create_transform
 from vit_pytorch.base import VisionModel
 from vit_pytorch.export import deploy, formats
+from vit_pytorch.export import executorch as executorch_format
 from vit_pytorch.export import onnx as onnx_format
+from vit_pytorch.export.check import check_file
 from vit_pytorch.export.deploy import export_model, load_exported
 from vit_pytorch.export.job import ExportError, Format
 from vit_pytorch.export.samples import Samples, random_samples
 from vit_pytorch.export.verify import Comparison, check
+from vit_pytorch.layers.positions import Learned
 from vit_pytorch.preprocessing import Normalize, preprocessing_for, resize
 from vit_pytorch.registry import find_entry
 
@@ -77,11 +89,12 @@ def write(model: VisionModel, file: Path, format: str, samples: Samples, **optio
         ("pt2", ".pt2", "bf16"),
         ("torchscript", ".ts", "fp32"),
         ("openvino", ".xml", "fp16"),
+        ("executorch", ".pte", "fp32"),
     ],
 )
 def test_formats(model, samples, tmp_path, format, suffix, precision):
-    if format == "openvino":
-        pytest.importorskip("openvino")
+    if format in ("openvino", "executorch"):
+        pytest.importorskip(format)
     file = tmp_path / f"tiny{suffix}"
     report = write(model, file, format, samples, precision=precision)
     assert report == json.loads((tmp_path / f"tiny{suffix}.json").read_text())
@@ -137,13 +150,22 @@ def test_features_of_models_without_classes(tmp_path):
     assert report["verification"]["flips"] is None
 
 
-@pytest.mark.parametrize("quantization", ["static", "dynamic"])
-def test_int8_quantizes_every_layer(model, samples, tmp_path, quantization):
+@pytest.mark.parametrize(
+    ("format", "suffix", "quantization"),
+    [
+        ("onnx", ".onnx", "static"),
+        ("onnx", ".onnx", "dynamic"),
+        ("executorch", ".pte", "static"),
+        ("openvino", ".xml", "static"),
+    ],
+)
+def test_int8_quantizes_every_layer(model, samples, tmp_path, format, suffix, quantization):
+    pytest.importorskip("nncf" if format == "openvino" else format)
     labels = labelled(model, samples)
     report = write(
         model,
-        tmp_path / "tiny.onnx",
-        "onnx",
+        tmp_path / f"tiny{suffix}",
+        format,
         labels,
         precision="int8",
         quantization=quantization,
@@ -259,7 +281,12 @@ def test_thresholds_are_kept():
 @pytest.mark.parametrize(
     ("format", "file", "options", "message"),
     [
-        ("onyx", "a.onnx", {}, "format must be one of onnx, pt2, openvino, torchscript, aoti, got 'onyx'"),
+        (
+            "onyx",
+            "a.onnx",
+            {},
+            "format must be one of onnx, pt2, openvino, torchscript, aoti, executorch, coreml, got 'onyx'",
+        ),
         ("tensorrt", "a.plan", {}, "not written here: export --format onnx and build an engine with trtexec"),
         ("onnx", "a.pt2", {}, r"a file of format onnx is called \*.onnx, got a.pt2"),
         ("onnx", "a.onnx", {"precision": "bf16"}, "not in bf16: ONNX Runtime has no bf16 kernels"),
@@ -272,6 +299,143 @@ def test_what_is_not_offered(model, samples, tmp_path, format, file, options, me
     with pytest.raises(ExportError, match=message):
         write(model, tmp_path / file, format, samples, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("executorch", ".pte"), ("openvino", ".xml")])
+def test_int8_of_calibration_only(model, samples, tmp_path, format, suffix):
+    pytest.importorskip("nncf" if format == "openvino" else format)
+    options = {"precision": "int8", "quantization": "dynamic"}
+    with pytest.raises(ExportError, match=f"format {format} is quantized by calibration"):
+        write(model, tmp_path / f"a{suffix}", format, samples, **options)
+
+
+def test_a_layer_that_pt2e_leaves_out_is_an_error(model, samples, tmp_path, monkeypatch):
+    executorch = pytest.importorskip("vit_pytorch.export.executorch")
+    pytest.importorskip("executorch")
+    monkeypatch.setattr(executorch, "_is_product_of", lambda wanted: lambda node: False)
+    with pytest.raises(ExportError, match=r"(\d+) of \1 layers were not quantized: .*; name them by --keep"):
+        write(model, tmp_path / "a.pte", "executorch", samples, precision="int8", calibration=samples)
+
+
+def test_core_ml_is_verified_where_it_runs(model, samples, tmp_path, monkeypatch):
+    """The package holds the weights of all linear layers; its outputs can only be compared on a Mac."""
+    coremltools = pytest.importorskip("coremltools")
+    if formats.FORMATS["coreml"].runs_here:
+        pytest.skip("a Mac verifies the file at once")
+    file = tmp_path / "tiny.mlpackage"
+    for precision in ("fp32", "fp16"):  # the second replaces the first
+        report = write(model, file, "coreml", labelled(model, samples), precision=precision)
+        assert report["verification"] is None
+        assert report["linear_layers_compared"] == sum(
+            isinstance(part, nn.Linear) for part in model.modules()
+        )
+        assert set(report["files"]) == {"tiny.mlpackage", "tiny.mlpackage.check.npz"}
+    found = coremltools.models.MLModel(str(file), skip_model_load=True)
+    assert json.loads(found.user_defined_metadata["classes"]) == list(CLASSES)
+
+    def run(wrong):
+        return lambda file, precision: lambda images: model(images).softmax(1).roll(wrong, 1)
+
+    for wrong in (1, 0):
+        ready = replace(formats.FORMATS["coreml"], load=run(wrong), platform="")
+        monkeypatch.setitem(formats.FORMATS, "coreml", ready)
+        if wrong:
+            with pytest.raises(
+                ExportError, match=r"not to be used: accuracy on \d+ images falls from 100.00%"
+            ):
+                check_file(file)
+    verified = json.loads((tmp_path / "tiny.mlpackage.json").read_text())["verification"]
+    assert verified is None
+    assert check_file(file).accuracy == 1.0
+    verified = json.loads((tmp_path / "tiny.mlpackage.json").read_text())["verification"]
+    assert verified["flips"] == 0
+    assert verified["labelled"] == verified["images"] > 5
+
+
+def test_core_ml_takes_no_bytes(model, samples, tmp_path):
+    pytest.importorskip("coremltools")
+    with pytest.raises(ExportError, match="takes no bytes: export without --with-preprocessing"):
+        write(model, tmp_path / "a.mlpackage", "coreml", samples, normalize_inside=True)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "features"),
+    [
+        ("onnx", ".onnx", "cls"),
+        ("onnx", ".onnx", "patches"),
+        ("pt2", ".pt2", "maps"),
+        ("pt2", ".pt2", "mean"),
+        ("torchscript", ".ts", "maps"),
+        ("openvino", ".xml", "pooled"),
+        ("executorch", ".pte", "maps"),
+    ],
+)
+def test_features(model, samples, tmp_path, format, suffix, features):
+    if format in ("openvino", "executorch"):
+        pytest.importorskip(format)
+    file = tmp_path / f"a{suffix}"
+    report = write(model, file, format, samples, output="features", features=features)
+    images = Normalize(preprocessing_for(model))(torch.stack([samples.read(i) for i in range(3)]))
+    with torch.no_grad():
+        tokens = model.forward_features(images)
+        (maps,) = model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+        want = {
+            "pooled": model.forward_head(tokens, pre_logits=True),
+            "cls": tokens[:, 0],
+            "patches": tokens[:, 1:],
+            "mean": tokens[:, 1:].mean(dim=1),
+            "maps": maps,
+        }[features]
+    assert report["output"]["features"]["shape"] == ["batch", *want.shape[1:]]
+    torch.testing.assert_close(load_exported(file)(images), want, rtol=0, atol=1e-4)
+
+
+def test_features_that_a_model_lacks(samples, tmp_path):
+    entry = find_entry("simple_vit_tiny_patch14_224")
+    model = randomize_(entry.build(**entry.tiny)).eval()
+    with pytest.raises(ValueError, match="SimpleViT has no class token here: take --features mean"):
+        write(model, tmp_path / "a.pt2", "pt2", samples, classes=(), output="features", features="cls")
+
+
+@pytest.fixture(scope="module")
+def any_size() -> VisionModel:
+    entry = find_entry("vit_tiny_patch16_224")
+    options = {"num_classes": 10, "depth": 1, "positions": Learned(dynamic_img_size=True)}
+    return randomize_(entry.build(**{**entry.tiny, **options})).eval()
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("pt2", ".pt2")])
+def test_images_of_any_size(any_size, tmp_path, format, suffix):
+    noise = random_samples(preprocessing_for(any_size), 5)
+    file = tmp_path / f"a{suffix}"
+    report = write(any_size, file, format, noise, classes=(), dynamic_size=True)
+    assert report["input"]["images"]["shape"] == ["batch", 3, "height", "width"]
+    assert len(report["verified_sizes"]) == 3
+    images = torch.randn(3, 3, 48, 20)
+    with torch.no_grad():
+        want = any_size(images).softmax(1)
+    torch.testing.assert_close(load_exported(file)(images), want, rtol=0, atol=1e-5)
+
+
+def test_a_file_that_takes_one_size_is_refused(any_size, tmp_path, monkeypatch):
+    """Its own size, on which images are compared, would not show it."""
+
+    def load(file, precision):
+        run, size = formats.pt2.load(file, precision), any_size.image_size
+        return lambda images: run(torch.nn.functional.interpolate(images, size))
+
+    monkeypatch.setitem(formats.FORMATS, "pt2", replace(formats.pt2.FORMAT, load=load))
+    noise = random_samples(preprocessing_for(any_size), 5)
+    with pytest.raises(ExportError, match=r"on images of \d+ x \d+ outputs differ by"):
+        write(any_size, tmp_path / "a.pt2", "pt2", noise, classes=(), dynamic_size=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_are_refused_by_name(model, any_size, samples, tmp_path):
+    with pytest.raises(ExportError, match=r"ViT takes images of one size.*Learned\(dynamic_img_size=True\)"):
+        write(model, tmp_path / "a.pt2", "pt2", samples, dynamic_size=True)
+    with pytest.raises(ExportError, match="format torchscript takes images of one size: take --format onnx"):
+        write(any_size, tmp_path / "a.ts", "torchscript", samples, dynamic_size=True)
 
 
 def test_unknown_layers_to_keep(model, samples, tmp_path):
@@ -310,14 +474,150 @@ def test_other_architectures(tmp_path, name):
     assert report["verification"]["largest_difference"] < 1e-4
 
 
-def test_the_programs_of_the_documentation_decide_as_the_model(tmp_path, monkeypatch):
-    """They prepare the image by themselves, with Pillow and NumPy."""
+PAGE = (ROOT / "docs" / "deploy.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The folder that the documentation's Python programs worked in, and what they computed."""
     pytest.importorskip("openvino")
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("deploy")
     names: dict[str, Any] = {"__name__": "__main__"}
-    for _, code in blocks((ROOT / "docs" / "deploy.md").read_text()):
-        exec(compile(code, "deploy.md", "exec"), names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for _, code in blocks(PAGE):
+            exec(compile(code, "deploy.md", "exec"), names)
     with torch.no_grad():
-        want = names["model"](create_transform(names["model"])(Image.open("photo.jpg"))[None]).softmax(1)
-    for found in ("by_onnx", "by_torch", "by_openvino"):
-        torch.testing.assert_close(torch.as_tensor(names[found]), want, rtol=0, atol=1e-3)
+        photo = create_transform(names["model"])(Image.open(folder / "photo.jpg"))[None]
+        names["want"] = names["model"](photo).softmax(1)
+    return folder, names
+
+
+def program(language: str) -> str:
+    """Return the documentation's program in a language."""
+    match = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
+    assert match is not None
+    return match[1]
+
+
+@pytest.mark.parametrize("found", ["by_onnx", "by_torch", "by_openvino"])
+def test_the_programs_of_the_documentation_decide_as_the_model(documented, found):
+    """They prepare the image by themselves, with Pillow and NumPy."""
+    _, names = documented
+    torch.testing.assert_close(torch.as_tensor(names[found]), names["want"], rtol=0, atol=1e-3)
+
+
+def test_the_program_for_executorch(documented, monkeypatch):
+    pytest.importorskip("executorch")
+    folder, names = documented
+    monkeypatch.chdir(folder)
+    prep = preprocessing_for(names["model"])
+    samples, classes = random_samples(prep, 3), ("cat", "dog", "flower")
+    options = {"prep": prep, "samples": samples, "name": "example", "classes": classes}
+    export_model(names["model"], "model.pte", "executorch", **options)
+    with executorch_format.quiet():
+        exec(compile(program("python executorch"), "deploy.md", "exec"), names)
+    torch.testing.assert_close(names["by_executorch"], names["want"], rtol=0, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def of_bytes(documented) -> tuple[Path, torch.Tensor]:
+    """A folder with an image of the model's size and a file that takes bytes; and what the model says."""
+    folder, names = documented
+    model, prep = names["model"], preprocessing_for(names["model"])
+    picture = Image.open(folder / "photo.jpg").resize((64, 64))
+    picture.save(folder / "small.png")
+    picture.save(folder / "small.ppm")
+    classes = ("cat", "dog", "flower")
+    options = {"prep": prep, "samples": random_samples(prep, 3), "name": "example", "classes": classes}
+    export_model(model, folder / "bytes.onnx", "onnx", normalize_inside=True, **options)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return folder, model(Normalize(prep)(pixels)).softmax(1)
+
+
+def check_lines(text: str, want: torch.Tensor) -> None:
+    """Check what a program printed."""
+    lines = [line.split() for line in text.splitlines()]
+    assert [name for name, _ in lines] == ["cat", "dog", "flower"]
+    found = torch.tensor([[float(probability) for _, probability in lines]])
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-4)
+
+
+def test_the_program_in_cpp(of_bytes):
+    folder, want = of_bytes
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    library = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"), None)
+    if library is None:
+        pytest.skip("this build of onnxruntime has no shared library of its own")
+    (folder / "libonnxruntime.so").symlink_to(library)
+    (folder / "libonnxruntime.so.1").symlink_to(library)
+    (folder / "classify.cpp").write_text(program("cpp"))
+    check = [
+        "g++",
+        "-std=c++17",
+        "-fsyntax-only",
+        "-x",
+        "c++",
+        "-include",
+        "onnxruntime_cxx_api.h",
+        "/dev/null",
+    ]
+    if subprocess.run(check, capture_output=True, check=False).returncode:
+        pytest.skip("g++ does not find ONNX Runtime's headers: name their folder in CPATH")
+    build = [
+        "g++",
+        "-std=c++17",
+        "classify.cpp",
+        "-o",
+        "classify",
+        "-L.",
+        "-lonnxruntime",
+        "-Wl,-rpath,$ORIGIN",
+    ]
+    subprocess.run(build, cwd=folder, check=True)
+    run = ["./classify", "bytes.onnx", "small.ppm"]
+    check_lines(subprocess.run(run, cwd=folder, check=True, capture_output=True, text=True).stdout, want)
+    assert subprocess.run(["./classify", "bytes.onnx", "small.png"], cwd=folder, check=False).returncode == 1
+
+
+def test_the_page_for_a_browser(of_bytes, tmp_path):
+    folder, want = of_bytes
+    runtime = os.environ.get("ONNXRUNTIME_WEB")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if runtime is None:
+        pytest.skip("npm install onnxruntime-web, and name its folder dist in ONNXRUNTIME_WEB")
+    if browser is None or driver is None:
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    for file in Path(runtime).glob("ort*wasm*"):
+        (tmp_path / file.name).symlink_to(file)
+    shutil.copy(folder / "bytes.onnx", tmp_path)
+    (tmp_path / "index.html").write_text(program("html"))
+    handler = partial(Quiet, directory=str(tmp_path))
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--force-color-profile=srgb")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        try:
+            window.get(f"http://127.0.0.1:{server.server_port}/")
+            window.find_element("id", "file").send_keys(str(folder / "small.png"))
+            WebDriverWait(window, 60).until(lambda page: page.find_element("id", "result").text)
+            check_lines(window.find_element("id", "result").text, want)
+        finally:
+            window.quit()
+            server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A web server that does not log."""
+
+    def log_message(self, format: str, *values: Any) -> None:
+        """Log nothing."""

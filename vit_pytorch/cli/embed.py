@@ -17,8 +17,6 @@ from jaxtyping import Float
 from numpy.lib import format as npy
 from torch import Tensor
 
-from vit_pytorch.analysis.report.places import names_of_prefix
-from vit_pytorch.base import VisionModel
 from vit_pytorch.cli import Status
 from vit_pytorch.cli.explain import as_utf_8
 from vit_pytorch.cli.functions import call
@@ -26,15 +24,13 @@ from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.use import BadFiles
 from vit_pytorch.create import open_model
 from vit_pytorch.data.loader import check_workers
-from vit_pytorch.data.transforms import Images, collate, move
+from vit_pytorch.data.transforms import collate, move
 from vit_pytorch.extras import install_command
 from vit_pytorch.preprocessing import eval_transform, preprocessing_for
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.evaluation import check_outputs
+from vit_pytorch.training.features import Features, check_features, compute_features
 from vit_pytorch.training.predictor import prepared_batches, put_on_device
-from vit_pytorch.training.probing import embed as pooled
-
-Features = Literal["pooled", "cls", "mean", "patches"]
 
 
 def embed(arguments: Sequence[str]) -> None:
@@ -60,7 +56,8 @@ def write_features(
         images: Files, folders or patterns.
         output: The file: `.npz` with the arrays `paths` and `features`, or `.parquet` with these columns.
         features: `pooled` for what enters the classifier; after the final norm, `cls` for the class token,
-            `mean` for the mean of the patches, `patches` for a row each patch.
+            `mean` for the mean of the patches, `patches` for a row each patch, `maps` for these as maps
+            (width, rows, columns).
         batch_size: Images that the model sees at once.
         workers: Processes that read images.
         on_bad: As for `vit predict`.
@@ -83,7 +80,7 @@ def write_features(
     prep = preprocessing_for(net)
     if prep.frames is not None or prep.max_tokens is not None:
         raise ValueError(f"features are those of images of one size, which {model} does not take")
-    compute = feature_function(net, features)
+    check_features(net, features)
     device, bad, count = next(net.parameters()).device, BadFiles(on_bad), 0
     shape: list[int] = []
     batches = prepared_batches(
@@ -91,7 +88,7 @@ def write_features(
     )
     with replacing(output) as file, writers[Path(output).suffix.lower()](file) as writer, torch.no_grad():
         for names, prepared in batches:
-            found = compute(move(collate(prepared, prep), device)).float()
+            found = compute_features(net, move(collate(prepared, prep), device), features).float()
             check_outputs(found.flatten(1))
             writer.write(names, found.cpu())
             count, shape = count + len(names), list(found.shape[1:])
@@ -106,34 +103,6 @@ def write_features(
     if bad.count:
         print(f"vit: files that could not be read: {bad.count}, named above", file=sys.stderr)
         raise SystemExit(Status.DATA)
-
-
-def feature_function(model: VisionModel, features: Features) -> Callable[[Images], Float[Tensor, "b *n d"]]:
-    """Return what computes features of a batch of images.
-
-    Raises:
-        ValueError: If the model has no class token, and it is asked for.
-    """
-    if features == "pooled":
-        return lambda images: pooled(model, images)
-    if features == "cls" and names_of_prefix(model)[:1] != ["class token"]:
-        raise ValueError(f"{type(model).__name__} has no class token here: take --features mean or pooled")
-
-    def compute(images: Images) -> Tensor:
-        found: Any = model.forward_intermediates(
-            images,  # type: ignore[arg-type]
-            indices=1,
-            return_prefix_tokens=True,
-            norm=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        ((patches, prefix),) = found
-        if features == "cls":
-            return prefix[:, 0]
-        return patches.mean(dim=1) if features == "mean" else patches
-
-    return compute
 
 
 class Writer(Protocol):

@@ -25,6 +25,7 @@ from vit_pytorch.export.verify import Comparison
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import CONFIG
+from vit_pytorch.training.features import Features
 from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
@@ -50,6 +51,8 @@ def print_export(
     quantization: Quantization = "static",
     keep: str = "",
     outputs: Literal["probabilities", "logits"] = "probabilities",
+    features: Features | None = None,
+    dynamic: str = "batch",
     with_preprocessing: bool = False,
     opset: int = 18,
     batch_size: int = 16,
@@ -59,7 +62,8 @@ def print_export(
 
     Args:
         model: Folder of a run or of a model, or the name of a model.
-        format: `onnx`, `pt2` (torch.export), `openvino`, `torchscript` or `aoti` (compiled by AOTInductor).
+        format: `onnx`, `pt2` (torch.export), `openvino`, `torchscript`, `aoti` (compiled by AOTInductor),
+            `executorch` or `coreml` (verified on a Mac by `python -m vit_pytorch.export.check FILE`).
         output: The file; a report is written beside it as FILE.json. Files of these names are replaced.
         precision: `fp32`, `fp16`, `bf16` or `int8`, as far as the format has them.
         pretrained: For a named model: `true` for its published weights, or a checkpoint. Trained models that
@@ -75,6 +79,11 @@ def print_export(
         keep: Layers that stay in floating point in int8, by names of modules, with commas between.
         outputs: What a classifier's file computes, `probabilities` or `logits`; a model without classes gives
             its features.
+        features: Compute features instead: `pooled` for what enters the classifier; after the final norm,
+            `cls` for the class token, `mean` for the mean of the patches, `patches` for all, `maps` for
+            these as maps.
+        dynamic: Axes of the input that stay open: `batch`, or `batch,size` for height and width, too, where
+            the model takes any size.
         with_preprocessing: Put the normalisation into the graph, which then takes bytes (0 to 255) of the
             model's size.
         opset: ONNX operator set, 18 or higher.
@@ -103,12 +112,15 @@ def print_export(
         if built.num_classes
         else SavedClassifier(built, Classification(()), preprocessing_for(built))
     )
-    if saved.problem.task != "classify" and outputs != "logits":
+    if features is None and saved.problem.task != "classify" and outputs != "logits":
         what = "values in standard deviations" if saved.problem.task == "regression" else "logits of labels"
         raise UsageError(
             f"a model of task {saved.problem.task} is exported with --outputs logits, its {what}"
         )
-    computed: Output = outputs if saved.classes else "features"
+    axes = dynamic.split(",")
+    if not {"batch", "size"}.issuperset(axes):
+        raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
+    computed: Output = outputs if saved.classes and features is None else "features"
     needs_calibration = precision == "int8" and quantization == "static"
     if calibrate is not None and not needs_calibration:
         raise UsageError("--calibrate is for --precision int8 with --quantization static")
@@ -123,6 +135,8 @@ def print_export(
         precision=precision,
         output=computed,
         normalize_inside=with_preprocessing,
+        features=features,
+        dynamic_size="size" in axes,
         opset=opset,
         quantization=quantization,
         calibration=_samples(model, calibrate, "calibrate", saved, calibration_images)
@@ -170,4 +184,11 @@ def _line(report: dict[str, Any], output: str) -> str:
     parts = [f"{output}: {report['format']} {report['precision']}, {size:.1f} MB"]
     if "quantized_layers" in report:
         parts.append(f"{report['quantized_layers']} layers in int8")
-    return "; ".join([*parts, str(Comparison(**report["verification"]))])
+    if report["verification"] is None:
+        later = f"python -m vit_pytorch.export.check {output}"
+        parts.append(
+            f"NOT VERIFIED, since format {report['format']} does not run here; where it does: {later}"
+        )
+    else:
+        parts.append(str(Comparison(**report["verification"])))
+    return "; ".join(parts)

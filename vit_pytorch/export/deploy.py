@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from vit_pytorch.export.job import (
     ExportError,
     ExportGraph,
     ExportJob,
+    Format,
     Output,
     Precision,
     Quantization,
@@ -29,18 +31,12 @@ from vit_pytorch.export.job import (
     Runtime,
 )
 from vit_pytorch.export.samples import Samples, normalized_batches
-from vit_pytorch.export.verify import check, compare
+from vit_pytorch.export.verify import HINTS, check, check_sizes, compare, write_check
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing
 from vit_pytorch.storage import file_sha256, full_disk_named
+from vit_pytorch.training.features import Features, check_features
 from vit_pytorch.weights import read_settings
-
-HINTS = {
-    "fp32": "the format's converter is at fault: try --format pt2 or onnx",
-    "fp16": "try --precision bf16 or fp32",
-    "bf16": "try --precision fp16 or fp32",
-    "int8": "try other or more images by --calibrate and --calibration_images, --keep for the first and the "
-    "last layers, or --quantization dynamic",
-}
 
 
 def export_model(
@@ -55,6 +51,8 @@ def export_model(
     precision: Precision = "fp32",
     output: Output = "probabilities",
     normalize_inside: bool = False,
+    features: Features | None = None,
+    dynamic_size: bool = False,
     opset: int = 18,
     quantization: Quantization = "static",
     calibration: Samples | None = None,
@@ -65,7 +63,8 @@ def export_model(
 
     The file is loaded by its own runtime. Where it does not decide as the model does (`verify.check`),
     nothing is written. Otherwise the file is there, and beside it `FILE.json` with what this function
-    returns; files of these names are replaced.
+    returns; files of these names are replaced. A file that this machine cannot run is written unverified,
+    with `FILE.check.npz`, by which `export.check` verifies it where it runs.
 
     Args:
         model: on the processor; put in eval mode.
@@ -78,6 +77,8 @@ def export_model(
         precision: number format of the computation.
         output: what comes out; "features" for a model without classes.
         normalize_inside: the graph takes bytes (0 to 255) of the model's size, and normalizes them itself.
+        features: which, if the output is "features"; by default what the model itself returns.
+        dynamic_size: the graph takes any height and width that the patch divides.
         opset: ONNX operator set.
         quantization: of int8: "static" needs `calibration`, "dynamic" finds ranges at run time.
         calibration: images for the ranges of activations.
@@ -85,7 +86,8 @@ def export_model(
         batch_size: images at once.
 
     Returns:
-        The report: model, classes, preprocessing, licence, inputs, outputs, verification, versions.
+        The report: model, classes, preprocessing, licence, inputs, outputs, verification (None if this
+        machine does not run the file), versions.
 
     Raises:
         ExportError: if the format or the precision is not offered or needs a package, or the file fails.
@@ -106,15 +108,21 @@ def export_model(
         raise ExportError("static int8 needs images for the ranges of activations: name some by --calibrate")
     if keep and precision != "int8":
         raise ExportError(f"keep is for int8, got precision {precision}")
+    if features is not None:
+        if output != "features":
+            raise ExportError(f"features {features!r} are computed instead of {output}")
+        check_features(model, features)
+    step = find_size_step(model, format, kind) if dynamic_size else None
     model.eval()
     inside = Normalize(prep) if normalize_inside else None
-    reference = ExportGraph(model, output, inside)
-    lowered = model if DTYPES[precision] == reference.dtype else deepcopy(model).to(DTYPES[precision])
+    reference = ExportGraph(model, output, inside, features)
+    dtype = torch.float32 if kind.lowers else DTYPES[precision]
+    lowered = model if dtype == reference.dtype else deepcopy(model).to(dtype)
     finish = _finish(prep, normalize_inside)
     example = finish(torch.stack([samples.read(0), samples.read(len(samples) - 1)]))
     description = describe(model, name, prep, classes, normalize_inside=normalize_inside)
     job = ExportJob(
-        graph=ExportGraph(lowered, output, inside).eval(),
+        graph=ExportGraph(lowered, output, inside, features).eval(),
         example=example,
         precision=precision,
         metadata={key: json.dumps(value) for key, value in description.items()},
@@ -122,45 +130,65 @@ def export_model(
         quantization=quantization,
         calibration=[] if calibration is None else normalized_batches(calibration, finish, batch_size),
         keep=keep,
+        size_step=step,
     )
     with full_disk_named(file), TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
         written = Path(folder) / file.name
-        notes = kind.write(job, written)
-        found = compare(
-            reference,
-            kind.load(written, precision),
-            samples,
-            finish=finish,
-            decides=output != "features",
-            batch_size=batch_size,
-        )
-        try:
-            check(found, precision, noise=samples.are_random)
-        except ExportError as error:
-            raise RefusedError(f"{format} in {precision} is refused: {error}; {HINTS[precision]}") from error
+        notes = {"max_batch": kind.max_batch, **kind.write(job, written)}
+        max_batch = notes.pop("max_batch")
+        if kind.runs_here:
+            run = kind.load(written, precision)
+            found = compare(
+                reference,
+                run,
+                samples,
+                finish=finish,
+                decides=output != "features",
+                batch_size=min(batch_size, max_batch),
+            )
+            try:
+                check(found, precision, noise=samples.are_random)
+                if job.size_step is not None:
+                    notes["verified_sizes"] = check_sizes(reference, run, example, job.size_step, precision)
+            except ExportError as error:
+                raise RefusedError(
+                    f"{format} in {precision} is refused: {error}; {HINTS[precision]}"
+                ) from error
+            verification = found.as_dict()
+        else:
+            verification = None
+            write_check(Path(folder) / f"{file.name}.check.npz", reference, samples, finish)
         files = sorted(Path(folder).iterdir())
         report = {
             "file": file.name,
-            "files": {part.name: part.stat().st_size for part in files},
-            "sha256": {part.name: file_sha256(part) for part in files},
+            "files": {part.name: _size(part) for part in files},
+            "sha256": {
+                part.relative_to(folder).as_posix(): file_sha256(part)
+                for part in sorted(Path(folder).rglob("*"))
+                if part.is_file()
+            },
             "format": format,
             "precision": precision,
             **notes,
             "input": {
                 "images": {
-                    "shape": ["batch", *example.shape[1:]],
+                    "shape": ["batch", prep.channels, "height", "width"]
+                    if dynamic_size
+                    else ["batch", *example.shape[1:]],
+                    "max_batch": max_batch,
                     "dtype": str(example.dtype).removeprefix("torch."),
                 }
             },
-            "output": {
-                output: {"shape": ["batch", model.num_classes or model.classifier_dim], "dtype": "float32"}
-            },
+            "output": {output: {"shape": ["batch", *_output_shape(reference, job)], "dtype": "float32"}},
             **description,
-            "verification": found.as_dict(),
+            "verification": verification,
             "versions": {package: version(package) for package in ("torch", *kind.packages)},
         }
         (Path(folder) / f"{file.name}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         for part in Path(folder).iterdir():
+            # only a file is replaced in one step
+            if (file.parent / part.name).is_dir():
+                shutil.rmtree(file.parent / part.name)
             os.replace(part, file.parent / part.name)
     return report
 
@@ -230,6 +258,33 @@ def describe(
         "preprocessing": preprocessing,
         "license": getattr(model.load_report, "license", None),
     }
+
+
+def find_size_step(model: VisionModel, format: str, kind: Format) -> tuple[int, ...]:
+    """Return what divides height and width of a model that takes images of any size.
+
+    Raises:
+        ExportError: if the model or the format takes images of one size, with what to do.
+    """
+    if not (isinstance(model, IsotropicModel) and model.any_size and len(model.grid.shape) == 2):
+        raise ExportError(
+            f"{type(model).__name__} takes images of one size here: a ViT takes any with "
+            "positions=Learned(dynamic_img_size=True)"
+        )
+    if not kind.dynamic_size:
+        raise ExportError(f"format {format} takes images of one size: take --format onnx or pt2")
+    return model.grid.patch
+
+
+def _output_shape(reference: ExportGraph, job: ExportJob) -> list[int]:
+    """Return the shape of a graph's output for one image of the example's size."""
+    with torch.no_grad():
+        return list(reference(job.example).shape[1:])
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
 
 
 def _finish(prep: Preprocessing, normalize_inside: bool) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_pytorch.export import aoti, onnx, openvino, pt2, torchscript
+from vit_pytorch.export import aoti, coreml, executorch, onnx, openvino, pt2, torchscript
 from vit_pytorch.export.job import ExportError, Format
 
 FORMATS: dict[str, Format] = {
@@ -11,12 +11,11 @@ FORMATS: dict[str, Format] = {
     "openvino": openvino.FORMAT,
     "torchscript": torchscript.FORMAT,
     "aoti": aoti.FORMAT,
+    "executorch": executorch.FORMAT,
+    "coreml": coreml.FORMAT,
 }
 # what the formats need that cannot be loaded and verified on any Linux machine with a processor
 ELSEWHERE = {
-    "executorch": "export --format pt2 and lower the program with executorch.exir, on a machine where the "
-    "executorch package installs beside this version of PyTorch",
-    "coreml": "export --format pt2 and convert it with coremltools (ct.convert), verified on a Mac",
     "tensorrt": "export --format onnx and build an engine with trtexec --onnx=FILE on the GPU that runs it",
 }
 

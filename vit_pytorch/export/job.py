@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.extras import install_command
+from vit_pytorch.training.features import Features, compute_features
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Quantization = Literal["static", "dynamic"]
@@ -22,6 +26,8 @@ Runtime = Callable[[Tensor], Tensor]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 # PyTorch 2.6 refuses to slice tensors whose dynamic axis has no upper bound
 MAX_BATCH = 4096
+# along an edge
+MAX_PATCHES = 1024
 
 
 class ExportError(ValueError):
@@ -32,6 +38,22 @@ class RefusedError(ExportError):
     """An export does not decide as the model does."""
 
 
+@contextmanager
+def converter_errors(format: str) -> Iterator[None]:
+    """Context manager: what a converter cannot do, which converters raise as anything, is an `ExportError`.
+
+    Raises:
+        ExportError: with the converter's reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"the converter of format {format} refuses the model: {reason}; try --format onnx"
+        ) from error
+
+
 class ExportGraph(nn.Module):
     """A model as it is deployed: `images` in; probabilities, logits or features out, in single precision.
 
@@ -39,20 +61,32 @@ class ExportGraph(nn.Module):
         model: takes normalized images; its dtype is that of the computation.
         output: what comes out.
         normalize: scales and normalizes images of bytes inside the graph; None if it takes normalized ones.
+        features: computes these instead of what the model returns.
     """
 
-    def __init__(self, model: nn.Module, output: Output, normalize: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: VisionModel,
+        output: Output,
+        normalize: nn.Module | None = None,
+        features: Features | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.output = output
         self.normalize = normalize
+        self.features = features
         self.dtype = next(model.parameters()).dtype
 
-    def forward(self, images: Shaped[Tensor, "b c *size"]) -> Float[Tensor, "b k"]:
+    def forward(self, images: Shaped[Tensor, "b c *size"]) -> Float[Tensor, "b ..."]:
         """Compute the output for a batch."""
         if self.normalize is not None:
             images = self.normalize(images)
-        x = self.model(images.to(self.dtype)).float()
+        images = images.to(self.dtype)
+        if self.features is None:
+            x = self.model(images).float()
+        else:
+            x = compute_features(self.model, images, self.features).float()
         return x.softmax(dim=1) if self.output == "probabilities" else x
 
 
@@ -61,7 +95,7 @@ class ExportJob:
     """What a format writes.
 
     Args:
-        graph: the module, in eval mode and in the dtype of `precision`.
+        graph: the module, in eval mode and in the dtype of `precision`, unless the format lowers it.
         example: two images.
         precision: number format of the computation.
         metadata: JSON by name, to be stored inside the file where the format has a place for it.
@@ -69,6 +103,7 @@ class ExportJob:
         quantization: whether int8 activations get their ranges from calibration or at run time.
         calibration: batches of images for static quantization.
         keep: layers that stay in floating point, by the names of their modules or of modules around them.
+        size_step: what divides height and width, if these are dynamic.
     """
 
     graph: ExportGraph
@@ -79,12 +114,21 @@ class ExportJob:
     quantization: Quantization = "static"
     calibration: Sequence[Tensor] = ()
     keep: tuple[str, ...] = ()
+    size_step: tuple[int, ...] | None = None
 
-    def program(self) -> ExportedProgram:
+    def program(self, max_batch: int = MAX_BATCH) -> ExportedProgram:
         """Trace the graph with a dynamic batch."""
+        return self.trace(self.graph, max_batch)
+
+    def trace(self, graph: nn.Module, max_batch: int) -> ExportedProgram:
+        """Trace a graph of the same input with a dynamic batch, and dynamic sizes if these are asked for."""
+        shape: dict[int, Any] = {0: Dim("batch", min=1, max=max_batch)}
+        for axis, step in enumerate(self.size_step or ()):
+            shape[2 + axis] = step * Dim(("rows", "columns")[axis], min=1, max=MAX_PATCHES)
+        # hooks, which take features between layers, and comparisons of open sizes are followed by running
+        strict = self.graph.features in (None, "pooled") and self.size_step is None
         with torch.no_grad():
-            batch = {0: Dim("batch", min=1, max=MAX_BATCH)}
-            return export(self.graph, (self.example,), dynamic_shapes={"images": batch}, strict=True)
+            return export(graph, (self.example,), dynamic_shapes=(shape,), strict=strict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +143,11 @@ class Format:
         precisions: those it can be written in; for the others, `refusals` says why not and what to do.
         packages: importable names that writing and loading need.
         refusals: the reason for each precision that is not offered.
+        extra: the extra of this package that installs `packages`.
+        max_batch: the largest batch that its files take.
+        dynamic_size: whether height and width may be dynamic.
+        lowers: whether `write` converts to half precision by itself, from a graph in single precision.
+        platform: the only `sys.platform` that runs its files; "" if all do.
     """
 
     suffix: str
@@ -107,6 +156,16 @@ class Format:
     precisions: tuple[Precision, ...]
     packages: tuple[str, ...] = ()
     refusals: dict[str, str] = field(default_factory=dict)
+    extra: str = "export"
+    max_batch: int = MAX_BATCH
+    dynamic_size: bool = False
+    lowers: bool = False
+    platform: str = ""
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine runs its files."""
+        return self.platform in ("", sys.platform)
 
     def check(self, name: str, precision: Precision) -> None:
         """Check that the format can be written here.
@@ -117,7 +176,7 @@ class Format:
         """
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
-            raise ExportError(f"format {name} needs {', '.join(missing)}: {install_command('export')}")
+            raise ExportError(f"format {name} needs {', '.join(missing)}: {install_command(self.extra)}")
         if precision not in self.precisions:
             raise ExportError(
                 f"format {name} is written in {', '.join(self.precisions)}, not in {precision}: "

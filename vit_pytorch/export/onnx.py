@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_pytorch.export.job import ExportError, ExportJob, Format, Precision, Runtime
+from vit_pytorch.export.job import ExportJob, Format, Precision, Runtime
+from vit_pytorch.export.layers import check_quantized, kept_layers, quantization_notes, running_layers
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 STATIC, DYNAMIC = ("MatMul", "Gemm", "Conv"), ("MatMul", "Gemm")
+NAMED_AXES = {0: "batch", 2: "height", 3: "width"}
 # where the exporter notes the modules around a node, from the outermost inwards
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -39,7 +40,7 @@ def write_float(job: ExportJob, file: Path) -> None:
         verbose=False,
         input_names=["images"],
         output_names=[job.graph.output],
-        dynamic_shapes={"images": {0: "batch"}},
+        dynamic_shapes={"images": {0: "batch"} if job.size_step is None else NAMED_AXES},
         opset_version=job.opset,
     )
     assert program is not None, "the exporter returns a program"
@@ -73,8 +74,9 @@ def _write_int8(job: ExportJob, file: Path) -> dict[str, Any]:
         write_float(job, plain)
         quant_pre_process(plain, inferred, skip_optimization=True, skip_symbolic_shape=True)
         model = onnx.load(inferred)
-        weights = _weights(model, STATIC if static else DYNAMIC)
-        kept = _kept(job, weights)
+        weights = find_weights(model, STATIC if static else DYNAMIC)
+        layers = {layer for layer, _ in weights.values()}
+        kept = kept_layers(job, layers)
         options: dict[str, Any] = {
             "op_types_to_quantize": list(STATIC if static else DYNAMIC),
             "per_channel": True,
@@ -99,13 +101,8 @@ def _write_int8(job: ExportJob, file: Path) -> dict[str, Any]:
     _check_layers(job, weights, set(_quantized_weights(quantized)), kept)
     onnx.helper.set_model_props(quantized, job.metadata)
     onnx.save(quantized, file)
-    layers = {layer for layer, _ in weights.values()}
-    return {
-        "opset": job.opset,
-        "quantization": job.quantization,
-        "quantized_layers": len(layers - kept),
-        "layers_in_floating_point": sorted(kept | (_layers(job) - layers)),
-    }
+    floating = kept | (running_layers(job) - layers)
+    return {"opset": job.opset, **quantization_notes(job, layers - kept, floating)}
 
 
 class _Calibration:
@@ -120,23 +117,7 @@ class _Calibration:
         return None if batch is None else {"images": batch.numpy()}
 
 
-def _layers(job: ExportJob) -> set[str]:
-    """Name the layers with weights that run, as the model names its modules."""
-    found: set[str] = set()
-    model = job.graph.model
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: found.add(name))
-        for name, module in modules.items()
-    ]
-    with torch.no_grad():
-        job.graph(job.example)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def _weights(model: Any, types: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+def find_weights(model: Any, types: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """Return layer and weight of every node that multiplies by a stored weight, by the node's name."""
     stored = {tensor.name for tensor in model.graph.initializer}
     return {
@@ -160,22 +141,6 @@ def _layer(node: Any) -> str:
         return node.name
     # outermost first: "", "model", "model.blocks", …; the last one is the node
     return str(ast.literal_eval(scopes)[-2]).removeprefix("model.")
-
-
-def _kept(job: ExportJob, weights: dict[str, tuple[str, str]]) -> set[str]:
-    """Name the layers that stay in floating point.
-
-    Raises:
-        ExportError: if `keep` names none.
-    """
-    layers = {layer for layer, _ in weights.values()}
-    kept: set[str] = set()
-    for name in job.keep:
-        inside = {layer for layer in layers if layer == name or layer.startswith(f"{name}.")}
-        if not inside:
-            raise ExportError(f"no layer is named {name!r} to keep; layers are {', '.join(sorted(layers))}")
-        kept |= inside
-    return kept
 
 
 def _quantized_weights(model: Any) -> Iterator[str]:
@@ -204,15 +169,10 @@ def _check_layers(
         ExportError: naming those that are not.
     """
     modules = dict(job.graph.model.named_modules())
-    wanted = (_layers(job) | {layer for layer, _ in weights.values()}) - kept
+    wanted = (running_layers(job) | {layer for layer, _ in weights.values()}) - kept
     if job.quantization == "dynamic":
         wanted = {layer for layer in wanted if isinstance(modules.get(layer), nn.Linear)}
-    lacking = sorted(wanted - {layer for layer, weight in weights.values() if weight in quantized})
-    if lacking:
-        raise ExportError(
-            f"{len(lacking)} of {len(wanted)} layers were not quantized: {', '.join(lacking[:5])}"
-            f"{' …' if len(lacking) > 5 else ''}; take a floating-point precision or another format"
-        )
+    check_quantized(wanted, (layer for layer, weight in weights.values() if weight in quantized))
 
 
 FORMAT = Format(
@@ -221,5 +181,6 @@ FORMAT = Format(
     load=load,
     precisions=("fp32", "fp16", "int8"),
     packages=("onnx", "onnxscript", "onnxruntime"),
+    dynamic_size=True,
     refusals={"bf16": "ONNX Runtime has no bf16 kernels for processors; take --format pt2 or openvino"},
 )

@@ -26,5 +26,6 @@ FORMAT = Format(
     write=write,
     load=load,
     precisions=("fp32", "fp16", "bf16"),
+    dynamic_size=True,
     refusals={"int8": "take --format onnx"},
 )

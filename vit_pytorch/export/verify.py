@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vit_pytorch.export.job import ExportError, Precision, Runtime
 from vit_pytorch.export.samples import Samples
 
+HINTS = {
+    "fp32": "the format's converter is at fault: try --format pt2 or onnx",
+    "fp16": "try --precision bf16 or fp32",
+    "bf16": "try --precision fp16 or fp32",
+    "int8": "try other or more images by --calibrate and --calibration_images, --keep for the first and the "
+    "last layers, or --quantization dynamic",
+}
+# images for a file that runs elsewhere: of 224 x 224 about 60 MB
+IMAGES_FOR_LATER = 100
 # Largest loss of accuracy, and part of decisions that may flip where labels are unknown, beyond fp32.
 MAX_LOSS = 0.002
 # Largest root mean square difference, as a part of the standard deviation of the model's outputs. It
@@ -114,6 +126,69 @@ def compare(
         model_accuracy=float((decisions == truth).sum() / count) if count else None,
         accuracy=float((other_decisions == truth).sum() / count) if count else None,
     )
+
+
+@torch.no_grad()
+def write_check(
+    file: Path,
+    reference: Callable[[Tensor], Tensor],
+    samples: Samples,
+    finish: Callable[[Tensor], Tensor],
+) -> None:
+    """Write images, evenly spread over samples, and what a model computes of them, for `export.check`.
+
+    Args:
+        file: FILE.check.npz.
+        reference: the model, as it is deployed.
+        samples: the images.
+        finish: prepares a batch of them.
+    """
+    count = min(IMAGES_FOR_LATER, len(samples))
+    chosen = [i * len(samples) // count for i in range(count)]
+    images = torch.cat([finish(samples.read(i)[None]) for i in chosen])
+    outputs = torch.cat([reference(part) for part in images.split(16)])
+    # -1 is an unknown class
+    labels = np.array([-1 if label is None else label for label in (samples.labels[i] for i in chosen)])
+    np.savez(file, images=images.numpy(), outputs=outputs.numpy(), labels=labels, source=samples.source)
+
+
+@torch.no_grad()
+def check_sizes(
+    reference: Callable[[Tensor], Tensor],
+    exported: Runtime,
+    images: Tensor,
+    step: tuple[int, ...],
+    precision: Precision,
+) -> list[list[int]]:
+    """Check a file on smaller, larger and non-square images, and return their sizes.
+
+    Args:
+        reference: the model, as it is deployed.
+        exported: the file, loaded by its runtime.
+        images: as both take them, of the model's own size.
+        step: what divides height and width.
+        precision: number format of the file.
+
+    Raises:
+        ExportError: if a size fails, or outputs differ by more than `MAX_RELATIVE`.
+    """
+    rows, columns = (extent // s for extent, s in zip(images.shape[2:], step, strict=True))
+    grids = [(rows + 1, columns + 3), (max(rows // 2, 1), columns + 2), (rows + 2, max(columns - 1, 1))]
+    sizes = [[grid[0] * step[0], grid[1] * step[1]] for grid in grids]
+    for size in sizes:
+        batch = F.interpolate(images.float(), size, mode="bilinear", antialias=True).to(images.dtype)
+        try:
+            ours, theirs = reference(batch), exported(batch)
+        except Exception as error:  # runtimes raise what they like
+            raise ExportError(f"the file fails on images of {size[0]} x {size[1]}: {error}") from error
+        apart = float((ours - theirs).square().mean().sqrt() / ours.std())
+        # not (… <= limit), since a comparison with NaN is false
+        if not apart <= MAX_RELATIVE[precision]:
+            raise ExportError(
+                f"on images of {size[0]} x {size[1]} outputs differ by {apart:.1e} of their standard "
+                f"deviation, at most {MAX_RELATIVE[precision]:.0e} in {precision}"
+            )
+    return sizes
 
 
 def check(found: Comparison, precision: Precision, *, noise: bool) -> None:

@@ -128,10 +128,10 @@ def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     if not isinstance(q, Tensor) or jit_is_tracing():
         # Proxies and traced sizes have no values to decide by.
         return False
-    if q.device.type != "cpu" or k.shape[2] > MAX_PLAIN_KEYS:
-        return False
     learned = mask is not None and mask.requires_grad
-    return (q.dtype == torch.bfloat16 and BF16_LACKS_AMX) or q.shape[3] != v.shape[3] or learned
+    slow = (q.dtype == torch.bfloat16 and BF16_LACKS_AMX) or q.shape[3] != v.shape[3] or learned
+    # the number of keys last: an exported graph of open sizes would be bound to what is asked of them
+    return slow and q.device.type == "cpu" and k.shape[2] <= MAX_PLAIN_KEYS
 
 
 class ExplicitAttention(nn.Module):

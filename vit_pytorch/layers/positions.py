@@ -22,6 +22,15 @@ from vit_pytorch.layers.options import Option
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
+def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two grids are equal; of sizes that stay open in an exported graph, whether always."""
+    if not any(isinstance(extent, torch.SymInt) for extent in grid):
+        return tuple(grid) == tuple(other)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return all(statically_known_true(a == b) for a, b in zip(grid, other, strict=True))
+
+
 def resize_table(
     table: Float[Tensor, "b n d"],
     old: Sequence[int],
@@ -44,7 +53,7 @@ def resize_table(
     """
     if table.shape[1] != prod(old):
         raise ValueError(f"a grid of {tuple(old)} has {prod(old)} positions, the table {table.shape[1]}")
-    if tuple(old) == tuple(new):
+    if is_same_grid(new, old):
         return table
     mode = INTERPOLATION[len(old)] if mode is None else mode
     cells = table.float().transpose(1, 2).unflatten(2, tuple(old))
@@ -155,9 +164,9 @@ class Positions(ComputedBuffers):
         """
         grid = self.grid if grid is None else grid
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
-        # Proxies and traced sizes have no values to compare.
+        # Proxies, traced sizes and those that stay open have no values to compare.
         known = isinstance(prefix, int) and isinstance(grid, tuple) and not jit_is_tracing()
-        if known and (prefix, grid) == (self.prefix, self.grid):
+        if known and not isinstance(grid[0], torch.SymInt) and (prefix, grid) == (self.prefix, self.grid):
             return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
 
@@ -191,7 +200,7 @@ def select_rows(
         prefix: number of prefix tokens; the rows of those without a position are zero.
         interpolate: stretch the table over the grid, instead of cutting it.
     """
-    if prefix == own_prefix and tuple(grid) == own_grid:
+    if prefix == own_prefix and is_same_grid(grid, own_grid):
         return table
     cells = table[:, own_prefix:]
     cells = resize_table(cells, own_grid, grid) if interpolate else crop_cells(cells, own_grid, grid, dim=1)

@@ -1,0 +1,53 @@
+"""Features of a batch of images by name, as commands offer them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_pytorch.analysis.report.places import names_of_prefix
+from vit_pytorch.base import VisionModel
+from vit_pytorch.data.transforms import Images
+from vit_pytorch.training.probing import embed
+
+Features = Literal["pooled", "cls", "mean", "patches", "maps"]
+
+
+def check_features(model: VisionModel, features: Features) -> None:
+    """Check that a model has such features.
+
+    Raises:
+        ValueError: if it has no class token, and that is asked for.
+    """
+    if features == "cls" and names_of_prefix(model)[:1] != ["class token"]:
+        raise ValueError(f"{type(model).__name__} has no class token here: take --features mean or pooled")
+
+
+def compute_features(model: VisionModel, images: Images, features: Features) -> Float[Tensor, "b *n d"]:
+    """Compute features of a batch.
+
+    Args:
+        model: has been checked by `check_features`.
+        images: as the model takes them.
+        features: "pooled" for what enters the classifier; after the final norm, "cls" for the class token,
+            "mean" for the mean of the patches, "patches" for the patches (b, n, d), "maps" for them as maps
+            (b, d, h, w).
+    """
+    if features == "pooled":
+        return embed(model, images)
+    found: Any = model.forward_intermediates(
+        images,  # type: ignore[arg-type]
+        indices=1,
+        return_prefix_tokens=features != "maps",
+        norm=True,
+        output_fmt="NCHW" if features == "maps" else "NLC",
+        intermediates_only=True,
+    )
+    if features == "maps":
+        return found[0]
+    ((patches, prefix),) = found
+    if features == "cls":
+        return prefix[:, 0]
+    return patches.mean(dim=1) if features == "mean" else patches

@@ -273,8 +273,7 @@ def add_script(
 
 
 def exported(row: dict[str, Any]) -> str:
-    """Write a cell: the difference, that a file was converted for another machine, why one was refused, or that
-    nothing was measured."""
+    """Write a cell: the difference, that a file was converted for another machine, or why one was refused."""
     if not row:
         return "not measured"
     if "converted" in row:

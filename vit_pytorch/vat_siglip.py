@@ -5,8 +5,8 @@ W. Li, C. Ma, H. Chen, W. Mao 2025, arXiv:2512.06013.
 The tower is that of SigLIP (X. Zhai et al. 2023, arXiv:2303.15343). The policy is that of `vat` in the form
 that the public package gives it: one token for each action of the chunk, beside registers, a token of the
 advantage and one of the robot's state; they attend to each other, and what they read passes gates of the
-heads (Z. Qiu et al. 2025, arXiv:2505.06708). FiLM acts on the tokens themselves. With the true actions, the call
-returns the L1 loss.
+heads (Z. Qiu et al. 2025, arXiv:2505.06708). FiLM acts on the tokens themselves. With the true actions, the
+call returns the L1 loss.
 
 Family: policy
 Differs from the paper: the form of the policy is the public package's (`vit_pytorch.vat` has the paper's).

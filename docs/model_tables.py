@@ -240,11 +240,26 @@ def card_facts(card: Mapping[str, Any]) -> list[str]:
             f"{card['threads']} threads, precision {card['precision']}, seed {card['seed']}, commit "
             f"{card['commit']}; {versions}."
         ),
+        *seed_facts(card),
         "Validation accuracy by epoch: "
         + " ".join(f"{100 * value:.1f}" for value in card["validation"])
         + ".",
         f"Limits: {' '.join(card['limits'])}",
     ]
+
+
+def seed_facts(card: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on runs with other seeds, if there were any; each in single precision."""
+    others = card.get("other_seeds", [])
+    if not others:
+        return []
+    found = {
+        card["seed"]: card["accuracy_single_precision"],
+        **{row["seed"]: row["accuracy"] for row in others},
+    }
+    shown = ", ".join(f"seed {seed} {accuracy:.2%}" for seed, accuracy in found.items())
+    mean = sum(found.values()) / len(found)
+    return [f"Test accuracy over {len(found)} seeds: {mean:.2%} in the mean ({shown})."]
 
 
 def largest_differences(found: list[dict[str, Any]]) -> dict[str, float]:

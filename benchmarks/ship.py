@@ -180,7 +180,7 @@ def ship(
                 "validation": curve(run),
                 "other_seeds": [other_seed(other, summary, tested=data.tested) for other in seeds],
                 "limits": [
-                    f"{f'{1 + len(seeds)} runs with seeds' if seeds else 'One run with one seed'}; {remark}",
+                    f"{f'{1 + len(seeds)} seeds' if seeds else 'One run with one seed'}; {remark}",
                     "The figures are of images drawn as the training images were; others may do worse.",
                     "An image of anything else gets one of the classes, too.",
                     "Fairness, robustness and safety were not measured.",

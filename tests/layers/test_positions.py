@@ -12,6 +12,7 @@ from vit_pytorch.layers.positions import (
     resize_table,
     sincos_table,
 )
+from vit_pytorch.layers.rotary import rotate, turns
 
 
 def test_sincos_formula():
@@ -149,3 +150,11 @@ def test_factorised_positions_are_interpolated(kind, extents):
             high = min(low + 1, len(entries) - 1)
             want = want + entries[low] * (1 - (at - low)) + entries[high] * (at - low)
         torch.testing.assert_close(table[row, column], want)
+
+
+def test_heads_of_an_odd_dimension_are_rotated_but_for_their_last_channel() -> None:
+    x = torch.randn(2, 4, 2, 9).transpose(1, 2)
+    rotation = turns(torch.rand(4, 4))
+    turned = rotate(x, rotation)
+    torch.testing.assert_close(turned[..., :8], rotate(x[..., :8].contiguous(), rotation))
+    assert turned[..., 8:].equal(x[..., 8:])

@@ -70,7 +70,8 @@ def rotate(
         turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
         return torch.cat([turned, x[..., rotated:]], dim=-1)
     pairs, rotation = x[..., :rotated].unflatten(-1, (-1, 2)).to(dtype), rotation.to(dtype)
-    if is_tracing(x):
+    if is_tracing(x) or x.shape[-1] % 2:
+        # strides of an odd number of channels are none of complex numbers
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:

@@ -32,6 +32,12 @@ OPTIONS = {
     "value residual": {"value_residual": True, "qk_norm": True},
     "streams": {"hyper_connections": 2},
     "grouped": {"attention": {"kind": "grouped_query", "kv_heads": 1}},
+    "differential": {"attention": "differential", "positions": "relative_log", "num_registers": 1},
+    "shared norm": {
+        "norm": {"kind": "layer", "shared": True},
+        "positions": {"kind": "learned", "registers": True},
+        "num_registers": 2,
+    },
 }
 
 
@@ -83,7 +89,7 @@ def test_padding_is_dropped_before_patches_are():
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mean", "relative", "attention pool"])
+@pytest.mark.parametrize("name", ["mean", "relative", "attention pool", "differential"])
 def test_what_fx_traces_takes_masks_or_none(name):
     model = randomise(ViT(**SMALL, **OPTIONS[name])).eval()
     traced = symbolic_trace(model)

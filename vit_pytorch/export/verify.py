@@ -20,7 +20,7 @@ HINTS = {
     "fp16": "try --precision bf16 or fp32",
     "bf16": "try --precision fp16 or fp32",
     "int8": "try other or more images by --calibrate and --calibration_images, --keep for the first and the "
-    "last layers, or --quantization dynamic",
+    "last layers, or in ONNX --quantization dynamic",
 }
 # images for a file that runs elsewhere: of 224 x 224 about 60 MB
 IMAGES_FOR_LATER = 100

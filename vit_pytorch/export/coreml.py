@@ -145,6 +145,7 @@ FORMAT = Format(
     extra="coreml",
     max_batch=MAX_BATCH,
     lowers=True,
+    manifest="Manifest.json",
     platform="darwin",
     refusals={
         "bf16": "take --precision fp16",

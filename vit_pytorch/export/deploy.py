@@ -96,7 +96,7 @@ def export_model(
     kind.check(format, precision)
     if file.suffix != kind.suffix:
         raise ExportError(f"a file of format {format} is called *{kind.suffix}, got {file.name}")
-    if file.is_dir():
+    if file.is_dir() and not (kind.manifest and (file / kind.manifest).is_file()):
         raise ExportError(f"{file} is a folder, and a file is to be written there")
     if prep.max_tokens is not None:
         raise ExportError("the model's images keep their own sizes (max_tokens), and a file takes one size")

@@ -147,6 +147,7 @@ class Format:
         max_batch: the largest batch that its files take.
         dynamic_size: whether height and width may be dynamic.
         lowers: whether `write` converts to half precision by itself, from a graph in single precision.
+        manifest: what a package, which is a folder, has inside; "" for formats of files.
         platform: the only `sys.platform` that runs its files; "" if all do.
     """
 
@@ -160,6 +161,7 @@ class Format:
     max_batch: int = MAX_BATCH
     dynamic_size: bool = False
     lowers: bool = False
+    manifest: str = ""
     platform: str = ""
 
     @property

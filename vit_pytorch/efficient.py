@@ -59,8 +59,6 @@ class ViT(IsotropicModel):
     ) -> None:
         grid = PatchGrid(pair(image_size), pair(patch_size))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
-        if not isinstance(transformer, nn.Module):
-            raise ValueError(f"transformer must be a module, got {type(transformer).__name__}")
         check_choice("pool", pool, ("cls", "mean"))
         class_token = class_token or pool == "cls"
         self.patch_embed = PatchEmbed(grid, channels, dim)

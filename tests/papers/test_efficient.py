@@ -198,7 +198,7 @@ def test_saving_names_the_transformer(model: ViT, tmp_path: Any) -> None:
 
 
 def test_wrong_arguments(x: Tensor) -> None:
-    with pytest.raises(ValueError, match="transformer must be a module, got function"):
+    with pytest.raises(ValueError, match="transformer must be a module, got <function"):
         ViT(**SIZES, transformer=make_blocks)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pool must be one of cls, mean; got 'map'"):
         build("blocks", pool="map")

@@ -53,6 +53,7 @@ INTEGERS: Mapping[str, Range] = {
     r"num_register_(tokens|slots)": Range(0, 2**16),
     r"num_registers|num_memories_per_layer|num_local_crops|freeze_last_layer|(.*_)?padding": Range(0, 2**16),
     r"ats_layers|patch_merge_layer|reattn_layers|value_residual|cls_depth|vit_layer_indices": Range(0, 1024),
+    r"hidden_layer": Range(-1024, 1023),
     r"seq_len|max_tokens.*": Range(1, 2**24),
     r"(.*_)?(depths?|layers|repeats|stages|branches|hierarchies)": Range(1, 1024),
     r".*": Range(1, 2**16),

@@ -130,8 +130,8 @@ class VAT(nn.Module):
         # One token for each number of each action. They start far apart by action, close together by number.
         steps = torch.randn(action_chunk, 1, dim) * 5 + torch.randn(1, action_dim, dim) * 0.5
         self.action_tokens = nn.Parameter(steps.flatten(0, 1)[None] * dim**-0.5)
-        self.view_embed = _learned(num_views, 1, 1, vision_dim) if num_views > 1 else None
-        self.frame_embed = _learned(frames, 1, vision_dim) if frames > 1 else None
+        self.view_embed = learned_table(num_views, 1, 1, vision_dim) if num_views > 1 else None
+        self.frame_embed = learned_table(frames, 1, vision_dim) if frames > 1 else None
         self.task_embed = None if num_tasks is None else nn.Embedding(num_tasks, dim)
         self.use_film = use_film
         sizes: dict[str, Any] = {"heads": heads, "dim_head": dim_head, "dropout": dropout}
@@ -220,12 +220,7 @@ class VAT(nn.Module):
 
     def _place(self, tokens: Float[Tensor, "s n c"]) -> Float[Tensor, "b m c"]:
         """Concatenate the tokens of all views and times of a sample, with the embeddings of both."""
-        tokens = tokens.unflatten(0, (-1, self.num_views, self.frames))
-        if self.view_embed is not None:
-            tokens = tokens + self.view_embed
-        if self.frame_embed is not None:
-            tokens = tokens + self.frame_embed
-        return tokens.flatten(1, 3)
+        return join_views(tokens, self.num_views, self.frames, self.view_embed, self.frame_embed)
 
     def _embed_tasks(self, tasks: Tensor | None, samples: int) -> Float[Tensor, "b 1 d"] | None:
         if self.task_embed is None:
@@ -388,7 +383,19 @@ def has_plain_loop(model: IsotropicModel) -> bool:
     return type(model).encode in (IsotropicModel.encode, XCiT.encode)
 
 
-def _learned(*shape: int) -> nn.Parameter:
+def join_views(
+    tokens: Float[Tensor, "s n c"], views: int, frames: int, *embeddings: Tensor | None
+) -> Float[Tensor, "b m c"]:
+    """Concatenate the tokens of all views and times of each sample, with the embeddings that there are."""
+    tokens = tokens.unflatten(0, (-1, views, frames))
+    for embedding in embeddings:
+        if embedding is not None:
+            tokens = tokens + embedding
+    return tokens.flatten(1, 3)
+
+
+def learned_table(*shape: int) -> nn.Parameter:
+    """Return a table of embeddings with their initial values."""
     table = nn.Parameter(torch.empty(*shape))
     init_embeddings(table)
     return table

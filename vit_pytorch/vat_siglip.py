@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import CrossAttention
 from vit_pytorch.layers.blocks import FeedForward, is_tracing, layer
-from vit_pytorch.layers.init import init_embeddings, init_xavier
-from vit_pytorch.vat import single_images
+from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.vat import join_views, learned_table, single_images
 from vit_pytorch.vit import ViT
 from vit_pytorch.weights import init_empty_weights
 
@@ -221,8 +221,8 @@ class ActionDecoder(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.registers = _learned(num_registers, dim)
-        self.action_tokens = _learned(chunk, dim)
+        self.registers = learned_table(num_registers, dim)
+        self.action_tokens = learned_table(chunk, dim)
         self.task_embed = None if num_tasks is None else nn.Embedding(num_tasks, dim)
         # the first is of no known advantage
         self.advantage_embed = nn.Embedding(advantages + 1, dim) if advantages else None
@@ -397,16 +397,12 @@ class Scene(nn.Module):
         super().__init__()
         self.views = views
         self.frames = frames
-        self.view_embed = _learned(views, 1, 1, dim) if views > 1 else None
-        self.frame_embed = _learned(frames, 1, dim) if frames > 1 else None
+        self.view_embed = learned_table(views, 1, 1, dim) if views > 1 else None
+        self.frame_embed = learned_table(frames, 1, dim) if frames > 1 else None
 
     def forward(self, tokens: Float[Tensor, "s n c"]) -> Float[Tensor, "b m c"]:
         """Join the tokens of the views and times of each sample."""
-        tokens = tokens.unflatten(0, (-1, self.views, self.frames))
-        for embed in (self.view_embed, self.frame_embed):
-            if embed is not None:
-                tokens = tokens + embed
-        return tokens.flatten(1, 3)
+        return join_views(tokens, self.views, self.frames, self.view_embed, self.frame_embed)
 
 
 def read_layers(
@@ -458,9 +454,3 @@ def answer(predicted: Tensor, hiddens: Tensor, actions: Tensor | None, return_hi
     if actions.shape != predicted.shape:
         raise ValueError(f"expected actions of shape {tuple(predicted.shape)}, got {tuple(actions.shape)}")
     return F.l1_loss(predicted, actions)
-
-
-def _learned(*shape: int) -> nn.Parameter:
-    table = nn.Parameter(torch.empty(*shape))
-    init_embeddings(table)
-    return table

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.tolerances import PARITY
-from vit_pytorch.pretrained import to_format
+from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.training.optim import parameter_groups
 
 __all__ = ["TOLERANCE", "check_gradients", "check_layer_decay", "difference", "images", "randomise"]
@@ -94,3 +94,15 @@ def check_layer_decay(model: nn.Module, reference: nn.Module, layout: str) -> No
             torch.testing.assert_close(
                 translated[name], expected, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def check_parity(model: nn.Module, reference: nn.Module, x: Tensor) -> None:
+    """Check a model with its reference's weights: logits, weights written back, gradients and layer decay."""
+    report = load_pretrained(model, reference.state_dict())
+    with torch.no_grad():
+        assert difference(model(x), reference(x)) < TOLERANCE
+    back, state = to_format(model, report.format), reference.state_dict()
+    assert back.keys() == state.keys()
+    assert all(back[key].equal(state[key]) for key in state)
+    check_gradients(model, reference, x, report.format)
+    check_layer_decay(model, reference, report.format)

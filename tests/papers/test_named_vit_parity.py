@@ -18,8 +18,7 @@ from transformers import (
 
 from tests.papers.reference import (
     TOLERANCE,
-    check_gradients,
-    check_layer_decay,
+    check_parity,
     difference,
     images,
     randomise,
@@ -97,15 +96,7 @@ def test_logits_gradients_and_decay(name):
     if isinstance(config.get("pool"), dict):
         ours["pool"] = {**config["pool"], "mlp_dim": reference.attn_pool.mlp.fc2.in_features}
     model = create_model(name, image_size=size, num_classes=10, **ours).eval()
-    report = load_pretrained(model, reference.state_dict())
-    batch = images(size, size)
-    with torch.no_grad():
-        assert difference(model(batch), reference(batch)) < TOLERANCE
-    written, state = to_format(model, report.format), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[key].equal(state[key]) for key in state)
-    check_gradients(model, reference, batch, report.format)
-    check_layer_decay(model, reference, report.format)
+    check_parity(model, reference, images(size, size))
 
 
 @torch.no_grad()

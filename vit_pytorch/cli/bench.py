@@ -173,9 +173,8 @@ def _measure(subjects: Sequence[Subject], cell: Cell, rounds: int) -> list[dict[
         peers = [other for other in subjects if other.library != "ours" and other.model == subject.model]
         first = _name((peers or subjects)[0])
         compared = ratio(times[first], times[name])
-        precision = PRECISIONS[cell.dtype]
-        if Path(subject.model).is_file():
-            precision = read_report(subject.model)["precision"]
+        # a file has its own, whatever is asked for
+        precision = answers[name].get("precision", PRECISIONS[cell.dtype])
         rows.append(
             {
                 "model": subject.model if subject.library == "ours" else f"{subject.library} {subject.model}",

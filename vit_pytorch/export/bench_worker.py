@@ -123,8 +123,9 @@ def answer_requests(subject: Subject, answers: TextIO) -> None:
     if Path(subject.model).is_file():
         from vit_pytorch.export.deploy import read_report
 
-        parameters = read_report(subject.model)["parameters"]
-        serve(lambda cell: file_step(subject.model, cell), answers, parameters=parameters, flops=None)
+        report = read_report(subject.model)
+        facts = {"parameters": report["parameters"], "precision": report["precision"], "flops": None}
+        serve(lambda cell: file_step(subject.model, cell), answers, **facts)
         return
     model: Any = build(subject).eval()
     size = tuple(model.default_cfg["input_size"])

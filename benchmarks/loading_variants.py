@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -160,6 +161,11 @@ def na_vit() -> Iterator[Case]:
     build = ours("NaViT", **{**VIT_OURS, "image_size": (48, 64)}, **plain, pos_type="frac")
     model = theirs("timm.models.naflexvit", "NaFlexVit", cfg, num_classes=7)
     yield against("timm", "timm `NaFlexVit`", build, model, 40, 56)
+    cfg = replace(cfg, pos_embed="learned", pos_embed_interp_mode="bilinear", pos_embed_ar_preserving=True)
+    table = {"kind": "table", "mode": "bilinear", "keep_aspect": True}
+    build = ours("NaViT", **{**VIT_OURS, "image_size": (48, 64)}, **plain, pos_type=table)
+    model = theirs("timm.models.naflexvit", "NaFlexVit", cfg, num_classes=7)
+    yield against("timm", "timm `NaFlexVit`, a table of positions", build, model, 40, 56)
     form = {"patch_norm": True, "pool": "query", "out_bias": False, "head_bias": False, "norm_eps": 1e-5}
     public: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("vit-pytorch NaViT", "na_vit", "public_na_vit", {"qk_norm": "rms"}),

@@ -40,7 +40,7 @@ from vit_pytorch.layers.packing import (
     check_lengths,
 )
 from vit_pytorch.layers.patches import AXES, MaskFn, PatchEmbed, PatchGrid, PrefixTokens, to_ntuple
-from vit_pytorch.layers.positions import FactorisedPositions
+from vit_pytorch.layers.positions import FactorisedPositions, Interpolation, LearnedPositions, Positions
 from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.legacy import flat_options
 
@@ -76,6 +76,43 @@ class MeanPooling(Option):
     kind: ClassVar[str] = "mean"
 
 
+@dataclass(frozen=True)
+class ClassPooling(Option):
+    """Option: take a class token, which stands before registers and patches."""
+
+    kind: ClassVar[str] = "cls"
+
+
+@dataclass(frozen=True)
+class TablePositions(Option):
+    """Option: an embedding for each place of a grid, interpolated to the grid of each image (NaFlex).
+
+    Args:
+        mode: "bicubic" or "bilinear".
+        antialias: low-pass before the table shrinks.
+        align_corners: corner places of both grids have the same centres, instead of the same outer corners.
+        keep_aspect: stretch the table over the square of an image's longer side, of which it takes a part.
+    """
+
+    kind: ClassVar[str] = "table"
+    mode: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = True
+    align_corners: bool = False
+    keep_aspect: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("bicubic", "bilinear"))
+
+    def build(self, grid: Sequence[int], dim: int) -> Positions:
+        """Build the table."""
+        positions = LearnedPositions(grid, dim)
+        positions.interpolates = True
+        positions.interpolation = Interpolation(
+            self.mode, self.antialias, self.align_corners, self.keep_aspect
+        )
+        return positions
+
+
 class NaViT(IsotropicModel):
     """The Native Resolution ViT.
 
@@ -89,21 +126,23 @@ class NaViT(IsotropicModel):
         token_dropout_prob: share of an image's tokens that is dropped in training, in [0, 1), or a function
             that returns it from (height, width) in pixels, which is not saved with the model; an image keeps
             at least one token.
-        pos_type: positions are "abs", counts of patches; "frac", fractions of each side; or "aspect",
-            fractions of the longer side, which keep the aspect ratio.
-        pool: "map" (`MapPooling`), "query" (`QueryPooling`) or "mean" (`MeanPooling`).
+        pos_type: the sum of a row's and a column's embedding, at "abs", counts of patches, "frac", fractions
+            of each side, or "aspect", fractions of the longer side, which keep the aspect ratio; or one
+            embedding for each place, "table" (`TablePositions`).
+        pool: "map" (`MapPooling`), "query" (`QueryPooling`), "mean" (`MeanPooling`) or "cls"
+            (`ClassPooling`).
         qk_norm: norm of queries and keys: "rms" with gains per head, "layer", or "none".
         norm_bias: use biases for the LayerNorms.
         head_bias: use a bias for the classifier.
         num_registers: number of register tokens before each image's patches.
+        final_norm: have a norm after the last block, which `fc_norm` puts behind the pooling.
     """
 
     patch_embed: PatchEmbed
-    positions: FactorisedPositions
+    positions: Positions
     # number of axes of an image, and whether register tokens are pooled, too
     rank: ClassVar[int] = 2
     pools_registers: ClassVar[bool] = False
-    undecayed = IsotropicModel.undecayed + r"|^positions\.(frames|rows|columns)$|^attention_pool\.query$"
 
     @flat_options
     def __init__(
@@ -121,7 +160,7 @@ class NaViT(IsotropicModel):
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
         token_dropout_prob: float | Callable[..., float] | None = None,
-        pos_type: PositionType = "abs",
+        pos_type: OptionLike = "abs",
         pool: OptionLike = "map",
         qk_norm: QKNorm = "rms",
         qkv_bias: bool = False,
@@ -136,11 +175,13 @@ class NaViT(IsotropicModel):
         patch_norm: bool = False,
         num_registers: int = 0,
         fc_norm: bool = False,
+        final_norm: bool = True,
     ) -> None:
-        check_choice("pos_type", pos_type, get_args(PositionType))
         check_choice("qk_norm", qk_norm, get_args(QKNorm))
         pooling = read_option(
-            "pool", pool, {option.kind: option for option in (MapPooling, QueryPooling, MeanPooling)}
+            "pool",
+            pool,
+            {option.kind: option for option in (MapPooling, QueryPooling, MeanPooling, ClassPooling)},
         )
         sizes = (to_ntuple(size, self.rank) for size in (image_size, patch_size))
         grid = (PatchGrid if pos_type == "abs" else OpenGrid)(*sizes)
@@ -165,8 +206,8 @@ class NaViT(IsotropicModel):
         }
 
         self.patch_embed = PatchEmbed(grid, channels, dim, norm_eps=norm_eps if patch_norm else None)
-        self.prefix = PrefixTokens(dim, class_token=False, registers=num_registers)
-        self.positions = FactorisedPositions(grid.shape, dim, kind=pos_type)
+        self.prefix = PrefixTokens(dim, class_token=pooling.kind == "cls", registers=num_registers)
+        self.positions = make_positions(pos_type, grid.shape, dim)
         self.dropout = nn.Dropout(emb_dropout)
         self.blocks = nn.ModuleList(
             PackedBlock(
@@ -181,7 +222,7 @@ class NaViT(IsotropicModel):
             )
             for layer in range(depth)
         )
-        self.norm = nn.Identity() if fc_norm else norm(dim)
+        self.norm = norm(dim) if final_norm and not fc_norm else nn.Identity()
         self.fc_norm = norm(dim) if fc_norm or isinstance(pooling, QueryPooling) else nn.Identity()
         self.attention_pool: PackedPool | QueryPool | None = None
         if isinstance(pooling, QueryPooling):
@@ -253,7 +294,7 @@ class NaViT(IsotropicModel):
         if mask_fn is not None:
             x = mask_fn(x)
         if add_positions:
-            x = self.positions(x, grid=grid)
+            x = self.positions(x, prefix=0, grid=grid)
         if self.training and self.token_dropout_prob:
             count = self.num_kept(images.shape[2:])
             if count < x.shape[1]:
@@ -311,6 +352,8 @@ class NaViT(IsotropicModel):
 
     def pool_features(self, features: Tensor | Sequence[Tensor]) -> Float[Tensor, "b d"]:
         """Return one vector per image."""
+        if self.pool == "cls":
+            return features[:, 0] if is_batch(features) else torch.stack([tokens[0] for tokens in features])
         skipped = 0 if self.pools_registers else self.prefix.count
         if is_batch(features):
             patches = features[:, skipped:]
@@ -351,6 +394,15 @@ class NaViT(IsotropicModel):
                 stacklevel=2,
             )
         super()._save_pretrained(save_directory)
+
+
+def make_positions(pos_type: OptionLike, grid: Sequence[int], dim: int) -> Positions:
+    """Build the position embeddings that `NaViT`'s `pos_type` stands for."""
+    if isinstance(pos_type, str):
+        check_choice("pos_type", pos_type, (*get_args(PositionType), TablePositions.kind))
+        if pos_type != TablePositions.kind:
+            return FactorisedPositions(grid, dim, kind=pos_type)
+    return read_option("pos_type", pos_type, {TablePositions.kind: TablePositions}).build(grid, dim)
 
 
 class OpenGrid(PatchGrid):

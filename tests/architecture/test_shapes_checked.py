@@ -1,4 +1,4 @@
-"""The shapes in the signatures hold: layers and contracts run once more with checking switched on.
+"""The shapes in the signatures hold: layers and the contracts that call models run once more with checking.
 
 Tracing does not go through the checker, so compile and export stay out; so do wrong arguments and inputs,
 which it would refuse before the model does.
@@ -7,20 +7,20 @@ which it would refuse before the model does.
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-CONTRACTS = Path(__file__).parents[1] / "contracts"
-LEFT_OUT = {"test_arguments", "test_compile", "test_inputs", "test_tools"}
-INSIDE = ("test_extractor", "test_recorder")
-# In parts, which processes share; looking inside needs no more models than `make test` takes.
+CONTRACTS = "tests/contracts"
+# In parts, which processes share. One forward and one step of training show each model's shapes; what else is
+# called with tensors needs no more models than `make test` takes.
 PARTS = {
     "layers": ["tests/layers"],
-    "inside": ["-m", "not slow", *(f"{CONTRACTS}/{name}.py" for name in INSIDE)],
-    "contracts": sorted(
-        path.as_posix() for path in CONTRACTS.glob("test_*.py") if path.stem not in {*LEFT_OUT, *INSIDE}
-    ),
+    "forward": [f"{CONTRACTS}/test_forward.py", f"{CONTRACTS}/test_gradients.py"],
+    "inside": [
+        "-m",
+        "not slow",
+        *(f"{CONTRACTS}/test_{name}.py" for name in ("extractor", "features", "recorder", "state")),
+    ],
 }
 
 

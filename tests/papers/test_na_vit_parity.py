@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 
 from tests.papers.golden import read_golden
-from tests.papers.reference import TOLERANCE, difference, randomise
+from tests.papers.reference import TOLERANCE, check_parity, difference, randomise
 from tests.tolerances import BF16_MODEL, relative_error
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.na_vit import NaViT
@@ -206,7 +207,7 @@ def test_refused_inputs() -> None:
         model(torch.randn(2, 3, 48, 64), group_images=True, group_max_seq_len=47)
     with pytest.raises(ValueError, match=r"expected a batch .* of one size, got a list"):
         model.forward_intermediates([image])
-    with pytest.raises(ValueError, match="pos_type must be one of abs, frac, aspect; got 'sincos'"):
+    with pytest.raises(ValueError, match="pos_type must be one of abs, frac, aspect, table; got 'sincos'"):
         build(pos_type="sincos")
     with pytest.raises(ValueError, match=r"token_dropout_prob must be .*, got 1\.0"):
         build(token_dropout_prob=1.0)
@@ -366,17 +367,29 @@ def test_counted_positions_equal_timms_on_the_full_grid() -> None:
     assert difference(model(batch), timm(batch)) < TOLERANCE
 
 
-@torch.inference_mode()
-def test_named_model_equals_timms() -> None:
-    import timm
+NAFLEX = timm.list_models("naflexvit*")
 
-    name = "naflexvit_base_patch16_parfac_gap"
-    theirs = timm.create_model(name, depth=1)
+
+@pytest.mark.parametrize("name", NAFLEX)
+def test_named_models_equal_timms(name: str) -> None:
+    theirs = timm.create_model(name, depth=1, num_classes=7).eval()
     randomise(theirs)
-    model = create_model(name, depth=1).eval()
+    model = create_model(name, depth=1, num_classes=7).eval()
+    check_parity(model, theirs, torch.stack(pictures((96, 64), (96, 64))))
     load_pretrained(model, theirs.state_dict())
     images = pictures((256, 256), (64, 320), (128, 96))
-    assert difference(model(images), theirs(timm_batch(images, patch=16))) < TOLERANCE
+    with torch.inference_mode():
+        assert difference(model(images), theirs(timm_batch(images, patch=16))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", NAFLEX)
+def test_named_models_are_as_large_and_prepared_as_timms(name: str) -> None:
+    with torch.device("meta"):
+        theirs, model = timm.create_model(name), create_model(name)
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (model, theirs)]
+    assert sizes[0] == sizes[1]
+    for key in ("input_size", "num_classes", "mean", "std", "interpolation", "crop_pct"):
+        assert model.default_cfg[key] == theirs.default_cfg[key], key
 
 
 PUBLIC: dict[str, dict[str, Any]] = {

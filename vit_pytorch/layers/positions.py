@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,22 @@ from vit_pytorch.layers.offsets import crop_cells
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
+
+
+class Interpolation(NamedTuple):
+    """How a table is stretched over the grid of an input.
+
+    Args:
+        mode: as PyTorch names it; that of `INTERPOLATION` unless told.
+        antialias: low-pass before the table shrinks.
+        align_corners: corner cells of both grids have the same centres, instead of the same outer corners.
+        keep_aspect: stretch it over the square of the longer side, of which the input takes a part.
+    """
+
+    mode: Literal["bilinear", "bicubic"] | None = None
+    antialias: bool = True
+    align_corners: bool = False
+    keep_aspect: bool = False
 
 
 def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
@@ -38,6 +54,7 @@ def resize_table(
     *,
     antialias: bool = True,
     mode: str | None = None,
+    align_corners: bool = False,
 ) -> Float[Tensor, "b m d"]:
     """Interpolate position embeddings, or other tokens, from one grid to another (ViT, section 3.2).
 
@@ -47,6 +64,7 @@ def resize_table(
         new: the grid wanted.
         antialias: low-pass before shrinking (2-D grids), as timm does; transformers does not.
         mode: how cells are interpolated, as PyTorch names it; that of `INTERPOLATION` unless told.
+        align_corners: see `Interpolation`.
 
     Raises:
         ValueError: where the table does not have the old grid's number of rows.
@@ -57,7 +75,10 @@ def resize_table(
         return table
     mode = INTERPOLATION[len(old)] if mode is None else mode
     cells = table.float().transpose(1, 2).unflatten(2, tuple(old))
-    cells = F.interpolate(cells, tuple(new), mode=mode, antialias=antialias and len(old) == 2)
+    # PyTorch takes corners for interpolating modes alone
+    corners = align_corners if mode.endswith(("linear", "cubic")) else None
+    antialias = antialias and len(old) == 2
+    cells = F.interpolate(cells, tuple(new), mode=mode, antialias=antialias, align_corners=corners)
     return cells.flatten(2).transpose(1, 2).to(table.dtype)
 
 
@@ -143,9 +164,11 @@ class Positions(ComputedBuffers):
 
     Attributes:
         interpolates: a smaller grid is one of larger cells, instead of a part of the largest grid.
+        interpolation: how it is, where it is.
     """
 
     table: Tensor
+    interpolation = Interpolation()
 
     def __init__(self, grid: Sequence[int], *, prefix: int = 0) -> None:
         super().__init__()
@@ -168,14 +191,19 @@ class Positions(ComputedBuffers):
         known = isinstance(prefix, int) and isinstance(grid, tuple) and not jit_is_tracing()
         if known and not isinstance(grid[0], torch.SymInt) and (prefix, grid) == (self.prefix, self.grid):
             return tokens + self.table
-        return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.interpolates)
+        return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.stretch)
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a grid's cells: those of the same places in the largest grid.
 
         If `interpolates` is set, a smaller grid covers the whole picture, and the table is interpolated.
         """
-        return select_rows(self.table, self.prefix, self.grid, 0, grid, self.interpolates)
+        return select_rows(self.table, self.prefix, self.grid, 0, grid, self.stretch)
+
+    @property
+    def stretch(self) -> Interpolation | None:
+        """How the table is interpolated; None where it is cut."""
+        return self.interpolation if self.interpolates else None
 
     def for_prefix(self, tokens: int) -> Float[Tensor, "1 k d"]:
         """Return what is added to the prefix tokens; zero for those without a position."""
@@ -189,7 +217,7 @@ def select_rows(
     own_grid: tuple[int, ...],
     prefix: int,
     grid: Sequence[int],
-    interpolate: bool = False,
+    stretch: Interpolation | None = None,
 ) -> Float[Tensor, "1 m d"]:
     """Return the rows of a table for so many prefix tokens, and for the cells of a grid.
 
@@ -198,12 +226,23 @@ def select_rows(
         own_prefix: rows of prefix tokens that the table has.
         own_grid: cells along each axis that the table has.
         prefix: number of prefix tokens; the rows of those without a position are zero.
-        interpolate: stretch the table over the grid, instead of cutting it.
+        stretch: how the table is interpolated to the grid; None to cut it.
     """
     if prefix == own_prefix and is_same_grid(grid, own_grid):
         return table
     cells = table[:, own_prefix:]
-    cells = resize_table(cells, own_grid, grid) if interpolate else crop_cells(cells, own_grid, grid, dim=1)
+    whole = own_grid
+    if stretch is not None:
+        whole = (max(grid),) * len(grid) if stretch.keep_aspect else tuple(grid)
+        cells = resize_table(
+            cells,
+            own_grid,
+            whole,
+            mode=stretch.mode,
+            antialias=stretch.antialias,
+            align_corners=stretch.align_corners,
+        )
+    cells = crop_cells(cells, whole, grid, dim=1)
     if prefix == 0:
         return cells
     return torch.cat([F.pad(table[:, :own_prefix], (0, 0, 0, prefix - own_prefix)), cells], dim=1)

@@ -43,7 +43,8 @@ class ModelEntry:
         config: its arguments.
         parameters: exact number of parameters that the optimizer sees, with 1000 classes.
         tiny: overrides that make it small enough to test every promise in moments.
-        default_cfg: how images are prepared: mean, std, interpolation, crop_pct.
+        default_cfg: how images are prepared: mean, std, interpolation, crop_pct; and input_size where that
+            is not the largest size of the configuration.
         hub_id: repository of the published weights on the Hugging Face Hub, where there are any.
         exceptions: promises of the interface that the model cannot keep, each with the reason: names of
             contracts, or how the names of several begin.
@@ -119,6 +120,8 @@ class ModelEntry:
         for key in ("mean", "std"):
             if len(cfg.get(key, ())) != model.channels:
                 cfg.pop(key, None)
+        if {*INPUT_SIZES, "channels"} & {*named}:
+            cfg.pop("input_size", None)
         model.default_cfg.update(
             cfg,
             architecture=self.name,

@@ -1,4 +1,4 @@
-"""Checkpoints of NaViT: ours, timm's NaFlexViT with factorised positions, the public package's two."""
+"""Checkpoints of NaViT: ours, timm's NaFlexViT, the public package's two."""
 
 from __future__ import annotations
 
@@ -33,11 +33,18 @@ Q_KV = Transform(
     lambda tensor, module: (tensor.chunk(3)[0], torch.cat(tensor.chunk(3)[1:])),
 )
 
+# Theirs are a map.
+PLACES = Transform(
+    lambda parts, module: parts[0].flatten(1, 2),
+    lambda tensor, module: (tensor.unflatten(1, module.grid),),
+)
 NAFLEX = Format(
     name="timm",
-    marks=("embeds.pos_embed_y",),
+    marks=("embeds.proj.weight",),
     rules=(
+        Rule("prefix.class_token", "embeds.cls_token"),
         Rule("prefix.registers", "embeds.reg_token"),
+        Rule("positions.table", "embeds.pos_embed", PLACES),
         Rule("positions.rows", "embeds.pos_embed_y"),
         Rule("positions.columns", "embeds.pos_embed_x"),
         Rule("patch_embed.proj.weight", "embeds.proj.weight", PATCHES),

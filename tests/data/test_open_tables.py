@@ -75,14 +75,16 @@ def test_columns_are_named_and_splits_are_made(photos: Path, tmp_path: Path) -> 
 
 def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) -> None:
     good = [[path, "ab"[i % 2], "train"] for i, path in enumerate(names(photos))]
+    for name in ("second", "third"):
+        (tmp_path / name).write_text("")
     bad = [
         ["photos/0/99.png", "a", "train"],
         ["", "a", "train"],
         ["photos/0/0.png", "a", "train"],
         ["list.csv", "", "train"],
         ["photos/", "a", "train"],
-        ["photos/../list.csv", "a", "spare"],
-        ["photos/1/../../list.csv", "c", "val"],
+        ["photos/../second", "a", "spare"],
+        ["photos/1/../../third", "c", "val"],
     ]
     with pytest.raises(ValueError, match="7 rows") as fault:
         open_data(write(tmp_path, [["image", "label", "split"], *good, *bad]))
@@ -94,7 +96,7 @@ def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) ->
         "row 16 has no label: list.csv",
         "row 17: no such file: photos/",
         "row 18: the split is none of train, val and test: 'spare'",
-        "row 19: no training image has the label 'c': photos/1/../../list.csv",
+        "row 19: no training image has the label 'c': photos/1/../../third",
     ]
 
 

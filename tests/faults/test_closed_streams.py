@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TINY, command, environment
+from vit_pytorch.cli import Status
+from vit_pytorch.cli.tables import table
+from vit_pytorch.training.runs import find_checkpoint
+from vit_pytorch.training.signals import StopSignals
 
 
 @pytest.mark.parametrize(
@@ -78,3 +83,49 @@ def test_results_that_cannot_be_printed(
     assert done.returncode == status
     assert ("standard output is not complete: No space left on device" in done.stderr) == (status == 6)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs terminals of Unix")
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
+    """The terminal of a run is closed, as by a connection that is lost.
+
+    Here: a checkpoint, and status 129
+    """
+    import pty
+
+    arguments = command("train", "--accelerator=cpu", "--output=run", "--epochs=10000", *TINY)
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(tmp_path)
+        os.execve(arguments[0], arguments, environment())
+    seen = b""
+    while b"train loss" not in seen:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == Status.SIGHUP
+    assert find_checkpoint(tmp_path / "run").path.is_dir()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_signals_that_are_ignored() -> None:
+    """A signal that the process is told to ignore, as SIGHUP by `nohup`.
+
+    Here: ignored
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_names_that_act_on_a_terminal() -> None:
+    """Names of images with characters that colour a terminal, turn the direction of text or move the cursor.
+
+    Here: escapes stand for them in tables
+    """
+    text = table(["image"], [["\x1b[31mred\u202egpj.png"], ["a\rb\nc"]])
+    assert text.splitlines()[1:] == [r"\x1b[31mred\u202egpj.png", "a b c"]

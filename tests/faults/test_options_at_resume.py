@@ -1,13 +1,19 @@
 """An option that is given when a run is resumed acts, or is refused."""
 
+import json
+import re
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.cli.conftest import TINY, train
+from vit_pytorch.training.checkpoints import MANIFEST
 from vit_pytorch.training.config import RESUMABLE
 from vit_pytorch.training.history import read_rows
+from vit_pytorch.training.runs import latest_run
 
 
 @pytest.mark.parametrize(
@@ -77,3 +83,87 @@ def test_the_schedule_of_an_extended_run(run: Path, tmp_path: Path) -> None:
     extended, long = (read_rows(folder / "metrics.csv") for folder in (run, tmp_path / "long"))
     assert [row["lr"] for row in extended[2:]] == [row["lr"] for row in long[2:]]
     assert extended[1]["lr"] != long[1]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size: 64", "batch_size: 32", "batch_size was 64, got 32"),
+        ("seed: 0", "seed: 5", "seed was 0, got 5"),
+        ("dim: 16", "dim: 32", "model.dim was 16, got 32"),
+        ("val_fraction: 0.1", "val_fraction: 0.3", "data.val_fraction was 0.1, got 0.3"),
+    ],
+)
+def test_an_edited_configuration(
+    old: str, new: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that cannot act any more is edited in the run's `config.yaml`.
+
+    Here: refused like an option: the checkpoint holds the settings with which it was written
+    """
+    file = run / "config.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    assert train("--resume", run, "--epochs=3") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_settings(run: Path) -> None:
+    """A checkpoint of an earlier version, which does not hold the settings with which it was written.
+
+    Here: resumed, held against `config.yaml`
+    """
+    file = run / "checkpoints" / "last" / MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["settings"], manifest["written"]
+    file.write_text(json.dumps(manifest))
+    assert train("--resume", run, "--epochs=3", "--seed=4") == 2
+    assert train("--resume", run, "--epochs=3") == 0
+
+
+def test_the_latest_run_of_copies(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are copied, which changes the times of their files, before `--resume` without a name.
+
+    Here: the latest is that whose checkpoint says so
+    """
+    older, newer = run.parent / "older", run
+    shutil.copytree(run, older, symlinks=True)
+    set_time(older, 1e9)
+    assert (older / "checkpoints" / "last").stat().st_mtime >= (
+        newer / "checkpoints" / "last"
+    ).stat().st_mtime
+    monkeypatch.chdir(run.parent.parent)
+    assert latest_run("runs") == Path("runs") / run.name
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (time.time() + 86400, "the clock is behind the checkpoint that runs/digits wrote at "),
+        (1e9, "runs/(copy|digits) and runs/(copy|digits) have the same latest checkpoint"),
+    ],
+)
+def test_a_latest_run_that_is_not_known(
+    written: float,
+    message: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The clock was set back, or a run copied, before `--resume` without a name.
+
+    Here: refused; the run is to be named
+    """
+    set_time(run, 1e9)
+    shutil.copytree(run, run.parent / "copy", symlinks=True)
+    set_time(run, written)
+    monkeypatch.chdir(run.parent.parent)
+    assert train("--resume") == 5
+    assert re.search(message, capsys.readouterr().err)
+
+
+def set_time(run: Path, written: float) -> None:
+    """Let the last checkpoint of a run say when it was written."""
+    file = run / "checkpoints" / "last" / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), "written": written}))

@@ -44,6 +44,7 @@ class Status(IntEnum):
     RESOURCES = 6
     NOT_FINITE = 7
     PROCESSES = 8
+    SIGHUP = 129
     CTRL_C = 130
     SIGTERM = 143
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status; `docs/reliability.md` lists them. Training that was stopped by a signal leaves with
-        `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C.
+        `SystemExit`: 143 after SIGTERM, 130 after Ctrl-C, 129 after SIGHUP.
     """
     keep_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -24,6 +24,7 @@ from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.use import BadFiles
 from vit_pytorch.create import open_model
 from vit_pytorch.data.loader import check_workers
+from vit_pytorch.data.reader import LoadingError
 from vit_pytorch.data.transforms import collate, move
 from vit_pytorch.extras import install_command
 from vit_pytorch.preprocessing import eval_transform, preprocessing_for
@@ -93,7 +94,7 @@ def write_features(
             writer.write(names, found.cpu())
             count, shape = count + len(names), list(found.shape[1:])
         if not count:
-            raise ValueError("none of the images could be decoded")
+            raise LoadingError("none of the images could be decoded")
     if as_json:
         from vit_pytorch.cli.tables import print_json
 

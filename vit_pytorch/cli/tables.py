@@ -27,8 +27,7 @@ def table_lines(
         rows: Cells.
         right: Columns that are aligned to the right.
     """
-    # a line break in a name would begin another row
-    rows, widths = ([" ".join(cell.splitlines()) for cell in row] for row in rows), [0] * len(header)
+    rows, widths = (list(map(_printable, row)) for row in rows), [0] * len(header)
     block = [header, *islice(rows, BLOCK)]
     while block:
         widths = [max(width, *(len(row[i]) for row in block)) for i, width in enumerate(widths)]
@@ -39,6 +38,13 @@ def table_lines(
             )
             yield "  ".join(cells).rstrip()
         block = list(islice(rows, BLOCK))
+
+
+def _printable(cell: str) -> str:
+    """Return a cell with spaces for line breaks, which would begin another row, and with escapes for other
+    characters that act on the terminal or cannot be seen."""
+    line = " ".join(cell.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -253,10 +255,14 @@ class Splits:
                 raise ValueError(
                     f"names of classes must be UTF-8, got {os.fsencode(name)!r}: rename its folder"
                 ) from error
-        plain = Counter(name.strip().casefold() for name in self.classes)
-        if alike := [name for name in self.classes if plain[name.strip().casefold()] > 1]:
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(f"names of classes must differ, got {twice!r} twice")
+        plain = Counter(map(_plain_name, self.classes))
+        if alike := [name for name in self.classes if plain[_plain_name(name)] > 1]:
             warnings.warn(
-                f"names of classes differ in case or spaces only: {', '.join(map(repr, alike[:6]))}",
+                "names of classes differ only in case, spaces, encoding or how a number is written: "
+                f"{', '.join(map(ascii, alike[:6]))}",
                 stacklevel=3,
             )
         for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
@@ -306,6 +312,10 @@ class Splits:
             raise ValueError(f"targets must be {rule}; {images.name(wrong[0])} in {split} has {found}")
 
     def _check_training_rows(self) -> None:
+        if not self.classes:
+            raise ValueError(
+                f"training needs labels: none of its {len(self.train)} {self.train.kind}s has one"
+            )
         same = (self.train.labels == self.train.labels[0]).all(dim=0)
         if same.all() if self.task == "multilabel" else same.any():
             column = int(same.nonzero()[0])
@@ -314,6 +324,13 @@ class Splits:
                 f"training needs images that differ in what is learned; all {len(self.train)} training "
                 f"{self.train.kind}s have {value:g} for {self.classes[column]!r}"
             )
+
+
+def _plain_name(name: str) -> str:
+    """Return a name without what people do not see, or may write in several ways."""
+    plain = unicodedata.normalize("NFKC", name).strip().casefold()
+    # 1, 01 and 1.0
+    return repr(float(plain)) if re.fullmatch(r"\d{1,15}(\.\d*)?", plain) else plain
 
 
 def convert_channels(images: Shaped[Tensor, "*b c h w"], channels: int) -> Shaped[Tensor, "*b d h w"]:

@@ -114,9 +114,17 @@ def read_hub(
     except IndexError as error:
         # what the library makes of a saved table without rows
         raise ValueError(f"hf:{name} has no rows in one of its splits") from error
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        # the library names the data in some of its messages; pyarrow and json, below it, in none
+        raise ValueError(f"hf:{name} cannot be opened: {error}") from error
     found = dict(opened) if isinstance(opened, dict) else {"train": opened}
     if len(found) == 1:
-        found = {"train": next(iter(found.values()))}
+        only, rows = next(iter(found.items()))
+        if match_splits([only], f"hf:{name}").keys() - {"train"}:
+            warnings.warn(
+                f"hf:{name} has only the split {only!r}, which is divided for training", stacklevel=2
+            )
+        found = {"train": rows}
     names = match_splits([*found], f"hf:{name}")
     if "train" not in names:
         raise ValueError(f"hf:{name} must have a split named 'train', got {', '.join(map(repr, found))}")
@@ -130,6 +138,11 @@ def read_hub(
     image = _column(name, features, image, "image", datasets.Image)
     label = _column(name, features, label, "label", datasets.ClassLabel)
     for split, rows in chosen.items():
+        if lacking := [column for column in (image, label) if column not in rows.column_names]:
+            raise ValueError(
+                f"hf:{name}[{split}] has no column {lacking[0]!r}; it has "
+                f"{', '.join(map(repr, rows.column_names))}"
+            )
         _check_labels(rows[label], f"hf:{name}[{split}]", label)
     classes = _class_names(features[label], chosen["train"][label])
     splits = {
@@ -194,6 +207,11 @@ def _label_indices(
         if tuple(feature.names) != classes:
             raise ValueError(
                 f"{origin} must have the classes of training {classes}, got {tuple(feature.names)}"
+            )
+        wrong = next((row for row, value in enumerate(values) if value >= len(classes)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{origin}[{wrong}] has the label {list(values)[wrong]}, of {len(classes)} classes"
             )
         return torch.tensor(list(values), dtype=torch.long)
     index = {name: i for i, name in enumerate(classes)}

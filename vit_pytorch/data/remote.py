@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -187,10 +188,14 @@ def open_shard(name: str) -> ShardStream:
 
     Raises:
         OSError: It cannot be opened.
+        ValueError: It is a folder, a pipe or a device.
     """
     if not name.startswith(REMOTE):
         from webdataset.gopen import gopen
 
+        if not name.startswith("pipe:") and os.path.exists(name) and not os.path.isfile(name):
+            # a pipe would wait for somebody to write to it, and a device have no end
+            raise ValueError("it is no regular file")
         return ShardStream(name, gopen(name))
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -12,7 +12,7 @@ import os
 import re
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -128,6 +128,7 @@ def read_shards(
         classes = ()
     elif classes is None:
         classes = _listed_classes(shards[0].parent)
+    indices = None if classes is None else {name: index for index, name in enumerate(classes)}
     rows: list[tuple[int, int, int]] = []
     keys: list[str] = []
     labels: list[int] = []
@@ -135,7 +136,7 @@ def read_shards(
         for key, offset, size, text in _samples(shard, labelled=labelled):
             rows.append((number, offset, size))
             keys.append(key)
-            labels.append(read_label(text, classes, f"{shard}:{key}") if labelled else -1)
+            labels.append(read_label(text, indices, f"{shard}:{key}") if labelled else -1)
     if not rows:
         raise ValueError(f"the shards of {pattern} hold no images")
     if classes is None:
@@ -305,36 +306,65 @@ def read_json_label(text: str, name: str) -> str | None:
     return str(found[0])
 
 
-def read_label(text: str, classes: Sequence[str] | None, name: str) -> int:
+def read_label(text: str, indices: Mapping[str, int] | None, name: str) -> int:
     """Return the label that the text of a member says: an index, or the name of a class.
 
+    Args:
+        text: The text.
+        indices: The index of each class by its name; None where classes have no names.
+        name: What messages call the sample.
+
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or one class by its index and another by its name.
     """
-    if classes is not None and text in classes:
-        return classes.index(text)
     known = (
-        "the index of a class" if classes is None else f"the index or name of one of {len(classes)} classes"
+        "the index of a class" if indices is None else f"the index or name of one of {len(indices)} classes"
     )
     # `int` would take "1_0", "+1" and the digits of other scripts, too
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+    number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+    if indices is not None and text in indices:
+        if number is not None and indices[text] != number < len(indices):
+            raise ValueError(
+                f"the label of {name} may be the class named {text!r} or that of index {number}: let no "
+                "class have the index of another one for its name"
+            )
+        return indices[text]
+    if number is None:
         raise ValueError(f"the label of {name} must be {known}, got {text[:80]!r}")
-    label = int(text)
-    if label < 0:
-        raise ValueError(f"the label of {name} must be {known}, from 0 on, got {label}")
-    return label
+    if number < 0:
+        raise ValueError(f"the label of {name} must be {known}, from 0 on, got {number}")
+    return number
 
 
 def _listed_classes(folder: Path) -> tuple[str, ...] | None:
     text, listed = folder / "classes.txt", folder / "classes.json"
-    file = next((file for file in (text, listed) if file.is_file()), None)
-    if file is None:
+    if text.is_file():
+        return read_names(text)
+    if not listed.is_file():
         return None
     try:
-        content = file.read_text(encoding="utf-8")
-        names = json.loads(content) if file == listed else [line.strip() for line in content.splitlines()]
+        names = json.loads(listed.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{listed} cannot be read: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{listed} must be a list of names, got {type(names).__name__}")
+    return tuple(names)
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Return the names of classes that the lines of a file have, in order.
+
+    Raises:
+        ValueError: It is no text, or a line between others is empty: the class of an index would be another
+            one with it than without.
+        OSError: It cannot be read.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of names, got {type(names).__name__}")
-    return tuple(name for name in names if name or file == listed)
+    if "" in names:
+        raise ValueError(
+            f"{file} must have the name of a class in each line, line {names.index('') + 1} is empty"
+        )
+    return tuple(names)

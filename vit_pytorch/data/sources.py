@@ -278,8 +278,9 @@ def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
 
 def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     pieces = _split_patterns(patterns)
-    if len(pieces) > 3:
-        raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}: {patterns}")
+    if len(pieces) > 3 or "" in pieces:
+        empty = ", of which one is empty" * ("" in pieces)
+        raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}{empty}: {patterns}")
     train, classes = read_shards(pieces[0])
     parts: dict[str, ImageDataset] = {"train": train}
     for name, piece in zip(("val", "test"), pieces[1:], strict=False):

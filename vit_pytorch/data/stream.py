@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vit_pytorch.data.datasets import ImageDataset, Splits
 from vit_pytorch.data.remote import REMOTE, ShardNames
-from vit_pytorch.data.shards import read_shards
+from vit_pytorch.data.shards import read_names, read_shards
 from vit_pytorch.extras import install_command
+from vit_pytorch.layers.arguments import INTEGERS, find_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +158,17 @@ def read_classes(classes: str | int) -> tuple[str, ...]:
     """Return the names of classes: the lines of a file, or numbers from 0 up to so many.
 
     Raises:
-        ValueError: There are less than two, or two of one name.
+        ValueError: There are less than two, more than a model can have, or two of one name.
         OSError: The file cannot be read.
     """
     text = str(classes)
     if re.fullmatch(r"[0-9]+", text):
+        known = find_range("num_classes", INTEGERS)
+        if int(text) not in known:
+            raise ValueError(f"the number of classes must be in {known}, got {text}")
         names = tuple(map(str, range(int(text))))
     else:
-        lines = Path(text).expanduser().read_text(encoding="utf-8").splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = read_names(Path(text).expanduser())
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"the classes of a stream must be at least 2, each of its own name; got {len(names)}, "

@@ -154,8 +154,10 @@ class StreamReader(IterableDataset[Batch]):
                         last = sample
                     # tarfile returns a member that is cut off as if it were whole
                     stream.check_end()
-                    if last is not None:
-                        yield last
+                    if last is None:
+                        # of such shards alone a stream would never end
+                        raise ValueError("it holds no samples")
+                    yield last
                 in_a_row = 0
             except FAILURES as error:
                 reason = reason_of(error) if stream is None else stream.reason(error)
@@ -186,7 +188,7 @@ class StreamReader(IterableDataset[Batch]):
                 text = read_json_label(sample["json"].decode("utf-8", "replace"), name)
             if text is None:
                 raise BadImageError(name, "it has no .cls member, nor a .json member with a label")
-            label = self.indices[text] if text in self.indices else read_label(text, None, name)
+            label = read_label(text, self.indices, name)
         except BadImageError:
             raise
         except ValueError as error:

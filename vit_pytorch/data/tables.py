@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from vit_pytorch.data.datasets import FileImages, TaskName
@@ -245,8 +245,15 @@ def _classes(cells: Sequence[str], training: Sequence[bool]) -> Labels:
     """Read one class a row."""
     names = _sorted({cell for cell, known in zip(cells, training, strict=True) if known and cell})
     index = {name: number for number, name in enumerate(names)}
-    faults = [" has no label" if not cell else _unknown({cell} - index.keys()) for cell in cells]
+    faults = [
+        _several_lines(cell) or _unknown({cell} - index.keys()) if cell else " has no label" for cell in cells
+    ]
     return Labels(names, torch.tensor([index.get(cell, -1) for cell in cells]), faults)
+
+
+def _several_lines(cell: str) -> str:
+    """Return what is wrong with a label of several lines: it holds all rows up to the next quotation mark."""
+    return " has a label of several lines, as where a quotation mark is not closed" * ("\n" in cell)
 
 
 def _several(cells: Sequence[str], training: Sequence[bool], separator: str) -> Labels:
@@ -260,7 +267,11 @@ def _several(cells: Sequence[str], training: Sequence[bool], separator: str) -> 
     for row, labels in enumerate(sets):
         for name in labels & index.keys():
             targets[row, index[name]] = 1
-    return Labels(names, targets, [_unknown(labels - index.keys()) for labels in sets])
+    faults = [
+        _several_lines(cell) or _unknown(labels - index.keys())
+        for cell, labels in zip(cells, sets, strict=True)
+    ]
+    return Labels(names, targets, faults)
 
 
 def _numbers(names: Sequence[str], columns: Sequence[Sequence[str]]) -> Labels:
@@ -274,7 +285,25 @@ def _numbers(names: Sequence[str], columns: Sequence[Sequence[str]]) -> Labels:
         )
         for cells, found in zip(zip(*columns, strict=True), zip(*values, strict=True), strict=True)
     ]
-    return Labels(tuple(names), torch.tensor(values).T.contiguous(), faults)
+    exact = torch.tensor(values, dtype=torch.float64).T.contiguous()
+    _check_precision(names, exact)
+    return Labels(tuple(names), exact.float(), faults)
+
+
+def _check_precision(names: Sequence[str], values: Float64[Tensor, "n k"]) -> None:
+    """Check that values differ by enough, beside their size, for single precision.
+
+    Raises:
+        ValueError: Rounding them would change one by more than a thousandth of their standard deviation.
+    """
+    for name, column in zip(names, values.T, strict=True):
+        known = column[column.isfinite()]
+        spread = known.std(correction=0) if len(known) else 0
+        if spread > 0 and (known - known.float()).abs().max() > 1e-3 * spread:
+            raise ValueError(
+                f"{name!r} has values from {known.min():.10g} to {known.max():.10g}, which single precision "
+                "does not hold: subtract a constant from them, or change their unit"
+            )
 
 
 def _number(cell: str) -> float:
@@ -294,28 +323,39 @@ def _parts(
     """Check the rows and sort them into splits."""
     faults: list[str] = []
     first: dict[Path, int] = {}
+    folders: dict[Path, Path] = {}
     found: dict[str, list[tuple[Path, int]]] = defaultdict(list)
     for row, (name, own, fault) in enumerate(zip(names, splits, labels.faults, strict=True)):
         path = folder / Path(name).expanduser()
+        real = _real_path(path, folders)
         if not name:
             faults.append(f"row {row + 1} names no image")
         elif not path.is_file():
             faults.append(f"row {row + 1}: no such file: {name}")
-        elif path in first:
-            faults.append(f"row {row + 1}: the image of row {first[path]} again: {name}")
+        elif real in first:
+            faults.append(f"row {row + 1}: the image of row {first[real]} again: {name}")
         elif own not in ("train", "val", "test"):
             faults.append(f"row {row + 1}: the split is none of train, val and test: {own!r}")
         elif fault:
             faults.append(f"row {row + 1}{fault}: {name}")
         else:
             found[own].append((path, row))
-        first.setdefault(path, row + 1)
+        first.setdefault(real, row + 1)
     if faults:
         raise ValueError(f"{file} has {len(faults)} rows that cannot be used:\n" + "\n".join(faults))
     return {
         split: FileImages([path for path, _ in members], labels.targets[[row for _, row in members]])
         for split, members in found.items()
     }
+
+
+def _real_path(path: Path, folders: dict[Path, Path]) -> Path:
+    """Return where a path leads to; `folders` keeps where those of other paths do, of which there are few."""
+    if path.is_symlink():
+        return path.resolve()
+    if path.parent not in folders:
+        folders[path.parent] = path.parent.resolve()
+    return folders[path.parent] / path.name
 
 
 def _sorted(labels: set[str]) -> tuple[str, ...]:

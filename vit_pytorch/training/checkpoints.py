@@ -5,7 +5,7 @@ A checkpoint is a folder::
     epoch-0003-batch-000120/
       model.safetensors    the model's weights, under the model's own names
       training.pt          everything else that training needs to go on; read with ``weights_only=True``
-      manifest.json        size and SHA-256 of the other files
+      manifest.json        size and SHA-256 of the other files, the run's settings, and when it was written
 
 or, of sharded weights (see `sharded`), with the folder ``sharded/`` in place of ``model.safetensors``.
 
@@ -19,7 +19,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class Checkpoint:
         return self.manifest["epoch"]
 
     @property
+    def settings(self) -> dict[str, Any] | None:
+        """The configuration with which it was written; None in those of earlier versions."""
+        return self.manifest.get("settings")
+
+    @property
     def sharded(self) -> bool:
         """Whether the weights are in parts, as many processes wrote them."""
         return WEIGHTS not in self.manifest["files"]
@@ -103,6 +109,7 @@ def write_checkpoint(
     path: str | os.PathLike[str],
     *,
     write_shards: Callable[[Path], list[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder atomically.
 
@@ -112,6 +119,7 @@ def write_checkpoint(
         path: Where the folder will stand. A checkpoint that stands there is replaced.
         write_shards: writes the sharded tensors, which `checkpoint` is then without, into a folder, and
             returns the names of its files; default None, for whole tensors
+        settings: the configuration of the run, plain values; default None
 
     Raises:
         OSError: If it cannot be written, for example for want of space. What was written is removed, and
@@ -123,7 +131,7 @@ def write_checkpoint(
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
             temporary.mkdir()
-            _write_files(checkpoint, temporary, write_shards)
+            _write_files(checkpoint, temporary, write_shards, settings)
     except OSError as error:
         previous = [other for other in list_checkpoints(path.parent) if other != path]
         kept = (
@@ -135,7 +143,10 @@ def write_checkpoint(
 
 
 def _write_files(
-    checkpoint: dict[str, Any], folder: Path, write_shards: Callable[[Path], list[str]] | None
+    checkpoint: dict[str, Any],
+    folder: Path,
+    write_shards: Callable[[Path], list[str]] | None,
+    settings: Mapping[str, Any] | None,
 ) -> None:
     training = dict(checkpoint)
     if write_shards is None:
@@ -159,6 +170,8 @@ def _write_files(
         "format": FORMAT,
         "epoch": training.get("epoch"),
         "global_step": training.get("global_step"),
+        "written": time.time(),
+        "settings": settings,
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -178,6 +191,15 @@ def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         separate[name] = value.clone() if storage in seen else value
         seen.add(storage)
     return separate
+
+
+def written_at(path: str | os.PathLike[str]) -> float:
+    """Return when a checkpoint was written, in seconds since 1970; for those of earlier versions, or whose
+    manifest cannot be read, by the time of their folder, which copying changes."""
+    try:
+        return float(json.loads((Path(path) / MANIFEST).read_bytes())["written"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Path(path).stat().st_mtime
 
 
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:

@@ -419,29 +419,37 @@ def config_text(config: RunConfig) -> str:
     return yaml.safe_dump(settings, sort_keys=False, explicit_end=True)
 
 
+def plain_settings(config: RunConfig) -> dict[str, Any]:
+    """Return a configuration as `config_text` has it, in plain values."""
+    settings: dict[str, Any] = yaml.safe_load(config_text(config))
+    return settings
+
+
 def write_config(config: RunConfig, path: Path) -> None:
     """Write what `config_text` returns."""
     write_file(path, config_text(config))
 
 
-def check_resumable(config: RunConfig, path: Path) -> None:
+def check_resumable(config: RunConfig, path: Path, settings: Mapping[str, Any] | None) -> None:
     """Check that a run may go on with a configuration: it differs only in what acts from there on.
 
     Args:
         config: with what to go on
-        path: the configuration with which the run began
+        path: the configuration of the run, which somebody may have edited
+        settings: the one that its checkpoint was written with; None for checkpoints of earlier versions, in
+            place of which the file counts
 
     Raises:
         ValueError: if another setting differs; names those that do, and those that may
     """
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    saved = dict(settings or yaml.safe_load(path.read_text(encoding="utf-8")))
     saved["model"] = find_entry(saved["model"]["name"]).upgrade(saved["model"])
     # without a record of the images nothing else tells whether they are the same
     recorded = (path.parent / RECORD).exists()
     may_differ = [name for name in RESUMABLE if recorded or name != "data.source"]
     changed = [
         f"{name} was {old!r}, got {new!r}"
-        for name, old, new in _differences(_plain(saved), yaml.safe_load(config_text(config)))
+        for name, old, new in _differences(_plain(saved), plain_settings(config))
         if not any(name == kept or name.startswith(f"{kept}.") for kept in may_differ)
     ]
     if changed:

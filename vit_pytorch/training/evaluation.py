@@ -472,17 +472,18 @@ def value_figures(
     names: Sequence[str], predicted: Float[Tensor, "n k"], targets: Float[Tensor, "n k"]
 ) -> dict[str, dict[str, float | None]]:
     """Measure predictions of values: `mae`, `rmse`, and `r2`, which is None where all targets are equal."""
-    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
+    from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error
 
     found: dict[str, dict[str, float | None]] = {}
     for i, name in enumerate(names):
         # in double precision: values such as years differ in their last digits only
         given, true = predicted[:, i].double(), targets[:, i].double()
-        varies = bool((true != true[0]).any())
+        # torchmetrics' r2_score takes sums of squares below 1e-4 for zero and says 1 for small units
+        spread = float((true - true.mean()).square().sum()) if bool((true != true[0]).any()) else 0.0
         found[name] = {
             "mae": float(mean_absolute_error(given, true)),
             "rmse": float(mean_squared_error(given, true, squared=False)),
-            "r2": float(r2_score(given, true)) if varies else None,
+            "r2": 1 - float((given - true).square().sum()) / spread if spread else None,
         }
     return found
 

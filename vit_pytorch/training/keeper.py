@@ -39,6 +39,7 @@ class Checkpoints:
         every_n_steps: write also inside an epoch, every so many optimizer steps; default None
         sharded: whether each process writes its part of sharded weights, instead of the first one all of
             them; default False
+        settings: the configuration of the run, which manifests keep; default None
 
     Attributes:
         since_best: Validations since one that was better than all before.
@@ -54,6 +55,7 @@ class Checkpoints:
         keep: int = 2,
         every_n_steps: int | None = None,
         sharded: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
@@ -68,6 +70,7 @@ class Checkpoints:
         self.keep = keep
         self.every_n_steps = every_n_steps
         self.sharded = sharded
+        self.settings = settings
         self.signals = StopSignals()
         self.best_score: float | None = None
         self.best_tie = math.inf
@@ -192,14 +195,14 @@ class Checkpoints:
         if not self.sharded:
             state = gathered(state)
             if fabric.is_global_zero:
-                write_checkpoint(state, path)
+                write_checkpoint(state, path, settings=self.settings)
             return
         whole, shards = split(state)
         if not shards:
             raise ValueError("a checkpoint can be sharded if the weights are, by strategy 'fsdp'")
         write = partial(write_shards, fabric, shards)
         if fabric.is_global_zero:
-            write_checkpoint(whole, path, write_shards=write)
+            write_checkpoint(whole, path, write_shards=write, settings=self.settings)
         else:
             write(None)
 

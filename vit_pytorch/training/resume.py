@@ -99,15 +99,15 @@ def _parts(loop: Loop) -> list[Any]:
 def fit(loop: Loop, resume: str | os.PathLike[str] | Checkpoint | None = None) -> None:
     """Train; stop with a checkpoint and the right exit status when a signal asks for it.
 
-    On SIGTERM or Ctrl-C the current step is finished (at the end of an epoch, or inside a validation, that
-    validation too), a checkpoint is written, and the process leaves. A second signal acts at once.
+    On SIGTERM, SIGHUP or Ctrl-C the current step is finished (at the end of an epoch, or inside a validation,
+    that validation too), a checkpoint is written, and the process leaves. A second signal acts at once.
 
     Args:
         loop: the training
         resume: the checkpoint to go on from, or its folder
 
     Raises:
-        SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C
+        SystemExit: with status 143 after SIGTERM, 129 after SIGHUP, 130 after Ctrl-C
     """
     try:
         with loop.checkpoints.signals:

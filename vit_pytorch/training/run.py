@@ -27,7 +27,7 @@ from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.card import write_card
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
-from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, write_config
+from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, plain_settings, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
 from vit_pytorch.training.evaluation import evaluate, fit_problem
 from vit_pytorch.training.history import METRICS, History, read_rows
@@ -71,7 +71,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         FileExistsError: if the folder holds anything already
         FileNotFoundError: if there is nothing to resume from
         OSError: if the folder cannot be written
-        SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written
+        SystemExit: after SIGTERM, SIGHUP or Ctrl-C, when a checkpoint is written
         ValueError: if a run that is resumed is not to go on as it began; see `check_resumable`
     """
     with ExitStack() as held:
@@ -220,7 +220,11 @@ def train(
             task,
             data,
             checkpoints=Checkpoints(
-                folder / CHECKPOINTS, every_n_steps=config.save_every, sharded=config.save_sharded, **best
+                folder / CHECKPOINTS,
+                every_n_steps=config.save_every,
+                sharded=config.save_sharded,
+                settings=plain_settings(config),
+                **best,
             ),
             epochs=config.epochs,
             accumulate=config.accumulate,

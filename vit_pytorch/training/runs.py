@@ -5,14 +5,16 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from vit_pytorch.create import MODEL
-from vit_pytorch.training.checkpoints import Checkpoint, list_checkpoints, verify_checkpoint
+from vit_pytorch.training.checkpoints import Checkpoint, list_checkpoints, verify_checkpoint, written_at
 from vit_pytorch.training.config import CONFIG, END
 
 try:
@@ -23,6 +25,8 @@ except ImportError:
 
 CHECKPOINTS = "checkpoints"
 _CLAIM = ".run"
+# seconds by which the clocks of machines that share a folder may differ
+CLOCK = 60.0
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -163,17 +167,32 @@ def new_run_folder(parent: str | os.PathLike[str], prefix: str = "run") -> Path:
 
 
 def latest_run(parent: str | os.PathLike[str]) -> Path:
-    """Return the run in a folder of runs whose latest checkpoint is the latest of all.
+    """Return the run in a folder of runs whose latest checkpoint is the latest of all, as they say.
 
     Raises:
         FileNotFoundError: If no run has a checkpoint.
+        ValueError: If the times do not tell: a checkpoint is of the future, or two runs have the same one.
     """
     written = {
-        path.parent.parent: path.stat().st_mtime for path in Path(parent).glob(f"*/{CHECKPOINTS}/last")
+        path.parent.parent: written_at(path)
+        for path in Path(parent).glob(f"*/{CHECKPOINTS}/last")
+        if path.exists()
     }
     if not written:
         raise FileNotFoundError(f"nothing to resume: no run in {parent}/ has a checkpoint")
-    return max(written, key=lambda folder: written[folder])
+    latest = max(written, key=lambda folder: written[folder])
+    if written[latest] > time.time() + CLOCK:
+        day = datetime.fromtimestamp(written[latest]).isoformat(" ", "seconds")
+        raise ValueError(
+            f"which run is the latest is not known: the clock is behind the checkpoint that {latest} wrote "
+            f"at {day}; name the run by --resume RUN"
+        )
+    if same := [folder for folder in written if written[folder] == written[latest] and folder != latest]:
+        raise ValueError(
+            f"which run is the latest is not known: {latest} and {same[0]} have the same latest checkpoint; "
+            "name the run by --resume RUN"
+        )
+    return latest
 
 
 def check_run(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stopping a training from outside: SIGTERM and Ctrl-C are noted, and obeyed where a checkpoint can be."""
+"""Stopping a training from outside: signals are noted, and obeyed where a checkpoint can be written."""
 
 import signal
 import threading
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has no SIGHUP, by which a terminal says that it is closed
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class Interrupted(Exception):  # noqa: N818 - an outcome that was asked for, not an error
@@ -26,12 +27,16 @@ class Interrupted(Exception):  # noqa: N818 - an outcome that was asked for, not
 
     @property
     def exit_status(self) -> int:
-        """Status by which a shell recognises the signal: 143 for SIGTERM, 130 for Ctrl-C."""
+        """Status by which a shell recognises the signal: 143 for SIGTERM, 130 for Ctrl-C, 129 for SIGHUP."""
         return 128 + self.signum
 
 
 class StopSignals:
-    """Context in which the first SIGTERM or SIGINT is noted; a second one acts at once, as by default."""
+    """Context in which the first SIGTERM, SIGINT or SIGHUP is noted; a second SIGTERM or SIGINT acts at once.
+
+    A second SIGHUP does not: when a terminal is closed, both the system and the shell may send one. What the
+    process ignores already, as under `nohup`, stays so.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -40,8 +45,12 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self.received = 0
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-            for number in _SIGNALS:
+            self._before = {
+                number: handler
+                for number in _SIGNALS
+                if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+            }
+            for number in self._before:
                 signal.signal(number, self._note)
         return self
 
@@ -54,8 +63,12 @@ class StopSignals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, at_once in (
+            (signal.SIGTERM, signal.SIG_DFL),
+            (signal.SIGINT, signal.default_int_handler),
+        ):
+            if number in self._before:
+                signal.signal(number, at_once)
 
     def agreed(self, fabric: Fabric) -> int:
         """Return the signal that any of the processes has received, the same in all of them; 0 for none."""

@@ -58,7 +58,7 @@ def prepare(
         if is_first_process():
             held.enter_context(hold_run(folder))
         checkpoint = find_checkpoint(folder)
-        check_resumable(config, folder / CONFIG)
+        check_resumable(config, folder / CONFIG, checkpoint.settings)
         for name, read in ((METRICS, read_rows), (LINES, read_lines)):
             if (folder / name).exists():
                 read(folder / name)

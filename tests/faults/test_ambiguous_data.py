@@ -1,0 +1,241 @@
+"""Data that can be read in two ways, or that would be read wrongly without a word, are refused or named."""
+
+import os
+import tarfile
+import unicodedata
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vit_pytorch.data import ImageData, LoadingError, StreamConfig, open_data
+from vit_pytorch.data.loader import OnBad
+from vit_pytorch.data.remote import open_shard
+from vit_pytorch.data.shards import read_shards
+from vit_pytorch.data.stream import read_classes
+from vit_pytorch.training.evaluation import value_figures
+
+
+def photographs(folder: Path, count: int) -> list[str]:
+    """Write images, each of its own colour, and return their names."""
+    folder.mkdir(exist_ok=True)
+    names = [f"{number}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / name)
+    return names
+
+
+def write_table(folder: Path, header: str, rows: list[str]) -> str:
+    (folder / "table.csv").write_text("\n".join([header, *rows, ""]))
+    return f"csv:{folder / 'table.csv'}"
+
+
+@pytest.mark.parametrize("form", ["absolute", "through another folder", "link"])
+def test_one_image_under_two_names(form: str, tmp_path: Path) -> None:
+    """A table names an image twice, under two paths, in training and in the test.
+
+    Here: refused with both rows
+    """
+    names = photographs(tmp_path, 8)
+    alias = {"absolute": f"{tmp_path}/0.png", "through another folder": "sub/../0.png", "link": "link.png"}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.png").symlink_to("0.png")
+    rows = [f"{name},{'ab'[i % 2]},{'train' if i < 6 else 'test'}" for i, name in enumerate(names)]
+    spec = write_table(tmp_path, "image,label,split", [*rows, f"{alias[form]},a,test"])
+    with pytest.raises(ValueError, match=r"row 9: the image of row 1 again: "):
+        open_data(spec)
+
+
+def test_a_quotation_mark_that_is_not_closed(tmp_path: Path) -> None:
+    """Stray quotation marks in a table, between which rows are read as one label.
+
+    Here: refused with the row
+    """
+    rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(photographs(tmp_path, 12))]
+    rows[2] = rows[2].replace(",", ',"')
+    rows[6] += '"'
+    with pytest.raises(ValueError, match="row 3 has a label of several lines, as where a quotation mark"):
+        open_data(write_table(tmp_path, "image,label", rows))
+
+
+@pytest.mark.parametrize("names", [("1", "01"), ("1", "1.0"), ("café", unicodedata.normalize("NFD", "café"))])
+def test_classes_that_are_written_in_two_ways(names: tuple[str, str], tmp_path: Path) -> None:
+    """Names of classes that look alike: 1, 01 and 1.0; letters with an accent in one character or two.
+
+    Here: a warning with both names
+    """
+    rows = [f"{name},{names[i % 2]}" for i, name in enumerate(photographs(tmp_path, 12))]
+    with pytest.warns(UserWarning, match="differ only in case, spaces, encoding or how a number is written"):
+        open_data(write_table(tmp_path, "image,label", rows))
+
+
+@pytest.mark.parametrize("values", [range(1_700_000_000, 1_700_000_012), [1e39 * i for i in range(12)]])
+def test_values_that_single_precision_does_not_hold(values: list[float], tmp_path: Path) -> None:
+    """Values to learn, such as times in seconds since 1970, that differ by less than single precision holds.
+
+    Here: refused with their range
+    """
+    rows = [f"{name},{value}" for name, value in zip(photographs(tmp_path, 12), values, strict=True)]
+    spec = write_table(tmp_path, "image,label", rows)
+    with pytest.raises(ValueError, match=r"'label' has values from .* single precision does not hold"):
+        open_data(spec, task="regression")
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-4, 1.0, 1e30])
+def test_r2_does_not_depend_on_the_unit(unit: float) -> None:
+    """Values to learn that are small numbers, such as metres for micrometres.
+
+    Here: R² is what it is in any unit
+    Others: torchmetrics' `r2_score`: 1.0 for any prediction where the targets' sum of squares is below 1e-4
+    """
+    targets = torch.tensor([[1.0], [2.0], [3.0], [6.0]]) * unit
+    found = value_figures(["x"], torch.full_like(targets, 2 * unit), targets)["x"]["r2"]
+    assert found == pytest.approx(1 - 18 / 14, rel=1e-5)
+
+
+def write_shard(file: Path, labels: list[str]) -> None:
+    picture = BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, format="PNG")
+    with tarfile.open(file, "w") as archive:
+        for number, label in enumerate(labels):
+            for extension, content in (("png", picture.getvalue()), ("cls", label.encode())):
+                member = tarfile.TarInfo(f"{number}.{extension}")
+                member.size = len(content)
+                archive.addfile(member, BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\n\ndog\n", "line 2 is empty"),
+        ("\ncat\ndog\n", "line 1 is empty"),
+        ("1\n0\n", "may be the class named '0' or that of index 0"),
+        ("cat\ndog\ncat\n", "names of classes must differ, got 'cat' twice"),
+    ],
+)
+def test_a_list_of_classes_that_can_be_read_in_two_ways(text: str, message: str, tmp_path: Path) -> None:
+    """A `classes.txt` of shards with an empty line, a name that is another's index, or a name twice.
+
+    Here: refused with the line or the name
+    """
+    write_shard(tmp_path / "a.tar", ["0", "1"] * 8)
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_data(f"wds:{tmp_path / 'a.tar'}")
+
+
+def test_a_list_of_classes_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """A `classes.txt` that begins with a byte order mark, as editors on Windows write it.
+
+    Here: the mark is no part of the first name
+    """
+    write_shard(tmp_path / "a.tar", ["cat", "1"] * 8)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    images, classes = read_shards(str(tmp_path / "a.tar"))
+    assert classes == ("cat", "dog")
+    assert images.labels.tolist() == [0, 1] * 8
+
+
+def test_more_classes_than_a_model_can_have() -> None:
+    """`--data.classes 99999999999` of a stream.
+
+    Here: refused, instead of names for all of them
+    """
+    with pytest.raises(
+        ValueError, match=r"the number of classes must be in \[0, 16777216\], got 99999999999"
+    ):
+        read_classes(99999999999)
+
+
+def test_a_hub_data_set_whose_splits_differ(tmp_path: Path) -> None:
+    """A saved `hf:` data set of which a split lacks the label column.
+
+    Here: the split and the column are named
+    """
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [{"bytes": b"", "path": None}] * 4}
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    train = datasets.Dataset.from_dict({**rows, "label": [0, 1, 0, 1]}, features=datasets.Features(features))
+    test = train.rename_column("label", "lable")
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match=r"d\[test\] has no column 'label'; it has 'image', 'lable'"):
+        open_data(f"hf:{tmp_path / 'd'}")
+
+
+def test_a_hub_data_set_of_a_test_split_alone(tmp_path: Path) -> None:
+    """An `hf:` data set that has a test split only.
+
+    Here: a warning that it is divided for training
+    """
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    rows = {"image": [{"bytes": bytes([i]), "path": None} for i in range(16)], "label": [0, 1] * 8}
+    test = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    datasets.DatasetDict({"test": test}).save_to_disk(str(tmp_path / "d"))
+    with pytest.warns(UserWarning, match="has only the split 'test', which is divided for training"):
+        open_data(f"hf:{tmp_path / 'd'}")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "state"])
+def test_a_damaged_hub_data_set(damage: str, tmp_path: Path) -> None:
+    """A saved `hf:` data set whose table or description is cut.
+
+    Here: the data set is named
+    Others: `datasets`: an error of pyarrow or json that names neither data set nor file
+    """
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    rows = {"image": [{"bytes": os.urandom(500), "path": None} for _ in range(16)], "label": [0, 1] * 8}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "d"))
+    file = next((tmp_path / "d").glob("*.arrow")) if damage != "state" else tmp_path / "d" / "state.json"
+    file.write_bytes(file.read_bytes()[: 0 if damage == "empty" else file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"hf:{tmp_path / 'd'} cannot be opened: "):
+        open_data(f"hf:{tmp_path / 'd'}")
+
+
+@pytest.mark.parametrize("cell", ["", "|"])
+def test_a_table_of_several_labels_without_any(cell: str, tmp_path: Path) -> None:
+    """`--task multilabel` with a column of labels that is empty.
+
+    Here: refused in a sentence
+    """
+    rows = [f"{name},{cell}" for name in photographs(tmp_path, 12)]
+    with pytest.raises(ValueError, match="training needs labels: none of its 9 images has one"):
+        open_data(write_table(tmp_path, "image,labels", rows), task="multilabel")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_shard_of_a_stream_that_is_no_file(kind: str, tmp_path: Path) -> None:
+    """A pipe or a folder among the shards of a stream.
+
+    Here: refused with its name, instead of waiting for somebody to write to it
+    """
+    pytest.importorskip("webdataset")
+    place = tmp_path / "a.tar"
+    if kind == "folder":
+        place.mkdir()
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(place)
+    else:
+        pytest.skip("needs pipes with names")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        open_shard(str(place))
+
+
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_a_stream_of_shards_without_samples(on_bad: OnBad, tmp_path: Path) -> None:
+    """A stream whose shards are whole archives, and empty.
+
+    Here: refused, instead of drawing shards for ever
+    """
+    pytest.importorskip("webdataset")
+    write_shard(tmp_path / "empty.tar", [])
+    write_shard(tmp_path / "val.tar", ["0", "1"])
+    config = StreamConfig(epoch_samples=8, classes=2, val=str(tmp_path / "val.tar"))
+    splits = open_data(f"stream:{tmp_path / 'empty.tar'}", stream=config)
+    data = ImageData(splits, image_size=4, batch_size=4, on_bad=on_bad)
+    data.setup()
+    with pytest.raises(LoadingError, match="it holds no samples"):
+        next(iter(data.train_dataloader()))

@@ -20,7 +20,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "model_tables",
     "paper_groups",
+    "proof_tables",
     "command_reference",
+    "figures",
 ]
 html_theme = "furo"
 html_title = "vit_pytorch"

@@ -266,8 +266,7 @@ class Architecture(SphinxDirective):
             svg = svg_of(read_figure(list(self.content)), "Architecture")
         except ValueError as error:
             raise self.error(str(error)) from error
-        label = 'tabindex="0" role="region" aria-label="Figure of the architecture"'
-        return [nodes.raw("", f'<div class="figure-scroll" {label}>{svg}</div>', format="html")]
+        return [nodes.raw("", f'<div class="figure-scroll">{svg}</div>', format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

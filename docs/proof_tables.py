@@ -38,8 +38,7 @@ COLUMNS = (
     "architecture",
     "logits",
     "gradients",
-    "ten steps: losses",
-    "ten steps: logits",
+    "ten steps: losses, logits",
     "learning: here, public",
     "speed",
     "exports",
@@ -79,6 +78,11 @@ def largest(rows: Rows, figure: str) -> dict[str, str]:
             name = row["architecture"]
             found[name] = max(found.get(name, 0.0), row[figure])
     return {name: short(value) for name, value in found.items()}
+
+
+def paired(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """Return two figures of each architecture as one cell."""
+    return {name: f"{value}, {second[name]}" for name, value in first.items()}
 
 
 def learned(rows: Rows) -> dict[str, str]:
@@ -137,8 +141,7 @@ def columns_of_figures() -> Sequence[Mapping[str, str]]:
     return (
         {name: short(value) for name, value in loaded.items()},
         largest(steps, "gradients"),
-        largest(steps, "losses"),
-        largest(steps, "logits_after"),
+        paired(largest(steps, "losses"), largest(steps, "logits_after")),
         learned(read_rows("learning.jsonl")),
         timed(read_rows("speed.json")),
         exported(read_rows("exports.json")),

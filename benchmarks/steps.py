@@ -32,8 +32,11 @@ from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.pretrained.tables import tables as all_tables
 
 STEPS, LR, BATCH = 10, 1e-3, 8
-# settings of dropout and stochastic depth
-NOISE = ("p", "drop_prob", "attn_drop")
+# settings of dropout, stochastic depth and positions that are moved at random, with their values for none
+NOISE = {
+    **dict.fromkeys(("p", "drop_prob", "attn_drop"), 0.0),
+    **dict.fromkeys(("shift_coords", "jitter_coords", "rescale_coords")),
+}
 # a gradient that is shorter than this share of all gradients is rounding alone, as that of a bias of keys
 FLOOR = 1e-3
 
@@ -90,11 +93,11 @@ def gradients(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def without_noise(model: nn.Module) -> nn.Module:
-    """Switch off dropout and stochastic depth, whose numbers each library draws in an order of its own."""
+    """Switch off what is drawn at random in training, which each library does in an order of its own."""
     for module in model.modules():
-        for name in NOISE:
+        for name, value in NOISE.items():
             if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+                setattr(module, name, value)
     return model
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import provenance
 from references import randomise
 
 from vit_pytorch.export.deploy import export_model
@@ -45,7 +46,12 @@ def measure(entry: ModelEntry, format: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model: Any = entry.build(**entry.tiny)
     randomise(model)
-    row = {"architecture": entry.architecture.__name__, "model": entry.name, "format": format}
+    row = {
+        "architecture": entry.architecture.__name__,
+        "model": entry.name,
+        "format": format,
+        **provenance(),
+    }
     try:
         prep = preprocessing_for(model)
         with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from learning_cases import CASES
 from learning_worker import METHODS
+from provenance import provenance
 from sklearn.datasets import load_digits
 from timing import Worker
 
@@ -45,7 +46,7 @@ def teach(package: str, folder: Path, data: Path, wanted: Rows, steps: int, foun
         str(Path(__file__).parent / "learning_worker.py"), package, str(data), str(steps), path=folder
     )
     for request in wanted:
-        answer = {"package": package, "steps": steps, **worker.ask(**request)}
+        answer = {"package": package, "steps": steps, **worker.ask(**request), **provenance()}
         with found.open("a", encoding="utf-8") as file:
             file.write(json.dumps(answer) + "\n")
     worker.close()

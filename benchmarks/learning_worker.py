@@ -129,8 +129,8 @@ def build(case: LearningCase, *, ours: bool) -> nn.Module:
     return part(module, name)(**arguments)
 
 
-def learn(name: str, data: str, *, seed: int, steps: int, ours: bool) -> dict[str, float]:
-    """Teach a model its labels and return its accuracy on the test images."""
+def learn(name: str, data: str, *, seed: int, steps: int, ours: bool) -> dict[str, Any]:
+    """Teach a model its labels and return its accuracy on the test images, and its class."""
     case = CASES[name]
     taught = Taught(case, data)
     torch.manual_seed(seed)
@@ -150,7 +150,7 @@ def learn(name: str, data: str, *, seed: int, steps: int, ours: bool) -> dict[st
     if case.wrapper == "adapter":
         model = part("learnable_memory_vit", "Adapter")(vit=model, num_classes=10, num_memories_per_layer=5)
         taught.teach(model, taught.classify, steps, order)
-    return {"accuracy": taught.accuracy(model)}
+    return {"accuracy": taught.accuracy(model), "architecture": type(model).__name__}
 
 
 METHODS = ("MAE", "SimMIM", "MPP", "MP3", "DINO", "EsViT")

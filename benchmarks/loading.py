@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from loading_case import Build, Case
 from loading_cases import FAMILIES, cases
+from provenance import provenance
 from references import images, randomise
 from torch import nn
 
@@ -55,6 +56,7 @@ def measure(case: Case) -> dict[str, Any]:
         "reference": case.reference,
         "difference": (found - case.outputs).abs().max().item(),
         "written": goes_back(model, case),
+        **provenance(),
     }
 
 
@@ -101,6 +103,7 @@ def own(table: str) -> dict[str, Any]:
         "reference": "a folder that `save_pretrained` wrote",
         "difference": (again(inputs) - model(inputs)).abs().max().item(),
         "written": True,
+        **provenance(),
     }
 
 

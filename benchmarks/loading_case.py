@@ -38,6 +38,8 @@ class Case:
         inputs: what both are given.
         outputs: what the reference gives for it.
         call: what is asked of ours; its logits, as a rule.
+        other: the reference itself, where it can be run.
+        call_other: what is asked of it.
     """
 
     format: str
@@ -47,6 +49,13 @@ class Case:
     inputs: Any
     outputs: Tensor
     call: Callable[[Any, Any], Tensor] = lambda model, inputs: model(inputs)
+    other: nn.Module | None = None
+    call_other: Callable[[Any, Any], Tensor] = lambda other, inputs: logits_of(other(inputs))
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits, which transformers' models wrap."""
+    return getattr(output, "logits", output)
 
 
 def ours(architecture: str, /, **arguments: Any) -> Build:
@@ -73,11 +82,14 @@ def config_of(name: str, /, **arguments: Any) -> Any:
 def against(format: str, reference: str, build: Build, other: nn.Module, *size: int, **call: Any) -> Case:
     """Compare with a model in memory; of transformers' output the logits are taken."""
     inputs = images(*size)
-    output = other(inputs)
-    outputs = getattr(output, "logits", output)
-    checkpoint = other.state_dict()
     return Case(
-        format=format, reference=reference, build=build, checkpoint=checkpoint, inputs=inputs, outputs=outputs
+        format=format,
+        reference=reference,
+        build=build,
+        checkpoint=other.state_dict(),
+        inputs=inputs,
+        outputs=logits_of(other(inputs)),
+        other=other,
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from loading_case import Build, Case, config_of, golden, ours, theirs
+from loading_case import Build, Case, config_of, golden, logits_of, ours, theirs
 from references import images
-from torch import nn
+from torch import Tensor, nn
 
 from vit_pytorch.pretrained import load_pretrained, to_format
 
@@ -39,13 +39,19 @@ PUBLIC = {"qkv_bias": False, "patch_norm": True, "norm_eps": 1e-5}
 def of_clips(format: str, reference: str, build: Build, other: nn.Module) -> Case:
     """Compare with a model of transformers, which has frames before channels."""
     clips = images(8, 32, 32)
+
+    def call_other(other: nn.Module, clips: Tensor) -> Tensor:
+        return logits_of(other(clips.transpose(1, 2)))
+
     return Case(
         format=format,
         reference=reference,
         build=build,
         checkpoint=other.state_dict(),
         inputs=clips,
-        outputs=other(clips.transpose(1, 2)).logits,
+        outputs=call_other(other, clips),
+        other=other,
+        call_other=call_other,
     )
 
 

@@ -18,7 +18,10 @@ from statistics import geometric_mean, median
 from typing import Any
 
 from cases import CASES, PUBLIC
+from provenance import provenance
 from timing import Cell, Worker, ratio, time_in_turn
+
+from vit_pytorch.registry import find_entry
 
 HERE = Path(__file__).parent
 
@@ -103,6 +106,8 @@ def measure(args: argparse.Namespace, model: str, libraries: list[str], cell: Ce
             worker.close()
     return {
         "model": model,
+        "architecture": find_entry(model).architecture.__name__,
+        **provenance(),
         **asdict(cell),
         "ms": {name: 1000 * median(seconds) for name, seconds in times.items()},
         "ratio": {name: ratio(times[name], times["ours"]).value for name in libraries},

@@ -20,12 +20,16 @@ extensions = [
     "sphinx.ext.viewcode",
     "model_tables",
     "paper_groups",
+    "proof_tables",
     "command_reference",
+    "figures",
+    "page_html",
 ]
 html_theme = "furo"
 html_title = "vit_pytorch"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 exclude_patterns = ["_build", "_static"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

@@ -25,12 +25,25 @@ if TYPE_CHECKING:
 MEASURED = Path(__file__).parent / "measured" / "loading.json"
 EXPORTED = Path(__file__).parent / "measured" / "exports.json"
 COUNTED = Path(__file__).parent / "measured" / "zoo.json"
+LICENSED = Path(__file__).parent / "measured" / "licences.json"
 PAPERS = Path(__file__).parent / "papers"
 HUB = "https://huggingface.co"
 NOT_YET = "not measured yet"
 # modules that share the page of another one
 SHARED_PAGES = {"simple_vit_3d": "vit_3d", "na_vit_nested_tensor": "na_vit"}
-ZOO = ("name", "architecture", "family", "year", "parameters", "GMACs", "input", "weights", "apart")
+ZOO = (
+    "name",
+    "architecture",
+    "family",
+    "year",
+    "parameters",
+    "GMACs",
+    "input",
+    "weights",
+    "licence",
+    "apart",
+    "other tags",
+)
 COLUMNS = {
     "width": ("dim", "embedding_dim"),
     "depth": ("depth", "num_layers", "spatial_depth"),
@@ -121,9 +134,10 @@ class ModelZoo(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Write the table."""
-        for file in (MEASURED, COUNTED):
+        for file in (MEASURED, COUNTED, LICENSED):
             self.env.note_dependency(str(file))
         counted = {row["name"]: row for row in json.loads(COUNTED.read_text())}
+        licensed = {row["name"]: row for row in json.loads(LICENSED.read_text())["models"]}
         loaded = json.loads(MEASURED.read_text())
         apart = {
             **{name: f"{value:.1e}" for name, value in largest_differences(loaded).items()},
@@ -144,7 +158,9 @@ class ModelZoo(SphinxDirective):
                     NOT_YET if found is None else f"{found['macs'] / 1e9:.2f}",
                     "" if found is None else " × ".join(map(str, found["input"])),
                     weights_link(entry, short=True),
+                    licence_link(entry, licensed),
                     apart.get(architecture, ""),
+                    other_tags(entry, licensed),
                 ]
             )
         return [table(rows, classes=["models"] if self.content else ["models", "zoo"])]
@@ -179,6 +195,22 @@ def weights_link(entry: ModelEntry, *, short: bool = False) -> Cell:
     return link(
         entry.hub_id.partition(".")[2] or entry.hub_id if short else entry.hub_id, f"{HUB}/{entry.hub_id}"
     )
+
+
+def licence_link(entry: ModelEntry, licensed: Mapping[str, Any]) -> Cell:
+    """Return the licence of a model's published weights, with a link to the page that tells its terms."""
+    if entry.hub_id is None:
+        return ""
+    row = licensed.get(entry.name)
+    if row is None or row["hub_id"] != entry.hub_id:
+        return NOT_YET
+    return link(row["license"] or "see its page", f"{HUB}/{entry.hub_id}")
+
+
+def other_tags(entry: ModelEntry, licensed: Mapping[str, Any]) -> str:
+    """Return the tags of further weights that timm publishes under a model's name."""
+    own = (entry.hub_id or "").partition(".")[2]
+    return ", ".join(tag for tag in licensed.get(entry.name, {}).get("tags", []) if tag != own)
 
 
 class TrainedModels(SphinxDirective):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+PAPERS = sorted(path for path in DOCS.glob("papers/*.md") if path.stem != "index")
+EXTENSIONS = ("model_tables", "paper_groups", "proof_tables", "figures", "page_html", "command_reference")
 COUNTED = {row["name"]: row for row in json.loads((DOCS / "measured" / "zoo.json").read_text())}
 
 
@@ -96,12 +100,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("myst_parser")
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "papers").mkdir()
-    for page in ("commands", "zoo", "papers/index"):
+    for page in ("commands", "zoo", "proof", "papers/index", "papers/swin"):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
-    (source / "index.md").write_text("# Pages\n\n```{toctree}\ncommands\nzoo\npapers/index\n```\n")
+    (source / "index.md").write_text("# Pages\n\n```{toctree}\ncommands\nzoo\nproof\npapers/index\n```\n")
     settings = (
         f"import sys; sys.path.insert(0, {str(DOCS)!r})",
-        "extensions = ['myst_parser', 'model_tables', 'paper_groups', 'command_reference']",
+        f"extensions = ['myst_parser', {', '.join(map(repr, EXTENSIONS))}]",
         "keep_warnings = True",
     )
     (source / "conf.py").write_text("\n".join(settings))
@@ -135,7 +139,112 @@ def test_table_of_models_holds_every_model(site: Path) -> None:
     assert "zoo.js" not in (site / "commands.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "page", [path for path in PAPERS if path.stem != "public"], ids=lambda path: path.stem
+)
+def test_every_paper_has_a_figure(page: Path) -> None:
+    """That of the public package's systems has none: it is a list of options."""
+    (figure,) = re.findall(r"^```\{architecture\}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    assert "→" in figure
+
+
+def test_figures_have_a_text_alternative(site: Path) -> None:
+    text = (site / "papers" / "swin.html").read_text(encoding="utf-8")
+    (words,) = re.findall(r'<svg class="architecture" role="img" aria-label="([^"]+)"', text)
+    assert "model: image, then patches (4 × 4), then stage 1 (1/4)" in words
+    assert "shifted block: (norm, then attention (within shifted windows)) added to the input" in words
+
+
 def test_papers_have_a_year_and_a_summary(site: Path) -> None:
     text = (site / "papers" / "index.html").read_text(encoding="utf-8")
     rows = re.findall(r'<tr class="row-(?:odd|even)"><td>(.*?)</tr>', text, re.S)
     assert len(rows) == len([*DOCS.glob("papers/*.md")]) - 1
+
+
+def cells_of(page: Path) -> list[list[list[str]]]:
+    """The tables of a page, as rows of the texts of their cells, without the header."""
+    html = page.read_text(encoding="utf-8")
+    return [
+        [
+            [
+                unescape(re.sub(r"<[^>]+>", "", cell)).strip()
+                for cell in re.findall(r"<td>(.*?)</td>", row, re.S)
+            ]
+            for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.S)
+        ]
+        for body in re.findall(r"<tbody>(.*?)</tbody>", html, re.S)
+    ]
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    text = read(f"docs/measured/{name}")
+    return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+
+
+def test_proof_has_a_row_for_every_architecture_with_the_figures_of_the_files(site: Path) -> None:
+    proof, _ = cells_of(site / "proof.html")
+    named = list(dict.fromkeys(entry.architecture.__name__ for entry in entries().values()))
+    assert [row[0] for row in proof] == named
+
+    def most(rows: list[dict[str, Any]], name: str, figure: str) -> str:
+        values = [row[figure] for row in rows if row["architecture"] == name and figure in row]
+        return f"{max(values):.1e}".replace("e-0", "e-").replace("0.0e+00", "0") if values else "not measured"
+
+    loaded = [row for row in read_rows("loading.json") if row["format"] != "vit_pytorch"]
+    steps, taught, files = map(read_rows, ("steps.json", "learning.jsonl", "exports.json"))
+    for name, logits, gradients, stepped, learned, _, exports in proof:
+        assert logits == most(loaded, name, "difference")
+        assert gradients == most(steps, name, "gradients")
+        after = [most(steps, name, figure) for figure in ("losses", "logits_after")]
+        assert stepped == (", ".join(after) if "not measured" not in after else "not measured")
+        mine = [row for row in taught if row.get("architecture") == name]
+        mine = [row for row in mine if row["name"] == mine[0]["name"]]
+        if mine:
+            assert learned.startswith(f"{100 * mean(row['accuracy'] for row in mine):.1f} %")
+        else:
+            assert learned == "not measured"
+        written = [row for row in files if row["architecture"] == name]
+        written = [row for row in written if row["model"] == written[0]["model"]]
+        outcomes = [
+            most([row], name, "difference")
+            if "difference" in row
+            else ("converted" if "converted" in row else "refused")
+            for row in written
+        ]
+        expected = [f"{row['format']} {outcome}" for row, outcome in zip(written, outcomes, strict=True)]
+        assert exports == (", ".join(expected) or "not measured")
+
+
+def test_proof_says_where_its_figures_come_from(site: Path) -> None:
+    _, origins = cells_of(site / "proof.html")
+    for name in ("loading.json", "steps.json", "learning.jsonl", "exports.json"):
+        mine = [row for row in origins if row[0] == name]
+        rows = read_rows(name)
+        assert sum(int(row[1]) for row in mine) == len(rows)
+        for key, column in (("date", 2), ("machine", 3), ("commit", 4)):
+            assert {row[column] for row in mine} == {row.get(key, "not recorded") for row in rows}
+
+
+def test_figures_of_steps_are_those_of_rounding() -> None:
+    rows = read_rows("steps.json")
+    assert max(row["gradients"] for row in rows if "gradients" in row) < 1e-4
+    assert max(row["losses"] for row in rows) < 1e-3
+
+
+def test_licences_are_those_of_the_file(site: Path) -> None:
+    (zoo,) = cells_of(site / "zoo.html")
+    licensed = {row["name"]: row for row in json.loads(read("docs/measured/licences.json"))["models"]}
+    assert len(licensed) > 300
+    for row in zoo:
+        name, licence, tags = row[0], row[8], row[10]
+        hub_id, known = entries()[name].hub_id, licensed.get(name)
+        if hub_id is None:
+            assert licence == ""
+        elif known is None or known["hub_id"] != hub_id:
+            assert licence == "not measured yet"
+        else:
+            assert licence == (known["license"] or "see its page")
+        own = (hub_id or "").partition(".")[2]
+        assert [tag for tag in tags.split(", ") if tag] == [
+            tag for tag in (known or {"tags": []})["tags"] if tag != own
+        ]

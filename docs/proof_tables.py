@@ -1,0 +1,185 @@
+"""Directives for the page of proof: what was measured of each architecture, and where figures come from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+from model_tables import largest_differences, paper_page
+from page_nodes import Cell, page_link, table
+from sphinx.util.docutils import SphinxDirective
+
+from vit_pytorch.registry import entries
+from vit_pytorch.registry.entry import ModelEntry
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+Rows = list[dict[str, Any]]
+
+MEASURED = Path(__file__).parent / "measured"
+# the files of figures, each with the command that writes it
+FILES = {
+    "loading.json": "python benchmarks/loading.py docs/measured/loading.json",
+    "steps.json": "python benchmarks/steps.py docs/measured/steps.json",
+    "learning.jsonl": "python benchmarks/learning.py --public FOLDER --json docs/measured/learning.jsonl",
+    "speed.json": "python benchmarks/speed.py --public FOLDER --json docs/measured/speed.json",
+    "exports.json": "python benchmarks/exports.py docs/measured/exports.json",
+}
+ORIGIN = ("date", "machine", "commit", "torch")
+NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"
+COLUMNS = (
+    "architecture",
+    "logits",
+    "gradients",
+    "ten steps: losses, logits",
+    "learning: here, public",
+    "speed",
+    "exports",
+)
+
+
+def read_rows(name: str) -> Rows:
+    """Read the rows of a file of figures; none where nobody has written it yet."""
+    file = MEASURED / name
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines()]
+    return json.loads(text)
+
+
+def short(value: float) -> str:
+    """Write a difference as the other pages do: 2.2e-6, or 0."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if value else "0"
+
+
+def architectures() -> dict[str, ModelEntry]:
+    """Return the first named model of each architecture by the name of its class."""
+    found: dict[str, ModelEntry] = {}
+    for entry in entries().values():
+        found.setdefault(entry.architecture.__name__, entry)
+    return found
+
+
+def largest(rows: Rows, figure: str) -> dict[str, str]:
+    """Return the largest value of a figure by architecture."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if figure in row:
+            name = row["architecture"]
+            found[name] = max(found.get(name, 0.0), row[figure])
+    return {name: short(value) for name, value in found.items()}
+
+
+def paired(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """Return two figures of each architecture as one cell."""
+    return {name: f"{value}, {second[name]}" for name, value in first.items()}
+
+
+def learned(rows: Rows) -> dict[str, str]:
+    """Return the accuracies after equal steps by architecture, of the first case that was taught of it."""
+    case = {row["architecture"]: row["name"] for row in reversed(rows) if "architecture" in row}
+    return {architecture: accuracies(rows, name) for architecture, name in case.items()}
+
+
+def accuracies(rows: Rows, name: str) -> str:
+    """Write the mean accuracy of a case here and in the public package, and the number of seeds."""
+    cells = []
+    for package in ("ours", "public"):
+        values = [
+            100 * row["accuracy"]
+            for row in rows
+            if (row["package"], row["name"]) == (package, name) and "accuracy" in row
+        ]
+        seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+        cells.append(f"{mean(values):.1f} %{seeds}" if values else NOT_MEASURED)
+    return ", ".join(cells)
+
+
+def timed(rows: Rows) -> dict[str, str]:
+    """Return the range of the ratios of each library by architecture."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        of_peers = ratios.setdefault(row["architecture"], {})
+        for library, value in row["ratio"].items():
+            if library != "ours":
+                of_peers.setdefault(library, []).append(value)
+    return {
+        name: ", ".join(f"{peer} {min(some):.2f} to {max(some):.2f}" for peer, some in of_peers.items())
+        for name, of_peers in ratios.items()
+    }
+
+
+def exported(rows: Rows) -> dict[str, str]:
+    """Return the formats with the differences of their outputs by architecture, of its first model."""
+    found: dict[str, list[str]] = {}
+    first = {row["architecture"]: row["model"] for row in reversed(rows)}
+    for row in rows:
+        if row["model"] != first[row["architecture"]]:
+            continue
+        if "difference" in row:
+            outcome = short(row["difference"])
+        else:
+            outcome = "converted" if "converted" in row else "refused"
+        found.setdefault(row["architecture"], []).append(f"{row['format']} {outcome}")
+    return {name: ", ".join(outcomes) for name, outcomes in found.items()}
+
+
+def columns_of_figures() -> Sequence[Mapping[str, str]]:
+    """Return the columns after the first, each by architecture."""
+    steps = read_rows("steps.json")
+    loaded = largest_differences(read_rows("loading.json"))
+    return (
+        {name: short(value) for name, value in loaded.items()},
+        largest(steps, "gradients"),
+        paired(largest(steps, "losses"), largest(steps, "logits_after")),
+        learned(read_rows("learning.jsonl")),
+        timed(read_rows("speed.json")),
+        exported(read_rows("exports.json")),
+    )
+
+
+class Proof(SphinxDirective):
+    """`{proof}` lists every architecture of named models with what was measured of it."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        for name in FILES:
+            self.env.note_dependency(str(MEASURED / name))
+        figures = columns_of_figures()
+        rows: list[list[Cell]] = [[*COLUMNS]]
+        for name, entry in architectures().items():
+            page = page_link(name, f"papers/{paper_page(entry)}", here=self.env.docname)
+            rows.append([page, *(column.get(name, NOT_MEASURED) for column in figures)])
+        return [table(rows, classes=["proof"])]
+
+
+class ProofFiles(SphinxDirective):
+    """`{proof-files}` lists the files of figures: origins of their rows, and the commands that write them."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        rows: list[list[Cell]] = [["file", "rows", *ORIGIN, "command"]]
+        for name, command in FILES.items():
+            origins = Counter(tuple(row.get(key, NOT_RECORDED) for key in ORIGIN) for row in read_rows(name))
+            if not origins:
+                rows.append([f"`{name}`", "0", *[NOT_MEASURED] * len(ORIGIN), f"`{command}`"])
+            for origin, count in origins.items():
+                rows.append([f"`{name}`", str(count), *origin, f"`{command}`"])
+        return [table(rows)]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directives."""
+    app.add_directive("proof", Proof)
+    app.add_directive("proof-files", ProofFiles)
+    return {"parallel_read_safe": True}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
-from vit_pytorch.layers.blocks import Block, activation, layer
+from vit_pytorch.layers.blocks import Block, activation, fx_leaf, layer
 
 
 def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
@@ -36,6 +37,40 @@ class OnMap(nn.Module):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Return the map, its channels last again."""
         return self.layers(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MapNorm(nn.LayerNorm):
+    """LayerNorm of the channels of a channels-first map."""
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Normalise every cell."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class TokenNorm(nn.BatchNorm1d):
+    """Batch norm of vectors; in training, a single one, without statistics, is served by earlier batches'."""
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Norm each channel over the batch."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        statistics = self.running_mean, self.running_var, self.weight, self.bias
+        of_batch = has_statistics(x, self.training)
+        return F.batch_norm(x, *statistics, of_batch, self.momentum or 0.0, self.eps)
+
+
+@fx_leaf
+def has_statistics(x: Float[Tensor, "b d"], training: bool) -> bool:
+    """Return whether a batch is normed by its own statistics: in training, if it is more than one vector."""
+    return training and x.shape[0] > 1
+
+
+class MapBatchNorm(TokenNorm):
+    """Batch norm of a channels-last map."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Norm each channel over the cells of the batch."""
+        return super().forward(x.flatten(0, -2)).view_as(x)
 
 
 class ConvNorm(nn.Sequential):

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, tanh_layer
+from vit_pytorch.layers.conv import PADDINGS, SHRINKAGE, conv_form, conv_stem
 from vit_pytorch.layers.init import init_convs
-from vit_pytorch.layers.mbconv import PADDINGS, SHRINKAGE, conv_form, conv_stem
 from vit_pytorch.layers.options import OptionLike, check_choice, per_stage
 from vit_pytorch.layers.patches import pair, to_ntuple
 from vit_pytorch.layers.relative import LogBias, RelativeBias

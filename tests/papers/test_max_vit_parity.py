@@ -21,7 +21,7 @@ from tests.papers.reference import (
     randomise,
 )
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.layers.mbconv import halving_conv
+from vit_pytorch.layers.conv import halving_conv
 from vit_pytorch.max_vit import MaxViT
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vit_pytorch.layers.mbconv import MBConv
+from vit_pytorch.layers.conv import MBConv
 from vit_pytorch.pretrained.rules import NumberedFormat, Rule, Transform, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE
 from vit_pytorch.pretrained.tables.mbconv import (

@@ -106,6 +106,35 @@ class Bottleneck(nn.Module):
         return F.relu(shortcut + self.norm3(self.conv3(x)))
 
 
+class ResNetStem(nn.Module):
+    """The convolution and the pooling that Big Transfer's ResNet begins with, each of which halves the map.
+
+    Args:
+        width: channels of the map; a multiple of 32.
+
+    Attributes:
+        reduction: pixels along a side of the map's cell.
+        num_features: channels of the map.
+
+    Raises:
+        ValueError: if the width does not divide into the norm's 32 groups.
+    """
+
+    def __init__(self, channels: int, *, width: int = 64) -> None:
+        super().__init__()
+        if width % 32 or width < 32:
+            raise ValueError(f"the width of a ResNet must be a multiple of 32, got {width}")
+        self.conv = StandardisedConv(channels, width, 7, stride=2)
+        self.norm = nn.GroupNorm(32, width)
+        self.reduction = 4
+        self.num_features = width
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Return the map after the pooling."""
+        x = F.relu(self.norm(self.conv(images)))
+        return F.max_pool2d(_pad_same(x, 3, 2, value=-torch.inf), 3, 2)
+
+
 class ResNet(nn.Module):
     """Big Transfer's ResNet without its head, of bottlenecks whose norms follow the convolutions.
 
@@ -123,14 +152,9 @@ class ResNet(nn.Module):
 
     def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
-        if not depths or min(depths) < 1 or width % 32 or width < 32:
-            raise ValueError(
-                f"a ResNet must have stages of at least one block, and a width that is a multiple of 32; "
-                f"got {tuple(depths)} blocks and width {width}"
-            )
-        self.stem = nn.ModuleDict(
-            {"conv": StandardisedConv(channels, width, 7, stride=2), "norm": nn.GroupNorm(32, width)}
-        )
+        if not depths or min(depths) < 1:
+            raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
+        self.stem = ResNetStem(channels, width=width)
         dims = [width, *(4 * width * 2**stage for stage in range(len(depths)))]
         self.stages = nn.ModuleList(
             nn.ModuleDict(
@@ -155,11 +179,19 @@ class ResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
         """Return the map of the last stage."""
-        x = F.relu(self.stem["norm"](self.stem["conv"](images)))
-        x = F.max_pool2d(_pad_same(x, 3, 2, value=-torch.inf), 3, 2)
+        x = self.stem(images)
         for stage in self.stages:
             x = stage["blocks"](x)  # type: ignore[index]
         return x
+
+
+def build_resnet(channels: int, depths: Sequence[int], *, width: int) -> ResNet | ResNetStem:
+    """Build a ResNet, or its stem only if it is to have no blocks."""
+    if depths:
+        return ResNet(channels, depths, width=width)
+    stem = ResNetStem(channels, width=width)
+    init_convs(stem)
+    return stem
 
 
 class MapEmbed(nn.Module):
@@ -218,7 +250,7 @@ def last_map(output: Any) -> Float[Tensor, "b d h w"]:
 
 def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Return the pixels of a cell of a network's map along each axis, and the map's channels."""
-    if isinstance(backbone, ResNet):
+    if isinstance(backbone, (ResNet, ResNetStem)):
         return (backbone.reduction, backbone.reduction), backbone.num_features
     like = next(backbone.parameters(), torch.empty(0))
     modes = {module: module.training for module in backbone.modules()}
@@ -243,7 +275,7 @@ class HybridViT(IsotropicModel):
         backbone: returns feature maps from images; default Big Transfer's ResNet. It is used as it is, not
             copied, and is called once, on one image of zeros, to see how large its map is.
         resnet_depths: blocks in each stage of the ResNet: (2, 2, 2, 2) for the R26, (3, 4, 6, 3) for the R50,
-            (3, 4, 9) for the R50 whose last stage is moved to the one before it.
+            (3, 4, 9) for the R50 whose last stage is moved to the one before it; () for its stem only.
         resnet_width: channels of the ResNet's stem.
         pool: see `ViT`.
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
@@ -284,7 +316,7 @@ class HybridViT(IsotropicModel):
         num_registers: int = 0,
         head_zero_init: bool = False,
     ) -> None:
-        network = ResNet(channels, resnet_depths, width=resnet_width) if backbone is None else backbone
+        network = build_resnet(channels, resnet_depths, width=resnet_width) if backbone is None else backbone
         cell, features = _measure(network, channels, pair(image_size))
         patch = pair(patch_size)
         grid = PatchGrid(pair(image_size), (patch[0] * cell[0], patch[1] * cell[1]))

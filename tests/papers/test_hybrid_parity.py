@@ -15,7 +15,7 @@ from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, StandardisedConv
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
-NAMES = list_models("vit_*_r[25]?_s??_*")
+NAMES = [*list_models("vit_*_r_s??_*"), *list_models("vit_*_r[25]?_s??_*")]
 SIZES = {"num_classes": 7, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16, "mlp_dim": 96}
 OURS = {"image_size": 80, **SIZES, "resnet_depths": (1, 2), "resnet_width": 32}
 # In double precision: the rounding of many convolutions adds up in single.
@@ -27,7 +27,7 @@ def reference(name: str, **options) -> nn.Module:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["vit_small_r26_s32_224", "vit_base_r50_s16_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224", "vit_base_r50_s16_224"])
 def test_named_models_equal_timms(name):
     theirs = reference(name)
     model = create_model(name, depth=1, num_classes=10).eval().double()
@@ -192,8 +192,10 @@ def test_wrong_networks():
         HybridViT(image_size=8, **SIZES, backbone=nn.Flatten(2))
     with pytest.raises(ValueError, match=r"a multiple of the backbone's map \(19, 19\), got \(40, 40\)"):
         HybridViT(image_size=40, **SIZES, backbone=nn.MaxPool2d(3, 2))
-    with pytest.raises(ValueError, match=r"a multiple of 32; got \(2,\) blocks and width 48"):
+    with pytest.raises(ValueError, match="the width of a ResNet must be a multiple of 32, got 48"):
         ResNet(3, (2,), width=48)
+    with pytest.raises(ValueError, match=r"stages of at least one block, got \(2, 0\) blocks"):
+        ResNet(3, (2, 0))
     model = HybridViT(image_size=40, **SIZES, backbone=nn.AdaptiveAvgPool2d(5))
     with pytest.raises(
         ValueError, match=r"gives \(5, 5\) patches for images of size \(24, 40\), expected \(3, 5\)"

@@ -1,7 +1,7 @@
 """The hybrid models of the ViT paper and of arXiv:2106.10270: a ResNet's map in front of the transformer."""
 
 from vit_pytorch.hybrid import HybridViT
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
 
 # of the R, whose stem is all, patches of 8 x 8 cells
@@ -48,4 +48,27 @@ def _entry(name: str) -> ModelEntry:
     )
 
 
-ENTRIES = [_entry(name) for name in MODELS]
+# timm's, without published weights
+SMALLER = {"dim": 768, "depth": 8, "heads": 8, "dim_head": 96, "mlp_dim": 2304}
+# name: parameters, sizes, blocks
+DEEP: dict[str, tuple[int, dict[str, int], tuple[int, ...]]] = {
+    "vit_small_resnet26d_224": (63_608_392, SMALLER, (2, 2, 2, 2)),
+    "vit_small_resnet50d_s16_224": (57_531_976, SMALLER, (3, 4, 6)),
+    "vit_base_resnet26d_224": (101_403_208, SIZES["base"], (2, 2, 2, 2)),
+    "vit_base_resnet50d_224": (110_965_064, SIZES["base"], (3, 4, 6, 3)),
+}
+
+
+def _deep(name: str) -> ModelEntry:
+    parameters, sizes, depths = DEEP[name]
+    return ModelEntry(
+        name=name,
+        architecture=HybridViT,
+        config={"image_size": 224, "num_classes": 1000, **sizes, "resnet_depths": depths, "resnet": "d"},
+        parameters=parameters,
+        tiny={**TINY, **SMALL},
+        default_cfg={**PREPARE, **IMAGENET},
+    )
+
+
+ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP)]

@@ -41,6 +41,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "CvT": (staged.cvt,),
     "SwinTransformer": (staged.swin,),
     "SwinTransformerV2": (staged.swin_v2,),
+    "CoAtNet": (staged.coatnet,),
     "Hiera": (staged.hiera,),
     "TwinsSVT": (staged.twins,),
     "RegionViT": (staged.region_vit,),

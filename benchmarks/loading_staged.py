@@ -300,6 +300,13 @@ def scalable() -> Iterator[Case]:
     )
 
 
+def coatnet() -> Iterator[Case]:
+    for name in ("coatnet_nano_rw_224", "coatnext_nano_rw_224"):
+        model = theirs("timm", "create_model", name, img_size=64, num_classes=7)
+        build = named(name, image_size=64, num_classes=7)
+        yield against("timm", f"timm `{name}.sw_in1k`", build, model, 64, 64)
+
+
 def max_vit() -> Iterator[Case]:
     maxxvit = import_module("timm.models.maxxvit")
     cfg = maxxvit.MaxxVitCfg(
@@ -326,6 +333,10 @@ def max_vit() -> Iterator[Case]:
     model = theirs("timm", "create_model", name, img_size=96, num_classes=7)
     build = named(name, image_size=96, window_size=3, num_classes=7)
     yield against("timm, its own variants", f"timm `{name}.sw_in1k`", build, model, 96, 96)
+    name = "maxvit_tiny_pm_256"
+    model = theirs("timm", "create_model", name, img_size=96, num_classes=7)
+    build = named(name, image_size=96, window_size=3, num_classes=7)
+    yield against("timm, attention side by side", f"timm `{name}`", build, model, 96, 96)
     model = theirs(
         "torchvision.models.maxvit",
         "MaxVit",

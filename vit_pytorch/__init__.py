@@ -33,6 +33,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.scalable_vit`, `ScalableViT`
 - SepViT: Separable Vision Transformer (arXiv:2203.15380): `vit_pytorch.sep_vit`, `SepViT`
 - MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
+- CoAtNet: Marrying Convolution and Attention for All Data Sizes (arXiv:2106.04803):
+  `vit_pytorch.coatnet`, `CoAtNet`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):

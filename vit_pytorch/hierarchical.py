@@ -52,6 +52,7 @@ class HierarchicalModel(VisionModel):
         min_size: the least height and width of an input.
         down_in_first_block: what precedes the blocks of a stage counts as part of the first one for
             layer-wise learning rates, instead of as a layer of its own.
+        stage_is_layer: a stage counts as one layer for layer-wise learning rates, instead of each block.
         any_size: an input may be larger than `image_size`, which is then only the customary one.
         num_prefix_tokens: number of tokens before the last map's cells in the output of `forward_features`.
         stem: acts on the image, its channels last, before the stages.
@@ -62,6 +63,7 @@ class HierarchicalModel(VisionModel):
     stages: nn.ModuleList
     pool = "mean"
     down_in_first_block: ClassVar[bool] = False
+    stage_is_layer: ClassVar[bool] = False
     undecayed = r"\.(table|positions\.conv\.weight|class_token)$"
 
     def __init__(
@@ -158,6 +160,7 @@ class HierarchicalModel(VisionModel):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth; the coarse ones by stage."""
+        coarse = coarse or self.stage_is_layer
         block = (r"^stages\.(\d+)\.blocks\.(\d+)", None)
         stage = (r"^stages\.(\d+)\.", (0,) if self.down_in_first_block and not coarse else None)
         return {

@@ -106,6 +106,35 @@ class Bottleneck(nn.Module):
         return F.relu(shortcut + self.norm3(self.conv3(x)))
 
 
+class ResNetStem(nn.Module):
+    """The convolution and the pooling that Big Transfer's ResNet begins with, each of which halves the map.
+
+    Args:
+        width: channels of the map; a multiple of 32.
+
+    Attributes:
+        reduction: pixels along a side of the map's cell.
+        num_features: channels of the map.
+
+    Raises:
+        ValueError: if the width does not divide into the norm's 32 groups.
+    """
+
+    def __init__(self, channels: int, *, width: int = 64) -> None:
+        super().__init__()
+        if width % 32 or width < 32:
+            raise ValueError(f"the width of a ResNet must be a multiple of 32, got {width}")
+        self.conv = StandardisedConv(channels, width, 7, stride=2)
+        self.norm = nn.GroupNorm(32, width)
+        self.reduction = 4
+        self.num_features = width
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Return the map after the pooling."""
+        x = F.relu(self.norm(self.conv(images)))
+        return F.max_pool2d(_pad_same(x, 3, 2, value=-torch.inf), 3, 2)
+
+
 class ResNet(nn.Module):
     """Big Transfer's ResNet without its head, of bottlenecks whose norms follow the convolutions.
 
@@ -123,14 +152,9 @@ class ResNet(nn.Module):
 
     def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
-        if not depths or min(depths) < 1 or width % 32 or width < 32:
-            raise ValueError(
-                f"a ResNet must have stages of at least one block, and a width that is a multiple of 32; "
-                f"got {tuple(depths)} blocks and width {width}"
-            )
-        self.stem = nn.ModuleDict(
-            {"conv": StandardisedConv(channels, width, 7, stride=2), "norm": nn.GroupNorm(32, width)}
-        )
+        if not depths or min(depths) < 1:
+            raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
+        self.stem = ResNetStem(channels, width=width)
         dims = [width, *(4 * width * 2**stage for stage in range(len(depths)))]
         self.stages = nn.ModuleList(
             nn.ModuleDict(
@@ -155,11 +179,104 @@ class ResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
         """Return the map of the last stage."""
-        x = F.relu(self.stem["norm"](self.stem["conv"](images)))
-        x = F.max_pool2d(_pad_same(x, 3, 2, value=-torch.inf), 3, 2)
+        x = self.stem(images)
         for stage in self.stages:
             x = stage["blocks"](x)  # type: ignore[index]
         return x
+
+
+class BottleneckD(nn.Module):
+    """Three convolutions with batch norm; the shortcut pools, then projects (arXiv:1812.01187, figure 2).
+
+    Args:
+        out_dim: channels that leave; a quarter of them are between the convolutions.
+        stride: that of the middle convolution and of the shortcut.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, stride: int = 1) -> None:
+        super().__init__()
+        inner = out_dim // 4
+        self.conv1 = nn.Conv2d(dim, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out_dim, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_dim)
+        pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        self.downsample = (
+            nn.Sequential(pool, nn.Conv2d(dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim))
+            if stride > 1 or dim != out_dim
+            else nn.Identity()
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Return the map after the block."""
+        shortcut = self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(shortcut + self.bn3(self.conv3(x)))
+
+
+class ResNetD(nn.Sequential):
+    """A ResNet with batch norm and a stem of three convolutions (T. He et al. 2018, arXiv:1812.01187).
+
+    Args:
+        depths: blocks in each stage; each stage but the first halves the map and doubles the width.
+        width: channels of the stem, of which a stage's first has four times as many; even.
+
+    Attributes:
+        reduction: pixels along a side of the last map's cell.
+        num_features: channels of the last map.
+
+    Raises:
+        ValueError: if there is no stage, or one without blocks.
+    """
+
+    def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
+        super().__init__()
+        if not depths or min(depths) < 1:
+            raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
+        half = width // 2
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(channels, half, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, half, 3, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, width, 3, padding=1, bias=False),
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        before = width
+        for stage, depth in enumerate(depths):
+            dim = 4 * width * 2**stage
+            blocks = nn.Sequential()
+            for index in range(depth):
+                blocks.append(BottleneckD(before, dim, stride=2 if index == 0 and stage > 0 else 1))
+                before = dim
+            self.add_module(f"layer{stage + 1}", blocks)
+        self.reduction = 2 ** (len(depths) + 1)
+        self.num_features = before
+        init_convs(self)
+
+
+RESNETS = ("big_transfer", "d")
+
+
+def build_resnet(
+    form: str, channels: int, depths: Sequence[int], *, width: int
+) -> ResNet | ResNetStem | ResNetD:
+    """Build a ResNet of one of `RESNETS`, or Big Transfer's stem only if it is to have no blocks."""
+    check_choice("resnet", form, RESNETS)
+    if form == "d":
+        return ResNetD(channels, depths, width=width)
+    if depths:
+        return ResNet(channels, depths, width=width)
+    stem = ResNetStem(channels, width=width)
+    init_convs(stem)
+    return stem
 
 
 class MapEmbed(nn.Module):
@@ -218,7 +335,7 @@ def last_map(output: Any) -> Float[Tensor, "b d h w"]:
 
 def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Return the pixels of a cell of a network's map along each axis, and the map's channels."""
-    if isinstance(backbone, ResNet):
+    if isinstance(backbone, (ResNet, ResNetStem, ResNetD)):
         return (backbone.reduction, backbone.reduction), backbone.num_features
     like = next(backbone.parameters(), torch.empty(0))
     modes = {module: module.training for module in backbone.modules()}
@@ -243,8 +360,9 @@ class HybridViT(IsotropicModel):
         backbone: returns feature maps from images; default Big Transfer's ResNet. It is used as it is, not
             copied, and is called once, on one image of zeros, to see how large its map is.
         resnet_depths: blocks in each stage of the ResNet: (2, 2, 2, 2) for the R26, (3, 4, 6, 3) for the R50,
-            (3, 4, 9) for the R50 whose last stage is moved to the one before it.
+            (3, 4, 9) for the R50 whose last stage is moved to the one before it; () for its stem only.
         resnet_width: channels of the ResNet's stem.
+        resnet: "big_transfer" (`ResNet`), or "d" for one with batch norm and a deep stem (`ResNetD`).
         pool: see `ViT`.
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         positions: see `ViT`.
@@ -269,6 +387,7 @@ class HybridViT(IsotropicModel):
         backbone: nn.Module | None = None,
         resnet_depths: Sequence[int] = (3, 4, 6, 3),
         resnet_width: int = 64,
+        resnet: str = "big_transfer",
         channels: int = 3,
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
@@ -284,7 +403,11 @@ class HybridViT(IsotropicModel):
         num_registers: int = 0,
         head_zero_init: bool = False,
     ) -> None:
-        network = ResNet(channels, resnet_depths, width=resnet_width) if backbone is None else backbone
+        network = (
+            build_resnet(resnet, channels, resnet_depths, width=resnet_width)
+            if backbone is None
+            else backbone
+        )
         cell, features = _measure(network, channels, pair(image_size))
         patch = pair(patch_size)
         grid = PatchGrid(pair(image_size), (patch[0] * cell[0], patch[1] * cell[1]))

@@ -19,15 +19,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads, split_heads
-from vit_pytorch.layers.blocks import Block, DropPath, activation, fx_leaf
-from vit_pytorch.layers.conv import ConvNorm, OnMap
+from vit_pytorch.layers.blocks import Block, DropPath, activation
+from vit_pytorch.layers.conv import ConvNorm, OnMap, TokenNorm
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -205,24 +204,6 @@ class LeViT(HierarchicalModel):
         if self.fused:
             raise ValueError("a fused LeViT is for inference; save the model it is from")
         super()._save_pretrained(save_directory)
-
-
-class TokenNorm(nn.BatchNorm1d):
-    """Batch norm of vectors; in training, a single one, without statistics, is served by earlier batches'."""
-
-    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Norm each channel over the batch."""
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        statistics = self.running_mean, self.running_var, self.weight, self.bias
-        of_batch = has_statistics(x, self.training)
-        return F.batch_norm(x, *statistics, of_batch, self.momentum or 0.0, self.eps)
-
-
-@fx_leaf
-def has_statistics(x: Float[Tensor, "b d"], training: bool) -> bool:
-    """Return whether a batch is normed by its own statistics: in training, if it is more than one vector."""
-    return training and x.shape[0] > 1
 
 
 class LinearNorm(nn.Module):

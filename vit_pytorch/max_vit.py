@@ -12,26 +12,24 @@ Differs from the paper: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.arguments import checks_arguments
-from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
-from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, activation, drop_path_rates, layer
-from vit_pytorch.layers.conv import InvertedBottleneck, OnMap, SqueezeExcite
-from vit_pytorch.layers.init import init_convs, init_xavier
-from vit_pytorch.layers.options import check_choice, per_stage
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, tanh_layer
+from vit_pytorch.layers.conv import PADDINGS, SHRINKAGE, conv_form, conv_stem
+from vit_pytorch.layers.init import init_convs
+from vit_pytorch.layers.options import OptionLike, check_choice, per_stage
 from vit_pytorch.layers.patches import pair, to_ntuple
 from vit_pytorch.layers.relative import LogBias, RelativeBias
 from vit_pytorch.layers.tokens import drop_bias
 from vit_pytorch.layers.windows import GroupAttention, Partition, grid_groups, windows
-
-PADDINGS = ("same", "symmetric", "mixed")
 
 
 class MaxViT(HierarchicalModel):
@@ -51,27 +49,29 @@ class MaxViT(HierarchicalModel):
         image_size: the customary input, one number or (height, width) in pixels; default 32 windows, or 224
             pixels.
         mlp_ratio: hidden dimension of the feed-forwards, as a multiple of the stage's.
-        padding: "same" pads strided convolutions as TensorFlow does and pools 2 x 2 cells around them;
-            "symmetric" pads them on all sides and pools 3 x 3, "mixed" pads on all sides and pools 2 x 2.
+        padding: "same" pads strided convolutions as TensorFlow does and pools 2 x 2 cells around them; the
+            others pad them on all sides and pool 3 x 3 cells ("symmetric"), 2 x 2 ("mixed"), or take the
+            maximum of 3 x 3 ("max").
         project_shortcuts: project the pooled map even if its channels stay as many.
         scale_by: divide the attention scores by the root of the dimension of a "head", or of that of the
             stage, "dim".
         representation_size: dimension of the tanh layer before the classifier; default the last stage's.
         head_hidden: have that layer, and the norm after pooling; otherwise the norm acts on the last map.
-        expand_input: the widths within an MBConv follow from its input's channels, and that of its
-            squeeze-and-excitation from its hidden ones, as in timm's own variants.
-        conv_act: activation of the convolutions; default `act`.
-        conv_bias: use biases for the last layer of an MBConv and for its shortcut.
+        conv: the convolutional blocks: "mbconv" (`MBConvs`) or, as in MaxxViT, "convnext" (`ConvNeXts`).
+        attention: "in_turn" for attention within windows, then within grids; "grid" for that within grids
+            only, as in MaxxViT-V2; "side_by_side" for both at once, each of which gives half of the channels
+            (`SideBySide`), after two convolutional blocks.
         relative_dim: hidden dimension of a network that computes the biases of offsets (`LogBias`); default a
             table.
         stem_bias: use a bias for the first convolution; "none" for no bias in the second, either.
         head_bias: use a bias for the classifier.
-        bn_eps: epsilon of the batch norms.
+        bn_eps: epsilon of the norms of convolutions.
 
     Raises:
         ValueError: if `dim` is not a multiple of `dim_head`, or the image not of the windows.
     """
 
+    stage_is_layer = True
     undecayed = HierarchicalModel.undecayed + r"|\.bias\.network\."
 
     def __init__(
@@ -84,7 +84,7 @@ class MaxViT(HierarchicalModel):
         dim_head: int = 32,
         window_size: int | Sequence[int] | None = None,
         mbconv_expansion_rate: float = 4.0,
-        mbconv_shrinkage_rate: float = 0.25,
+        mbconv_shrinkage_rate: float = SHRINKAGE,
         dropout: float = 0.0,
         channels: int = 3,
         image_size: int | Sequence[int] | None = None,
@@ -101,9 +101,8 @@ class MaxViT(HierarchicalModel):
         norm_eps: float = 1e-5,
         bn_eps: float = 1e-3,
         head_hidden: bool = True,
-        expand_input: bool = False,
-        conv_act: str | None = None,
-        conv_bias: bool = True,
+        conv: OptionLike = "mbconv",
+        attention: Literal["in_turn", "grid", "side_by_side"] = "in_turn",
         relative_dim: int | None = None,
         layer_scale: float | None = None,
     ) -> None:
@@ -113,7 +112,7 @@ class MaxViT(HierarchicalModel):
         size, window = _sizes(image_size, window_size, stride)
         dims = per_stage("dim", dim, len(depth))
         stem_dims = to_ntuple(dims[0] if dim_conv_stem is None else dim_conv_stem, 2)
-        conv_act = act if conv_act is None else conv_act
+        form = conv_form(conv)
         if not head_hidden and representation_size is not None:
             raise ValueError(
                 f"representation_size is that of a hidden layer: it needs head_hidden=True, "
@@ -131,56 +130,64 @@ class MaxViT(HierarchicalModel):
         )
         self.window = window
         self.head_bias = head_bias
-        norm = partial(nn.BatchNorm2d, eps=bn_eps)
-        self.stem = OnMap(
-            halving_conv(channels, stem_dims[0], padding=padding, bias=stem_bias is True),
-            norm(stem_dims[0]),
-            activation(conv_act),
-            nn.Conv2d(stem_dims[0], stem_dims[1], 3, padding=1, bias=stem_bias != "none"),
+        self.stem = conv_stem(
+            channels,
+            stem_dims,
+            padding=padding,
+            norm=form.norm(bn_eps),
+            act=form.act or act,
+            bias=(stem_bias is True, stem_bias != "none"),
+        )
+        conv_block = partial(
+            form.block,
+            expansion=mbconv_expansion_rate,
+            shrinkage=mbconv_shrinkage_rate,
+            act=act,
+            padding=padding,
+            project=project_shortcuts,
+            eps=bn_eps,
         )
 
-        def transformer(width: int, partition: Partition, drop: float) -> Block:
+        def groups(width: int, partition: Partition, out_dim: int) -> GroupAttention:
             heads = head_dim(width, dim_head)
             kernel = partial(FusedAttention, attn_dropout, width**-0.5 if scale_by == "dim" else None)
-            attention = Attention(width, heads=heads, dim_head=dim_head, dropout=dropout, kernel=kernel)
+            return GroupAttention(
+                Attention(
+                    width, heads=heads, dim_head=dim_head, dropout=dropout, kernel=kernel, out_dim=out_dim
+                ),
+                partition,
+                RelativeBias(window, heads)
+                if relative_dim is None
+                else LogBias(window, heads, dim=relative_dim),
+            )
+
+        def transformer(width: int, mixer: nn.Module, drop: float) -> Block:
             return Block(
                 width,
-                GroupAttention(
-                    attention,
-                    partition,
-                    RelativeBias(window, heads)
-                    if relative_dim is None
-                    else LogBias(window, heads, dim=relative_dim),
-                ),
+                mixer,
                 FeedForward(width, int(width * mlp_ratio), dropout=dropout, act=act),
                 norm=partial(nn.LayerNorm, eps=norm_eps),
                 layer_scale=layer_scale,
                 drop_path=drop,
             )
 
+        def block(dim: int, width: int, halve: bool, drop: float) -> MaxViTBlock:
+            conv: nn.Module = conv_block(dim, width, halve=halve, drop_path=drop)
+            local: nn.Module = nn.Identity()
+            near, far = windows(window), grid_groups(window)
+            if attention == "side_by_side":
+                conv = nn.Sequential(conv, conv_block(width, width, halve=False, drop_path=drop))
+                spread = SideBySide(groups(width, near, width // 2), groups(width, far, width // 2))
+                return MaxViTBlock(conv, local, transformer(width, spread, drop))
+            if attention == "in_turn":
+                local = transformer(width, groups(width, near, width), drop)
+            return MaxViTBlock(conv, local, transformer(width, groups(width, far, width), drop))
+
         before = stem_dims[1]
         for width, rates in zip(dims, drop_path_rates(drop_path, depth), strict=True):
             blocks = []
             for index, drop in enumerate(rates):
-                hidden = int((before if expand_input else width) * mbconv_expansion_rate)
-                conv = MBConv(
-                    before,
-                    width,
-                    hidden_dim=hidden,
-                    gate_dim=int((hidden if expand_input else width) * mbconv_shrinkage_rate),
-                    norm=norm,
-                    act=conv_act,
-                    padding=padding if index == 0 else None,
-                    project=project_shortcuts and index == 0,
-                    drop_path=drop,
-                )
-                if not conv_bias:
-                    for linear in (conv.bottleneck.project, *conv.shortcut):
-                        drop_bias(linear, False)
-                local, spread = (
-                    transformer(width, part, drop) for part in (windows(window), grid_groups(window))
-                )
-                blocks.append(MaxViTBlock(conv, local, spread))
+                blocks.append(block(before, width, index == 0, drop))
                 before = width
             self.stages.append(Stage(nn.Identity(), blocks))
         init_convs(self)
@@ -188,9 +195,7 @@ class MaxViT(HierarchicalModel):
         if head_hidden:
             self.classifier_dim = representation_size or dims[-1]
             self.fc_norm = last_norm
-            layer = nn.Linear(dims[-1], self.classifier_dim)
-            init_xavier(layer)
-            self.pre_logits = nn.Sequential(layer, nn.Tanh())
+            self.pre_logits = tanh_layer(dims[-1], self.classifier_dim)
         else:
             self.norm = last_norm
         self.reset_classifier(num_classes)
@@ -202,10 +207,6 @@ class MaxViT(HierarchicalModel):
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort parameters by depth: a stage is a layer, as in timm."""
-        return {"stem": r"^stem\.", "blocks": [(r"^stages\.(\d+)", None), (r"^norm\.", (99999,))]}
-
     def make_head(self, num_classes: int) -> nn.Module:
         """Build a classifier, without a bias if the model has none there; the identity for no classes."""
         return drop_bias(super().make_head(num_classes), self.head_bias)
@@ -216,11 +217,11 @@ class MaxViTBlock(nn.Module):
 
     Args:
         conv: the convolution.
-        window: a transformer block whose attention is local.
-        grid: one whose attention is spread over the map.
+        window: a transformer block whose attention is local, or the identity.
+        grid: one whose attention is spread over the map, or of both kinds.
     """
 
-    def __init__(self, conv: nn.Module, window: Block, grid: Block) -> None:
+    def __init__(self, conv: nn.Module, window: nn.Module, grid: Block) -> None:
         super().__init__()
         self.conv = conv
         self.window = window
@@ -231,79 +232,24 @@ class MaxViTBlock(nn.Module):
         return self.grid(self.window(self.conv(x)))
 
 
-class MBConv(nn.Module):
-    """A pre-norm inverted bottleneck around which the map passes pooled (section 3.3 and appendix A.1).
+class SideBySide(nn.Module):
+    """Attention within windows and within grids of the same map, each of which gives half of the channels.
 
     Args:
-        gate_dim: hidden dimension of the squeeze-and-excitation.
-        padding: how a strided convolution is padded, one of `PADDINGS`; None for a block that is not strided.
-        project: project the pooled map even if its channels stay as many.
+        window: attention that is local.
+        grid: attention that is spread over the map.
     """
 
-    @checks_arguments
-    def __init__(
-        self,
-        dim: int,
-        out_dim: int,
-        *,
-        hidden_dim: int,
-        gate_dim: int,
-        norm: Callable[[int], nn.Module],
-        act: str,
-        padding: str | None,
-        project: bool,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, window: GroupAttention, grid: GroupAttention) -> None:
         super().__init__()
+        self.window = window
+        self.grid = grid
 
-        def depthwise(channels: int) -> nn.Module:
-            if padding is not None:
-                return halving_conv(channels, channels, padding=padding, groups=channels, bias=False)
-            return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-
-        self.norm = OnMap(norm(dim))
-        self.bottleneck = InvertedBottleneck(
-            dim,
-            out_dim,
-            hidden_dim,
-            depthwise=depthwise,
-            norm=norm,
-            act=act,
-            excite=partial(SqueezeExcite, hidden_dim=gate_dim),
-            norm_out=False,
-        )
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.shortcut = nn.Sequential()
-        if padding is not None:
-            pool = nn.AvgPool2d(3, stride=2, padding=1) if padding == "symmetric" else nn.AvgPool2d(2)
-            self.shortcut.append(OnMap(pool))
-        if dim != out_dim or project:
-            self.shortcut.append(nn.Linear(dim, out_dim))
-
-    @layer
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
-        """Transform the map, which a strided block halves."""
-        return self.shortcut(x) + self.drop_path(self.bottleneck(self.norm(x)))
-
-
-class HalvingConv(nn.Conv2d):
-    """A 3 x 3 convolution of stride 2 that is padded below and on the right only, as TensorFlow does.
-
-    For maps of even height and width. Padded by two cells on all sides, it computes a first row and column
-    too many, which go; so the input, four times as large as the output, is not copied to be padded.
-    """
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Halve the map."""
-        halved = super().forward(x)[:, :, 1:, 1:]
-        return halved.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
-def halving_conv(dim: int, out_dim: int, *, padding: str, groups: int = 1, bias: bool = True) -> nn.Conv2d:
-    """Build a 3 x 3 convolution that halves a map, padded as in TensorFlow ("same") or on all sides."""
-    if padding == "same":
-        return HalvingConv(dim, out_dim, 3, stride=2, padding=2, groups=groups, bias=bias)
-    return nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, groups=groups, bias=bias)
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
+        """Attend from each cell to those of its window, and to those of its grid."""
+        return torch.cat([self.window(x, inputs), self.grid(x, inputs)], dim=-1)
 
 
 def _sizes(

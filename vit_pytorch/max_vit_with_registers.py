@@ -99,6 +99,7 @@ class RegisterMaxViTBlock(nn.Module):
         self.conv = block.conv
         self.registers = nn.Parameter(torch.empty(1, registers, dim))
         init_embeddings(self.registers)
+        assert isinstance(block.window, Block)
         self.window = RegisterGroups(block.window)
         self.grid = RegisterGroups(block.grid)
 

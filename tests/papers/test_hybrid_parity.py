@@ -9,13 +9,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tests.papers.reference import difference, images, randomise
+from tests.papers.reference import check_parity, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, StandardisedConv
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
-NAMES = list_models("vit_*_r[25]?_s??_*")
+DEEP = list_models("vit_*_resnet*d_*")
+NAMES = [*list_models("vit_*_r_s??_*"), *list_models("vit_*_r[25]?_s??_*"), *DEEP]
 SIZES = {"num_classes": 7, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16, "mlp_dim": 96}
 OURS = {"image_size": 80, **SIZES, "resnet_depths": (1, 2), "resnet_width": 32}
 # In double precision: the rounding of many convolutions adds up in single.
@@ -27,7 +28,7 @@ def reference(name: str, **options) -> nn.Module:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["vit_small_r26_s32_224", "vit_base_r50_s16_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224", "vit_base_r50_s16_224"])
 def test_named_models_equal_timms(name):
     theirs = reference(name)
     model = create_model(name, depth=1, num_classes=10).eval().double()
@@ -39,6 +40,14 @@ def test_named_models_equal_timms(name):
     written, state = to_format(model, "timm"), theirs.state_dict()
     assert written.keys() == state.keys()
     assert all(written[key].equal(state[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", [*DEEP, "vit_tiny_r_s16_p8_224"])
+def test_stems_and_networks_with_batch_norm_equal_timms(name):
+    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
+    theirs = reference(name, img_size=64)
+    model = create_model(name, depth=1, num_classes=10, image_size=64).eval().double()
+    check_parity(model, theirs, images(64, 64).double())
 
 
 @torch.no_grad()
@@ -192,8 +201,14 @@ def test_wrong_networks():
         HybridViT(image_size=8, **SIZES, backbone=nn.Flatten(2))
     with pytest.raises(ValueError, match=r"a multiple of the backbone's map \(19, 19\), got \(40, 40\)"):
         HybridViT(image_size=40, **SIZES, backbone=nn.MaxPool2d(3, 2))
-    with pytest.raises(ValueError, match=r"a multiple of 32; got \(2,\) blocks and width 48"):
+    with pytest.raises(ValueError, match="the width of a ResNet must be a multiple of 32, got 48"):
         ResNet(3, (2,), width=48)
+    with pytest.raises(ValueError, match=r"stages of at least one block, got \(2, 0\) blocks"):
+        ResNet(3, (2, 0))
+    with pytest.raises(ValueError, match=r"stages of at least one block, got \(\) blocks"):
+        HybridViT(**{**OURS, "resnet_depths": (), "resnet": "d"})
+    with pytest.raises(ValueError, match="resnet must be one of big_transfer, d; got 'v3'"):
+        HybridViT(**OURS, resnet="v3")
     model = HybridViT(image_size=40, **SIZES, backbone=nn.AdaptiveAvgPool2d(5))
     with pytest.raises(
         ValueError, match=r"gives \(5, 5\) patches for images of size \(24, 40\), expected \(3, 5\)"

@@ -93,6 +93,17 @@ CASES = {
         {"image_size": 16, "dim": 24, "depth": (1, 1), "dim_conv_stem": 16, "dim_head": 8, "window_size": 2},
         8,
     ),
+    "coatnet_0_224": (
+        {
+            "image_size": 16,
+            "dim": 24,
+            "depth": (1, 1),
+            "layout": ("C", "T"),
+            "dim_conv_stem": 16,
+            "dim_head": 8,
+        },
+        16,
+    ),
     "mobilevit_xxs": (
         {
             "image_size": 32,

@@ -24,8 +24,8 @@ from tests.papers.reference import (
 )
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
-from vit_pytorch.layers.conv import ConvNorm
-from vit_pytorch.levit import DistilledNormHead, LeViT, NormHead, TokenNorm
+from vit_pytorch.layers.conv import ConvNorm, TokenNorm
+from vit_pytorch.levit import DistilledNormHead, LeViT, NormHead
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 

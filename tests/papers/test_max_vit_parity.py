@@ -21,7 +21,8 @@ from tests.papers.reference import (
     randomise,
 )
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.max_vit import MaxViT, halving_conv
+from vit_pytorch.layers.conv import halving_conv
+from vit_pytorch.max_vit import MaxViT
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.registry.max_vit import TIMMS
@@ -173,7 +174,7 @@ def test_torchvisions_named_model() -> None:
     assert difference(model(x), reference(x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*list_models("maxvit_*"), "test_maxvit"])
+@pytest.mark.parametrize("name", [*list_models("maxvit_*"), *list_models("maxxvit*"), "test_maxvit"])
 def test_parameter_count_equals_the_references(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=1000)
@@ -205,7 +206,7 @@ def test_timms_own_variants_are_prepared_as_timms(name: str) -> None:
     assert entry.hub_id == cfg.hf_hub_id
     assert cfg.input_size == (3, entry.config["image_size"], entry.config["image_size"])
     assert cfg.num_classes == entry.config["num_classes"]
-    for key in ("mean", "std", "interpolation", "crop_pct"):
+    for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         assert entry.default_cfg[key] == getattr(cfg, key), key
 
 
@@ -216,10 +217,16 @@ def test_timms_own_variants_are_prepared_as_timms(name: str) -> None:
         ("maxvit_nano_rw_256", (1, 2, 3, 1)),
         ("maxvit_rmlp_small_rw_224", (2, 1, 1, 1)),
         ("maxvit_rmlp_base_rw_224", (1, 1, 2, 1)),
+        ("maxvit_tiny_pm_256", (1, 2, 1, 1)),
+        ("maxxvit_rmlp_nano_rw_256", (1, 2, 1, 1)),
+        ("maxxvit_rmlp_small_rw_256", (1, 1, 2, 1)),
+        ("maxxvitv2_nano_rw_256", (1, 2, 1, 1)),
+        ("maxxvitv2_rmlp_base_rw_224", (2, 1, 1, 1)),
+        ("maxxvitv2_rmlp_large_rw_224", (1, 1, 1, 1)),
     ],
 )
 def test_timms_own_variants(name: str, depth: tuple[int, ...]) -> None:
-    """Tables and networks of biases, with and without LayerScale and a hidden layer of the head."""
+    """Tables and networks of biases, MBConv and ConvNeXt, attention in turn, side by side and of grids."""
     torch.manual_seed(0)
     config = replace(model_cfgs[name.removesuffix("_256").removesuffix("_224")], depths=depth)
     reference = randomise(MaxxVit(config, img_size=96, num_classes=10))
@@ -453,9 +460,11 @@ def test_without_bias_in_the_head() -> None:
     ("wrong", "message"),
     [
         ({"dim": 20}, "dim must be a multiple of dim_head, got dim=20 and dim_head=8"),
-        ({"padding": "valid"}, "padding must be one of same, symmetric, mixed; got 'valid'"),
+        ({"padding": "valid"}, "padding must be one of same, symmetric, mixed, max; got 'valid'"),
         ({"scale_by": "width"}, "scale_by must be one of head, dim; got 'width'"),
         ({"image_size": 40}, r"image size must be a multiple of \(32, 32\), got \(40, 40\)"),
+        ({"attention": "windows"}, "attention must be one of in_turn, grid, side_by_side; got 'windows'"),
+        ({"conv": "convnext"}, "got padding='same'"),
         ({"window_size": 0}, r"window_size must be .*, got 0"),
         (
             {"window_size": None, "image_size": 4},

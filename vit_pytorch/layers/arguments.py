@@ -70,7 +70,7 @@ NUMBERS: Mapping[str, Range] = {
     r".*": Range(0, 1e6, "(]"),
 }
 # sequences of what a model may have none of
-MAY_BE_EMPTY = ("ats_layers", "causal_dims", "task_heads")
+MAY_BE_EMPTY = ("ats_layers", "causal_dims", "resnet_depths", "task_heads")
 NAMED: dict[Any, str] = {str: "string", abc.Mapping: "mapping", abc.Callable: "function"}
 
 

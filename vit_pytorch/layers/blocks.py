@@ -160,6 +160,13 @@ def make_scale(dim: int, init: float | None) -> nn.Module:
     return nn.Identity() if init is None else LayerScale(dim, init)
 
 
+def tanh_layer(dim: int, out_dim: int) -> nn.Sequential:
+    """Build the hidden layer of a classifier (ViT, arXiv:2010.11929, section 3.1)."""
+    linear = nn.Linear(dim, out_dim)
+    init_xavier(linear)
+    return nn.Sequential(linear, nn.Tanh())
+
+
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples in training (stochastic depth, arXiv:1603.09382).
 

@@ -1,17 +1,28 @@
-"""Convolutions on maps whose channels come last, as linear layers and attention have them."""
+"""Convolutions on maps whose channels come last, as linear layers have them; MBConv and ConvNeXt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, cast
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
-from vit_pytorch.layers.blocks import Block, activation, layer
+from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, activation, fx_leaf, layer, make_scale
+from vit_pytorch.layers.options import Option, OptionLike, read_option
+from vit_pytorch.layers.tokens import drop_bias
+
+# How a strided convolution is padded, and what halves a map in its place: "same" pads as TensorFlow does and
+# takes the mean of 2 x 2 cells; the others pad on all sides and take the mean of 3 x 3 cells ("symmetric"),
+# the mean of 2 x 2 ("mixed") or the maximum of 3 x 3 ("max").
+PADDINGS = ("same", "symmetric", "mixed", "max")
+SHRINKAGE = 0.25
 
 
 def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
@@ -36,6 +47,40 @@ class OnMap(nn.Module):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Return the map, its channels last again."""
         return self.layers(x.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MapNorm(nn.LayerNorm):
+    """LayerNorm of the channels of a channels-first map."""
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Normalise every cell."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class TokenNorm(nn.BatchNorm1d):
+    """Batch norm of vectors; in training, a single one, without statistics, is served by earlier batches'."""
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Norm each channel over the batch."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        statistics = self.running_mean, self.running_var, self.weight, self.bias
+        of_batch = has_statistics(x, self.training)
+        return F.batch_norm(x, *statistics, of_batch, self.momentum or 0.0, self.eps)
+
+
+@fx_leaf
+def has_statistics(x: Float[Tensor, "b d"], training: bool) -> bool:
+    """Return whether a batch is normed by its own statistics: in training, if it is more than one vector."""
+    return training and x.shape[0] > 1
+
+
+class MapBatchNorm(TokenNorm):
+    """Batch norm of a channels-last map."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Norm each channel over the cells of the batch."""
+        return super().forward(x.flatten(0, -2)).view_as(x)
 
 
 class ConvNorm(nn.Sequential):
@@ -181,3 +226,285 @@ class InvertedBottleneck(nn.Module):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Transform the map."""
         return self.norm(self.project(self.depthwise(self.expand(x))))
+
+
+class HalvingConv(nn.Conv2d):
+    """A 3 x 3 convolution of stride 2 that is padded below and on the right only, as TensorFlow does.
+
+    For maps of even height and width. Padded by two cells on all sides, it computes a first row and column
+    too many, which go; so the input, four times as large as the output, is not copied to be padded.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+        """Halve the map."""
+        halved = super().forward(x)[:, :, 1:, 1:]
+        return halved.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def halving_conv(dim: int, out_dim: int, *, padding: str, groups: int = 1, bias: bool = True) -> nn.Conv2d:
+    """Build a 3 x 3 convolution that halves a map, padded as in TensorFlow ("same") or on all sides."""
+    if padding == "same":
+        return HalvingConv(dim, out_dim, 3, stride=2, padding=2, groups=groups, bias=bias)
+    return nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, groups=groups, bias=bias)
+
+
+def halving_pool(padding: str) -> nn.Module:
+    """Build what halves a map without weights; see `PADDINGS`."""
+    if padding == "max":
+        return nn.MaxPool2d(3, stride=2, padding=1)
+    return nn.AvgPool2d(3, stride=2, padding=1) if padding == "symmetric" else nn.AvgPool2d(2)
+
+
+def conv_stem(
+    channels: int,
+    dims: Sequence[int],
+    *,
+    padding: str,
+    norm: Callable[[int], nn.Module],
+    act: str,
+    bias: Sequence[bool],
+) -> OnMap:
+    """Build two 3 x 3 convolutions, the first of which halves the image.
+
+    Args:
+        dims: channels of each.
+        bias: use a bias for each.
+    """
+    return OnMap(
+        halving_conv(channels, dims[0], padding=padding, bias=bias[0]),
+        norm(dims[0]),
+        activation(act),
+        nn.Conv2d(dims[0], dims[1], 3, padding=1, bias=bias[1]),
+    )
+
+
+class MBConv(nn.Module):
+    """A pre-norm inverted bottleneck around which the map passes, pooled if the block halves it.
+
+    MaxViT, arXiv:2204.01697, section 3.3 and appendix A.1; CoAtNet, arXiv:2106.04803, appendix A.1.
+
+    Args:
+        norm: acts on the map first.
+        bottleneck: the residual branch.
+        shortcut: acts on what passes around it.
+    """
+
+    def __init__(
+        self, norm: nn.Module, bottleneck: nn.Module, shortcut: nn.Module, *, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        self.bottleneck = bottleneck
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.shortcut = shortcut
+
+    @layer
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Transform the map, which a strided block halves."""
+        return self.shortcut(x) + self.drop_path(self.bottleneck(self.norm(x)))
+
+
+class ConvNeXt(nn.Module):
+    """A convolution channel by channel, then a feed-forward of each cell (Liu et al. 2022, arXiv:2201.03545).
+
+    Args:
+        conv: the convolution.
+        norm: acts on its output.
+        feedforward: transforms every cell.
+        scale: acts on the branch last.
+        shortcut: acts on what passes around it.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Module,
+        norm: nn.Module,
+        feedforward: nn.Module,
+        scale: nn.Module,
+        shortcut: nn.Module,
+        *,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+        self.feedforward = feedforward
+        self.scale = scale
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.shortcut = shortcut
+
+    @layer
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Transform the map, which a strided block halves."""
+        branch = self.scale(self.feedforward(self.norm(self.conv(x))))
+        return self.shortcut(x) + self.drop_path(branch)
+
+
+@dataclass(frozen=True)
+class MBConvs(Option):
+    """Option: the convolutional blocks are MBConvs.
+
+    Args:
+        act: activation; default the model's.
+        bias: use biases for the last layer and for the shortcut.
+        expand_input: the hidden channels are a multiple of the input's, those of the squeeze-and-excitation
+            of the hidden ones, instead of the output's both, as in timm's own variants.
+        norm_act: an activation follows the first norm.
+        gate_act: activation within the squeeze-and-excitation.
+        gate_first: squeeze-and-excitation acts before the second norm instead of after its activation.
+        pooled: the mean of 2 x 2 cells halves the map, before the expansion, instead of the convolution.
+    """
+
+    kind: ClassVar[str] = "mbconv"
+    act: str | None = None
+    bias: bool = True
+    expand_input: bool = False
+    norm_act: bool = False
+    gate_act: str = "silu"
+    gate_first: bool = False
+    pooled: bool = False
+
+    def norm(self, eps: float) -> Callable[[int], nn.Module]:
+        """Return what builds a norm of channels-first maps."""
+        return partial(nn.BatchNorm2d, eps=eps)
+
+    def block(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        halve: bool,
+        expansion: float,
+        shrinkage: float,
+        act: str,
+        padding: str,
+        project: bool,
+        eps: float,
+        drop_path: float,
+    ) -> MBConv:
+        """Build a block.
+
+        Args:
+            halve: halve the map.
+            expansion: hidden channels, as a multiple.
+            shrinkage: hidden dimension of the squeeze-and-excitation, as a multiple.
+            act: the model's activation.
+            padding: one of `PADDINGS`.
+            project: project the pooled map even if its channels stay as many.
+            eps: epsilon of the norms.
+        """
+        act = act if self.act is None else self.act
+        norm = self.norm(eps)
+        hidden = int((dim if self.expand_input else out_dim) * expansion)
+        gate = int((hidden if self.expand_input else out_dim) * shrinkage)
+        excite = partial(SqueezeExcite, hidden_dim=gate, act=self.gate_act)
+
+        def depthwise(channels: int) -> nn.Module:
+            conv = (
+                halving_conv(channels, channels, padding=padding, groups=channels, bias=False)
+                if halve and not self.pooled
+                else nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+            )
+            return nn.Sequential(conv, excite(channels)) if self.gate_first else conv
+
+        first = OnMap(
+            norm(dim),
+            *([activation(act)] if self.norm_act else []),
+            *([nn.AvgPool2d(2)] if halve and self.pooled else []),
+        )
+        bottleneck = InvertedBottleneck(
+            dim,
+            out_dim,
+            hidden,
+            depthwise=depthwise,
+            norm=norm,
+            act=act,
+            excite=None if self.gate_first else excite,
+            norm_out=False,
+        )
+        drop_bias(bottleneck.project, self.bias)
+        pool = halving_pool(padding) if halve else None
+        way = shortcut(dim, out_dim, pool=pool, project=project and halve, bias=self.bias)
+        return MBConv(first, bottleneck, way, drop_path=drop_path)
+
+
+@dataclass(frozen=True)
+class ConvNeXts(Option):
+    """Option: the convolutional blocks are those of ConvNeXt, with kernels of 7 x 7 cells.
+
+    Args:
+        layer_scale: initial factors of the channels of the branch; None for none.
+    """
+
+    kind: ClassVar[str] = "convnext"
+    act: ClassVar[str | None] = None
+    layer_scale: float | None = 1e-6
+
+    def norm(self, eps: float) -> Callable[[int], nn.Module]:
+        """Return what builds a norm of channels-first maps."""
+        return partial(MapNorm, eps=eps)
+
+    def block(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        halve: bool,
+        expansion: float,
+        shrinkage: float,
+        act: str,
+        padding: str,
+        project: bool,
+        eps: float,
+        drop_path: float,
+    ) -> ConvNeXt:
+        """Build a block; see `MBConvs.block`.
+
+        Raises:
+            ValueError: if settings are not the default that an MBConv alone has, if the map is padded or
+                pooled in another way than "mixed", or if `dim` does not divide `out_dim`.
+        """
+        if (shrinkage, padding, project) != (SHRINKAGE, "mixed", False):
+            raise ValueError(
+                'ConvNeXt blocks have no squeeze-and-excitation, and halve maps as padding="mixed" does: '
+                f"conv='convnext' needs mbconv_shrinkage_rate={SHRINKAGE} and no projection of shortcuts, "
+                f"got padding={padding!r}, mbconv_shrinkage_rate={shrinkage}, project_shortcuts={project}"
+            )
+        if out_dim % dim:
+            raise ValueError(
+                f"a ConvNeXt block needs a multiple of its channels as output, got {dim} and {out_dim}"
+            )
+        conv = nn.Conv2d(dim, out_dim, 7, stride=2 if halve else 1, padding=3, groups=dim)
+        pool = halving_pool(padding) if halve else None
+        return ConvNeXt(
+            OnMap(conv),
+            nn.LayerNorm(out_dim, eps=eps),
+            FeedForward(out_dim, int(out_dim * expansion), act=act),
+            make_scale(out_dim, self.layer_scale),
+            shortcut(dim, out_dim, pool=pool, project=False, bias=True),
+            drop_path=drop_path,
+        )
+
+
+CONVS: dict[str, type[MBConvs] | type[ConvNeXts]] = {"mbconv": MBConvs, "convnext": ConvNeXts}
+
+
+def conv_form(conv: OptionLike) -> MBConvs | ConvNeXts:
+    """Return the form of convolutional blocks that an argument `conv` stands for."""
+    return cast(MBConvs | ConvNeXts, read_option("conv", conv, CONVS))
+
+
+def shortcut(dim: int, out_dim: int, *, pool: nn.Module | None, project: bool, bias: bool) -> nn.Sequential:
+    """Build what acts on a map that passes around a block: a pooling, then a projection, where needed.
+
+    Args:
+        pool: halves the map; None to keep its size.
+        project: project the map even if its channels stay as many.
+        bias: use a bias for the projection.
+    """
+    parts = nn.Sequential()
+    if pool is not None:
+        parts.append(OnMap(pool))
+    if dim != out_dim or project:
+        parts.append(nn.Linear(dim, out_dim, bias=bias))
+    return parts

@@ -1,12 +1,20 @@
 """The hybrid models of the ViT paper and of arXiv:2106.10270: a ResNet's map in front of the transformer."""
 
 from vit_pytorch.hybrid import HybridViT
-from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
 
-RESNETS = {("r26", "s32"): (2, 2, 2, 2), ("r50", "s16"): (3, 4, 9), ("r50", "s32"): (3, 4, 6, 3)}
+# of the R, whose stem is all, patches of 8 x 8 cells
+RESNETS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("r", "s16"): (),
+    ("r26", "s32"): (2, 2, 2, 2),
+    ("r50", "s16"): (3, 4, 9),
+    ("r50", "s32"): (3, 4, 6, 3),
+}
 # name: parameters, timm's release
 MODELS = {
+    "vit_tiny_r_s16_p8_224": (6_337_704, "augreg_in21k_ft_in1k"),
+    "vit_tiny_r_s16_p8_384": (6_355_944, "augreg_in21k_ft_in1k"),
     "vit_small_r26_s32_224": (36_431_912, "augreg_in21k_ft_in1k"),
     "vit_small_r26_s32_384": (36_468_392, "augreg_in21k_ft_in1k"),
     "vit_base_r26_s32_224": (101_383_976, None),
@@ -20,22 +28,47 @@ SMALL = {"image_size": 48, "patch_size": 1, "num_classes": 7, "resnet_depths": (
 
 def _entry(name: str) -> ModelEntry:
     parameters, tag = MODELS[name]
-    _, size, network, stride, image_size = name.split("_")
+    _, size, network, stride, *patch, image_size = name.split("_")
+    cells = int(patch[0].removeprefix("p")) if patch else 1
     return ModelEntry(
         name=name,
         architecture=HybridViT,
         config={
             "image_size": int(image_size),
+            "patch_size": cells,
             "num_classes": 0 if tag == "orig_in21k" else 1000,
             **SIZES[size],
             "resnet_depths": RESNETS[network, stride],
         },
         parameters=parameters,
-        tiny={**TINY, **SMALL},
+        tiny={**TINY, **SMALL, **({"patch_size": 2, "resnet_depths": ()} if patch else {})},
         default_cfg={**PREPARE, "crop_pct": 1.0 if image_size == "384" else 0.9},
         hub_id=None if tag is None else f"timm/{name}.{tag}",
         exceptions={"jit_trace": "PyTorch's group norm compares the size of the batch with a number"},
     )
 
 
-ENTRIES = [_entry(name) for name in MODELS]
+# timm's, without published weights
+SMALLER = {"dim": 768, "depth": 8, "heads": 8, "dim_head": 96, "mlp_dim": 2304}
+# name: parameters, sizes, blocks
+DEEP: dict[str, tuple[int, dict[str, int], tuple[int, ...]]] = {
+    "vit_small_resnet26d_224": (63_608_392, SMALLER, (2, 2, 2, 2)),
+    "vit_small_resnet50d_s16_224": (57_531_976, SMALLER, (3, 4, 6)),
+    "vit_base_resnet26d_224": (101_403_208, SIZES["base"], (2, 2, 2, 2)),
+    "vit_base_resnet50d_224": (110_965_064, SIZES["base"], (3, 4, 6, 3)),
+}
+
+
+def _deep(name: str) -> ModelEntry:
+    parameters, sizes, depths = DEEP[name]
+    return ModelEntry(
+        name=name,
+        architecture=HybridViT,
+        config={"image_size": 224, "num_classes": 1000, **sizes, "resnet_depths": depths, "resnet": "d"},
+        parameters=parameters,
+        tiny={**TINY, **SMALL},
+        default_cfg={**PREPARE, **IMAGENET},
+    )
+
+
+ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP)]

@@ -1,4 +1,4 @@
-"""The MaxViT paper's models (Tu et al. 2022, table 1) at 224, 384 and 512 pixels, and torchvision's."""
+"""MaxViT's models (Tu et al. 2022, table 1) at 224, 384 and 512 pixels, torchvision's, and timm's own."""
 
 from typing import Any
 
@@ -42,13 +42,11 @@ TORCHVISION = {
 OWN: dict[str, Any] = {
     "mbconv_shrinkage_rate": 1 / 16,
     "act": "gelu",
-    "conv_act": "silu",
     "padding": "mixed",
     "stem_bias": "none",
     "norm_eps": 1e-6,
     "bn_eps": 1e-5,
-    "expand_input": True,
-    "conv_bias": False,
+    "conv": {"kind": "mbconv", "act": "silu", "bias": False, "expand_input": True},
     "head_hidden": False,
 }
 COMPUTED: dict[str, Any] = {**OWN, "relative_dim": 512}
@@ -57,6 +55,21 @@ NANO = {"dim": 64, "depth": (1, 2, 3, 1), "dim_conv_stem": (32, 64)}
 PICO = {"dim": 32, "depth": (2, 2, 5, 2), "dim_conv_stem": (24, 32)}
 WIDE = {"dim": 96, "depth": (2, 6, 14, 2), "dim_conv_stem": (32, 64), "head_hidden": True}
 SCALED = {"dim": 96, **NARROW, "layer_scale": 1e-6}
+# MaxxViT: blocks of ConvNeXt
+NEXT: dict[str, Any] = {
+    "act": "gelu",
+    "padding": "mixed",
+    "stem_bias": "none",
+    "norm_eps": 1e-6,
+    "bn_eps": 1e-6,
+    "conv": "convnext",
+    "head_hidden": False,
+    "layer_scale": 1e-6,
+    "relative_dim": 512,
+}
+# MaxxViT-V2: attention within grids alone
+NEXT2: dict[str, Any] = {**NEXT, "attention": "grid"}
+BASE2: dict[str, Any] = {"dim": 128, "depth": (2, 6, 12, 2), "dim_conv_stem": (64, 128)}
 # name: parameters, timm's release, options, part of the image that evaluation keeps
 TIMMS: dict[str, tuple[int, str | None, dict[str, Any], float]] = {
     "maxvit_pico_rw_256": (7_457_996, None, {**OWN, **PICO}, 0.95),
@@ -76,6 +89,40 @@ TIMMS: dict[str, tuple[int, str | None, dict[str, Any], float]] = {
         {**OWN, "dim": (32, 64, 96, 128), "depth": (1, 1, 1, 1), "dim_conv_stem": (16, 32)},
         0.95,
     ),
+    "maxvit_tiny_pm_256": (
+        30_089_344,
+        None,
+        {**OWN, "dim": 64, **NARROW, "attention": "side_by_side"},
+        0.95,
+    ),
+    "maxxvit_rmlp_nano_rw_256": (16_779_628, "sw_in1k", {**NEXT, **NANO}, 0.95),
+    "maxxvit_rmlp_tiny_rw_256": (29_636_528, None, {**NEXT, "dim": 64, **NARROW}, 0.95),
+    "maxxvit_rmlp_small_rw_256": (
+        66_010_516,
+        "sw_in1k",
+        {**NEXT, "dim": 96, "depth": (2, 2, 5, 2), "dim_conv_stem": (48, 96)},
+        0.95,
+    ),
+    "maxxvitv2_nano_rw_256": (
+        23_696_611,
+        "sw_in1k",
+        {**NEXT2, "dim": 96, "depth": (1, 2, 3, 1), "dim_conv_stem": (48, 96), "relative_dim": None},
+        0.95,
+    ),
+    "maxxvitv2_rmlp_base_rw_224": (116_092_512, "sw_in12k_ft_in1k", {**NEXT2, **BASE2}, 0.95),
+    "maxxvitv2_rmlp_base_rw_384": (116_092_512, "sw_in12k_ft_in1k", {**NEXT2, **BASE2}, 1.0),
+    "maxxvitv2_rmlp_large_rw_224": (
+        215_417_166,
+        None,
+        {
+            **NEXT2,
+            "dim": 160,
+            "depth": (2, 6, 16, 2),
+            "dim_conv_stem": (80, 160),
+            "head_hidden": True,
+        },
+        0.95,
+    ),
 }
 TINY = {
     "image_size": 128,
@@ -86,6 +133,11 @@ TINY = {
     "dim_head": 4,
     "window_size": 4,
 }
+
+
+def crop_mode(pixels: int) -> str:
+    """Return how evaluation crops images: the largest ones see all of a picture."""
+    return "center" if pixels < 384 else "squash"
 
 
 def _entry(size: str, pixels: int) -> ModelEntry:
@@ -103,6 +155,7 @@ def _entry(size: str, pixels: int) -> ModelEntry:
             **(IMAGENET if weights == "in1k" and pixels == 224 else {}),
             "interpolation": "bicubic",
             "crop_pct": 0.95 if pixels == 224 else 1.0,
+            "crop_mode": crop_mode(pixels),
         },
         hub_id=f"timm/{name}.{weights}",
     )
@@ -110,21 +163,23 @@ def _entry(size: str, pixels: int) -> ModelEntry:
 
 def _timms(name: str) -> ModelEntry:
     parameters, tag, options, crop_pct = TIMMS[name]
-    # Both ways to have biases, with all else that is special.
-    special = {**(COMPUTED if "_rmlp_" in name else OWN), "layer_scale": None, "head_hidden": False}
+    image_size = 160 if name == "test_maxvit" else int(name.split("_")[-1])
+    tiny = {
+        **{key: value for key, value in options.items() if key not in TINY},
+        "relative_dim": 20 if options.get("relative_dim") else None,
+        # what does not change with these stays out of the tests of each promise
+        "layer_scale": 1e-6 if options.get("conv") == "convnext" else None,
+        "head_hidden": False,
+    }
     return ModelEntry(
         name=name,
         architecture=MaxViT,
-        config={
-            "image_size": 160 if name == "test_maxvit" else int(name.split("_")[-1]),
-            "num_classes": 1000,
-            **options,
-        },
+        config={"image_size": image_size, "num_classes": 1000, **options},
         parameters=parameters,
-        tiny={**TINY, **special, "relative_dim": 20 if "_rmlp_" in name else None},
-        default_cfg={**PREPARE, "crop_pct": crop_pct},
+        tiny={**TINY, **tiny},
+        default_cfg={**PREPARE, "crop_pct": crop_pct, "crop_mode": crop_mode(image_size)},
         hub_id=None if tag is None else f"timm/{name}.{tag}",
-        exceptions=NO_BATCH if "_rmlp_" in name else {},
+        exceptions=NO_BATCH if options.get("relative_dim") or options["conv"] == "convnext" else {},
     )
 
 

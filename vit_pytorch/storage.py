@@ -115,7 +115,8 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    # a file system that is read-only refuses to remove even what is not there
+    elif path.is_symlink() or path.exists():
         path.unlink(missing_ok=True)
 
 

@@ -6,11 +6,20 @@ import unicodedata
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vit_pytorch.data import ImageData, LoadingError, StreamConfig, open_data
+from vit_pytorch.data import (
+    ImageData,
+    LoadingError,
+    StreamConfig,
+    find_duplicates,
+    open_data,
+    record_images,
+)
+from vit_pytorch.data import record as record_module
 from vit_pytorch.data.loader import OnBad
 from vit_pytorch.data.remote import open_shard
 from vit_pytorch.data.shards import read_shards
@@ -37,6 +46,8 @@ def test_one_image_under_two_names(form: str, tmp_path: Path) -> None:
     """A table names an image twice, under two paths, in training and in the test.
 
     Here: refused with both rows
+    Others: Hugging Face's `datasets` (`imagefolder` with a `metadata.csv`) takes the image twice
+        without a word
     """
     names = photographs(tmp_path, 8)
     alias = {"absolute": f"{tmp_path}/0.png", "through another folder": "sub/../0.png", "link": "link.png"}
@@ -52,6 +63,8 @@ def test_a_quotation_mark_that_is_not_closed(tmp_path: Path) -> None:
     """Stray quotation marks in a table, between which rows are read as one label.
 
     Here: refused with the row
+    Others: `datasets` (`imagefolder` with a `metadata.csv`): three rows of five, and a class of three
+        lines, without a word
     """
     rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(photographs(tmp_path, 12))]
     rows[2] = rows[2].replace(",", ',"')
@@ -65,6 +78,7 @@ def test_classes_that_are_written_in_two_ways(names: tuple[str, str], tmp_path: 
     """Names of classes that look alike: 1, 01 and 1.0; letters with an accent in one character or two.
 
     Here: a warning with both names
+    Others: torchvision's `ImageFolder` and timm's dataset: two classes without a word
     """
     rows = [f"{name},{names[i % 2]}" for i, name in enumerate(photographs(tmp_path, 12))]
     with pytest.warns(UserWarning, match="differ only in case, spaces, encoding or how a number is written"):
@@ -76,6 +90,7 @@ def test_values_that_single_precision_does_not_hold(values: list[float], tmp_pat
     """Values to learn, such as times in seconds since 1970, that differ by less than single precision holds.
 
     Here: refused with their range
+    Others: `torch.tensor` makes one value of twelve such times, without a word
     """
     rows = [f"{name},{value}" for name, value in zip(photographs(tmp_path, 12), values, strict=True)]
     spec = write_table(tmp_path, "image,label", rows)
@@ -119,6 +134,7 @@ def test_a_list_of_classes_that_can_be_read_in_two_ways(text: str, message: str,
     """A `classes.txt` of shards with an empty line, a name that is another's index, or a name twice.
 
     Here: refused with the line or the name
+    Others: no counterpart
     """
     write_shard(tmp_path / "a.tar", ["0", "1"] * 8)
     (tmp_path / "classes.txt").write_text(text)
@@ -130,6 +146,7 @@ def test_a_list_of_classes_with_a_byte_order_mark(tmp_path: Path) -> None:
     """A `classes.txt` that begins with a byte order mark, as editors on Windows write it.
 
     Here: the mark is no part of the first name
+    Others: no counterpart
     """
     write_shard(tmp_path / "a.tar", ["cat", "1"] * 8)
     (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
@@ -142,6 +159,7 @@ def test_more_classes_than_a_model_can_have() -> None:
     """`--data.classes 99999999999` of a stream.
 
     Here: refused, instead of names for all of them
+    Others: no counterpart
     """
     with pytest.raises(
         ValueError, match=r"the number of classes must be in \[0, 16777216\], got 99999999999"
@@ -168,6 +186,7 @@ def test_a_hub_data_set_of_a_test_split_alone(tmp_path: Path) -> None:
     """An `hf:` data set that has a test split only.
 
     Here: a warning that it is divided for training
+    Others: no counterpart
     """
     datasets = pytest.importorskip("datasets")
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
@@ -183,7 +202,7 @@ def test_a_damaged_hub_data_set(damage: str, tmp_path: Path) -> None:
     """A saved `hf:` data set whose table or description is cut.
 
     Here: the data set is named
-    Others: `datasets`: an error of pyarrow or json that names neither data set nor file
+    Others: `datasets`: an `OSError` or `ArrowInvalid` that names neither data set nor file
     """
     datasets = pytest.importorskip("datasets")
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
@@ -200,6 +219,7 @@ def test_a_table_of_several_labels_without_any(cell: str, tmp_path: Path) -> Non
     """`--task multilabel` with a column of labels that is empty.
 
     Here: refused in a sentence
+    Others: no counterpart
     """
     rows = [f"{name},{cell}" for name in photographs(tmp_path, 12)]
     with pytest.raises(ValueError, match="training needs labels: none of its 9 images has one"):
@@ -229,6 +249,8 @@ def test_a_stream_of_shards_without_samples(on_bad: OnBad, tmp_path: Path) -> No
     """A stream whose shards are whole archives, and empty.
 
     Here: refused, instead of drawing shards for ever
+    Others: webdataset: a `ValueError` once through the shards; with `resampled=True` no end in 10
+        seconds
     """
     pytest.importorskip("webdataset")
     write_shard(tmp_path / "empty.tar", [])
@@ -239,3 +261,36 @@ def test_a_stream_of_shards_without_samples(on_bad: OnBad, tmp_path: Path) -> No
     data.setup()
     with pytest.raises(LoadingError, match="it holds no samples"):
         next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize("targets", [("a.png",), ("b.png", "a.png")])
+def test_links_that_lead_to_themselves(targets: tuple[str, ...], tmp_path: Path) -> None:
+    """Links to themselves, or to each other, beside the folders of classes.
+
+    Here: left out, and named
+    Others: torchvision's `ImageFolder`: an `OSError` that names the link; timm's dataset counts it as an
+        image
+    """
+    for name in ("cat", "dog"):
+        photographs(tmp_path / name, 8)
+    for link, target in zip(("a.png", "b.png"), targets, strict=False):
+        (tmp_path / link).symlink_to(target)
+    with pytest.warns(UserWarning, match=r"link to nothing \(\d: .*a.png"):
+        splits = open_data(str(tmp_path))
+    assert splits.classes == ("cat", "dog")
+
+
+def test_large_files_with_equal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 1 GiB of arrays or volumes of one size, whose first and last 32 KiB are alike.
+
+    Here: told apart by parts between them
+    Others: no counterpart
+    """
+    monkeypatch.setattr(record_module, "LARGE", 0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(8):
+            image = np.zeros((400, 400), np.uint8)
+            image[100:300] = 1 + number + 8 * (label == "b")
+            np.save(tmp_path / label / f"{number}.npy", image)
+    assert not str(find_duplicates(record_images(open_data(str(tmp_path)), "x")))

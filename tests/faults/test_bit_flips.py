@@ -63,6 +63,7 @@ def test_a_model_without_a_checksum_loads(run: Path, tmp_path: Path) -> None:
     """A model of an earlier version, without checksums.
 
     Here: loads
+    Others: no counterpart: none has checksums
     """
     folder = Path(shutil.copytree(run / "model", tmp_path / "old"))
     config = json.loads((folder / "config.json").read_text())
@@ -132,6 +133,7 @@ def test_layout_of_a_configuration_is_free(run: Path) -> None:
     """Order and spaces in the `config.json` of a finished model.
 
     Here: mean nothing
+    Others: no counterpart
     """
     file = run / "model" / CONFIG_NAME
     file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items())), indent=7))
@@ -154,6 +156,7 @@ def test_shipped_models_have_checksums() -> None:
     """A flipped bit in a model that comes with the package.
 
     Here: refused by its SHA-256
+    Others: no counterpart
     """
     for name in list_trained():
         assert set(CHECKSUMS) <= set(read_settings(trained_folder(name) / CONFIG_NAME))

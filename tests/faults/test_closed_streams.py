@@ -52,6 +52,7 @@ def test_names_that_a_stream_cannot_encode() -> None:
     """Names that standard output cannot encode.
 
     Here: escapes stand for them
+    Others: no counterpart
     """
     program = "from vit_pytorch.cli.streams import keep_streams; keep_streams(); "
     program += "print('caf\\udce9 \\u00e9 \\u2026')"
@@ -71,6 +72,7 @@ def test_results_that_cannot_be_printed(
     """The disk is full to which the standard output of `vit predict` goes.
 
     Here: status 6; with a reader such as `head` that leaves, all is well
+    Others: no counterpart
     """
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {shell}", "bash", *command("predict", run, image_folder)],
@@ -90,6 +92,7 @@ def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
     """The terminal of a run is closed, as by a connection that is lost.
 
     Here: a checkpoint, and status 129
+    Others: Lightning and `Trainer` end at once by SIGHUP, with the checkpoint of the last epoch
     """
     import pty
 
@@ -112,6 +115,7 @@ def test_signals_that_are_ignored() -> None:
     """A signal that the process is told to ignore, as SIGHUP by `nohup`.
 
     Here: ignored
+    Others: Lightning, of SIGINT in a shell's background job: trains to its end
     """
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -126,6 +130,7 @@ def test_names_that_act_on_a_terminal() -> None:
     """Names of images with characters that colour a terminal, turn the direction of text or move the cursor.
 
     Here: escapes stand for them in tables
+    Others: no counterpart
     """
     text = table(["image"], [["\x1b[31mred\u202egpj.png"], ["a\rb\nc"]])
     assert text.splitlines()[1:] == [r"\x1b[31mred\u202egpj.png", "a b c"]

@@ -2,13 +2,16 @@
 the run goes on when there is space."""
 
 import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.conftest import TINY, train
 from vit_pytorch import storage
 from vit_pytorch.cli import main
+from vit_pytorch.storage import write_file
 
 # and whether a checkpoint is there by then
 FILES = {
@@ -71,6 +74,7 @@ def test_disk_full_while_an_explanation_is_written(
     """Disk full while `vit explain` writes a picture or its page.
 
     Here: the path and the free space; no file is half written
+    Others: no counterpart
     """
     sync, full = storage._sync, storage._names(tmp_path / "out" / name)[0]
 
@@ -91,6 +95,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
     """Disk full while another library writes an exported model.
 
     Here: the path and the free space; other errors are what they are
+    Others: no counterpart
     """
     with (
         pytest.raises(OSError, match=r"cannot write .*x\.onnx: no space left on the disk"),
@@ -130,3 +135,19 @@ def test_disk_full_while_predictions_are_written(
     assert main(predict) == 0
     assert len(file.read_text().splitlines()) == 61
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_system_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is to be written on a file system that is read-only.
+
+    Here: the path and the reason, not the name of a temporary file
+    Others: no counterpart
+    """
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OSError, match=f"cannot write {tmp_path / 'x.csv'}: Read-only file system"):
+        write_file(tmp_path / "x.csv", "a")

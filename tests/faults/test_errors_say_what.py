@@ -116,6 +116,8 @@ def test_errors_from_anywhere(
     """Out of memory, Ctrl-C, an error that nothing foresaw.
 
     Here: a sentence and a status; a traceback with `--debug`
+    Others: Ctrl-C: Lightning says so and ends with status 1, `Trainer` in a traceback with status 1;
+        both leave the checkpoint of the last epoch
     """
 
     def fail(*_: Any, **__: Any) -> None:

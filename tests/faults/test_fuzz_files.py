@@ -210,6 +210,8 @@ def test_shards(edits: Edits, tmp_path: Path) -> None:
     """Shards in tar files.
 
     Here: read, or refused by name
+    Others: of 200 files, webdataset read 158 without a word, 145 of them with fewer or other samples;
+        the others ended in `ReadError`
     """
     check(write_shard, lambda file: read_shards(str(file)), "x.tar", edits, tmp_path)
 
@@ -222,6 +224,8 @@ def test_volumes(ending: str, edits: Edits, tmp_path: Path) -> None:
     """NIfTI, gzipped or not.
 
     Here: read, or refused by name; headers that ask for any amount of memory are refused
+    Others: of 200 uncompressed files, nibabel read 30, 24 of them with other voxels; the others ended
+        in `ImageFileError` (162), `OSError`, `ValueError` and `HeaderDataError`
     """
     voxels = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
     content = nibabel.Nifti1Image(voxels, np.diag([1.0, 2.0, 3.0, 1.0])).to_bytes()
@@ -239,6 +243,8 @@ def test_tables(edits: Edits, tmp_path: Path) -> None:
     """Tables of images.
 
     Here: read, or refused by name
+    Others: of 200 files, `pandas.read_csv` read 9; the others ended in `UnicodeDecodeError` (185) and
+        `ParserError`
     """
     for i in range(3):
         (tmp_path / f"{i}.png").touch()
@@ -252,6 +258,8 @@ def test_parquet(edits: Edits, tmp_path: Path) -> None:
     """Tables of images in Parquet.
 
     Here: read, or refused by name
+    Others: of 200 files, `pandas.read_parquet` read 1; the others ended in `OSError` (141) and
+        `ArrowInvalid`
     """
     for i in range(3):
         (tmp_path / f"{i}.png").touch()
@@ -274,6 +282,8 @@ def test_videos(edits: Edits, tmp_path: Path, film: bytes) -> None:
     """Videos.
 
     Here: decoded, or a bad video
+    Others: of 200 files, PyAV decoded 19, 14 of them to fewer or other frames; the others ended in
+        `InvalidDataError` (162), `IndexError` and `DecoderNotFoundError`
     """
 
     def read(file: Path) -> None:
@@ -355,6 +365,7 @@ def test_values_in_configurations_of_runs(
     """Any values in the `config.yaml` of a run.
 
     Here: a configuration, or refused by name
+    Others: no counterpart
     """
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(change(yaml.safe_load(run_settings), changes)))
     with suppress(ValueError):
@@ -367,6 +378,7 @@ def test_records_of_images(edits: Edits, tmp_path: Path) -> None:
     """The record of a run's images.
 
     Here: read, or refused by name
+    Others: no counterpart
     """
     images = tuple(RecordedImage("train", "a", 3, "0" * 32, f"{i}.png") for i in range(3))
     record = ImageRecord("folder", ("a",), "whole", images)
@@ -379,6 +391,7 @@ def test_metrics(edits: Edits, tmp_path: Path) -> None:
     """`metrics.csv`.
 
     Here: read, or refused by name
+    Others: no counterpart
     """
     rows = [{"epoch": float(i), "val/loss": 0.5, "seconds": 1.0} for i in range(3)]
     check(lambda file: write_rows(file, rows), read_rows, "metrics.csv", edits, tmp_path)

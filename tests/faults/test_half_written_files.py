@@ -57,6 +57,7 @@ def test_a_half_written_summary_is_written_again(content: str, run: Path) -> Non
     """Empty or cut `summary.json`.
 
     Here: a warning, and resuming writes the report again
+    Others: no counterpart: none writes a report
     """
     whole = (run / "summary.json").read_bytes()
     (run / "summary.json").write_text(content)
@@ -70,6 +71,7 @@ def test_a_missing_part_of_the_report_is_written_again(name: str, run: Path) -> 
     """A picture, the page or the model is missing.
 
     Here: resuming writes the report again
+    Others: no counterpart
     """
     (run / name).unlink()
     assert train("--resume", run) == 0
@@ -80,6 +82,8 @@ def test_a_refused_resume_changes_nothing(run: Path, capsys: pytest.CaptureFixtu
     """A resume that is refused.
 
     Here: no file has changed, and a right one goes on
+    Others: a checkpoint of a model of another width is refused by both with a `RuntimeError`;
+        `Trainer` changes nothing, Lightning leaves another folder `version_2` with an event file
     """
     before = contents(run)
     for option in ("--seed=5", "--optimizer.name=sgd", "--data.source=nowhere", "--accelerator=tpu"):
@@ -110,6 +114,8 @@ def test_a_refused_start_leaves_no_folder(
     """A start that is refused after the folder was made.
 
     Here: the folder is gone
+    Others: with data whose first image cannot be read Lightning leaves `version_0` with its
+        `hparams.yaml`, `Trainer` an empty folder
     """
 
     def refuse(*_: Any) -> None:
@@ -156,6 +162,8 @@ def test_sigkill_while_a_file_is_replaced(stage: str, tmp_path: Path) -> None:
     """SIGKILL while a file is written.
 
     Here: it holds what it held before
+    Others: `torch.save`, by which the public vit-pytorch's weights are kept: a file of 0 bytes,
+        `EOFError`; Lightning: a file that loads
     """
     file = tmp_path / "summary.json"
     write_file(file, "before")
@@ -170,6 +178,8 @@ def test_an_error_while_a_folder_is_replaced(tmp_path: Path) -> None:
     """An error while a model's folder is written.
 
     Here: the folder is as it was
+    Others: transformers' `save_pretrained`, an error while the weights are written: the new
+        `config.json` beside the old weights, refused at loading by their shapes
     """
     write_file(tmp_path / "model" / "config.json", "before")
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "model") as place:

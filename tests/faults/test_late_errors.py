@@ -63,6 +63,7 @@ def test_pictures_of_other_channels_than_grey_and_rgb(channels: int, tmp_path: P
     """Images of other channels than grey and RGB.
 
     Here: shown by the mean over their channels
+    Others: no counterpart
     """
     run = tmp_path / "run"
     assert train("--output", run, f"--data.channels={channels}", "--epochs=1", *TINY) == 0
@@ -92,6 +93,7 @@ def test_a_folder_whose_name_is_no_utf_8(
     """The name of the data, or of the run's folder, is no UTF-8.
 
     Here: refused before anything else
+    Others: Lightning (`default_root_dir`): a `UnicodeEncodeError`; `Trainer` (`output_dir`) takes it
     """
     strange = tmp_path / os.fsdecode(b"ordn\xe9r")
     places = (folder, strange)
@@ -110,6 +112,7 @@ def test_an_image_whose_name_is_no_utf_8(
     """The name of an image to be explained or embedded is no UTF-8.
 
     Here: pictures and page show escapes; Parquet, which cannot hold it, is refused, `.npz` holds it
+    Others: no counterpart
     """
     image = tmp_path / os.fsdecode(b"caf\xe9.png")
     Image.new("L", (8, 8)).save(image, format="PNG")
@@ -132,6 +135,8 @@ def test_outputs_that_cannot_be_files(
     """A folder stands where a file is to be written, or a file where its folder would be.
 
     Here: a sentence with the path; nothing is written
+    Others: transformers' `save_pretrained` to a path where a file stands: logs an error, saves
+        nothing and returns as if all were well
     """
     suffix = command[-4:].lstrip("E")
     (tmp_path / f"x{suffix}").mkdir()
@@ -149,6 +154,7 @@ def test_class_names_that_are_no_cells_of_a_table(folder: Path, tmp_path: Path) 
     """Bars and line breaks in names of classes.
 
     Here: escaped in `summary.md`
+    Others: no counterpart
     """
     for split in ("train", "val", "test"):
         (folder / split / "1").rename(folder / split / "a|b\nc")
@@ -164,6 +170,7 @@ def test_a_picture_that_cannot_be_drawn(
     """A picture that cannot be drawn.
 
     Here: model, summary and the other pictures are written; resuming draws it
+    Others: no counterpart
     """
 
     def fail(*_: Any) -> None:

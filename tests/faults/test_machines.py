@@ -44,6 +44,8 @@ def test_a_machine_is_lost(tmp_path: Path) -> None:
 
     Here: the other ends with status 8, and names process, machine, address and the checkpoint to resume
         from, alone or with another
+    Others: Lightning (`ddp`, two processes of one machine): the other one is ended by SIGKILL within
+        two seconds
     """
     run, port = tmp_path / "run", free_port()
     nodes = [
@@ -120,6 +122,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     """The port is in use.
 
     Here: status 8, and the port
+    Others: Lightning: a traceback that ends in `DistNetworkError`, with the port
     """
     with socket.socket() as taken:
         taken.bind(("", 0))

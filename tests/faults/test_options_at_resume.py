@@ -43,6 +43,9 @@ def test_an_option_that_cannot_act(
     """An option that cannot act any more.
 
     Here: refused, with what it was and the list of those that may change
+    Others: another batch size: Lightning trains on with it without a word; `Trainer` prints the
+        difference, and two epochs with batches twice as large ended at once, at the steps of one
+        epoch. Another seed: `Trainer` goes on without a word
     """
     written = (run / "config.yaml").read_bytes()
     assert train("--resume", run, "--epochs=3", option) == 2
@@ -100,6 +103,7 @@ def test_an_edited_configuration(
     """A setting that cannot act any more is edited in the run's `config.yaml`.
 
     Here: refused like an option: the checkpoint holds the settings with which it was written
+    Others: no counterpart: their settings are those of the program
     """
     file = run / "config.yaml"
     text = file.read_text()
@@ -113,6 +117,7 @@ def test_a_checkpoint_without_settings(run: Path) -> None:
     """A checkpoint of an earlier version, which does not hold the settings with which it was written.
 
     Here: resumed, held against `config.yaml`
+    Others: no counterpart
     """
     file = run / "checkpoints" / "last" / MANIFEST
     manifest = json.loads(file.read_text())

@@ -50,6 +50,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A system or file system without locks.
 
     Here: a warning that a second process would go unnoticed
+    Others: no counterpart: none of them locks a run
     """
     monkeypatch.setattr(runs, "fcntl", None)
     message = "cannot be locked .*a second process in it would go unnoticed"
@@ -61,6 +62,7 @@ def test_a_lock_is_released(tmp_path: Path) -> None:
     """The lock of a run that has ended.
 
     Here: released; `.run` says who held it
+    Others: no counterpart
     """
     for _ in range(2):
         with warnings.catch_warnings(), hold_run(tmp_path):

@@ -44,7 +44,10 @@ def finetune(arguments: Sequence[str]) -> None:
             more[weights] = found
             arguments = without_option(arguments, "tuning.weights")
         elif option_value(arguments, "model.name") is None:
-            raise UsageError(f"--from {weights} is a file of weights; name its model by --model")
+            raise UsageError(
+                f"--from {weights} names no run, model folder or model; if it is a file of weights, name its "
+                "model by --model"
+            )
     carry_out(*read_command(arguments, resumed, more=more, command=finetune, own=FINETUNE), resumed)
 
 

@@ -67,9 +67,12 @@ class Listing:
     def stray_files(self, folder: Path) -> None:
         """Note links to nothing, and files of the types sought, in a folder whose folders are classes."""
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name[0] == "." or entry.is_dir():
+            if entry.name[0] == ".":
                 continue
-            if self._mode(folder / entry.name) == 0:
+            mode = self._mode(folder / entry.name)
+            if stat.S_ISDIR(mode):
+                continue
+            if mode == 0:
                 self.leave_out(folder / entry.name, DANGLING)
             elif extension(entry.name) in self.extensions:
                 self.leave_out(folder / entry.name, STRAY)

@@ -136,13 +136,16 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     tables = list(dict.fromkeys([*FAMILIES, *all_tables()]))
-    rows, seen = [], []
+    rows: list[dict[str, Any]] = []
+    seen: list[nn.Module] = []
     for table in tables if arguments.tables is None else arguments.tables:
         with torch.no_grad():
             built = list(cases([table]))
         for case in built:
             # once for each reference, from the weights under its own names
-            if case.other is None or case.checkpoint.keys() != case.other.state_dict().keys():
+            if case.other is None or not isinstance(case.checkpoint, Mapping):
+                continue
+            if case.checkpoint.keys() != case.other.state_dict().keys():
                 continue
             if any(case.other is other for other in seen):
                 continue

@@ -1,6 +1,7 @@
 """`vit explain`: pictures and a page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vit_pytorch.cli import main
+from vit_pytorch.cli import Status, main
 from vit_pytorch.cli.explain import at_full_size
 from vit_pytorch.data import Preprocessing, eval_transform
 
@@ -44,6 +45,23 @@ def test_a_runs_digits_are_explained(
     assert written == {f"{stem}-{kind}.png" for stem in ("a", "b", "a-2") for kind in kinds}
     assert written | {"report.html"} == {path.name for path in output.iterdir()}
     assert "random weights" not in (output / "report.html").read_text()
+
+
+def test_images_that_cannot_be_decoded_are_named_and_left_out(
+    digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "a.png").write_bytes(b"no image")
+    arguments = ["explain", str(digits_run), "--output", str(tmp_path / "out"), "--json"]
+    with pytest.raises(SystemExit, match=str(Status.DATA.value)):
+        main([*arguments, str(pictures)])
+    out, err = capsys.readouterr()
+    assert [Path(one["image"]).name for one in json.loads(out)["images"]] == ["b.png", "a.png"]
+    assert f"{pictures}/a.png" in err
+    assert "files that could not be read: 1, named above" in err
+    shutil.rmtree(tmp_path / "out")
+    assert main([*arguments, str(pictures / "a.png")]) == Status.DATA
+    assert "none of the images could be decoded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_named_model_is_explained_with_a_warning(

@@ -241,8 +241,8 @@ def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_without_match(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "resnet"]) == 2
-    assert "'resnet'" in capsys.readouterr().err
+    assert main(["models", "efficientnet"]) == 2
+    assert "'efficientnet'" in capsys.readouterr().err
 
 
 def test_listing_models_imports_nothing_heavy() -> None:
@@ -260,7 +260,7 @@ def test_listing_models_needs_no_extra() -> None:
         "import sys; extras = ('lightning', 'torchvision', 'jsonargparse', 'docstring_parser',"
         "'sklearn', 'matplotlib', 'PIL'); sys.modules.update(dict.fromkeys(extras));"
         "from vit_pytorch.cli import main; print(main(['models', 'deit*', '--json']), main(['train']),"
-        "main(['trian']), main(['models', 'resnet']))"
+        "main(['trian']), main(['models', 'efficientnet']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 2 2 2"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from jaxtyping import Float
 from numpy.lib import format as npy
 from torch import Tensor
 
-from vit_pytorch.cli import Status
 from vit_pytorch.cli.explain import as_utf_8
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
@@ -101,9 +99,7 @@ def write_features(
         print_json({"output": output, "images": count, "shape": shape})
     else:
         print(f"{output}: {features} features of {count} images, {' x '.join(map(str, shape))} each")
-    if bad.count:
-        print(f"vit: files that could not be read: {bad.count}, named above", file=sys.stderr)
-        raise SystemExit(Status.DATA)
+    bad.leave()
 
 
 class Writer(Protocol):

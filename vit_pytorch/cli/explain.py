@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import UInt8
@@ -11,14 +13,16 @@ from torch import Tensor
 from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.tables import print_json, table
+from vit_pytorch.cli.use import BadFiles
 from vit_pytorch.create import comes_trained, create_model
 from vit_pytorch.data import Preprocessing, eval_transform, load_images
 from vit_pytorch.data.prediction import find_images
+from vit_pytorch.data.reader import LoadingError
 from vit_pytorch.preprocessing import fit_size
 from vit_pytorch.registry import entries
 from vit_pytorch.training.predictor import put_on_device
 from vit_pytorch.training.problems import Answer
-from vit_pytorch.training.runs import check_writable
+from vit_pytorch.training.runs import check_creatable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
 REPORT = "report.html"
@@ -56,6 +60,7 @@ def print_explanation(
     top: int = 5,
     megabytes: float = 14.0,
     as_json: bool = False,
+    on_bad: Literal["report", "skip", "stop"] = "report",
 ) -> None:
     """Show what a classifier looks at: pictures, and a page to explore its attention in a browser.
 
@@ -68,9 +73,11 @@ def print_explanation(
         top: Number of classes or labels whose relevance is shown, the most probable first; of values all.
         megabytes: Size of the page at most; attention is stored as finely as fits.
         as_json: Print JSON instead of a table.
+        on_bad: As for `vit predict`.
 
     Raises:
         FileNotFoundError: Where there is no model or no such image.
+        LoadingError: Where no image can be decoded.
         ValueError: Where the model has no classifier or takes no images, or the images do not fit in the
             page.
     """
@@ -82,12 +89,16 @@ def print_explanation(
     if len(saved.preprocessing.size) != 2:
         extent = " x ".join(map(str, saved.preprocessing.size))
         raise ValueError(f"images are explained, but {model} takes an input of {extent}")
-    check_writable(output)
+    check_creatable(output)
     report = Path(output) / REPORT
     done: list[Explained] = []
+    bad = BadFiles(on_bad)
     subject = describe(model, saved, untrained=model in entries() and pretrained is False)
-    explanations = _explain(saved, paths, Path(output), top, done)
-    size = write_report(report, subject, explanations, count=len(paths), megabytes=megabytes)
+    explanations = _explain(saved, paths, Path(output), top, done, bad)
+    first = next(explanations, None)
+    if first is None:
+        raise LoadingError("none of the images could be decoded")
+    size = write_report(report, subject, chain([first], explanations), count=len(paths), megabytes=megabytes)
     if as_json:
         shown = [
             {
@@ -98,10 +109,12 @@ def print_explanation(
             for one in done
         ]
         print_json({"report": str(report), "bytes": size, "images": shown})
-        return
-    rows = [[str(one.image), *one.shown] for one in done]
-    print(table(["image", *(f"{i + 1}." for i in range(len(rows[0]) - 1))], rows))
-    print(f"{report} ({size / 1e6:.1f} MB), and {sum(len(one.pictures) for one in done)} pictures beside it")
+    else:
+        rows = [[str(one.image), *one.shown] for one in done]
+        print(table(["image", *(f"{i + 1}." for i in range(len(rows[0]) - 1))], rows))
+        pictures = sum(len(one.pictures) for one in done)
+        print(f"{report} ({size / 1e6:.1f} MB), and {pictures} pictures beside it")
+    bad.leave()
 
 
 def describe(name: str, saved: SavedClassifier, *, untrained: bool) -> Subject:
@@ -138,15 +151,20 @@ def as_utf_8(name: str) -> str:
 
 
 def _explain(
-    saved: SavedClassifier, paths: Sequence[Path], folder: Path, top: int, done: list[Explained]
+    saved: SavedClassifier,
+    paths: Sequence[Path],
+    folder: Path,
+    top: int,
+    done: list[Explained],
+    bad: BadFiles,
 ) -> Iterator[Explanation]:
-    """Explain one image after the other, and write its pictures."""
+    """Explain one image after the other, and write its pictures in a folder, which is made if need be."""
     prep = saved.preprocessing
     transform = eval_transform(prep)
     model = put_on_device(saved.model)
     device = next(model.parameters()).device
     stems: set[str] = set()
-    for path, image in load_images(paths, channels=prep.channels, window=prep.window):
+    for path, image in load_images(paths, channels=prep.channels, window=prep.window, on_bad=bad):
         shown = explain_image(
             model,
             transform(image).to(device),
@@ -159,6 +177,7 @@ def _explain(
         named = [
             f"{saved.classes[index]} {saved.problem.describe_score(score)}" for index, score in shown.top
         ]
+        folder.mkdir(parents=True, exist_ok=True)
         pictures = write_pictures(shown, folder, _free(path.stem, stems))
         done.append(Explained(path, answer, named, pictures))
         yield shown

@@ -329,9 +329,7 @@ def print_predictions(
         )
         for line in table_lines(header, rows):
             print(line)
-    if bad.count:
-        print(f"vit: files that could not be read: {bad.count}, named above", file=sys.stderr)
-        raise SystemExit(Status.DATA)
+    bad.leave()
 
 
 class BadFiles:
@@ -354,6 +352,16 @@ class BadFiles:
             return
         self.count += 1
         print(f"vit: {error}", file=sys.stderr)
+
+    def leave(self) -> None:
+        """Leave with an exit status that says so if files were reported.
+
+        Raises:
+            SystemExit: with status 3
+        """
+        if self.count:
+            print(f"vit: files that could not be read: {self.count}, named above", file=sys.stderr)
+            raise SystemExit(Status.DATA)
 
 
 def _rows(prediction: Answer, problem: Problem, *, timed: bool) -> Iterator[list[str]]:

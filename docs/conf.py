@@ -24,6 +24,7 @@ extensions = [
     "command_reference",
     "figures",
     "page_html",
+    "python_reference",
 ]
 html_theme = "furo"
 html_title = "vit_pytorch"

@@ -24,7 +24,10 @@ DOCS = ROOT / "docs"
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 PAPERS = sorted(path for path in DOCS.glob("papers/*.md") if path.stem != "index")
-EXTENSIONS = ("model_tables", "paper_groups", "proof_tables", "figures", "page_html", "command_reference")
+EXTENSIONS = (
+    *("sphinx.ext.autodoc", "sphinx.ext.napoleon", "model_tables", "paper_groups", "proof_tables"),
+    *("figures", "page_html", "command_reference", "python_reference"),
+)
 COUNTED = {row["name"]: row for row in json.loads((DOCS / "measured" / "zoo.json").read_text())}
 
 
@@ -102,7 +105,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "papers").mkdir()
     for page in ("commands", "zoo", "proof", "papers/index", "papers/swin"):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
-    (source / "index.md").write_text("# Pages\n\n```{toctree}\ncommands\nzoo\nproof\npapers/index\n```\n")
+    (source / "api.md").write_text(
+        "# CaiT\n\n```{eval-rst}\n.. automodule:: vit_pytorch.cait\n   :members:\n```\n"
+    )
+    (source / "index.md").write_text(
+        "# Pages\n\n```{toctree}\ncommands\nzoo\nproof\napi\npapers/index\n```\n"
+    )
     settings = (
         f"import sys; sys.path.insert(0, {str(DOCS)!r})",
         f"extensions = ['myst_parser', {', '.join(map(repr, EXTENSIONS))}]",
@@ -153,6 +161,14 @@ def test_figures_have_a_text_alternative(site: Path) -> None:
     (words,) = re.findall(r'<svg class="architecture" role="img" aria-label="([^"]+)"', text)
     assert "model: image, then patches (4 × 4), then stage 1 (1/4)" in words
     assert "shifted block: (norm, then attention (within shifted windows)) added to the input" in words
+
+
+def test_python_reference_shows_what_a_class_takes(site: Path) -> None:
+    html = (site / "api.html").read_text(encoding="utf-8")
+    text = " ".join(text_of(site / "api.html").split())
+    assert "CaiT(*, image_size: int | Sequence[int], patch_size: int | Sequence[int]" in text
+    assert "<p>H. Touvron, M. Cord" in html
+    assert "<p>Family: plain</p>\n<p>Differs from the paper: nothing.</p>" in html
 
 
 def test_papers_have_a_year_and_a_summary(site: Path) -> None:

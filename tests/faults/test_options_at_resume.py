@@ -168,6 +168,6 @@ def test_a_latest_run_that_is_not_known(
 
 
 def set_time(run: Path, written: float) -> None:
-    """Let the last checkpoint of a run say when it was written."""
+    """Write into the last checkpoint of a run when it was written."""
     file = run / "checkpoints" / "last" / MANIFEST
     file.write_text(json.dumps({**json.loads(file.read_text()), "written": written}))

@@ -34,7 +34,7 @@ class LastingFile(io.FileIO):
 
 
 def keep_streams() -> None:
-    """Let a command run to its end when standard output or standard error is closed, or is not UTF-8.
+    """Keep a command running to its end when standard output or standard error is closed, or is not UTF-8.
 
     Characters that a stream cannot encode are written as escapes. Streams that somebody has put in the place
     of the process's own, as notebooks and tests do, are left alone.

@@ -136,7 +136,7 @@ def within_budget(
     arguments: Sequence[str],
     sources: Sequence[str],
 ) -> TrainConfig:
-    """Let a run take the epochs, and a recipe's model the size, that a time is enough for.
+    """Choose the epochs, and the size of a recipe's model, that a time is enough for.
 
     Raises:
         UsageError: Where the epochs are given, too.

@@ -13,10 +13,10 @@ LARGE: dict[str, Any] = {"dim": 128, "depth": (2, 6, 14, 2), "dim_conv_stem": (6
 HUGE: dict[str, Any] = {"dim": 192, "depth": (2, 6, 14, 2), "dim_conv_stem": (96, 192)}
 PICO: dict[str, Any] = {"dim": 64, "depth": (2, 3, 5, 2), "dim_conv_stem": (32, 64)}
 NANO: dict[str, Any] = {"dim": 64, "depth": (3, 4, 6, 3), "dim_conv_stem": (32, 64)}
-# timm's own, which came before its implementation of the authors' convolutions.
+# timm's own
 OWN: dict[str, Any] = {"widen_last": True, "head_hidden": False}
 OWN_CONV: dict[str, Any] = {"kind": "mbconv", "act": "silu", "expand_input": True}
-# the first of them
+# the convolutions of some of them
 FIRST_CONV: dict[str, Any] = {**OWN_CONV, "bias": False, "norm_act": True, "gate_act": "relu"}
 EARLY_CONV: dict[str, Any] = {**FIRST_CONV, "gate_first": True}
 LATER_CONV: dict[str, Any] = {**FIRST_CONV, "gate_act": "silu"}

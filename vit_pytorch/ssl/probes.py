@@ -39,7 +39,7 @@ def nearest_neighbours(
     temperature: float = 0.07,
     batch: int = 1024,
 ) -> Float[Tensor, "q k"]:
-    """Let each query's nearest neighbours by cosine vote for its class.
+    """Classify each query by the votes of its nearest neighbours by cosine.
 
     A vote weighs exp(cosine / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4; DINO's protocol).
 

@@ -248,7 +248,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, scaled: bool = 
 
 
 def normalize_after_steps(optimizer: Optimizer, model: HasUnitWeights) -> None:
-    """Let an optimizer put a model's weights back on their sphere behind each of its steps."""
+    """Put a model's weights back on their sphere after each step of an optimizer."""
     optimizer.register_step_post_hook(partial(_normalize_weights, model))
 
 
@@ -305,7 +305,7 @@ def _check_shapes(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Let a checkpoint not decide by which kernels steps are taken: it may come from another machine."""
+    """Return a checkpoint's state with this machine's kernels: it may come from another one."""
     kernels = {"fused": optimizer.defaults["fused"]} if "fused" in optimizer.defaults else {}
     return {**state, "param_groups": [{**group, **kernels} for group in state["param_groups"]]}
 

@@ -132,7 +132,7 @@ class Settings(Callback):
 def log_run(
     fabric: Fabric, config: RunConfig, folder: Path, splits: Splits, model: VisionModel, asked: int
 ) -> None:
-    """Let the first process say what will be done.
+    """Print what will be done, in the first process.
 
     Args:
         asked: the batch size before it was fitted to the number of images

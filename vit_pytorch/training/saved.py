@@ -44,7 +44,7 @@ def save_classifier(saved: SavedClassifier, folder: str | os.PathLike[str]) -> N
 
 
 def note_preprocessing(model: VisionModel, prep: Preprocessing) -> None:
-    """Let a model say how images are prepared for it."""
+    """Write into a model's configuration how images are prepared for it."""
     model.default_cfg.update(
         input_size=(prep.channels, *prep.size),
         mean=tuple(prep.mean),

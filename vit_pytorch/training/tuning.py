@@ -54,7 +54,7 @@ def _read_folder(model: VisionModel, folder: str) -> Path | dict[str, Tensor]:
 
 
 def arrange(model: VisionModel, config: TuningConfig) -> VisionModel:
-    """Let the weights learn that a configuration names, and no others; the same model, unless it gets memory.
+    """Freeze all weights but those that a configuration names; return the same model, unless it gets memory.
 
     Raises:
         ValueError: Where the model has no place for what the method adds.

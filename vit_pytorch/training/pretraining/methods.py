@@ -286,7 +286,7 @@ def centre_of(method: Dino) -> Centre:
 
 @torch.no_grad()
 def forget_step(method: Dino) -> None:
-    """Let a step that was not taken leave no trace: the teacher stays, and so do the centres."""
+    """Discard what a step that was not taken has left: neither the teacher nor the centres move."""
     for module in method.modules():
         if isinstance(module, Centre):
             module.total.zero_()

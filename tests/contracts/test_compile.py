@@ -36,7 +36,10 @@ def exported(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
 
 def test_compile(entry: ModelEntry, model: VisionModel, images: Tensor):
     """In one graph; of representative models backward is traced, too, which takes as long again."""
-    backend = "aot_eager" if entry.name in REPRESENTATIVE else "eager"
+    check_compiled(model, images, "aot_eager" if entry.name in REPRESENTATIVE else "eager")
+
+
+def check_compiled(model: VisionModel, images: Tensor, backend: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(images), model(images))
     want = backward(model, images)

@@ -158,7 +158,7 @@ class GroupAttention(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
-    ) -> Float[Tensor, "b h w d"]:
+    ) -> Float[Tensor, "b h w e"]:
         """Attend from each cell to the cells of its group."""
         height, width = x.shape[1:3]
         partition, mask = self.partition_for((height, width))

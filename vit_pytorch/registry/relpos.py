@@ -17,6 +17,10 @@ SHARED: dict[str, Any] = {"per_layer": False}
 AS_THE_HEAD = {
     "group_matcher": "a network of biases that all layers share learns at the head's rate, as in timm"
 }
+UNSEEN = {
+    "every_parameter_has_a_gradient": "the class token alone is classified, and the last block's biases act "
+    "between patches"
+}
 SMALLEST = {"image_size": 160, "dim": 96, "depth": 9, "heads": 3, "dim_head": 32, "mlp_dim": 192}
 # name: parameters, timm's release, options, and settings of the positions
 MODELS: dict[str, tuple[int, str | None, dict[str, Any], dict[str, Any]]] = {
@@ -75,7 +79,11 @@ def _entry(name: str) -> ModelEntry:
         },
         default_cfg={**PREPARE, "crop_pct": 0.95 if name == "test_vit_relpos" else 0.9},
         hub_id=None if tag is None else f"timm/{name}.{tag}",
-        exceptions=NO_BATCH if inside["per_layer"] else {**NO_BATCH, **AS_THE_HEAD},
+        exceptions={
+            **NO_BATCH,
+            **({} if inside["per_layer"] else AS_THE_HEAD),
+            **(UNSEEN if options["pool"] == "cls" else {}),
+        },
     )
 
 

@@ -10,17 +10,15 @@ installed, what it computed is in `tests/golden/`. The documentation's table is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from loading_case import Build, Case
-from loading_cases import FAMILIES, cases
+from loading_cases import FAMILIES, cases, read_arguments
 from provenance import provenance
 from references import images, randomise
 from torch import nn
@@ -161,12 +159,7 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @torch.no_grad()
 def main() -> None:
     """Measure everything and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path, help="the JSON file to write")
-    parser.add_argument(
-        "--tables", nargs="+", choices=all_tables(), help="measure these alone, keep the others' rows"
-    )
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__)
     logging.disable(logging.WARNING)
     tables = arguments.tables or list(all_tables())
     rows = [measure(case) for case in cases(tables)] + [own(table) for table in tables]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import loading_nd as nd
 import loading_plain as plain
@@ -13,6 +15,7 @@ import loading_variants as variants
 from loading_case import Case, beside
 
 from vit_pytorch.pretrained.tables import references_of
+from vit_pytorch.pretrained.tables import tables as all_tables
 
 # What is measured with more than the models beside a table (`Reference`).
 FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
@@ -63,3 +66,13 @@ def cases(tables: Iterable[str]) -> Iterator[Case]:
     for table in chosen:
         for reference in references_of(table):
             yield beside(table, reference)
+
+
+def read_arguments(description: str | None) -> argparse.Namespace:
+    """Read a command line that names the file of the rows, `output`, and some `tables`; None for all."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("output", type=Path, help="the JSON file to write")
+    parser.add_argument(
+        "--tables", nargs="+", choices=all_tables(), help="measure these alone, keep the others' rows"
+    )
+    return parser.parse_args()

@@ -12,18 +12,16 @@ documentation's page of proof is made from the file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import torch
 from loading_case import Case
-from loading_cases import FAMILIES, cases
+from loading_cases import FAMILIES, cases, read_arguments
 from provenance import provenance
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -67,12 +65,12 @@ def compare_gradients(
     """
     for output in logits:
         output.square().sum().backward()
-    expected = gradients(theirs)
+    expected, mine = gradients(theirs), gradients(ours)
     carrier = case.build()
     carrier.load_state_dict(ours.state_dict())
     with torch.no_grad():
         for name, parameter in carrier.named_parameters():
-            parameter.copy_(gradients(ours)[name])
+            parameter.copy_(mine[name])
     found = to_format(carrier, case.format)
     if not expected.keys() <= found.keys():
         return {}
@@ -128,12 +126,7 @@ def take_steps(case: Case, ours: nn.Module, theirs: nn.Module) -> dict[str, floa
 
 def main() -> None:
     """Measure everything and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path, help="the JSON file to write")
-    parser.add_argument(
-        "--tables", nargs="+", choices=all_tables(), help="measure these alone, keep the others' rows"
-    )
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__)
     logging.disable(logging.WARNING)
     tables = list(dict.fromkeys([*FAMILIES, *all_tables()]))
     rows: list[dict[str, Any]] = []

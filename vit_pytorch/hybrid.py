@@ -152,8 +152,7 @@ class ResNet(nn.Module):
 
     def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
-        if not depths or min(depths) < 1:
-            raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
+        _check_depths(depths)
         self.stem = ResNetStem(channels, width=width)
         dims = [width, *(4 * width * 2**stage for stage in range(len(depths)))]
         self.stages = nn.ModuleList(
@@ -234,8 +233,7 @@ class ResNetD(nn.Sequential):
 
     def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
-        if not depths or min(depths) < 1:
-            raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
+        _check_depths(depths)
         half = width // 2
         self.conv1 = nn.Sequential(
             nn.Conv2d(channels, half, 3, 2, 1, bias=False),
@@ -260,6 +258,11 @@ class ResNetD(nn.Sequential):
         self.reduction = 2 ** (len(depths) + 1)
         self.num_features = before
         init_convs(self)
+
+
+def _check_depths(depths: Sequence[int]) -> None:
+    if not depths or min(depths) < 1:
+        raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
 
 
 RESNETS = ("big_transfer", "d")

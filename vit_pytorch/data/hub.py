@@ -208,12 +208,12 @@ def _label_indices(
             raise ValueError(
                 f"{origin} must have the classes of training {classes}, got {tuple(feature.names)}"
             )
-        wrong = next((row for row, value in enumerate(values) if value >= len(classes)), None)
-        if wrong is not None:
-            raise ValueError(
-                f"{origin}[{wrong}] has the label {list(values)[wrong]}, of {len(classes)} classes"
-            )
-        return torch.tensor(list(values), dtype=torch.long)
+        labels = torch.tensor(list(values), dtype=torch.long)
+        wrong = (labels >= len(classes)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(f"{origin}[{row}] has the label {labels[row]}, of {len(classes)} classes")
+        return labels
     index = {name: i for i, name in enumerate(classes)}
     unknown = sorted({str(value) for value in values} - index.keys())
     if unknown:

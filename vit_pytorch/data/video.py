@@ -88,7 +88,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._decoded = iter(())
         if self._container is not None:
             self._container.close()

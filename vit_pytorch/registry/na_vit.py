@@ -5,6 +5,7 @@ from typing import Any
 from vit_pytorch.na_vit import NaViT
 from vit_pytorch.na_vit_nested_tensor import NaViT as NestedNaViT
 from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.registers import SHAPES
 from vit_pytorch.registry.towers import CLIP
 from vit_pytorch.registry.vit import SIZES, TINY
 
@@ -57,8 +58,7 @@ RADIO: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "huge_patch16_radio_v4": ("huge", 652_927_720, 9, {}),
 }
 NAFLEX_SIZES = {
-    **SIZES,
-    "so150m2": {"dim": 832, "depth": 21, "heads": 13, "mlp_dim": 2176},
+    **SHAPES,
     "radio_giant": {"dim": 1536, "depth": 40, "heads": 24, "mlp_dim": 6144},
 }
 

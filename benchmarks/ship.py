@@ -3,7 +3,8 @@
     python benchmarks/ship.py runs/digits vit_patch4_24.digits --data digits --command "vit train" --commit …
 
 Weights are stored in half precision. The model that is stored is measured again on the test images: where it
-is right on fewer of them than the run's, nothing is written.
+is right on fewer of them than the run's, nothing is written. Of `vit pretrain` the features are measured, by
+the 20 nearest training images and by a linear classifier, beside those of the model with random weights.
 """
 
 from __future__ import annotations
@@ -20,16 +21,28 @@ from typing import Any
 import torch
 import yaml
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.cli.use import evaluation_loader
-from vit_pytorch.data import ImageDataset, open_data
+from vit_pytorch.create import load_model
+from vit_pytorch.data import ImageDataset, ImageLoader, open_data
+from vit_pytorch.data.datasets import Splits
+from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
 from vit_pytorch.storage import replacing
 from vit_pytorch.trained import CARD, FOLDER
 from vit_pytorch.training.evaluation import Evaluation, evaluate
+from vit_pytorch.training.probing import Probe, embed, read_features
+from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.saved import SavedClassifier, load_classifier, save_classifier
 
 MOST_BYTES = 4_000_000
 # test images on which the tests measure each model
 PART = 500
+# training images that a probe knows there
+KNOWN = 5000
+# share of the test images that half precision may cost the nearest neighbours
+MOST_LOST = 0.001
+
+Probed = dict[Probe, float]
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,18 @@ class Data:
     tested: bool = False
 
 
+CIFAR10 = Data(
+    "CIFAR-10, JPEG copy",
+    "wds:{folder}/cifar10_jpeg/train-{{00..03}}.tar,{folder}/cifar10_jpeg/train-04.tar,"
+    "{folder}/cifar10_jpeg/test-00.tar",
+    "no formal licence; research use",
+    "CIFAR-10 (A. Krizhevsky, 2009) has no formal licence and is distributed for research; its "
+    "photographs were collected from the web, and their owners were not asked. The weights hold no "
+    "photographs and are shipped for research and teaching; anybody who needs weights with cleared rights "
+    "should not use these. The copy is of lossy JPEG files, and figures are not comparable to the last half "
+    "point with those of the original.",
+    tested=True,
+)
 DATA = {
     "digits": Data(
         "scikit-learn digits",
@@ -61,17 +86,13 @@ DATA = {
         "The digits come with scikit-learn and, from UCI, under CC BY 4.0, which allows derived works with "
         "attribution: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (1998).",
     ),
-    "cifar10": Data(
-        "CIFAR-10, JPEG copy",
-        "wds:{folder}/cifar10_jpeg/train-{{00..03}}.tar,{folder}/cifar10_jpeg/train-04.tar,"
+    "cifar10": CIFAR10,
+    "half_cifar10": Data(
+        "CIFAR-10, JPEG copy, 20,000 of its training images",
+        "wds:{folder}/cifar10_jpeg/train-{{00..01}}.tar,{folder}/cifar10_jpeg/train-04.tar,"
         "{folder}/cifar10_jpeg/test-00.tar",
-        "no formal licence; research use",
-        "CIFAR-10 (A. Krizhevsky, 2009) has no formal licence and is distributed for research; its "
-        "photographs were collected from the web, and their owners were not asked. The weights hold no "
-        "photographs and are shipped for research and teaching; anybody who needs weights with cleared "
-        "rights should not use "
-        "these. The copy is of lossy JPEG files, and figures are not comparable to the last half point with "
-        "those of the original.",
+        CIFAR10.terms,
+        CIFAR10.judged,
         tested=True,
     ),
     "fashion_mnist": Data(
@@ -92,30 +113,103 @@ DATA = {
 }
 
 
-def test_images(tag: str, folder: str, seed: int, held: ExitStack) -> ImageDataset:
-    """Open the test images that a model did not see; archives are unpacked into a temporary folder."""
+def open_splits(tag: str, folder: str, seed: int, held: ExitStack) -> Splits:
+    """Open the data of a run; archives are unpacked into a temporary folder."""
     data = DATA[tag]
     if data.archive is not None:
         unpacked = held.enter_context(tempfile.TemporaryDirectory())
         with tarfile.open(Path(folder) / data.archive) as archive:
             archive.extractall(unpacked, filter="data")
         folder = unpacked
-    test = open_data(data.source.format(folder=folder), seed=seed, test_fraction=0.2).test
-    assert test is not None
-    return test
+    return open_data(data.source.format(folder=folder), seed=seed, test_fraction=0.2)
 
 
-def part_of(images: ImageDataset) -> ImageDataset:
-    """Return a fixed part of the test images, evenly spread."""
-    return images.subset(torch.linspace(0, len(images) - 1, min(PART, len(images))).long())
+def part_of(images: ImageDataset, most: int = PART) -> ImageDataset:
+    """Return a fixed part of the images, evenly spread."""
+    return images.subset(torch.linspace(0, len(images) - 1, min(most, len(images))).long())
+
+
+def load(images: ImageDataset, prep: Preprocessing, classes: int) -> ImageLoader:
+    """Return a loader of images as a model takes them."""
+    return evaluation_loader(images, prep, classes, batch_size=100, workers=0, on_bad="stop")
 
 
 def measure(saved: SavedClassifier, images: ImageDataset) -> Evaluation:
     """Measure a model on images."""
-    loader = evaluation_loader(
-        images, saved.preprocessing, len(saved.classes), batch_size=100, workers=0, on_bad="stop"
-    )
+    loader = load(images, saved.preprocessing, len(saved.classes))
     return evaluate(saved.model, [loader], saved.problem, saved.preprocessing)
+
+
+def probe(
+    model: VisionModel, splits: Splits, *, known: int | None = None, asked: int | None = None
+) -> Probed:
+    """Measure what the features of a model are worth: on the test images, knowing training images.
+
+    Args:
+        known: labelled images that the probes know; all training images by itself.
+        asked: test images; all by itself.
+    """
+    assert splits.test is not None
+    parts = part_of(splits.train, known or len(splits.train)), part_of(splits.test, asked or len(splits.test))
+    seen = [
+        read_features(
+            lambda images: embed(model, images),
+            load(images, preprocessing_for(model), len(splits.classes)),
+            torch.device("cpu"),
+        )
+        for images in parts
+    ]
+    return {kind: run_probe(kind, *seen) for kind in ("knn", "linear")}
+
+
+def store_classifier(run: Path, place: Path, splits: Splits) -> dict[str, Any]:
+    """Store the classifier of a run in half precision, and return its figures."""
+    assert splits.test is not None
+    images = splits.test
+    whole = measure(load_classifier(run), images).as_dict()
+    saved = load_classifier(run)
+    saved.model.half()
+    save_classifier(saved, place)
+    stored = load_classifier(place)
+    half, part = measure(stored, images).as_dict(), measure(stored, part_of(images)).as_dict()
+    if half["accuracy"] < whole["accuracy"]:
+        raise SystemExit(
+            f"half precision costs accuracy: {whole['accuracy']:.4f} becomes {half['accuracy']:.4f}"
+        )
+    same = ("class_accuracy", "loss", "calibration_error", "calibrated_error", "temperature")
+    return {
+        "classes": list(stored.classes),
+        "accuracy": half["accuracy"],
+        "accuracy_single_precision": whole["accuracy"],
+        **{key: half[key] for key in same},
+        "part": {"images": part["images"], "accuracy": part["accuracy"]},
+        "validation": curve(run, "val/accuracy"),
+    }
+
+
+def store_backbone(run: Path, place: Path, splits: Splits, method: dict[str, Any]) -> dict[str, Any]:
+    """Store what was learned without labels in half precision, and return what its features are worth."""
+    model = load_model(run)
+    torch.manual_seed(0)
+    untrained = type(model)(**model.config)
+    untrained.default_cfg = model.default_cfg
+    before, whole = probe(untrained.eval(), splits), probe(model, splits)
+    model.half().save_pretrained(place)
+    stored = load_model(place)
+    half = probe(stored, splits)
+    if half["knn"] < whole["knn"] - MOST_LOST:
+        raise SystemExit(f"half precision costs accuracy: {whole['knn']:.4f} becomes {half['knn']:.4f}")
+    known = min(KNOWN, len(splits.train))
+    return {
+        "method": method,
+        "classes": [],
+        "knn_accuracy": half["knn"],
+        "knn_accuracy_single_precision": whole["knn"],
+        "linear_accuracy": half["linear"],
+        "untrained": before,
+        "part": {"images": PART, "known": known, **probe(stored, splits, known=known, asked=PART)},
+        "validation": curve(run, "val/knn_accuracy"),
+    }
 
 
 def ship(
@@ -126,34 +220,30 @@ def ship(
     config = yaml.safe_load((run / "config.yaml").read_text())
     data, where = DATA[tag], FOLDER / name
     with ExitStack() as held:
-        images = test_images(tag, folder, summary["split_seed"], held)
-        whole = measure(load_classifier(run), images).as_dict()
-        saved = load_classifier(run)
-        saved.model.half()
+        splits = open_splits(tag, folder, summary["split_seed"], held)
         with replacing(where) as place:
             place.mkdir()
-            save_classifier(saved, place)
+            if method := summary.get("method"):
+                figures = store_backbone(run, place, splits, method)
+            else:
+                figures = store_classifier(run, place, splits)
             # the Hub's card, which says less than ours
             (place / "README.md").unlink()
             weights = place / "model.safetensors"
             # safetensors makes its file for the owner alone
             weights.chmod(0o644)
-            stored = load_classifier(place)
-            half, part = measure(stored, images).as_dict(), measure(stored, part_of(images)).as_dict()
-            if half["accuracy"] < whole["accuracy"]:
-                raise SystemExit(
-                    f"half precision costs accuracy: {whole['accuracy']:.4f} becomes {half['accuracy']:.4f}"
-                )
+            stored = load_model(place)
+            prep = preprocessing_for(stored)
             size = weights.stat().st_size
             if size > MOST_BYTES:
                 raise SystemExit(f"{name} has {size} bytes, more than {MOST_BYTES}")
+            same = ("seed", "split_seed", "epochs", "training_seconds", "threads", "versions")
             card = {
                 "name": name,
-                "architecture": type(stored.model).__name__,
-                "parameters": sum(parameter.numel() for parameter in stored.model.parameters()),
+                "architecture": type(stored).__name__,
+                "parameters": sum(parameter.numel() for parameter in stored.parameters()),
                 "bytes": size,
-                "input_size": [stored.preprocessing.channels, *stored.preprocessing.size],
-                "classes": list(stored.classes),
+                "input_size": [prep.channels, *prep.size],
                 "data": data.title,
                 "source": data.source,
                 "archive": data.archive,
@@ -162,27 +252,14 @@ def ship(
                 "terms_judged": data.judged,
                 "command": command,
                 "commit": commit,
-                "seed": summary["seed"],
-                "split_seed": summary["split_seed"],
-                "epochs": summary["epochs"],
-                "training_seconds": summary["training_seconds"],
-                "threads": summary["threads"],
+                **{key: summary[key] for key in same},
                 "precision": config["precision"],
-                "versions": summary["versions"],
-                "accuracy": half["accuracy"],
-                "accuracy_single_precision": whole["accuracy"],
-                "class_accuracy": half["class_accuracy"],
-                "loss": half["loss"],
-                "calibration_error": half["calibration_error"],
-                "calibrated_error": half["calibrated_error"],
-                "temperature": half["temperature"],
-                "part": {"images": part["images"], "accuracy": part["accuracy"]},
-                "validation": curve(run),
+                **figures,
                 "other_seeds": [other_seed(other, summary, tested=data.tested) for other in seeds],
                 "limits": [
                     f"{f'{1 + len(seeds)} seeds' if seeds else 'One run with one seed'}; {remark}",
                     "The figures are of images drawn as the training images were; others may do worse.",
-                    "An image of anything else gets one of the classes, too.",
+                    *([] if method else ["An image of anything else gets one of the classes, too."]),
                     "Fairness, robustness and safety were not measured.",
                 ],
             }
@@ -206,10 +283,10 @@ def other_seed(run: Path, shipped: dict[str, Any], *, tested: bool) -> dict[str,
     return {**facts, "accuracy": summary["test"]["accuracy"]}
 
 
-def curve(run: Path) -> list[float]:
-    """Return the validation accuracy of each epoch."""
+def curve(run: Path, figure: str) -> list[float]:
+    """Return a figure of the validation images of each epoch in which it was measured."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [round(row["val/accuracy"], 4) for row in rows if row.get("val/accuracy") is not None]
+    return [round(row[figure], 4) for row in rows if row.get(figure) is not None]
 
 
 def main() -> None:
@@ -225,7 +302,8 @@ def main() -> None:
     )
     parser.add_argument("--remark", default="", help="what else a reader of the time should know")
     card = ship(**vars(parser.parse_args()))
-    print(json.dumps({key: card[key] for key in ("name", "bytes", "accuracy", "part")}))
+    shown = ("name", "bytes", "accuracy", "knn_accuracy", "linear_accuracy", "untrained", "part")
+    print(json.dumps({key: card[key] for key in shown if key in card}))
 
 
 if __name__ == "__main__":

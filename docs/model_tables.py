@@ -17,7 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 from vit_pytorch.pretrained.tables import formats_of, tables
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
-from vit_pytorch.trained import list_trained, read_card
+from vit_pytorch.trained import list_trained, read_card, shown_accuracy
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -225,7 +225,7 @@ class TrainedModels(SphinxDirective):
                 f"`{card['name']}`",
                 f"{card['parameters']:,}",
                 f"{card['bytes'] / 1e6:.1f}",
-                f"{card['accuracy']:.2%} of {card['images']['test']:,}",
+                f"{shown_accuracy(card)} of {card['images']['test']:,}",
                 card["data"],
                 card["terms"],
             ]
@@ -248,8 +248,6 @@ class TrainedModels(SphinxDirective):
 def card_facts(card: Mapping[str, Any]) -> list[str]:
     """Return what the card of a trained model says, a sentence or two each."""
     size = " x ".join(map(str, card["input_size"]))
-    single = card["accuracy_single_precision"]
-    classes = ", ".join(f"{name} {value:.1%}" for name, value in card["class_accuracy"].items())
     images = ", ".join(f"{count:,} in {split}" for split, count in card["images"].items())
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     return [
@@ -259,24 +257,47 @@ def card_facts(card: Mapping[str, Any]) -> list[str]:
         ),
         f"Terms: {card['terms_judged']}",
         f"Input: {size} (channels, height, width); {card['architecture']}.",
-        (
-            f"Accuracy on the test images: {card['accuracy']:.2%} with weights in half precision, "
-            f"{single:.2%} in single; loss {card['loss']:.3f}. By class: {classes}."
-        ),
-        (
-            f"Calibration error: {card['calibration_error']:.3f}; {card['calibrated_error']:.3f} with "
-            f"`--calibrated` (temperature {card['temperature']:.2f}, chosen on validation images)."
-        ),
+        *(classifier_facts(card) if card["classes"] else backbone_facts(card)),
         (
             f"Training: {card['epochs']} epochs in {card['training_seconds'] / 60:.1f} minutes on "
             f"{card['threads']} threads, precision {card['precision']}, seed {card['seed']}, commit "
             f"{card['commit']}; {versions}."
         ),
         *seed_facts(card),
-        "Validation accuracy by epoch: "
+        f"Validation accuracy{'' if card['classes'] else ' of the nearest neighbours'} by epoch: "
         + " ".join(f"{100 * value:.1f}" for value in card["validation"])
         + ".",
         f"Limits: {' '.join(card['limits'])}",
+    ]
+
+
+def classifier_facts(card: Mapping[str, Any]) -> list[str]:
+    """Return what the card of a classifier says of its accuracy and calibration."""
+    classes = ", ".join(f"{name} {value:.1%}" for name, value in card["class_accuracy"].items())
+    return [
+        (
+            f"Accuracy on the test images: {card['accuracy']:.2%} with weights in half precision, "
+            f"{card['accuracy_single_precision']:.2%} in single; loss {card['loss']:.3f}. "
+            f"By class: {classes}."
+        ),
+        (
+            f"Calibration error: {card['calibration_error']:.3f}; {card['calibrated_error']:.3f} with "
+            f"`--calibrated` (temperature {card['temperature']:.2f}, chosen on validation images)."
+        ),
+    ]
+
+
+def backbone_facts(card: Mapping[str, Any]) -> list[str]:
+    """Return what the card of a model that learned without labels says of its features."""
+    before = card["untrained"]
+    return [
+        (
+            f"Learned without labels, by {card['method']['name']}. The 20 nearest training images classify "
+            f"{card['knn_accuracy']:.2%} of the test images, a linear classifier of the features "
+            f"{card['linear_accuracy']:.2%}; with random weights {before['knn']:.2%} and "
+            f"{before['linear']:.2%}."
+        ),
+        "It has no classifier: `vit finetune --from` gives it one, `vit embed` writes its features.",
     ]
 
 

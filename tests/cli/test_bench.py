@@ -65,6 +65,19 @@ def test_training_of_exported_forms_is_left_out(digits_run: Path, capsys: pytest
     assert lines[2].endswith("train bf16: an exported file is not trained")
 
 
+def test_int8_of_a_format(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(digits_run), "--form=eager,onnx", "--precision=fp32,int8", *FAST, "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["form"], row["precision"]) for row in found["rows"]] == [
+        ("eager", "fp32"),
+        ("onnx", "fp32"),
+        ("onnx", "int8"),
+    ]
+    assert len(found["left_out"]) == 1
+    assert found["left_out"][0].endswith("eager, forward int8: int8 is of exported formats")
+
+
 def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "levit_128s", "--peer=timm", "--rounds=1", "--threads=1", "--batch=1", "--json"]
     assert main(arguments) == 0
@@ -78,7 +91,15 @@ def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "status", "message"),
     [
         (["levit_128s", "--form=onyx"], Status.USAGE, "--form takes eager, compile, onnx"),
-        (["levit_128s", "--precision=int8"], Status.USAGE, "--precision takes fp32, bf16, fp16, got int8"),
+        (["levit_128s", "--precision=int4"], Status.USAGE, "takes fp32, bf16, fp16, int8, got int4"),
+        (
+            ["levit_128s", "--precision=int8", "--form=eager,pt2"],
+            Status.USAGE,
+            (
+                "nothing can be timed: ours levit_128s eager, forward int8: int8 is of exported formats; "
+                "ours levit_128s pt2, forward int8: take --format onnx"
+            ),
+        ),
         (["levit_128s", "--batch=0"], Status.USAGE, "must be at least 1, got 0"),
         (["levit_129"], Status.MODEL, "no model is named 'levit_129'"),
     ],

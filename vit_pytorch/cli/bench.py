@@ -55,7 +55,8 @@ def print_bench(
     Args:
         models: Names of models, folders of runs or models, and files that `vit export` wrote.
         form: `eager`, `compile`, or formats of `vit export`, with commas between; files have their own.
-        precision: `fp32`, `bf16` or `fp16`, with commas between; files have their own.
+        precision: `fp32`, `bf16` or `fp16`, with commas between; files have their own. `int8` of formats of
+            `vit export` is calibrated on noise, for the time alone.
         batch: Images at once, with commas between.
         mode: `forward`, or `train` for a training step (forward, cross-entropy, backward, AdamW), or both
             with a comma between.
@@ -90,6 +91,8 @@ def print_bench(
         if timed:
             rows += _measure(timed, Cell(chosen_mode, DTYPES[chosen_precision], size), rounds)
     left_out = list(dict.fromkeys(left_out))
+    if not rows:
+        raise UsageError(f"nothing can be timed: {'; '.join(left_out)}")
     if as_json:
         print_json({"threads": threads, "rounds": rounds, "rows": rows, "left_out": left_out})
         return
@@ -142,7 +145,7 @@ def _subjects(
 def _unavailable(subject: Subject, mode: str, precision: str) -> str | None:
     """Say why something is not timed; None where it is."""
     if subject.form in (EAGER, COMPILE):
-        return None
+        return "int8 is of exported formats" if precision == "int8" else None
     if mode != "forward":
         return "an exported file is not trained"
     if Path(subject.model).is_file():

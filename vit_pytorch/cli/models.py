@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.registry import entries, list_models
-from vit_pytorch.trained import list_trained, read_card
+from vit_pytorch.trained import list_trained, read_card, shown_accuracy
 
 
 def models(arguments: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ def print_trained(names: Sequence[str], as_json: bool) -> None:
         print_json(cards)
         return
     shown = [
-        [card["name"], f"{card['parameters']:,}", f"{card['accuracy']:.2%}", card["data"], card["terms"]]
+        [card["name"], f"{card['parameters']:,}", shown_accuracy(card), card["data"], card["terms"]]
         for card in cards
     ]
     print(table(["name", "parameters", "accuracy", "data", "terms of the data"], shown, right=(1, 2)))

@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vit_pytorch.export.timing import Cell, Step, make_step, serve
 
 EAGER, COMPILE = "eager", "compile"
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8"}
+# batches of noise that static int8 is calibrated on, which times ask for no more
+CALIBRATION = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def exported_step(subject: Subject, model: Any, cell: Cell, folder: Path) -> Ste
     size = model.default_cfg["input_size"]
     graph = ExportGraph(model.to(DTYPES[precision]), "logits").eval()
     file = folder / f"{precision}{kind.suffix}"
-    kind.write(ExportJob(graph, torch.randn(2, *size), precision, {}), file)
+    noise = [torch.randn(8, *size) for _ in range(CALIBRATION)] if precision == "int8" else []
+    kind.write(ExportJob(graph, torch.randn(2, *size), precision, {}, calibration=noise), file)
     run, images = kind.load(file, precision), torch.randn(cell.batch, *size)
 
     def step() -> Tensor:

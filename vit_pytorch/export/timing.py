@@ -200,9 +200,9 @@ class Worker:
 
 
 def time_in_turn(
-    workers: Mapping[str, Worker], cell: Cell, rounds: int
+    workers: Mapping[str, Worker], cell: Cell | Mapping[str, Cell], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:
-    """Time one cell, a few steps of each worker in turn, forwards and backwards.
+    """Time one cell, or one of each worker, a few steps of each in turn, forwards and backwards.
 
     A round's times are neighbours, so that a machine's slow moments hit all.
 
@@ -211,11 +211,12 @@ def time_in_turn(
     """
     times: dict[str, list[float]] = {name: [] for name in workers}
     answers: dict[str, dict[str, Any]] = {}
-    for worker in workers.values():
-        worker.ask(**{**cell.request, "steps": 1})
+    requests = {name: (cell if isinstance(cell, Cell) else cell[name]).request for name in workers}
+    for name, worker in workers.items():
+        worker.ask(**{**requests[name], "steps": 1})
     for turn in range(rounds):
         for name in list(workers) if turn % 2 == 0 else list(workers)[::-1]:
-            answers[name] = workers[name].ask(**cell.request)
+            answers[name] = workers[name].ask(**requests[name])
             times[name].append(min(answers[name]["seconds"]))
     return times, answers
 

@@ -39,3 +39,8 @@ def read_card(name: str) -> dict[str, Any]:
         ValueError: if no trained model has that name
     """
     return json.loads((trained_folder(name) / CARD).read_text(encoding="utf-8"))
+
+
+def shown_accuracy(card: dict[str, Any]) -> str:
+    """Return the accuracy of a card in per cent: the classifier's, or without one the nearest neighbours'."""
+    return f"{card['accuracy']:.2%}" if card["classes"] else f"k-NN {card['knn_accuracy']:.2%}"

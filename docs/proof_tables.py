@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from model_tables import largest_differences, paper_page
-from page_nodes import Cell, page_link, table
+from page_nodes import Cell, inline, page_link, table
 from sphinx.util.docutils import SphinxDirective
 
 from vit_pytorch.registry import entries
@@ -30,6 +30,8 @@ FILES = {
     "learning.jsonl": "python benchmarks/learning.py --public FOLDER --json docs/measured/learning.jsonl",
     "speed.json": "python benchmarks/speed.py --public FOLDER --json docs/measured/speed.json",
     "exports.json": "python benchmarks/exports.py docs/measured/exports.json",
+    "deployed.json": "python benchmarks/deployed.py docs/measured/deployed.json",
+    "convergence.json": "python benchmarks/convergence.py docs/measured/convergence.json",
 }
 ORIGIN = ("date", "machine", "commit", "torch")
 NOT_MEASURED = "not measured"
@@ -163,6 +165,52 @@ class Proof(SphinxDirective):
         return [table(rows, classes=["proof"])]
 
 
+class Convergence(SphinxDirective):
+    """`{convergence}` lists how many steps ten seeds take to a stated figure, and the bounds of the test."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(MEASURED / "convergence.json"))
+        rows: list[list[Cell]] = [["model", "goal", "steps, median", "all seeds", "bounds"]]
+        for row in read_rows("convergence.json"):
+            steps, (low, high) = row["steps"], row["bounds"]
+            goal = f"{row['goal']:.0%} {row['figure']}"
+            cells = (row["name"], goal, f"{row['median']:.0f}", f"{min(steps)} to {max(steps)}")
+            rows.append([*cells, f"{low:.0f} to {high:.0f}"])
+        return [table(rows)]
+
+
+class Deployed(SphinxDirective):
+    """`{deployed}` lists how fast models are in each form, from the fastest on."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(MEASURED / "deployed.json"))
+        header: list[Cell] = ["model", "images", "form", "ms", "ratio", "spread", "of the peak", "MiB"]
+        rows, refused = [header], []
+        order = {
+            model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in read_rows("deployed.json")))
+        }
+        for row in sorted(
+            read_rows("deployed.json"), key=lambda r: (order[r["model"]], r["batch"], r.get("ms", 0.0))
+        ):
+            if "error" in row:
+                refused.append(f"`{row['model']}` as {row['form']}: {row['error']}")
+                continue
+            share = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
+            times = f"{row['ms']:.1f}", f"{row['ratio']:.2f}", f"{row['spread']:.2f}"
+            rows.append(
+                [f"`{row['model']}`", str(row["batch"]), row["form"], *times, share, f"{row['peak_mib']:.0f}"]
+            )
+        items = (
+            nodes.list_item("", nodes.paragraph("", "", *inline(text))) for text in dict.fromkeys(refused)
+        )
+        made: list[nodes.Node] = [table(rows)]
+        if refused:
+            made.append(nodes.bullet_list("", *items))
+        return made
+
+
 class ProofFiles(SphinxDirective):
     """`{proof-files}` lists the files of figures: origins of their rows, and the commands that write them."""
 
@@ -182,4 +230,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("proof", Proof)
     app.add_directive("proof-files", ProofFiles)
+    app.add_directive("convergence", Convergence)
+    app.add_directive("deployed", Deployed)
     return {"parallel_read_safe": True}

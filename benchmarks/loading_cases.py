@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "ParallelViT": (variants.parallel,),
     "NaViT": (variants.na_vit,),
     "XCiT": (variants.xcit,),
+    "SAMViT": (variants.sam_vit,),
     "LocalViT": (tokens.local_vit,),
     "UViT": (tokens.uvit,),
     "NoisePredictor": (tokens.noise_predictor,),

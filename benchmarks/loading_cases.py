@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "UViT": (tokens.uvit,),
     "NoisePredictor": (tokens.noise_predictor,),
     "SigLIPVAT": (tokens.policy,),
+    "VAAT": (tokens.policy_with_sounds,),
     "JumboViT": (tokens.jumbo,),
     "CrossViT": (staged.cross_vit,),
     "PiT": (staged.pit,),

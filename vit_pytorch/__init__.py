@@ -125,6 +125,7 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - An Image is Worth 16x16 Words, with full, linear and window attention (arXiv:2010.11929):
   `vit_pytorch.jet_vit`, `JetViT`
 - Vision Action Transformer, around SigLIP (arXiv:2512.06013): `vit_pytorch.vat_siglip`, `SigLIPVAT`
+- Vision-Audio Action Transformer, around an AST (arXiv:2104.01778): `vit_pytorch.vaat`, `VAAT`, `ViT`, `AST`
 - WWT, tokens and slots of several levels (arXiv:2605.12021): `vit_pytorch.wwt`, `WWT`
 - ViViT, with multi-order self-similarity (arXiv:2103.15691): `vit_pytorch.vivit_with_moss`, `ViViT`
 - Attention Residuals with DeepCrossAttention (arXiv:2502.06785):

@@ -28,6 +28,7 @@ from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.pretrained.tables import tables as all_tables
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.uvit import create_noise_predictor
+from vit_pytorch.vaat import VAAT
 from vit_pytorch.vat_siglip import SigLIPVAT
 
 # Logits of references must differ from image to image, or equality says nothing.
@@ -141,7 +142,19 @@ def policy_state() -> tuple[Build, Any]:
     return partial(SigLIPVAT, **tower, **sizes), (images(40, 40),)
 
 
-STATES = {"NoisePredictor": predictor_state, "SigLIPVAT": policy_state}
+def policy_with_sounds_state() -> tuple[Build, Any]:
+    """Return a small policy, what it sees and what it hears."""
+    sizes: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "mlp_dim": 48}
+    vit = {**sizes, "image_size": 40, "patch_size": 8, "num_classes": 7}
+    build = partial(VAAT, vit, {**sizes, "patch_size": 8}, **sizes, dim_head=16, dim_action=5)
+    return build, (images(40, 40), images(400)[:, 0])
+
+
+STATES = {
+    "NoisePredictor": predictor_state,
+    "SigLIPVAT": policy_state,
+    "VAAT": policy_with_sounds_state,
+}
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

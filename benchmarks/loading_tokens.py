@@ -13,6 +13,7 @@ from references import read_golden
 from torch import Tensor, nn
 
 from vit_pytorch.uvit import NoisePredictor, UViT
+from vit_pytorch.vaat import VAAT
 from vit_pytorch.vat_siglip import SigLIPVAT
 
 # The authors' numbers of what stands in LocalViT's feed-forward.
@@ -106,6 +107,28 @@ def policy() -> Iterator[Case]:
         outputs=tensors["output"],
         call=lambda model, inputs: model(inputs, **given),
     )
+
+
+def policy_with_sounds() -> Iterator[Case]:
+    """Compare with the public package's policy that sees and hears."""
+    for name, what in (("public_vaat", "sounds"), ("public_vaat_spectrograms", "spectrograms")):
+        config, weights, tensors = read_golden(name)
+        given = [tensors[name] for name in ("tasks", "extra", "advantages")]
+        yield Case(
+            format="vit-pytorch VAAT",
+            reference=f"vit-pytorch 1.26.14, `vaat.VAAT`, {what}",
+            build=partial(VAAT, **config),
+            checkpoint=weights,
+            inputs=[tensors["input"], tensors["audio"], *given],
+            outputs=tensors["output"],
+            call=act,
+        )
+
+
+def act(policy: nn.Module, inputs: list[Tensor]) -> Tensor:
+    """Return the actions of a policy that sees and hears."""
+    seen, heard, tasks, extra, advantages = inputs
+    return policy(seen, heard, tasks=tasks, extra=extra, advantages=advantages)
 
 
 def uvit() -> Iterator[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -14,12 +15,14 @@ from loading_case import (
     Build,
     Case,
     against,
+    config_of,
     golden,
     ours,
     theirs,
     through_timms_reader,
 )
-from references import read_golden
+from references import images, read_golden
+from torch import Tensor, nn
 
 
 def deepvit() -> Iterator[Case]:
@@ -193,3 +196,54 @@ def xcit() -> Iterator[Case]:
     model = theirs("timm.models.xcit", "Xcit", **VIT_TIMM, tokens_norm=True)
     yield against("timm", "timm `Xcit`", build, model, 48, 48)
     yield through_timms_reader("xcit", "timm's reader of the authors' files", build, model, 48)
+
+
+def sam_vit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"depth": 2, "window_size": 3, "num_classes": 7}
+    shape: dict[str, Any] = {"image_size": 32, "patch_size": 4, "dim": 24, "heads": 2, "mlp_dim": 48}
+    own: dict[str, Any] = {**sizes, **shape, "global_layers": (1,), "neck_dim": 16, "norm_eps": 1e-5}
+    build, bare = ours("SAMViT", **own), ours("SAMViT", **{**own, "num_classes": 0})
+    timm_shape = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 2, "mlp_ratio": 2.0}
+    model = theirs(
+        "timm.models.vision_transformer_sam",
+        "VisionTransformerSAM",
+        **sizes,
+        **timm_shape,
+        global_attn_indexes=(1,),
+        use_rel_pos=True,
+        neck_chans=16,
+    )
+    yield against("timm", "timm `VisionTransformerSAM`", build, model, 32, 32)
+    headless: Any = deepcopy(model)
+    headless.reset_classifier(0)
+    yield through_timms_reader("segment_anything", "segment-anything", bare, headless, 32)
+    config = config_of(
+        "SamVisionConfig",
+        hidden_size=24,
+        output_channels=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=4,
+        mlp_dim=48,
+        window_size=3,
+        global_attn_indexes=[1],
+        layer_norm_eps=1e-5,
+    )
+    other = theirs("transformers", "SamVisionModel", config)
+    x = images(32, 32)
+    yield Case(
+        format="transformers",
+        reference="transformers `SamVisionModel`",
+        build=bare,
+        checkpoint=other.state_dict(),
+        inputs=x,
+        outputs=mean_embedding(other, x),
+        other=other,
+        call_other=mean_embedding,
+    )
+
+
+def mean_embedding(encoder: nn.Module, x: Tensor) -> Tensor:
+    """Return the mean of the embedding that an encoder of transformers computes of images."""
+    return encoder(x).last_hidden_state.mean(dim=(2, 3))

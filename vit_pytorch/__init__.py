@@ -40,6 +40,7 @@ The catalogue, each with its paper, its module and its classes:
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
+- Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`
 - Patches Are All You Need? (arXiv:2201.09792): `vit_pytorch.conv_mixer`, `ConvMixer`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
@@ -124,6 +125,7 @@ Options of these under signatures of their own, as in the public vit-pytorch pac
 - An Image is Worth 16x16 Words, with full, linear and window attention (arXiv:2010.11929):
   `vit_pytorch.jet_vit`, `JetViT`
 - Vision Action Transformer, around SigLIP (arXiv:2512.06013): `vit_pytorch.vat_siglip`, `SigLIPVAT`
+- Vision-Audio Action Transformer, around an AST (arXiv:2104.01778): `vit_pytorch.vaat`, `VAAT`, `ViT`, `AST`
 - WWT, tokens and slots of several levels (arXiv:2605.12021): `vit_pytorch.wwt`, `WWT`
 - ViViT, with multi-order self-similarity (arXiv:2103.15691): `vit_pytorch.vivit_with_moss`, `ViViT`
 - Attention Residuals with DeepCrossAttention (arXiv:2502.06785):

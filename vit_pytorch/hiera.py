@@ -30,7 +30,7 @@ from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings, init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions, Positions, resize_table
-from vit_pytorch.layers.windows import Partition, windows
+from vit_pytorch.layers.windows import WHOLE, Partition, windows
 
 # Pixels from one cell of the first stage to the next.
 STRIDE = 4
@@ -222,9 +222,6 @@ class MaskUnitAttention(nn.Module):
         return self.pooled_units.merge(mixed, grid)
 
 
-WHOLE = Partition((None, None), (1, 1))
-
-
 @fx_leaf
 def halved(grid: Sequence[int]) -> tuple[int, ...]:
     """Return the rows and columns of a pooled map."""
@@ -236,7 +233,7 @@ def pool_queries(
     q: Float[Tensor, "g h n e"], units: Partition, grid: Sequence[int]
 ) -> Float[Tensor, "g h m e"]:
     """Return the maximum of 2 x 2 neighbouring queries of each mask unit of a map."""
-    rows, columns = (cells for _, cells, _ in units.layout(grid))
+    rows, columns = units.cells(grid)
     return q.unflatten(2, (rows // 2, 2, columns // 2, 2)).amax(dim=(3, 5)).flatten(2, 3)
 
 

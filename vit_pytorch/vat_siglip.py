@@ -290,6 +290,8 @@ class ReadingLayer(nn.Module):
         film: tokens are conditioned on a task.
         self_heads: number of heads with which tokens attend to each other; 0 for none.
         gated_self_attn: those heads have gates, too.
+        dropout: dropout after the projections of attention, in [0, 1).
+        ff_dropout: dropout after the linear layers of the feed-forward, in [0, 1).
         norm_eps: epsilon of the norms before attention and feed-forward.
     """
 
@@ -307,6 +309,7 @@ class ReadingLayer(nn.Module):
         gated_self_attn: bool = False,
         qkv_bias: bool = True,
         dropout: float = 0.0,
+        ff_dropout: float = 0.0,
         norm_eps: float = 1e-6,
         act: str = "gelu_tanh",
     ) -> None:
@@ -326,7 +329,7 @@ class ReadingLayer(nn.Module):
             kind(dim, heads=self_heads, dim_head=self_dim_head, **sizes) if self_heads else None
         )
         self.norm2 = norm(dim)
-        self.feedforward = FeedForward(dim, mlp_dim, act=act)
+        self.feedforward = FeedForward(dim, mlp_dim, dropout=ff_dropout, act=act)
 
     @layer
     def forward(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +78,6 @@ def test_calls_of_the_public_package(module: str, call: str) -> None:
         assert output.shape == (2, 10)
     for part in output if isinstance(output, tuple) else (output,):
         assert part.isfinite().all()
-
-
-def test_modules_that_are_not_here() -> None:
-    text = PAGE.partition("- Not here: ")[2].partition("\n\n")[0]
-    modules = re.findall(r"`(\w+)`", text)
-    assert modules
-    assert [module for module in modules if find_spec(f"vit_pytorch.{module}") is not None] == []
 
 
 @pytest.fixture(scope="module")

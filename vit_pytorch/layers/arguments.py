@@ -50,9 +50,12 @@ class Range:
 INTEGERS: Mapping[str, Range] = {
     r"num_classes": Range(0, 2**24),
     r"causal_dims|output_pos_add_pos_emb|interactions|pathways|patch_pathway_id": Range(0, 1024),
-    r"num_register_(tokens|slots)": Range(0, 2**16),
+    r"num_register_(tokens|slots)|num_advantage_bins|spec_pad": Range(0, 2**16),
     r"num_registers|num_memories_per_layer|num_local_crops|freeze_last_layer|(.*_)?padding": Range(0, 2**16),
-    r"ats_layers|patch_merge_layer|reattn_layers|value_residual|cls_depth|vit_layer_indices": Range(0, 1024),
+    r"ats_layers|patch_merge_layer|reattn_layers|value_residual|cls_depth|(vit|ast)_layer_indices": Range(
+        0, 1024
+    ),
+    r"global_layers": Range(0, 1023),
     r"hidden_layer": Range(-1024, 1023),
     r"seq_len|max_tokens.*": Range(1, 2**24),
     r"(.*_)?(depths?|layers|repeats|stages|branches|hierarchies)": Range(1, 1024),
@@ -70,7 +73,7 @@ NUMBERS: Mapping[str, Range] = {
     r".*": Range(0, 1e6, "(]"),
 }
 # sequences of what a model may have none of
-MAY_BE_EMPTY = ("ats_layers", "causal_dims", "resnet_depths", "task_heads")
+MAY_BE_EMPTY = ("ats_layers", "causal_dims", "global_layers", "resnet_depths", "task_heads")
 NAMED: dict[Any, str] = {str: "string", abc.Mapping: "mapping", abc.Callable: "function"}
 
 

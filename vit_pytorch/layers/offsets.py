@@ -125,6 +125,12 @@ def _stretching(old: int, new: int) -> Float[Tensor, "m n"]:
     return weights.scatter_add_(1, right[:, None], share[:, None])
 
 
+def resize_axis(table: Float[Tensor, "k e"], extent: int) -> Float[Tensor, "l e"]:
+    """Interpolate a table over the offsets along one axis to those of another extent, linearly."""
+    resized = F.interpolate(table.float().T[None], 2 * extent - 1, mode="linear", align_corners=False)
+    return resized[0].T.to(table.dtype)
+
+
 def resize_distances(
     table: Float[Tensor, "h n"], old: Sequence[int], new: Sequence[int]
 ) -> Float[Tensor, "h m"]:

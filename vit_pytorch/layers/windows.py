@@ -66,6 +66,11 @@ class Partition:
         return axes
 
     @fx_leaf
+    def cells(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """Return the cells of a group along each axis of a map."""
+        return tuple(cells for _, cells, _ in self.layout(grid))
+
+    @fx_leaf
     def split(self, x: Shaped[Tensor, "b *grid d"]) -> Shaped[Tensor, "g n d"]:
         """Gather the groups of every sample, those of the first sample first, in row-major order."""
         layout = self.layout(x.shape[1:-1])
@@ -105,6 +110,10 @@ def dilated(size: Sequence[int], interval: Sequence[int]) -> Partition:
 def lines(axis: int, rank: int = 2) -> Partition:
     """Part a map into the lines along one axis, 0 for columns and 1 for rows of an image."""
     return Partition(tuple(None if i == axis else 1 for i in range(rank)), (1,) * rank)
+
+
+# all cells of a map, one group
+WHOLE = Partition((None, None), (1, 1))
 
 
 @fx_leaf

@@ -7,9 +7,10 @@ from math import isqrt, prod
 
 from torch import Tensor, nn
 
-from vit_pytorch.layers.offsets import resize_distances, stretch_offsets
+from vit_pytorch.layers.offsets import resize_axis, resize_distances, stretch_offsets
 from vit_pytorch.layers.relative import DistanceBias, RelativeBias
 from vit_pytorch.pretrained.extents import Extents, ask_for, is_certain
+from vit_pytorch.sam_vit import DecomposedPositions
 
 
 def fit_biases(
@@ -38,6 +39,15 @@ def fit_biases(
     resized = {}
     tables = {} if extents is None else extents.tables
     for name, module in model.named_modules():
+        axes = [f"{name}.rows", f"{name}.columns"]
+        if isinstance(module, DecomposedPositions) and all(
+            axis in state and state[axis].ndim == 2 for axis in axes
+        ):
+            old = tuple((len(state[axis]) + 1) // 2 for axis in axes)
+            if old != module.window:
+                for axis, extent in zip(axes, module.window, strict=True):
+                    state[axis] = resize_axis(state[axis], extent)
+                resized[name] = (old, module.window)
         key = f"{name}.table"
         if key not in state:
             continue

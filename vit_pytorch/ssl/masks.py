@@ -24,7 +24,8 @@ def as_maskable(model: nn.Module) -> Backbone:
     pixels that are hidden.
 
     Raises:
-        ValueError: where it is no model of one sequence, or its class token joins late.
+        ValueError: where it is no model of one sequence, its class token joins late, or its features are of
+            another width than its tokens.
     """
     backbone = as_backbone(model)
     early = getattr(backbone, "num_encoder_prefix_tokens", backbone.num_prefix_tokens)
@@ -32,6 +33,12 @@ def as_maskable(model: nn.Module) -> Backbone:
         raise ValueError(
             "learning by masking needs all prefix tokens in front of the encoder; "
             f"{type(model).__name__} has {backbone.num_prefix_tokens}, of which {early} are there"
+        )
+    width = next((info["num_chs"] for info in getattr(backbone, "feature_info", ())), backbone.num_features)
+    if width != backbone.num_features:
+        raise ValueError(
+            "learning by masking needs a model whose features are as wide as tokens, "
+            f"got {backbone.num_features} and {width}"
         )
     stem = getattr(backbone, "patch_embed", None)
     if stem is not None and not isinstance(stem, PatchEmbed):

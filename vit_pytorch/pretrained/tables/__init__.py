@@ -36,6 +36,7 @@ SHARED = {
     "JetViT": "jet_vit",
     "WWT": "wwt",
     "SigLIPVAT": "vat_siglip",
+    "VAAT": "vaat",
     "NDTransformer": "levjepa_nd",
     "MossViViT": "vivit_with_moss",
     "DepthMixSimpleViT": "attn_residual_with_dca_simple_vit",

@@ -29,11 +29,18 @@ def _gain(bias: Tensor, film: Any) -> Sequence[Tensor]:
 GAIN = Transform(_gain_less_one, _gain)
 
 
-def attention(ours: str, norm: str, theirs: str, context_norm: str | None = None) -> tuple[Rule, ...]:
-    """Return the rules of an attention with queries of its own, and of its norms."""
+def attention(ours: str, norm: str, theirs: str, *context_norm: tuple[str, str]) -> tuple[Rule, ...]:
+    """Return the rules of an attention with queries of its own, and of its norms.
+
+    Args:
+        ours: our name of the attention.
+        norm: our name of the norm before it.
+        theirs: their name of the attention.
+        context_norm: our name of the norm of what it reads, and theirs inside the attention.
+    """
     return (
         Rule(f"{norm}.{{p}}", f"{theirs}.norm.{{p}}"),
-        *(() if context_norm is None else (Rule(f"{context_norm}.{{p}}", f"{theirs}.norm_context.{{p}}"),)),
+        *(Rule(f"{own}.{{p}}", f"{theirs}.{other}.{{p}}") for own, other in context_norm),
         Rule(f"{ours}.to_q.{{p}}", f"{theirs}.to_q.{{p}}"),
         Rule(f"{ours}.to_kv.{{p}}", f"{theirs}.to_kv.{{p}}"),
         Rule(f"{ours}.to_gates.{{p}}", f"{theirs}.to_out_gates.0.{{p}}"),
@@ -42,6 +49,18 @@ def attention(ours: str, norm: str, theirs: str, context_norm: str | None = None
 
 
 LAYER, BLOCK, TOWER = "decoder.blocks.{i}", "vit.blocks.{i}", "vit.layers.{i}"
+# what the policies have around their layers' attention, whatever they read
+DECODER = (
+    Rule("decoder.registers", "register_tokens"),
+    Rule("decoder.action_tokens", "action_pos_emb"),
+    Rule("decoder.task_embed.weight", "task_emb"),
+    Rule("decoder.advantage_embed.weight", "advantage_emb.weight"),
+    Rule("decoder.to_extra.{p}", "to_extra_token.{p}"),
+    Rule(f"{LAYER}.film.linear.weight", "layers.{i}.0.to_gamma_beta.0.weight"),
+    Rule(f"{LAYER}.film.linear.bias", "layers.{i}.0.to_gamma_beta.0.bias", GAIN),
+    Rule("decoder.norm.{p}", "final_norm.{p}"),
+    Rule("decoder.to_actions.weight", "to_pred_action.weight"),
+)
 OURS = own_format("decoder.blocks.0.norms.0.weight")
 PUBLIC = Format(
     name="vit-pytorch SigLIPVAT",
@@ -59,20 +78,17 @@ PUBLIC = Format(
         Rule("vit.norm.{p}", "vit.norm.{p}"),
         Rule("scene.view_embed", "view_emb", VIEWS),
         Rule("scene.frame_embed", "time_pos_emb", FRAMES),
-        Rule("decoder.registers", "register_tokens"),
-        Rule("decoder.action_tokens", "action_pos_emb"),
-        Rule("decoder.task_embed.weight", "task_emb"),
-        Rule("decoder.advantage_embed.weight", "advantage_emb.weight"),
-        Rule("decoder.to_extra.{p}", "to_extra_token.{p}"),
-        Rule(f"{LAYER}.film.linear.weight", "layers.{i}.0.to_gamma_beta.0.weight"),
-        Rule(f"{LAYER}.film.linear.bias", "layers.{i}.0.to_gamma_beta.0.bias", GAIN),
+        *DECODER,
         *attention(f"{LAYER}.self_attention", f"{LAYER}.self_norm", "layers.{i}.1"),
-        *attention(f"{LAYER}.attentions.0", f"{LAYER}.norms.0", "layers.{i}.2", f"{LAYER}.context_norms.0"),
+        *attention(
+            f"{LAYER}.attentions.0",
+            f"{LAYER}.norms.0",
+            "layers.{i}.2",
+            (f"{LAYER}.context_norms.0", "norm_context"),
+        ),
         Rule(f"{LAYER}.norm2.{{p}}", "layers.{i}.3.0.{p}"),
         Rule(f"{LAYER}.feedforward.to_hidden.{{p}}", "layers.{i}.3.1.{p}"),
         Rule(f"{LAYER}.feedforward.to_out.{{p}}", "layers.{i}.3.3.{p}"),
-        Rule("decoder.norm.{p}", "final_norm.{p}"),
-        Rule("decoder.to_actions.weight", "to_pred_action.weight"),
     ),
 )
 FORMATS = (OURS, PUBLIC)

@@ -45,6 +45,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "SwinTransformer": (staged.swin,),
     "SwinTransformerV2": (staged.swin_v2,),
     "CoAtNet": (staged.coatnet,),
+    "DaViT": (staged.davit,),
     "Hiera": (staged.hiera,),
     "TwinsSVT": (staged.twins,),
     "RegionViT": (staged.region_vit,),

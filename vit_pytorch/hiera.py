@@ -30,7 +30,7 @@ from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings, init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions, Positions, resize_table
-from vit_pytorch.layers.windows import Partition, windows
+from vit_pytorch.layers.windows import WHOLE, Partition, windows
 
 # Pixels from one cell of the first stage to the next.
 STRIDE = 4
@@ -220,9 +220,6 @@ class MaskUnitAttention(nn.Module):
             q, grid = pool_queries(q, self.units, grid), halved(grid)
         mixed = self.attention.merge(self.attention.attend(q, k, v, inputs))
         return self.pooled_units.merge(mixed, grid)
-
-
-WHOLE = Partition((None, None), (1, 1))
 
 
 @fx_leaf

@@ -39,6 +39,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "SigLIPVAT": (tokens.policy,),
     "JumboViT": (tokens.jumbo,),
     "CrossViT": (staged.cross_vit,),
+    "TNT": (staged.tnt,),
     "PiT": (staged.pit,),
     "LeViT": (staged.levit,),
     "CvT": (staged.cvt,),

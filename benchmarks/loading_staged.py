@@ -50,6 +50,20 @@ def cross_vit() -> Iterator[Case]:
     yield renamed("IBM CrossViT", "timm `CrossVit`, under the authors' names", build, model, 60)
 
 
+def tnt() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"patch_size": 8, "num_classes": 7, "depth": 2, "inner_dim": 12}
+    outer = {"image_size": 32, "dim": 48, "heads": 3, "mlp_dim": 96}
+    inner = {"inner_heads": 2, "inner_mlp_dim": 48}
+    options = {"img_size": 32, "embed_dim": 48, "num_heads_outer": 3, "mlp_ratio": 2, "num_heads_inner": 2}
+    build = ours("TNT", **sizes, **outer, **inner)
+    model = theirs("timm.models.tnt", "TNT", **sizes, **options)
+    yield against("timm", "timm `TNT`", build, model, 32, 32)
+    yield through_timms_reader("tnt", "huawei-noah/Efficient-AI-Backbones", build, model, 32)
+    build = ours("TNT", **sizes, **outer, **inner, variant="timm")
+    model = theirs("timm.models.tnt", "TNT", **sizes, **options, legacy=True)
+    yield against("timm", "timm `TNT`, its first version", build, model, 32, 32)
+
+
 def pit() -> Iterator[Case]:
     sizes = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 24, "depth": (1, 2, 1)}
     build = ours("PiT", **sizes, heads=2, mlp_dim=96, distilled=True)

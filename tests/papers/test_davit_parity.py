@@ -101,10 +101,7 @@ def test_parameters_and_preparation_are_timms(name: str) -> None:
     assert {n: p.shape for n, p in to_format(model, layout).items()} == {
         n: p.shape for n, p in reference.state_dict().items()
     }
-    published = cfg.hf_hub_id and (
-        f"{cfg.hf_hub_id}{name}.{cfg.tag}" if cfg.hf_hub_id == "timm/" else cfg.hf_hub_id
-    )
-    assert entry.hub_id == published
+    assert entry.hub_id == cfg.hf_hub_id
     assert entry.config["num_classes"] == cfg.num_classes
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size")
     assert {key: model.default_cfg[key] for key in keys} == {key: getattr(cfg, key) for key in keys}

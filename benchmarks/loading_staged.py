@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -19,9 +20,11 @@ from loading_case import (
     theirs,
     through_timms_reader,
 )
-from references import randomise, read_golden
+from references import images, randomise, read_golden
 from torch import nn
+from torch.nn.functional import layer_norm
 
+from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.registry.twins_svt import stages
 
 
@@ -45,6 +48,20 @@ def cross_vit() -> Iterator[Case]:
     )
     yield against("timm", "timm `CrossVit`", build, model, 60, 60)
     yield renamed("IBM CrossViT", "timm `CrossVit`, under the authors' names", build, model, 60)
+
+
+def tnt() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"patch_size": 8, "num_classes": 7, "depth": 2, "inner_dim": 12}
+    outer = {"image_size": 32, "dim": 48, "heads": 3, "mlp_dim": 96}
+    inner = {"inner_heads": 2, "inner_mlp_dim": 48}
+    options = {"img_size": 32, "embed_dim": 48, "num_heads_outer": 3, "mlp_ratio": 2, "num_heads_inner": 2}
+    build = ours("TNT", **sizes, **outer, **inner)
+    model = theirs("timm.models.tnt", "TNT", **sizes, **options)
+    yield against("timm", "timm `TNT`", build, model, 32, 32)
+    yield through_timms_reader("tnt", "huawei-noah/Efficient-AI-Backbones", build, model, 32)
+    build = ours("TNT", **sizes, **outer, **inner, variant="timm")
+    model = theirs("timm.models.tnt", "TNT", **sizes, **options, legacy=True)
+    yield against("timm", "timm `TNT`, its first version", build, model, 32, 32)
 
 
 def pit() -> Iterator[Case]:
@@ -305,6 +322,46 @@ def coatnet() -> Iterator[Case]:
         model = theirs("timm", "create_model", name, img_size=64, num_classes=7)
         build = named(name, image_size=64, num_classes=7)
         yield against("timm", f"timm `{name}.sw_in1k`", build, model, 64, 64)
+
+
+def davit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"image_size": 64, "dim": (24, 32, 48), "depth": (1, 2, 1), "heads": (2, 4, 3)}
+    pyramid: dict[str, Any] = {"embed_dims": (24, 32, 48), "depths": (1, 2, 1), "num_heads": (2, 4, 3)}
+    build = ours("DaViT", **sizes, num_classes=7, window_size=3)
+    model = theirs("timm.models.davit", "DaVit", **pyramid, num_classes=7, window_size=3)
+    yield against("timm", "timm `DaVit`", build, model, 64, 64)
+    yield through_timms_reader("davit", "dingmyu/davit", build, model, 64)
+    florence: dict[str, Any] = {"down_kernel_size": 3, "channel_scale": "tokens", "window_size": 3}
+    build = ours("DaViT", **sizes, num_classes=7, **florence)
+    options = {"down_kernel_size": 3, "channel_attn_v2": True, "named_blocks": True, "window_size": 3}
+    model = theirs("timm.models.davit", "DaVit", **pyramid, num_classes=7, **options)
+    yield against("timm Florence-2", "timm `DaVit`, options of Florence-2", build, model, 64, 64)
+    config = config_of(
+        "Florence2VisionConfig",
+        embed_dim=(24, 32, 48),
+        depths=(1, 2, 1),
+        num_heads=(2, 4, 3),
+        num_groups=(2, 4, 3),
+        window_size=3,
+        patch_size=(7, 3, 3),
+        patch_stride=(4, 2, 2),
+        patch_padding=(3, 1, 1),
+        patch_prenorm=(False, True, True),
+    )
+    model = theirs("transformers.models.florence2.modeling_florence2", "Florence2VisionBackbone", config)
+    inputs = images(64, 64)
+    case = Case(
+        format="transformers Florence-2",
+        reference="transformers `Florence2VisionBackbone`, its mean normed",
+        build=ours("DaViT", **sizes, num_classes=0, **florence),
+        checkpoint={f"model.vision_tower.{name}": tensor for name, tensor in model.state_dict().items()},
+        inputs=inputs,
+        outputs=layer_norm(model(inputs).last_hidden_state.mean(dim=(2, 3)), (48,)),
+    )
+    yield case
+    encoder = case.build()
+    load_pretrained(encoder, case.checkpoint)
+    yield replace(case, format="Florence-2", checkpoint=to_format(encoder, "Florence-2"))
 
 
 def max_vit() -> Iterator[Case]:

@@ -17,6 +17,7 @@ The catalogue, each with its paper, its module and its classes:
 - Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
 - Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
 - CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`
+- Transformer in Transformer (arXiv:2103.00112): `vit_pytorch.tnt`, `TNT`
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
 - LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
 - CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
@@ -35,6 +36,7 @@ The catalogue, each with its paper, its module and its classes:
 - MaxViT: Multi-Axis Vision Transformer (arXiv:2204.01697): `vit_pytorch.max_vit`, `MaxViT`
 - CoAtNet: Marrying Convolution and Attention for All Data Sizes (arXiv:2106.04803):
   `vit_pytorch.coatnet`, `CoAtNet`
+- DaViT: Dual Attention Vision Transformers (arXiv:2204.03645): `vit_pytorch.davit`, `DaViT`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):

@@ -39,10 +39,9 @@ from vit_pytorch.layers.init import init_convs
 from vit_pytorch.layers.options import OptionLike, check_choice, per_stage
 from vit_pytorch.layers.patches import pair, to_ntuple
 from vit_pytorch.layers.relative import LogBias, RelativeBias, crop_pairs
-from vit_pytorch.layers.windows import GroupAttention, Partition
+from vit_pytorch.layers.windows import WHOLE, GroupAttention, Partition
 
 LAYOUTS = ("C", "T", "CT")
-WHOLE = Partition((None, None), (1, 1))
 
 
 class CoAtNet(HierarchicalModel):

@@ -92,10 +92,6 @@ class Partition:
         return x.reshape(-1, *grid, groups.shape[-1])
 
 
-# A map is one group.
-WHOLE = Partition((None, None), (1, 1))
-
-
 def windows(size: Sequence[int]) -> Partition:
     """Part a map into windows of neighbouring cells (Swin, arXiv:2103.14030, section 3.2)."""
     return Partition(tuple(size), (1,) * len(size))

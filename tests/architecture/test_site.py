@@ -102,14 +102,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pages that are made from the code, by the documentation's own extensions."""
     pytest.importorskip("myst_parser")
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    (source / "papers").mkdir()
-    for page in ("commands", "zoo", "proof", "papers/index", "papers/swin"):
+    for folder in ("papers", "measured"):
+        (source / folder).mkdir()
+    for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", "measured/deployed"):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
     (source / "api.md").write_text(
         "# CaiT\n\n```{eval-rst}\n.. automodule:: vit_pytorch.cait\n   :members:\n```\n"
     )
     (source / "index.md").write_text(
-        "# Pages\n\n```{toctree}\ncommands\nzoo\nproof\napi\npapers/index\n```\n"
+        "# Pages\n\n```{toctree}\ncommands\nzoo\nproof\napi\npapers/index\nmeasured/deployed\n```\n"
     )
     settings = (
         f"import sys; sys.path.insert(0, {str(DOCS)!r})",
@@ -198,7 +199,7 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 
 
 def test_proof_has_a_row_for_every_architecture_with_the_figures_of_the_files(site: Path) -> None:
-    proof, _ = cells_of(site / "proof.html")
+    proof, *_ = cells_of(site / "proof.html")
     named = list(dict.fromkeys(entry.architecture.__name__ for entry in entries().values()))
     assert [row[0] for row in proof] == named
 
@@ -232,13 +233,40 @@ def test_proof_has_a_row_for_every_architecture_with_the_figures_of_the_files(si
 
 
 def test_proof_says_where_its_figures_come_from(site: Path) -> None:
-    _, origins = cells_of(site / "proof.html")
-    for name in ("loading.json", "steps.json", "learning.jsonl", "exports.json"):
+    *_, origins = cells_of(site / "proof.html")
+    files = (
+        "loading.json",
+        "steps.json",
+        "learning.jsonl",
+        "exports.json",
+        "convergence.json",
+        "deployed.json",
+    )
+    for name in files:
         mine = [row for row in origins if row[0] == name]
         rows = read_rows(name)
         assert sum(int(row[1]) for row in mine) == len(rows)
         for key, column in (("date", 2), ("machine", 3), ("commit", 4)):
             assert {row[column] for row in mine} == {row.get(key, "not recorded") for row in rows}
+
+
+def test_convergence_points_are_those_of_the_file(site: Path) -> None:
+    _, points, _ = cells_of(site / "proof.html")
+    rows = read_rows("convergence.json")
+    assert [row[0] for row in points] == [row["name"] for row in rows]
+    for (_, goal, middle, seeds, _), row in zip(points, rows, strict=True):
+        assert goal == f"{row['goal']:.0%} {row['figure']}"
+        assert int(middle) == round(row["median"])
+        assert seeds == f"{min(row['steps'])} to {max(row['steps'])}"
+
+
+def test_deployed_forms_are_those_of_the_file(site: Path) -> None:
+    (forms,) = cells_of(site / "measured" / "deployed.html")
+    rows = [row for row in read_rows("deployed.json") if "ms" in row]
+    assert len(forms) == len(rows) > 20
+    known = {(row["model"], str(row["batch"]), row["form"]): row for row in rows}
+    for model, batch, form, _, ratio, *_ in forms:
+        assert ratio == f"{known[model, batch, form]['ratio']:.2f}"
 
 
 def test_figures_of_steps_are_those_of_rounding() -> None:

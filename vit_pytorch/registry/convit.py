@@ -1,7 +1,7 @@
 """ConViT at its authors' sizes (d'Ascoli et al. 2021, table 1), by timm's names."""
 
 from vit_pytorch.convit import ConViT
-from vit_pytorch.registry.entry import IMAGENET, ModelEntry
+from vit_pytorch.registry.entry import IMAGENET, NO_BATCH, ModelEntry
 from vit_pytorch.registry.vit import TINY
 
 # name: parameters, heads of 48 channels
@@ -28,7 +28,8 @@ def _entry(name: str) -> ModelEntry:
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875},
         hub_id=f"timm/{name}.fb_in1k",
         exceptions={
-            "recorder_misses_no_softmax": "the weights that are recorded hold a softmax over positions, too"
+            **NO_BATCH,
+            "recorder_misses_no_softmax": "the weights that are recorded hold a softmax over positions, too",
         },
     )
 

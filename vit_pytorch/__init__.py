@@ -14,6 +14,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.distill`, `DistillableViT`, `DistillWrapper`
 - DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886): `vit_pytorch.deepvit`, `DeepViT`
 - Going deeper with Image Transformers (arXiv:2103.17239): `vit_pytorch.cait`, `CaiT`
+- ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases (arXiv:2103.10697):
+  `vit_pytorch.convit`, `ConViT`
 - Tokens-to-Token ViT (arXiv:2101.11986): `vit_pytorch.t2t`, `T2TViT`
 - Escaping the Big Data Paradigm with Compact Transformers (arXiv:2104.05704): `vit_pytorch.cct`, `CCT`
 - CrossViT: Cross-Attention Multi-Scale ViT (arXiv:2103.14899): `vit_pytorch.cross_vit`, `CrossViT`

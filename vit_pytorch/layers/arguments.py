@@ -55,7 +55,7 @@ INTEGERS: Mapping[str, Range] = {
     r"ats_layers|patch_merge_layer|reattn_layers|value_residual|cls_depth|(vit|ast)_layer_indices": Range(
         0, 1024
     ),
-    r"global_layers": Range(0, 1023),
+    r"(global|local)_layers": Range(0, 1023),
     r"hidden_layer": Range(-1024, 1023),
     r"seq_len|max_tokens.*": Range(1, 2**24),
     r"(.*_)?(depths?|layers|repeats|stages|branches|hierarchies)": Range(1, 1024),

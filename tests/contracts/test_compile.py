@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram, export
 
 from tests.contracts.conftest import randomize_
+from tests.contracts.operators import converted, operators
 from tests.contracts.test_gradients import backward
 from tests.slow import REPRESENTATIVE
 from vit_pytorch.base import VisionModel
@@ -27,7 +28,12 @@ BATCH = Dim("batch", max=4096)
 
 @pytest.fixture(scope="module")
 def exported(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
-    """Export the tiny model with a dynamic batch, once for the tests below."""
+    """Export the tiny model once for the tests below."""
+    return export_tiny(entry)
+
+
+def export_tiny(entry: ModelEntry) -> tuple[VisionModel, Tensor, ExportedProgram]:
+    """Return the tiny model, five images, and the model exported with a dynamic batch."""
     torch.manual_seed(0)
     model = randomize_(entry.build(**entry.tiny)).eval()
     images = torch.randn(5, model.channels, *model.image_size)
@@ -48,12 +54,19 @@ def check_compiled(model: VisionModel, images: Tensor, backend: str) -> None:
 
 def test_export(exported):
     model, images, program = exported
+    module = program.module()
     for batch in (images, images[:1]):
-        torch.testing.assert_close(program.module()(batch), model(batch))
+        torch.testing.assert_close(module(batch), model(batch))
 
 
-def test_onnx(exported):
+def test_onnx(entry: ModelEntry, exported):
+    """Models are converted that together have all operators and pairs of neighbours; see `operators`."""
     model, images, program = exported
+    found, models = operators(program), converted()
+    if entry.name in models:
+        assert models[entry.name] <= found, "record them again: python -m tests.contracts.operators"
+    elif found <= set().union(*models.values()):
+        return
     onnx = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
     session = onnxruntime.InferenceSession(onnx.SerializeToString())
     for batch in (images, images[:1]):

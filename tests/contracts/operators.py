@@ -68,10 +68,10 @@ def converted() -> dict[str, set[str]]:
     if recorded["torch"] != TORCH:
         return {}
     names = {entry.name for entry in cases()}
-    return {name: set(found) for name, found in recorded["models"].items() if name in names}
+    return {name: set(found.split()) for name, found in recorded["models"].items() if name in names}
 
 
-def cover(found: dict[str, set[str]]) -> dict[str, list[str]]:
+def cover(found: dict[str, set[str]]) -> dict[str, str]:
     """Choose models that have all operators, and say which of them each is the first to have.
 
     Those of `make test` come first, then each time the model most of whose operators are new.
@@ -81,7 +81,7 @@ def cover(found: dict[str, set[str]]) -> dict[str, list[str]]:
     chosen = {}
     while left:
         name = order.pop(0) if order else max(found, key=lambda name: len(found[name] & left))
-        chosen[name] = sorted(found[name] & left)
+        chosen[name] = " ".join(sorted(found[name] & left))
         left -= found[name]
     return chosen
 
@@ -90,5 +90,6 @@ if __name__ == "__main__":
     from tests.contracts.test_compile import export_tiny
 
     models = cover({entry.name: operators(export_tiny(entry)[2]) for entry in cases()})
-    FILE.write_text(json.dumps({"torch": TORCH, "models": models}, indent=1) + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(found)}" for name, found in models.items())
+    FILE.write_text(f'{{"torch": "{TORCH}", "models": {{\n{lines}\n}}}}\n')
     print(f"{len(models)} of {len(cases())} models have all operators")

@@ -169,7 +169,7 @@ __all__ = [
     "list_models",
     "load_pretrained",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # what needs Lightning and torchvision, by the module in which it is; imported when it is asked for
 _LAZY = {"Predictor": "vit_pytorch.training.predictor", "fit": "vit_pytorch.cli.api"}
 

@@ -21,6 +21,7 @@ from vit_pytorch.extras import install_command
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash"]
+MEDIA = ("video", "volume")
 # Pillow's name of an image's channels
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -106,6 +107,8 @@ def _read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
             f"a model of images, videos or volumes is wanted, got one whose input is {cfg['input_size']}"
         )
     channels, *frames, height, width = cfg["input_size"]
+    # version 0.1 wrote both
+    media = [kind for kind in MEDIA if kind in cfg]
     return Preprocessing(
         image_size=(height, width),
         channels=channels,
@@ -120,6 +123,7 @@ def _read_preprocessing(cfg: Mapping[str, Any]) -> Preprocessing:
         video=VideoConfig(**cfg.get("video", {})),
         window=_to_tuple(cfg.get("window")),
         volume=VolumeConfig(**{key: _to_tuple(value) for key, value in cfg.get("volume", {}).items()}),
+        media=media[0] if len(media) == 1 else None,
     )
 
 
@@ -207,6 +211,7 @@ class Preprocessing:
         frames: Frames of a clip, or slices of a volume; None for images.
         video: Which frames of a video are taken.
         volume: How volumes are brought to one intensity and size.
+        media: What was trained on, "video" or "volume"; None for images, and where it is not known.
         window: Values of an image's file that become 0 and 255 (0 and 1 for the model), what lies outside
             being clipped; None for the whole range of its 8 or 16 bits.
 
@@ -226,9 +231,12 @@ class Preprocessing:
     frames: int | None = None
     video: VideoConfig = field(default_factory=VideoConfig)
     volume: VolumeConfig = field(default_factory=VolumeConfig)
+    media: str | None = None
     window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.media not in (None, *MEDIA):
+            raise ValueError(f"media must be one of {', '.join(MEDIA)}, got {self.media!r}")
         if self.window is not None and not is_range(self.window):
             raise ValueError(f"window must be a range (low, high) with low < high, got {self.window}")
         if self.window is not None and self.frames is not None:

@@ -130,6 +130,30 @@ def test_predict_tells_the_classes_over_time(
     assert last.split()[1] == "all"
 
 
+def test_a_model_of_videos_takes_no_volumes(
+    films_run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It looked at slices as if they were frames, and answered."""
+    values = np.random.default_rng(0).normal(size=(16, 16, 8))
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            nibabel.Nifti1Image(values + i, np.eye(4)).to_filename(tmp_path / name / f"{i}.nii.gz")
+    scan = tmp_path / "left" / "0.nii.gz"
+    film = films / "left" / "00.mp4"
+    with pytest.raises(SystemExit) as leave:
+        main(["predict", str(films_run), str(scan), str(film), "--json"])
+    assert leave.value.code == 3
+    printed = capsys.readouterr()
+    assert [row["video"] for row in json.loads(printed.out)] == [str(film)]
+    assert f"bad volume {scan}: the model was trained on videos" in printed.err
+    assert main(["evaluate", str(films_run), "--data", f"nifti:{tmp_path}"]) != 0
+    assert "the model was trained on videos, and the data are volumes" in capsys.readouterr().err
+    config = load_classifier(films_run).model.default_cfg
+    assert "video" in config
+    assert "volume" not in config
+
+
 def test_a_bad_video_stops_the_prediction_or_is_skipped(
     films_run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

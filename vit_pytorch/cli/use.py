@@ -211,7 +211,13 @@ def _groups(chosen: Sequence[ImageDataset], values: Mapping[Path, str]) -> dict[
 def evaluation_loader(
     images: ImageDataset, prep: Preprocessing, classes: int, *, batch_size: int, workers: int, on_bad: OnBad
 ) -> ImageLoader:
-    """Return the loader of images as a trained model takes them, each once, in order."""
+    """Return the loader of images as a trained model takes them, each once, in order.
+
+    Raises:
+        ValueError: The model was trained on videos and these are volumes, or the other way round.
+    """
+    if prep.media is not None and images.kind != prep.media:
+        raise ValueError(f"the model was trained on {prep.media}s, and the data are {images.kind}s")
     return ImageLoader(
         images, prep, None, batch_size=batch_size, num_classes=classes, workers=workers, on_bad=on_bad
     )

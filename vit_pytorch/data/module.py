@@ -14,7 +14,7 @@ from vit_pytorch.data.stream import StreamImages
 from vit_pytorch.data.stream_loader import StreamLoader
 from vit_pytorch.data.transforms import UNCHANGED, Augmentation, check_native
 from vit_pytorch.data.windows import check_range, measure_window
-from vit_pytorch.preprocessing import CropMode, Interpolation, Preprocessing, VideoConfig, VolumeConfig
+from vit_pytorch.preprocessing import MEDIA, CropMode, Interpolation, Preprocessing, VideoConfig, VolumeConfig
 
 
 class ImageData(L.LightningDataModule):
@@ -196,6 +196,7 @@ class ImageData(L.LightningDataModule):
             frames=self.frames,
             video=self.video,
             volume=self.volume,
+            media=kind if (kind := self.opened.train.kind) in MEDIA else None,
             window=self.window,
         )
 

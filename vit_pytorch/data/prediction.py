@@ -127,10 +127,13 @@ def read_parts(path: Path, prep: Preprocessing, *, step: int | None = None) -> I
         step: Frames from the start of one clip to that of the next; the clip's own length if left out.
 
     Raises:
-        BadImageError: The file cannot be decoded.
+        BadImageError: The file cannot be decoded, or the model was trained on the other kind.
     """
     assert prep.frames is not None, "models of videos and volumes take frames"
-    if extension(path.name) in volumes.EXTENSIONS:
+    kind = "volume" if extension(path.name) in volumes.EXTENSIONS else "video"
+    if prep.media not in (None, kind):
+        raise BadImageError(str(path), f"the model was trained on {prep.media}s", kind)
+    if kind == "volume":
         volume = volumes.decode_volume(path, prep.volume, (prep.frames, *prep.image_size))
         yield Part(None, convert_channels(volume, prep.channels))
         return

@@ -57,7 +57,11 @@ def note_preprocessing(model: VisionModel, prep: Preprocessing) -> None:
         window=prep.window,
     )
     if prep.frames is not None:
-        model.default_cfg.update(video=asdict(prep.video), volume=asdict(prep.volume))
+        settings = {"video": asdict(prep.video), "volume": asdict(prep.volume)}
+        for kind in settings:
+            model.default_cfg.pop(kind, None)
+        known = settings if prep.media is None else {prep.media: settings[prep.media]}
+        model.default_cfg.update(known)
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:

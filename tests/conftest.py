@@ -8,7 +8,6 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import gc
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -18,8 +17,6 @@ import torch
 from tests.slow import is_slow
 
 torch.set_num_threads(1)
-# Tracing makes many objects that stay; Python would look through them for garbage again and again.
-gc.set_threshold(100_000)
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from vit_pytorch.layers.positions import LearnedPositions
 from vit_pytorch.layers.windows import windows
 
 # Sentences, the class token first, and the words of all sentences of a batch.
-Text = tuple[Float[Tensor, "b n d"], Float[Tensor, "s m w"]]
+Text = tuple[Float[Tensor, "b n d"], Float[Tensor, "s m e"]]
 # Side of the kernel that embeds words.
 KERNEL = 7
 
@@ -184,7 +184,7 @@ class WordEmbed(nn.Module):
         self.positions = nn.Parameter(torch.empty(1, self.count, dim))
         init_embeddings(self.positions)
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "s m w"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "s m e"]:
         """Return the words of all patches, those of the first image first."""
         if self.apart:
             patches = self.groups.split(images.permute(0, 2, 3, 1)).unflatten(1, self.patch)
@@ -221,7 +221,7 @@ class Sentences(nn.Module):
         self.norm2 = nn.Identity() if by_word else norm(dim)
         init_xavier(self.proj)
 
-    def forward(self, words: Float[Tensor, "b n m w"]) -> Float[Tensor, "b n d"]:
+    def forward(self, words: Float[Tensor, "b n m e"]) -> Float[Tensor, "b n d"]:
         """Return sentences of words."""
         normed = self.norm1(words).flatten(2) if self.by_word else self.norm1(words.flatten(2))
         return self.norm2(self.proj(normed))
@@ -242,7 +242,7 @@ class TNTBlock(nn.Module):
         self.add = add
         self.outer = outer
 
-    def forward(self, sentences: Float[Tensor, "b n d"], words: Float[Tensor, "s m w"]) -> Text:
+    def forward(self, sentences: Float[Tensor, "b n d"], words: Float[Tensor, "s m e"]) -> Text:
         """Transform sentences and words."""
         words = self.inner(words)
         added = self.add(words.unflatten(0, (sentences.shape[0], -1)))

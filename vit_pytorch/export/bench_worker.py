@@ -81,8 +81,17 @@ def exported_step(subject: Subject, model: Any, cell: Cell, folder: Path) -> Ste
     size = model.default_cfg["input_size"]
     graph = ExportGraph(model.to(DTYPES[precision]), "logits").eval()
     file = folder / f"{precision}{kind.suffix}"
-    noise = [torch.randn(8, *size) for _ in range(CALIBRATION)] if precision == "int8" else []
-    kind.write(ExportJob(graph, torch.randn(2, *size), precision, {}, calibration=noise), file)
+    int8: dict[str, Any] = {}
+    if precision == "int8":
+        classifier = model.get_classifier()
+        int8["calibration"] = [torch.randn(8, *size) for _ in range(CALIBRATION)]
+        # which NNCF leaves in floating point in some models; it takes no time that shows
+        int8["keep"] = tuple(
+            name
+            for name, module in model.named_modules()
+            if module is classifier and any(True for _ in module.parameters())
+        )
+    kind.write(ExportJob(graph, torch.randn(2, *size), precision, {}, **int8), file)
     run, images = kind.load(file, precision), torch.randn(cell.batch, *size)
 
     def step() -> Tensor:

@@ -188,12 +188,9 @@ class Deployed(SphinxDirective):
         self.env.note_dependency(str(MEASURED / "deployed.json"))
         header: list[Cell] = ["model", "images", "form", "ms", "ratio", "spread", "of the peak", "MiB"]
         rows, refused = [header], []
-        order = {
-            model: i for i, model in enumerate(dict.fromkeys(r["model"] for r in read_rows("deployed.json")))
-        }
-        for row in sorted(
-            read_rows("deployed.json"), key=lambda r: (order[r["model"]], r["batch"], r.get("ms", 0.0))
-        ):
+        found = read_rows("deployed.json")
+        models = [row["model"] for row in found]
+        for row in sorted(found, key=lambda r: (models.index(r["model"]), r["batch"], r.get("ms", 0.0))):
             if "error" in row:
                 refused.append(f"`{row['model']}` as {row['form']}: {row['error']}")
                 continue

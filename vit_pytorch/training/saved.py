@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import load_model
-from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
+from vit_pytorch.preprocessing import MEDIA, Preprocessing, preprocessing_for
 from vit_pytorch.training.problems import Classification, Problem, read_problem
 
 # where `default_cfg` keeps the task and what belongs to it
@@ -57,11 +57,10 @@ def note_preprocessing(model: VisionModel, prep: Preprocessing) -> None:
         window=prep.window,
     )
     if prep.frames is not None:
-        settings = {"video": asdict(prep.video), "volume": asdict(prep.volume)}
-        for kind in settings:
+        for kind in MEDIA:
             model.default_cfg.pop(kind, None)
-        known = settings if prep.media is None else {prep.media: settings[prep.media]}
-        model.default_cfg.update(known)
+            if prep.media in (None, kind):
+                model.default_cfg[kind] = asdict(getattr(prep, kind))
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> SavedClassifier:

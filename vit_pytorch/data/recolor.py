@@ -1,10 +1,13 @@
-"""RandAugment of torchvision, with its three slowest changes of colour computed faster, to the same bits."""
+"""RandAugment of torchvision, with its three slowest changes of colour computed faster, to the same bits.
+
+And the same for a batch of images, each with its own draws.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -31,6 +34,38 @@ class RandAugment(v2.RandAugment):
         ):
             return faster(image, magnitude)
         return super()._apply_image_or_video_transform(image, transform_id, magnitude, *args, **options)
+
+    def batch(
+        self, images: UInt8[Tensor, "b c h w"], draws: Float[Tensor, "b k"]
+    ) -> UInt8[Tensor, "b c h w"]:
+        """Augment each image of a batch by its own operations; images of one operation together.
+
+        Args:
+            images: Values 0 to 255.
+            draws: Uniform random numbers in [0, 1): for each image its operations, and then their signs.
+        """
+        names = list(self._AUGMENTATION_SPACE)
+        which = (draws[:, : self.num_ops] * len(names)).long()
+        negative = draws[:, self.num_ops :] < 0.5
+        images = images.clone()
+        for turn in range(self.num_ops):
+            for number, name in enumerate(names):
+                values, signed = self._AUGMENTATION_SPACE[name]
+                strengths = values(self.num_magnitude_bins, *images.shape[-2:])
+                strength = 0.0 if strengths is None else float(strengths[self.magnitude])
+                for sign in (1, -1) if signed else (1,):
+                    mine = which[:, turn] == number
+                    mine &= (negative[:, turn] == (sign < 0)) | (not signed)
+                    chosen = mine.nonzero().flatten()
+                    if len(chosen):
+                        images[chosen] = self._apply_image_or_video_transform(
+                            images[chosen],
+                            name,
+                            sign * strength,
+                            interpolation=self.interpolation,
+                            fill=self._fill,
+                        )
+        return images
 
 
 def sharpen(image: UInt8[Tensor, "c h w"], magnitude: float) -> UInt8[Tensor, "c h w"]:

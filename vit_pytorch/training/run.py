@@ -399,7 +399,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         image_size=(height, width),
         channels=model.channels,
         batch_size=config.device_batch_size,
-        workers=config.loading_processes,
+        workers=config.workers,
         augmentation=config.augmentation,
         mean=cfg["mean"] if data.mean is None else data.mean,
         std=cfg["std"] if data.std is None else data.std,
@@ -415,6 +415,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
         window=data.window,
+        in_memory=data.in_memory,
         balanced=isinstance(config, TrainConfig) and config.sampler == "balanced",
     )
 

@@ -117,7 +117,7 @@ class Monitor(Callback):
             num_classes=data.num_classes,
             rank=loop.fabric.global_rank,
             world_size=loop.fabric.world_size,
-            workers=data.workers,
+            workers=data.workers_for(self._bank),
             worker_timeout=data.worker_timeout,
             on_bad=data.on_bad,
         )

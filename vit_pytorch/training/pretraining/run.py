@@ -224,7 +224,7 @@ def _features(images: ImageDataset, model: VisionModel, data: ImageData) -> Any:
         None,
         batch_size=data.batch_size,
         num_classes=data.num_classes,
-        workers=data.workers,
+        workers=data.workers_for(images),
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
     )

@@ -95,5 +95,5 @@ def hold(images: ImageDataset, batches: Iterable[Images]) -> HeldImages | None:
             return None
         pixels[done : done + len(batch)] = batch
         done += len(batch)
-    assert pixels is not None and done == len(images), "a split has images, and all of them are read"
+    assert pixels is not None, "a split has images"
     return HeldImages(pixels, images)

@@ -9,15 +9,17 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from vit_pytorch.cli.layers import UsageError, drop_others, long_options
+from vit_pytorch.cli.layers import UsageError, drop_others, long_options, option_value
 from vit_pytorch.cli.train import (
     MODEL,
     add_common,
     build_config,
     last_name,
+    model_layer,
     parse_layers,
     read_layers,
     resumed_run,
+    saved_model,
     show_or_return,
     start,
 )
@@ -61,7 +63,11 @@ def read_pretraining(arguments: Sequence[str], resumed: Path | None) -> tuple[Pr
         ValueError: Where values are out of range, or no model, method or recipe has the name.
         SystemExit: After what was asked for is shown.
     """
-    sources, layers = read_layers(arguments, resumed, {}, kind=PRETRAIN)
+    arguments, saved = saved_model(arguments)
+    weights = option_value(arguments, "weights")
+    if not saved and weights is not None and option_value(arguments, "model.name") is None:
+        saved = {weights: model_layer(weights)} if Path(weights).is_dir() else {}
+    sources, layers = read_layers(arguments, resumed, saved, kind=PRETRAIN)
     if resumed is not None and "method" not in layers[-1]:
         raise UsageError(f"{resumed} is the run of a classifier: resume it by vit train, finetune or distill")
     method = last_name(arguments, layers, "method") or METHOD

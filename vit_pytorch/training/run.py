@@ -190,6 +190,7 @@ def train(
     best: Mapping[str, Any],
     patience: int | None = None,
     ema: float | None = None,
+    from_start: bool = False,
     watching: Callable[[Sequence[Logger]], Sequence[Callback]] | None = None,
 ) -> None:
     """Train as a configuration says, with what every run writes down.
@@ -204,6 +205,7 @@ def train(
         best: arguments of `Checkpoints` that say which checkpoint is best
         patience: see `Loop`
         ema: see `Loop`
+        from_start: see `Loop`
         watching: gives more callbacks, from the run's loggers; they add to what is measured
     """
     loggers = make_loggers(config.logger, folder) if fabric.is_global_zero else []
@@ -232,6 +234,7 @@ def train(
             ema=ema,
             on_nonfinite=config.on_nonfinite,
             patience=patience,
+            from_start=from_start,
             compiled=config.compile,
             activation_checkpointing=config.activation_checkpointing,
             callbacks=callbacks,

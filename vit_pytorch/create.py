@@ -251,7 +251,7 @@ def trained_entry(name: str) -> ModelEntry:
     config = read_config(trained_folder(name))
     cfg = _tuples(config["default_cfg"])
     return ModelEntry(
-        name=name,
+        name=cfg["architecture"],
         architecture=architectures()[config["architecture"]],
         config={key: value for key, value in config.items() if key not in CONFIG_KEYS},
         parameters=read_card(name)["parameters"],

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from tests.cli.conftest import TINY
 from tests.cli.test_pretrain import pretrain, settings
 from vit_pytorch.cli import main
-from vit_pytorch.create import load_model
+from vit_pytorch.create import load_model, open_model
 from vit_pytorch.data import open_data
+from vit_pytorch.trained import trained_folder
 from vit_pytorch.training.history import read_lines, read_rows
 from vit_pytorch.training.probing import embed
 
@@ -106,6 +107,22 @@ def test_the_architecture_is_that_of_the_weights(start: Path) -> None:
         assert (found["dim"], found["depth"], found["pool"]) == (16, 1, "mean")
         assert found["image_size"] == own.image_size[0]
     assert settings("--weights", str(start), "--model", "cait_xxs24_224").model["name"] == "cait_xxs24_224"
+
+
+def test_names_are_weights(tmp_path: Path) -> None:
+    """Those of models that ship, and of published ones; a saved copy is no worse."""
+    name = "vit_patch4_32_mae.cifar10"
+    open_model(name).save_pretrained(tmp_path / "copy")
+    for weights, place in ((name, trained_folder(name)), (str(tmp_path / "copy"), tmp_path / "copy")):
+        found = settings("--weights", weights)
+        assert Path(found.weights) == place
+        assert (found.model["name"], found.model["patch_size"]) == ("vit_tiny_patch16_224", 4)
+        model = load_model(place)
+        assert (found.model["dim"], found.model["depth"]) == (model.num_features, len(model.blocks))
+    assert settings("--weights=vit_tiny_patch16_224").weights == "published"
+    tagged = settings("--weights=vit_tiny_patch16_224.augreg_in21k")
+    assert tagged.weights == "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k"
+    assert tagged.model["name"] == "vit_tiny_patch16_224"
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from vit_pytorch.cli.layers import UsageError, drop_others, long_options, option_value
+from vit_pytorch.cli.finetune import start_layer
+from vit_pytorch.cli.layers import UsageError, drop_others, long_options, option_value, without_option
 from vit_pytorch.cli.train import (
     MODEL,
     add_common,
     build_config,
     last_name,
-    model_layer,
     parse_layers,
     read_layers,
     resumed_run,
@@ -65,8 +65,12 @@ def read_pretraining(arguments: Sequence[str], resumed: Path | None) -> tuple[Pr
     """
     arguments, saved = saved_model(arguments)
     weights = option_value(arguments, "weights")
-    if not saved and weights is not None and option_value(arguments, "model.name") is None:
-        saved = {weights: model_layer(weights)} if Path(weights).is_dir() else {}
+    start = start_layer(weights) if weights is not None else {}
+    if weights is not None and start:
+        named = bool(saved) or option_value(arguments, "model.name") is not None
+        place = start.pop("tuning")["weights"]
+        arguments = [*without_option(arguments, "weights"), f"--weights={place}"]
+        saved |= {} if named else {weights: start}
     sources, layers = read_layers(arguments, resumed, saved, kind=PRETRAIN)
     if resumed is not None and "method" not in layers[-1]:
         raise UsageError(f"{resumed} is the run of a classifier: resume it by vit train, finetune or distill")

@@ -284,8 +284,8 @@ class PretrainConfig(RunConfig):
     Args:
         method: How the model learns.
         monitor: What is watched meanwhile.
-        weights: What the model starts from: a run, a model folder, a weight file or `hf-hub:NAME`; of a whole
-            masked autoencoder the decoder, too. At random if left out.
+        weights: What the model starts from: a run, a model folder, a weight file, `hf-hub:NAME` or a model's
+            name; of a whole masked autoencoder the decoder, too. At random if left out.
         select: Which weights are kept: those of the `last` epoch; or, `knn`, those whose nearest neighbours
             are right most often in validation, measured after each epoch, and of what it starts from, too.
             If left out, `knn` where it starts from weights and the images have classes.

@@ -12,7 +12,7 @@ from lightning.fabric.loggers import Logger
 from torch import nn
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.create import MODEL, model_folder
+from vit_pytorch.create import MODEL
 from vit_pytorch.data import ImageData, ImageDataset, ImageLoader, Splits
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_autoencoder, load_pretrained
@@ -44,6 +44,7 @@ from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.start import create_run_dir, prepare
 from vit_pytorch.training.summary import COURSE, describe_run
+from vit_pytorch.training.tuning import find_start
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
 
@@ -121,7 +122,7 @@ def build(
     """
     arguments, channels = model_arguments(config, splits)
     model = find_entry(config.model["name"]).build(**arguments, num_classes=0, channels=channels)
-    start = model_folder(weights) if weights is not None and Path(weights).is_dir() else weights
+    start = find_start(model, weights, config.model["name"]) if weights is not None else None
     if start is not None:
         load_pretrained(model, start)
     data = image_data(config, splits, model)
@@ -131,8 +132,9 @@ def build(
     method = make_method(
         config.method, model, data.preprocessing, length_of(config, splits), name=config.model["name"]
     )
-    if isinstance(method, MAE) and start is not None and find_format(open_source(start).state) is not None:
-        load_autoencoder(method, start)
+    stored = start if isinstance(start, str | Path) else None
+    if isinstance(method, MAE) and stored is not None and find_format(open_source(stored).state) is not None:
+        load_autoencoder(method, stored)
     return model, data, method
 
 

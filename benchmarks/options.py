@@ -1,6 +1,6 @@
 """What options of the plain ViT are worth at a small size: accuracy, at a higher resolution, too, and time.
 
-    python benchmarks/options.py idx:/usr/share/datasets/fashion-mnist --json options.json
+    python benchmarks/options.py idx:/usr/share/datasets/fashion-mnist --json docs/measured/options.json
 
 Each option changes one thing in a ViT of width 64 that is trained on 5000 images of 28 x 28 pixels and asked
 for 2000, three seeds. Then it is asked for the same images enlarged to 40 x 40: a model of that size takes
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from small_data import Data, accuracy, learn_labels, read_data, spread
+from provenance import provenance
+from small_data import Data, accuracy, learn_labels, read_data
 
 from vit_pytorch import ViT, load_pretrained
 
@@ -79,10 +80,10 @@ def measure(
 
 
 def main() -> None:
-    """Measure every option, and print a table."""
+    """Measure every option, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", help="idx:FOLDER of Fashion-MNIST, or digits")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--json", type=Path, help="where all figures are written")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,17 +95,15 @@ def main() -> None:
     larger = data._replace(images=images, test_images=test_images)
     rows = {name: (options, LEARNING) for name, options in OPTIONS.items()}
     rows |= {name: ({}, learning) for name, learning in OPTIMIZERS.items() if learning != LEARNING}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+    found: dict[str, Any] = {name: {"option": name, "epochs": given.epochs, "runs": []} for name in rows}
     for seed in range(SEEDS):
         for name, (options, learning) in rows.items():
-            found[name].append(measure(options, learning, data, larger, seed, given.epochs))
-    plain = sum(run["seconds"] for run in found["plain"])
-    print(f"| option | accuracy at {SIZE} pixels | at {LARGE} pixels | time of training |\n|---|---|---|---|")
-    for name, runs in found.items():
-        cells = [spread(run[figure] for run in runs) for figure in ("accuracy", "larger")]
-        print(f"| {name} | {cells[0]} | {cells[1]} | {sum(run['seconds'] for run in runs) / plain:.2f} |")
+            run = measure(options, learning, data, larger, seed, given.epochs)
+            found[name]["runs"].append(run)
+            found[name] |= provenance()
+            print(json.dumps({"option": name, "seed": seed, **run}), flush=True)
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps([*found.values()], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What features are worth before and after learning without labels, by every method, on small data.
 
-    python benchmarks/pretraining.py digits idx:/usr/share/datasets/fashion-mnist --json pretraining.json
+    python benchmarks/pretraining.py digits idx:/usr/share/datasets/fashion-mnist \
+        --json docs/measured/pretraining.json
 
 Three seeds each: all digits, and 3000 pictures of clothes (1000 asked). Features are read by the 20 nearest
 neighbours and by a linear classifier, which know the labels of the images learned from. EsViT teaches a
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_data import Data, accuracy, learn_labels, read_data, spread, train
+from provenance import provenance
+from small_data import Data, accuracy, learn_labels, read_data, train
 from torch import Tensor, nn
 
 from vit_pytorch import MAE, Dino, ViT
@@ -161,7 +163,7 @@ def fine_tune(data: Data, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure the methods, and print a table."""
+    """Measure the methods, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", nargs="+", help="digits, or idx:FOLDER")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
@@ -170,8 +172,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where all figures are written")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    everything = {}
+    rows = json.loads(given.json.read_text()) if given.json and given.json.is_file() else []
+    found = {(row["data"], row["method"]): row for row in rows}
     for source in given.data:
+        kind = source.partition(":")[0]
         digits = source == "digits"
         data = read_data(
             source, 20 if digits else 28, train=None if digits else 3000, test=None if digits else 1000
@@ -180,11 +184,10 @@ def main() -> None:
         for method in methods:
             measured = fine_tune if given.fine_tune else partial(measure, method)
             runs = [measured(data, seed) for seed in range(given.seeds)]
-            everything[f"{source.partition(':')[0]} {method}"] = runs
-            cells = [f"{name} {spread(run[name] for run in runs)}" for name in runs[0]]
-            print(f"| {source.partition(':')[0]} | {method} | {' | '.join(cells)} |", flush=True)
-    if given.json is not None:
-        given.json.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+            found[kind, method] = {"data": kind, "method": method, "runs": runs, **provenance()}
+            print(json.dumps(found[kind, method]), flush=True)
+            if given.json is not None:
+                given.json.write_text(json.dumps([*found.values()], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

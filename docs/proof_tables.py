@@ -32,6 +32,8 @@ FILES = {
     "exports.json": "python benchmarks/exports.py docs/measured/exports.json",
     "deployed.json": "python benchmarks/deployed.py docs/measured/deployed.json",
     "convergence.json": "python benchmarks/convergence.py docs/measured/convergence.json",
+    "options.json": "python benchmarks/options.py idx:FOLDER --json docs/measured/options.json",
+    "pretraining.json": "python benchmarks/pretraining.py digits idx:FOLDER --json FILE",
 }
 ORIGIN = ("date", "machine", "commit", "torch")
 NOT_MEASURED = "not measured"
@@ -208,6 +210,58 @@ class Deployed(SphinxDirective):
         return made
 
 
+def spread(values: Sequence[float]) -> str:
+    """Write several shares as a mean and a range, in per cent."""
+    found = [100 * value for value in values]
+    return f"{mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+
+
+class Options(SphinxDirective):
+    """`{options}` lists what each option of the plain ViT is worth, and its time beside the plain one's."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(MEASURED / "options.json"))
+        header: list[Cell] = ["option", "at 28 pixels", "at 40 pixels", "time of training"]
+        rows, plain = [header], 0.0
+        for row in read_rows("options.json"):
+            runs = row["runs"]
+            seconds = sum(run["seconds"] for run in runs)
+            plain = plain or seconds
+            figures = (spread([run[name] for run in runs]) for name in ("accuracy", "larger"))
+            rows.append([row["option"], *figures, f"{seconds / plain:.2f}"])
+        return [table(rows)]
+
+
+class Pretraining(SphinxDirective):
+    """`{pretraining}` lists what features are worth before and after learning without labels.
+
+    With the argument `few`, what they are worth as a start where few labels are known.
+    """
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(MEASURED / "pretraining.json"))
+        few = self.arguments == ["few"]
+        names = ("scratch", "MAE") if few else ("knn before", "knn after", "linear before", "linear after")
+        shown = ("from scratch", "from MAE's weights") if few else names
+        header: list[Cell] = ["data", *([] if few else ["method"]), *shown, *([] if few else ["least gain"])]
+        rows = [header]
+        for row in read_rows("pretraining.json"):
+            runs = row["runs"]
+            if (row["method"] == "fine-tuning") != few:
+                continue
+            cells = [row["data"], *([] if few else [row["method"]])]
+            cells += [spread([run[name] for run in runs]) for name in names]
+            if not few:
+                gain = min(run["knn after"] - run["knn before"] for run in runs)
+                cells.append(f"{100 * gain:+.1f}")
+            rows.append([*cells])
+        return [table(rows)]
+
+
 class ProofFiles(SphinxDirective):
     """`{proof-files}` lists the files of figures: origins of their rows, and the commands that write them."""
 
@@ -229,4 +283,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("proof-files", ProofFiles)
     app.add_directive("convergence", Convergence)
     app.add_directive("deployed", Deployed)
+    app.add_directive("options", Options)
+    app.add_directive("pretraining", Pretraining)
     return {"parallel_read_safe": True}

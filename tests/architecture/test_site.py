@@ -104,13 +104,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for folder in ("papers", "measured"):
         (source / folder).mkdir()
-    for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", "measured/deployed"):
+    measured = [f"measured/{name}" for name in ("deployed", "options", "pretraining")]
+    for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", *measured):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
     (source / "api.md").write_text(
         "# CaiT\n\n```{eval-rst}\n.. automodule:: vit_pytorch.cait\n   :members:\n```\n"
     )
     (source / "index.md").write_text(
-        "# Pages\n\n```{toctree}\ncommands\nzoo\nproof\napi\npapers/index\nmeasured/deployed\n```\n"
+        "# Pages\n\n```{toctree}\ncommands\nzoo\nproof\napi\npapers/index\n" + "\n".join(measured) + "\n```\n"
     )
     settings = (
         f"import sys; sys.path.insert(0, {str(DOCS)!r})",
@@ -241,6 +242,8 @@ def test_proof_says_where_its_figures_come_from(site: Path) -> None:
         "exports.json",
         "convergence.json",
         "deployed.json",
+        "options.json",
+        "pretraining.json",
     )
     for name in files:
         mine = [row for row in origins if row[0] == name]
@@ -267,6 +270,32 @@ def test_deployed_forms_are_those_of_the_file(site: Path) -> None:
     known = {(row["model"], str(row["batch"]), row["form"]): row for row in rows}
     for model, batch, form, _, ratio, *_ in forms:
         assert ratio == f"{known[model, batch, form]['ratio']:.2f}"
+
+
+def middle(runs: list[dict[str, float]], name: str) -> str:
+    values = sorted(100 * run[name] for run in runs)
+    return f"{sum(values) / len(values):.1f} ({values[0]:.1f} to {values[-1]:.1f})"
+
+
+def test_options_are_those_of_the_file(site: Path) -> None:
+    (shown,) = cells_of(site / "measured" / "options.html")
+    rows = read_rows("options.json")
+    assert [row[0] for row in shown] == [row["option"] for row in rows]
+    assert len(rows) == 21
+    for (_, accuracy, larger, _), row in zip(shown, rows, strict=True):
+        assert len(row["runs"]) == 3
+        assert (accuracy, larger) == (middle(row["runs"], "accuracy"), middle(row["runs"], "larger"))
+
+
+def test_figures_of_pretraining_are_those_of_the_file(site: Path) -> None:
+    methods, few = cells_of(site / "measured" / "pretraining.html")
+    rows = {(row["data"], row["method"]): row["runs"] for row in read_rows("pretraining.json")}
+    assert len(methods) + len(few) == len(rows) == 14
+    for data, method, *figures, _ in methods:
+        names = ("knn before", "knn after", "linear before", "linear after")
+        assert figures == [middle(rows[data, method], name) for name in names]
+    for data, *figures in few:
+        assert figures == [middle(rows[data, "fine-tuning"], name) for name in ("scratch", "MAE")]
 
 
 def test_figures_of_steps_are_those_of_rounding() -> None:

@@ -24,6 +24,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -121,19 +122,30 @@ def time_bare(files: list[Path], count: int, workers: int) -> float:
 
 
 def our_batches(args: argparse.Namespace) -> Iterator[Any]:
-    """Yield batches of ours, epoch after epoch."""
-    from vit_pytorch.data import Augmentation, ImageLoader, Preprocessing, open_data
+    """Yield batches of ours, epoch after epoch; small images are read before, as they are in a run."""
+    from vit_pytorch.data import Augmentation, ImageData, Splits, open_data
+    from vit_pytorch.data.held import HeldImages
 
     source = f"wds:{args.pattern}" if args.pattern else str(args.folder)
-    images = open_data(source, val_fraction=0.001, test_fraction=0).train
-    augmentation = Augmentation(
-        crop_scale=(0.08, 1.0), flip=0.5, rand_augment=0 if args.light else 2, rand_augment_magnitude=9
-    )
-    prep = Preprocessing(image_size=(args.size, args.size), mean=MEAN, std=STD)
-    loader = ImageLoader(
-        repeated(images), prep, augmentation, batch_size=args.batch, num_classes=10, workers=args.workers
-    )
-    return iter(loader)
+    splits = open_data(source, val_fraction=0.001, test_fraction=0)
+    options: dict[str, Any] = {
+        "image_size": args.size,
+        "batch_size": args.batch,
+        "workers": args.workers,
+        "augmentation": Augmentation(
+            crop_scale=(0.08, 1.0), flip=0.5, rand_augment=0 if args.light else 2, rand_augment_magnitude=9
+        ),
+        "mean": MEAN,
+        "std": STD,
+    }
+    loader = ImageData(splits, **options).train_dataloader()
+    if not isinstance(loader.images, HeldImages):
+        loader = ImageData(
+            Splits(splits.classes, repeated(splits.train), splits.val), **options
+        ).train_dataloader()
+    for epoch in count():
+        loader.sampler.set_epoch(epoch)
+        yield from loader
 
 
 def repeated(images: Any) -> Any:

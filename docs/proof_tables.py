@@ -34,6 +34,7 @@ FILES = {
     "convergence.json": "python benchmarks/convergence.py docs/measured/convergence.json",
     "options.json": "python benchmarks/options.py idx:FOLDER --json docs/measured/options.json",
     "pretraining.json": "python benchmarks/pretraining.py digits idx:FOLDER --json FILE",
+    "going_on.json": "python benchmarks/going_on.py docs/measured/going_on.json --signs FOLDER",
 }
 ORIGIN = ("date", "machine", "commit", "torch")
 NOT_MEASURED = "not measured"
@@ -262,6 +263,23 @@ class Pretraining(SphinxDirective):
         return [table(rows)]
 
 
+class GoingOn(SphinxDirective):
+    """`{going-on}` lists what features are worth after going on from trained weights, held and not."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the table."""
+        self.env.note_dependency(str(MEASURED / "going_on.json"))
+        rows: list[list[Cell]] = [
+            ["case", "rate", "`--anchor`", "start", "each epoch", "kept", "test images"]
+        ]
+        for row in read_rows("going_on.json"):
+            epochs = ", ".join(f"{100 * value:.1f}" for value in row["epochs"])
+            kept = int(row["kept"].removeprefix("epoch-"))
+            cells = (row["case"], f"{row['lr']:g}", str(row["anchor"]), f"{100 * row['start']:.1f}", epochs)
+            rows.append([*cells, f"epoch {kept}" if kept else "the start", f"{100 * row['test']:.1f}"])
+        return [table(rows)]
+
+
 class ProofFiles(SphinxDirective):
     """`{proof-files}` lists the files of figures: origins of their rows, and the commands that write them."""
 
@@ -285,4 +303,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("deployed", Deployed)
     app.add_directive("options", Options)
     app.add_directive("pretraining", Pretraining)
+    app.add_directive("going-on", GoingOn)
     return {"parallel_read_safe": True}

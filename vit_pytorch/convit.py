@@ -19,7 +19,7 @@ from math import isqrt, prod
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import TIMM_POOL
@@ -52,6 +52,8 @@ class ConViT(IsotropicModel):
     Raises:
         ValueError: if there is no layer after those.
     """
+
+    needs_all = "attends to neighbours"
 
     def __init__(
         self,
@@ -133,18 +135,6 @@ class ConViT(IsotropicModel):
         for block in self.blocks[self.local_layers :]:
             tokens = block(tokens)
         return self.norm(tokens)
-
-    def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the grid, in which the first layers find neighbours.
-
-        Raises:
-            ValueError: if patches are missing.
-        """
-        if ids_keep is not None:
-            raise ValueError(
-                f"ConViT attends to neighbours and needs all patches, got {ids_keep.shape[1]} kept ones"
-            )
-        return super().block_inputs(grid)
 
     def split_output(
         self, output: Float[Tensor, "b n d"], layer: int, size: Sequence[int], *, norm: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,6 +20,7 @@ from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.retired import current_name
 from vit_pytorch.trained import list_trained, read_card, trained_folder
 from vit_pytorch.weights import CHECKSUMS, init_empty_weights, read_settings
 
@@ -113,9 +115,10 @@ def create_model(
 
     Args:
         name: one of `list_models()`, with the tag of a release of timm's behind a point where one is wanted
-            (`vit_small_patch16_224.augreg_in1k`); or a trained model that ships with the package
-            (`vit models --pretrained`), such as `cct_2_3x2_32.cifar10`; or a folder that `save_pretrained`
-            wrote, or that of a finished run, whose model comes with its weights, in eval mode.
+            (`vit_small_patch16_224.augreg_in1k`), or a name that timm has retired for one, with a warning; or
+            a trained model that ships with the package (`vit models --pretrained`), such as
+            `cct_2_3x2_32.cifar10`; or a folder that `save_pretrained` wrote, or that of a finished run, whose
+            model comes with its weights, in eval mode.
         pretrained: True for the weights that ship with the package, or else for the published ones, from the
             Hugging Face Hub; or a checkpoint of any known format: a weight file, a folder, or
             `hf-hub:organisation/name` (see `load_pretrained`).
@@ -188,6 +191,10 @@ def _build(
     if shipped:
         entry, published = trained_entry(name), str(trained_folder(name))
     else:
+        now = current_name(name)
+        if now is not None and now.partition(".")[0] in entries():
+            warnings.warn(f"timm has renamed {name} to {now}, which is built", FutureWarning, stacklevel=3)
+            name = now
         name, _, tag = name.partition(".")
         entry = find_entry(name)
         repository = entry.repository(tag)
@@ -244,7 +251,7 @@ def trained_entry(name: str) -> ModelEntry:
     config = read_config(trained_folder(name))
     cfg = _tuples(config["default_cfg"])
     return ModelEntry(
-        name=name,
+        name=cfg["architecture"],
         architecture=architectures()[config["architecture"]],
         config={key: value for key, value in config.items() if key not in CONFIG_KEYS},
         parameters=read_card(name)["parameters"],

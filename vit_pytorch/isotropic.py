@@ -42,6 +42,8 @@ class IsotropicModel(VisionModel):
     prefix: PrefixTokens
     positions: Positions | None
     blocks: nn.ModuleList
+    # why the blocks cannot do without some of the patches, as the rest of a sentence
+    needs_all = ""
     undecayed = r"^prefix\.(class_token|distillation_token|registers)$|^positions\.table$"
 
     def __init__(
@@ -135,7 +137,16 @@ class IsotropicModel(VisionModel):
         return self.norm(tokens)
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the extra inputs of each block."""
+        """Return the extra inputs of each block.
+
+        Raises:
+            ValueError: Patches are missing, and the model `needs_all` of them.
+        """
+        if self.needs_all and ids_keep is not None:
+            raise ValueError(
+                f"{type(self).__name__} {self.needs_all} and needs all patches, "
+                f"got {ids_keep.shape[1]} kept ones"
+            )
         return BlockInputs(tuple(grid), self.num_encoder_prefix_tokens, ids_keep)
 
     def split_output(

@@ -51,6 +51,7 @@ class SAMViT(IsotropicModel):
         ValueError: if an index is outside the model.
     """
 
+    needs_all = "parts a map"
     pool = "mean"
 
     def __init__(
@@ -140,16 +141,6 @@ class SAMViT(IsotropicModel):
         for block in self.blocks:
             x = block(x, inputs)
         return self.neck(x).flatten(1, 2)
-
-    def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the grid.
-
-        Raises:
-            ValueError: if patches are missing.
-        """
-        if ids_keep is not None:
-            raise ValueError(f"SAMViT parts a map and needs all patches, got {ids_keep.shape[1]} kept ones")
-        return super().block_inputs(grid)
 
     def split_output(
         self, output: Float[Tensor, "b h w d"], layer: int, size: Sequence[int], *, norm: bool

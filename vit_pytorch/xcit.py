@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel, late_class_groups
@@ -60,6 +60,7 @@ class XCiT(IsotropicModel):
     """
 
     # In addition to the class token: the projection of the positions and the temperatures.
+    needs_all = "mixes neighbours"
     undecayed = IsotropicModel.undecayed + r"|^positions\.proj\.weight$|temperature$"
 
     def __init__(
@@ -155,18 +156,6 @@ class XCiT(IsotropicModel):
         for block in self.class_blocks:
             tokens = block(tokens)
         return self.norm(tokens)
-
-    def block_inputs(self, grid: Sequence[int], ids_keep: Int[Tensor, "b k"] | None = None) -> BlockInputs:
-        """Return the grid, in which the blocks find neighbours.
-
-        Raises:
-            ValueError: if patches are missing.
-        """
-        if ids_keep is not None:
-            raise ValueError(
-                f"XCiT mixes neighbours and needs all patches, got {ids_keep.shape[1]} kept ones"
-            )
-        return super().block_inputs(grid)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""

@@ -104,7 +104,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for folder in ("papers", "measured"):
         (source / folder).mkdir()
-    measured = [f"measured/{name}" for name in ("deployed", "options", "pretraining")]
+    measured = [f"measured/{name}" for name in ("deployed", "options", "pretraining", "going_on")]
     for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", *measured):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
     (source / "api.md").write_text(
@@ -244,6 +244,7 @@ def test_proof_says_where_its_figures_come_from(site: Path) -> None:
         "deployed.json",
         "options.json",
         "pretraining.json",
+        "going_on.json",
     )
     for name in files:
         mine = [row for row in origins if row[0] == name]
@@ -296,6 +297,19 @@ def test_figures_of_pretraining_are_those_of_the_file(site: Path) -> None:
         assert figures == [middle(rows[data, method], name) for name in names]
     for data, *figures in few:
         assert figures == [middle(rows[data, "fine-tuning"], name) for name in ("scratch", "MAE")]
+
+
+def test_figures_of_going_on_are_those_of_the_file(site: Path) -> None:
+    (shown,) = cells_of(site / "measured" / "going_on.html")
+    rows = read_rows("going_on.json")
+    assert len(shown) == len(rows) > 3
+    for (case, _, anchor, start, epochs, kept, _), row in zip(shown, rows, strict=True):
+        assert (case, anchor, start) == (row["case"], str(row["anchor"]), f"{100 * row['start']:.1f}")
+        assert epochs == ", ".join(f"{100 * value:.1f}" for value in row["epochs"])
+        # what is kept is no worse than the start
+        worth = [row["start"], *row["epochs"]]
+        number = 0 if kept == "the start" else int(kept.removeprefix("epoch "))
+        assert worth[number] == max(worth)
 
 
 def test_figures_of_steps_are_those_of_rounding() -> None:

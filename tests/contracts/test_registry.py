@@ -2,12 +2,15 @@ import ast
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.models._registry import _deprecated_models
 
 from tests.contracts.conftest import excepts
 from vit_pytorch import create_model, list_models
 from vit_pytorch.base import VisionModel
 from vit_pytorch.registry import ALIASES, find_entry
+from vit_pytorch.registry.retired import current_name
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -62,6 +65,25 @@ def test_unknown_override():
 def test_aliases(name):
     assert find_entry(name).name == ALIASES[name] in list_models()
     assert name not in list_models()
+
+
+def test_names_that_timm_has_retired_are_those_of_today():
+    known = set(list_models())
+    retired = {
+        old: now for old, now in _deprecated_models.items() if now and now.partition(".")[0] in known - {old}
+    }
+    assert len(retired) > 80
+    assert {old: current_name(old) for old in retired} == retired
+    assert [name for name in {*known, *timm.list_models()} - retired.keys() if current_name(name)] == []
+
+
+def test_a_name_that_timm_has_retired():
+    tiny = find_entry("vit_tiny_patch16_224").tiny
+    with pytest.warns(FutureWarning, match=r"to vit_tiny_patch16_224\.augreg_in21k, which is built"):
+        model = create_model("vit_tiny_patch16_224_in21k", **tiny)
+    assert model.default_cfg["architecture"] == "vit_tiny_patch16_224"
+    with pytest.raises(ValueError, match=r"timm calls it xcit_nano_12_p8_224\.fb_dist_in1k now"):
+        find_entry("xcit_nano_12_p8_224_dist")
 
 
 def test_list_models():

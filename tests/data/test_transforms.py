@@ -261,8 +261,42 @@ def test_preprocessing_out_of_range(options: dict[str, Any], message: str) -> No
 
 
 def test_batches_do_not_recolour() -> None:
-    with pytest.raises(ValueError, match="RandAugment and colour jitter"):
-        BatchAugment(RAW, Augmentation(rand_augment=1))
+    with pytest.raises(ValueError, match="colour jitter is not done by the batch"):
+        BatchAugment(RAW, Augmentation(color_jitter=0.1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rand_augment_of_a_batch_is_that_of_its_images(channels: int) -> None:
+    """Each image gets its own operations, with the pixels of torchvision's; all of them occur."""
+    batch = torch.randint(256, (200, channels, 20, 24), dtype=torch.uint8)
+    ours = RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR)
+    numbers = torch.rand(200, 4)
+    before = batch.clone()
+    found = ours.batch(batch, numbers)
+    assert torch.equal(batch, before)
+    theirs = v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR)
+    names = list(theirs._AUGMENTATION_SPACE)
+    used = set()
+    for image, row, expected in zip(batch, numbers.tolist(), found, strict=True):
+        for turn in range(2):
+            name = names[int(row[turn] * 14)]
+            make, signed = theirs._AUGMENTATION_SPACE[name]
+            values = make(31, 20, 24)
+            magnitude = 0.0 if values is None else float(values[9])
+            magnitude *= -1 if signed and row[2 + turn] < 0.5 else 1
+            given = (name, magnitude, InterpolationMode.BILINEAR, {})
+            image = theirs._apply_image_or_video_transform(image, *given)
+            used.add((name, magnitude < 0))
+        assert torch.equal(image, expected)
+    assert len(used) == 14 + 9
+
+
+def test_batches_apply_rand_augment_after_changes_of_geometry() -> None:
+    flipped = Augmentation(flip=1.0, rand_augment=2)
+    augment = BatchAugment(RAW, flipped)
+    numbers = torch.rand(4, augment.draws)
+    expected = augment.recolor.batch(images().flip(3), numbers[:, DRAWS:]).float() / 255
+    assert torch.allclose(augment(images(), numbers), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

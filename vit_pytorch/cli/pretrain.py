@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from vit_pytorch.cli.layers import UsageError, drop_others, long_options
+from vit_pytorch.cli.finetune import start_layer
+from vit_pytorch.cli.layers import UsageError, drop_others, long_options, option_value, without_option
 from vit_pytorch.cli.train import (
     MODEL,
     add_common,
@@ -18,6 +19,7 @@ from vit_pytorch.cli.train import (
     parse_layers,
     read_layers,
     resumed_run,
+    saved_model,
     show_or_return,
     start,
 )
@@ -61,7 +63,15 @@ def read_pretraining(arguments: Sequence[str], resumed: Path | None) -> tuple[Pr
         ValueError: Where values are out of range, or no model, method or recipe has the name.
         SystemExit: After what was asked for is shown.
     """
-    sources, layers = read_layers(arguments, resumed, {}, kind=PRETRAIN)
+    arguments, saved = saved_model(arguments)
+    weights = option_value(arguments, "weights")
+    start = start_layer(weights) if weights is not None else {}
+    if weights is not None and start:
+        named = bool(saved) or option_value(arguments, "model.name") is not None
+        place = start.pop("tuning")["weights"]
+        arguments = [*without_option(arguments, "weights"), f"--weights={place}"]
+        saved |= {} if named else {weights: start}
+    sources, layers = read_layers(arguments, resumed, saved, kind=PRETRAIN)
     if resumed is not None and "method" not in layers[-1]:
         raise UsageError(f"{resumed} is the run of a classifier: resume it by vit train, finetune or distill")
     method = last_name(arguments, layers, "method") or METHOD

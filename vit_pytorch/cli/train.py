@@ -112,11 +112,8 @@ def read_command(
         ValueError: Where values are out of range, or no model or recipe has the name.
         SystemExit: After what was asked for is shown.
     """
-    more, chosen = dict(more or {}), option_value(arguments, "model.name")
-    if chosen is not None and chosen not in entries() and Path(chosen).is_dir():
-        more[chosen] = model_layer(chosen)
-        arguments = without_option(arguments, "model.name")
-    sources, layers = read_layers(arguments, resumed, more)
+    arguments, saved = saved_model(arguments)
+    sources, layers = read_layers(arguments, resumed, {**(more or {}), **saved})
     if any("method" in layer for layer in layers):
         raise UsageError("these settings are those of a pretraining (they have a method): use vit pretrain")
     layers = fit_recipes(sources, layers, arguments)
@@ -264,6 +261,18 @@ def describe_model(parser: ArgumentParser, entry: ModelEntry) -> None:
     for action in parser._actions:
         if action.dest in shared and action.dest.removeprefix("model.") not in own:
             action.help = shared[action.dest]
+
+
+def saved_model(arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, Any]]:
+    """Take the architecture from the folder that `--model` names, where it names one.
+
+    Returns:
+        The other options, and the folder's settings by its name.
+    """
+    chosen = option_value(arguments, "model.name")
+    if chosen is None or chosen in entries() or not Path(chosen).is_dir():
+        return arguments, {}
+    return without_option(arguments, "model.name"), {chosen: model_layer(chosen)}
 
 
 def model_layer(folder: str) -> dict[str, Any]:

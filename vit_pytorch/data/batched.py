@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from vit_pytorch.data.transforms import Augmentation
+from vit_pytorch.data.transforms import Augmentation, rand_augment
 from vit_pytorch.preprocessing import Normalize, Preprocessing, ResizeAndCrop
 
+# random numbers that an image takes, without those of RandAugment: two for each of its operations
 DRAWS = 15
 # as torchvision's RandomErasing
 ERASED_AREA = 0.02, 0.33
@@ -21,7 +22,8 @@ ERASED_RATIO = 0.3, 3.3
 
 
 class BatchAugment:
-    """Crop, shift, flip, rotate, slant, move, enlarge and erase, each image by its own random numbers.
+    """Crop, shift, flip, rotate, slant, move, enlarge, apply RandAugment and erase, each image by its own
+    random numbers.
 
     All changes of geometry are one affine map per image and one bilinear or bicubic sampling. Borders are
     black. They follow the distributions of :func:`train_transform`, but movements need not be whole pixels,
@@ -29,20 +31,25 @@ class BatchAugment:
 
     Args:
         prep: The model's input.
-        augmentation: What varies; no RandAugment and no colour jitter.
+        augmentation: What varies; no colour jitter.
+
+    Attributes:
+        draws: Random numbers that an image takes.
 
     Raises:
-        ValueError: The augmentation asks for RandAugment or colour jitter.
+        ValueError: The augmentation asks for colour jitter.
     """
 
     def __init__(self, prep: Preprocessing, augmentation: Augmentation) -> None:
-        if augmentation.recolors:
-            raise ValueError(f"RandAugment and colour jitter are not done by the batch, got {augmentation}")
+        if augmentation.color_jitter:
+            raise ValueError(f"colour jitter is not done by the batch, got {augmentation}")
         self.augmentation = augmentation
         self.size = prep.image_size
         self.interpolation = prep.interpolation
         self.fit = ResizeAndCrop(prep)
         self.normalize = Normalize(prep)
+        self.draws = DRAWS + 2 * augmentation.rand_augment
+        self.recolor = rand_augment(prep, augmentation) if augmentation.rand_augment else None
 
     def __call__(
         self, images: UInt8[Tensor, "b c h w"], draws: Float[Tensor, "b k"]
@@ -51,7 +58,7 @@ class BatchAugment:
 
         Args:
             images: Values 0 to 255.
-            draws: Uniform random numbers in [0, 1), ``DRAWS`` for each image.
+            draws: Uniform random numbers in [0, 1), ``draws`` for each image.
 
         Returns:
             The model's input.
@@ -66,6 +73,10 @@ class BatchAugment:
                 padding_mode="zeros",
                 align_corners=False,
             ).clamp_(0, 1)
+        if self.recolor is not None:
+            if images.is_floating_point():
+                images = images.mul_(255).round_().to(torch.uint8)
+            images = self.recolor.batch(images, draws[:, DRAWS:])
         images = self.normalize(images)
         return images.masked_fill_(self._erased(draws), 0) if a.random_erasing else images
 

@@ -20,7 +20,7 @@ from vit_pytorch.data.datasets import ImageDataset
 from vit_pytorch.data.decode import BadImageError
 from vit_pytorch.data.plan import BatchPlan, BatchRequest
 from vit_pytorch.data.reader import Batch, BatchReader, LoadingError
-from vit_pytorch.data.transforms import Augmentation, Images
+from vit_pytorch.data.transforms import AsStored, Augmentation, Images
 from vit_pytorch.preprocessing import Preprocessing
 
 OnBad = Literal["stop", "skip"]
@@ -212,6 +212,14 @@ class ImageLoader:
         if pid < 0:
             return f"data-loader worker {worker} had not begun to read"
         return f"data-loader worker {worker} (process {pid}) failed while reading {self.images.name(index)}"
+
+
+class StoredLoader(ImageLoader):
+    """Iterates over images as they are stored, each once and in order: bytes, or lists where sizes differ."""
+
+    def __init__(self, images: ImageDataset, prep: Preprocessing, **options: Any) -> None:
+        super().__init__(images, prep, None, num_classes=0, **options)
+        self._reader.preparation = AsStored()
 
 
 class _Requests(Sampler[BatchRequest]):

@@ -1,5 +1,6 @@
 """The data of a run, as Lightning takes it."""
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,13 +9,18 @@ from typing import Any, Literal
 import lightning as L
 
 from vit_pytorch.data.datasets import ArrayImages, ImageDataset, Splits
-from vit_pytorch.data.loader import ImageLoader, OnBad
+from vit_pytorch.data.decode import BadImageError
+from vit_pytorch.data.held import are_small, check_holdable, hold
+from vit_pytorch.data.loader import ImageLoader, OnBad, StoredLoader
 from vit_pytorch.data.sources import open_data
 from vit_pytorch.data.stream import StreamImages
 from vit_pytorch.data.stream_loader import StreamLoader
 from vit_pytorch.data.transforms import UNCHANGED, Augmentation, check_native
 from vit_pytorch.data.windows import check_range, measure_window
 from vit_pytorch.preprocessing import MEDIA, CropMode, Interpolation, Preprocessing, VideoConfig, VolumeConfig
+
+# images that are read into memory at once
+STORED_BATCH = 256
 
 
 class ImageData(L.LightningDataModule):
@@ -36,7 +42,8 @@ class ImageData(L.LightningDataModule):
         image_size: Height and width of the model's input, or one number for both.
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
         batch_size: Images of one process in one batch.
-        workers: Processes that load; 0 loads in the main process, which is fastest for images in memory.
+        workers: Processes that load; 0 loads in the main process, which is fastest for images in memory; None
+            for that, and else for one a core, up to 8.
         augmentation: How training images vary; by default not at all.
         mean: Subtracted from values 0 to 1; one, or one per channel.
         std: Divides after that; likewise.
@@ -59,6 +66,8 @@ class ImageData(L.LightningDataModule):
         on_bad: What happens to an image that cannot be decoded: ``stop`` raises with its path; ``skip``
             leaves it out of its batch, which is then smaller, warns once, and notes it in ``bad``.
         balanced: Whether training shows classes equally often, images with repetition.
+        in_memory: Whether images of one size are read once and held in memory; None for small ones, see
+            `are_small`.
 
     Attributes:
         splits: The images, after ``setup``.
@@ -73,7 +82,7 @@ class ImageData(L.LightningDataModule):
         image_size: int | tuple[int, int] = 224,
         channels: int | None = None,
         batch_size: int = 64,
-        workers: int = 0,
+        workers: int | None = 0,
         augmentation: Augmentation = UNCHANGED,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
@@ -93,6 +102,7 @@ class ImageData(L.LightningDataModule):
         worker_timeout: float = 120.0,
         on_bad: OnBad = "stop",
         balanced: bool = False,
+        in_memory: bool | None = None,
     ) -> None:
         super().__init__()
         if on_bad not in ("stop", "skip"):
@@ -123,11 +133,13 @@ class ImageData(L.LightningDataModule):
         self.worker_timeout = worker_timeout
         self.on_bad: OnBad = on_bad
         self.balanced = balanced
+        self.in_memory = in_memory
         self.splits: Splits | None = data if isinstance(data, Splits) else None
         self.train_size: tuple[int, int] | None = None
         self.rank, self.world_size = 0, 1
         self._channels = channels
         self._loaders: dict[str, ImageLoader] = {}
+        self._held: dict[str, ImageDataset] = {}
         self._state: dict[str, Any] | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -259,10 +271,48 @@ class ImageData(L.LightningDataModule):
         images: ImageDataset | None = getattr(self.opened, name)
         return images
 
+    def workers_for(self, images: ImageDataset) -> int:
+        """Return the number of processes that load images."""
+        if self.workers is not None:
+            return self.workers
+        return 0 if isinstance(images, ArrayImages) else min(8, os.cpu_count() or 1)
+
+    def _hold(self, images: ImageDataset) -> ImageDataset:
+        """Read images into memory, if they shall be there; return them as they are otherwise.
+
+        Raises:
+            ValueError: They cannot be held, and it is asked for.
+        """
+        if self.in_memory is False or isinstance(images, ArrayImages):
+            return images
+        prep = self.preprocessing
+        try:
+            check_holdable(images, prep)
+        except ValueError:
+            if self.in_memory:
+                raise
+            return images
+        if self.in_memory is None and not are_small(images, prep):
+            return images
+        options = {"workers": self.workers_for(images), "worker_timeout": self.worker_timeout}
+        loader = StoredLoader(images, prep, batch_size=STORED_BATCH, **options)
+        try:
+            held = hold(images, (batch for batch, _ in loader))
+        except BadImageError:
+            if self.in_memory or self.on_bad == "stop":
+                raise
+            return images
+        if held is None and self.in_memory:
+            raise ValueError("data.in_memory needs images of one size, but theirs differ")
+        return images if held is None else held
+
     def _loader(self, name: str, augmentation: Augmentation | None) -> ImageLoader:
         images = self._split(name)
         if images is None:
             raise ValueError(f"the data has no {name} split; it has {', '.join(self.sizes)}")
+        if name not in self._held:
+            self._held[name] = self._hold(images)
+        images = self._held[name]
         prep = self.preprocessing
         if name == "train" and self.train_size is not None:
             prep = replace(prep, image_size=self.train_size)
@@ -271,7 +321,7 @@ class ImageData(L.LightningDataModule):
             "seed": self.seed,
             "rank": self.trainer.global_rank if self.trainer is not None else self.rank,
             "world_size": self.trainer.world_size if self.trainer is not None else self.world_size,
-            "workers": self.workers,
+            "workers": self.workers_for(images),
             "worker_timeout": self.worker_timeout,
             "on_bad": self.on_bad,
         }

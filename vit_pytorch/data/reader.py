@@ -1,6 +1,7 @@
 """The worker's side of loading: a request in, a finished batch out."""
 
 import os
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vit_pytorch.data.arrays import scale
-from vit_pytorch.data.batched import DRAWS, BatchAugment
+from vit_pytorch.data.batched import BatchAugment
 from vit_pytorch.data.datasets import ArrayImages, ImageDataset, convert_channels
 from vit_pytorch.data.decode import BadImageError
 from vit_pytorch.data.plan import BatchRequest
 from vit_pytorch.data.seeding import generator_for, seeded
 from vit_pytorch.data.transforms import (
+    AsStored,
     Augmentation,
     Images,
     Preparation,
@@ -72,12 +74,15 @@ class BatchReader(Dataset[Batch]):
         self.prep = prep
         self.seed = seed
         self.reading = reading
-        one_by_one = prep.max_tokens is not None or (augmentation is not None and augmentation.recolors)
+        one_by_one = prep.max_tokens is not None or (
+            augmentation is not None and augmentation.color_jitter > 0
+        )
         self.together = isinstance(images, ArrayImages) and not one_by_one
-        self.varies = images.varies and augmentation is not None
+        self.augmented = augmentation is not None
+        self.varies = images.varies and self.augmented
         self.mix = mix_transform(augmentation, num_classes) if augmentation else None
         self.transform = eval_transform(prep)
-        self.preparation = Preparation(prep, augmentation)
+        self.preparation: Preparation | AsStored = Preparation(prep, augmentation)
         self.augment = BatchAugment(prep, augmentation) if augmentation and self.together else None
         self._draws: tuple[int, Float[Tensor, "n k"]] = (-1, torch.empty(0))
 
@@ -99,14 +104,15 @@ class BatchReader(Dataset[Batch]):
         images = convert_channels(scale(self.images.images[chosen], self.prep.window), self.prep.channels)
         if self.augment is None:
             return Batch(self.transform(images), self.images.labels[chosen])
-        return Batch(self.augment(images, self._draw(request.epoch)[chosen]), self.images.labels[chosen])
+        draws = self._draw(request.epoch, self.augment.draws)[chosen]
+        return Batch(self.augment(images, draws), self.images.labels[chosen])
 
-    def _draw(self, epoch: int) -> Float[Tensor, "n k"]:
+    def _draw(self, epoch: int, count: int) -> Float[Tensor, "n k"]:
         """Random numbers for every image of an epoch, kept until the next."""
         if self._draws[0] != epoch:
             # The third key keeps this stream apart from the one that shuffles the epoch.
             generator = generator_for(self.seed, epoch, len(self.images))
-            self._draws = (epoch, torch.rand(len(self.images), DRAWS, generator=generator))
+            self._draws = (epoch, torch.rand(len(self.images), count, generator=generator))
         return self._draws[1]
 
     def _read_singly(self, request: BatchRequest) -> Batch:
@@ -130,7 +136,7 @@ class BatchReader(Dataset[Batch]):
                 name = self.images.name(index)
                 what = " ".join(f"{type(error).__name__}: {error}".split())
                 raise LoadingError(f"reading {name} failed: {what}") from error
-            with seeded(self.seed, request.epoch, index):
+            with seeded(self.seed, request.epoch, index) if self.augmented else nullcontext():
                 images.append(self.preparation.single(image))
             kept.append(index)
         return Batch(self.preparation.collate(images), self.images.labels[kept], tuple(bad))

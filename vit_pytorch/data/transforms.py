@@ -91,11 +91,6 @@ class Augmentation:
         return bool(self.degrees or self.shear or self.translate or self.scale != (1.0, 1.0))
 
     @property
-    def recolors(self) -> bool:
-        """Whether RandAugment or colour jitter is asked for."""
-        return bool(self.rand_augment or self.color_jitter)
-
-    @property
     def mixes(self) -> bool:
         """Whether MixUp or CutMix is asked for, so that labels become class probabilities."""
         return bool(self.mixup or self.cutmix)
@@ -189,7 +184,7 @@ def train_transform(
             )
         )
     if a.rand_augment:
-        steps.append(RandAugment(a.rand_augment, magnitude=a.rand_augment_magnitude, interpolation=mode))
+        steps.append(rand_augment(prep, a))
     if a.color_jitter:
         steps.append(v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter))
     if normalize:
@@ -199,6 +194,15 @@ def train_transform(
     if prep.frames is not None:
         steps.append(ChannelsFirst())
     return v2.Compose(steps)
+
+
+def rand_augment(prep: Preprocessing, augmentation: Augmentation) -> RandAugment:
+    """Return the RandAugment that an augmentation asks for."""
+    return RandAugment(
+        augmentation.rand_augment,
+        magnitude=augmentation.rand_augment_magnitude,
+        interpolation=v2.InterpolationMode(prep.interpolation),
+    )
 
 
 class Preparation:
@@ -227,6 +231,17 @@ class Preparation:
         # decoders put a pixel's channels beside each other, and so does what convolutions are fastest with
         pixels = torch.stack([image.movedim(0, -1) for image in images])
         return self.normalize(pixels.movedim(-1, 1))
+
+
+class AsStored:
+    """Leaves images as they are stored, and puts those of one size into a batch of bytes."""
+
+    single: nn.Module = nn.Identity()
+
+    def collate(self, images: Sequence[Shaped[Tensor, "c h w"]]) -> Images:
+        """Return one tensor, or the list of images where sizes differ."""
+        alike = len({image.shape for image in images}) == 1
+        return torch.stack(list(images)) if alike else list(images)
 
 
 Mix = Callable[[Tensor, Tensor], tuple[Float[Tensor, "b c *t h w"], Float[Tensor, "b k"]]]

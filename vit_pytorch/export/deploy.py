@@ -33,7 +33,7 @@ from vit_pytorch.export.job import (
 from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import HINTS, check, check_sizes, compare, write_check
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.preprocessing import ChannelsFirst, Normalize, Preprocessing
+from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
 from vit_pytorch.storage import file_sha256, full_disk_named
 from vit_pytorch.training.features import Features, check_features
 from vit_pytorch.weights import read_settings
@@ -249,7 +249,8 @@ def describe(
         "window": None if prep.window is None else list(prep.window),
     }
     if prep.frames is not None:
-        preprocessing |= {"frames": prep.frames, "video": asdict(prep.video), "volume": asdict(prep.volume)}
+        kinds = MEDIA if prep.media is None else (prep.media,)
+        preprocessing |= {"frames": prep.frames, **{kind: asdict(getattr(prep, kind)) for kind in kinds}}
     return {
         "model": name,
         "architecture": type(model).__name__,

@@ -9,6 +9,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from vit_pytorch.registry.entry import ModelEntry
+from vit_pytorch.registry.retired import current_name
 
 # Families that come first, in this order, where models are listed; those that it does not name follow.
 FAMILIES = (
@@ -33,7 +34,7 @@ ALIASES = {
 
 def families() -> list[str]:
     """Return the files of the registry, each with the models of a family."""
-    found = {info.name for info in iter_modules(__path__)} - {"entry", "words"}
+    found = {info.name for info in iter_modules(__path__)} - {"entry", "retired", "words"}
     return [*FAMILIES.split(), *sorted(found.difference(FAMILIES.split()))]
 
 
@@ -57,6 +58,8 @@ def find_entry(name: str) -> ModelEntry:
     """
     name = ALIASES.get(name, name)
     if name not in entries():
+        if (now := current_name(name)) is not None and now.partition(".")[0] in entries():
+            raise ValueError(f"no model is named {name!r}: timm calls it {now} now")
         close = get_close_matches(name, entries(), n=3) or list(entries())[:3]
         raise ValueError(f"no model is named {name!r}; close to it: {', '.join(close)}")
     return entries()[name]

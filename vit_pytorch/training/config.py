@@ -1,7 +1,6 @@
 """What defines a training run: one typed description, the same on the command line and in files."""
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +28,6 @@ CONFIG = "config.yaml"
 LEAST_BATCH = 8
 # what stands for a named model's own weights
 PUBLISHED = "published"
-IN_MEMORY = ("digits", "idx:")
 # what stands between several labels of a cell, by default
 SEPARATOR = "|"
 # settings that may be paths, in addition to the data and to what a pretraining starts from
@@ -82,6 +80,8 @@ class DataConfig:
         window: Values of an image's file that become black and white, low and high, for images of more than
             8 bits that use a part of their range; `auto` for those of the training images; the whole range if
             left out.
+        in_memory: Whether images of one size are read once and held in memory; if left out, small ones: not
+            larger than the model's input of at most 64 pixels, at most 512 MiB of a split.
         epoch_samples: Images of an epoch, over all processes, of `stream:` data, which have no length.
         classes: Of `stream:` data, a file with the name of a class in each line, or the number of classes.
         val: Of `stream:` data, the pattern of local shards with the validation images.
@@ -109,6 +109,7 @@ class DataConfig:
     label_separator: str = SEPARATOR
     image_root: str | None = None
     window: tuple[float, float] | Literal["auto"] | None = None
+    in_memory: bool | None = None
     epoch_samples: int | None = None
     classes: str | int | None = None
     val: str | None = None
@@ -324,13 +325,6 @@ class RunConfig:
     def split_seed(self) -> int:
         """What chooses the images held out."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
-
-    @property
-    def loading_processes(self) -> int:
-        """Processes that load images, for each device."""
-        if self.workers is not None:
-            return self.workers
-        return 0 if self.data.source.startswith(IN_MEMORY) else min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ class Loop:
         ema: decay of a moving average of the weights, which validation and checkpoints then use; default None
         on_nonfinite: see `FiniteGuard`
         validations: validations in an epoch, the last one at its end; default 1
+        from_start: whether the weights are validated and saved before the first step, too; default False
         patience: validations in a row without a new best one after which training ends; default None
         compiled: whether the network is compiled; default False
         activation_checkpointing: whether blocks are computed again in the backward pass, instead of keeping
@@ -67,6 +68,7 @@ class Loop:
         ema: float | None = None,
         on_nonfinite: OnNonFinite = "stop",
         validations: int = 1,
+        from_start: bool = False,
         patience: int | None = None,
         compiled: bool = False,
         activation_checkpointing: bool = False,
@@ -74,7 +76,7 @@ class Loop:
     ) -> None:
         self.fabric, self.task, self.checkpoints, self.callbacks = fabric, task, checkpoints, callbacks
         self.epochs, self.accumulate, self.clip = epochs, accumulate, clip
-        self.patience = patience
+        self.patience, self.from_start = patience, from_start
         self.epoch = self.batch = self.step = 0
         data.rank, data.world_size = fabric.global_rank, fabric.world_size
         self.train_loader, self.val_loader = data.train_dataloader(), data.val_dataloader()
@@ -101,6 +103,9 @@ class Loop:
         """Train to the end, or until patience ends."""
         fabric = self.fabric
         self.call("on_train_start")
+        if self.from_start and self.step == 0:
+            self.validate()
+            self.save(0)
         while self.epoch < self.epochs and not self.out_of_patience:
             for images, targets in self.open_epoch():
                 batch = fabric.to_device(Batch(images, targets, self.epoch, self.batch))

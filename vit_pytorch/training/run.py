@@ -190,6 +190,7 @@ def train(
     best: Mapping[str, Any],
     patience: int | None = None,
     ema: float | None = None,
+    from_start: bool = False,
     watching: Callable[[Sequence[Logger]], Sequence[Callback]] | None = None,
 ) -> None:
     """Train as a configuration says, with what every run writes down.
@@ -204,6 +205,7 @@ def train(
         best: arguments of `Checkpoints` that say which checkpoint is best
         patience: see `Loop`
         ema: see `Loop`
+        from_start: see `Loop`
         watching: gives more callbacks, from the run's loggers; they add to what is measured
     """
     loggers = make_loggers(config.logger, folder) if fabric.is_global_zero else []
@@ -232,6 +234,7 @@ def train(
             ema=ema,
             on_nonfinite=config.on_nonfinite,
             patience=patience,
+            from_start=from_start,
             compiled=config.compile,
             activation_checkpointing=config.activation_checkpointing,
             callbacks=callbacks,
@@ -399,7 +402,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         image_size=(height, width),
         channels=model.channels,
         batch_size=config.device_batch_size,
-        workers=config.loading_processes,
+        workers=config.workers,
         augmentation=config.augmentation,
         mean=cfg["mean"] if data.mean is None else data.mean,
         std=cfg["std"] if data.std is None else data.std,
@@ -415,6 +418,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
         window=data.window,
+        in_memory=data.in_memory,
         balanced=isinstance(config, TrainConfig) and config.sampler == "balanced",
     )
 

@@ -33,14 +33,18 @@ def load_start(model: VisionModel, weights: str, name: str) -> None:
         ValueError: Where the weights do not fit, or none are published.
         OSError: Where they cannot be read.
     """
-    published = find_entry(name).hub_id
+    load_pretrained(model, find_start(model, weights, name), new_classifier=True)
+    init_linears(model.get_classifier(), nn.init.zeros_)
+
+
+def find_start(model: VisionModel, weights: str, name: str) -> str | Path | dict[str, Tensor]:
+    """Return the weights that a run starts from, as `load_pretrained` takes them; see `load_start`."""
     if weights == PUBLISHED:
+        published = find_entry(name).hub_id
         if published is None:
             raise ValueError(f"no published weights are known for {name}; name a run, a folder or a file")
-        weights = f"{HUB}{published}"
-    start = _read_folder(model, weights) if Path(weights).is_dir() else weights
-    load_pretrained(model, start, new_classifier=True)
-    init_linears(model.get_classifier(), nn.init.zeros_)
+        return f"{HUB}{published}"
+    return _read_folder(model, weights) if Path(weights).is_dir() else weights
 
 
 def _read_folder(model: VisionModel, folder: str) -> Path | dict[str, Tensor]:

@@ -12,6 +12,7 @@ from tests.training.toy import At
 from vit_pytorch.data import Splits
 from vit_pytorch.training.checkpoints import checkpoint_weights
 from vit_pytorch.training.pretraining.methods import centre_of, forget_step
+from vit_pytorch.training.pretraining.run import build
 from vit_pytorch.training.pretraining.task import Pretrainer
 
 
@@ -51,6 +52,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, splits, me
     assert all(value.equal(again[name]) for name, value in weights.items())
     saved = checkpoint_weights(tmp_path / "again" / "epoch-0003")
     assert all(value.equal(saved[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("method", ["mae", "dino"])
+def test_resumed_with_an_anchor(tmp_path: Path, splits, method):
+    """The model that training starts from is read again, and the rest is equal bit for bit."""
+    torch.manual_seed(5)
+    build(settings(method), splits)[0].save_pretrained(tmp_path / "start")
+    config = settings(method, weights=str(tmp_path / "start"), anchor=0.5)
+    whole, weights, _ = pretrain(tmp_path / "whole", config, splits=splits)
+    stop = At(1, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        pretrain(tmp_path / "run", config, stop, splits=splits)
+    resumed, again, _ = pretrain(
+        tmp_path / "again", config, resume=(tmp_path / "run" / "last").resolve(), splits=splits
+    )
+    assert resumed.train == {when: whole.train[when] for when in resumed.train}
+    assert all(value.equal(again[name]) for name, value in weights.items())
+    assert weights.keys() == checkpoint_weights(tmp_path / "again" / "epoch-0003").keys()
 
 
 def test_masks_do_not_depend_on_what_else_is_random(tmp_path: Path, splits):

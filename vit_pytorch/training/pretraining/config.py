@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vit_pytorch.data import Splits
 from vit_pytorch.training.config import RunConfig
 
 
@@ -282,18 +284,31 @@ class PretrainConfig(RunConfig):
     Args:
         method: How the model learns.
         monitor: What is watched meanwhile.
-        weights: What the model starts from: a run, a model folder, a weight file or `hf-hub:NAME`; of a whole
-            masked autoencoder the decoder, too. At random if left out.
+        weights: What the model starts from: a run, a model folder, a weight file, `hf-hub:NAME` or a model's
+            name; of a whole masked autoencoder the decoder, too. At random if left out.
+        select: Which weights are kept: those of the `last` epoch; or, `knn`, those whose nearest neighbours
+            are right most often in validation, measured after each epoch, and of what it starts from, too.
+            If left out, `knn` where it starts from weights and the images have classes.
+        anchor: Weight of the distance (1 - cosine) between the features of an image and those that the
+            weights which it starts from give; it keeps what they know. 0 for none.
     """
 
     needs_labels = False
 
     method: MethodConfig
     weights: str | None = None
+    select: Literal["last", "knn"] | None = None
+    anchor: float = 0.0
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.anchor < math.inf:
+            raise ValueError(f"anchor must be at least 0 and finite, got {self.anchor}")
+        if self.anchor and self.weights is None:
+            raise ValueError(
+                "anchor holds features to those of the weights that training starts from; give weights"
+            )
         if self.augmentation.mixes:
             raise ValueError(
                 "images are mixed for the sake of their labels, which pretraining does not use: "
@@ -316,6 +331,20 @@ class PretrainConfig(RunConfig):
                 raise ValueError(
                     "method.weight_decay_end needs an optimizer.weight_decay above 0 to start from, got 0"
                 )
+
+    def selects_by_knn(self, splits: Splits) -> bool:
+        """Return whether the weights with the best nearest neighbours are kept.
+
+        Raises:
+            ValueError: Where that is asked for, and images have no classes.
+        """
+        if self.select == "knn" and not splits.classes:
+            raise ValueError(
+                f"select=knn needs images of classes, but {splits.unlabelled or 'there are none'}"
+            )
+        return self.select == "knn" or (
+            self.select is None and self.weights is not None and bool(splits.classes)
+        )
 
     @property
     def source_size(self) -> int | None:

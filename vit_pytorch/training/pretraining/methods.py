@@ -259,6 +259,12 @@ def backbone_of(method: nn.Module) -> VisionModel:
     raise ValueError(f"{type(method).__name__} is no method that teaches a model")
 
 
+def learner_of(method: nn.Module) -> VisionModel:
+    """Return the model that learns by gradients: that of the student where there is one."""
+    learned: Any = method
+    return learned.student.net if isinstance(method, Dino) else backbone_of(method)
+
+
 def teacher_outputs(
     method: Dino, images: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:

@@ -43,6 +43,7 @@ class Monitor(Callback):
 
     Attributes:
         alarms: The epoch and the words of each alarm so far.
+        start: Accuracy of the nearest neighbours before the first step, where it was measured.
 
     Raises:
         ValueError: Where more neighbours shall vote than there are images, other than by default.
@@ -52,6 +53,7 @@ class Monitor(Callback):
         self.config = config
         self.data = data
         self.alarms: list[dict[str, Any]] = []
+        self.start: float | None = None
         self._in_a_row = 0
         # of a stream none is known, and without classes none is needed
         known = data.opened.train if data.opened.train.listed else data.opened.val
@@ -70,11 +72,12 @@ class Monitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Alarms so far, and how long there have been signs of the next."""
-        return {"alarms": list(self.alarms), "in_a_row": self._in_a_row}
+        return {"alarms": list(self.alarms), "in_a_row": self._in_a_row, "start": self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on watching."""
         self.alarms, self._in_a_row = list(state_dict["alarms"]), state_dict["in_a_row"]
+        self.start = state_dict.get("start")
 
     def on_validation_start(self, loop: Loop) -> None:
         """Begin anew."""
@@ -103,6 +106,10 @@ class Monitor(Callback):
         if due(self._knn_every, loop):
             found[KNN] = measure("knn", self._known(loop), val, neighbours=self._neighbours)
         metrics.update(found)
+        if loop.step == 0:
+            self.start = found.get(KNN)
+            if self.start is not None and loop.fabric.is_global_zero:
+                print(f"start  nearest neighbours {self.start:.2%} in validation", flush=True)
         self._judge(loop, found)
 
     def _known(self, loop: Loop) -> Labelled:
@@ -117,7 +124,7 @@ class Monitor(Callback):
             num_classes=data.num_classes,
             rank=loop.fabric.global_rank,
             world_size=loop.fabric.world_size,
-            workers=data.workers,
+            workers=data.workers_for(self._bank),
             worker_timeout=data.worker_timeout,
             on_bad=data.on_bad,
         )

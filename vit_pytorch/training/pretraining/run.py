@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.fabric.loggers import Logger
 from torch import nn
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.create import MODEL, model_folder
+from vit_pytorch.create import MODEL
 from vit_pytorch.data import ImageData, ImageDataset, ImageLoader, Splits
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_autoencoder, load_pretrained
@@ -44,14 +44,19 @@ from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.start import create_run_dir, prepare
 from vit_pytorch.training.summary import COURSE, describe_run
+from vit_pytorch.training.tuning import find_start
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
+
+# what is said of the weights that are kept
+KEPT = {"last": "the last", "knn": "those with the best nearest neighbours in validation"}
 
 
 def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume: bool = False) -> Path:
     """Train without labels, then write the model, what its features are worth, and the report.
 
-    The weights of the last epoch are kept: a loss without labels does not tell which are best.
+    The weights of the last epoch are kept, since a loss without labels does not tell which are best; or those
+    whose nearest neighbours are right most often (see `PretrainConfig.select`).
 
     Args:
         config: What to train, on what, and how.
@@ -76,16 +81,28 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
         asked, config = config.batch_size, config.with_batches_for(len(splits.train))
         model, data, method = build(config, splits, None if checkpoint is not None else config.weights)
         task = make_task(config, method, splits)
-        monitor = Monitor(config.monitor, data)
+        by_knn = config.selects_by_knn(splits)
+        watched = replace(config.monitor, knn_every=1) if by_knn else config.monitor
+        monitor = Monitor(watched, data)
         folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
         log_run(fabric, config, folder, splits, model, asked)
 
         def watching(loggers: Sequence[Logger]) -> list[Callback]:
             return [monitor, Pictures(config.monitor, data, folder, loggers)]
 
-        train(fabric, config, task, data, folder, checkpoint, best={"monitor": None}, watching=watching)
+        train(
+            fabric,
+            config,
+            task,
+            data,
+            folder,
+            checkpoint,
+            best={"monitor": KNN, "mode": "max", "tie_break": "val/loss"} if by_knn else {"monitor": None},
+            from_start=by_knn and config.weights is not None,
+            watching=watching,
+        )
         if fabric.is_global_zero:
-            report(config, folder, splits, alarms=monitor.alarms, skipped=data.bad)
+            report(config, folder, splits, monitor, skipped=data.bad)
     return folder
 
 
@@ -105,7 +122,7 @@ def build(
     """
     arguments, channels = model_arguments(config, splits)
     model = find_entry(config.model["name"]).build(**arguments, num_classes=0, channels=channels)
-    start = model_folder(weights) if weights is not None and Path(weights).is_dir() else weights
+    start = find_start(model, weights, config.model["name"]) if weights is not None else None
     if start is not None:
         load_pretrained(model, start)
     data = image_data(config, splits, model)
@@ -115,19 +132,28 @@ def build(
     method = make_method(
         config.method, model, data.preprocessing, length_of(config, splits), name=config.model["name"]
     )
-    if isinstance(method, MAE) and start is not None and find_format(open_source(start).state) is not None:
-        load_autoencoder(method, start)
+    stored = start if isinstance(start, str | Path) else None
+    if isinstance(method, MAE) and stored is not None and find_format(open_source(stored).state) is not None:
+        load_autoencoder(method, stored)
     return model, data, method
 
 
 def make_task(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
-    """Build what trains by a method."""
+    """Build what trains by a method.
+
+    Raises:
+        ValueError: Where the weights that it starts from do not fit.
+        OSError: Where they cannot be read.
+    """
+    start = build(config, splits, config.weights)[0] if config.anchor else None
     return Pretrainer(
         method,
         optimizer=config.optimizer,
         schedule=config.schedule,
         weight_decay=_weight_decay(config, length_of(config, splits)),
         seed=config.seed,
+        anchor=config.anchor,
+        start=start,
     )
 
 
@@ -145,22 +171,23 @@ def report(
     config: PretrainConfig,
     folder: Path,
     splits: Splits,
+    monitor: Monitor,
     *,
-    alarms: Sequence[Mapping[str, Any]],
     skipped: Mapping[str, str],
 ) -> None:
-    """Write the model of a run's last weights, the curves and the summary.
+    """Write the model of the weights that are kept, the curves and the summary.
 
     Args:
         config: What was trained, on what, and how.
         folder: The run's folder.
         splits: The images.
-        alarms: Collapses that were seen.
+        monitor: What has watched the training.
         skipped: Images that training had to leave out, with the reason.
     """
-    last = find_checkpoint(folder)
+    selected = "knn" if config.selects_by_knn(splits) else "last"
+    kept = find_checkpoint(folder, "best" if selected == "knn" else "last")
     _, data, method = build(config, splits)
-    method.load_state_dict(checkpoint_weights(last))
+    method.load_state_dict(checkpoint_weights(kept))
     model = backbone_of(method)
     note_preprocessing(model, data.preprocessing)
     # first, so that nothing that fails below costs the model
@@ -180,11 +207,13 @@ def report(
     summary = {
         "method": asdict(config.method),
         **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
-        "checkpoint": last.path.name,
+        "checkpoint": kept.path.name,
+        "selected_by": selected,
         "knn_accuracy": accuracy,
         "neighbours": neighbours,
         "last_epoch": rows[-1],
-        "collapse": list(alarms),
+        "start_knn_accuracy": monitor.start,
+        "collapse": list(monitor.alarms),
     }
     publish(summary, render(summary, rows), folder, failures)
 
@@ -200,6 +229,10 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"- nearest neighbours on {split}: {value:.2%} of {summary['images'][split]} images"
         for split, value in summary["knn_accuracy"].items()
     ]
+    if summary["start_knn_accuracy"] is not None:
+        lines.append(
+            f"- nearest neighbours on val before the first step: {summary['start_knn_accuracy']:.2%}"
+        )
     if not summary["knn_accuracy"]:
         lines.append("- nearest neighbours: not measured, since the images have no labels")
     lines.append(f"- loss: {last['train/loss']:.4f} in training, {last['val/loss']:.4f} in validation")
@@ -211,7 +244,7 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"- parameters: {summary['parameters']:,}",
         f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s",
         f"- seed: {summary['seed']}",
-        f"- weights: {summary['checkpoint']}, the last",
+        f"- weights: {summary['checkpoint']}, {KEPT[summary['selected_by']]}",
         "",
     ]
     return "\n".join(lines)
@@ -224,7 +257,7 @@ def _features(images: ImageDataset, model: VisionModel, data: ImageData) -> Any:
         None,
         batch_size=data.batch_size,
         num_classes=data.num_classes,
-        workers=data.workers,
+        workers=data.workers_for(images),
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
     )

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vit_pytorch.base import VisionModel
 from vit_pytorch.data.seeding import generator_for
 from vit_pytorch.dino import Dino
 from vit_pytorch.ssl.schedules import Schedule
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig
-from vit_pytorch.training.pretraining.methods import backbone_of, forget_step, last_layers, teacher_outputs
+from vit_pytorch.training.pretraining.methods import (
+    backbone_of,
+    forget_step,
+    last_layers,
+    learner_of,
+    teacher_outputs,
+)
 from vit_pytorch.training.probing import embed
 from vit_pytorch.training.task import Batch, Measured, Task
 
@@ -35,6 +44,8 @@ class Pretrainer(Task):
         schedule: course of the learning rate
         weight_decay: weight decay as a function of the step; default that of the optimizer
         seed: of masks and views; default 0
+        anchor: weight of the distance between the features and those of `start`; default 0
+        start: the model that training starts from, with its weights; it stays as it is
     """
 
     def __init__(
@@ -45,10 +56,21 @@ class Pretrainer(Task):
         schedule: ScheduleConfig | None = None,
         weight_decay: Schedule | None = None,
         seed: int = 0,
+        anchor: float = 0.0,
+        start: VisionModel | None = None,
     ) -> None:
         super().__init__(method, optimizer=optimizer, schedule=schedule)
         self.weight_decay = weight_decay
         self.seed = seed
+        self.anchor = anchor
+        # in a tuple, where neither checkpoints nor optimizers look for modules
+        self._start: tuple[VisionModel, ...] = () if start is None else (start.eval().requires_grad_(False),)
+
+    def start(self, rank: int) -> None:
+        """Note the process's rank, and put the model that training starts from beside the one that learns."""
+        super().start(rank)
+        for start in self._start:
+            start.to(next(self.model.parameters()))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the loss of a batch, whose labels are not looked at."""
@@ -56,10 +78,26 @@ class Pretrainer(Task):
         loss = self.network(batch.images, generator=generator)
         # several processes wait for gradients also of what is frozen for a while
         loss = loss + 0 * sum((parameter.sum() for parameter in self._frozen()), loss.new_zeros(()))
-        if not isinstance(self.model, Dino):
-            return loss, {}
-        step = int(self.model.steps)
-        return loss, {"teacher_temp": self.model.teacher_temp(step), "momentum": self.model.decay(step)}
+        logged: dict[str, Any] = {}
+        for start in self._start:
+            distance = self._distance(start, batch)
+            loss = loss + self.anchor * distance
+            logged["train/distance"] = distance.detach()
+        if isinstance(self.model, Dino):
+            step = int(self.model.steps)
+            logged |= {"teacher_temp": self.model.teacher_temp(step), "momentum": self.model.decay(step)}
+        return loss, logged
+
+    def _distance(self, start: VisionModel, batch: Batch) -> Tensor:
+        """Compute how far the features are from those of the model that training starts from."""
+        images = batch.images
+        assert isinstance(images, Tensor), "pretraining takes images of one size"
+        size = tuple(start.image_size)
+        if images.shape[2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            wanted = embed(start, images)
+        return 1 - F.cosine_similarity(embed(learner_of(self.model), images), wanted).mean()
 
     def measure(self, batch: Batch) -> Measured:
         """Measure a batch for validation; the same masks and views in every epoch."""

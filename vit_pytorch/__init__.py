@@ -43,6 +43,8 @@ The catalogue, each with its paper, its module and its classes:
 - DaViT: Dual Attention Vision Transformers (arXiv:2204.03645): `vit_pytorch.davit`, `DaViT`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
+- TinyViT: Fast Pretraining Distillation for Small Vision Transformers (arXiv:2207.10666):
+  `vit_pytorch.tiny_vit`, `TinyViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`

@@ -151,7 +151,7 @@ class SAMViT(IsotropicModel):
 
     def split_output(
         self, output: Float[Tensor, "b h w d"], layer: int, size: Sequence[int], *, norm: bool
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b 0 d"], Sequence[int]]:
+    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b 0 e"], Sequence[int]]:
         """Return the patches in the output of a block, and their grid; the neck is its norm."""
         x = self.neck(output) if norm else output
         return x.flatten(1, 2), x.new_empty(x.shape[0], 0, x.shape[3]), self.grid.fit(size)

@@ -59,6 +59,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "MaxViT": (staged.max_vit,),
     "NesT": (staged.nest,),
     "MobileViT": (staged.mobile_vit,),
+    "TinyViT": (staged.tiny_vit,),
 }
 
 

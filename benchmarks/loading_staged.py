@@ -478,3 +478,12 @@ def mobile_vit() -> Iterator[Case]:
     model = theirs("transformers", "MobileViTForImageClassification", config)
     reference = "transformers `MobileViTForImageClassification`"
     yield against("transformers", reference, ours("MobileViT", **sizes, depths=(2, 4, 3)), model, 64, 64)
+
+
+def tiny_vit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"image_size": 64, "dim": (16, 24, 32), "depth": (1, 1, 2), "heads": (2, 4)}
+    pyramid: dict[str, Any] = {"embed_dims": (16, 24, 32), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}
+    build = ours("TinyViT", **sizes, num_classes=7, window_size=(4, 3))
+    model = theirs("timm.models.tiny_vit", "TinyVit", **pyramid, num_classes=7, window_sizes=(4, 4, 3))
+    yield against("timm", "timm `TinyVit`", build, model, 64, 64)
+    yield renamed("microsoft", "timm `TinyVit`, under the authors' names", build, model, 64)

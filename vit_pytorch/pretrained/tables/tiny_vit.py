@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Reference, Rule, own_format
+from vit_pytorch.pretrained.rules import Format, Rule, own_format
 from vit_pytorch.pretrained.tables.mbconv import BY_HEAD
 from vit_pytorch.pretrained.tables.mobile_vit import bottleneck_rules
 
@@ -81,24 +81,3 @@ AUTHORS = Format(
     ),
 )
 FORMATS = (OURS, TIMM, AUTHORS)
-REFERENCES = (
-    Reference(
-        format="timm",
-        name="timm.models.tiny_vit.TinyVit",
-        theirs={
-            "num_classes": 7,
-            "embed_dims": (16, 24, 32),
-            "depths": (1, 1, 2),
-            "num_heads": (1, 2, 4),
-            "window_sizes": (4, 4, 3),
-        },
-        ours={
-            "num_classes": 7,
-            "image_size": 64,
-            "dim": (16, 24, 32),
-            "depth": (1, 1, 2),
-            "heads": (2, 4),
-            "window_size": (4, 3),
-        },
-    ),
-)

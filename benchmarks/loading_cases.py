@@ -50,6 +50,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "CoAtNet": (staged.coatnet,),
     "DaViT": (staged.davit,),
     "Hiera": (staged.hiera,),
+    "MViTv2": (staged.mvit_v2,),
     "TwinsSVT": (staged.twins,),
     "RegionViT": (staged.region_vit,),
     "CrossFormer": (staged.crossformer,),
@@ -58,6 +59,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "MaxViT": (staged.max_vit,),
     "NesT": (staged.nest,),
     "MobileViT": (staged.mobile_vit,),
+    "TinyViT": (staged.tiny_vit,),
 }
 
 

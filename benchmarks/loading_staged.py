@@ -244,6 +244,23 @@ def hiera() -> Iterator[Case]:
     yield against("transformers", "transformers `HieraForImageClassification`", build, model, 64, 64)
 
 
+def mvit_v2() -> Iterator[Case]:
+    module = import_module("timm.models.mvitv2")
+    sizes: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": 16, "heads": 2, "depth": (1, 2, 2, 2)}
+    depths: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "depths": (1, 2, 2, 2)}
+    for more, mine, its in (
+        ("", {}, {}),
+        (", a class token", {"class_token": True}, {"use_cls_token": True}),
+        (", wider feed-forwards", {"widen": "feedforward"}, {"expand_attn": False}),
+    ):
+        cfg = module.MultiScaleVitCfg(**depths, **its)
+        model = theirs("timm.models.mvitv2", "MultiScaleVit", cfg, img_size=64, num_classes=7)
+        build = ours("MViTv2", **sizes, **mine)
+        yield against("timm", f"timm `MultiScaleVit`{more}", build, model, 64, 64)
+        if not more:
+            yield through_timms_reader("facebookresearch", "facebookresearch/mvit", build, model, 64)
+
+
 def crossformer() -> Iterator[Case]:
     yield golden(
         "crossformer",
@@ -461,3 +478,12 @@ def mobile_vit() -> Iterator[Case]:
     model = theirs("transformers", "MobileViTForImageClassification", config)
     reference = "transformers `MobileViTForImageClassification`"
     yield against("transformers", reference, ours("MobileViT", **sizes, depths=(2, 4, 3)), model, 64, 64)
+
+
+def tiny_vit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"image_size": 64, "dim": (16, 24, 32), "depth": (1, 1, 2), "heads": (2, 4)}
+    pyramid: dict[str, Any] = {"embed_dims": (16, 24, 32), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}
+    build = ours("TinyViT", **sizes, num_classes=7, window_size=(4, 3))
+    model = theirs("timm.models.tiny_vit", "TinyVit", **pyramid, num_classes=7, window_sizes=(4, 4, 3))
+    yield against("timm", "timm `TinyVit`", build, model, 64, 64)
+    yield renamed("microsoft", "timm `TinyVit`, under the authors' names", build, model, 64)

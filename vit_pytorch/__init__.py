@@ -29,6 +29,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.swin_v2`, `SwinTransformerV2`
 - Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles (arXiv:2306.00989):
   `vit_pytorch.hiera`, `Hiera`
+- MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):
+  `vit_pytorch.mvit_v2`, `MViTv2`
 - Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
 - RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
 - CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`
@@ -41,6 +43,8 @@ The catalogue, each with its paper, its module and its classes:
 - DaViT: Dual Attention Vision Transformers (arXiv:2204.03645): `vit_pytorch.davit`, `DaViT`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
+- TinyViT: Fast Pretraining Distillation for Small Vision Transformers (arXiv:2207.10666):
+  `vit_pytorch.tiny_vit`, `TinyViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`

@@ -18,17 +18,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, Queries, head_dim
-from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate, fx_leaf
-from vit_pytorch.layers.offsets import resize_axis
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
+from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rate
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.positions import LearnedPositions, is_same_grid
+from vit_pytorch.layers.positions import DecomposedPositions, LearnedPositions
 from vit_pytorch.layers.windows import WHOLE, crop_map, pad_map, windows
 
 # of the neck's norms, whatever that of the blocks
@@ -144,7 +142,7 @@ class SAMViT(IsotropicModel):
 
     def split_output(
         self, output: Float[Tensor, "b h w d"], layer: int, size: Sequence[int], *, norm: bool
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b 0 d"], Sequence[int]]:
+    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b 0 e"], Sequence[int]]:
         """Return the patches in the output of a block, and their grid; the neck is its norm."""
         x = self.neck(output) if norm else output
         return x.flatten(1, 2), x.new_empty(x.shape[0], 0, x.shape[3]), self.grid.fit(size)
@@ -178,56 +176,6 @@ class MapAttention(nn.Module):
         window = BlockInputs(self.partition.cells(padded.shape[1:3]))
         mixed = self.attention.merge(self.attention.attend(q, k, v, window))
         return crop_map(self.partition.merge(mixed, padded.shape[1:3]), x.shape[1:3])
-
-
-class DecomposedPositions(nn.Module):
-    """Positions inside attention: products of a query with embeddings of a key's offset along each axis.
-
-    Y. Li, C.-Y. Wu, H. Fan et al. 2021, arXiv:2112.01526, section 4.1. Embeddings are interpolated for
-    windows of other extents.
-
-    Args:
-        window: rows and columns of the customary window.
-    """
-
-    def __init__(self, window: Sequence[int], dim_head: int) -> None:
-        super().__init__()
-        self.window = tuple(window)
-        height, width = window
-        self.rows = nn.Parameter(torch.zeros(2 * height - 1, dim_head))
-        self.columns = nn.Parameter(torch.zeros(2 * width - 1, dim_head))
-
-    def resized(self, like: DecomposedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
-        """Return both tables for another window."""
-        height, width = like.window
-        return {"rows": resize_axis(self.rows, height), "columns": resize_axis(self.columns, width)}
-
-    def forward(
-        self, q: Queries, k: Queries, inputs: BlockInputs
-    ) -> tuple[Queries, Queries, Float[Tensor, "b h n n"]]:
-        """Return queries and keys as they are, and the products, which are added to the scores."""
-        window = self.window if inputs.grid is None else inputs.grid
-        return q, k, offset_products(q, self.rows, self.columns, window)
-
-
-@fx_leaf
-def offset_products(
-    q: Queries, rows: Float[Tensor, "k e"], columns: Float[Tensor, "l e"], window: Sequence[int]
-) -> Float[Tensor, "b h n n"]:
-    """Return the products of all queries of a window with the embeddings of the offsets of its keys."""
-    height, width = window
-    cells = q.unflatten(2, (height, width))
-    y = torch.einsum("bhyxe,yke->bhyxk", cells, axis_embeddings(rows, height))
-    x = torch.einsum("bhyxe,xke->bhyxk", cells, axis_embeddings(columns, width))
-    return (y.unsqueeze(5) + x.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
-
-
-def axis_embeddings(table: Float[Tensor, "k e"], extent: int) -> Float[Tensor, "n n e"]:
-    """Return the embedding of the offset of each query and each key along one axis."""
-    if not is_same_grid((2 * extent - 1,), table.shape[:1]):
-        table = resize_axis(table, extent)
-    places = torch.arange(extent, device=table.device)
-    return table[places[:, None] - places + extent - 1]
 
 
 class Neck(nn.Module):

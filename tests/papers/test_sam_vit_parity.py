@@ -21,9 +21,10 @@ from tests.papers.reference import (
     randomise,
 )
 from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch.layers.positions import DecomposedPositions
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
-from vit_pytorch.sam_vit import DecomposedPositions, SAMViT
+from vit_pytorch.sam_vit import SAMViT
 from vit_pytorch.simmim import SimMIM
 
 OURS: dict[str, Any] = {

@@ -114,6 +114,7 @@ class FeedForward(nn.Module):
         act: a name of `ACTIVATIONS`, or "swiglu" (`SwiGLU`).
         sub_norm: builds the norm before the second layer; default none.
         bias: use biases.
+        out_dim: dimension of the output; default `dim`.
     """
 
     @checks_arguments
@@ -126,6 +127,7 @@ class FeedForward(nn.Module):
         act: str = "gelu",
         sub_norm: Callable[[int], nn.Module] | None = None,
         bias: bool = True,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_choice("act", act, (*ACTIVATIONS, "swiglu"))
@@ -133,12 +135,12 @@ class FeedForward(nn.Module):
         self.to_hidden = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim, bias=bias)
         self.act = SwiGLU() if gated else activation(act)
         self.sub_norm = nn.Identity() if sub_norm is None else sub_norm(hidden_dim)
-        self.to_out = nn.Linear(hidden_dim, dim, bias=bias)
+        self.to_out = nn.Linear(hidden_dim, dim if out_dim is None else out_dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
         init_xavier(self.to_hidden)
         init_xavier(self.to_out)
 
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
         """Transform each token on its own."""
         return self.dropout(self.to_out(self.sub_norm(self.dropout(self.act(self.to_hidden(x))))))
 

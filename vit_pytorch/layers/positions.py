@@ -1,4 +1,4 @@
-"""Position embeddings that are added to the tokens, and their resizing."""
+"""Position embeddings that are added to tokens, those of offsets that meet queries, and their resizing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import jit_is_tracing
+from vit_pytorch.layers.attention import BlockInputs, Keys, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
-from vit_pytorch.layers.offsets import crop_cells
+from vit_pytorch.layers.offsets import crop_cells, resize_axis
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -513,3 +513,74 @@ class Sequential(Option):
     def build(self, grid: Sequence[int], dim: int, *, class_token: bool, registers: int = 0) -> Positions:
         """Build the table for a grid."""
         return SinCosPositions(grid, dim, sequence=True)
+
+
+class DecomposedPositions(nn.Module):
+    """Positions inside attention: products of a query with embeddings of a key's offset along each axis.
+
+    MViTv2, arXiv:2112.01526, section 4.1. Embeddings are interpolated for windows of other extents.
+
+    Args:
+        window: rows and columns of the customary window.
+    """
+
+    def __init__(self, window: Sequence[int], dim_head: int) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        height, width = window
+        self.rows = nn.Parameter(torch.zeros(2 * height - 1, dim_head))
+        self.columns = nn.Parameter(torch.zeros(2 * width - 1, dim_head))
+
+    def resized(self, like: DecomposedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
+        """Return both tables for another window."""
+        height, width = like.window
+        return {"rows": resize_axis(self.rows, height), "columns": resize_axis(self.columns, width)}
+
+    def forward(
+        self, q: Queries, k: Keys, inputs: BlockInputs, key_grid: Sequence[int] | None = None
+    ) -> tuple[Queries, Keys, Float[Tensor, "b h n m"]]:
+        """Return queries and keys as they are, and the products, which are added to the scores.
+
+        Args:
+            inputs: rows and columns of the queries, default those of the window; and prefix tokens, whose
+                products are zero.
+            key_grid: rows and columns of the keys, if they are others.
+        """
+        grid = self.window if inputs.grid is None else inputs.grid
+        keys = grid if key_grid is None else key_grid
+        return q, k, offset_products(q, self.rows, self.columns, grid, keys, inputs.num_prefix_tokens)
+
+
+@fx_leaf
+def offset_products(
+    q: Queries,
+    rows: Float[Tensor, "k e"],
+    columns: Float[Tensor, "l e"],
+    grid: Sequence[int],
+    key_grid: Sequence[int],
+    prefix: int = 0,
+) -> Float[Tensor, "b h n m"]:
+    """Return the products of all queries of a window with the embeddings of the offsets of its keys."""
+    cells = q[:, :, prefix:].unflatten(2, tuple(grid))
+    y = torch.einsum("bhyxe,yke->bhyxk", cells, axis_embeddings(rows, grid[0], key_grid[0]))
+    x = torch.einsum("bhyxe,xke->bhyxk", cells, axis_embeddings(columns, grid[1], key_grid[1]))
+    products = (y.unsqueeze(5) + x.unsqueeze(4)).flatten(4, 5).flatten(2, 3)
+    return F.pad(products, (prefix, 0, prefix, 0)) if prefix else products
+
+
+def axis_embeddings(table: Float[Tensor, "k e"], queries: int, keys: int) -> Float[Tensor, "n m e"]:
+    """Return the embedding of the offset of each query and each key along one axis.
+
+    The fewer of the two, which are pooled, are spread over the others, and stand at whole places.
+
+    Args:
+        queries: their number along the axis.
+        keys: their number along the axis.
+    """
+    extent = max(queries, keys)
+    if not is_same_grid((2 * extent - 1,), table.shape[:1]):
+        table = resize_axis(table, extent)
+    places = torch.arange(queries, device=table.device) * extent // queries
+    # counted from the last key
+    before = (keys - 1 - torch.arange(keys, device=table.device)) * extent // keys
+    return table[places[:, None] + before]

@@ -8,9 +8,9 @@ from math import isqrt, prod
 from torch import Tensor, nn
 
 from vit_pytorch.layers.offsets import resize_axis, resize_distances, stretch_offsets
+from vit_pytorch.layers.positions import DecomposedPositions
 from vit_pytorch.layers.relative import DistanceBias, RelativeBias
 from vit_pytorch.pretrained.extents import Extents, ask_for, is_certain
-from vit_pytorch.sam_vit import DecomposedPositions
 
 
 def fit_biases(

@@ -23,6 +23,7 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
+    "model_state",
     "model",
     "net",
     "network",

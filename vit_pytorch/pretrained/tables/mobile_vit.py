@@ -25,7 +25,7 @@ def pointwise(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
     )
 
 
-def _bottleneck(ours: str, layers: tuple[str, str, str], conv: str, norm: str) -> tuple[Rule, ...]:
+def bottleneck_rules(ours: str, layers: tuple[str, str, str], conv: str, norm: str) -> tuple[Rule, ...]:
     """Return the rules of an inverted bottleneck from their names of its three layers."""
     expand, depthwise, project = layers
     return (
@@ -41,12 +41,12 @@ def _bottleneck(ours: str, layers: tuple[str, str, str], conv: str, norm: str) -
 def timm_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
     """Return the rules of an inverted bottleneck as timm names its layers."""
     layers = (f"{theirs}.conv1_1x1", f"{theirs}.conv2_kxk", f"{theirs}.conv3_1x1")
-    return _bottleneck(ours, layers, "conv", "bn")
+    return bottleneck_rules(ours, layers, "conv", "bn")
 
 
 def _transformers_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
     layers = (f"{theirs}.expand_1x1", f"{theirs}.conv_3x3", f"{theirs}.reduce_1x1")
-    return _bottleneck(ours, layers, "convolution", "normalization")
+    return bottleneck_rules(ours, layers, "convolution", "normalization")
 
 
 _TIMM_LAYER = "stages.{i}.1.transformer.{j}"

@@ -67,7 +67,7 @@ class VOLO(HierarchicalModel):
             Outlookers drop none.
 
     Raises:
-        ValueError: if sizes do not divide.
+        ValueError: if sizes do not divide, or there are other than two of what fine and coarse cells have.
     """
 
     pool = "cls"
@@ -76,9 +76,9 @@ class VOLO(HierarchicalModel):
         self,
         *,
         num_classes: int,
-        dim: tuple[int, int] = (192, 384),
+        dim: Sequence[int] = (192, 384),
         depth: Sequence[int] = (4, 4, 8, 2),
-        heads: tuple[int, int] = (6, 12),
+        heads: Sequence[int] = (6, 12),
         cls_depth: int = 2,
         image_size: int | Sequence[int] = 224,
         patch_size: int = 8,
@@ -92,6 +92,11 @@ class VOLO(HierarchicalModel):
         drop_path: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
+        if len(dim) != 2 or len(heads) != 2:
+            raise ValueError(
+                "dim and heads must be those of fine and of coarse cells, "
+                f"got dim={tuple(dim)} and heads={tuple(heads)}"
+            )
         if len(depth) < 2:
             raise ValueError(f"depth must be that of two stages at least, got {tuple(depth)}")
         if patch_size % 2:

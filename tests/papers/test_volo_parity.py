@@ -202,7 +202,8 @@ def test_stochastic_depth_spares_the_outlookers() -> None:
         ({"image_size": 72}, r"image size must be a multiple of \(16, 16\), got \(72, 72\)"),
         ({"heads": (2, 5)}, "dim must be a multiple of heads, got dim=48 and heads=5"),
         ({"heads": (5, 4)}, "dim must be a multiple of heads, got dim=24 and heads=5"),
-        ({"dim": (24, 48, 48)}, "dim must be 2 integers"),
+        ({"dim": (24, 48, 48)}, r"must be those of fine and of coarse cells, got dim=\(24, 48, 48\)"),
+        ({"heads": (4,)}, r"must be those of fine and of coarse cells, got .* heads=\(4,\)"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, Any], message: str) -> None:

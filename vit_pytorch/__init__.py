@@ -41,6 +41,8 @@ The catalogue, each with its paper, its module and its classes:
 - CoAtNet: Marrying Convolution and Attention for All Data Sizes (arXiv:2106.04803):
   `vit_pytorch.coatnet`, `CoAtNet`
 - DaViT: Dual Attention Vision Transformers (arXiv:2204.03645): `vit_pytorch.davit`, `DaViT`
+- Global Context Vision Transformers (arXiv:2206.09959): `vit_pytorch.gc_vit`, `GCViT`
+- VOLO: Vision Outlooker for Visual Recognition (arXiv:2106.13112): `vit_pytorch.volo`, `VOLO`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - TinyViT: Fast Pretraining Distillation for Small Vision Transformers (arXiv:2207.10666):

@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel, late_class_groups
 from vit_pytorch.layers.attention import (
-    NO_INPUTS,
     Attention,
-    BlockInputs,
     CrossAttention,
     Keys,
     Mixed,
@@ -33,7 +30,7 @@ from vit_pytorch.layers.attention import (
     head_dim,
     mix_heads,
 )
-from vit_pytorch.layers.blocks import Block, FeedForward, layer
+from vit_pytorch.layers.blocks import Block, ClassAttentionBlock, FeedForward
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
 
@@ -99,7 +96,7 @@ class CaiT(IsotropicModel):
             for _ in range(depth)
         )
         self.class_blocks = nn.ModuleList(
-            ClassBlock(
+            ClassAttentionBlock(
                 dim,
                 CrossAttention(dim, **size, qkv_bias=qkv_bias),
                 FeedForward(dim, mlp_dim),
@@ -158,18 +155,6 @@ class TalkingHeads(nn.Module):
         scores = mix_heads(self.mix_scores, (q * q.shape[-1] ** -0.5) @ k.mT)
         weights = mix_heads(self.mix_weights, self.weights(scores.softmax(dim=-1)))
         return self.dropout(self.mixed(weights)) @ v
-
-
-class ClassBlock(Block):
-    """A block that changes only the class token, by what it reads from all tokens (section 3)."""
-
-    @layer
-    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
-        """Return the class token, changed, and the patches as they came."""
-        token, normed = x[:, :1], self.norm1(x)
-        token = token + self.drop_path(self.scale1(self.attention(normed[:, :1], normed)))
-        token = token + self.drop_path(self.scale2(self.feedforward(self.norm2(token))))
-        return torch.cat([token, x[:, 1:]], dim=1)
 
 
 def scale_by_depth(depth: int) -> float:

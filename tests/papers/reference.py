@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from timm.optim import param_groups_layer_decay
@@ -96,9 +97,15 @@ def check_layer_decay(model: nn.Module, reference: nn.Module, layout: str) -> No
             )
 
 
-def check_parity(model: nn.Module, reference: nn.Module, x: Tensor) -> None:
-    """Check a model with its reference's weights: logits, weights written back, gradients and layer decay."""
-    report = load_pretrained(model, reference.state_dict())
+def check_parity(
+    model: nn.Module, reference: nn.Module, x: Tensor, *, grid: Literal["model"] | None = None
+) -> None:
+    """Check a model with its reference's weights: logits, weights written back, gradients and layer decay.
+
+    Args:
+        grid: see `load_pretrained`.
+    """
+    report = load_pretrained(model, reference.state_dict(), grid=grid)
     with torch.no_grad():
         assert difference(model(x), reference(x)) < TOLERANCE
     back, state = to_format(model, report.format), reference.state_dict()

@@ -55,6 +55,7 @@ class BlockInputs:
         rotation: cosine and sine of each token, (n f 2) or (b 1 n f 2), or of each layer, head and token,
             (l h n f 2) or (b l h n f 2).
         first_values: the values (b h n e) of the first layer.
+        queries: what attention that computes none of its tokens has for queries, (b n d).
         packing: which sequences lie in a packed tensor.
         shared: a module that all blocks share.
     """
@@ -65,6 +66,7 @@ class BlockInputs:
     mask: Tensor | None = None
     rotation: Tensor | None = None
     first_values: Tensor | None = None
+    queries: Tensor | None = None
     packing: Packing | None = None
     shared: nn.Module | None = None
 

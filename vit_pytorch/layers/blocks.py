@@ -369,6 +369,21 @@ class PostNormBlock(Block):
         return self.attention.project(x)[2]  # type: ignore[operator]
 
 
+class ClassAttentionBlock(Block):
+    """A block that changes only the class token, by what it reads from all tokens.
+
+    CaiT, arXiv:2103.17239, section 3.
+    """
+
+    @layer
+    def forward(self, x: Float[Tensor, "b n d"], inputs: BlockInputs = NO_INPUTS) -> Float[Tensor, "b n d"]:
+        """Return the class token, changed, and the patches as they came."""
+        token, normed = x[:, :1], self.norm1(x)
+        token = token + self.drop_path(self.scale1(self.attention(normed[:, :1], normed)))
+        token = token + self.drop_path(self.scale2(self.feedforward(self.norm2(token))))
+        return torch.cat([token, x[:, 1:]], dim=1)
+
+
 class SharedNormBlock(nn.Module):
     """A block whose branches act side by side, on tokens of one norm (ViT-22B, arXiv:2302.05442, section 2).
 

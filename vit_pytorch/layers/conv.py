@@ -121,14 +121,17 @@ class SqueezeExcite(nn.Module):
 
     Args:
         hard: whether the gate is the hard sigmoid, relu6(x + 3) / 6.
+        bias: use biases.
     """
 
     @checks_arguments
-    def __init__(self, dim: int, hidden_dim: int, *, act: str = "silu", hard: bool = False) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, *, act: str = "silu", hard: bool = False, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.squeeze = nn.Linear(dim, hidden_dim)
+        self.squeeze = nn.Linear(dim, hidden_dim, bias=bias)
         self.act = activation(act)
-        self.excite = nn.Linear(hidden_dim, dim)
+        self.excite = nn.Linear(hidden_dim, dim, bias=bias)
         self.gate = nn.Hardsigmoid() if hard else nn.Sigmoid()
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:

@@ -178,11 +178,15 @@ class Format:
         # Concatenated with floating-point numbers, integers would become such.
         if len(parts) > 1:
             check_values(dict(parts), "the checkpoint")
+        module = _module(model, ours[0])
         try:
-            made = rule.transform.read([tensor for _, tensor in parts], _module(model, ours[0]))
-        except (RuntimeError, IndexError) as error:
+            made = rule.transform.read([tensor for _, tensor in parts], module)
+        except (RuntimeError, IndexError, AttributeError) as error:
+            if isinstance(error, AttributeError) and module is not None:
+                raise
             theirs = ", ".join(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in parts)
-            raise ValueError(f"{theirs} cannot be {', '.join(ours)}: {str(error).splitlines()[0]}") from error
+            why = "the model has no such layer" if module is None else str(error).splitlines()[0]
+            raise ValueError(f"{theirs} cannot be {', '.join(ours)}: {why}") from error
         return (made,) if isinstance(made, Tensor) else made
 
 

@@ -39,10 +39,13 @@ The catalogue, each with its paper, its module and its classes:
 - CoAtNet: Marrying Convolution and Attention for All Data Sizes (arXiv:2106.04803):
   `vit_pytorch.coatnet`, `CoAtNet`
 - DaViT: Dual Attention Vision Transformers (arXiv:2204.03645): `vit_pytorch.davit`, `DaViT`
+- Co-Scale Conv-Attentional Image Transformers (arXiv:2104.06399): `vit_pytorch.coat`, `CoaT`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
+- EfficientFormer: Vision Transformers at MobileNet Speed (arXiv:2206.01191):
+  `vit_pytorch.efficientformer`, `EfficientFormer`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

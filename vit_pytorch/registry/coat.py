@@ -21,7 +21,7 @@ MODELS: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
 TINY: dict[str, Any] = {
     "image_size": 64,
     "num_classes": 7,
-    "depth": (1, 1, 2, 1),
+    "depth": (1, 1, 1, 2),
     "heads": 2,
     "mlp_ratio": 2,
     "kernel_sizes": (3, 5),

@@ -112,7 +112,7 @@ class CoaT(HierarchicalModel):
 
         def attention(width: int) -> ConvAttention:
             size = head_dim(width, heads)
-            kernel = partial(FactorisedAttention, attn_dropout)
+            kernel = partial(Factorised, attn_dropout)
             return ConvAttention(
                 width, heads=heads, dim_head=size, qkv_bias=qkv_bias, dropout=dropout, kernel=kernel
             )
@@ -282,7 +282,7 @@ class RelativeConvs(nn.Module):
         return F.pad(q[:, :, 1:] * values, (0, 0, 1, 0))
 
 
-class FactorisedAttention(nn.Module):
+class Factorised(nn.Module):
     """q (softmax(k)^T v) * scale, the softmax over the tokens (section 3.1).
 
     The weights of a head are how much each channel of its keys takes of each token.

@@ -13,7 +13,7 @@ from timm.models import coat as theirs
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.coat import CoaT, FactorisedAttention, RelativeConvs, exchange
+from vit_pytorch.coat import CoaT, Factorised, RelativeConvs, exchange
 from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
@@ -216,7 +216,7 @@ def test_images_of_any_size(option: str) -> None:
 def test_attention_in_plain_loops() -> None:
     """Each query reads, by its channels, what the channels of keys have gathered from all tokens."""
     q, k, v = torch.randn(3, 1, 2, 7, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
-    found = FactorisedAttention()(q, k, v)
+    found = Factorised()(q, k, v)
     for head in range(2):
         want = torch.zeros(7, 4)
         for channel in range(4):

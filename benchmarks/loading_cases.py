@@ -44,6 +44,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "TNT": (staged.tnt,),
     "PiT": (staged.pit,),
     "LeViT": (staged.levit,),
+    "EfficientFormer": (staged.efficientformer,),
     "CvT": (staged.cvt,),
     "SwinTransformer": (staged.swin,),
     "SwinTransformerV2": (staged.swin_v2,),

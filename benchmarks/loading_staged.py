@@ -122,6 +122,19 @@ def levit() -> Iterator[Case]:
     )
 
 
+def efficientformer() -> Iterator[Case]:
+    dims, depths = (8, 16, 24), (1, 2, 3)
+    # timm's attention is for maps of 7 x 7 cells
+    sizes: dict[str, Any] = {"image_size": 112, "num_classes": 7, "dim": dims, "depth": depths}
+    build = ours("EfficientFormer", **sizes, attention_depth=2, distilled=True)
+    options: dict[str, Any] = {"num_classes": 7, "embed_dims": dims, "depths": depths, "num_vit": 2}
+    model = theirs("timm.models.efficientformer", "EfficientFormer", **options)
+    yield against("timm", "timm `EfficientFormer`", build, model, 112, 112)
+    # a new one, since timm's keeps the biases of a call
+    model = theirs("timm.models.efficientformer", "EfficientFormer", **options)
+    yield through_timms_reader("EfficientFormer", "snap-research/EfficientFormer", build, model, 112)
+
+
 def cvt() -> Iterator[Case]:
     sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "variant": "transformers"}
     for stage, (dim, heads, depth) in enumerate(((16, 1, 1), (24, 2, 2), (32, 4, 3)), start=1):

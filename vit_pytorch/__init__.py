@@ -43,12 +43,15 @@ The catalogue, each with its paper, its module and its classes:
 - DaViT: Dual Attention Vision Transformers (arXiv:2204.03645): `vit_pytorch.davit`, `DaViT`
 - Global Context Vision Transformers (arXiv:2206.09959): `vit_pytorch.gc_vit`, `GCViT`
 - VOLO: Vision Outlooker for Visual Recognition (arXiv:2106.13112): `vit_pytorch.volo`, `VOLO`
+- Co-Scale Conv-Attentional Image Transformers (arXiv:2104.06399): `vit_pytorch.coat`, `CoaT`
 - Nested Hierarchical Transformer (arXiv:2105.12723): `vit_pytorch.nest`, `NesT`
 - MobileViT: Light-weight Vision Transformer (arXiv:2110.02178): `vit_pytorch.mobile_vit`, `MobileViT`
 - TinyViT: Fast Pretraining Distillation for Small Vision Transformers (arXiv:2207.10666):
   `vit_pytorch.tiny_vit`, `TinyViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
+- EfficientFormer: Vision Transformers at MobileNet Speed (arXiv:2206.01191):
+  `vit_pytorch.efficientformer`, `EfficientFormer`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

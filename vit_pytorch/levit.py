@@ -21,13 +21,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads, split_heads
 from vit_pytorch.layers.blocks import Block, DropPath, activation
-from vit_pytorch.layers.conv import ConvNorm, OnMap, TokenNorm
-from vit_pytorch.layers.init import init_xavier
+from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, LinearNorm, OnMap, TokenNorm
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
@@ -110,7 +108,7 @@ class LeViT(HierarchicalModel):
         kernel = partial(FusedAttention, attn_dropout)
 
         def feedforward(width: int) -> FeedForwardNorm:
-            return FeedForwardNorm(width, mlp_mult * width, act=act, dropout=dropout)
+            return FeedForwardNorm(width, mlp_mult * width, act=act, dropout=dropout, gain=0.0)
 
         def block(stage: int) -> Block:
             width = dims[stage]
@@ -206,31 +204,6 @@ class LeViT(HierarchicalModel):
         super()._save_pretrained(save_directory)
 
 
-class LinearNorm(nn.Module):
-    """A linear layer without bias, and batch norm over all tokens.
-
-    Args:
-        gain: initial value of the batch norm's factors; 0 for a residual branch that starts as nothing.
-    """
-
-    def __init__(self, dim: int, out_dim: int, *, gain: float = 1.0) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, out_dim, bias=False)
-        self.norm: nn.Module = TokenNorm(out_dim)
-        init_xavier(self.linear)
-        nn.init.constant_(self.norm.weight, gain)
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
-        """Transform each token on its own."""
-        x = self.linear(x)
-        return self.norm(x.flatten(0, -2)).view_as(x)
-
-    def fuse(self) -> None:
-        """Fold the batch norm into the linear layer, for inference only; a second time changes nothing."""
-        if isinstance(self.norm, TokenNorm):
-            self.linear, self.norm = fuse_linear_bn_eval(self.linear.eval(), self.norm.eval()), nn.Identity()
-
-
 class HeadsNorm(LinearNorm):
     """Projections to heads, in one product.
 
@@ -302,21 +275,6 @@ class AttentionNorm(nn.Module):
         return self.dropout(self.to_out(self.act(merge_heads(mixed)))).unflatten(
             1, (-1, -(-width // self.stride))
         )
-
-
-class FeedForwardNorm(nn.Module):
-    """Two linear layers, each with batch norm, and an activation between them (section 4.2)."""
-
-    def __init__(self, dim: int, hidden_dim: int, *, act: str = "hardswish", dropout: float = 0.0) -> None:
-        super().__init__()
-        self.to_hidden = LinearNorm(dim, hidden_dim)
-        self.act = activation(act)
-        self.dropout = nn.Dropout(dropout)
-        self.to_out = LinearNorm(hidden_dim, dim, gain=0.0)
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """Transform each cell on its own."""
-        return self.dropout(self.to_out(self.dropout(self.act(self.to_hidden(x)))))
 
 
 class Shrink(nn.Module):

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, cast
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from vit_pytorch.layers.arguments import checks_arguments
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs
 from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, activation, fx_leaf, layer, make_scale
+from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import Option, OptionLike, read_option
 from vit_pytorch.layers.tokens import drop_bias
 
@@ -84,13 +85,14 @@ class MapBatchNorm(TokenNorm):
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution without bias, batch norm, and an activation, on a channels-first map.
+    """A convolution, batch norm, and an activation, on a channels-first map.
 
     Args:
         kernel: side of the kernel; odd, and padded to keep the size but for the stride.
         stride: distance of the kernel's places.
         groups: parts of the channels that are convolved apart.
         eps: epsilon of the batch norm.
+        bias: use a bias for the convolution.
     """
 
     def __init__(
@@ -103,9 +105,10 @@ class ConvNorm(nn.Sequential):
         groups: int = 1,
         act: str | None = None,
         eps: float = 1e-5,
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=bias)
         self.norm: nn.Module = nn.BatchNorm2d(out_dim, eps=eps)
         if act is not None:
             self.act = activation(act)
@@ -114,6 +117,61 @@ class ConvNorm(nn.Sequential):
         """Fold the batch norm into the convolution, for inference alone; a second time changes nothing."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv, self.norm = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval()), nn.Identity()
+
+
+class LinearNorm(nn.Module):
+    """A linear layer, and batch norm over all tokens or cells.
+
+    Args:
+        bias: use a bias for the linear layer.
+        gain: initial value of the batch norm's factors; 0 for a residual branch that starts as nothing.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, bias: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, out_dim, bias=bias)
+        self.norm: nn.Module = TokenNorm(out_dim)
+        init_xavier(self.linear)
+        nn.init.constant_(self.norm.weight, gain)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:
+        """Transform each token on its own."""
+        x = self.linear(x)
+        return self.norm(x.flatten(0, -2)).view_as(x)
+
+    def fuse(self) -> None:
+        """Fold the batch norm into the linear layer, for inference only; a second time changes nothing."""
+        if isinstance(self.norm, TokenNorm):
+            self.linear, self.norm = fuse_linear_bn_eval(self.linear.eval(), self.norm.eval()), nn.Identity()
+
+
+class FeedForwardNorm(nn.Module):
+    """Two linear layers, each with batch norm, and an activation between them (LeViT, arXiv:2104.01136, 4.2).
+
+    Args:
+        bias: use biases for the linear layers.
+        gain: initial value of the last batch norm's factors.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        act: str = "hardswish",
+        dropout: float = 0.0,
+        bias: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.to_hidden = LinearNorm(dim, hidden_dim, bias=bias)
+        self.act = activation(act)
+        self.dropout = nn.Dropout(dropout)
+        self.to_out = LinearNorm(hidden_dim, dim, bias=bias, gain=gain)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Transform each cell on its own."""
+        return self.dropout(self.to_out(self.dropout(self.act(self.to_hidden(x)))))
 
 
 class SqueezeExcite(nn.Module):

@@ -74,16 +74,29 @@ class TwoHeads(Protocol):
         """Return the logits of both classifiers, as a distillation loss needs them."""
 
 
-class DistilledHead(nn.Module):
-    """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
-
-    DeiT, arXiv:2012.12877, section 4.
-    """
+class OneTokenHead(nn.Module):
+    """The mean of two classifiers of one vector, of which the second is called `distilled`."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
         self.classifier = nn.Linear(dim, num_classes)
         self.distilled = nn.Linear(dim, num_classes)
+
+    def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Return the logits of both classifiers, as a distillation loss needs them."""
+        return self.classifier(x), self.distilled(x)
+
+    def forward(self, x: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
+        """Return the mean logits."""
+        labels, teacher = self.separate(x)
+        return (labels + teacher) / 2
+
+
+class DistilledHead(OneTokenHead):
+    """The mean of two classifiers: of the class token and, as `distilled`, of the distillation token.
+
+    DeiT, arXiv:2012.12877, section 4.
+    """
 
     def separate(self, x: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """Return the logits of both classifiers, as a distillation loss needs them.
@@ -93,11 +106,6 @@ class DistilledHead(nn.Module):
         """
         token, distilled = x.chunk(2, dim=-1)
         return self.classifier(token), self.distilled(distilled)
-
-    def forward(self, x: Float[Tensor, "b e"]) -> Float[Tensor, "b k"]:
-        """Return the mean logits."""
-        token, distilled = self.separate(x)
-        return (token + distilled) / 2
 
 
 def classify_pair(pair: Float[Tensor, "b e"], head: nn.Module, *, pre_logits: bool) -> Float[Tensor, "b k"]:
@@ -114,7 +122,7 @@ def classify_pair(pair: Float[Tensor, "b e"], head: nn.Module, *, pre_logits: bo
 
 
 def make_classifier(
-    dim: int, num_classes: int, *, like: Tensor, kind: type[nn.Linear | DistilledHead] = nn.Linear
+    dim: int, num_classes: int, *, like: Tensor, kind: type[nn.Linear | OneTokenHead] = nn.Linear
 ) -> nn.Module:
     """Build a classifier with small initial weights; the identity for no classes.
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html import unescape
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -39,6 +40,15 @@ def test_every_paper_is_in_one_group() -> None:
     groups = re.findall(r"```\{paper-group\}\n(.*?)```", read("docs/papers/index.md"), re.S)
     pages = [path.stem for path in DOCS.glob("papers/*.md") if path.stem != "index"]
     assert sorted(" ".join(groups).split()) == sorted(pages)
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=lambda path: path.stem)
+def test_figures_are_drawn(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(DOCS))
+    read_figure = import_module("figures").read_figure
+    for figure in re.findall(r"```\{architecture\}\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+        assert read_figure(figure.splitlines())
 
 
 def test_readmes_are_twins() -> None:

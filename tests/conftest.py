@@ -9,12 +9,6 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# what a shell's background job or `nohup` ignores, processes that tests start would ignore, too
-for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
-    number = getattr(signal, name, None)
-    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, handler)
-
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -24,6 +18,11 @@ import torch
 from tests.slow import is_slow
 
 torch.set_num_threads(1)
+# what a shell's background job or `nohup` ignores, processes that tests start would ignore, too
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

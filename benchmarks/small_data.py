@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -124,12 +124,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         model.eval()(x).argmax(dim=1) == y for x, y in zip(images.split(256), labels.split(256), strict=True)
     ]
     return torch.cat(right).float().mean().item()
-
-
-def spread(values: Iterable[float]) -> str:
-    """Write several shares as a mean and a range, in per cent."""
-    found = [100 * value for value in values]
-    return f"{sum(found) / len(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
 def _read(images: ImageDataset, size: int, count: int | None) -> tuple[Tensor, Tensor]:

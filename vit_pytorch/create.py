@@ -18,9 +18,8 @@ from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, TIMM_KEYS, UNPOOLED, Visi
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.pretrained.source import HUB
-from vit_pytorch.registry import entries, find_entry
+from vit_pytorch.registry import entries, find_entry, renamed
 from vit_pytorch.registry.entry import ModelEntry
-from vit_pytorch.registry.retired import current_name
 from vit_pytorch.trained import list_trained, read_card, trained_folder
 from vit_pytorch.weights import CHECKSUMS, init_empty_weights, read_settings
 
@@ -191,8 +190,7 @@ def _build(
     if shipped:
         entry, published = trained_entry(name), str(trained_folder(name))
     else:
-        now = current_name(name)
-        if now is not None and now.partition(".")[0] in entries():
+        if (now := renamed(name)) is not None:
             warnings.warn(f"timm has renamed {name} to {now}, which is built", FutureWarning, stacklevel=3)
             name = now
         name, _, tag = name.partition(".")

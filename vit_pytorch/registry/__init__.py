@@ -58,11 +58,17 @@ def find_entry(name: str) -> ModelEntry:
     """
     name = ALIASES.get(name, name)
     if name not in entries():
-        if (now := current_name(name)) is not None and now.partition(".")[0] in entries():
+        if (now := renamed(name)) is not None:
             raise ValueError(f"no model is named {name!r}: timm calls it {now} now")
         close = get_close_matches(name, entries(), n=3) or list(entries())[:3]
         raise ValueError(f"no model is named {name!r}; close to it: {', '.join(close)}")
     return entries()[name]
+
+
+def renamed(name: str) -> str | None:
+    """Return what a named model is called whose name timm has retired, with its tag; None for other names."""
+    now = current_name(name)
+    return now if now is not None and now.partition(".")[0] in entries() else None
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

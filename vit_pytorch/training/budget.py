@@ -118,7 +118,7 @@ def seconds_of(text: str) -> float:
 
 
 def fit_budget(config: TrainConfig, budget: str, *, sized: bool) -> TrainConfig:
-    """Give a run the epochs, and its model the size, that a time is enough for.
+    """Choose the epochs of a run, and the size of its model, for a time.
 
     Some batches are trained and validated first, with the run's own data, loader and engine, and thrown away.
     The largest model is taken that sees its images at least ten times; more than two hundred times none

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from docutils import nodes
 from model_tables import largest_differences, paper_page
 from page_nodes import Cell, inline, page_link, table
 from sphinx.util.docutils import SphinxDirective
 
-from vit_pytorch.registry import entries
+from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.registry.entry import ModelEntry
 
 if TYPE_CHECKING:
@@ -100,11 +100,7 @@ def accuracies(rows: Rows, name: str) -> str:
     """Write the mean accuracy of a case here and in the public package, and the number of seeds."""
     cells = []
     for package in ("ours", "public"):
-        values = [
-            100 * row["accuracy"]
-            for row in rows
-            if (row["package"], row["name"]) == (package, name) and "accuracy" in row
-        ]
+        values = [100 * row["accuracy"] for row in rows if fits(row, package, name, "accuracy")]
         seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
         cells.append(f"{mean(values):.1f} %{seeds}" if values else NOT_MEASURED)
     return ", ".join(cells)
@@ -168,47 +164,68 @@ class Proof(SphinxDirective):
         return [table(rows, classes=["proof"])]
 
 
-class Convergence(SphinxDirective):
-    """`{convergence}` lists how many steps ten seeds take to a stated figure, and the bounds of the test."""
+class FiguresTable(SphinxDirective):
+    """Base of the directives that make a table of one file of figures.
+
+    Attributes:
+        file: name of the file.
+    """
+
+    file: ClassVar[str]
 
     def run(self) -> list[nodes.Node]:
         """Write the table."""
-        self.env.note_dependency(str(MEASURED / "convergence.json"))
+        self.env.note_dependency(str(MEASURED / self.file))
+        return [table(self.rows(read_rows(self.file)))]
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return the header and a row for each that is shown of the file's rows."""
+        raise NotImplementedError
+
+
+class Convergence(FiguresTable):
+    """`{convergence}` lists how many steps ten seeds take to a stated figure, and the bounds of the test."""
+
+    file = "convergence.json"
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each model."""
         rows: list[list[Cell]] = [["model", "goal", "steps, median", "all seeds", "bounds"]]
-        for row in read_rows("convergence.json"):
+        for row in found:
             steps, (low, high) = row["steps"], row["bounds"]
             goal = f"{row['goal']:.0%} {row['figure']}"
             cells = (row["name"], goal, f"{row['median']:.0f}", f"{min(steps)} to {max(steps)}")
             rows.append([*cells, f"{low:.0f} to {high:.0f}"])
-        return [table(rows)]
+        return rows
 
 
-class Deployed(SphinxDirective):
-    """`{deployed}` lists how fast models are in each form, from the fastest on."""
+class Deployed(FiguresTable):
+    """`{deployed}` lists how fast models are in each form, from the fastest on, and what was refused."""
+
+    file = "deployed.json"
 
     def run(self) -> list[nodes.Node]:
-        """Write the table."""
-        self.env.note_dependency(str(MEASURED / "deployed.json"))
-        header: list[Cell] = ["model", "images", "form", "ms", "ratio", "spread", "of the peak", "MiB"]
-        rows, refused = [header], []
-        found = read_rows("deployed.json")
+        """Write the table, and a list of the refusals below it."""
+        made = super().run()
+        refused = {
+            f"`{row['model']}` as {row['form']}: {row['error']}": None
+            for row in read_rows(self.file)
+            if "error" in row
+        }
+        items = (nodes.list_item("", nodes.paragraph("", "", *inline(text))) for text in refused)
+        return [*made, nodes.bullet_list("", *items)] if refused else made
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each form of each model and number of images."""
+        rows: list[list[Cell]] = [["model", "images", "form", "ms", "ratio", "spread", "of the peak", "MiB"]]
         models = [row["model"] for row in found]
-        for row in sorted(found, key=lambda r: (models.index(r["model"]), r["batch"], r.get("ms", 0.0))):
-            if "error" in row:
-                refused.append(f"`{row['model']}` as {row['form']}: {row['error']}")
-                continue
+        timed = [row for row in found if "error" not in row]
+        for row in sorted(timed, key=lambda r: (models.index(r["model"]), r["batch"], r["ms"])):
             share = f"{row['of_peak']:.0%}" if "of_peak" in row else ""
             times = f"{row['ms']:.1f}", f"{row['ratio']:.2f}", f"{row['spread']:.2f}"
-            rows.append(
-                [f"`{row['model']}`", str(row["batch"]), row["form"], *times, share, f"{row['peak_mib']:.0f}"]
-            )
-        items = (
-            nodes.list_item("", nodes.paragraph("", "", *inline(text))) for text in dict.fromkeys(refused)
-        )
-        made: list[nodes.Node] = [table(rows)]
-        if refused:
-            made.append(nodes.bullet_list("", *items))
-        return made
+            peak = f"{row['peak_mib']:.0f}"
+            rows.append([f"`{row['model']}`", str(row["batch"]), row["form"], *times, share, peak])
+        return rows
 
 
 def spread(values: Sequence[float]) -> str:
@@ -217,40 +234,42 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
-class Options(SphinxDirective):
+class Options(FiguresTable):
     """`{options}` lists what each option of the plain ViT is worth, and its time beside the plain one's."""
 
-    def run(self) -> list[nodes.Node]:
-        """Write the table."""
-        self.env.note_dependency(str(MEASURED / "options.json"))
-        header: list[Cell] = ["option", "at 28 pixels", "at 40 pixels", "time of training"]
-        rows, plain = [header], 0.0
-        for row in read_rows("options.json"):
+    file = "options.json"
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each option."""
+        rows: list[list[Cell]] = [["option", "at 28 pixels", "at 40 pixels", "time of training"]]
+        plain = 0.0
+        for row in found:
             runs = row["runs"]
             seconds = sum(run["seconds"] for run in runs)
             plain = plain or seconds
             figures = (spread([run[name] for run in runs]) for name in ("accuracy", "larger"))
             rows.append([row["option"], *figures, f"{seconds / plain:.2f}"])
-        return [table(rows)]
+        return rows
 
 
-class Pretraining(SphinxDirective):
+class Pretraining(FiguresTable):
     """`{pretraining}` lists what features are worth before and after learning without labels.
 
     With the argument `few`, what they are worth as a start where few labels are known.
     """
 
+    file = "pretraining.json"
     optional_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
-        """Write the table."""
-        self.env.note_dependency(str(MEASURED / "pretraining.json"))
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each method and data set, or for each number of labels."""
         few = self.arguments == ["few"]
         names = ("scratch", "MAE") if few else ("knn before", "knn after", "linear before", "linear after")
         shown = ("from scratch", "from MAE's weights") if few else names
-        header: list[Cell] = ["data", *([] if few else ["method"]), *shown, *([] if few else ["least gain"])]
-        rows = [header]
-        for row in read_rows("pretraining.json"):
+        rows: list[list[Cell]] = [
+            ["data", *([] if few else ["method"]), *shown, *([] if few else ["least gain"])]
+        ]
+        for row in found:
             runs = row["runs"]
             if (row["method"] == "fine-tuning") != few:
                 continue
@@ -260,24 +279,104 @@ class Pretraining(SphinxDirective):
                 gain = min(run["knn after"] - run["knn before"] for run in runs)
                 cells.append(f"{100 * gain:+.1f}")
             rows.append([*cells])
-        return [table(rows)]
+        return rows
 
 
-class GoingOn(SphinxDirective):
+class GoingOn(FiguresTable):
     """`{going-on}` lists what features are worth after going on from trained weights, held and not."""
 
-    def run(self) -> list[nodes.Node]:
-        """Write the table."""
-        self.env.note_dependency(str(MEASURED / "going_on.json"))
+    file = "going_on.json"
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each run."""
         rows: list[list[Cell]] = [
             ["case", "rate", "`--anchor`", "start", "each epoch", "kept", "test images"]
         ]
-        for row in read_rows("going_on.json"):
+        for row in found:
             epochs = ", ".join(f"{100 * value:.1f}" for value in row["epochs"])
             kept = int(row["kept"].removeprefix("epoch-"))
             cells = (row["case"], f"{row['lr']:g}", str(row["anchor"]), f"{100 * row['start']:.1f}", epochs)
             rows.append([*cells, f"epoch {kept}" if kept else "the start", f"{100 * row['test']:.1f}"])
-        return [table(rows)]
+        return rows
+
+
+class Learning(FiguresTable):
+    """`{learning}` lists what models have learned after equal steps, beside the public package's.
+
+    With the argument `unlabelled`, what features are worth before and after learning without labels.
+    """
+
+    file = "learning.jsonl"
+    optional_arguments = 1
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each case, in the order of the file, and the mean of the gaps."""
+        unlabelled = self.arguments == ["unlabelled"]
+        figures = ("knn", "knn after", "linear", "linear after") if unlabelled else ("accuracy",)
+        rows: list[list[Cell]] = [
+            ["", *(f"{package}, {figure}" for package in ("ours", "public") for figure in figures), "ahead"]
+        ]
+        gaps = []
+        for name in dict.fromkeys(row["name"] for row in found if figures[-1] in row):
+            shares = {
+                (package, figure): [row[figure] for row in found if fits(row, package, name, figure)]
+                for package in ("ours", "public")
+                for figure in figures
+            }
+            ours, public = (shares[package, figures[-1]] for package in ("ours", "public"))
+            gaps += [100 * (mean(ours) - mean(public))] if ours and public else []
+            cells = (spread(some) if some else NOT_MEASURED for some in shares.values())
+            rows.append([name, *cells, f"{gaps[-1]:+.1f}" if ours and public else ""])
+        rows.append([f"mean of {len(gaps)} gaps", *[""] * 2 * len(figures), f"{mean(gaps):+.1f}"])
+        return rows
+
+
+def fits(row: Mapping[str, Any], package: str, name: str, figure: str) -> bool:
+    """Return whether a row has a figure of a case and a package."""
+    return (row["package"], row["name"]) == (package, name) and figure in row
+
+
+class Speed(FiguresTable):
+    """`{speed}` lists the time of each architecture's models beside the same models in other libraries.
+
+    With the name of a model, its times and peaks of memory in every mode, precision and batch.
+    """
+
+    file = "speed.json"
+    optional_arguments = 1
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each model, or for each cell of one."""
+        if self.arguments:
+            return one_timed([row for row in found if row["model"] == self.arguments[0]])
+        rows: list[list[Cell]] = [["model", "forward: ratio to", "training step: ratio to", "ours, ms"]]
+        models: dict[str, Rows] = {}
+        for row in found:
+            if row["batch"] == 4:
+                models.setdefault(row["model"], []).append(row)
+        for name, cells in models.items():
+            page = page_link(name, f"papers/{paper_page(find_entry(name))}", here=self.env.docname)
+            steps = {cell["mode"]: cell for cell in cells}
+            ratios = [ratios_of(steps[mode]) if mode in steps else "" for mode in ("forward", "train")]
+            rows.append([page, *ratios, ", ".join(f"{cell['ms']['ours']:.0f}" for cell in cells)])
+        return rows
+
+
+def one_timed(found: Rows) -> list[list[Cell]]:
+    """Return the table of one model's cells."""
+    peers = [library for library in found[0]["ratio"] if library != "ours"] if found else []
+    rows: list[list[Cell]] = [["", "batch", "ours, ms", *peers, "peak MiB: ours, " + ", ".join(peers)]]
+    for row in found:
+        peaks = ", ".join(f"{row['peak_mib'][library]:.0f}" for library in ("ours", *peers))
+        mode = "training" if row["mode"] == "train" else row["mode"]
+        ratios = (f"{row['ratio'][peer]:.2f}" for peer in peers)
+        rows.append([f"{mode} {row['dtype']}", str(row["batch"]), f"{row['ms']['ours']:.1f}", *ratios, peaks])
+    return rows
+
+
+def ratios_of(row: Mapping[str, Any]) -> str:
+    """Write the ratios of a cell, each with its library."""
+    return ", ".join(f"{peer} {value:.2f}" for peer, value in row["ratio"].items() if peer != "ours")
 
 
 class ProofFiles(SphinxDirective):
@@ -304,4 +403,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("options", Options)
     app.add_directive("pretraining", Pretraining)
     app.add_directive("going-on", GoingOn)
+    app.add_directive("learning", Learning)
+    app.add_directive("speed", Speed)
     return {"parallel_read_safe": True}

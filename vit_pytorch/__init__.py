@@ -57,6 +57,7 @@ The catalogue, each with its paper, its module and its classes:
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`
 - Patches Are All You Need? (arXiv:2201.09792): `vit_pytorch.conv_mixer`, `ConvMixer`
 - Adaptive Token Sampling for Efficient Vision Transformers (arXiv:2111.15667): `vit_pytorch.ats_vit`, `ViT`
+- Token Merging: Your ViT But Faster (arXiv:2210.09461): `vit_pytorch.tome`, `ToMeViT`
 - Learning to Merge Tokens (arXiv:2202.12015): `vit_pytorch.vit_with_patch_merger`, `ViT`, `PatchMerger`
 - Vision Transformer for Small-Size Datasets (arXiv:2112.13492):
   `vit_pytorch.vit_for_small_dataset`, `ViT`, `SPT`

@@ -41,6 +41,7 @@ UNNAMED = {
     "na_vit_nested_tensor_3d": "NaViT3D",
     "rvt": "RvT",
     "simple_uvit": "SimpleUViT",
+    "tome": "ToMeViT",
     "simple_vit_attn_residual": "AttentionResidualSimpleViT",
     "simple_vit_orthog_residual_update": "OrthogonalSimpleViT",
     "simple_vit_with_fft": "FrequencySimpleViT",

@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.conftest import flip_a_bit
 from vit_pytorch.cli import Status, main
+from vit_pytorch.registry import find_entry
 
 FAST = ["--rounds=2", "--threads=1", "--batch=1"]
 
@@ -109,3 +110,21 @@ def test_wrong_options(
 ) -> None:
     assert main(["bench", *options]) == status
     assert message in capsys.readouterr().err
+
+
+def test_merged_tokens_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = find_entry("vit_tiny_patch16_224")
+    entry.build(**{**entry.tiny, "image_size": 64}).save_pretrained(tmp_path)
+    arguments = ["bench", str(tmp_path), "--form=eager,compile", "--merge_tokens=0,60", *FAST, "--json"]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["form"], row["merge_tokens"]) for row in rows] == [
+        ("eager", 0),
+        ("eager", 60),
+        ("compile", 0),
+        ("compile", 60),
+    ]
+    assert rows[1]["flops"] < rows[0]["flops"]
+    assert rows[1]["parameters"] == rows[0]["parameters"]
+    assert main(["bench", str(tmp_path), "--merge_tokens=some", *FAST]) == Status.USAGE
+    assert "--merge_tokens takes numbers from 0 on, got some" in capsys.readouterr().err

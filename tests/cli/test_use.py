@@ -16,6 +16,7 @@ from vit_pytorch import create_model
 from vit_pytorch.cli import COMMANDS, Status, main
 from vit_pytorch.data import eval_transform, load_images
 from vit_pytorch.registry import list_models
+from vit_pytorch.tome import ToMeViT
 from vit_pytorch.training.saved import load_classifier
 
 
@@ -62,6 +63,21 @@ def test_evaluate_refuses_data_with_other_classes(
     assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 2
     message = capsys.readouterr().err
     assert "unknown to the model: one, two, zero" in message
+
+
+def test_evaluate_with_merged_tokens(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures of a model that was saved with merging, and not those of the model as it is."""
+    ToMeViT.around(create_model(digits_run), merged=2).save_pretrained(tmp_path)
+    saved = answer(capsys, "evaluate", tmp_path, "--data=digits")
+    merged = answer(capsys, "evaluate", digits_run, "--merge_tokens=2")
+    assert merged["loss"] == saved["loss"] != answer(capsys, "evaluate", digits_run)["loss"]
+    probe = ["--data=digits", "--probe=knn"]
+    probed = answer(capsys, "evaluate", digits_run, "--merge_tokens=2", *probe)
+    assert probed["accuracy"] == answer(capsys, "evaluate", tmp_path, *probe)["accuracy"]
+    assert main(["evaluate", str(digits_run), "--merge_tokens=-1"]) == Status.USAGE
+    assert "--merge_tokens must not be negative, got -1" in capsys.readouterr().err
 
 
 def test_evaluate_as_a_table(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

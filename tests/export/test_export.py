@@ -35,6 +35,7 @@ from vit_pytorch.export.verify import Comparison, check
 from vit_pytorch.layers.positions import Learned
 from vit_pytorch.preprocessing import Normalize, preprocessing_for, resize
 from vit_pytorch.registry import find_entry
+from vit_pytorch.tome import ToMeViT
 
 CLASSES = tuple("0123456789")
 COUNT = 40
@@ -139,6 +140,35 @@ def test_normalisation_in_the_graph(model, samples, tmp_path):
     with torch.no_grad():
         want = model(Normalize(preprocessing_for(model))(images)).softmax(1)
     torch.testing.assert_close(load_exported(tmp_path / "tiny.onnx")(images), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "precision"),
+    [("onnx", ".onnx", "fp32"), ("onnx", ".onnx", "int8"), ("openvino", ".xml", "fp32")],
+)
+def test_merged_tokens(model, samples, tmp_path, format, suffix, precision):
+    """The file merges as the model around does, and is held against the one that merges nothing."""
+    file = tmp_path / f"tiny{suffix}"
+    options = {"calibration": samples} if precision == "int8" else {}
+    options |= {"output": "features", "features": "pooled"}
+    report = write(model, file, format, samples, merge_tokens=1, precision=precision, **options)
+    assert report["merge_tokens"] == 1
+    assert report["verification"]["largest_difference"] > 1e-4
+    images = Normalize(preprocessing_for(model))(torch.stack([samples.read(i) for i in range(3)]))
+    with torch.no_grad():
+        merged = ToMeViT.around(model, merged=1).eval()
+        want = merged.forward_head(merged.forward_features(images), pre_logits=True)
+    apart = (load_exported(file)(images) - want).square().mean().sqrt() / want.std()
+    assert apart < (1e-5 if precision == "fp32" else 0.2)
+
+
+def test_tokens_that_are_merged_at_the_cost_of_decisions(model, samples, tmp_path):
+    with pytest.raises(ExportError, match=r"decisions flip, more than 0\.2%.*try fewer by --merge_tokens"):
+        write(model, tmp_path / "tiny.onnx", "onnx", samples, merge_tokens=40)
+    assert not any(tmp_path.iterdir())
+    levit = find_entry("levit_128s").build(**find_entry("levit_128s").tiny).eval()
+    with pytest.raises(ValueError, match=r"the base of a ToMeViT must be one of ViT, .* got LeViT"):
+        write(levit, tmp_path / "tiny.onnx", "onnx", samples, merge_tokens=1)
 
 
 def test_features_of_models_without_classes(tmp_path):

@@ -40,6 +40,7 @@ def print_bench(
     precision: str = "fp32",
     batch: str = "1,8",
     mode: str = "forward",
+    merge_tokens: str = "0",
     peer: Literal["timm"] | None = None,
     threads: int = os.cpu_count() or 1,
     rounds: int = 11,
@@ -60,6 +61,8 @@ def print_bench(
         batch: Images at once, with commas between.
         mode: `forward`, or `train` for a training step (forward, cross-entropy, backward, AdamW), or both
             with a comma between.
+        merge_tokens: Number of patches by which each block of a plain ViT has fewer, those that are most
+            alike becoming one; several with commas between, 0 for the model as it is.
         peer: Time another library's eager models of the same names, too.
         threads: Number of threads.
         rounds: How often the turn goes round.
@@ -74,7 +77,10 @@ def print_bench(
     forms = _choices("form", form, (EAGER, COMPILE, *FORMATS))
     precisions = _choices("precision", precision, tuple(DTYPES))
     modes = _choices("mode", mode, MODES)
-    subjects = _subjects(models, forms, peer, threads)
+    merged = [int(count) if count.isdecimal() else -1 for count in merge_tokens.split(",")]
+    if min(merged) < 0:
+        raise UsageError(f"--merge_tokens takes numbers from 0 on, got {merge_tokens}")
+    subjects = _subjects(models, forms, peer, threads, merged)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     for chosen_mode, chosen_precision, size in product(modes, precisions, batches):
@@ -115,7 +121,11 @@ def _choices(option: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def _subjects(
-    models: Sequence[str], forms: Sequence[str], peer: Literal["timm"] | None, threads: int
+    models: Sequence[str],
+    forms: Sequence[str],
+    peer: Literal["timm"] | None,
+    threads: int,
+    merged: Sequence[int],
 ) -> list[Subject]:
     """List what is timed, a peer's models first.
 
@@ -135,8 +145,10 @@ def _subjects(
             read_report(model)
         if peer is not None and not saved:
             found.append(Subject(model, EAGER, peer, threads))
-        file_form = Path(model).suffix.removeprefix(".") if Path(model).is_file() else None
-        found += [Subject(model, form, "ours", threads) for form in ([file_form] if file_form else forms)]
+        if Path(model).is_file():
+            found.append(Subject(model, Path(model).suffix.removeprefix("."), "ours", threads))
+            continue
+        found += [Subject(model, form, "ours", threads, count) for form, count in product(forms, merged)]
     if peer is not None and all(subject.library == "ours" for subject in found):
         raise UsageError(f"--peer {peer} needs names of models, got {', '.join(models)}")
     return found
@@ -182,6 +194,7 @@ def _measure(subjects: Sequence[Subject], cell: Cell, rounds: int) -> list[dict[
             {
                 "model": subject.model if subject.library == "ours" else f"{subject.library} {subject.model}",
                 "form": subject.form,
+                "merge_tokens": subject.merge_tokens,
                 "mode": cell.mode,
                 "precision": precision,
                 "batch": cell.batch,
@@ -199,14 +212,18 @@ def _measure(subjects: Sequence[Subject], cell: Cell, rounds: int) -> list[dict[
 
 
 def _name(subject: Subject) -> str:
-    return f"{subject.library} {subject.model} {subject.form}"
+    return f"{subject.library} {subject.model} {_form(subject.form, subject.merge_tokens)}"
+
+
+def _form(form: str, merged: int) -> str:
+    return f"{form}, merging {merged}" if merged else form
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     """Return a row of the table."""
     return [
         row["model"],
-        row["form"],
+        _form(row["form"], row["merge_tokens"]),
         row["mode"],
         row["precision"],
         str(row["batch"]),

@@ -53,6 +53,7 @@ def print_export(
     outputs: Literal["probabilities", "logits"] = "probabilities",
     features: Features | None = None,
     dynamic: str = "batch",
+    merge_tokens: int = 0,
     with_preprocessing: bool = False,
     opset: int = 18,
     batch_size: int = 16,
@@ -84,6 +85,8 @@ def print_export(
             these as maps.
         dynamic: Axes of the input that stay open: `batch`, or `batch,size` for height and width, too, where
             the model takes any size.
+        merge_tokens: Number of patches by which each block of a plain ViT has fewer: those that are most
+            alike become one. The file is held against the model that merges none.
         with_preprocessing: Put the normalisation into the graph, which then takes bytes (0 to 255) of the
             model's size.
         opset: ONNX operator set, 18 or higher.
@@ -102,6 +105,8 @@ def print_export(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if merge_tokens < 0:
+        raise UsageError(f"--merge_tokens must not be negative, got {merge_tokens}")
     find_format(format).check(format, precision)
     check_writable(Path(output).parent)
     built = create_model(model, pretrained=pretrained or comes_trained(model)).eval()
@@ -137,6 +142,7 @@ def print_export(
         normalize_inside=with_preprocessing,
         features=features,
         dynamic_size="size" in axes,
+        merge_tokens=merge_tokens,
         opset=opset,
         quantization=quantization,
         calibration=_samples(model, calibrate, "calibrate", saved, calibration_images)

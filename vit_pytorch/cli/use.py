@@ -35,6 +35,7 @@ from vit_pytorch.data.sources import CSV_OPTIONS, Changed, split_options
 from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.storage import replacing
+from vit_pytorch.tome import merging
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.evaluation import evaluate as measure
@@ -71,6 +72,7 @@ def print_evaluation(
     probe: Probe | None = None,
     neighbours: int = 20,
     by: str | None = None,
+    merge_tokens: int = 0,
     as_json: bool = False,
 ) -> None:
     """Measure a trained model, or with a probe the features of any model, on labelled images.
@@ -88,19 +90,25 @@ def print_evaluation(
             training images vote, `linear` fits a logistic regression to the training images.
         neighbours: How many images vote.
         by: Column of a table (`csv:`): also measure the images of each of its values by themselves.
+        merge_tokens: Number of patches by which each block of a plain ViT has fewer: those that are most
+            alike become one.
         as_json: Print JSON instead of a table.
 
     Raises:
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
         ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
+    if merge_tokens < 0:
+        raise UsageError(f"--merge_tokens must not be negative, got {merge_tokens}")
     load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
     if probe is not None:
         if by is not None:
             raise UsageError("--by is for the figures of a trained model, not of a probe")
-        _print_probe(run, data, split, load, probe, neighbours, as_json, changed)
+        _print_probe(run, data, split, load, probe, neighbours, as_json, changed, merge_tokens)
         return
-    result, groups, kind, skipped, known = measure_run(run, data, split, load, changed, by=by)
+    result, groups, kind, skipped, known = measure_run(
+        run, data, split, load, changed, by=by, merge_tokens=merge_tokens
+    )
     if as_json:
         figures = {"split": split, **result.as_dict(), "skipped_images": skipped, **known}
         if by is not None:
@@ -123,6 +131,7 @@ def measure_run(
     changed: Changed,
     *,
     by: str | None = None,
+    merge_tokens: int = 0,
 ) -> tuple[Evaluation, dict[str, Evaluation], str, dict[str, str], Known]:
     """Measure a trained model; see `print_evaluation`.
 
@@ -140,7 +149,7 @@ def measure_run(
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     chosen = [images for name, images in present.items() if split in ("all", name)]
     known = known_images(run, data, chosen)
-    model, loaders = put_on_device(saved.model), []
+    model, loaders = put_on_device(merging(saved.model, merge_tokens)), []
 
     def measured(parts: Sequence[ImageDataset]) -> Evaluation:
         found = [load(images, saved.preprocessing, len(saved.classes)) for images in parts]
@@ -232,6 +241,7 @@ def _print_probe(
     neighbours: int,
     as_json: bool,
     changed: Changed,
+    merge_tokens: int,
 ) -> None:
     """Measure the features of a model; see `print_evaluation`."""
     if split not in ("test", "val"):
@@ -244,7 +254,7 @@ def _print_probe(
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
     known_by_run = known_images(run, data, [asked])
-    put_on_device(model)
+    model = put_on_device(merging(model, merge_tokens))
     device, prep = next(model.parameters()).device, preprocessing_for(model)
     loaders = [load(images, prep, len(splits.classes)) for images in (splits.train, asked)]
     known, queries = (

@@ -35,12 +35,14 @@ class Subject:
         form: "eager", "compile", or a format of exported files.
         library: whose model of that name it is.
         threads: number of threads.
+        merge_tokens: number of patches by which each block of a plain ViT has fewer.
     """
 
     model: str
     form: str = EAGER
     library: Literal["ours", "timm"] = "ours"
     threads: int = 1
+    merge_tokens: int = 0
 
 
 def build(subject: Subject) -> nn.Module:
@@ -51,8 +53,9 @@ def build(subject: Subject) -> nn.Module:
 
         return timm.create_model(subject.model)
     from vit_pytorch.create import create_model
+    from vit_pytorch.tome import merging
 
-    return create_model(subject.model)
+    return merging(create_model(subject.model), subject.merge_tokens)
 
 
 def count_flops(model: nn.Module, size: tuple[int, ...]) -> int:

@@ -31,10 +31,11 @@ from vit_pytorch.export.job import (
     Runtime,
 )
 from vit_pytorch.export.samples import Samples, normalized_batches
-from vit_pytorch.export.verify import HINTS, check, check_sizes, compare, write_check
+from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, write_check
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
 from vit_pytorch.storage import file_sha256, full_disk_named
+from vit_pytorch.tome import merging
 from vit_pytorch.training.features import Features, check_features
 from vit_pytorch.weights import read_settings
 
@@ -53,6 +54,7 @@ def export_model(
     normalize_inside: bool = False,
     features: Features | None = None,
     dynamic_size: bool = False,
+    merge_tokens: int = 0,
     opset: int = 18,
     quantization: Quantization = "static",
     calibration: Samples | None = None,
@@ -79,6 +81,8 @@ def export_model(
         normalize_inside: the graph takes bytes (0 to 255) of the model's size, and normalizes them itself.
         features: which, if the output is "features"; by default what the model itself returns.
         dynamic_size: the graph takes any height and width that the patch divides.
+        merge_tokens: number of patches by which each block of a plain ViT has fewer (see `ToMeViT`); the file
+            is held against the model that merges none.
         opset: ONNX operator set.
         quantization: of int8: "static" needs `calibration`, "dynamic" finds ranges at run time.
         calibration: images for the ranges of activations.
@@ -91,6 +95,7 @@ def export_model(
 
     Raises:
         ExportError: if the format or the precision is not offered or needs a package, or the file fails.
+        ValueError: if the model's tokens cannot be merged.
     """
     kind, file = find_format(format), Path(file)
     kind.check(format, precision)
@@ -117,7 +122,8 @@ def export_model(
     inside = Normalize(prep) if normalize_inside else None
     reference = ExportGraph(model, output, inside, features)
     dtype = torch.float32 if kind.lowers else DTYPES[precision]
-    lowered = model if dtype == reference.dtype else deepcopy(model).to(dtype)
+    lowered = merging(model, merge_tokens)
+    lowered = lowered if dtype == reference.dtype else deepcopy(lowered).to(dtype)
     finish = _finish(prep, normalize_inside)
     example = finish(torch.stack([samples.read(0), samples.read(len(samples) - 1)]))
     description = describe(model, name, prep, classes, normalize_inside=normalize_inside)
@@ -146,14 +152,13 @@ def export_model(
                 decides=output != "features",
                 batch_size=min(batch_size, max_batch),
             )
+            loss: Loss = "merged" if merge_tokens else precision
             try:
-                check(found, precision, noise=samples.are_random)
+                check(found, loss, noise=samples.are_random)
                 if job.size_step is not None:
                     notes["verified_sizes"] = check_sizes(reference, run, example, job.size_step, precision)
             except ExportError as error:
-                raise RefusedError(
-                    f"{format} in {precision} is refused: {error}; {HINTS[precision]}"
-                ) from error
+                raise RefusedError(f"{format} in {precision} is refused: {error}; {HINTS[loss]}") from error
             verification = found.as_dict()
         else:
             verification = None
@@ -169,6 +174,7 @@ def export_model(
             },
             "format": format,
             "precision": precision,
+            "merge_tokens": merge_tokens,
             **notes,
             "input": {
                 "images": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ HINTS = {
     "bf16": "try --precision fp16 or fp32",
     "int8": "try other or more images by --calibrate and --calibration_images, --keep for the first and the "
     "last layers, or in ONNX --quantization dynamic",
+    "merged": "try fewer by --merge_tokens",
 }
 # images for a file that runs elsewhere: of 224 x 224 about 60 MB
 IMAGES_FOR_LATER = 100
@@ -28,7 +29,9 @@ IMAGES_FOR_LATER = 100
 MAX_LOSS = 0.002
 # Largest root mean square difference, as a part of the standard deviation of the model's outputs. It
 # decides where there are no decisions, and fp32 must keep it in addition.
-MAX_RELATIVE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.25}
+MAX_RELATIVE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 0.25, "merged": 0.25}
+# What a file may lose, by its precision, or because it merges tokens.
+Loss = Precision | Literal["merged"]
 
 
 @dataclass(frozen=True)
@@ -191,27 +194,28 @@ def check_sizes(
     return sizes
 
 
-def check(found: Comparison, precision: Precision, *, noise: bool) -> None:
+def check(found: Comparison, loss: Loss, *, noise: bool) -> None:
     """Check that a file decides as its model does.
 
-    In fp32 no decision may flip. In other precisions accuracy may fall by 0.2 points; where labels are not
-    known, so many decisions may flip. Features, and noise beyond fp32, must keep to `MAX_RELATIVE`.
+    In fp32 no decision may flip. In other precisions, and where tokens are merged, accuracy may fall by 0.2
+    points; where labels are not known, so many decisions may flip. Features, and noise beyond fp32, must keep
+    to `MAX_RELATIVE`.
 
     Raises:
         ExportError: if it does not, with the figures.
     """
     wrong = ""
-    if found.flips is None or noise or precision == "fp32":
-        limit = MAX_RELATIVE[precision]
+    if found.flips is None or noise or loss == "fp32":
+        limit = MAX_RELATIVE[loss]
         # not (… <= limit), since a comparison with NaN is false
         if not found.relative_difference <= limit:
             wrong = (
                 f"outputs differ by {found.relative_difference:.1e} of their standard deviation, "
-                f"at most {limit:.0e} in {precision}"
+                f"at most {limit:.0e} {'with merged tokens' if loss == 'merged' else f'in {loss}'}"
             )
-    if found.flips is not None and precision == "fp32" and found.flips:
+    if found.flips is not None and loss == "fp32" and found.flips:
         wrong = f"{found.flips} of {found.images} decisions flip, none may in fp32"
-    elif precision != "fp32" and found.flips is not None and not noise:
+    elif loss != "fp32" and found.flips is not None and not noise:
         if found.accuracy is not None and found.model_accuracy is not None:
             if found.model_accuracy - found.accuracy > MAX_LOSS:
                 wrong = (

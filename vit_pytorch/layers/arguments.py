@@ -51,7 +51,9 @@ INTEGERS: Mapping[str, Range] = {
     r"num_classes": Range(0, 2**24),
     r"causal_dims|output_pos_add_pos_emb|interactions|pathways|patch_pathway_id": Range(0, 1024),
     r"num_register_(tokens|slots)|num_advantage_bins|spec_pad": Range(0, 2**16),
-    r"num_registers|num_memories_per_layer|num_local_crops|freeze_last_layer|(.*_)?padding": Range(0, 2**16),
+    r"num_registers|num_memories_per_layer|num_local_crops|freeze_last_layer|merged|(.*_)?padding": Range(
+        0, 2**16
+    ),
     r"ats_layers|patch_merge_layer|reattn_layers|value_residual|cls_depth|(vit|ast)_layer_indices": Range(
         0, 1024
     ),

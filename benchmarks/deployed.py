@@ -5,8 +5,9 @@
 
 Forms are timed by the processes of `vit bench`, a few at once, timm's eager model among each few: a step of
 each in turn. Weights are random and int8 is calibrated on noise, so that figures are of time alone; what int8
-costs in accuracy is verified by `vit export`. A share of the peak is of the rate of a large matrix product in
-the row's precision, measured beside. The file keeps the rows of other models.
+costs in accuracy is verified by `vit export`. `+13` behind a form merges thirteen patches in each block
+(`merging.py`). A share of the peak is of the rate of a large matrix product in the row's precision, measured
+beside. The file keeps the rows of other models.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ FORMS = (
     *("eager/fp32", "eager/bf16", "compile/fp32", "compile/bf16", "aoti/fp32", "aoti/bf16"),
     *("onnx/fp32", "onnx/int8", "openvino/fp32", "openvino/bf16", "openvino/int8"),
     *("executorch/fp32", "executorch/int8", "timm/compile/bf16", "timm/onnx/fp32", "timm/openvino/bf16"),
+    *("eager/fp32+13", "onnx/fp32+13", "openvino/fp32+13", "onnx/int8+13", "openvino/int8+13"),
+    *("openvino/int8+8", "openvino/int8+16"),
 )
 AT_ONCE = 4
 
@@ -54,8 +57,9 @@ def measure(model: str, forms: Sequence[str], batch: int, threads: int, rounds: 
     cells: dict[str, Cell] = {}
     refused = []
     for name in dict.fromkeys([PEER, *forms]):
-        *library, form, precision = name.split("/")
-        subject = Subject(model, form, "timm" if library else "ours", threads)
+        built, _, merged = name.partition("+")
+        *library, form, precision = built.split("/")
+        subject = Subject(model, form, "timm" if library else "ours", threads, int(merged or 0))
         worker = Worker("-m", "vit_pytorch.export.bench_worker", json.dumps(asdict(subject)), path=ROOT)
         cell = Cell("forward", DTYPES[precision], batch)
         try:
@@ -78,7 +82,7 @@ def measure(model: str, forms: Sequence[str], batch: int, threads: int, rounds: 
             "spread": compared.spread,
             "peak_mib": answers[name]["peak_mib"],
         }
-        precision = name.rpartition("/")[2]
+        precision = name.partition("+")[0].rpartition("/")[2]
         if precision in best:
             figures["of_peak"] = answers[name]["flops"] * batch / seconds / best[precision]
         rows.append(row(model, name, batch, threads, **figures))

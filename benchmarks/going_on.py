@@ -37,8 +37,8 @@ RATES = (1e-3, 1e-4)
 ANCHORS = (0, 1)
 
 
-def save_start(name: str, folder: Path) -> None:
-    """Write the model that a case starts from."""
+def save_start(name: str, folder: Path, *, image_size: int = 98) -> None:
+    """Write the model that a case starts from, that of the wheel for a size of images."""
     if name != FOCUS:
         open_model(name).save_pretrained(folder)
         return
@@ -52,7 +52,7 @@ def save_start(name: str, folder: Path) -> None:
         key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")
     }
     named["embeddings.position_embeddings"] = embedded_positions(exported)
-    model = create_model("vit_small_patch14_dinov2", image_size=98, num_classes=0)
+    model = create_model("vit_small_patch14_dinov2", image_size=image_size, num_classes=0)
     load_pretrained(model, named, antialias=False)
     model.save_pretrained(folder)
 

@@ -24,6 +24,7 @@ from timing import Cell, Worker, ratio, time_in_turn
 from vit_pytorch.registry import find_entry
 
 HERE = Path(__file__).parent
+ORDER = ([*CASES], ["forward", "train"], ["float32", "bfloat16", "float16"])
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="write the figures here, too, in place of older ones")
     args = parser.parse_args()
 
     unknown = [name for name in args.cases if name not in CASES]
@@ -48,9 +49,22 @@ def main() -> None:
     rows = []
     for name in args.cases or CASES:
         rows += run_case(args, name)
+        if args.json:
+            keep(rows, args.json)
     print_summary(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def keep(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write rows in the order of the cases, with those of the file that were not measured again."""
+
+    def cell(row: dict[str, Any]) -> tuple[int, int, int, int]:
+        names = (row["model"], row["mode"], row["dtype"])
+        return *(known.index(name) for known, name in zip(ORDER, names, strict=True)), row["batch"]
+
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    found = {cell(row): row for row in [*known, *rows]}
+    text = json.dumps([found[place] for place in sorted(found)], indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def run_case(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from vit_pytorch.data import Augmentation, Preprocessing, eval_transform, train_
 from vit_pytorch.data.batched import DRAWS, BatchAugment
 from vit_pytorch.data.recolor import FASTER, RandAugment
 from vit_pytorch.data.seeding import derive_seed, seeded
-from vit_pytorch.data.transforms import mix_transform
+from vit_pytorch.data.transforms import Preparation, mix_transform
+from vit_pytorch.preprocessing import Normalize
 
 RAW = Preprocessing(image_size=(12, 16), channels=3, mean=(0.0,), std=(1.0,))
 
@@ -299,10 +300,15 @@ def test_batches_apply_rand_augment_after_changes_of_geometry() -> None:
     assert torch.allclose(augment(images(), numbers), expected, atol=1e-6)
 
 
+MAGNITUDES = {"Solarize": (0.0, 0.27, 0.9, 1.0)} | dict.fromkeys(
+    ("TranslateX", "TranslateY"), (-60.0, -9.0, -3.7, 0.4, 2.0, 8.2, 49.0, 50.0)
+)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(2, 9), (3, 3), (37, 50)])
-@pytest.mark.parametrize("operation", ["Sharpness", "AutoContrast", "Solarize"])
-def test_faster_changes_of_colour_are_those_of_torchvision(
+@pytest.mark.parametrize("operation", FASTER)
+def test_faster_operations_are_those_of_torchvision(
     operation: str, size: tuple[int, int], channels: int
 ) -> None:
     """To the bit, for images in either order of memory, of their whole range, a part of it, and one value."""
@@ -311,7 +317,7 @@ def test_faster_changes_of_colour_are_those_of_torchvision(
     last = torch.randint(256, (*size, channels), dtype=torch.uint8).permute(2, 0, 1)
     part = whole // 3 + 40
     for image in (whole, last, part, torch.full_like(whole, 77)):
-        for magnitude in (0.0, 0.27, 0.9, 1.0) if operation == "Solarize" else (-0.9, -0.27, 0.0, 0.5, 0.9):
+        for magnitude in MAGNITUDES.get(operation, (-0.9, -0.27, 0.0, 0.5, 0.9)):
             given = (operation, magnitude, InterpolationMode.BILINEAR, {})
             before = image.clone()
             found = ours._apply_image_or_video_transform(image, *given)
@@ -337,3 +343,15 @@ def test_rand_augment_is_torchvisions() -> None:
         torch.manual_seed(seed)
         assert torch.equal(found, v2.RandAugment(2, 9)(image))
     assert FASTER.keys() <= set(used)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_normalized_into_a_batch_to_the_bit(channels: int) -> None:
+    """In either order of memory; pixels of the batch have their channels beside each other."""
+    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    prep = Preprocessing(image_size=(9, 14), channels=channels, mean=mean, std=std)
+    first = torch.randint(256, (channels, 9, 14), dtype=torch.uint8)
+    last = torch.randint(256, (9, 14, channels), dtype=torch.uint8).permute(2, 0, 1)
+    batch = Preparation(prep, None).collate([first, last])
+    assert torch.equal(batch, Normalize(prep)(torch.stack([first, last])))
+    assert batch.permute(0, 2, 3, 1).is_contiguous()

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from docutils import nodes
@@ -35,6 +35,7 @@ FILES = {
     "options.json": "python benchmarks/options.py idx:FOLDER --json docs/measured/options.json",
     "pretraining.json": "python benchmarks/pretraining.py digits idx:FOLDER --json FILE",
     "going_on.json": "python benchmarks/going_on.py docs/measured/going_on.json --signs FOLDER",
+    "merging.json": "python benchmarks/merging.py docs/measured/merging.json --signs FOLDER",
 }
 ORIGIN = ("date", "machine", "commit", "torch")
 NOT_MEASURED = "not measured"
@@ -229,9 +230,10 @@ class Deployed(FiguresTable):
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write several shares as a mean and a range, in per cent."""
+    """Write several shares as a mean and a range, in per cent, and one as it is."""
     found = [100 * value for value in values]
-    return f"{mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+    limits = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+    return f"{mean(found):.1f}{limits}"
 
 
 class Options(FiguresTable):
@@ -310,7 +312,7 @@ class Learning(FiguresTable):
     optional_arguments = 1
 
     def rows(self, found: Rows) -> list[list[Cell]]:
-        """Return a row for each case, in the order of the file, and the mean of the gaps."""
+        """Return a row for each case, in the order of the file, and the mean and median of the gaps."""
         unlabelled = self.arguments == ["unlabelled"]
         figures = ("knn", "knn after", "linear", "linear after") if unlabelled else ("accuracy",)
         rows: list[list[Cell]] = [
@@ -328,12 +330,28 @@ class Learning(FiguresTable):
             cells = (spread(some) if some else NOT_MEASURED for some in shares.values())
             rows.append([name, *cells, f"{gaps[-1]:+.1f}" if ours and public else ""])
         rows.append([f"mean of {len(gaps)} gaps", *[""] * 2 * len(figures), f"{mean(gaps):+.1f}"])
+        rows.append(["median", *[""] * 2 * len(figures), f"{median(gaps):+.1f}"])
         return rows
 
 
 def fits(row: Mapping[str, Any], package: str, name: str, figure: str) -> bool:
     """Return whether a row has a figure of a case and a package."""
     return (row["package"], row["name"]) == (package, name) and figure in row
+
+
+class Merging(FiguresTable):
+    """`{merging}` lists what merging tokens costs trained models, and the operations that are left."""
+
+    file = "merging.json"
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each number of merged patches."""
+        rows: list[list[Cell]] = [["model", "merged in each block", "accuracy", "operations"]]
+        whole = {row["case"]: row["flops"] for row in found if row["merged"] == 0}
+        for row in found:
+            part = f"{row['flops'] / whole[row['case']]:.2f}"
+            rows.append([row["case"], str(row["merged"]), f"{row['accuracy']:.2%}", part])
+        return rows
 
 
 class Speed(FiguresTable):
@@ -404,5 +422,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("pretraining", Pretraining)
     app.add_directive("going-on", GoingOn)
     app.add_directive("learning", Learning)
+    app.add_directive("merging", Merging)
     app.add_directive("speed", Speed)
     return {"parallel_read_safe": True}

@@ -9,7 +9,7 @@ import sys
 from html import unescape
 from importlib import import_module
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import pytest
@@ -73,14 +73,36 @@ def test_number_of_models(page: str) -> None:
     assert 0.8 * len(architectures) < papers <= len(architectures)
 
 
+def shares(rows: list[dict[str, Any]], name: str, package: str, figure: str) -> list[float]:
+    return [row[figure] for row in rows if (row["name"], row["package"]) == (name, package) and figure in row]
+
+
+def gaps_of_learning(rows: list[dict[str, Any]], figure: str) -> dict[str, float]:
+    """By how many points each case is ahead of the public package's."""
+    found = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        ours, public = (shares(rows, name, package, figure) for package in ("ours", "public"))
+        if ours and public:
+            found[name] = 100 * (mean(ours) - mean(public))
+    return found
+
+
 def test_figures_of_the_front_page_are_measured() -> None:
     rows = re.findall(r"^\| (.+) \| (.+) \| \[.+\]\((.+)\) \|$", read("docs/index.md"), re.M)
-    loaded = json.loads(read("docs/measured/loading.json"))
     assert len(rows) > 5
+    peers = ("timm", "torchvision")
+    cells = [row for row in read_rows("speed.json") if row["model"] == "vit_small_patch16_224"]
+    ratios = [row["ratio"][peer] for row in cells for peer in peers]
+    taught = gaps_of_learning(read_rows("learning.jsonl"), "accuracy")
+    shown = {
+        "weights.md": f"{max(row['difference'] for row in read_rows('loading.json')):.1e}".replace(
+            "e-0", "e-"
+        ),
+        "measured/speed.md": f"{min(ratios):.2f} {max(ratios):.2f}",
+        "measured/learning.md": f"{median(taught.values()):+.1f} {len(taught)} models",
+    }
     for what, figure, page in rows:
-        proof = (DOCS / page).read_text(encoding="utf-8")
-        if page == "weights.md":
-            proof = f"{max(row['difference'] for row in loaded):.1e}".replace("e-0", "e-")
+        proof = shown.get(page, (DOCS / page).read_text(encoding="utf-8"))
         assert [number for number in NUMBER.findall(figure) if number not in proof] == [], what
 
 
@@ -114,7 +136,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for folder in ("papers", "measured"):
         (source / folder).mkdir()
-    measured = [f"measured/{name}" for name in ("deployed", "options", "pretraining", "going_on")]
+    names = ("deployed", "options", "pretraining", "going_on", "learning", "speed", "papers")
+    measured = ["papers/tome", *(f"measured/{name}" for name in names)]
     for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", *measured):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
     (source / "api.md").write_text(
@@ -255,6 +278,8 @@ def test_proof_says_where_its_figures_come_from(site: Path) -> None:
         "options.json",
         "pretraining.json",
         "going_on.json",
+        "merging.json",
+        "speed.json",
     )
     for name in files:
         mine = [row for row in origins if row[0] == name]
@@ -320,6 +345,49 @@ def test_figures_of_going_on_are_those_of_the_file(site: Path) -> None:
         worth = [row["start"], *row["epochs"]]
         number = 0 if kept == "the start" else int(kept.removeprefix("epoch "))
         assert worth[number] == max(worth)
+
+
+def test_figures_of_learning_are_those_of_the_file(site: Path) -> None:
+    classified, *_, unlabelled = cells_of(site / "measured" / "learning.html")
+    rows = read_rows("learning.jsonl")
+    for figure, shown in (("accuracy", classified), ("linear after", unlabelled)):
+        *cases, average, middle = shown
+        gaps = gaps_of_learning(rows, figure)
+        assert {case[0] for case in cases} == {row["name"] for row in rows if figure in row}
+        for name, *figures, ahead in cases:
+            assert ahead == (f"{gaps[name]:+.1f}" if name in gaps else "")
+            for package, shown_figure in (("ours", figures[len(figures) // 2 - 1]), ("public", figures[-1])):
+                values = shares(rows, name, package, figure)
+                assert shown_figure.startswith(f"{100 * mean(values):.1f}" if values else "not measured")
+        assert average[:: len(average) - 1] == [f"mean of {len(gaps)} gaps", f"{mean(gaps.values()):+.1f}"]
+        assert middle[:: len(middle) - 1] == ["median", f"{median(gaps.values()):+.1f}"]
+
+
+def test_figures_of_speed_are_those_of_the_file(site: Path) -> None:
+    small, *_ = cells_of(site / "measured" / "speed.html")
+    (others,) = cells_of(site / "measured" / "papers.html")
+    rows = read_rows("speed.json")
+    mine = [row for row in rows if row["model"] == "vit_small_patch16_224" and row["batch"] in (1, 8)]
+    assert len(small) == len(mine) == 8
+    for (_, batch, _, timm, torchvision, public, _), row in zip(small, mine, strict=True):
+        assert int(batch) == row["batch"]
+        ratios = (row["ratio"][name] for name in ("timm", "torchvision", "public vit-pytorch"))
+        assert [timm, torchvision, public] == [f"{ratio:.2f}" for ratio in ratios]
+    four = {(row["model"], row["mode"]): row["ratio"] for row in rows if row["batch"] == 4}
+    assert [row[0] for row in others] == list(dict.fromkeys(model for model, _ in four))
+    for model, forward, training, _ in others:
+        for mode, shown in (("forward", forward), ("train", training)):
+            ratios = four.get((model, mode), {"ours": 1.0}).items()
+            assert shown == ", ".join(f"{peer} {value:.2f}" for peer, value in ratios if peer != "ours")
+
+
+def test_figures_of_merging_are_those_of_the_file(site: Path) -> None:
+    _, shown = cells_of(site / "papers" / "tome.html")
+    rows = read_rows("merging.json")
+    assert len(shown) == len(rows) > 5
+    for (case, merged, accuracy, _), row in zip(shown, rows, strict=True):
+        assert (case, merged) == (row["case"], str(row["merged"]))
+        assert accuracy == f"{row['accuracy']:.2%}"
 
 
 def test_figures_of_steps_are_those_of_rounding() -> None:

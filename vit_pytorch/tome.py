@@ -221,13 +221,11 @@ def check_base(vit: IsotropicModel) -> None:
         ValueError: if its blocks are not plain ones, or its attention knows the patches' places.
     """
     inputs = vit.block_inputs(vit.grid.shape)
+    shared = inputs.mask is not None or inputs.rotation is not None
     for block in vit.blocks:
         part = getattr(block, "attention", None)
-        if (
-            type(block) is Block
-            and type(part) is Attention
-            and inputs.mask is inputs.rotation is part.position is part.value_mix is None
-        ):
+        plain = type(block) is Block and type(part) is Attention
+        if plain and not shared and part.position is None and part.value_mix is None:  # type: ignore[union-attr]
             continue
         raise ValueError(
             "tokens are merged in plain pre-norm blocks, without positions (relative, rotary) or another "

@@ -27,6 +27,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.swin`, `SwinTransformer`
 - Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv:2111.09883):
   `vit_pytorch.swin_v2`, `SwinTransformerV2`
+- Swin Transformer V2 as C. Reich and timm built it (arXiv:2111.09883):
+  `vit_pytorch.swin_v2_cr`, `SwinTransformerV2CR`
 - Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles (arXiv:2306.00989):
   `vit_pytorch.hiera`, `Hiera`
 - MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):

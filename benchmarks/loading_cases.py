@@ -45,6 +45,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "PiT": (staged.pit,),
     "LeViT": (staged.levit,),
     "EfficientFormer": (staged.efficientformer,),
+    "EfficientFormerV2": (staged.efficientformer_v2,),
     "CvT": (staged.cvt,),
     "SwinTransformer": (staged.swin,),
     "SwinTransformerV2": (staged.swin_v2,),

@@ -43,7 +43,7 @@ def beit() -> Iterator[Case]:
 
 
 def hybrid() -> Iterator[Case]:
-    """Compare with timm's ViT on a small ResNet, and with timm's reader of Google's files of such models.
+    """Compare with timm's ViT on a small ResNet or on convolutions, and with its reader of Google's files.
 
     The rounding of the many convolutions of the published ones adds up in single precision.
     """
@@ -54,6 +54,7 @@ def hybrid() -> Iterator[Case]:
     options = {**VIT_TIMM, "patch_size": 1, "embed_layer": embed}
     model = theirs("timm.models.vision_transformer", "VisionTransformer", **options)
     yield against("timm", "timm `VisionTransformer` on `ResNetV2`", build, model, 48, 48)
+    yield patches(sizes)
     written = to_format(random_model(build), "vit_jax")
     arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in written.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,3 +63,17 @@ def hybrid() -> Iterator[Case]:
         model.load_pretrained(str(path))  # type: ignore[operator]
     reference = "timm's reader of `.npz`, on `ResNetV2`"
     yield replace(against("vit_jax", reference, build, model, 48, 48), checkpoint=written)
+
+
+def patches(sizes: dict[str, Any]) -> Case:
+    """Compare with timm's ViT on convolutions, as MobileCLIP's is."""
+    hybrids = import_module("timm.models.vision_transformer_hybrid")
+    kernels: dict[str, Any] = {"stride": (4, 2, 2), "kernel_size": (4, 2, 2), "padding": 0}
+    stem = hybrids.ConvStem(channels=(12, 12, 48), act_layer=torch.nn.GELU, **kernels)
+    embed = partial(hybrids.HybridEmbed, backbone=stem, proj=False)
+    options = {**VIT_TIMM, "patch_size": 1, "embed_layer": embed, "no_embed_class": True}
+    model = theirs("timm.models.vision_transformer", "VisionTransformer", **options)
+    positions: Any = {"kind": "learned", "class_token": False}
+    network: dict[str, Any] = {"resnet": "patches", "resnet_depths": (), "resnet_width": 12}
+    build = ours("HybridViT", **sizes, **network, positions=positions)
+    return against("timm", "timm `VisionTransformer` on `ConvStem`", build, model, 48, 48)

@@ -135,6 +135,22 @@ def efficientformer() -> Iterator[Case]:
     yield through_timms_reader("EfficientFormer", "snap-research/EfficientFormer", build, model, 112)
 
 
+def efficientformer_v2() -> Iterator[Case]:
+    dims, depths = (8, 16, 24, 32), (1, 1, 2, 2)
+    sizes: dict[str, Any] = {"image_size": (64, 96), "num_classes": 7, "dim": dims, "depth": depths}
+    options: dict[str, Any] = {"img_size": (64, 96), "num_classes": 7, "embed_dims": dims, "depths": depths}
+    build = ours("EfficientFormerV2", **sizes, attention_depth=1, distilled=True)
+    model = theirs("timm.models.efficientformer_v2", "EfficientFormerV2", **options, num_vit=1)
+    # With random statistics maps grow from block to block, and rounding with them.
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images(64, 96, batch=4, seed=5))
+    for norm in norms:
+        norm.momentum = 0.1
+    yield against("timm", "timm `EfficientFormerV2`", build, model.eval(), 64, 96)
+
+
 def cvt() -> Iterator[Case]:
     sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "variant": "transformers"}
     for stage, (dim, heads, depth) in enumerate(((16, 1, 1), (24, 2, 2), (32, 4, 3)), start=1):

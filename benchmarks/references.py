@@ -25,7 +25,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             elif parameter.ndim == 1:
                 parameter.normal_(0, 0.1, generator=generator)
-            elif parameter.ndim == 3 or "pos" in name or "token" in name:
+            elif parameter.ndim == 3 or "pos" in name or ("token" in name and parameter.ndim < 4):
                 parameter.normal_(0, 0.2, generator=generator)
             else:
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)

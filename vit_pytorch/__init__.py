@@ -27,6 +27,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.swin`, `SwinTransformer`
 - Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv:2111.09883):
   `vit_pytorch.swin_v2`, `SwinTransformerV2`
+- Swin Transformer V2 as C. Reich and timm built it (arXiv:2111.09883):
+  `vit_pytorch.swin_v2_cr`, `SwinTransformerV2CR`
 - Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles (arXiv:2306.00989):
   `vit_pytorch.hiera`, `Hiera`
 - MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):
@@ -52,6 +54,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - EfficientFormer: Vision Transformers at MobileNet Speed (arXiv:2206.01191):
   `vit_pytorch.efficientformer`, `EfficientFormer`
+- Rethinking Vision Transformers for MobileNet Size and Speed (arXiv:2212.08059):
+  `vit_pytorch.efficientformer_v2`, `EfficientFormerV2`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

@@ -20,16 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.isotropic import IsotropicModel, late_class_groups
-from vit_pytorch.layers.attention import (
-    Attention,
-    CrossAttention,
-    Keys,
-    Mixed,
-    Queries,
-    Values,
-    head_dim,
-    mix_heads,
-)
+from vit_pytorch.layers.attention import Attention, CrossAttention, TalkingHeads, head_dim
 from vit_pytorch.layers.blocks import Block, ClassAttentionBlock, FeedForward
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
 from vit_pytorch.layers.positions import LearnedPositions
@@ -128,33 +119,6 @@ class CaiT(IsotropicModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
         return late_class_groups()
-
-
-class TalkingHeads(nn.Module):
-    """Attention whose heads exchange scores before the softmax, and weights after it (arXiv:2003.02436).
-
-    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels
-    in the softmax; published weights have it.
-    """
-
-    def __init__(self, heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mix_scores = nn.Linear(heads, heads)
-        self.mix_weights = nn.Linear(heads, heads)
-        self.weights = nn.Identity()
-        self.mixed = nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        for parameter in self.parameters():
-            if parameter.ndim == 1:
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02)
-
-    def forward(self, q: Queries, k: Keys, v: Values, mask: None = None) -> Mixed:
-        """Attend from each query to all keys."""
-        scores = mix_heads(self.mix_scores, (q * q.shape[-1] ** -0.5) @ k.mT)
-        weights = mix_heads(self.mix_weights, self.weights(scores.softmax(dim=-1)))
-        return self.dropout(self.mixed(weights)) @ v
 
 
 def scale_by_depth(depth: int) -> float:

@@ -86,8 +86,6 @@ class EfficientFormer(HierarchicalModel):
                 f"attention_depth must be at most the blocks of the last stage, got {attention_depth} "
                 f"and {depth[-1]}"
             )
-        if dim[0] % 2:
-            raise ValueError(f"dim of the first stage must be even, got {dim[0]}")
         super().__init__(
             image_size=pair(image_size),
             num_classes=num_classes,
@@ -118,9 +116,8 @@ class EfficientFormer(HierarchicalModel):
             feedforward = FeedForward(width, int(width * mlp_ratio), dropout=dropout)
             return Block(width, attention, feedforward, norm=norm, layer_scale=layer_scale, drop_path=rate)
 
-        conv = partial(ConvNorm, stride=2, bias=True)
-        self.stem = OnMap(conv(channels, dim[0] // 2, act="relu"), conv(dim[0] // 2, dim[0], act="relu"))
-        downs = (OnMap(conv(*widths)) for widths in pairwise(dim))
+        self.stem = stem(channels, dim[0], act="relu")
+        downs = (OnMap(ConvNorm(*widths, stride=2, bias=True)) for widths in pairwise(dim))
         # How many of the last blocks of each stage attend.
         ends = [0] * (len(dim) - 1) + [attention_depth]
         rates = drop_path_rates(drop_path, depth)
@@ -142,6 +139,18 @@ class EfficientFormer(HierarchicalModel):
         """Build a classifier, or two if the model is distilled; the identity for no classes."""
         kind = OneTokenHead if self.distilled else nn.Linear
         return make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()), kind=kind)
+
+
+def stem(channels: int, dim: int, *, act: str) -> OnMap:
+    """Build two convolutions with batch norm that give the first stage's map, a quarter of the image's sides.
+
+    Raises:
+        ValueError: if `dim` is odd, half of which are the channels between them.
+    """
+    if dim % 2:
+        raise ValueError(f"dim of the first stage must be even, got {dim}")
+    conv = partial(ConvNorm, stride=2, bias=True, act=act)
+    return OnMap(conv(channels, dim // 2), conv(dim // 2, dim))
 
 
 class MeanOfNeighbours(nn.Module):

@@ -12,6 +12,7 @@ Differs from the paper: nothing; any other network that gives a map can be passe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -265,14 +266,49 @@ def _check_depths(depths: Sequence[int]) -> None:
         raise ValueError(f"a ResNet must have stages of at least one block, got {tuple(depths)} blocks")
 
 
-RESNETS = ("big_transfer", "d")
+class PatchConvs(nn.Sequential):
+    """Three convolutions whose strides are their kernels, 4, 2 and 2: each patch is embedded by itself.
+
+    The first two have batch norm and GELU (MobileCLIP's ViT, P. K. A. Vasu et al. 2023, arXiv:2311.17049).
+
+    Args:
+        dim: channels of the map.
+        width: channels between the convolutions.
+
+    Attributes:
+        reduction: pixels along a side of the map's cell.
+        num_features: channels of the map.
+    """
+
+    def __init__(self, channels: int, dim: int, *, width: int) -> None:
+        super().__init__()
+        for before, kernel in ((channels, 4), (width, 2)):
+            conv = nn.Conv2d(before, width, kernel, kernel, bias=False)
+            self.append(nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(width), act=nn.GELU())))
+        self.append(nn.Sequential(OrderedDict(conv=nn.Conv2d(width, dim, 2, 2))))
+        self.reduction = 16
+        self.num_features = dim
+        init_convs(self)
 
 
-def build_resnet(
-    form: str, channels: int, depths: Sequence[int], *, width: int
-) -> ResNet | ResNetStem | ResNetD:
-    """Build a ResNet of one of `RESNETS`, or Big Transfer's stem only if it is to have no blocks."""
-    check_choice("resnet", form, RESNETS)
+NETWORKS = ("big_transfer", "d", "patches")
+
+
+def build_network(
+    form: str, channels: int, depths: Sequence[int], *, width: int, dim: int
+) -> ResNet | ResNetStem | ResNetD | PatchConvs:
+    """Build one of `NETWORKS`; of Big Transfer's only the stem if it is to have no blocks.
+
+    Raises:
+        ValueError: if there is none of that name, or `PatchConvs` is to have blocks.
+    """
+    check_choice("resnet", form, NETWORKS)
+    if form == "patches":
+        if depths:
+            raise ValueError(
+                f"resnet='patches' has no blocks: it needs resnet_depths=(), got {tuple(depths)}"
+            )
+        return PatchConvs(channels, dim, width=width)
     if form == "d":
         return ResNetD(channels, depths, width=width)
     if depths:
@@ -291,17 +327,25 @@ class MapEmbed(nn.Module):
         grid: how the input is cut: its patches, in pixels, are cells of the tokens.
         patch: cells of the map along each axis of a patch.
         features: channels of the map.
+        project: project patches; otherwise the map's cells are the tokens.
     """
 
     def __init__(
-        self, backbone: nn.Module, grid: PatchGrid, patch: tuple[int, int], features: int, dim: int
+        self,
+        backbone: nn.Module,
+        grid: PatchGrid,
+        patch: tuple[int, int],
+        features: int,
+        dim: int,
+        *,
+        project: bool = True,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.backbone = backbone
-        self.proj = nn.Conv2d(features, dim, patch, patch)
-        nn.init.trunc_normal_(self.proj.weight, std=(features * patch[0] * patch[1]) ** -0.5)
-        if self.proj.bias is not None:
+        self.proj = nn.Conv2d(features, dim, patch, patch) if project else nn.Identity()
+        if isinstance(self.proj, nn.Conv2d) and self.proj.bias is not None:
+            nn.init.trunc_normal_(self.proj.weight, std=(features * patch[0] * patch[1]) ** -0.5)
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -338,7 +382,7 @@ def last_map(output: Any) -> Float[Tensor, "b d h w"]:
 
 def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Return the pixels of a cell of a network's map along each axis, and the map's channels."""
-    if isinstance(backbone, (ResNet, ResNetStem, ResNetD)):
+    if isinstance(backbone, (ResNet, ResNetStem, ResNetD, PatchConvs)):
         return (backbone.reduction, backbone.reduction), backbone.num_features
     like = next(backbone.parameters(), torch.empty(0))
     modes = {module: module.training for module in backbone.modules()}
@@ -365,7 +409,8 @@ class HybridViT(IsotropicModel):
         resnet_depths: blocks in each stage of the ResNet: (2, 2, 2, 2) for the R26, (3, 4, 6, 3) for the R50,
             (3, 4, 9) for the R50 whose last stage is moved to the one before it; () for its stem only.
         resnet_width: channels of the ResNet's stem.
-        resnet: "big_transfer" (`ResNet`), or "d" for one with batch norm and a deep stem (`ResNetD`).
+        resnet: "big_transfer" (`ResNet`), or "d" for one with batch norm and a deep stem (`ResNetD`); or
+            "patches" for three convolutions in its place, which embed patches of 16 pixels (`PatchConvs`).
         pool: see `ViT`.
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         positions: see `ViT`.
@@ -407,12 +452,17 @@ class HybridViT(IsotropicModel):
         head_zero_init: bool = False,
     ) -> None:
         network = (
-            build_resnet(resnet, channels, resnet_depths, width=resnet_width)
+            build_network(resnet, channels, resnet_depths, width=resnet_width, dim=dim)
             if backbone is None
             else backbone
         )
         cell, features = _measure(network, channels, pair(image_size))
         patch = pair(patch_size)
+        embeds = isinstance(network, PatchConvs)
+        if embeds and patch != (1, 1):
+            raise ValueError(
+                f"resnet='patches' embeds patches itself: it needs patch_size=1, got {patch_size}"
+            )
         grid = PatchGrid(pair(image_size), (patch[0] * cell[0], patch[1] * cell[1]))
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pool)
         check_choice("pool", pool, ("cls", "mean", "cls+mean", "map"))
@@ -420,7 +470,7 @@ class HybridViT(IsotropicModel):
         class_token = class_token or pool in ("cls", "cls+mean")
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
-        self.patch_embed = MapEmbed(network, grid, patch, features, dim)
+        self.patch_embed = MapEmbed(network, grid, patch, features, dim, project=not embeds)
         self.prefix = PrefixTokens(dim, class_token=class_token, registers=num_registers)
         self.positions = added.build(grid.shape, dim, class_token=class_token, registers=num_registers)
         self.rotary: AxialRotary | MixedRotary | None = None

@@ -16,14 +16,13 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import Attention, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, activation, fx_leaf
-from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap
+from vit_pytorch.layers.conv import ConvNorm, InvertedBottleneck, OnMap, stretch
 from vit_pytorch.layers.init import init_convs
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.windows import Partition
@@ -205,15 +204,6 @@ class PointwiseNorm(nn.Sequential):
 def stretch_to_multiple(x: Float[Tensor, "b h w d"], multiple: Sequence[int]) -> Float[Tensor, "b y x d"]:
     """Resize a map bilinearly to the next multiple along each axis."""
     return stretch(x, [-(-extent // m) * m for extent, m in zip(x.shape[1:3], multiple, strict=True)])
-
-
-@fx_leaf
-def stretch(x: Float[Tensor, "b h w d"], size: Sequence[int]) -> Float[Tensor, "b y x d"]:
-    """Resize a map bilinearly, if its size is another."""
-    if tuple(x.shape[1:3]) == tuple(size):
-        return x
-    resized = F.interpolate(x.permute(0, 3, 1, 2), tuple(size), mode="bilinear", align_corners=False)
-    return resized.permute(0, 2, 3, 1)
 
 
 def round_to_eights(width: float) -> int:

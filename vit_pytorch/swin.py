@@ -30,7 +30,7 @@ from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import RelativeBias
-from vit_pytorch.layers.windows import ShiftedWindowAttention, merge_cells
+from vit_pytorch.layers.windows import PatchMerging, ShiftedWindowAttention
 
 Pair = tuple[int, int]
 Sizes = int | Sequence[int] | Sequence[Sequence[int]]
@@ -135,23 +135,6 @@ class SwinTransformer(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
-
-
-class PatchMerging(nn.Module):
-    """Concatenate 2 x 2 cells, and reduce their channels by a linear layer (section 3.1).
-
-    Args:
-        norm: builds the norm before the linear layer.
-    """
-
-    def __init__(self, dim: int, out_dim: int, *, norm: Callable[[int], nn.Module]) -> None:
-        super().__init__()
-        self.norm = norm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
-
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
-        """Halve the map; one of odd height or width is padded by zeros."""
-        return self.reduction(self.norm(merge_cells(x)))
 
 
 def patch_embedding(

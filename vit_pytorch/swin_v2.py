@@ -10,7 +10,7 @@ position bias from the logarithm of the offset, so that windows can grow after t
 Family: pyramid
 Differs from the paper: as in the authors' code, keys have no bias, and the position bias is in (0, 16).
 Windows are padded as in `vit_pytorch.swin`; the extra norm after every six blocks of the largest models is
-not built.
+built in `vit_pytorch.swin_v2_cr` only.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from math import log
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel
-from vit_pytorch.layers.attention import Attention, FusedAttention, heads_per_stage
+from vit_pytorch.layers.attention import (
+    Attention,
+    Direction,
+    FusedAttention,
+    ScaledDirection,
+    heads_per_stage,
+)
 from vit_pytorch.layers.blocks import Block, FeedForward, PostNormBlock, drop_path_rates
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import LogSpacedBias
-from vit_pytorch.layers.windows import ShiftedWindowAttention, merge_cells
-from vit_pytorch.swin import Pair, PatchMerging, Sizes, patch_embedding, shifted_stages
-
-# The authors' bound on the factor that cosines are multiplied with.
-MAX_FACTOR = 100.0
+from vit_pytorch.layers.windows import PatchMerging, ShiftedWindowAttention, merge_cells
+from vit_pytorch.swin import Pair, Sizes, patch_embedding, shifted_stages
 
 
 class SwinTransformerV2(HierarchicalModel):
@@ -113,12 +113,7 @@ class SwinTransformerV2(HierarchicalModel):
         self.stages.extend(shifted_stages(grid, window_size, downs, rates, block))
         self.norm = norm(dims[-1])
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
-        for part in self.modules():
-            if isinstance(part, PostNormBlock):
-                # Blocks start as the identity, as in the authors' code.
-                for norms in (part.norm1, part.norm2):
-                    assert isinstance(norms.weight, Tensor)
-                    nn.init.zeros_(norms.weight)
+        start_as_identity(self)
         self.reset_classifier(num_classes)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
@@ -127,6 +122,15 @@ class SwinTransformerV2(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
+
+
+def start_as_identity(model: nn.Module) -> None:
+    """Start the norms after the branches of all blocks at zero, as in the authors' code."""
+    for part in model.modules():
+        if isinstance(part, PostNormBlock):
+            for norm in (part.norm1, part.norm2):
+                assert isinstance(norm.weight, Tensor)
+                nn.init.zeros_(norm.weight)
 
 
 class PostNormMerging(PatchMerging):
@@ -139,23 +143,3 @@ class PostNormMerging(PatchMerging):
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
         """Halve the map; one of odd height or width is padded by zeros."""
         return self.norm(self.reduction(merge_cells(x)))
-
-
-class Direction(nn.Module):
-    """Scale vectors to unit length, for the cosine of queries and keys (equation 2)."""
-
-    def forward(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
-        """Return the directions."""
-        return F.normalize(x, dim=-1)
-
-
-class ScaledDirection(Direction):
-    """The direction of queries, times a learned factor for each head, at most 100: the inverse of tau."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.log_factor = nn.Parameter(torch.full((heads, 1, 1), log(10)))
-
-    def forward(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
-        """Return the directions, scaled."""
-        return super().forward(x) * self.log_factor.clamp(max=log(MAX_FACTOR)).exp()

@@ -19,7 +19,7 @@ from tests.contracts.test_gradients import backward
 from tests.tolerances import BF16_MODEL, relative_error
 from vit_pytorch import ViT
 from vit_pytorch.base import VisionModel
-from vit_pytorch.cait import CaiT, TalkingHeads
+from vit_pytorch.cait import CaiT
 from vit_pytorch.deepvit import DeepViT
 from vit_pytorch.efficient import ViT as EfficientViT
 from vit_pytorch.layers.attention import (
@@ -27,6 +27,7 @@ from vit_pytorch.layers.attention import (
     CrossAttention,
     ExplicitAttention,
     FusedAttention,
+    TalkingHeads,
     mix_heads,
 )
 from vit_pytorch.learnable_memory_vit import Adapter

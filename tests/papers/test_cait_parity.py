@@ -13,7 +13,8 @@ from torch import nn
 
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.cait import CaiT, TalkingHeads
+from vit_pytorch.cait import CaiT
+from vit_pytorch.layers.attention import TalkingHeads
 from vit_pytorch.layers.blocks import LayerScale
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models import vision_transformer_hybrid
 from torch import Tensor, nn
 
 from tests.papers.reference import check_parity, difference, images, randomise
@@ -48,6 +49,88 @@ def test_stems_and_networks_with_batch_norm_equal_timms(name):
     theirs = reference(name, img_size=64)
     model = create_model(name, depth=1, num_classes=10, image_size=64).eval().double()
     check_parity(model, theirs, images(64, 64).double())
+
+
+def mobile_clip(**options) -> tuple[HybridViT, nn.Module]:
+    """Ours, and timm's with random weights, of 16 patches and two blocks."""
+    theirs = randomise(timm.create_model("vit_base_mci_224", depth=2, num_classes=10, img_size=64))
+    model = create_model("vit_base_mci_224", depth=2, num_classes=10, image_size=64, **options).eval()
+    return model, theirs.double()
+
+
+def test_mobile_clip_equals_timms():
+    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
+    model, theirs = mobile_clip()
+    check_parity(model.double(), theirs, images(64, 64).double())
+
+
+def test_ten_steps_of_mobile_clip():
+    """By AdamW, in training mode, with statistics of the batch."""
+    model, theirs = mobile_clip()
+    load_pretrained(model.double(), theirs.state_dict())
+    x, labels = images(64, 64, batch=4).double(), torch.tensor([0, 3, 5, 6])
+    losses = []
+    for net in (model, theirs):
+        net.train()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
+        found = []
+        for _ in range(10):
+            loss = nn.functional.cross_entropy(net(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.detach())
+        losses.append(torch.stack(found))
+    torch.testing.assert_close(losses[0], losses[1])
+    assert losses[0][-1] < losses[0][0]
+
+
+@torch.no_grad()
+def test_names_of_mobile_clips_authors():
+    """timm's reader of their files reads what is written; loading does, beside the text's encoder."""
+    model, theirs = mobile_clip()
+    load_pretrained(model.double(), theirs.state_dict())
+    with pytest.raises(ValueError, match="a classifier without bias, and the model's is not zero"):
+        to_format(model, "MobileCLIP")
+    model.head.bias.zero_()
+    written = to_format(model, "MobileCLIP")
+    convert = vision_transformer_hybrid.checkpoint_filter_fn
+    theirs.load_state_dict(convert(dict(written), theirs))
+    batch = images(64, 64).double()
+    assert difference(model(batch), theirs(batch)) < TOLERANCE
+    again = mobile_clip()[0].double()
+    text = {"text_encoder.transformer.0.pre_norm_mha.0.weight": torch.ones(4)}
+    report = load_pretrained(again, {**written, **text})
+    assert (report.format, report.kept, len(report.dropped)) == ("MobileCLIP", (), 1)
+    assert again(batch).equal(model(batch))
+
+
+def test_mobile_clip_is_named_as_timms():
+    entry, cfg = find_entry("vit_base_mci_224"), timm.models.get_pretrained_cfg("vit_base_mci_224")
+    with torch.device("meta"):
+        model, theirs = create_model(entry.name), timm.create_model(entry.name)
+    assert model.default_cfg["num_classes"] == cfg.num_classes == 512
+    counts = [sum(p.numel() for p in net.parameters()) for net in (model, theirs)]
+    # with 1000 classes instead of 512 dimensions
+    assert counts == [entry.parameters - 488 * 769] * 2
+    assert {n: p.shape for n, p in to_format(model, "timm").items()} == {
+        n: p.shape for n, p in theirs.state_dict().items()
+    }
+    assert entry.hub_id == cfg.hf_hub_id
+    for key in ("mean", "std", "interpolation", "crop_pct", "input_size", "fixed_input_size"):
+        assert model.default_cfg[key] == getattr(cfg, key), key
+
+
+def test_patches_that_are_embedded_by_convolutions():
+    """A pixel changes its own patch only."""
+    model = HybridViT(**{**OURS, "resnet_depths": (), "resnet_width": 8, "resnet": "patches"}).eval()
+    assert model.grid.shape == (5, 5)
+    batch = images(80, 80)
+    moved = batch.clone()
+    moved[:, :, 31, 32] += 1
+    changed = (model.patch_embed(moved) != model.patch_embed(batch)).any(dim=2)
+    assert changed.nonzero()[:, 1].tolist() == [7, 7]
+    assert isinstance(model.patch_embed.proj, nn.Identity)
 
 
 @torch.no_grad()
@@ -207,7 +290,11 @@ def test_wrong_networks():
         ResNet(3, (2, 0))
     with pytest.raises(ValueError, match=r"stages of at least one block, got \(\) blocks"):
         HybridViT(**{**OURS, "resnet_depths": (), "resnet": "d"})
-    with pytest.raises(ValueError, match="resnet must be one of big_transfer, d; got 'v3'"):
+    with pytest.raises(ValueError, match=r"needs resnet_depths=\(\), got \(1, 2\)"):
+        HybridViT(**OURS, resnet="patches")
+    with pytest.raises(ValueError, match="needs patch_size=1, got 2"):
+        HybridViT(**{**OURS, "resnet_depths": ()}, resnet="patches", patch_size=2)
+    with pytest.raises(ValueError, match="resnet must be one of big_transfer, d, patches; got 'v3'"):
         HybridViT(**OURS, resnet="v3")
     model = HybridViT(image_size=40, **SIZES, backbone=nn.AdaptiveAvgPool2d(5))
     with pytest.raises(

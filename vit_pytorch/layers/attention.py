@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import log
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # PyTorch does not declare that it exports it.
 jit_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 MAX_PLAIN_KEYS = 1024
+# Swin V2's bound on the factor that cosines are multiplied with.
+MAX_FACTOR = 100.0
 CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 # PyTorch's fused kernel for bf16 on a processor is written for AMX's tiles, and slow without them.
 BF16_LACKS_AMX = bool(CPU) and not CPU.get("amx_bf16", False)
@@ -125,6 +128,26 @@ class HeadNorm(nn.Module):
         return (F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
 
 
+class Direction(nn.Module):
+    """Scale vectors to unit length, for the cosine of queries and keys (Swin V2, arXiv:2111.09883, eq. 2)."""
+
+    def forward(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
+        """Return the directions."""
+        return F.normalize(x, dim=-1)
+
+
+class ScaledDirection(Direction):
+    """The direction of queries, times a learned factor for each head, at most 100: the inverse of tau."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.log_factor = nn.Parameter(torch.full((heads, 1, 1), log(10)))
+
+    def forward(self, x: Float[Tensor, "b h n e"]) -> Float[Tensor, "b h n e"]:
+        """Return the directions, scaled."""
+        return super().forward(x) * self.log_factor.clamp(max=log(MAX_FACTOR)).exp()
+
+
 def prefers_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Return whether two plain products take less time than PyTorch's fused kernel."""
     if not isinstance(q, Tensor) or jit_is_tracing():
@@ -172,6 +195,38 @@ def mix_heads(linear: nn.Module, maps: Float[Tensor, "b h n m"]) -> Float[Tensor
     """Mix the maps of all heads with each other by a linear layer, in the same way for each pair of
     tokens."""
     return linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class TalkingHeads(nn.Module):
+    """Attention whose heads exchange scores before the softmax, and weights after it (arXiv:2003.02436).
+
+    Both exchanges are linear over the heads, the same for each pair of tokens. The first one's bias cancels
+    in the softmax; published weights have it.
+    """
+
+    def __init__(self, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.mix_scores = nn.Linear(heads, heads)
+        self.mix_weights = nn.Linear(heads, heads)
+        self.weights = nn.Identity()
+        self.mixed = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, q: Queries, k: Keys, v: Values, bias: Float[Tensor, "*_ n m"] | None = None) -> Mixed:
+        """Attend from each query to all keys.
+
+        Args:
+            bias: what is added to the scores before they are exchanged; broadcasts to (b h n m).
+        """
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        scores = mix_heads(self.mix_scores, scores if bias is None else scores + bias)
+        weights = mix_heads(self.mix_weights, self.weights(scores.softmax(dim=-1)))
+        return self.dropout(self.mixed(weights)) @ v
 
 
 def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b h n e"]:

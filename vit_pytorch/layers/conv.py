@@ -31,6 +31,15 @@ def pool_map(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d"]:
     return x.permute(0, 2, 3, 1).mean(dim=(1, 2))
 
 
+@fx_leaf
+def stretch(x: Float[Tensor, "b h w d"], size: Sequence[int]) -> Float[Tensor, "b y x d"]:
+    """Resize a map bilinearly, if its size is another."""
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    resized = F.interpolate(x.permute(0, 3, 1, 2), tuple(size), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
 class OnMap(nn.Module):
     """Apply a module for channels-first maps to a channels-last one; both permutations are views.
 

@@ -289,3 +289,20 @@ def merge_cells(x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
     """Concatenate the channels of 2 x 2 cells, the lower of a column after the upper, columns in order."""
     x = pad_map(x, (2, 2)).unflatten(1, (-1, 2)).unflatten(3, (-1, 2))
     return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+
+class PatchMerging(nn.Module):
+    """Concatenate 2 x 2 cells, and reduce their channels by a linear layer (Swin, arXiv:2103.14030, 3.1).
+
+    Args:
+        norm: builds the norm before the linear layer.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm = norm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b y x e"]:
+        """Halve the map; one of odd height or width is padded by zeros."""
+        return self.reduction(self.norm(merge_cells(x)))

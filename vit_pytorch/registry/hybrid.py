@@ -71,4 +71,23 @@ def _deep(name: str) -> ModelEntry:
     )
 
 
-ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP)]
+# MobileCLIP's image encoder (arXiv:2311.17049), whose classes are the dimensions that texts share
+MOBILE_CLIP = ModelEntry(
+    name="vit_base_mci_224",
+    architecture=HybridViT,
+    config={
+        "image_size": 224,
+        "num_classes": 512,
+        **SIZES["base"],
+        "resnet": "patches",
+        "resnet_depths": (),
+        "resnet_width": 192,
+        "positions": {"kind": "learned", "class_token": False},
+    },
+    parameters=86_724_328,
+    tiny={**TINY, "image_size": 64, "patch_size": 1, "num_classes": 7, "resnet_width": 8},
+    default_cfg={**PREPARE, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    hub_id="apple/mobileclip_b_lt_timm",
+)
+
+ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP), MOBILE_CLIP]

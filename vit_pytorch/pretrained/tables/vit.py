@@ -116,6 +116,47 @@ TIMM = Format(
     ),
 )
 
+
+def _without_bias(tensors: Sequence[Tensor], module: Any) -> Sequence[Tensor]:
+    weight, bias = tensors
+    if bias.any():
+        raise ValueError("the format has a classifier without bias, and the model's is not zero")
+    return (weight.T,)
+
+
+# MobileCLIP's image encoder, whose projection to the dimensions of texts is the classifier.
+MOBILE_CLIP = Format(
+    name="MobileCLIP",
+    marks=("patch_emb.0.block.conv.weight",),
+    prefix="image_encoder.model.",
+    # the text's encoder
+    unused=("/{name}",),
+    rules=(
+        Rule("prefix.class_token", "cls_token"),
+        Rule(
+            "positions.table",
+            "pos_embed.pos_embed.pos_embed",
+            Transform(lambda parts, module: parts[0].squeeze(0), lambda table, module: (table[None],)),
+        ),
+        Rule("patch_embed.backbone.{i}.conv.{p}", "patch_emb.{i}.block.conv.{p}"),
+        Rule("patch_embed.backbone.{i}.bn.{name}", "patch_emb.{i}.block.norm.{name}"),
+        Rule(f"{BLOCK}.norm1.{{p}}", "transformer.{i}.pre_norm_mha.0.{p}"),
+        Rule(f"{QKV}.{{p}}", "transformer.{i}.pre_norm_mha.1.qkv_proj.{p}"),
+        Rule(f"{OUT}.{{p}}", "transformer.{i}.pre_norm_mha.1.out_proj.{p}"),
+        Rule(f"{BLOCK}.norm2.{{p}}", "transformer.{i}.pre_norm_ffn.0.{p}"),
+        Rule(f"{HIDDEN}.{{p}}", "transformer.{i}.pre_norm_ffn.1.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "transformer.{i}.pre_norm_ffn.4.{p}"),
+        Rule("norm.{p}", "post_transformer_norm.{p}"),
+        Rule(
+            ("head.weight", "head.bias"),
+            "classifier.proj",
+            Transform(
+                lambda parts, module: (parts[0].T, parts[0].new_zeros(parts[0].shape[1])), _without_bias
+            ),
+        ),
+    ),
+)
+
 _LAYER = "encoder.layers.encoder_layer_{i}"
 TORCHVISION = Format(
     name="torchvision",
@@ -395,6 +436,7 @@ FORMATS = (
     *beit.formats_beside(TIMM),
     *parallel_branches.formats_beside(TIMM),
     TIMM,
+    MOBILE_CLIP,
     TORCHVISION,
     TRANSFORMERS,
     TRANSFORMERS_DINOV2,

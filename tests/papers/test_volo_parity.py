@@ -79,11 +79,12 @@ def test_features_and_maps_of_all_stages() -> None:
     assert difference(features, reference.forward_features(x)) < TOLERANCE
     embedding = reference.forward_head(reference.forward_features(x), pre_logits=True)
     assert difference(model.forward_head(features, pre_logits=True), embedding) < TOLERANCE
-    ours = model.forward_intermediates(x, intermediates_only=True)
-    theirs = reference.forward_intermediates(x, intermediates_only=True)
-    for one, other in zip(ours, theirs, strict=True):
-        # Maps are not normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
+    for norm in (False, True):
+        ours = model.forward_intermediates(x, norm=norm, intermediates_only=True)
+        theirs = reference.forward_intermediates(x, norm=norm, intermediates_only=True)
+        for one, other in zip(ours, theirs, strict=True):
+            # Maps are not normed, and grow.
+            assert difference(one, other) < TOLERANCE * other.abs().max()
     assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
         (i["num_chs"], i["reduction"]) for i in reference.feature_info
     ]

@@ -48,11 +48,6 @@ EXCEPTIONS = {
         "convmixer_768_32",
     ): "gives 128 x 128 pixels, which patches of 7 x 7 do not divide; "
     "timm leaves the rest out without a word",
-    (
-        "test_model_forward_fx",
-        "samvit_*",
-    ): "traces at another size than the model's, which timm's SAM does not take; what torch.fx traces has "
-    "the positions of one grid",
     ("test_model_*_fx", "*_dinov3*"): "traces at another size than the model's; what torch.fx traces has the "
     "rotations of one grid",
 }

@@ -135,16 +135,17 @@ class HierarchicalModel(VisionModel):
     def split_output(
         self, output: Any, layer: int, size: Sequence[int], *, norm: bool
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"], Sequence[int]]:
-        """Return the cells and the prefix tokens in the output of a stage, and the map's rows and columns.
-
-        The final norm has the last stage's dimension and acts on no other.
-        """
+        """Return the cells and the prefix tokens in the output of a stage, and the map's rows and columns."""
         x, prefix = self.split_prefix(output, layer, size)
-        if norm and layer == len(self.stages) - 1:
+        if norm and self.takes_norm(layer):
             x = self.norm(x)
             # The final norm may change the number of channels.
             prefix = self.norm(prefix) if prefix.shape[1] else x.new_empty(x.shape[0], 0, x.shape[3])
         return x.flatten(1, 2), prefix, x.shape[1:3]
+
+    def takes_norm(self, stage: int) -> bool:
+        """Return whether the final norm, which has the last stage's dimension, is for maps of a stage."""
+        return stage == len(self.stages) - 1
 
     def split_prefix(
         self, output: Tensor, stage: int, size: Sequence[int]

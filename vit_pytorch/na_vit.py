@@ -184,7 +184,7 @@ class NaViT(IsotropicModel):
             {option.kind: option for option in (MapPooling, QueryPooling, MeanPooling, ClassPooling)},
         )
         sizes = (to_ntuple(size, self.rank) for size in (image_size, patch_size))
-        grid = (PatchGrid if pos_type == "abs" else OpenGrid)(*sizes)
+        grid = PatchGrid(*sizes) if pos_type == "abs" else OpenGrid(*sizes, dynamic=True)
         super().__init__(grid=grid, num_classes=num_classes, dim=dim, channels=channels, pool=pooling.kind)
         if fc_norm and isinstance(pooling, QueryPooling):
             raise ValueError("pool='query' has a norm before the classifier already, got fc_norm=True")
@@ -415,7 +415,7 @@ class OpenGrid(PatchGrid):
             ValueError: if the input is empty, or the patch does not divide it.
         """
         if isinstance(size, Proxy):
-            return self.shape
+            return super().fit(size)
         if is_tracing():
             return tuple(s // p for s, p in zip(size, self.patch, strict=True))
         return PatchGrid(tuple(size), self.patch).shape

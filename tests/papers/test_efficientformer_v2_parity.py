@@ -23,7 +23,6 @@ from vit_pytorch.efficientformer_v2 import (
 from vit_pytorch.layers.attention import TalkingHeads
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.layers.tokens import OneTokenHead
-from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 
 # In double precision: random attention and many convolutions make much of the rounding of single.
@@ -152,22 +151,6 @@ def test_single_precision_is_near() -> None:
     load_pretrained(model.float(), reference.eval().state_dict(), grid="model")
     x = images(64, 96)
     assert difference(model(x), reference(x)) < SINGLE
-
-
-@pytest.mark.parametrize("name", timm.list_models("efficientformerv2_*"))
-def test_parameters_and_preparation_are_timms(name: str) -> None:
-    entry, cfg = find_entry(name), timm.models.get_pretrained_cfg(name)
-    with torch.device("meta"):
-        model, reference = create_model(name), timm.create_model(name)
-    counts = [sum(p.numel() for p in net.parameters()) for net in (model, reference)]
-    assert counts == [entry.parameters] * 2
-    assert {n: p.shape for n, p in to_format(model, "timm").items()} == {
-        n: p.shape for n, p in reference.state_dict().items()
-    }
-    assert entry.hub_id == cfg.hf_hub_id
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size")
-    assert {key: model.default_cfg[key] for key in keys} == {key: getattr(cfg, key) for key in keys}
-    assert model.default_cfg["num_classes"] == cfg.num_classes
 
 
 def test_all_of_timms_models_are_named() -> None:

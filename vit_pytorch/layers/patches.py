@@ -88,13 +88,16 @@ class PatchGrid:
     def fit(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the grid of an input of this size.
 
-        FX traces with inputs that have no size; what it traces is for the largest one.
+        FX traces with inputs that have no size; what it traces is for the largest one, or, if the grid is
+        dynamic, for any.
 
         Raises:
             ValueError: if the input is empty or larger than the grid, or the patch does not divide it.
         """
         if isinstance(size, Proxy):
-            return self.shape
+            # By index: FX follows no iteration over sizes.
+            open_size = tuple(size[axis] // patch for axis, patch in enumerate(self.patch))
+            return open_size if self.dynamic else self.shape
         if jit_is_tracing():
             size = static_size(size)
         elif not torch.compiler.is_compiling():

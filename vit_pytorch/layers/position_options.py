@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.options import Option, OptionLike, read_option
@@ -69,6 +70,9 @@ def position_inputs(
 ) -> BlockInputs:
     """Return the inputs of each block with the rotations or biases of their grid."""
     grid, prefix, ids_keep = inputs.grid or (), inputs.num_prefix_tokens, inputs.ids_keep
+    if rotary is not None and any(isinstance(extent, Proxy) for extent in grid):
+        # Rotations are computed outside the graph of FX, which has those of the largest grid.
+        grid = rotary.grid
     if isinstance(rotary, MixedRotary):
         return replace(inputs, rotation=rotary.rotations(grid, prefix, ids_keep))
     if rotary is not None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import BlockInputs, Keys, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
@@ -189,7 +190,8 @@ class Positions(ComputedBuffers):
         prefix = tokens.shape[1] - prod(grid) if prefix is None else prefix
         # Proxies, traced sizes and those that stay open have no values to compare.
         known = isinstance(prefix, int) and isinstance(grid, tuple) and not jit_is_tracing()
-        if known and not isinstance(grid[0], torch.SymInt) and (prefix, grid) == (self.prefix, self.grid):
+        is_open = known and isinstance(grid[0], (torch.SymInt, Proxy))
+        if known and not is_open and (prefix, grid) == (self.prefix, self.grid):
             return tokens + self.table
         return tokens + select_rows(self.table, self.prefix, self.grid, prefix, grid, self.stretch)
 
@@ -385,7 +387,7 @@ class FactorisedPositions(Positions):
         for axis, extent in zip(self.axes, grid, strict=True):
             one: Tensor = getattr(self, axis)
             if self.kind != "abs":
-                one = _stretch(one, max(grid) if self.kind == "aspect" else extent)
+                one = _stretch(one, grid if self.kind == "aspect" else (extent,))
             one = one[:, :extent]
             # each further axis is the innermost one of the row-major order
             table = one if table is None else (table.unsqueeze(2) + one.unsqueeze(1)).flatten(1, 2)
@@ -416,8 +418,9 @@ def interpolated_positions(model: nn.Module) -> Iterator[None]:
 
 
 @fx_leaf
-def _stretch(table: Float[Tensor, "1 n d"], extent: int) -> Float[Tensor, "1 m d"]:
-    """Interpolate a table of one axis to another extent."""
+def _stretch(table: Float[Tensor, "1 n d"], extents: Sequence[int]) -> Float[Tensor, "1 m d"]:
+    """Interpolate a table of one axis to the largest of some extents."""
+    extent = max(extents)
     if extent == table.shape[1]:
         return table
     stretched = F.interpolate(table.float().transpose(1, 2), extent, mode="linear", align_corners=False)

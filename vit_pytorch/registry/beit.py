@@ -21,8 +21,8 @@ MODELS: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {
     "beitv2_base_patch16_224": (86_530_984, "in1k_ft_in22k_in1k", BEIT, {"crop_pct": 0.9}),
     "beitv2_large_patch16_224": (304_430_568, "in1k_ft_in22k_in1k", BEIT, {"crop_pct": 0.95}),
     "eva_giant_patch14_224": (1_012_555_112, "clip_ft_in1k", EVA, {**CLIP, "crop_pct": 0.9}),
-    "eva_giant_patch14_336": (1_013_005_672, "clip_ft_in1k", EVA, CLIP),
-    "eva_giant_patch14_560": (1_014_447_464, "m30m_ft_in22k_in1k", EVA, {}),
+    "eva_giant_patch14_336": (1_013_005_672, "clip_ft_in1k", EVA, {**CLIP, "crop_mode": "squash"}),
+    "eva_giant_patch14_560": (1_014_447_464, "m30m_ft_in22k_in1k", EVA, {"crop_mode": "squash"}),
     "eva_giant_patch14_clip_224": (1_012_555_112, "laion400m", TOWER, {**CLIP, "crop_pct": 0.9}),
 }
 

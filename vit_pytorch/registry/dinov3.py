@@ -60,7 +60,12 @@ def _entry(name: str) -> ModelEntry:
         },
         parameters=parameters,
         tiny={**TINY, "num_classes": 7},
-        default_cfg={**IMAGENET, "interpolation": "bilinear" if lingbot else "bicubic", "crop_pct": 1.0},
+        default_cfg={
+            **IMAGENET,
+            "interpolation": "bilinear" if lingbot else "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "squash" if lingbot else "center",
+        },
         hub_id=f"{'belfner' if lingbot else 'timm'}/{name}.{tag}",
     )
 

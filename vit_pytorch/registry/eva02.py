@@ -72,6 +72,7 @@ def _entry(name: str) -> ModelEntry:
             **CLIP,
             "interpolation": "bicubic",
             "crop_pct": 0.9 if image_size == "224" else 1.0,
+            "crop_mode": "squash" if image_size == "448" else "center",
         },
         hub_id=f"timm/{name}.{tag}",
     )

@@ -85,7 +85,6 @@ def _flexible(name: str, size: str, parameters: int, tag: str | None, config: di
             "input_size": (3, 512, 512) if radio else (3, 384, 384),
         },
         hub_id=None if tag is None else published,
-        exceptions={"too_large": "its positions are interpolated to images of any size"},
     )
 
 

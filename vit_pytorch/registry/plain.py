@@ -13,6 +13,7 @@ from vit_pytorch.vit import ViT
 
 BARE: dict[str, Any] = {"positions": {"kind": "learned", "class_token": False}}
 MEAN: dict[str, Any] = {"pool": "mean"}
+ENCODER: dict[str, Any] = {**MEAN, "num_classes": 0}
 NORMED_MEAN: dict[str, Any] = {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}
 GAP: dict[str, Any] = {"pool": "mean", "qkv_bias": False, "layer_scale": 1e-6}
 PLUS: dict[str, Any] = {**SIZES["plus"], "layer_scale": 1e-5}
@@ -56,7 +57,12 @@ MODELS: dict[str, tuple[int, str | None, dict[str, Any], dict[str, Any]]] = {
     "flexivit_base": (86_589_160, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
     "flexivit_large": (304_355_304, "1200ep_in1k", BARE, {"crop_pct": 0.95}),
     "eva_large_patch14_196": (304_142_312, "in22k_ft_in22k_in1k", NORMED_MEAN, {**CLIP, "crop_pct": 1.0}),
-    "eva_large_patch14_336": (304_531_432, "in22k_ft_in22k_in1k", NORMED_MEAN, {**CLIP, "crop_pct": 1.0}),
+    "eva_large_patch14_336": (
+        304_531_432,
+        "in22k_ft_in22k_in1k",
+        NORMED_MEAN,
+        {**CLIP, "crop_pct": 1.0, "crop_mode": "squash"},
+    ),
     "vit_base_patch16_224_miil": (
         86_540_008,
         "in21k",
@@ -74,13 +80,18 @@ MODELS: dict[str, tuple[int, str | None, dict[str, Any], dict[str, Any]]] = {
     ),
     "vit_medium_patch16_gap_240": (38_845_416, "sw_in12k", {**GAP, "num_classes": 11821}, {"crop_pct": 0.95}),
     "vit_medium_patch16_gap_256": (38_861_288, "sw_in12k_ft_in1k", GAP, {"crop_pct": 0.95}),
-    "vit_medium_patch16_gap_384": (39_025_128, "sw_in12k_ft_in1k", GAP, {"crop_pct": 0.95}),
+    "vit_medium_patch16_gap_384": (
+        39_025_128,
+        "sw_in12k_ft_in1k",
+        GAP,
+        {"crop_pct": 0.95, "crop_mode": "squash"},
+    ),
     "vit_betwixt_patch16_gap_256": (60_372_840, None, GAP, {"crop_pct": 0.95}),
     "vit_base_patch16_gap_224": (86_566_120, None, {**MEAN, "heads": 16, "dim_head": 48}, {}),
     # timm converts I-JEPA's weights from the authors' files.
-    "vit_huge_patch14_gap_224": (632_043_240, None, MEAN, IMAGENET),
-    "vit_huge_patch16_gap_448": (632_949_480, None, MEAN, {**IMAGENET, "crop_pct": 1.0}),
-    "vit_giant_patch16_gap_224": (1_012_777_576, None, MEAN, IMAGENET),
+    "vit_huge_patch14_gap_224": (632_043_240, None, ENCODER, IMAGENET),
+    "vit_huge_patch16_gap_448": (632_949_480, None, ENCODER, {**IMAGENET, "crop_pct": 1.0}),
+    "vit_giant_patch16_gap_224": (1_012_777_576, None, ENCODER, IMAGENET),
     "vit_base_patch16_radio_v3": (87_225_064, "c_radio", RADIO_SCALED, {**CLIP, "crop_pct": 1.0}),
     "vit_large_patch16_radio_v3": (305_227_752, "c_radio", RADIO_SCALED, {**CLIP, "crop_pct": 1.0}),
     "vit_huge_patch16_radio_v3": (633_264_360, "c_radio", RADIO, {**CLIP, "crop_pct": 1.0}),

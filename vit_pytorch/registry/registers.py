@@ -100,7 +100,12 @@ def _entry(name: str) -> ModelEntry:
             "positions": LEARNED,
             **tiny,
         },
-        default_cfg={**PREPARE, **(CLIP if rotary and size == "betwixt" else {}), "crop_pct": crop_pct},
+        default_cfg={
+            **PREPARE,
+            **(CLIP if rotary and size == "betwixt" else {}),
+            "crop_pct": crop_pct,
+            "crop_mode": "squash" if image_size == "448" else "center",
+        },
         hub_id=None if tag is None else f"timm/{name}.{tag}",
         exceptions=NO_BATCH if tiny.get("attention") == "differential" else {},
     )

@@ -39,7 +39,7 @@ def _entry(name: str) -> ModelEntry:
         },
         parameters=parameters,
         tiny={**TINY, "num_classes": 7, "attention": {"kind": "grouped_query", "kv_heads": 1}},
-        default_cfg={**IMAGENET, "interpolation": "bilinear", "crop_pct": 1.0},
+        default_cfg={**IMAGENET, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"},
         hub_id=f"timm/{name}.fb",
     )
 

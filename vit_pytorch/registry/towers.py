@@ -87,6 +87,11 @@ RELEASES = {
 }
 # What the projection of a tower that is not fine-tuned gives, in place of classes.
 PROJECTIONS = {"large": 768, "huge": 1024, "giant": 1024, "gigantic": 1280, "plus": 640}
+# Whole images, whatever their aspect ratio.
+SQUASHED = {
+    *("vit_base_patch16_clip_384", "vit_large_patch14_clip_336", "vit_huge_patch14_clip_336"),
+    "vit_gigantic_patch14_clip_378",
+}
 LAION_LARGE = ("vit_large_patch14_clip_224", "vit_large_patch14_clip_336")
 
 
@@ -122,7 +127,12 @@ def _clip(name: str, parameters: int, tag: str, crop_pct: float) -> ModelEntry:
             "norm_eps": 1e-5,
             "stem": {"kind": "linear", "pre_norm": True},
         },
-        default_cfg={**colours, "interpolation": "bicubic", "crop_pct": crop_pct},
+        default_cfg={
+            **colours,
+            "interpolation": "bicubic",
+            "crop_pct": crop_pct,
+            "crop_mode": "squash" if name in SQUASHED else "center",
+        },
         # The weights are one release, for either activation.
         hub_id=f"timm/{name.replace('quickgelu_', '')}.{tag}",
     )

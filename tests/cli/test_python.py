@@ -97,11 +97,23 @@ def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path
         (torch.full((1, 4, 4), 3.0), r"floats from 0 to 1.*from 3 to 3"),
         (torch.zeros(4, 4, dtype=torch.uint8), r"of shape \(c, h, w\), got torch.uint8 of shape \(4, 4\)"),
         ({"image": 1}, "got dict"),
+        (b"\xff\xd8", "got bytes"),
+        (np.zeros((0, 4, 3), np.uint8), r"got uint8 of shape \(0, 4, 3\)"),
+        (torch.zeros(3, 0, 4, dtype=torch.uint8), r"got torch.uint8 of shape \(3, 0, 4\)"),
     ],
 )
 def test_what_is_no_image(form: object, message: str, digits_run: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Predictor(digits_run)(form)
+
+
+def test_arrays_of_16_bits_are_scaled_as_files(digits_run: Path, tmp_path: Path) -> None:
+    array = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(array).save(tmp_path / "wide.png")
+    predict = Predictor(digits_run, top=10)
+    expected = predict(tmp_path / "wide.png")["top"]
+    assert predict(array)["top"] == expected
+    assert predict(array.astype(">u2"))["top"] == expected
 
 
 def test_pillow_images_without_a_range(digits_run: Path) -> None:

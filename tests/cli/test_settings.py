@@ -124,6 +124,7 @@ def test_unknown_option(
         ({"optimiser": {"lr": 3}}, "'optimiser'", "'optimizer"),
         ({"augmentation": {"mixpu": 0.2}}, "'augmentation.mixpu'", "'augmentation.mixup'"),
         ({"model": {"patchsize": 4}}, "'model.patchsize'", "'model.patch_size'"),
+        ({"lr": 0.1}, "'lr'", "the right one is 'optimizer.lr'"),
         ({"optimizer": 3}, "optimizer", "lr"),
         ({"model": 3}, "model", "patch_size"),
         ({"data": 3}, "data", "source"),

@@ -221,3 +221,28 @@ def test_parquet_tables(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "parts" / "0.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"0.parquet cannot be read as a table"):
         open_data(spec)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_semicolons_of_a_spreadsheet(photos: Path, tmp_path: Path, encoding: str) -> None:
+    rows = [f"{path};{'a, b' if i % 2 else 'c'} " for i, path in enumerate(names(photos))]
+    (tmp_path / "list.csv").write_text("\r\n".join(["image;label", *rows, ""]), encoding=encoding)
+    splits = open_data(f"csv:{tmp_path / 'list.csv'}")
+    assert splits.classes == ("a, b", "c")
+    found = labels(splits, "train") | labels(splits, "val") | labels(splits, "test")
+    assert found == {path: "a, b" if i % 2 else "c" for i, path in enumerate(names(photos))}
+
+
+def test_a_comma_in_the_header_separates(photos: Path, tmp_path: Path) -> None:
+    rows = [[path, f"{i % 2};x"] for i, path in enumerate(names(photos))]
+    assert open_data(write(tmp_path, [["image", "label"], *rows])).classes == ("0;x", "1;x")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_table_that_is_no_utf_8(photos: Path, tmp_path: Path, encoding: str) -> None:
+    rows = [f"{path},Größe" for path in names(photos)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label", *rows]), encoding=encoding)
+    with pytest.raises(
+        ValueError, match=r"list\.csv cannot be read as a table: it is not UTF-8 .*save it as"
+    ):
+        open_data(f"csv:{tmp_path / 'list.csv'}")

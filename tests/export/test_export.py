@@ -115,6 +115,13 @@ def test_formats(model, samples, tmp_path, format, suffix, precision):
         torch.testing.assert_close(run(images[:batch]), want[:batch], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("opset", [5, 17, 99])
+def test_an_operator_set_that_onnx_files_cannot_have(model, samples, tmp_path, opset):
+    with pytest.raises(ExportError, match=rf"opset must be in \[18, \d+\], got {opset}"):
+        write(model, tmp_path / "tiny.onnx", "onnx", samples, opset=opset)
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_file_of_onnx_says_what_it_is(model, samples, tmp_path):
     import onnx
 

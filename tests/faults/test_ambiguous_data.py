@@ -3,6 +3,7 @@
 import os
 import tarfile
 import unicodedata
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from PIL import Image
 from vit_pytorch.data import (
     ImageData,
     LoadingError,
+    Preprocessing,
     StreamConfig,
+    decode_image,
     find_duplicates,
     open_data,
     record_images,
@@ -25,6 +28,7 @@ from vit_pytorch.data.remote import open_shard
 from vit_pytorch.data.shards import read_shards
 from vit_pytorch.data.stream import read_classes
 from vit_pytorch.training.evaluation import value_figures
+from vit_pytorch.training.predictor import as_pixels
 
 
 def photographs(folder: Path, count: int) -> list[str]:
@@ -294,3 +298,30 @@ def test_large_files_with_equal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
             image[100:300] = 1 + number + 8 * (label == "b")
             np.save(tmp_path / label / f"{number}.npy", image)
     assert not str(find_duplicates(record_images(open_data(str(tmp_path)), "x")))
+
+
+@pytest.mark.parametrize("form", ["array", "pillow", "tensor"])
+def test_8_bits_in_memory_and_a_window_of_more(form: str, tmp_path: Path) -> None:
+    """A model of 12-bit images is given one of 8 bits in memory, by `Predictor`.
+
+    Here: refused, as a file of 8 bits is; arrays of 16 bits pass the window
+    Others: no counterpart
+    """
+    prep = Preprocessing((8, 8), channels=1, window=(0.0, 4095.0))
+    pixels = np.full((8, 8), 200, np.uint8)
+    forms = {
+        "array": pixels,
+        "pillow": Image.fromarray(pixels),
+        "tensor": torch.from_numpy(pixels)[None],
+    }
+    with pytest.raises(ValueError, match=r"8 bits, and the window .* of 0 to 4095 is for more"):
+        as_pixels(forms[form], prep)
+    ramp = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    expected = decode_image(tmp_path / "ramp.png", channels=1, window=prep.window)
+    assert (int(expected.min()), int(expected.max())) == (0, 255)
+    assert torch.equal(as_pixels(ramp, prep), expected)
+    assert torch.equal(as_pixels(ramp.astype(np.float64), prep), expected)
+    # a window within 8 bits acts on images in memory as on files
+    narrow = as_pixels(forms[form], replace(prep, window=(100.0, 200.0)))
+    assert int(narrow.min()) == 255

@@ -36,6 +36,23 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (["train", "--augmentation.mixup=-1"], Status.USAGE, "mixup must not be negative, got -1.0"),
         (["train", "--workers=-1"], Status.USAGE, "workers must be in [0, 256], got -1"),
         (["train", f"--accelerator={ABSENT}", *SMALL], Status.USAGE, f"accelerator '{ABSENT}' with 1 dev"),
+        (
+            ["train", "--data.window=0,3000"],
+            Status.USAGE,
+            "data.window must be a list in brackets such as [1,2] or 'auto' or null, got 0,3000",
+        ),
+        (
+            ["train", "--img_size=32x64"],
+            Status.USAGE,
+            "model.image_size must be an integer or a list in brackets such as [1,2], got 32x64",
+        ),
+        (["train", "--lr=abc"], Status.USAGE, "optimizer.lr must be a number, got abc"),
+        (["train", "--batch_size=8.5"], Status.USAGE, "batch_size must be an integer, got 8.5"),
+        (
+            ["train", "--task=clasify"],
+            Status.USAGE,
+            "task must be 'classify', 'multilabel' or 'regression', got clasify",
+        ),
         (["train", "--seed=-1"], Status.USAGE, "seed must be in [0, 4294967295], got -1"),
         (
             ["train", "--data.split_seed=-1"],

@@ -30,6 +30,7 @@ from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
+OPSET = 18
 SOURCES = ("digits", "idx:", "hf:", "wds:", "video:", "nifti:")
 
 
@@ -55,7 +56,7 @@ def print_export(
     dynamic: str = "batch",
     merge_tokens: int = 0,
     with_preprocessing: bool = False,
-    opset: int = 18,
+    opset: int = OPSET,
     batch_size: int = 16,
     as_json: bool = False,
 ) -> None:
@@ -129,6 +130,8 @@ def print_export(
     needs_calibration = precision == "int8" and quantization == "static"
     if calibrate is not None and not needs_calibration:
         raise UsageError("--calibrate is for --precision int8 with --quantization static")
+    if opset != OPSET and format != "onnx":
+        raise UsageError(f"--opset is for --format onnx, got {format}")
     report = export_model(
         built,
         output,

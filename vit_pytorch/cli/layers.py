@@ -14,6 +14,19 @@ from vit_pytorch.cli.aliases import ALIASES, ANSWERS
 
 # `--data digits` and `data: digits` are short for these
 SHORT = {"data": "source", "model": "name", "method": "name", "loss": "name"}
+# how values of types are written, by the last part of the type's name
+_LIST = "a list in brackets such as [1,2]"
+KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "dict": "a mapping",
+    "tuple": _LIST,
+    "list": _LIST,
+    "Sequence": _LIST,
+}
 # options that mean `true` without a value
 FLAGS = {"compile", "with_preprocessing", "tta", "calibrated"}
 # settings that keep their share of another one, where a higher layer changes that one alone
@@ -223,7 +236,8 @@ def check_layer(layer: Mapping[str, Any], known: Iterable[str], source: str | Pa
             shown = ", ".join(name.partition(f"{key}.")[2] for name in members)
             raise UsageError(f"{source}: {key} takes settings of its own ({shown}), got {value!r}")
         if key not in known and not members:
-            raise UsageError(f"{source}: unknown setting {key!r}; {nearest(key, known)}")
+            right = f"the right one is {ALIASES[key]!r}" if ALIASES.get(key) in known else nearest(key, known)
+            raise UsageError(f"{source}: unknown setting {key!r}; {right}")
 
 
 def _walk(layer: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -264,5 +278,21 @@ def nearest(key: str, known: Iterable[str], *, dashes: bool = False) -> str:
 
 
 def plain_message(error: Exception) -> str:
-    """Write an error of the parser in one line, the key in front."""
-    return re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(str(error).split()))
+    """Write an error of the parser in one line, the key in front, types as users write their values."""
+    line = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(str(error).split()))
+    several = re.search(r": Does not validate .*? Subtypes: \[(.*)\] Errors: .* Given value: (.*)$", line)
+    one = re.search(r": Expected a (<class '[\w.]+'>|typing\.Literal\[[^\]]*\])\. Got value: (.*)$", line)
+    found = several or one
+    if found is None:
+        return line
+    kinds = [_kind_of_value(name) for name in re.findall(r"<class '[\w.]+'>|[\w.]+(?:\[[^\]]*\])?", found[1])]
+    return f"{line[: found.start()]} must be {' or '.join(dict.fromkeys(kinds))}, got {found[2]}"
+
+
+def _kind_of_value(name: str) -> str:
+    """Return how a value of a type is written, by the type's name in messages of the parser."""
+    if name.startswith("typing.Literal["):
+        choices = re.findall(r"'[^']*'|[^\s,']+", name.removeprefix("typing.Literal[").removesuffix("]"))
+        return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+    kind = re.sub(r"^<class '|'>$|\[.*", "", name).rpartition(".")[2]
+    return KINDS.get(kind, name)

@@ -24,6 +24,8 @@ SPLIT = ("split", "set", "subset")
 LABELS = (*LABEL, "labels", "tags")
 TABS = (".tsv", ".tab")
 PARQUET = (".parquet", ".pq")
+# characters of a header that are looked at for its separator
+LONGEST_HEADER = 2**20
 
 
 class Labels(NamedTuple):
@@ -55,7 +57,8 @@ def read_table(
 
     Args:
         file: The table: Parquet where it ends in ``.parquet``, separated by tabs where in ``.tsv`` or
-            ``.tab``, else by commas. Or a pattern of such tables, which are one.
+            ``.tab``, else by commas, or by semicolons where the header has these and no comma. Or a pattern
+            of such tables, which are one.
         image: The column of paths; the only one with a usual name if left out.
         label: The column of labels; likewise. Of a regression one column of numbers, or several with commas
             between.
@@ -156,16 +159,17 @@ def _read_rows(files: Sequence[Path]) -> Any:
     read = []
     for file in files:
         kind = file.suffix.lower()
-        options: dict[str, Any] = {
-            "sep": "\t" if kind in TABS else ",",
-            "encoding": "utf-8-sig",
-            "index_col": False,
-        }
         try:
             if kind in PARQUET:
                 read.append(pandas.read_parquet(file))
             else:
-                options |= {"dtype": str, "keep_default_na": False}
+                options: dict[str, Any] = {
+                    "sep": "\t" if kind in TABS else _separator(file),
+                    "encoding": "utf-8-sig",
+                    "index_col": False,
+                    "dtype": str,
+                    "keep_default_na": False,
+                }
                 header = Counter(pandas.read_csv(file, header=None, nrows=1, **options).iloc[0])
                 if twice := [name for name, times in header.items() if name.strip() and times > 1]:
                     raise ValueError(f"the column {twice[0]!r} stands twice")
@@ -177,6 +181,11 @@ def _read_rows(files: Sequence[Path]) -> Any:
             raise ImportError(f"Parquet tables need pyarrow: {install_command('data')}") from error
         except pandas.errors.ParserWarning as error:
             raise ValueError(f"{file} has rows with more cells than its header has columns") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} cannot be read as a table: it is not UTF-8 ({error}); save it as such, "
+                "in Excel as 'CSV UTF-8'"
+            ) from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{file} cannot be read as a table: {error}") from error
         if list(read[-1].columns) != list(read[0].columns):
@@ -185,6 +194,13 @@ def _read_rows(files: Sequence[Path]) -> Any:
                 f"{', '.join(map(repr, read[0].columns))}, {file} {', '.join(map(repr, read[-1].columns))}"
             )
     return read[0] if len(read) == 1 else pandas.concat(read, ignore_index=True)
+
+
+def _separator(file: Path) -> str:
+    """Return what the header's columns are separated by: commas, or semicolons where it has no comma."""
+    with file.open(encoding="utf-8-sig") as lines:
+        header = lines.readline(LONGEST_HEADER)
+    return ";" if ";" in header and "," not in header else ","
 
 
 def _texts(column: Any, separator: str) -> list[str]:

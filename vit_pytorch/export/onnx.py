@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_pytorch.export.job import ExportJob, Format, Precision, Runtime
+from vit_pytorch.export.job import ExportError, ExportJob, Format, Precision, Runtime
 from vit_pytorch.export.layers import check_quantized, kept_layers, quantization_notes, running_layers
 
 STATIC, DYNAMIC = ("MatMul", "Gemm", "Conv"), ("MatMul", "Gemm")
+# the exporter writes no older one
+OLDEST_OPSET = 18
 NAMED_AXES = {0: "batch", 2: "height", 3: "width"}
 # where the exporter notes the modules around a node, from the outermost inwards
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -24,8 +26,13 @@ def write(job: ExportJob, file: Path) -> dict[str, Any]:
     """Write a graph; its metadata properties hold the metadata.
 
     Raises:
-        ExportError: if a layer that shall be quantized was not.
+        ExportError: if a layer that shall be quantized was not, or the file cannot have the operator set.
     """
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= job.opset <= newest:
+        raise ExportError(f"opset must be in [{OLDEST_OPSET}, {newest}], got {job.opset}")
     if job.precision == "int8":
         return _write_int8(job, file)
     write_float(job, file)
@@ -44,6 +51,9 @@ def write_float(job: ExportJob, file: Path) -> None:
         opset_version=job.opset,
     )
     assert program is not None, "the exporter returns a program"
+    written = program.model.opset_imports[""]
+    if written != job.opset:
+        raise ExportError(f"the exporter wrote opset {written}, not {job.opset}: take --opset {written}")
     program.model.metadata_props.update(job.metadata)
     program.save(file)
 

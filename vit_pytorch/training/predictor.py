@@ -28,6 +28,7 @@ from vit_pytorch.data import (
     find_clips,
     find_images,
 )
+from vit_pytorch.data.arrays import scale, to_tensor
 from vit_pytorch.data.datasets import convert_channels
 from vit_pytorch.data.decode import from_pillow
 from vit_pytorch.data.loader import check_workers
@@ -97,9 +98,11 @@ class Predictor:
         """Answer for an image, or for several.
 
         Args:
-            images: path of a file; a Pillow image; an array (h, w) or (h, w, c) of bytes; a tensor (c, h, w)
-                of bytes or of floats from 0 to 1. Or a list of such, a tensor (b, c, h, w), or a folder or
-                pattern of files, which give a list of answers. Addresses (http:) are not fetched.
+            images: path of a file; a Pillow image; an array (h, w) or (h, w, c) of bytes or of 16 bits
+                without sign, or of any numbers if the model has a window; a tensor (c, h, w) of bytes or of
+                floats from 0 to 1, black to white. Or a list of such, a tensor (b, c, h, w), or a folder or
+                pattern of files, which give a list of answers. Addresses (http:) are not fetched. A window
+                acts as on the values of files.
 
         Returns:
             What `vit predict --json` prints of an image: `image` where it has a path; of classes `top`, of
@@ -117,7 +120,7 @@ class Predictor:
             return list(self.stream([images]))
         if isinstance(images, Tensor) and images.ndim == 4:
             return self._answers(list(images))
-        if not isinstance(images, Sequence):
+        if not isinstance(images, Sequence) or isinstance(images, bytes):
             return self._answers([images])[0]
         if images and all(isinstance(image, str | os.PathLike) for image in images):
             return list(self.stream(images))
@@ -309,23 +312,29 @@ def as_pixels(image: Any, prep: Preprocessing) -> Shaped[Tensor, "c h w"]:
 
     Raises:
         BadImageError: if it is a Pillow image of more than 8 bits, or of other channels
-        ValueError: if it is no image, or of another shape or range
+        ValueError: if it is no image, or of another shape or range, or has 8 bits where the model's window
+            is of more
     """
     if isinstance(image, Image.Image):
-        return from_pillow(image, prep.channels)
+        return scale(from_pillow(image, prep.channels), prep.window)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        ranged = image.dtype.newbyteorder("=") in (np.uint8, np.uint16) or prep.window is not None
+        if not ranged or image.ndim not in (2, 3) or 0 in image.shape:
             raise ValueError(
-                f"an array holds bytes (h, w) or (h, w, c), got {image.dtype} of shape {image.shape}"
+                "an array holds bytes or 16 bits without sign, (h, w) or (h, w, c), got "
+                f"{image.dtype} of shape {image.shape}"
             )
-        image = torch.from_numpy(np.ascontiguousarray(image))
-        image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+        values = scale(to_tensor(image), prep.window)
+        image = values[None] if image.ndim == 2 else values.permute(2, 0, 1)
+    elif isinstance(image, Tensor) and image.dtype == torch.uint8:
+        image = scale(image, prep.window)
     if not isinstance(image, Tensor):
         raise ValueError(
             f"an image is a path, a Pillow image, an array or a tensor, got {type(image).__name__}"
         )
     whole = image.is_floating_point() and image.numel() and not (image.min() >= 0 and image.max() <= 1)
-    if image.ndim != 3 or (image.dtype != torch.uint8 and not image.is_floating_point()) or whole:
+    no_pixels = image.dtype != torch.uint8 and not image.is_floating_point()
+    if image.ndim != 3 or no_pixels or whole or 0 in image.shape:
         raise ValueError(
             "a tensor holds bytes, or floats from 0 to 1, of shape (c, h, w), got "
             f"{image.dtype} of shape {tuple(image.shape)}"

@@ -1,18 +1,18 @@
-"""Swin Transformer V2: Scaling Up Capacity and Resolution, as C. Reich and timm built it before its code.
+"""Swin Transformer V2: Scaling Up Capacity and Resolution, as C. Reich and timm built it.
 
 Z. Liu, H. Hu, Y. Lin, Z. Yao, Z. Xie, Y. Wei, J. Ning, Y. Cao, Z. Zhang, L. Dong, F. Wei, B. Guo 2021,
 arXiv:2111.09883.
 
-A second Swin V2, written from the paper's first version: norms after the residual branches, attention by the
-cosine of queries and keys at a learned temperature, and position biases that a small network computes from
-the logarithm of the offset. The names of timm with `ns` have a norm at the end of each stage, in addition.
+A second Swin V2, written from the paper: norms after the residual branches, attention by the cosine of
+queries and keys at a learned temperature, and position biases that a small network computes from the
+logarithm of the offset. The names of timm with `ns` have a norm at the end of each stage, in addition.
 
 Family: pyramid
-Differs from the paper: maps are normed before they are merged, as in the first Swin. Unlike in the authors'
-code, of which `vit_pytorch.swin_v2` has the function, keys have a bias; offsets are cells, whatever the
-window; and the position bias has no bound. timm drops hidden channels of the network at a rate of 1/8 in
-training, in addition. Attention one query after the other, by which the paper saves memory, is not built:
-timm has an argument for it that does nothing. Windows are padded as in `vit_pytorch.swin`.
+Differs from the paper: attention one query after the other, by which it saves memory, is not built; timm has
+an argument for it that does nothing. Unlike in the authors' code, of which `vit_pytorch.swin_v2` has the
+function, maps are normed before they are merged, keys have a bias, offsets are cells, whatever the window,
+and the position bias has no bound. timm drops hidden channels of its network at a rate of 1/8 in training, in
+addition. Windows are padded as in `vit_pytorch.swin`.
 """
 
 from __future__ import annotations

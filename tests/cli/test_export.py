@@ -103,7 +103,7 @@ def test_images_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--format=pt2", "--dynamic=batch,size"], Status.USAGE, "takes images of one size"),
         (["--format=pt2", "--features=tokens"], Status.USAGE, "features"),
         (["--format=pt2", "--calibrate=x"], Status.USAGE, "--calibrate is for --precision int8"),
-        (["--format=pt2", "--opset=20"], Status.USAGE, "--opset is for --format onnx, got pt2"),
+        (["--format=pt2", "--opset=20"], Status.USAGE, "opset is for format onnx, got pt2"),
         (["--format=pt2", "--images=0"], Status.USAGE, "images must be at least 1, got 0"),
         (["--format=pt2", "--precision=fp8"], Status.USAGE, "precision"),
         (["--format=pt2", "--verify=nowhere"], Status.DATA, "nowhere"),

@@ -13,7 +13,7 @@ from vit_pytorch.create import comes_trained, create_model, is_named
 from vit_pytorch.data import open_data
 from vit_pytorch.export.deploy import export_model
 from vit_pytorch.export.formats import find_format
-from vit_pytorch.export.job import Output, Precision, Quantization
+from vit_pytorch.export.job import OLDEST_OPSET, Output, Precision, Quantization
 from vit_pytorch.export.samples import (
     RANDOM,
     Samples,
@@ -30,7 +30,6 @@ from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.runs import check_writable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
-OPSET = 18
 SOURCES = ("digits", "idx:", "hf:", "wds:", "video:", "nifti:")
 
 
@@ -56,7 +55,7 @@ def print_export(
     dynamic: str = "batch",
     merge_tokens: int = 0,
     with_preprocessing: bool = False,
-    opset: int = OPSET,
+    opset: int = OLDEST_OPSET,
     batch_size: int = 16,
     as_json: bool = False,
 ) -> None:
@@ -130,8 +129,6 @@ def print_export(
     needs_calibration = precision == "int8" and quantization == "static"
     if calibrate is not None and not needs_calibration:
         raise UsageError("--calibrate is for --precision int8 with --quantization static")
-    if opset != OPSET and format != "onnx":
-        raise UsageError(f"--opset is for --format onnx, got {format}")
     report = export_model(
         built,
         output,

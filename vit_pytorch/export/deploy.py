@@ -20,6 +20,7 @@ from vit_pytorch.base import VisionModel
 from vit_pytorch.export.formats import find_format
 from vit_pytorch.export.job import (
     DTYPES,
+    OLDEST_OPSET,
     ExportError,
     ExportGraph,
     ExportJob,
@@ -55,7 +56,7 @@ def export_model(
     features: Features | None = None,
     dynamic_size: bool = False,
     merge_tokens: int = 0,
-    opset: int = 18,
+    opset: int = OLDEST_OPSET,
     quantization: Quantization = "static",
     calibration: Samples | None = None,
     keep: tuple[str, ...] = (),
@@ -83,7 +84,7 @@ def export_model(
         dynamic_size: the graph takes any height and width that the patch divides.
         merge_tokens: number of patches by which each block of a plain ViT has fewer (see `ToMeViT`); the file
             is held against the model that merges none.
-        opset: ONNX operator set.
+        opset: ONNX operator set, of format "onnx".
         quantization: of int8: "static" needs `calibration`, "dynamic" finds ranges at run time.
         calibration: images for the ranges of activations.
         keep: layers that stay in floating point in int8, by names of modules.
@@ -111,6 +112,8 @@ def export_model(
         raise ExportError("int8 is verified on images: name some by --verify")
     if precision == "int8" and quantization == "static" and calibration is None:
         raise ExportError("static int8 needs images for the ranges of activations: name some by --calibrate")
+    if opset != OLDEST_OPSET and format != "onnx":
+        raise ExportError(f"opset is for format onnx, got {format}")
     if keep and precision != "int8":
         raise ExportError(f"keep is for int8, got precision {precision}")
     if features is not None:

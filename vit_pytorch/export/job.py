@@ -23,6 +23,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Quantization = Literal["static", "dynamic"]
 Output = Literal["probabilities", "logits", "features"]
 Runtime = Callable[[Tensor], Tensor]
+# PyTorch's exporter writes no older one
+OLDEST_OPSET = 18
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 # PyTorch 2.6 refuses to slice tensors whose dynamic axis has no upper bound
 MAX_BATCH = 4096
@@ -110,7 +112,7 @@ class ExportJob:
     example: Shaped[Tensor, "2 c *size"]
     precision: Precision
     metadata: dict[str, str]
-    opset: int = 18
+    opset: int = OLDEST_OPSET
     quantization: Quantization = "static"
     calibration: Sequence[Tensor] = ()
     keep: tuple[str, ...] = ()

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_pytorch.export.job import ExportError, ExportJob, Format, Precision, Runtime
+from vit_pytorch.export.job import OLDEST_OPSET, ExportError, ExportJob, Format, Precision, Runtime
 from vit_pytorch.export.layers import check_quantized, kept_layers, quantization_notes, running_layers
 
 STATIC, DYNAMIC = ("MatMul", "Gemm", "Conv"), ("MatMul", "Gemm")
-# the exporter writes no older one
-OLDEST_OPSET = 18
 NAMED_AXES = {0: "batch", 2: "height", 3: "width"}
 # where the exporter notes the modules around a node, from the outermost inwards
 SCOPES = "pkg.torch.onnx.name_scopes"

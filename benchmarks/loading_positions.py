@@ -54,7 +54,7 @@ def hybrid() -> Iterator[Case]:
     options = {**VIT_TIMM, "patch_size": 1, "embed_layer": embed}
     model = theirs("timm.models.vision_transformer", "VisionTransformer", **options)
     yield against("timm", "timm `VisionTransformer` on `ResNetV2`", build, model, 48, 48)
-    yield patches(sizes)
+    yield from patches(sizes)
     written = to_format(random_model(build), "vit_jax")
     arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in written.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -65,8 +65,8 @@ def hybrid() -> Iterator[Case]:
     yield replace(against("vit_jax", reference, build, model, 48, 48), checkpoint=written)
 
 
-def patches(sizes: dict[str, Any]) -> Case:
-    """Compare with timm's ViT on convolutions, as MobileCLIP's is."""
+def patches(sizes: dict[str, Any]) -> Iterator[Case]:
+    """Compare with timm's ViT on convolutions, as MobileCLIP's is, and its reader of the authors' files."""
     hybrids = import_module("timm.models.vision_transformer_hybrid")
     kernels: dict[str, Any] = {"stride": (4, 2, 2), "kernel_size": (4, 2, 2), "padding": 0}
     stem = hybrids.ConvStem(channels=(12, 12, 48), act_layer=torch.nn.GELU, **kernels)
@@ -76,4 +76,11 @@ def patches(sizes: dict[str, Any]) -> Case:
     positions: Any = {"kind": "learned", "class_token": False}
     network: dict[str, Any] = {"resnet": "patches", "resnet_depths": (), "resnet_width": 12}
     build = ours("HybridViT", **sizes, **network, positions=positions)
-    return against("timm", "timm `VisionTransformer` on `ConvStem`", build, model, 48, 48)
+    yield against("timm", "timm `VisionTransformer` on `ConvStem`", build, model, 48, 48)
+    own = random_model(build)
+    # the authors' classifier has none
+    torch.nn.init.zeros_(own.get_parameter("head.bias"))
+    written = to_format(own, "MobileCLIP")
+    model.load_state_dict(hybrids.checkpoint_filter_fn(dict(written), model))
+    reference = "timm's reader of MobileCLIP's files, on `ConvStem`"
+    yield replace(against("MobileCLIP", reference, build, model, 48, 48), checkpoint=written)

@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from provenance import provenance
 from timing import Cell, Worker, ratio, time_in_turn
 
 HERE = Path(__file__).parent
@@ -290,17 +290,16 @@ def main() -> None:
         work(args)
         return
     absent = [name for name, package in LIBRARIES.items() if find_spec(package) is None]
-    found: dict[str, Any] = {
-        "processor": platform.processor() or platform.machine(),
+    settings: dict[str, Any] = {
         "workers": args.workers,
         "batch": args.batch,
         "rand_augment": not args.light,
         "versions": {
-            name: version(name) for name in ("torch", "torchvision", "pillow", *LIBRARIES) if is_version(name)
+            name: version(name) for name in ("torchvision", "pillow", *LIBRARIES) if is_version(name)
         },
-        "absent": absent,
-        "sources": {},
+        **provenance(),
     }
+    rows: list[dict[str, Any]] = []
     if absent:
         print(f"not installed, and left out: {', '.join(absent)}")
     with tempfile.TemporaryDirectory() as place:
@@ -312,14 +311,15 @@ def main() -> None:
             write_members(members, args.shards, 10_000)
             sources["shards"] = (32, args.shards)
         for name, (size, pattern) in sources.items():
-            row = found["sources"][name] = compare(args, Path(place, name), size=size, pattern=pattern)
+            row = compare(args, Path(place, name), size=size, pattern=pattern)
+            rows.append({"source": name, **row, **settings})
             print(f"{name}, at {size} x {size}:")
             for library, rate in row["images_per_second"].items():
                 beside = row["ours_by"].get(library)
                 share = f"  ours {beside['value']:.2f} (+- {beside['spread']:.2f})" if beside else ""
                 print(f"  {library:14} {rate:8.0f} images/s{share}", flush=True)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def is_version(name: str) -> bool:

@@ -35,6 +35,7 @@ FILES = {
     "options.json": "python benchmarks/options.py idx:FOLDER --json docs/measured/options.json",
     "pretraining.json": "python benchmarks/pretraining.py digits idx:FOLDER --json FILE",
     "going_on.json": "python benchmarks/going_on.py docs/measured/going_on.json --signs FOLDER",
+    "loader.json": "python benchmarks/loader.py --shards PATTERN --json docs/measured/loader.json",
     "merging.json": "python benchmarks/merging.py docs/measured/merging.json --signs FOLDER",
 }
 ORIGIN = ("date", "machine", "commit", "torch")
@@ -339,6 +340,26 @@ def fits(row: Mapping[str, Any], package: str, name: str, figure: str) -> bool:
     return (row["package"], row["name"]) == (package, name) and figure in row
 
 
+class Loader(FiguresTable):
+    """`{loader}` lists the images a second that loaders prepare, and ours beside each."""
+
+    file = "loader.json"
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each library, with a column for each source."""
+        rows: list[list[Cell]] = [
+            ["images/s (ours by it)", *(f"{row['source']}, {row['size']} pixels" for row in found)]
+        ]
+        for library in dict.fromkeys(name for row in found for name in row["images_per_second"]):
+            cells = []
+            for row in found:
+                rate, beside = row["images_per_second"].get(library), row["ours_by"].get(library)
+                compared = f" ({beside['value']:.2f} ± {beside['spread']:.2f})" if beside else ""
+                cells.append(NOT_MEASURED if rate is None else f"{rate:.0f}{compared}")
+            rows.append([library, *cells])
+        return rows
+
+
 class Merging(FiguresTable):
     """`{merging}` lists what merging tokens costs trained models, and the operations that are left."""
 
@@ -422,6 +443,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("pretraining", Pretraining)
     app.add_directive("going-on", GoingOn)
     app.add_directive("learning", Learning)
+    app.add_directive("loader", Loader)
     app.add_directive("merging", Merging)
     app.add_directive("speed", Speed)
     return {"parallel_read_safe": True}

@@ -136,7 +136,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for folder in ("papers", "measured"):
         (source / folder).mkdir()
-    names = ("deployed", "options", "pretraining", "going_on", "learning", "speed", "papers")
+    names = ("deployed", "options", "pretraining", "going_on", "learning", "loader", "speed", "papers")
     measured = ["papers/tome", *(f"measured/{name}" for name in names)]
     for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", *measured):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
@@ -278,6 +278,7 @@ def test_proof_says_where_its_figures_come_from(site: Path) -> None:
         "options.json",
         "pretraining.json",
         "going_on.json",
+        "loader.json",
         "merging.json",
         "speed.json",
     )
@@ -379,6 +380,17 @@ def test_figures_of_speed_are_those_of_the_file(site: Path) -> None:
         for mode, shown in (("forward", forward), ("train", training)):
             ratios = four.get((model, mode), {"ours": 1.0}).items()
             assert shown == ", ".join(f"{peer} {value:.2f}" for peer, value in ratios if peer != "ours")
+
+
+def test_figures_of_loaders_are_those_of_the_file(site: Path) -> None:
+    shown, *_ = cells_of(site / "measured" / "loader.html")
+    rows = read_rows("loader.json")
+    assert [row["source"] for row in rows] == ["photographs", "shards"]
+    for library, *rates in shown:
+        for rate, row in zip(rates, rows, strict=True):
+            assert rate.split()[0] == f"{row['images_per_second'][library]:.0f}"
+            if library != "ours":
+                assert rate.split()[1] == f"({row['ours_by'][library]['value']:.2f}"
 
 
 def test_figures_of_merging_are_those_of_the_file(site: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -91,15 +92,13 @@ class SwinTransformerV2(HierarchicalModel):
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
         def block(stage: int, window: Pair, shift: Pair, drop: float) -> Block:
-            attention = Attention(
+            attention = cosine_attention(
                 dims[stage],
-                heads=all_heads[stage],
-                dim_head=dims[stage] // all_heads[stage],
+                all_heads[stage],
                 qkv_bias="qv" if qkv_bias else False,
                 dropout=dropout,
-                kernel=partial(FusedAttention, attn_dropout, 1.0),
+                attn_dropout=attn_dropout,
             )
-            attention.q_norm, attention.k_norm = ScaledDirection(all_heads[stage]), Direction()
             side = trained[stage]
             bias = LogSpacedBias(window, all_heads[stage], pretrained=None if side is None else pair(side))
             feedforward = FeedForward(dims[stage], int(dims[stage] * ratios[stage]), dropout=dropout)
@@ -122,6 +121,27 @@ class SwinTransformerV2(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
+
+
+def cosine_attention(
+    dim: int,
+    heads: int,
+    *,
+    qkv_bias: bool | Literal["qv"] = True,
+    dropout: float = 0.0,
+    attn_dropout: float = 0.0,
+) -> Attention:
+    """Build attention by the cosine of queries and keys at a learned temperature (equation 2)."""
+    attention = Attention(
+        dim,
+        heads=heads,
+        dim_head=dim // heads,
+        qkv_bias=qkv_bias,
+        dropout=dropout,
+        kernel=partial(FusedAttention, attn_dropout, 1.0),
+    )
+    attention.q_norm, attention.k_norm = ScaledDirection(heads), Direction()
+    return attention
 
 
 def start_as_identity(model: nn.Module) -> None:

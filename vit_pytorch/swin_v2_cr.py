@@ -26,15 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
-from vit_pytorch.layers.attention import (
-    NO_INPUTS,
-    Attention,
-    BlockInputs,
-    Direction,
-    FusedAttention,
-    ScaledDirection,
-    heads_per_stage,
-)
+from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, heads_per_stage
 from vit_pytorch.layers.blocks import FeedForward, PostNormBlock, drop_path_rates, layer
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import per_stage
@@ -42,7 +34,7 @@ from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import LogBias
 from vit_pytorch.layers.windows import PatchMerging, ShiftedWindowAttention
 from vit_pytorch.swin import Pair, Sizes, patch_embedding, shifted_stages
-from vit_pytorch.swin_v2 import start_as_identity
+from vit_pytorch.swin_v2 import cosine_attention, start_as_identity
 
 
 class SwinTransformerV2CR(HierarchicalModel):
@@ -98,14 +90,9 @@ class SwinTransformerV2CR(HierarchicalModel):
         norm = partial(nn.LayerNorm, eps=norm_eps)
 
         def block(stage: int, window: Pair, shift: Pair, drop: float) -> NormedBlock:
-            attention = Attention(
-                dims[stage],
-                heads=all_heads[stage],
-                dim_head=dims[stage] // all_heads[stage],
-                dropout=dropout,
-                kernel=partial(FusedAttention, attn_dropout, 1.0),
+            attention = cosine_attention(
+                dims[stage], all_heads[stage], dropout=dropout, attn_dropout=attn_dropout
             )
-            attention.q_norm, attention.k_norm = ScaledDirection(all_heads[stage]), Direction()
             bias = LogBias(window, all_heads[stage], dim=position_dim)
             feedforward = FeedForward(dims[stage], int(dims[stage] * ratios[stage]), dropout=dropout)
             shifted = ShiftedWindowAttention(attention, window, shift, bias)

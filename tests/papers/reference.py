@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +15,15 @@ from tests.tolerances import PARITY
 from vit_pytorch.pretrained import load_pretrained, to_format
 from vit_pytorch.training.optim import parameter_groups
 
-__all__ = ["TOLERANCE", "check_gradients", "check_layer_decay", "difference", "images", "randomise"]
+__all__ = [
+    "TOLERANCE",
+    "check_gradients",
+    "check_layer_decay",
+    "check_steps",
+    "difference",
+    "images",
+    "randomise",
+]
 
 TOLERANCE = PARITY
 
@@ -71,6 +80,33 @@ def check_gradients(model: nn.Module, reference: nn.Module, x: Tensor, layout: s
         # The gradient of what adds the same to all scores of a query is rounding alone.
         close = 1e-5 * parameter.grad.abs().max() + 1e-6
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=close)
+
+
+def check_steps(
+    model: nn.Module, reference: nn.Module, x: Tensor, *, rtol: float | None = None, atol: float | None = None
+) -> None:
+    """Check ten steps of AdamW in training mode of two models of equal weights: losses; changes both.
+
+    Args:
+        x: four images.
+        rtol: relative tolerance of the losses; default that of their precision.
+        atol: absolute tolerance, likewise.
+    """
+    labels = torch.tensor([0, 3, 5, 6])
+    losses = []
+    for net in (model, reference):
+        net.train()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
+        found = []
+        for _ in range(10):
+            loss = F.cross_entropy(net(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.detach())
+        losses.append(torch.stack(found))
+    torch.testing.assert_close(losses[0], losses[1], rtol=rtol, atol=atol)
+    assert losses[0][-1] < losses[0][0]
 
 
 def check_layer_decay(model: nn.Module, reference: nn.Module, layout: str) -> None:

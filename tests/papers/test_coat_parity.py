@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models import coat as theirs
 
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
+from tests.papers.reference import TOLERANCE, check_parity, check_steps, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.coat import CoaT, Factorised, RelativeConvs, exchange
 from vit_pytorch.layers.attention import BlockInputs
@@ -103,21 +102,7 @@ def test_ten_steps_of_training(option: str) -> None:
     """By AdamW, in training mode."""
     model, reference = make_pair(option)
     load_pretrained(model, reference.state_dict())
-    x, labels = images(64, 64, batch=4), torch.tensor([0, 3, 5, 6])
-    losses = []
-    for net in (model, reference):
-        net.train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
-        found = []
-        for _ in range(10):
-            loss = F.cross_entropy(net(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.detach())
-        losses.append(torch.stack(found))
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
-    assert losses[0][-1] < losses[0][0]
+    check_steps(model, reference, images(64, 64, batch=4), rtol=1e-3, atol=1e-4)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from tests.papers.reference import (
     TOLERANCE,
     check_gradients,
     check_layer_decay,
+    check_steps,
     difference,
     images,
     randomise,
@@ -102,21 +103,7 @@ def test_ten_steps_of_training(option: str) -> None:
     """By AdamW, in training mode, with statistics of the batch."""
     model, reference = make_pair(option)
     load_pretrained(model, reference.state_dict(), grid="model")
-    x, labels = images(64, 64, batch=4), torch.tensor([0, 3, 5, 6])
-    losses = []
-    for net in (model, reference):
-        net.train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
-        found = []
-        for _ in range(10):
-            loss = torch.nn.functional.cross_entropy(net(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.detach())
-        losses.append(torch.stack(found))
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
-    assert losses[0][-1] < losses[0][0]
+    check_steps(model, reference, images(64, 64, batch=4), rtol=1e-3, atol=1e-4)
 
 
 @torch.inference_mode()

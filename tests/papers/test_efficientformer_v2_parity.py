@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import TOLERANCE as SINGLE
-from tests.papers.reference import check_parity, difference, images, randomise
+from tests.papers.reference import check_parity, check_steps, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.efficientformer_v2 import (
     ConvolvedAttention,
@@ -99,21 +99,7 @@ def test_ten_steps_of_training(option: str) -> None:
     """By AdamW, in training mode, with statistics of the batch."""
     model, reference = make_pair(option)
     load_pretrained(model, reference.state_dict(), grid="model")
-    x, labels = images(64, 64, batch=4).double(), torch.tensor([0, 3, 5, 6])
-    losses = []
-    for net in (model, reference):
-        net.train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
-        found = []
-        for _ in range(10):
-            loss = nn.functional.cross_entropy(net(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.detach())
-        losses.append(torch.stack(found))
-    torch.testing.assert_close(losses[0], losses[1])
-    assert losses[0][-1] < losses[0][0]
+    check_steps(model, reference, images(64, 64, batch=4).double())
 
 
 @torch.inference_mode()

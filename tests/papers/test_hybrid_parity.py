@@ -10,7 +10,7 @@ import torchvision
 from timm.models import vision_transformer_hybrid
 from torch import Tensor, nn
 
-from tests.papers.reference import check_parity, difference, images, randomise
+from tests.papers.reference import check_parity, check_steps, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, StandardisedConv
 from vit_pytorch.pretrained import to_format
@@ -66,21 +66,7 @@ def test_ten_steps_of_mobile_clip():
     """By AdamW, in training mode, with statistics of the batch."""
     model, theirs = mobile_clip()
     load_pretrained(model.double(), theirs.state_dict())
-    x, labels = images(64, 64, batch=4).double(), torch.tensor([0, 3, 5, 6])
-    losses = []
-    for net in (model, theirs):
-        net.train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, foreach=False)
-        found = []
-        for _ in range(10):
-            loss = nn.functional.cross_entropy(net(x), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.detach())
-        losses.append(torch.stack(found))
-    torch.testing.assert_close(losses[0], losses[1])
-    assert losses[0][-1] < losses[0][0]
+    check_steps(model, theirs, images(64, 64, batch=4).double())
 
 
 @torch.no_grad()

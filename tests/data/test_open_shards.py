@@ -10,6 +10,7 @@ from made_pictures import png
 
 from vit_pytorch.data import BadImageError, decode_image, open_data
 from vit_pytorch.data.shards import ShardImages, expand_shards
+from vit_pytorch.data.sources import absolute_source
 
 
 def write_shards(folder: Path, stem: str, *counts: int) -> None:
@@ -46,6 +47,23 @@ def test_one_pattern_is_split_by_class(tmp_path: Path) -> None:
     assert len(names) == 60
     index = int(splits.test.name(7)[-4:])
     assert torch.equal(splits.test[7][0], decode_image(png(index)))
+
+
+def test_no_pattern_for_validation_has_it_split_off_by_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, "train", 30, 30)
+    write_shards(tmp_path, "test", 3)
+    monkeypatch.chdir(tmp_path)
+    spec = absolute_source("wds:train-{000,001}.tar,,test-000.tar")
+    assert spec == f"wds:{tmp_path}/train-{{000,001}}.tar,,{tmp_path}/test-000.tar"
+    splits = open_data(spec)
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [54, 6, 3]
+    assert splits.val.labels.bincount().tolist() == [2, 2, 2]
+    for spec in ("wds:,a.tar", "wds:a.tar,"):
+        with pytest.raises(ValueError, match="got 2, of which one is empty"):
+            open_data(spec)
 
 
 def test_class_names_beside_the_shards(tmp_path: Path) -> None:

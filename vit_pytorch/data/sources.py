@@ -53,7 +53,7 @@ def open_data(
     - ``hf:NAME``: Hugging Face ``datasets``, by a name on the Hub or a local folder; options follow as
       ``?config=NAME&image=COLUMN&label=COLUMN``.
     - ``wds:TRAIN[,VAL[,TEST]]``: WebDataset shards, each a pattern such as ``data/train-{000..003}.tar`` or
-      ``data/val-*.tar``.
+      ``data/val-*.tar``. ``wds:TRAIN,,TEST`` has no shards for validation.
     - ``stream:PATTERN``: WebDataset shards as a stream, from local paths, over HTTP(S) or from a command (see
       `open_stream`).
     - ``csv:FILE``: a table of image files, by pandas, or a pattern of tables; columns that have no usual
@@ -174,7 +174,8 @@ def absolute_source(spec: str) -> str:
     if kind == "hf" and separator:
         return f"hf:{_absolute(name)}{mark}{query}" if Path(name).exists() else spec
     if kind == "wds" and separator:
-        return f"wds:{','.join(str(Path(piece).absolute()) for piece in _split_patterns(rest))}"
+        pieces = _split_patterns(rest)
+        return f"wds:{','.join(str(Path(piece).absolute()) if piece else '' for piece in pieces)}"
     if kind == "stream" and separator:
         return spec if "://" in rest or rest.startswith("pipe:") else f"stream:{_absolute(rest)}"
     if kind in ("idx", *FILES) and separator:
@@ -278,11 +279,12 @@ def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
 
 def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
     pieces = _split_patterns(patterns)
-    if len(pieces) > 3 or "" in pieces:
+    if len(pieces) > 3 or not pieces[0] or not pieces[-1]:
         empty = ", of which one is empty" * ("" in pieces)
         raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}{empty}: {patterns}")
     train, classes = read_shards(pieces[0])
     parts: dict[str, ImageDataset] = {"train": train}
     for name, piece in zip(("val", "test"), pieces[1:], strict=False):
-        parts[name], _ = read_shards(piece, classes)
+        if piece:
+            parts[name], _ = read_shards(piece, classes)
     return parts, classes

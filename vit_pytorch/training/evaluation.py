@@ -48,43 +48,6 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """How often a classifier is right that says how sure it is, by bins of equal width from 0 to 1.
-
-    Args:
-        images: Number of images by the probability of the class that the model gave.
-        confidence: Sum of those probabilities.
-        right: Number of images that were classified correctly.
-    """
-
-    images: Float[Tensor, " bins"]
-    confidence: Float[Tensor, " bins"]
-    right: Float[Tensor, " bins"]
-
-    @classmethod
-    def of(cls, probabilities: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> Reliability:
-        """Count the images of a batch."""
-        confidence, predicted = probabilities.double().max(dim=1)
-        places = (confidence * BINS).long().clamp(max=BINS - 1)
-
-        def add(values: Tensor) -> Tensor:
-            return torch.zeros(BINS, dtype=torch.float64).index_add_(0, places, values.double())
-
-        return cls(add(torch.ones_like(confidence)), add(confidence), add(predicted == labels))
-
-    def __add__(self, other: Reliability) -> Reliability:
-        """Add the images of another batch."""
-        return Reliability(
-            self.images + other.images, self.confidence + other.confidence, self.right + other.right
-        )
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error (ECE): mean difference of probability and accuracy over the bins."""
-        return float((self.confidence - self.right).abs().sum() / self.images.sum())
-
-
-@dataclass(frozen=True)
 class ClassEvaluation:
     """How a classifier did.
 
@@ -94,7 +57,7 @@ class ClassEvaluation:
         loss: Mean cross-entropy.
         wrong: The first images that were classified wrongly.
         temperature: What divides the logits for calibrated probabilities; None where it is not known.
-        reliability: Of probabilities as they are, and of calibrated ones where there are.
+        reliability: From `count_by_confidence`, of probabilities as they are and of calibrated ones if any.
     """
 
     classes: tuple[str, ...]
@@ -102,7 +65,7 @@ class ClassEvaluation:
     loss: float
     wrong: tuple[Wrong, ...] = field(default=(), repr=False)
     temperature: float | None = None
-    reliability: tuple[Reliability, ...] = field(default=(), repr=False)
+    reliability: tuple[Float[Tensor, "3 bins"], ...] = field(default=(), repr=False)
 
     @property
     def images(self) -> int:
@@ -146,14 +109,15 @@ class ClassEvaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures, for JSON; of more than 100 classes `confusion_cells` for `confusion`."""
+        errors = [*map(calibration_error, self.reliability), None, None]
         return {
             "images": self.images,
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro_f1,
             "loss": self.loss,
-            "calibration_error": self.reliability[0].error if self.reliability else None,
-            "calibrated_error": self.reliability[1].error if len(self.reliability) > 1 else None,
+            "calibration_error": errors[0],
+            "calibrated_error": errors[1],
             "temperature": self.temperature,
             "class_accuracy": self.class_accuracy,
             **self._confusion_dict(),
@@ -366,7 +330,7 @@ def evaluate_classes(
 ) -> ClassEvaluation:
     """Compare logits with classes; see `evaluate`."""
     divisors = [1.0] if temperature is None else [1.0, temperature]
-    reliability: list[Reliability] = []
+    reliability = torch.zeros(len(divisors), 3, BINS, dtype=torch.float64)
     normalize, count = Normalize(preprocessing), len(classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
     loss = 0.0
@@ -376,8 +340,8 @@ def evaluate_classes(
         logits, labels = outputs[counted], targets[counted]
         shown = counted.nonzero().flatten().tolist()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        found = [Reliability.of((logits / divisor).softmax(dim=1), labels) for divisor in divisors]
-        reliability = [a + b for a, b in zip(reliability, found, strict=True)] if reliability else found
+        for counts, divisor in zip(reliability, divisors, strict=True):
+            counts += count_by_confidence((logits / divisor).softmax(dim=1), labels)
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
         confusion.view(-1).index_add_(0, labels * count + predicted, torch.ones_like(labels))
         for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
@@ -395,6 +359,28 @@ def evaluate_classes(
         temperature,
         tuple(reliability),
     )
+
+
+def count_by_confidence(
+    probabilities: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
+) -> Float[Tensor, "3 bins"]:
+    """Count how often a classifier is right that says how sure it is, by bins of equal width from 0 to 1.
+
+    Returns:
+        The number of images by the probability of the class that the model gave, the sum of those
+        probabilities, and the number of images that were classified correctly.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    values = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels).double()])
+    return torch.zeros(3, BINS, dtype=torch.float64).index_add_(
+        1, (confidence * BINS).long().clamp(max=BINS - 1), values
+    )
+
+
+def calibration_error(counts: Float[Tensor, "3 bins"]) -> float:
+    """Return the expected calibration error (ECE), the mean difference of probability and accuracy."""
+    images, confidence, right = counts
+    return float((confidence - right).abs().sum() / images.sum())
 
 
 def fit_temperature(batches: Outputs) -> float:

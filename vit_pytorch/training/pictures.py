@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vit_pytorch.storage import replacing
-from vit_pytorch.training.evaluation import ClassEvaluation, Evaluation, LabelEvaluation, ValueEvaluation
+from vit_pytorch.training.evaluation import (
+    ClassEvaluation,
+    Evaluation,
+    LabelEvaluation,
+    ValueEvaluation,
+    calibration_error,
+)
 from vit_pytorch.training.history import Row
 from vit_pytorch.training.summary import COURSE
 
@@ -129,10 +135,10 @@ def draw_reliability(result: ClassEvaluation, path: str | os.PathLike[str]) -> N
     axes: Axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
     names = ["as it is", f"temperature {result.temperature or 1:.2f}"]
-    for found, name in zip(result.reliability, names, strict=False):
-        some = found.images > 0
-        sure, right = (part[some] / found.images[some] for part in (found.confidence, found.right))
-        axes.plot(sure.numpy(), right.numpy(), marker=".", label=f"{name} (ECE {found.error:.1%})")
+    for counts, name in zip(result.reliability, names, strict=False):
+        images, sure, right = counts[:, counts[0] > 0]
+        label = f"{name} (ECE {calibration_error(counts):.1%})"
+        axes.plot((sure / images).numpy(), (right / images).numpy(), marker=".", label=label)
     axes.set(xlabel="probability", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     if result.reliability:

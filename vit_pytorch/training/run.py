@@ -188,10 +188,8 @@ def train(
     checkpoint: Checkpoint | None,
     *,
     best: Mapping[str, Any],
-    patience: int | None = None,
-    ema: float | None = None,
-    from_start: bool = False,
     watching: Callable[[Sequence[Logger]], Sequence[Callback]] | None = None,
+    **options: Any,
 ) -> None:
     """Train as a configuration says, with what every run writes down.
 
@@ -203,10 +201,8 @@ def train(
         folder: the run's folder
         checkpoint: what to go on from; None for a new training
         best: arguments of `Checkpoints` that say which checkpoint is best
-        patience: see `Loop`
-        ema: see `Loop`
-        from_start: see `Loop`
         watching: gives more callbacks, from the run's loggers; they add to what is measured
+        options: more arguments of `Loop`
     """
     loggers = make_loggers(config.logger, folder) if fabric.is_global_zero else []
     steps = len(data.opened.train) // config.batch_size
@@ -231,13 +227,11 @@ def train(
             epochs=config.epochs,
             accumulate=config.accumulate,
             clip=config.clip,
-            ema=ema,
             on_nonfinite=config.on_nonfinite,
-            patience=patience,
-            from_start=from_start,
             compiled=config.compile,
             activation_checkpointing=config.activation_checkpointing,
             callbacks=callbacks,
+            **options,
         )
         if checkpoint is None and config.data.on_bad == "stop":
             data.check_evaluation()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -333,7 +333,7 @@ class Supervised(Task):
         return self.criterion(outputs, self.problem.normalize(targets.to(outputs)))
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
+def _join(parts: tuple[Tensor, ...]) -> Tensor:
     """Return the parts of all processes in one tensor."""
     mine = torch.cat(parts)
     return torch.cat(gather_all_tensors(mine)) if torch.distributed.is_initialized() else mine

@@ -120,9 +120,9 @@ def build(
     method = make_method(
         config.method, model, data.preprocessing, length_of(config, splits), name=config.model["name"]
     )
-    stored = isinstance(method, MAE) and isinstance(start, str | Path)
-    if stored and find_format(open_source(start).state) is not None:
-        load_autoencoder(method, start)
+    stored = start if isinstance(start, str | Path) else None
+    if isinstance(method, MAE) and stored is not None and find_format(open_source(stored).state) is not None:
+        load_autoencoder(method, stored)
     return model, data, method
 
 

@@ -114,7 +114,6 @@ class Predictor:
             ValueError: if something is no image, or an address
         """
         if isinstance(images, str | os.PathLike):
-            check_local([images])
             if Path(images).is_file():
                 return next(self.stream([images]))
             return list(self.stream([images]))
@@ -143,7 +142,9 @@ class Predictor:
             video those of its clips.
         """
         names = [os.fspath(path) for path in paths]
-        check_local(names)
+        for name in names:
+            if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+                raise ValueError(f"addresses are not fetched: download {name} and pass its file")
         if self.preprocessing.frames is not None:
             yield from self._stream_clips(names, on_bad or _stop, step)
             return
@@ -331,17 +332,6 @@ def as_pixels(image: Any, prep: Preprocessing) -> Shaped[Tensor, "c h w"]:
             + (f" from {image.min():g} to {image.max():g}" if whole else "")
         )
     return convert_channels(image, prep.channels)
-
-
-def check_local(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Check that paths are no addresses.
-
-    Raises:
-        ValueError: if one is
-    """
-    for path in paths:
-        if re.match(r"[a-z][a-z0-9+.-]+://", os.fspath(path), re.IGNORECASE):
-            raise ValueError(f"addresses are not fetched: download {os.fspath(path)} and pass its file")
 
 
 def _stop(error: BadImageError) -> None:

@@ -291,19 +291,18 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     publish(summary, render(summary, results), pictures, folder)
 
 
-def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
-    """Build a configuration's model, for the classes and channels of its data."""
-    arguments, channels = model_arguments(config, splits)
+def build_model(config: RunConfig, splits: Splits) -> VisionModel:
+    """Build a configuration's model for the channels of its data, and for their classes if it learns them."""
     entry = find_entry(config.model["name"])
-    if config.distillation.teacher is not None and entry.architecture in DISTILLABLE:
+    teacher = config.distillation.teacher if isinstance(config, TrainConfig) else None
+    if teacher is not None and entry.architecture in DISTILLABLE:
         entry = replace(entry, architecture=DISTILLABLE[entry.architecture])
-    return entry.build(**arguments, num_classes=len(splits.classes), channels=channels)
-
-
-def model_arguments(config: RunConfig, splits: Splits) -> tuple[dict[str, Any], int]:
-    """Return the arguments of a configuration's model, and the channels that it shall take."""
     arguments = {key: value for key, value in config.model.items() if key != "name"}
-    return arguments, splits.train.channels if config.data.channels is None else config.data.channels
+    return entry.build(
+        **arguments,
+        num_classes=len(splits.classes) if isinstance(config, TrainConfig) else 0,
+        channels=splits.train.channels if config.data.channels is None else config.data.channels,
+    )
 
 
 # sections of the data that say nothing

@@ -18,7 +18,6 @@ from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_autoencoder, load_pretrained
 from vit_pytorch.pretrained.autoencoder import find_format
 from vit_pytorch.pretrained.source import open_source
-from vit_pytorch.registry import find_entry
 from vit_pytorch.ssl.schedules import CosineSchedule
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
@@ -31,7 +30,7 @@ from vit_pytorch.training.pretraining.monitor import ENTROPY, KNN, SPREAD, USAGE
 from vit_pytorch.training.pretraining.pictures import Pictures
 from vit_pytorch.training.pretraining.task import Pretrainer
 from vit_pytorch.training.probing import embed_dataset, measure, spread_over
-from vit_pytorch.training.run import eval_device, image_data, log_run, model_arguments, train
+from vit_pytorch.training.run import build_model, eval_device, image_data, log_run, train
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.start import create_run_dir, prepare
@@ -112,7 +111,7 @@ def build(
         ValueError: Where the method cannot teach the model, or the weights do not fit.
         OSError: Where the weights cannot be read.
     """
-    model, start = _build_model(config, splits, weights)
+    model, start = _build_start(config, splits, weights)
     data = image_data(config, splits, model)
     if config.source_size is not None:
         data.train_size = (config.source_size, config.source_size)
@@ -126,10 +125,9 @@ def build(
     return model, data, method
 
 
-def _build_model(config: PretrainConfig, splits: Splits, weights: str | None) -> tuple[VisionModel, Any]:
+def _build_start(config: PretrainConfig, splits: Splits, weights: str | None) -> tuple[VisionModel, Any]:
     """Return a configuration's model, and what `find_start` says of the weights that it starts from."""
-    arguments, channels = model_arguments(config, splits)
-    model = find_entry(config.model["name"]).build(**arguments, num_classes=0, channels=channels)
+    model = build_model(config, splits)
     if weights is None:
         return model, None
     start = find_start(model, weights, config.model["name"])
@@ -149,7 +147,7 @@ def make_task(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pret
         ends = config.optimizer.weight_decay, config.method.weight_decay_end
         decay = CosineSchedule(*ends, length_of(config, splits).steps)
     if config.anchor:
-        start, _ = _build_model(config, splits, config.weights)
+        start, _ = _build_start(config, splits, config.weights)
     return Pretrainer(
         method,
         optimizer=config.optimizer,

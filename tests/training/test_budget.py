@@ -54,6 +54,20 @@ def test_the_largest_model_that_sees_its_images_often_enough(monkeypatch, capsys
     assert (smallest.model["dim"], smallest.epochs) == (64, 4)
 
 
+def test_all_sizes_are_measured_on_the_same_data(monkeypatch):
+    """Small images are read once."""
+    seen = []
+
+    def measure(config, splits, data):
+        seen.append(data)
+        return Rates(epoch=1.0, ending=1.0)
+
+    monkeypatch.setattr(budget, "measure", measure)
+    fit_budget(config(), "2h", sized=True)
+    assert len(seen) == len(budget.SIZES)
+    assert len(set(map(id, seen))) == 1
+
+
 def test_a_model_that_was_chosen_stays(monkeypatch):
     monkeypatch.setattr(budget, "measure", by_width(0.1))
     chosen = fit_budget(config(), "230s", sized=False)

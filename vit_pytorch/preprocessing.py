@@ -443,6 +443,10 @@ class Normalize(nn.Module):
             images = images.to(torch.float32) / 255
         return (images.to(torch.float32) - self.mean) / self.std
 
+    def invert(self, images: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:
+        """Return normalized images as they were, values from 0 to 1, on the CPU and in single precision."""
+        return (images.float().cpu() * self.std + self.mean).clamp(0, 1)
+
 
 class ChannelsFirst(nn.Module):
     """Put the channels of a clip before its frames, as models take it."""

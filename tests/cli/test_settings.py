@@ -250,7 +250,8 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("optimizer: {lr: .inf}\n", "optimizer.lr must be a finite number, got inf"),
         ("augmentation: {mixup: .nan}\n", "augmentation.mixup must be a finite number, got nan"),
         ("label_smoothing: 1.0\n", "label_smoothing must be in [0, 1), got 1.0"),
-        ("ema: 1.0\n", "ema must be in [0, 1), got 1.0"),
+        ("ema: 1.0\n", "ema must be in (0, 1), got 1.0"),
+        ("ema: 0.0\n", "ema must be in (0, 1), got 0.0"),
     ],
 )
 def test_settings_that_mean_nothing(

@@ -10,6 +10,7 @@ from vit_pytorch.data import open_data
 from vit_pytorch.training import budget
 from vit_pytorch.training.budget import Rates, fit_budget, seconds_of
 from vit_pytorch.training.config import DataConfig, ScheduleConfig, TrainConfig
+from vit_pytorch.training.run import build_model, image_data
 
 SIZES = {"image_size": 8, "patch_size": 1, "dim": 32, "depth": 1, "heads": 2, "dim_head": 16, "mlp_dim": 32}
 MODEL = {"name": "vit_tiny_patch16_224", **SIZES}
@@ -37,7 +38,7 @@ def test_what_is_no_time(text):
 
 def by_width(seconds_per_width):
     """What stands for measuring: an epoch takes as long as the model is wide."""
-    return lambda config, splits: Rates(epoch=seconds_per_width * config.model["dim"], ending=10.0)
+    return lambda config, *_: Rates(epoch=seconds_per_width * config.model["dim"], ending=10.0)
 
 
 def test_the_largest_model_that_sees_its_images_often_enough(monkeypatch, capsys):
@@ -51,6 +52,20 @@ def test_the_largest_model_that_sees_its_images_often_enough(monkeypatch, capsys
     assert fit_budget(config(), "2h", sized=True).model["dim"] == 256
     smallest = fit_budget(config(), "40s", sized=True)
     assert (smallest.model["dim"], smallest.epochs) == (64, 4)
+
+
+def test_all_sizes_are_measured_on_the_same_data(monkeypatch):
+    """Small images are read once."""
+    seen = []
+
+    def measure(config, splits, data):
+        seen.append(data)
+        return Rates(epoch=1.0, ending=1.0)
+
+    monkeypatch.setattr(budget, "measure", measure)
+    fit_budget(config(), "2h", sized=True)
+    assert len(seen) == len(budget.SIZES)
+    assert len(set(map(id, seen))) == 1
 
 
 def test_a_model_that_was_chosen_stays(monkeypatch):
@@ -80,7 +95,8 @@ def test_what_is_measured_is_what_a_run_does(batch_size, monkeypatch):
     """Batches of whole epochs, and of parts of one."""
     monkeypatch.setattr(budget, "SECONDS", 0.3)
     settings = config(batch_size=batch_size, data=DataConfig(val_fraction=0.2))
-    rates = budget.measure(settings, open_data("digits", val_fraction=0.2))
+    splits = open_data("digits", val_fraction=0.2)
+    rates = budget.measure(settings, splits, image_data(settings, splits, build_model(settings, splits)))
     assert 0 < rates.epoch < 60
     assert budget.REPORT < rates.ending < budget.REPORT + 60
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from tests.training.toy import ToyImages, run_toy, train, vit_task
-from tests.training.two_ranks import STILL
+from tests.training.two_ranks import LABELS, STILL, outputs_and_labels
 from vit_pytorch.storage import file_sha256
 from vit_pytorch.training.checkpoints import (
     CheckpointError,
@@ -85,6 +85,12 @@ def test_weights_are_averaged_in_two_processes(runs: Any, strategy: str) -> None
     _, results = runs
     assert results["averaged"]["val"] != results["one"]["val"]
     assert_close(results[f"{strategy} averaged"], results["averaged"], share=1)
+
+
+def test_figures_of_labels_are_those_of_all_processes(runs: Any) -> None:
+    outputs, targets = outputs_and_labels()
+    figures = LABELS.figures(LABELS.scores(outputs), targets)
+    assert runs[1]["labels"] == {f"val/{name}": value for name, value in figures.items()}
 
 
 def test_fsdp_shards_and_ddp_copies(runs: Any) -> None:

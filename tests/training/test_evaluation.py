@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from vit_pytorch.data import Preprocessing
-from vit_pytorch.training.evaluation import MOST_WRONG, ClassEvaluation, evaluate, fit_temperature
+from vit_pytorch.training.evaluation import (
+    MOST_WRONG,
+    ClassEvaluation,
+    calibration_error,
+    evaluate,
+    fit_temperature,
+)
 from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.summary import markdown_table
 
@@ -139,7 +145,7 @@ def test_the_temperature_that_logits_were_multiplied_by_is_found() -> None:
     assert loss(temperature) <= min(loss(temperature * factor) for factor in (0.98, 1.02))
     problem = Classification(tuple("abcde"), temperature)
     result: Any = problem.evaluate(batches, GREY)
-    before, after = (found.error for found in result.reliability)
+    before, after = map(calibration_error, result.reliability)
     assert after < 0.03 < 0.15 < before
     assert torch.allclose(problem.calibrated().scores(logits), (logits / temperature).softmax(1))
     assert torch.equal(problem.scores(logits), logits.softmax(1))
@@ -151,7 +157,7 @@ def test_the_calibration_error_of_known_probabilities() -> None:
     logits = torch.stack([chances.log(), (1 - chances).log()], dim=1)
     labels = torch.tensor([0] * 6 + [1] * 4 + [0] * 10)
     result: Any = Classification(("a", "b")).evaluate([(logits, labels, logits)], GREY)
-    assert result.reliability[0].error == pytest.approx((0.15 + 0.1) / 2)
+    assert calibration_error(result.reliability[0]) == pytest.approx((0.15 + 0.1) / 2)
 
 
 @pytest.mark.parametrize("count", [100, 101, 2000])

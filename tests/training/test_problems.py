@@ -83,18 +83,18 @@ def test_answers() -> None:
     classes = Classification(("cat", "dog", "owl"))
     answer = classes.answer(torch.tensor([0.2, 0.5, 0.3]), classes.check_top(2))
     assert [entry["class"] for entry in answer["top"]] == ["dog", "owl"]
-    assert classes.columns(2) == ["class", "probability", "class_2", "probability_2"]
-    assert classes.shown(answer) == ["dog 50.0%", "owl 30.0%"]
+    assert list(classes.cells(answer)) == ["class", "probability", "class_2", "probability_2"]
+    assert classes.shown(answer) == {"1.": "dog 50.0%", "2.": "owl 30.0%"}
     labels = MultiLabel(("cat", "dog", "owl"), (0.1, 0.6, 0.3))
     answer = labels.answer(torch.tensor([0.2, 0.5, 0.4]), labels.check_top(None))
     assert answer["labels"] == ["cat", "owl"]
     assert answer["top"][0] == {"label": "dog", "probability": 0.5}
-    assert labels.cells(answer)[:3] == ["cat|owl", "dog", 0.5]
-    assert labels.shown(labels.answer(torch.zeros(3), 1)) == ["none", "cat 0.0%"]
+    assert list(labels.cells(answer).values())[:3] == ["cat|owl", "dog", 0.5]
+    assert labels.shown(labels.answer(torch.zeros(3), 1)) == {"labels": "none", "1.": "cat 0.0%"}
     values = Regression(("angle",), mean=(10.0,), std=(2.0,))
     answer = values.answer(values.scores(torch.tensor([[1.5]]))[0], values.check_top(None))
     assert answer == {"values": {"angle": 13.0}}
-    assert (values.columns(1), values.cells(answer), values.shown(answer)) == (["angle"], [13.0], ["13"])
+    assert (values.cells(answer), values.shown(answer)) == ({"angle": 13.0}, {"angle": "13"})
     with pytest.raises(ValueError, match="top is for classes and labels; this model gives angle"):
         values.check_top(2)
 

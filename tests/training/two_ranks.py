@@ -12,13 +12,33 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tests.training.toy import At, ToyImages, train, vit_task
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.loop import Loop
+from vit_pytorch.training.losses import LossConfig, make_loss
+from vit_pytorch.training.problems import MultiLabel
+from vit_pytorch.training.task import Batch, Supervised
 
 STILL = {"dropout": 0.0, "noise": 0.0}
+LABELS = MultiLabel(("a", "b", "c"))
+
+
+def outputs_and_labels() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(7, 3, generator=generator), (torch.rand(7, 3, generator=generator) < 0.4).float()
+
+
+def figures_of_labels() -> dict[str, float]:
+    """Validate on labels of which the first process has four rows, the second three."""
+    rows = slice(4) if torch.distributed.get_rank() == 0 else slice(4, 7)
+    outputs, targets = (part[rows] for part in outputs_and_labels())
+    task = Supervised(nn.Identity(), LABELS, criterion=make_loss(LossConfig(), "multilabel")).eval()
+    task.measure(Batch(outputs[:2], targets[:2], 0, 0))
+    task.measure(Batch(outputs[2:], targets[2:], 0, 1))
+    return task.finish_validation()
 
 
 class Shards(Callback):
@@ -113,6 +133,7 @@ def main() -> None:
         "from sharded": train(folder / "x", resume=place, sharded=True, **averaged_too),
     }
     results |= {name: {"train": losses.train, "val": losses.val} for name, losses in runs.items()}
+    results["labels"] = figures_of_labels()
     results["full disk"] = {"errors": errors_on_a_full_disk(folder / "full", **averaged_too)}
     if torch.distributed.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))

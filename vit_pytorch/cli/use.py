@@ -339,7 +339,7 @@ def print_predictions(
             _write_csv(file, predictions, predictor, timed=timed)
     elif first is not None:
         timed = "clips" in first
-        header = [next(iter(first)), *["seconds"] * timed, *predictor.problem.header(predictor.top)]
+        header = [next(iter(first)), *["seconds"] * timed, *predictor.problem.shown(first)]
         rows = (
             row for prediction in predictions for row in _rows(prediction, predictor.problem, timed=timed)
         )
@@ -385,19 +385,20 @@ def _rows(prediction: Answer, problem: Problem, *, timed: bool) -> Iterator[list
     name = prediction[next(iter(prediction))]
     for clip in prediction.get("clips", []):
         span = f"{clip['start']:.2f} - {clip['end']:.2f}"
-        yield [*([name, span] if timed else [f"{name} {span}"]), *problem.shown(clip)]
-    yield [name, *["all" if "clips" in prediction else ""] * timed, *problem.shown(prediction)]
+        yield [*([name, span] if timed else [f"{name} {span}"]), *problem.shown(clip).values()]
+    yield [name, *["all" if "clips" in prediction else ""] * timed, *problem.shown(prediction).values()]
 
 
 def _write_csv(file: TextIO, predictions: Iterable[Answer], predictor: Predictor, *, timed: bool) -> None:
     """Write a row for each file, or for each clip of a video and for the whole, as soon as it is there."""
-    writer = csv_writer(file, lineterminator="\n")
-    writer.writerow(["path", *["start", "end"] * timed, *predictor.problem.columns(predictor.top)])
+    writer, problem = csv_writer(file, lineterminator="\n"), predictor.problem
+    columns = problem.cells(problem.answer(torch.zeros(len(problem.names)), predictor.top))
+    writer.writerow(["path", *["start", "end"] * timed, *columns])
     for prediction in predictions:
         path = prediction[next(iter(prediction))]
         for part in (*prediction.get("clips", []), prediction):
             times = [part.get("start", ""), part.get("end", "")] if timed else []
-            writer.writerow([path, *times, *predictor.problem.cells(part)])
+            writer.writerow([path, *times, *problem.cells(part).values()])
 
 
 def _data_config(run: Path, source: str | None) -> DataConfig:

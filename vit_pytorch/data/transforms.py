@@ -106,9 +106,11 @@ def collate(images: Sequence[Float[Tensor, "c *t h w"]], prep: Preprocessing) ->
     return torch.stack(list(images)) if images else torch.empty(0, prep.channels, *prep.size)
 
 
-def move(images: Images, device: torch.device) -> Images:
-    """Put a batch of images on a device."""
-    return images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+def move(images: Images, device: torch.device, dtype: torch.dtype | None = None) -> Images:
+    """Put a batch of images on a device, and into another precision."""
+    if isinstance(images, Tensor):
+        return images.to(device, dtype)
+    return [image.to(device, dtype) for image in images]
 
 
 def check_native(augmentation: Augmentation) -> None:

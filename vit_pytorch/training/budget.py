@@ -11,9 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor
-
-from vit_pytorch.data import Splits
+from vit_pytorch.data import ImageData, Splits
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.config import TrainConfig
 from vit_pytorch.training.engine import make_fabric
@@ -23,7 +21,6 @@ from vit_pytorch.training.problems import problem_of
 from vit_pytorch.training.progress import duration
 from vit_pytorch.training.run import build_model, image_data, make_task
 from vit_pytorch.training.start import open_splits, quieten
-from vit_pytorch.training.task import Batch
 
 # of plain models, small to large: width and depth; heads are 32 wide, and an MLP widens twice
 SIZES = ((64, 4), (96, 6), (128, 6), (192, 8), (256, 10))
@@ -41,34 +38,22 @@ class _EnoughError(Exception):
 
 
 class _Clock(Callback):
-    """Notes when batches end, and ends the training, or the validation, when enough have."""
+    """Notes when batches end, from now on, and ends the training, or the validation, when enough have."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends = [time.perf_counter()]
         self.epochs: list[float] = []
 
-    def on_train_start(self, loop: Loop) -> None:
-        """Note the start."""
-        self.ends.append(time.perf_counter())
-
-    def on_validation_start(self, loop: Loop) -> None:
-        """Note the start, if it is that of a validation alone."""
-        if not self.ends:
-            self.ends.append(time.perf_counter())
-
-    def on_batch_end(self, loop: Loop, batch: Batch, metrics: dict[str, Any]) -> None:
-        """Note a batch of training."""
-        self._note()
-
-    def on_validation_batch_end(self, loop: Loop, batch: Batch, outputs: dict[str, Tensor]) -> None:
-        """Note a batch of validation."""
-        self._note()
-
-    def on_epoch_end(self, loop: Loop, metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, *_: Any) -> None:
         """Note an epoch."""
         self.epochs.append(time.perf_counter())
 
-    def _note(self) -> None:
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Note a batch of validation."""
+        self.on_batch_end()
+
+    def on_batch_end(self, *_: Any) -> None:
+        """Note a batch of training."""
         self.ends.append(time.perf_counter())
         passed = len(self.ends) - 1 - WARMUP
         if passed >= MEASURED or (passed >= 3 and self.ends[-1] - self.ends[WARMUP] > SECONDS):
@@ -145,8 +130,10 @@ def fit_budget(config: TrainConfig, budget: str, *, sized: bool) -> TrainConfig:
         raise ValueError("budget needs data of known length; give epochs and data.epoch_samples of a stream")
     config = config.with_batches_for(len(splits.train))
     chosen: tuple[TrainConfig, int, Rates] | None = None
+    # once for all sizes of the model: small images are read when they are first asked for
+    data = image_data(config, splits, build_model(config, splits))
     for candidate in _sizes(config) if sized else [config]:
-        rates = measure(candidate, splits)
+        rates = measure(candidate, splits, data)
         left = allowed - (time.perf_counter() - began) - rates.ending
         epochs = int(left / rates.epoch)
         if chosen is not None and epochs < FEWEST:
@@ -185,14 +172,12 @@ def _sizes(config: TrainConfig) -> list[TrainConfig]:
     ]
 
 
-def measure(config: TrainConfig, splits: Splits) -> Rates:
+def measure(config: TrainConfig, splits: Splits, data: ImageData) -> Rates:
     """Train and validate some batches of a run, and return what its parts will take."""
     model = build_model(config, splits)
-    data = image_data(config, splits, model)
     task = make_task(config, model, problem_of(splits), data.preprocessing, splits)
     fabric = make_fabric(accelerator=config.accelerator, precision=config.precision)
     fabric.launch()
-    training, validation = _Clock(), _Clock()
     with TemporaryDirectory() as folder:
         loop = Loop(
             fabric,
@@ -205,11 +190,11 @@ def measure(config: TrainConfig, splits: Splits) -> Rates:
             ema=config.ema,
             compiled=config.compile,
             activation_checkpointing=config.activation_checkpointing,
-            callbacks=[training],
         )
+        loop.callbacks = [training := _Clock()]
         with suppress(_EnoughError):
             loop.run()
-        loop.callbacks = [validation]
+        loop.callbacks = [validation := _Clock()]
         with suppress(_EnoughError):
             loop.validate()
     evaluated = {"val": len(splits.val), "test": 0 if splits.test is None else len(splits.test)}

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_pytorch.create import MODEL
 from vit_pytorch.preprocessing import Preprocessing
-from vit_pytorch.storage import write_file
 from vit_pytorch.training.config import TrainConfig
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.problems import Problem
@@ -20,27 +18,6 @@ CARD = "README.md"
 MOST_NAMES = 30
 
 
-def write_card(
-    folder: Path,
-    config: TrainConfig,
-    problem: Problem,
-    prep: Preprocessing,
-    summary: Mapping[str, Any],
-    results: Mapping[str, Evaluation],
-) -> None:
-    """Write the card of a run's model into the run's folder.
-
-    Args:
-        folder: the run's folder
-        config: how it was trained
-        problem: what its outputs mean
-        prep: how images are prepared
-        summary: from `summarize`
-        results: what the weights reach, by split
-    """
-    write_file(folder / MODEL / CARD, card_text(config, problem, prep, summary, results))
-
-
 def card_text(
     config: TrainConfig,
     problem: Problem,
@@ -48,16 +25,28 @@ def card_text(
     summary: Mapping[str, Any],
     results: Mapping[str, Evaluation],
 ) -> str:
-    """Return the card as Markdown; see `write_card`."""
+    """Return the card of a run's model as Markdown.
+
+    Args:
+        config: how it was trained
+        problem: what its outputs mean
+        prep: how images are prepared
+        summary: what `summary.json` says
+        results: what the weights reach, by split
+    """
     kind, images = summary["kind"], summary["images"]
     data = Path(config.data.source.partition("?")[0]).name or config.data.source
     pieces = "one" if len(problem.names) == 1 else str(len(problem.names))
     noun = problem.noun if len(problem.names) == 1 else problem.plural
     epochs = f"{summary['epochs']} of {summary['planned_epochs']}"
     start = Path(config.tuning.weights).name if config.tuning.weights else "random weights"
+    # what the Hugging Face Hub calls such a model
+    tag = "video-classification" if kind == "video" else "image-classification"
+    settings = problem.settings()
+    kept = f"With the weights are kept: {json.dumps(settings)}." if settings else "Outputs need nothing else."
     measured = "test" if "test" in results else "val"
     blocks = [
-        f"---\nlibrary_name: vit_pytorch\npipeline_tag: {_tag(kind)}\n---",
+        f"---\nlibrary_name: vit_pytorch\npipeline_tag: {tag}\n---",
         f"# {summary['model']} on {data}",
         (
             f"A model of {summary['parameters']:,} parameters that gives {pieces} {noun} for {kind}s of "
@@ -77,7 +66,7 @@ def card_text(
         ),
         f"```sh\nvit predict FOLDER {_example(kind)}\n```",
         (
-            f"{_kept(problem)} {kind.capitalize()}s are prepared as in training: interpolation "
+            f"{kept} {kind.capitalize()}s are prepared as in training: interpolation "
             f"{prep.interpolation}, crop {prep.crop_pct:g} ({prep.crop_mode}), mean {_numbers(prep.mean)}, "
             f"standard deviation {_numbers(prep.std)}."
         ),
@@ -132,11 +121,6 @@ def limits(
     return found
 
 
-def _tag(kind: str) -> str:
-    """Return what the Hugging Face Hub calls such a model."""
-    return "video-classification" if kind == "video" else "image-classification"
-
-
 def _title(split: str) -> str:
     return {"val": "validation"}.get(split, split)
 
@@ -152,9 +136,3 @@ def _names(names: Sequence[str]) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _kept(problem: Problem) -> str:
-    """Say what the model keeps of its task."""
-    kept = problem.settings()
-    return f"With the weights are kept: {json.dumps(kept)}." if kept else "Outputs need nothing else."

@@ -20,7 +20,8 @@ import pickle
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,7 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and not path.is_symlink()]
-    return sorted(found, key=_order)
-
-
-def _order(path: Path) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", path.name))
+    return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -134,11 +131,9 @@ def write_checkpoint(
             _write_files(checkpoint, temporary, write_shards, settings)
     except OSError as error:
         previous = [other for other in list_checkpoints(path.parent) if other != path]
-        kept = (
-            f"the previous checkpoint {previous[-1]} is intact"
-            if previous
-            else "there is no earlier checkpoint"
-        )
+        kept = "there is no earlier checkpoint"
+        if previous:
+            kept = f"the previous checkpoint {previous[-1]} is intact"
         raise OSError(error.errno, f"{error.strerror}; {kept}") from error
 
 
@@ -162,17 +157,16 @@ def _write_files(
     # through Python's own file: torch's does not tell why it failed
     with (folder / TRAINING).open("wb") as file:
         torch.save(training, file)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in (*names, TRAINING)
-    }
     manifest = {
         "format": FORMAT,
         "epoch": training.get("epoch"),
         "global_step": training.get("global_step"),
         "written": time.time(),
         "settings": settings,
-        "files": files,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+            for name in (*names, TRAINING)
+        },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
@@ -237,14 +231,21 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"a checkpoint is a folder with {MANIFEST}, but {folder} is a file; it was not opened"
         )
     try:
+        return _verify(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_offer(folder)}") from error
+
+
+def _verify(folder: Path) -> Checkpoint:
+    try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = {name: (kept["bytes"], kept["sha256"]) for name, kept in manifest["files"].items()}
-        expected = {name: files[name] for name in _files_of(files)}
+        shards = [name for name in files if name.startswith(f"{SHARDED}/")]
+        needed = [*([f"{SHARDED}/{INDEX}", *shards] if shards else [WEIGHTS]), TRAINING]
+        expected = {name: files[name] for name in needed}
         manifest["epoch"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / MANIFEST} is missing or damaged: {error!r}{_offer(folder)}"
-        ) from error
+        raise CheckpointError(f"{folder / MANIFEST} is missing or damaged: {error!r}") from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {manifest.get('format')}, this program reads {FORMAT}"
@@ -252,40 +253,21 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for name, (size, digest) in expected.items():
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing{_offer(folder)}")
-        found = file.stat().st_size
-        if found != size:
-            raise CheckpointError(
-                f"{file} is damaged: it has {found} bytes and should have {size}{_offer(folder)}"
-            )
+            raise CheckpointError(f"{file} is missing")
+        if (found := file.stat().st_size) != size:
+            raise CheckpointError(f"{file} is damaged: it has {found} bytes and should have {size}")
         if file_sha256(file) != digest:
-            raise CheckpointError(
-                f"{file} is damaged: its SHA-256 is not the one in {folder / MANIFEST}{_offer(folder)}"
-            )
+            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {folder / MANIFEST}")
     return Checkpoint(folder, manifest)
 
 
 def _offer(damaged: Path) -> str:
     """Say which other checkpoint of the same run is whole, the latest first."""
     for other in reversed(list_checkpoints(damaged.absolute().parent)):
-        if other.name != damaged.name and _is_whole(other):
-            return f"; the latest whole checkpoint beside it is {other}"
+        if other.name != damaged.name:
+            with suppress(CheckpointError, OSError):
+                return f"; the latest whole checkpoint beside it is {_verify(other).path}"
     return "; no whole checkpoint is beside it"
-
-
-def _files_of(listed: Iterable[str]) -> list[str]:
-    """Return the files that a checkpoint must have, of those that its manifest lists."""
-    shards = [name for name in listed if name.startswith(f"{SHARDED}/")]
-    return [*([f"{SHARDED}/{INDEX}", *shards] if shards else [WEIGHTS]), TRAINING]
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the files match the manifest, without looking further for other checkpoints."""
-    try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"]
-        return all(file_sha256(path / name) == files[name]["sha256"] for name in _files_of(files))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def checkpoint_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:

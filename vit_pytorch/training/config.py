@@ -283,18 +283,14 @@ class RunConfig:
                 f"schedule.min_lr must not exceed optimizer.lr = {self.optimizer.lr}, "
                 f"got {self.schedule.min_lr}"
             )
-        for name, seconds in {
-            "process_timeout": self.process_timeout,
-            "data.worker_timeout": self.data.worker_timeout,
-        }.items():
-            if seconds <= 0:
-                raise ValueError(f"{name} must be positive, got {seconds}")
+        timeouts = {"process_timeout": self.process_timeout, "data.worker_timeout": self.data.worker_timeout}
+        for name, positive in {**timeouts, "clip": self.clip}.items():
+            if positive is not None and positive <= 0:
+                raise ValueError(f"{name} must be positive, got {positive}")
         if self.save_sharded and self.strategy != "fsdp":
             raise ValueError(
                 f"save_sharded needs strategy 'fsdp', which shards the weights; got {self.strategy!r}"
             )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be positive, got {self.clip}")
 
     @property
     def processes(self) -> int:
@@ -364,8 +360,8 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be in (0, 1), got {self.ema}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
         self.loss.check(self.task)
@@ -400,12 +396,10 @@ def config_text(config: RunConfig) -> str:
     settings = _plain(asdict(config))
     data = settings["data"]
     data["source"] = absolute_source(config.data.source)
-    if data["val"] is not None:
-        data["val"] = str(Path(data["val"]).expanduser().absolute())
-    if data["classes"] is not None and not str(data["classes"]).isdecimal():
-        data["classes"] = str(Path(data["classes"]).expanduser().absolute())
-    if data["image_root"] is not None:
-        data["image_root"] = str(Path(data["image_root"]).expanduser().absolute())
+    # of classes it may be their number
+    for name in ("val", "image_root", *(["classes"] if not str(data["classes"]).isdecimal() else [])):
+        if data[name] is not None:
+            data[name] = str(Path(data[name]).expanduser().absolute())
     for section, key in ((settings, "weights"), *((settings.get(part, {}), name) for part, name in STARTS)):
         start = section.get(key)
         if start not in (None, PUBLISHED) and Path(start).exists():

@@ -97,13 +97,11 @@ class DistilledClassifier(Classifier):
         )
         # in a tuple, where neither checkpoints nor averages of weights look for modules
         self._network = (wrapper,)
-        self._wrapper = (wrapper,)
 
     def start(self, rank: int) -> None:
         """Bring the teacher to the student's device and precision."""
         super().start(rank)
-        (wrapper,) = self._wrapper
-        wrapper.teacher.to(next(self.model.parameters()))
+        self._network[0].teacher.to(next(self.model.parameters()))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the loss from labels and from the teacher.

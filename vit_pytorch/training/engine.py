@@ -175,10 +175,11 @@ def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load the state of an optimizer, whole or cut as its parameters are; its own settings stay.
 
-    A run that is resumed with another weight decay gets it.
+    A run that is resumed with another weight decay gets it, and on another machine the kernels of that one.
     """
-    own = [
-        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    groups = [
+        {**group, "params": saved["params"]}
+        for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
     ]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
@@ -188,9 +189,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         }
         for number, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": moments})
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def process_states(fabric: Fabric, mine: Any) -> list[Any]:

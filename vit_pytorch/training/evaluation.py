@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vit_pytorch.data import Preprocessing
 from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.layers.wrapper import eval_mode
+from vit_pytorch.preprocessing import Normalize
 from vit_pytorch.training.losses import IGNORED, NonFiniteError
 
 if TYPE_CHECKING:
@@ -47,76 +48,7 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """How often a classifier is right that says how sure it is, by bins of equal width from 0 to 1.
-
-    Args:
-        images: Number of images by the probability of the class that the model gave.
-        confidence: Sum of those probabilities.
-        right: Number of images that were classified correctly.
-    """
-
-    images: Float[Tensor, " bins"]
-    confidence: Float[Tensor, " bins"]
-    right: Float[Tensor, " bins"]
-
-    @classmethod
-    def of(cls, probabilities: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> Reliability:
-        """Count the images of a batch."""
-        confidence, predicted = probabilities.double().max(dim=1)
-        places = (confidence * BINS).long().clamp(max=BINS - 1)
-
-        def add(values: Tensor) -> Tensor:
-            return torch.zeros(BINS, dtype=torch.float64).index_add_(0, places, values.double())
-
-        return cls(add(torch.ones_like(confidence)), add(confidence), add(predicted == labels))
-
-    def __add__(self, other: Reliability) -> Reliability:
-        """Add the images of another batch."""
-        return Reliability(
-            self.images + other.images, self.confidence + other.confidence, self.right + other.right
-        )
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error (ECE): mean difference of probability and accuracy over the bins."""
-        return float((self.confidence - self.right).abs().sum() / self.images.sum())
-
-
-class Evaluation:
-    """How a model did; the base of what each task measures.
-
-    Attributes:
-        loss: Mean loss: cross entropy of classes and labels, squared error of values in standard deviations.
-    """
-
-    loss: float
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        raise NotImplementedError
-
-    @property
-    def headline(self) -> str:
-        """The figures that matter most, in a few words."""
-        raise NotImplementedError
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures, for JSON."""
-        raise NotImplementedError
-
-    def table(self, kind: str) -> Table:
-        """Return header and rows of a table with a row for each class, label or value.
-
-        Args:
-            kind: what the images are called
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class ClassEvaluation(Evaluation):
+class ClassEvaluation:
     """How a classifier did.
 
     Args:
@@ -125,7 +57,7 @@ class ClassEvaluation(Evaluation):
         loss: Mean cross-entropy.
         wrong: The first images that were classified wrongly.
         temperature: What divides the logits for calibrated probabilities; None where it is not known.
-        reliability: Of probabilities as they are, and of calibrated ones where there are.
+        reliability: From `count_by_confidence`, of probabilities as they are and of calibrated ones if any.
     """
 
     classes: tuple[str, ...]
@@ -133,7 +65,7 @@ class ClassEvaluation(Evaluation):
     loss: float
     wrong: tuple[Wrong, ...] = field(default=(), repr=False)
     temperature: float | None = None
-    reliability: tuple[Reliability, ...] = field(default=(), repr=False)
+    reliability: tuple[Float[Tensor, "3 bins"], ...] = field(default=(), repr=False)
 
     @property
     def images(self) -> int:
@@ -177,14 +109,15 @@ class ClassEvaluation(Evaluation):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures, for JSON; of more than 100 classes `confusion_cells` for `confusion`."""
+        errors = [*map(calibration_error, self.reliability), None, None]
         return {
             "images": self.images,
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro_f1,
             "loss": self.loss,
-            "calibration_error": self.reliability[0].error if self.reliability else None,
-            "calibrated_error": self.reliability[1].error if len(self.reliability) > 1 else None,
+            "calibration_error": errors[0],
+            "calibrated_error": errors[1],
             "temperature": self.temperature,
             "class_accuracy": self.class_accuracy,
             **self._confusion_dict(),
@@ -201,22 +134,19 @@ class ClassEvaluation(Evaluation):
 
     def table(self, kind: str) -> Table:
         """Return the accuracy by class, and what each class was most often taken for."""
-        counts, others = self.confusion.clone().fill_diagonal_(0).max(dim=1)
-        rows = []
-        for (name, accuracy), total, count, other in zip(
-            self.class_accuracy.items(),
-            self.confusion.sum(1).tolist(),
-            counts.tolist(),
-            others.tolist(),
-            strict=True,
-        ):
-            worst = f"{self.classes[other]} ({count})" if count else ""
-            rows.append([name, str(total), "" if accuracy is None else f"{accuracy:.1%}", worst])
+        wrong = self.confusion.clone().fill_diagonal_(0).max(dim=1)
+        counts = (self.confusion.sum(1).tolist(), wrong.values.tolist(), wrong.indices.tolist())
+        rows = [
+            [name, str(total), _percent(accuracy), f"{self.classes[other]} ({count})" if count else ""]
+            for (name, accuracy), total, count, other in zip(
+                self.class_accuracy.items(), *counts, strict=True
+            )
+        ]
         return ["class", f"{kind}s", "accuracy", "most often taken for"], rows
 
 
 @dataclass(frozen=True)
-class LabelEvaluation(Evaluation):
+class LabelEvaluation:
     """How a model of several labels did.
 
     Args:
@@ -240,8 +170,21 @@ class LabelEvaluation(Evaluation):
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """Mean average precision, F1 over all decisions, and the mean of the labels' F1."""
-        return label_figures(self.scores, self.targets, self.thresholds)
+        """`map`, the mean of the labels' average precision; `f1` of all decisions together; `macro_f1`, the
+        mean of the labels' F1. Means are over labels that an image has; None where there are none."""
+        found = [each for each in self.by_label().values() if each["images"]]
+        if not found:
+            return {"map": None, "f1": None, "macro_f1": None}
+        true, decided = self.targets == 1, self._decided
+        return {
+            "map": sum(each["average_precision"] or 0.0 for each in found) / len(found),
+            "f1": 2 * int((true & decided).sum()) / int(true.sum() + decided.sum()),
+            "macro_f1": sum(each["f1"] or 0.0 for each in found) / len(found),
+        }
+
+    @property
+    def _decided(self) -> Bool[Tensor, "n k"]:
+        return self.scores >= torch.tensor(self.thresholds).to(self.scores)
 
     @property
     def headline(self) -> str:
@@ -254,9 +197,8 @@ class LabelEvaluation(Evaluation):
         from torchmetrics.functional.classification import binary_average_precision
 
         found: dict[str, dict[str, float | None]] = {}
-        decided = self.scores >= torch.tensor(self.thresholds)
-        for i, name in enumerate(self.labels):
-            true, said = self.targets[:, i] == 1, decided[:, i]
+        for i, (name, said) in enumerate(zip(self.labels, self._decided.unbind(dim=1), strict=True)):
+            true = self.targets[:, i] == 1
             hits, present, predicted = int((true & said).sum()), int(true.sum()), int(said.sum())
             average = binary_average_precision(self.scores[:, i], true.int()) if present else None
             found[name] = {
@@ -289,7 +231,7 @@ class LabelEvaluation(Evaluation):
 
 
 @dataclass(frozen=True)
-class ValueEvaluation(Evaluation):
+class ValueEvaluation:
     """How a model of values did.
 
     Args:
@@ -335,6 +277,10 @@ class ValueEvaluation(Evaluation):
         return ["value", "MAE", "RMSE", "R²"], rows
 
 
+# each with `loss`, `images`, `headline`, `as_dict` and `table`
+Evaluation = ClassEvaluation | LabelEvaluation | ValueEvaluation
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, loaders: Iterable[Iterable[Any]], problem: Problem, preprocessing: Preprocessing
@@ -365,11 +311,15 @@ def fit_problem(model: nn.Module, loaders: Iterable[Iterable[Any]], problem: Pro
 def outputs_of(
     model: nn.Module, loaders: Iterable[Iterable[Any]], problem: Problem
 ) -> Iterator[tuple[Tensor, Tensor, Images]]:
-    """Yield outputs, targets and images of each batch, on the CPU and in single precision."""
-    device = next(model.parameters()).device
+    """Yield outputs, as `compute_outputs` gives them, targets and images of each batch."""
     for images, targets in (batch for loader in loaders for batch in loader):
         problem.check_targets(targets)
-        yield check_outputs(model(move(images, device))).float().cpu(), targets, images
+        yield compute_outputs(model, images), targets, images
+
+
+def compute_outputs(model: nn.Module, images: Images) -> Float[Tensor, "b k"]:
+    """Return a model's outputs, on the CPU and in single precision; see `check_outputs`."""
+    return check_outputs(model(move(images, next(model.parameters()).device))).float().cpu()
 
 
 def evaluate_classes(
@@ -380,10 +330,8 @@ def evaluate_classes(
 ) -> ClassEvaluation:
     """Compare logits with classes; see `evaluate`."""
     divisors = [1.0] if temperature is None else [1.0, temperature]
-    reliability: list[Reliability] = []
-    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-    count = len(classes)
+    reliability = torch.zeros(len(divisors), 3, BINS, dtype=torch.float64)
+    normalize, count = Normalize(preprocessing), len(classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
     loss = 0.0
     wrong: list[Wrong] = []
@@ -392,16 +340,17 @@ def evaluate_classes(
         logits, labels = outputs[counted], targets[counted]
         shown = counted.nonzero().flatten().tolist()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        found = [Reliability.of((logits / divisor).softmax(dim=1), labels) for divisor in divisors]
-        reliability = [a + b for a, b in zip(reliability, found, strict=True)] if reliability else found
+        for counts, divisor in zip(reliability, divisors, strict=True):
+            counts += count_by_confidence((logits / divisor).softmax(dim=1), labels)
         probabilities, predicted = logits.softmax(dim=1).max(dim=1)
         confusion.view(-1).index_add_(0, labels * count + predicted, torch.ones_like(labels))
         for i in (predicted != labels).nonzero().flatten().tolist()[: MOST_WRONG - len(wrong)]:
             image = images[shown[i]]
             if preprocessing.frames is not None:
                 image = image[:, preprocessing.frames // 2]
-            image = (image * std + mean).clamp(0, 1)
-            wrong.append(Wrong(image, int(labels[i]), int(predicted[i]), float(probabilities[i])))
+            wrong.append(
+                Wrong(normalize.invert(image), int(labels[i]), int(predicted[i]), float(probabilities[i]))
+            )
     return ClassEvaluation(
         tuple(classes),
         confusion,
@@ -410,6 +359,28 @@ def evaluate_classes(
         temperature,
         tuple(reliability),
     )
+
+
+def count_by_confidence(
+    probabilities: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]
+) -> Float[Tensor, "3 bins"]:
+    """Count how often a classifier is right that says how sure it is, by bins of equal width from 0 to 1.
+
+    Returns:
+        The number of images by the probability of the class that the model gave, the sum of those
+        probabilities, and the number of images that were classified correctly.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    values = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels).double()])
+    return torch.zeros(3, BINS, dtype=torch.float64).index_add_(
+        1, (confidence * BINS).long().clamp(max=BINS - 1), values
+    )
+
+
+def calibration_error(counts: Float[Tensor, "3 bins"]) -> float:
+    """Return the expected calibration error (ECE), the mean difference of probability and accuracy."""
+    images, confidence, right = counts
+    return float((confidence - right).abs().sum() / images.sum())
 
 
 def fit_temperature(batches: Outputs) -> float:
@@ -437,35 +408,6 @@ def join_batches(batches: Outputs) -> tuple[Float[Tensor, "n k"], Float[Tensor, 
     """Return all outputs and all targets."""
     pairs = [(outputs, targets) for outputs, targets, _ in batches]
     return torch.cat([outputs for outputs, _ in pairs]), torch.cat([targets for _, targets in pairs])
-
-
-def label_figures(
-    scores: Float[Tensor, "n k"], targets: Float[Tensor, "n k"], thresholds: Sequence[float]
-) -> dict[str, float | None]:
-    """Measure probabilities of labels.
-
-    Args:
-        scores: Probabilities.
-        targets: 1 where an image has a label, 0 where not.
-        thresholds: Probability from which on each label counts as predicted.
-
-    Returns:
-        `map`, the mean over labels of their average precision; `f1` of all decisions together; `macro_f1`,
-        the mean over labels of their F1. Means are over labels that an image has, None where there are none.
-    """
-    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
-
-    true, decided = targets.int(), (scores >= torch.tensor(thresholds).to(scores)).int()
-    present = (true.sum(dim=0) > 0).nonzero().flatten().tolist()
-    if not present:
-        return {"map": None, "f1": None, "macro_f1": None}
-    precisions = [float(binary_average_precision(scores[:, i], true[:, i])) for i in present]
-    f1s = [float(binary_f1_score(decided[:, i], true[:, i])) for i in present]
-    return {
-        "map": sum(precisions) / len(present),
-        "f1": float(binary_f1_score(decided.flatten(), true.flatten())),
-        "macro_f1": sum(f1s) / len(present),
-    }
 
 
 def value_figures(

@@ -51,7 +51,9 @@ class FiniteGuard:
     def keep_buffers(self, module: nn.Module) -> None:
         """Keep the buffers as they are before the first batch of a step, in case the step is left out."""
         if self.on_nonfinite == "skip" and not self._losses:
-            self._buffers = [(buffer, buffer.clone()) for buffer in persistent_buffers(module).values()]
+            state = module.state_dict(keep_vars=True).values()
+            buffers = [value for value in state if not isinstance(value, nn.Parameter)]
+            self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
 
     def note(self, batch: int, loss: Tensor) -> None:
         """Note the loss of a batch that the coming step accumulates."""
@@ -90,12 +92,6 @@ class FiniteGuard:
                 buffer.copy_(before)
         logger.warning("%s; the step is left out (%d so far)", message, self.skipped)
         return False
-
-
-def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that a state dict holds, by name, not copied."""
-    state = module.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if not isinstance(value, nn.Parameter)}
 
 
 def check_finite(fabric: Fabric, state: Mapping[str, Tensor], what: str) -> None:

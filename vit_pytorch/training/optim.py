@@ -2,10 +2,9 @@
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -141,50 +140,23 @@ def parameter_groups(
         for name in getattr(module, "decayed", ())
     }
     scales = layer_scales(model, layer_decay) if layer_decay is not None else {}
-    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scale = scales.get(name, 1.0)
-        decays = name in decayed or (parameter.ndim > 1 and name not in exempt)
-        is_matrix = matrices is not None and name in matrices
-        group = groups.setdefault(
-            (scale, decays, is_matrix),
-            {
-                "params": [],
-                "lr": lr * scale,
-                "weight_decay": weight_decay if decays else 0.0,
-                **({} if matrices is None else {"matrices": is_matrix}),
-            },
-        )
-        group["params"].append(parameter)
-    result = list(groups.values())
-    check_groups(model, result)
-    return result
-
-
-def check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Check that each trainable parameter of a model is in exactly one group of an optimizer.
-
-    Raises:
-        ValueError: If there is none, or naming the parameters that are in no group or in several.
-    """
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    if not names:
+        if parameter.requires_grad:
+            decays = name in decayed or (parameter.ndim > 1 and name not in exempt)
+            is_matrix = matrices is not None and name in matrices
+            groups[scales.get(name, 1.0), decays, is_matrix].append(parameter)
+    if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameter")
-    counts = dict.fromkeys(names, 0)
-    for parameter in chain.from_iterable(group["params"] for group in groups):
-        if id(parameter) not in counts:
-            raise ValueError(
-                f"a parameter of shape {tuple(parameter.shape)} is in an optimizer group, but it is no "
-                f"trainable parameter of {type(model).__name__}"
-            )
-        counts[id(parameter)] += 1
-    wrong = [f"{names[key]} (in {count})" for key, count in counts.items() if count != 1]
-    if wrong:
-        raise ValueError(
-            f"each parameter must be in exactly one optimizer group, but these are not: {', '.join(wrong)}"
-        )
+    return [
+        {
+            "params": parameters,
+            "lr": lr * scale,
+            "weight_decay": weight_decay if decays else 0.0,
+            **({} if matrices is None else {"matrices": is_matrix}),
+        }
+        for (scale, decays, is_matrix), parameters in groups.items()
+    ]
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
@@ -241,22 +213,6 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, scaled: bool = 
         scaled: Whether a gradient scaler is at work (fp16): a fused step would undo the scaling by itself,
             after the gradients were clipped.
     """
-    optimizer = _make_optimizer(model, config, scaled)
-    if isinstance(model, HasUnitWeights):
-        normalize_after_steps(optimizer, model)
-    return optimizer
-
-
-def normalize_after_steps(optimizer: Optimizer, model: HasUnitWeights) -> None:
-    """Put a model's weights back on their sphere after each step of an optimizer."""
-    optimizer.register_step_post_hook(partial(_normalize_weights, model))
-
-
-def _normalize_weights(model: HasUnitWeights, *_: Any) -> None:
-    model.normalize_weights()
-
-
-def _make_optimizer(model: nn.Module, config: OptimizerConfig, scaled: bool) -> Optimizer:
     groups = parameter_groups(
         model,
         lr=config.lr,
@@ -264,7 +220,8 @@ def _make_optimizer(model: nn.Module, config: OptimizerConfig, scaled: bool) -> 
         layer_decay=config.layer_decay,
         matrices=hidden_matrices(model) if config.name == "muon" else None,
     )
-    fused = not scaled and all(map(_can_fuse, chain.from_iterable(group["params"] for group in groups)))
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = not scaled and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     given = {} if config.momentum is None else {"momentum": config.momentum}
     optimizer: Optimizer
     if config.name == "adamw":
@@ -277,12 +234,14 @@ def _make_optimizer(model: nn.Module, config: OptimizerConfig, scaled: bool) -> 
     else:
         raise ValueError(f"optimizer must be 'adamw', 'sgd' or 'muon', got {config.name!r}")
     optimizer.register_load_state_dict_pre_hook(_check_shapes)
-    optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+    if isinstance(model, HasUnitWeights):
+        normalize_after_steps(optimizer, model)
     return optimizer
 
 
-def _can_fuse(parameter: torch.Tensor) -> bool:
-    return parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+def normalize_after_steps(optimizer: Optimizer, model: HasUnitWeights) -> None:
+    """Put a model's weights back on their sphere after each step of an optimizer."""
+    optimizer.register_step_post_hook(lambda *_: model.normalize_weights())
 
 
 def _check_shapes(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -304,38 +263,14 @@ def _check_shapes(optimizer: Optimizer, state: dict[str, Any]) -> None:
                     )
 
 
-def _keep_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's state with this machine's kernels: it may come from another one."""
-    kernels = {"fused": optimizer.defaults["fused"]} if "fused" in optimizer.defaults else {}
-    return {**state, "param_groups": [{**group, **kernels} for group in state["param_groups"]]}
-
-
-def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
-    """Learning rate of an optimizer step as a fraction of the full one.
-
-    Args:
-        step: Index of the step, from 0.
-        warmup: Steps of linear warm-up; the last of them has the full rate.
-        total: Steps of the whole training.
-        floor: Fraction at the end of the cosine.
-
-    Returns:
-        ``(step + 1) / warmup`` during warm-up, then ``floor + (1 - floor) * (1 + cos(pi * done)) / 2``.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
-
-
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Course of the learning rate over a training, a function of the step alone; see `warmup_cosine`.
+    """Course of the learning rate over a training, a function of the step alone.
 
     Args:
         lr: full learning rate
-        min_lr: learning rate at the end
-        warmup: steps of linear warm-up
+        min_lr: learning rate at the end of the cosine
+        warmup: steps of linear warm-up; the last of them has the full rate
         total: steps of the whole training
 
     Raises:
@@ -356,5 +291,13 @@ class WarmupCosine:
             raise ValueError(f"min_lr must not exceed lr = {self.lr}, got {self.min_lr}")
 
     def __call__(self, step: int) -> float:
-        """Return the factor of every group's learning rate at a step, from 0."""
-        return warmup_cosine(step, warmup=self.warmup, total=self.total, floor=self.min_lr / self.lr)
+        """Return the factor of every group's learning rate at a step, from 0.
+
+        It is `(step + 1) / warmup` during warm-up, then `floor + (1 - floor) * (1 + cos(pi * done)) / 2`
+        with `floor = min_lr / lr`.
+        """
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        floor = self.min_lr / self.lr
+        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2

@@ -1,11 +1,14 @@
-"""Pictures of a training: its curves, and what its task shows of the results."""
+"""Pictures of a training: its curves, and what its task shows of the results.
+
+Each function draws what it is given into a PNG file, `path`.
+"""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, singledispatch
+from functools import partial
 from pathlib import Path
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,7 +19,7 @@ from vit_pytorch.training.evaluation import (
     Evaluation,
     LabelEvaluation,
     ValueEvaluation,
-    Wrong,
+    calibration_error,
 )
 from vit_pytorch.training.history import Row
 from vit_pytorch.training.summary import COURSE
@@ -42,31 +45,16 @@ def pictures_of(result: Evaluation, rows: Sequence[Row]) -> dict[str, Draw]:
         result: What the best weights reach, on test images or those of validation.
         rows: From `read_rows`.
     """
-    return {COURSE: lambda path: draw_curves(rows, path), **_pictures_of(result)}
-
-
-@singledispatch
-def _pictures_of(result: Evaluation) -> dict[str, Draw]:
-    raise TypeError(f"no pictures are known of {type(result).__name__}")
-
-
-@_pictures_of.register
-def _(result: ClassEvaluation) -> dict[str, Draw]:
-    return {
-        "confusion.png": lambda path: draw_confusion(result.confusion, result.classes, path),
-        "wrong.png": lambda path: draw_wrong(result.wrong, result.classes, path),
-        "reliability.png": partial(draw_reliability, result),
-    }
-
-
-@_pictures_of.register
-def _(result: LabelEvaluation) -> dict[str, Draw]:
-    return {"precision_recall.png": partial(draw_precision_recall, result)}
-
-
-@_pictures_of.register
-def _(result: ValueEvaluation) -> dict[str, Draw]:
-    return {"predicted.png": partial(draw_predicted, result)}
+    pictures: dict[str, Draw] = {COURSE: lambda path: draw_curves(rows, path)}
+    if isinstance(result, ClassEvaluation):
+        pictures["confusion.png"] = partial(draw_confusion, result)
+        pictures["wrong.png"] = partial(draw_wrong, result)
+        pictures["reliability.png"] = partial(draw_reliability, result)
+    elif isinstance(result, LabelEvaluation):
+        pictures["precision_recall.png"] = partial(draw_precision_recall, result)
+    else:
+        pictures["predicted.png"] = partial(draw_predicted, result)
+    return pictures
 
 
 def draw_curves(
@@ -100,16 +88,9 @@ def draw_curves(
     _save(figure, path)
 
 
-def draw_confusion(
-    confusion: Int64[Tensor, "k k"], classes: Sequence[str], path: str | os.PathLike[str]
-) -> None:
-    """Draw a confusion matrix, each row shaded by its part of the true class; numbers where they can be read.
-
-    Args:
-        confusion: Images by true class (row) and predicted class (column).
-        classes: Names of the classes.
-        path: The PNG file.
-    """
+def draw_confusion(result: ClassEvaluation, path: str | os.PathLike[str]) -> None:
+    """Draw the confusion matrix, each row shaded by its part of the true class, with numbers if they fit."""
+    classes, confusion = result.classes, result.confusion
     count = len(classes)
     side = min(3 + 0.45 * count, 20)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -128,14 +109,9 @@ def draw_confusion(
     _save(figure, path)
 
 
-def draw_wrong(wrong: Sequence[Wrong], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Draw images that were classified wrongly, each with its true and its predicted class.
-
-    Args:
-        wrong: The images.
-        classes: Names of the classes.
-        path: The PNG file.
-    """
+def draw_wrong(result: ClassEvaluation, path: str | os.PathLike[str]) -> None:
+    """Draw images that were classified wrongly, each with its true and its predicted class."""
+    classes, wrong = result.classes, result.wrong
     columns = min(5, max(1, len(wrong)))
     rows = max(1, -(-len(wrong) // columns))
     figure = Figure(figsize=(2.2 * columns, 2.5 * rows), layout="constrained")
@@ -154,20 +130,15 @@ def draw_wrong(wrong: Sequence[Wrong], classes: Sequence[str], path: str | os.Pa
 
 
 def draw_reliability(result: ClassEvaluation, path: str | os.PathLike[str]) -> None:
-    """Draw how often a classifier is right over how sure it is, before and after calibration.
-
-    Args:
-        result: The results.
-        path: The PNG file.
-    """
+    """Draw how often a classifier is right over how sure it is, before and after calibration."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     axes: Axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
     names = ["as it is", f"temperature {result.temperature or 1:.2f}"]
-    for found, name in zip(result.reliability, names, strict=False):
-        some = found.images > 0
-        sure, right = (part[some] / found.images[some] for part in (found.confidence, found.right))
-        axes.plot(sure.numpy(), right.numpy(), marker=".", label=f"{name} (ECE {found.error:.1%})")
+    for counts, name in zip(result.reliability, names, strict=False):
+        images, sure, right = counts[:, counts[0] > 0]
+        label = f"{name} (ECE {calibration_error(counts):.1%})"
+        axes.plot((sure / images).numpy(), (right / images).numpy(), marker=".", label=label)
     axes.set(xlabel="probability", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     if result.reliability:
@@ -179,10 +150,6 @@ def draw_precision_recall(result: LabelEvaluation, path: str | os.PathLike[str])
     """Draw precision over recall of each label that an image has, with the point of its threshold.
 
     Of many labels those with the most images are drawn.
-
-    Args:
-        result: The probabilities and labels.
-        path: The PNG file.
     """
     from torchmetrics.functional.classification import binary_precision_recall_curve
 
@@ -206,12 +173,7 @@ def draw_precision_recall(result: LabelEvaluation, path: str | os.PathLike[str])
 
 
 def draw_predicted(result: ValueEvaluation, path: str | os.PathLike[str]) -> None:
-    """Draw predicted against true values, a panel for each value; on the line they are equal.
-
-    Args:
-        result: The values.
-        path: The PNG file.
-    """
+    """Draw predicted against true values, a panel for each value; on the line they are equal."""
     names = result.names[:MOST_SHOWN]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)

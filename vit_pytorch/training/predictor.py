@@ -33,9 +33,9 @@ from vit_pytorch.data.datasets import convert_channels
 from vit_pytorch.data.decode import from_pillow
 from vit_pytorch.data.loader import check_workers
 from vit_pytorch.data.prediction import read_parts
-from vit_pytorch.data.transforms import Images, collate, move
+from vit_pytorch.data.transforms import collate
 from vit_pytorch.preprocessing import Normalize, ResizeAndCrop
-from vit_pytorch.training.evaluation import check_outputs
+from vit_pytorch.training.evaluation import compute_outputs
 from vit_pytorch.training.problems import Answer
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
@@ -114,7 +114,6 @@ class Predictor:
             ValueError: if something is no image, or an address
         """
         if isinstance(images, str | os.PathLike):
-            check_local([images])
             if Path(images).is_file():
                 return next(self.stream([images]))
             return list(self.stream([images]))
@@ -143,7 +142,9 @@ class Predictor:
             video those of its clips.
         """
         names = [os.fspath(path) for path in paths]
-        check_local(names)
+        for name in names:
+            if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
+                raise ValueError(f"addresses are not fetched: download {name} and pass its file")
         if self.preprocessing.frames is not None:
             yield from self._stream_clips(names, on_bad or _stop, step)
             return
@@ -164,17 +165,13 @@ class Predictor:
         """Return probabilities, or values, of prepared images, on the CPU."""
         if self.tta:
             views = torch.stack(list(images))
-            outputs = self._outputs(views.flatten(0, 1))
+            outputs = compute_outputs(self.model, views.flatten(0, 1))
             return self.problem.scores(outputs).unflatten(0, views.shape[:2]).mean(dim=1)
-        return self.problem.scores(self._outputs(collate(images, self.preprocessing)))
+        return self.problem.scores(compute_outputs(self.model, collate(images, self.preprocessing)))
 
     def prepare(self, image: Any) -> Tensor:
         """Return an image in memory as the model takes it; see `__call__`."""
         return self.transform(as_pixels(image, self.preprocessing))
-
-    def _outputs(self, images: Images) -> Tensor:
-        device = next(self.model.parameters()).device
-        return check_outputs(self.model(move(images, device))).float().cpu()
 
     def _answers(self, images: Sequence[Any]) -> list[Answer]:
         if self.preprocessing.frames is not None:
@@ -214,14 +211,8 @@ class Predictor:
         return spans, torch.cat(scores)
 
 
-class PreparedFiles(Dataset[tuple[str, Tensor | BadImageError]]):
-    """Images in files, prepared for a model; an item is the path and the image, or the error of a bad file.
-
-    Args:
-        paths: the files
-        prep: the model's input
-        transform: from an image to the model's input
-    """
+class _PreparedFiles(Dataset[tuple[str, Tensor | BadImageError]]):
+    """Images in files, prepared for a model; an item is the path and the image, or what is wrong with it."""
 
     def __init__(self, paths: Sequence[Path], prep: Preprocessing, transform: nn.Module) -> None:
         self.paths, self.prep, self.transform = paths, prep, transform
@@ -258,7 +249,7 @@ def prepared_batches(
         on_bad: called with the error of a file that cannot be decoded, which is then left out
     """
     loader = DataLoader(
-        PreparedFiles(find_images(paths), prep, transform),
+        _PreparedFiles(find_images(paths), prep, transform),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=list,
@@ -341,17 +332,6 @@ def as_pixels(image: Any, prep: Preprocessing) -> Shaped[Tensor, "c h w"]:
             + (f" from {image.min():g} to {image.max():g}" if whole else "")
         )
     return convert_channels(image, prep.channels)
-
-
-def check_local(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Check that paths are no addresses.
-
-    Raises:
-        ValueError: if one is
-    """
-    for path in paths:
-        if re.match(r"[a-z][a-z0-9+.-]+://", os.fspath(path), re.IGNORECASE):
-            raise ValueError(f"addresses are not fetched: download {os.fspath(path)} and pass its file")
 
 
 def _stop(error: BadImageError) -> None:

@@ -1,5 +1,7 @@
 """What a model's features are worth on labelled images, without training the model: probes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -8,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.data import ImageDataset
+from vit_pytorch.data import ImageData, ImageDataset, ImageLoader
 from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.ssl.probes import knn_accuracy, linear_accuracy
 
@@ -25,6 +27,11 @@ class Labelled(NamedTuple):
 
     features: Float[Tensor, "n d"]
     labels: Int[Tensor, " n"]
+
+    @classmethod
+    def join(cls, parts: Iterable[tuple[Tensor, Tensor]]) -> Labelled:
+        """Join the features and labels of parts of the images."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def embed(model: VisionModel, images: Images) -> Float[Tensor, "b d"]:
@@ -49,13 +56,37 @@ def read_features(
         device: Where the features are computed.
         dtype: What the model computes in.
     """
-    found = [(features(cast(move(images, device), dtype)).float().cpu(), labels) for images, labels in loader]
-    return Labelled(torch.cat([vectors for vectors, _ in found]), torch.cat([labels for _, labels in found]))
+    return Labelled.join(
+        (features(move(images, device, dtype)).float().cpu(), labels) for images, labels in loader
+    )
 
 
-def cast(images: Images, dtype: torch.dtype) -> Images:
-    """Return a batch of images in another precision."""
-    return images.to(dtype) if isinstance(images, Tensor) else [image.to(dtype) for image in images]
+def embed_dataset(
+    model: VisionModel, images: ImageDataset, data: ImageData, *, rank: int = 0, world_size: int = 1
+) -> Labelled:
+    """Compute what enters the classifier of images that are prepared and loaded as other data.
+
+    Args:
+        model: In eval mode; used on the device and in the precision that it has.
+        images: The images.
+        data: How they are prepared and loaded.
+        rank: Index of the process, which computes its part of them.
+        world_size: Number of processes.
+    """
+    loader = ImageLoader(
+        images,
+        data.preprocessing,
+        None,
+        batch_size=data.batch_size,
+        num_classes=data.num_classes,
+        rank=rank,
+        world_size=world_size,
+        workers=data.workers_for(images),
+        worker_timeout=data.worker_timeout,
+        on_bad=data.on_bad,
+    )
+    weight = next(model.parameters())
+    return read_features(lambda batch: embed(model, batch), loader, weight.device, weight.dtype)
 
 
 def measure(probe: Probe, known: Labelled, asked: Labelled, *, neighbours: int = 20) -> float:

@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,6 @@ from vit_pytorch.training.evaluation import (
     evaluate_classes,
     fit_temperature,
     join_batches,
-    label_figures,
     value_figures,
 )
 from vit_pytorch.training.losses import IGNORED
@@ -65,10 +65,6 @@ class Problem(ABC):
     @abstractmethod
     def scores(self, outputs: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return probabilities, or values in the units of the data, from a model's outputs."""
-
-    @abstractmethod
-    def figures(self, scores: Float[Tensor, "n k"], targets: Tensor) -> dict[str, float | None]:
-        """Measure the scores of all validation images; None for what cannot be measured on them."""
 
     @abstractmethod
     def evaluate(self, batches: Outputs, preprocessing: Preprocessing) -> Evaluation:
@@ -119,22 +115,21 @@ class Problem(ABC):
         """Name outputs and their scores, given as pairs of index and score."""
         return {"top": [{self.noun: self.names[index], "probability": score} for index, score in scores]}
 
-    def columns(self, top: int) -> list[str]:
-        """Return the columns that an answer has in a CSV file."""
-        ranks = ["", *(f"_{i + 2}" for i in range(top - 1))]
-        return [f"{name}{rank}" for rank in ranks for name in (self.noun, "probability")]
+    def cells(self, answer: Answer) -> dict[str, Any]:
+        """Return an answer as the cells of a CSV file, by column."""
+        ranks = ["", *(f"_{i}" for i in range(2, len(answer["top"]) + 1))]
+        return {
+            f"{name}{rank}": value
+            for rank, entry in zip(ranks, answer["top"], strict=True)
+            for name, value in entry.items()
+        }
 
-    def cells(self, answer: Answer) -> list[Any]:
-        """Return an answer as the cells of those columns."""
-        return [value for entry in answer["top"] for value in (entry[self.noun], entry["probability"])]
-
-    def header(self, top: int) -> list[str]:
-        """Return the columns that an answer has in a table for people."""
-        return [f"{i + 1}." for i in range(top)]
-
-    def shown(self, answer: Answer) -> list[str]:
-        """Return an answer as the cells of those columns."""
-        return [f"{entry[self.noun]} {entry['probability']:.1%}" for entry in answer["top"]]
+    def shown(self, answer: Answer) -> dict[str, str]:
+        """Return an answer as the cells of a table for people, by column."""
+        return {
+            f"{i}.": f"{entry[self.noun]} {entry['probability']:.1%}"
+            for i, entry in enumerate(answer["top"], start=1)
+        }
 
     def describe_score(self, score: float) -> str:
         """Return a score as people read it."""
@@ -168,10 +163,6 @@ class Classification(Problem):
         if self.divides and self.temperature is not None:
             outputs = outputs / self.temperature
         return outputs.softmax(dim=-1)
-
-    def figures(self, scores: Float[Tensor, "n k"], targets: Tensor) -> dict[str, float | None]:
-        """Measure the accuracy."""
-        return {"accuracy": float((scores.argmax(dim=1) == targets).float().mean())}
 
     def evaluate(self, batches: Outputs, preprocessing: Preprocessing) -> Evaluation:
         """Compare logits with labels."""
@@ -230,8 +221,8 @@ class MultiLabel(Problem):
         return outputs.sigmoid()
 
     def figures(self, scores: Float[Tensor, "n k"], targets: Tensor) -> dict[str, float | None]:
-        """Measure mean average precision and F1."""
-        return label_figures(scores, targets, self.thresholds)
+        """Measure mean average precision and F1; see `LabelEvaluation.figures`."""
+        return LabelEvaluation(self.names, self.thresholds, scores, targets, math.nan).figures
 
     def evaluate(self, batches: Outputs, preprocessing: Preprocessing) -> Evaluation:
         """Compare logits with the labels that images have."""
@@ -259,21 +250,13 @@ class MultiLabel(Problem):
         ]
         return {"labels": reached, **super().answer(scores, top)}
 
-    def columns(self, top: int) -> list[str]:
-        """Return the columns that an answer has in a CSV file."""
-        return ["labels", *super().columns(top)]
+    def cells(self, answer: Answer) -> dict[str, Any]:
+        """Return an answer as the cells of a CSV file, labels with bars between."""
+        return {"labels": "|".join(answer["labels"]), **super().cells(answer)}
 
-    def cells(self, answer: Answer) -> list[Any]:
-        """Return an answer as cells, labels with bars between."""
-        return ["|".join(answer["labels"]), *super().cells(answer)]
-
-    def header(self, top: int) -> list[str]:
-        """Return the columns that an answer has in a table for people."""
-        return ["labels", *super().header(top)]
-
-    def shown(self, answer: Answer) -> list[str]:
-        """Return an answer as cells."""
-        return [", ".join(answer["labels"]) or "none", *super().shown(answer)]
+    def shown(self, answer: Answer) -> dict[str, str]:
+        """Return an answer as the cells of a table for people, labels with commas between."""
+        return {"labels": ", ".join(answer["labels"]) or "none", **super().shown(answer)}
 
 
 @dataclass(frozen=True)
@@ -314,7 +297,7 @@ class Regression(Problem):
         return outputs * outputs.new_tensor(self.std) + outputs.new_tensor(self.mean)
 
     def figures(self, scores: Float[Tensor, "n k"], targets: Tensor) -> dict[str, float | None]:
-        """Measure error and R², the means over the values."""
+        """Measure error and R², the means over the values; None where a value has none."""
         found = value_figures(self.names, scores, targets).values()
         figures: dict[str, float | None] = {}
         for key in ("mae", "r2"):
@@ -346,21 +329,13 @@ class Regression(Problem):
         """Name values."""
         return {"values": {self.names[index]: score for index, score in scores}}
 
-    def columns(self, top: int) -> list[str]:
-        """Return the names of the values."""
-        return list(self.names)
+    def cells(self, answer: Answer) -> dict[str, Any]:
+        """Return the values by their names."""
+        return answer["values"]
 
-    def cells(self, answer: Answer) -> list[Any]:
-        """Return the values."""
-        return list(answer["values"].values())
-
-    def header(self, top: int) -> list[str]:
-        """Return the names of the values."""
-        return list(self.names)
-
-    def shown(self, answer: Answer) -> list[str]:
-        """Return the values with six digits."""
-        return [self.describe_score(value) for value in answer["values"].values()]
+    def shown(self, answer: Answer) -> dict[str, str]:
+        """Return the values by their names, with six digits."""
+        return {name: self.describe_score(value) for name, value in answer["values"].items()}
 
     def describe_score(self, score: float) -> str:
         """Return a value with six digits."""

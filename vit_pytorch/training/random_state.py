@@ -35,18 +35,6 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def branch_random_state(state: dict[str, Any], rank: int) -> None:
-    """Seed the generators of one process from the saved state of another, differently for each rank.
-
-    Used when training goes on with another number of processes, where no saved state is the right one.
-    """
-    digest = hashlib.sha256(state["torch"].numpy().tobytes() + rank.to_bytes(4, "big")).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Context manager: leave the generators as they were before it."""
@@ -59,6 +47,8 @@ def random_state_kept() -> Iterator[None]:
 
 def resume_random_state(states: list[dict[str, Any]], *, rank: int, world_size: int) -> None:
     """Put the generators of a process into the state that a checkpoint holds for it.
+
+    With another number of processes no saved state is the right one: each is then seeded from the first.
 
     Args:
         states: states of all processes that wrote the checkpoint, in order of their ranks
@@ -74,4 +64,8 @@ def resume_random_state(states: list[dict[str, Any]], *, rank: int, world_size: 
         len(states),
         world_size,
     )
-    branch_random_state(states[0], rank)
+    digest = hashlib.sha256(states[0]["torch"].numpy().tobytes() + rank.to_bytes(4, "big")).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -23,9 +23,9 @@ from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.preprocessing import VideoConfig, VolumeConfig, preprocessing_for
 from vit_pytorch.pretrained.source import PREPARE
 from vit_pytorch.registry import find_entry
-from vit_pytorch.storage import replacing
+from vit_pytorch.storage import replacing, write_file
 from vit_pytorch.training.callbacks import Callback
-from vit_pytorch.training.card import write_card
+from vit_pytorch.training.card import CARD, card_text
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, plain_settings, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
@@ -37,13 +37,13 @@ from vit_pytorch.training.loop import Loop
 from vit_pytorch.training.losses import SELECTIONS, balanced_weights, make_loss
 from vit_pytorch.training.peers import lost_processes_named
 from vit_pytorch.training.pictures import pictures_of
-from vit_pytorch.training.problems import PROBLEMS, Classification, Problem, problem_of
+from vit_pytorch.training.problems import PROBLEMS, MultiLabel, Problem, Regression, problem_of
 from vit_pytorch.training.progress import Profiler, Progress
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.runs import CHECKPOINTS, find_checkpoint
 from vit_pytorch.training.saved import SavedClassifier, save_classifier
 from vit_pytorch.training.start import create_run_dir, prepare, recorded_images
-from vit_pytorch.training.summary import render, summarize, write_page
+from vit_pytorch.training.summary import describe_run, publish, render
 from vit_pytorch.training.task import Classifier, Supervised, Task
 from vit_pytorch.training.tuning import arrange, load_start, settle
 
@@ -188,10 +188,8 @@ def train(
     checkpoint: Checkpoint | None,
     *,
     best: Mapping[str, Any],
-    patience: int | None = None,
-    ema: float | None = None,
-    from_start: bool = False,
     watching: Callable[[Sequence[Logger]], Sequence[Callback]] | None = None,
+    **options: Any,
 ) -> None:
     """Train as a configuration says, with what every run writes down.
 
@@ -203,10 +201,8 @@ def train(
         folder: the run's folder
         checkpoint: what to go on from; None for a new training
         best: arguments of `Checkpoints` that say which checkpoint is best
-        patience: see `Loop`
-        ema: see `Loop`
-        from_start: see `Loop`
         watching: gives more callbacks, from the run's loggers; they add to what is measured
+        options: more arguments of `Loop`
     """
     loggers = make_loggers(config.logger, folder) if fabric.is_global_zero else []
     steps = len(data.opened.train) // config.batch_size
@@ -231,13 +227,11 @@ def train(
             epochs=config.epochs,
             accumulate=config.accumulate,
             clip=config.clip,
-            ema=ema,
             on_nonfinite=config.on_nonfinite,
-            patience=patience,
-            from_start=from_start,
             compiled=config.compile,
             activation_checkpointing=config.activation_checkpointing,
             callbacks=callbacks,
+            **options,
         )
         if checkpoint is None and config.data.on_bad == "stop":
             data.check_evaluation()
@@ -284,59 +278,31 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     results = {split: evaluate(model, [loader], problem, prep) for split, loader in loaders.items()}
     rows = read_rows(folder / METRICS)
     pictures = pictures_of(results.get("test", results["val"]), rows)
-    failures = draw_all(pictures, folder)
-    summary = summarize(
-        config,
-        model,
-        results,
-        rows,
-        best=best.path.name,
-        sizes=data.sizes,
-        skipped={**skipped, **data.bad},
-        pictures=list(pictures),
-        kind=splits.train.kind,
-    )
-    write_card(folder, config, problem, prep, summary, results)
-    publish(summary, render(summary, results), folder, failures)
+    summary = {
+        **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
+        "task": config.task,
+        "kind": splits.train.kind,
+        "best_checkpoint": best.path.name,
+        "selected_by": config.selected_by,
+        "pictures": list(pictures),
+        **{split: result.as_dict() for split, result in results.items()},
+    }
+    write_file(folder / MODEL / CARD, card_text(config, problem, prep, summary, results))
+    publish(summary, render(summary, results), pictures, folder)
 
 
-def draw_all(pictures: Mapping[str, Callable[[Path], None]], folder: Path) -> list[Exception]:
-    """Draw the pictures of a report, whatever becomes of each; return the errors."""
-    failures = []
-    for name, draw in pictures.items():
-        try:
-            draw(folder / name)
-        except Exception as error:
-            failures.append(error)
-    return failures
-
-
-def publish(summary: Mapping[str, Any], page: str, folder: Path, failures: Sequence[Exception]) -> None:
-    """Write and print the summary of a run.
-
-    Args:
-        failures: errors of its pictures, of which the first is raised when the summary is written
-    """
-    write_page(summary, page, folder)
-    print(page)
-    print(f"all of it is in {folder}", flush=True)
-    if failures:
-        raise failures[0]
-
-
-def build_model(config: TrainConfig, splits: Splits) -> VisionModel:
-    """Build a configuration's model, for the classes and channels of its data."""
-    arguments, channels = model_arguments(config, splits)
+def build_model(config: RunConfig, splits: Splits) -> VisionModel:
+    """Build a configuration's model for the channels of its data, and for their classes if it learns them."""
     entry = find_entry(config.model["name"])
-    if config.distillation.teacher is not None and entry.architecture in DISTILLABLE:
+    teacher = config.distillation.teacher if isinstance(config, TrainConfig) else None
+    if teacher is not None and entry.architecture in DISTILLABLE:
         entry = replace(entry, architecture=DISTILLABLE[entry.architecture])
-    return entry.build(**arguments, num_classes=len(splits.classes), channels=channels)
-
-
-def model_arguments(config: RunConfig, splits: Splits) -> tuple[dict[str, Any], int]:
-    """Return the arguments of a configuration's model, and the channels that it shall take."""
     arguments = {key: value for key, value in config.model.items() if key != "name"}
-    return arguments, splits.train.channels if config.data.channels is None else config.data.channels
+    return entry.build(
+        **arguments,
+        num_classes=len(splits.classes) if isinstance(config, TrainConfig) else 0,
+        channels=splits.train.channels if config.data.channels is None else config.data.channels,
+    )
 
 
 # sections of the data that say nothing
@@ -367,7 +333,7 @@ def make_task(
     if config.class_weights is not None:
         weights = balanced_weights(splits.train.labels, len(splits.classes))
     criterion = make_loss(config.loss, config.task, label_smoothing=config.label_smoothing, weights=weights)
-    if not isinstance(problem, Classification):
+    if isinstance(problem, MultiLabel | Regression):
         return Supervised(model, problem, criterion=criterion, **settings)
     settings["label_smoothing"] = config.label_smoothing
     if config.distillation.teacher is None:
@@ -397,6 +363,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         )
     patch = model.native_patch or Preprocessing.patch_size
     height, width = model.image_size[-2:]
+    own = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     return ImageData(
         splits,
         image_size=(height, width),
@@ -404,11 +371,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
         batch_size=config.device_batch_size,
         workers=config.workers,
         augmentation=config.augmentation,
-        mean=cfg["mean"] if data.mean is None else data.mean,
-        std=cfg["std"] if data.std is None else data.std,
-        interpolation=cfg["interpolation"] if data.interpolation is None else data.interpolation,
-        crop_pct=cfg["crop_pct"] if data.crop_pct is None else data.crop_pct,
-        crop_mode=cfg["crop_mode"] if data.crop_mode is None else data.crop_mode,
+        **{name: cfg[name] if (told := getattr(data, name)) is None else told for name in own},
         max_tokens=data.max_tokens,
         patch_size=(patch[0], patch[1]),
         frames=model.image_size[0] if splits.train.axes == 3 else None,

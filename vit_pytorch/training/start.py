@@ -42,7 +42,7 @@ def prepare(
         held: keeps the folder of a run that is resumed locked
     """
     quieten()
-    check_names({"data": config.data.source, "output folder": str(folder.absolute())})
+    _check_names({"data": config.data.source, "output folder": str(folder.absolute())})
     logger_names(config.logger)
     fabric = make_fabric(
         devices=config.devices,
@@ -75,15 +75,8 @@ def prepare(
     return fabric, checkpoint, splits
 
 
-def check_names(names: Mapping[str, str]) -> None:
-    """Check that names can be written into the files of a run, which are UTF-8.
-
-    Args:
-        names: by what they are names of
-
-    Raises:
-        ValueError: if one cannot
-    """
+def _check_names(names: Mapping[str, str]) -> None:
+    """Check that names, by what they are names of, can be written into a run's files, which are UTF-8."""
     for what, name in names.items():
         # bytes of a path that are no UTF-8 are surrogates
         if any("\ud800" <= letter <= "\udfff" for letter in name):

@@ -3,7 +3,7 @@
 import json
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ import vit_pytorch
 from vit_pytorch.base import CONFIG_NAME
 from vit_pytorch.create import MODEL
 from vit_pytorch.storage import write_file
-from vit_pytorch.training.config import RunConfig, TrainConfig
+from vit_pytorch.training.config import RunConfig
 from vit_pytorch.training.evaluation import Evaluation, Table
 from vit_pytorch.training.history import Row
 
@@ -35,42 +35,6 @@ COURSE = "curves.png"
 PICTURES = (COURSE, "confusion.png", "wrong.png")
 
 
-def summarize(
-    config: TrainConfig,
-    model: nn.Module,
-    results: Mapping[str, Evaluation],
-    rows: Sequence[Row],
-    *,
-    best: str,
-    sizes: Mapping[str, int],
-    skipped: Mapping[str, str],
-    pictures: Sequence[str],
-    kind: str = "image",
-) -> dict[str, Any]:
-    """Collect what a run gave.
-
-    Args:
-        config: Its configuration.
-        model: The model.
-        results: What the best weights reach, by split.
-        rows: The course of the training.
-        best: Name of the best checkpoint.
-        sizes: Images in each split.
-        skipped: Images that could not be decoded, with the reason.
-        pictures: Names of the pictures in the run's folder.
-        kind: What the images are, where they are videos or volumes.
-    """
-    return {
-        **describe_run(config, model, rows, sizes=sizes, skipped=skipped),
-        "task": config.task,
-        "kind": kind,
-        "best_checkpoint": best,
-        "selected_by": config.selected_by,
-        "pictures": list(pictures),
-        **{split: result.as_dict() for split, result in results.items()},
-    }
-
-
 def describe_run(
     config: RunConfig,
     model: nn.Module,
@@ -79,7 +43,15 @@ def describe_run(
     sizes: Mapping[str, int],
     skipped: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Collect what every run has to tell, whatever it learned; see `summarize`."""
+    """Collect what every run has to tell, whatever it learned.
+
+    Args:
+        config: its configuration
+        model: the model
+        rows: the course of the training
+        sizes: images in each split
+        skipped: images that could not be decoded, with the reason
+    """
     return {
         "data": config.data.source,
         "model": config.model["name"],
@@ -102,11 +74,31 @@ def describe_run(
     }
 
 
-def write_page(summary: Mapping[str, Any], page: str, folder: Path) -> None:
-    """Write the words of a summary as `summary.md`, then the summary, with which a run has finished, as
-    `summary.json`."""
+def publish(
+    summary: Mapping[str, Any], page: str, pictures: Mapping[str, Callable[[Path], None]], folder: Path
+) -> None:
+    """Draw a run's pictures, and write and print its summary, with which it has finished.
+
+    An error of a picture is raised at the end, so that it costs nothing else.
+
+    Args:
+        summary: figures, for `summary.json`, which is written last
+        page: the same in words, for `summary.md`
+        pictures: what draws each picture, by the name of its file
+        folder: the run's folder
+    """
+    failures = []
+    for name, draw in pictures.items():
+        try:
+            draw(folder / name)
+        except Exception as error:
+            failures.append(error)
     write_file(folder / PAGE, page)
     write_file(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    print(page)
+    print(f"all of it is in {folder}", flush=True)
+    if failures:
+        raise failures[0]
 
 
 def reported_epochs(folder: Path) -> int:
@@ -144,7 +136,7 @@ def render(summary: Mapping[str, Any], results: Mapping[str, Evaluation]) -> str
     """Say in Markdown what a run gave; figures by class are the test's, or validation's.
 
     Args:
-        summary: from `summarize`
+        summary: what `summary.json` says
         results: what the best weights reach, by split
     """
     kind, selected = summary["kind"], SELECTED[summary["selected_by"]]

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vit_pytorch.data.transforms import Images
 from vit_pytorch.training.losses import IGNORED, Loss
 from vit_pytorch.training.optim import OptimizerConfig, ScheduleConfig, WarmupCosine, make_optimizer
-from vit_pytorch.training.problems import Problem, check_targets
+from vit_pytorch.training.problems import MultiLabel, Regression, check_targets
 from vit_pytorch.training.random_state import get_random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -283,32 +282,10 @@ class Classifier(Task):
         return Measured(sums, counted, {})
 
 
-class Collected(Metric):
-    """Outputs and targets of a validation, gathered from all processes."""
-
-    full_state_update = False
-    outputs: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("outputs", "targets"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add a batch."""
-        self.outputs.append(outputs)
-        self.targets.append(targets)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return all outputs and targets."""
-        return dim_zero_cat(self.outputs), dim_zero_cat(self.targets)
-
-
 class Supervised(Task):
     """Supervised training of a model whose targets are rows of numbers: several labels, or values.
 
-    Validation measures `val/loss`, and what the problem does (see `Problem.figures`).
+    Validation measures `val/loss`, and what the problem's `figures` are.
 
     Args:
         model: maps images to as many outputs as the problem has names
@@ -321,7 +298,7 @@ class Supervised(Task):
     def __init__(
         self,
         model: nn.Module,
-        problem: Problem,
+        problem: MultiLabel | Regression,
         *,
         criterion: Loss,
         optimizer: OptimizerConfig | None = None,
@@ -330,8 +307,7 @@ class Supervised(Task):
         super().__init__(model, optimizer=optimizer, schedule=schedule)
         self.problem = problem
         self.criterion = criterion
-        # in a tuple, where neither checkpoints nor averages of weights look for modules
-        self._collected = (Collected(),)
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the mean loss of a batch of images and targets."""
@@ -341,15 +317,13 @@ class Supervised(Task):
         """Measure a batch for validation, and keep its outputs."""
         outputs = at_least_single(self.model(batch.images))
         losses = self._losses(outputs, batch.targets)
-        (collected,) = self._collected
-        collected.to(outputs.device).update(outputs, batch.targets)
+        self._seen.append((outputs, batch.targets))
         return Measured({"val/loss": losses.sum()}, len(losses), {})
 
     def finish_validation(self) -> dict[str, float]:
         """Measure all images of the validation."""
-        (collected,) = self._collected
-        outputs, targets = collected.compute()
-        collected.reset()
+        outputs, targets = (_join(parts) for parts in zip(*self._seen, strict=True))
+        self._seen = []
         found = self.problem.figures(self.problem.scores(outputs).cpu(), targets.cpu())
         return {f"val/{name}": value for name, value in found.items() if value is not None}
 
@@ -357,6 +331,12 @@ class Supervised(Task):
         outputs = at_least_single(outputs)
         self.problem.check_targets(targets)
         return self.criterion(outputs, self.problem.normalize(targets.to(outputs)))
+
+
+def _join(parts: tuple[Tensor, ...]) -> Tensor:
+    """Return the parts of all processes in one tensor."""
+    mine = torch.cat(parts)
+    return torch.cat(gather_all_tensors(mine)) if torch.distributed.is_initialized() else mine
 
 
 def at_least_single(logits: Tensor) -> Tensor:

@@ -217,13 +217,8 @@ class LeJEPAConfig(ViewsConfig):
 
 
 METHODS: dict[str, type[MethodConfig]] = {
-    "mae": MAEConfig,
-    "simmim": SimMIMConfig,
-    "mpp": MPPConfig,
-    "mp3": MP3Config,
-    "dino": DinoConfig,
-    "esvit": EsViTConfig,
-    "lejepa": LeJEPAConfig,
+    kind.name: kind
+    for kind in (MAEConfig, SimMIMConfig, MPPConfig, MP3Config, DinoConfig, EsViTConfig, LeJEPAConfig)
 }
 
 

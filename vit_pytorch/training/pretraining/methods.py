@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +24,11 @@ from vit_pytorch.ssl.backbone import Backbone
 from vit_pytorch.ssl.backbone_utils import local_size
 from vit_pytorch.ssl.center import Centre
 from vit_pytorch.ssl.heads import NormedLinear
-from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule, Schedule
+from vit_pytorch.ssl.schedules import CosineSchedule, LinearSchedule
 from vit_pytorch.ssl.views import MultiCrop, View, dino_views
 from vit_pytorch.training.pretraining.config import (
     DinoConfig,
+    EsViTConfig,
     LeJEPAConfig,
     MAEConfig,
     MethodConfig,
@@ -91,15 +91,70 @@ def make_method(
     Raises:
         ValueError: Where the method cannot teach such a model; says why.
     """
-    make = next(make for kind, make in MAKERS.items() if isinstance(config, kind))
     if len(model.image_size) != 2:
         raise ValueError(f"method {config.name} teaches models of images, {name} takes other input")
     try:
-        method = make(config, model, prep, length)
+        method = _wrap(config, model, prep, length)
         _try(method, prep)
     except ValueError as error:
         hint = "" if isinstance(config, ViewsConfig) or isinstance(model, Backbone) else HINT
         raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
+    return method
+
+
+def _wrap(config: MethodConfig, model: VisionModel, prep: Preprocessing, length: Length) -> nn.Module:
+    # the settings of these four methods have the names of their classes' arguments
+    own = {key: value for key, value in vars(config).items() if key != "name"}
+    if isinstance(config, MAEConfig):
+        return MAE(encoder=model, **own)
+    if isinstance(config, SimMIMConfig):
+        return SimMIM(encoder=model, **own)
+    if isinstance(config, MPPConfig):
+        mean, std = (tuple(v) * (prep.channels // len(v)) for v in (prep.mean, prep.std))
+        return MPP(transformer=model, mean=mean, std=std, **own)
+    if isinstance(config, MP3Config):
+        return MP3(vit=model, **own)
+    assert isinstance(config, ViewsConfig), "the others compare views"
+    size = (prep.image_size[0], prep.image_size[1])
+    small = local_size(model, size) if config.local_size is None else (config.local_size,) * 2
+    views = MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std))
+    if isinstance(config, LeJEPAConfig):
+        return LeJEPA(
+            model,
+            image_size=size,
+            hidden_layer=config.hidden_layer,
+            projection_hidden_size=config.hidden_dim,
+            num_classes_K=config.embedding_dim,
+            projection_layers=config.projection_layers,
+            target_loss_weight=1 - config.sigreg_weight,
+            sigreg_loss_weight=config.sigreg_weight,
+            sigreg_loss_kwargs={"num_slices": config.num_slices},
+            views=views,
+        )
+    assert isinstance(config, DinoConfig), "the others have a teacher"
+    warm_up = length.after(config.warmup_teacher_temp_epochs)
+    temperatures = (
+        LinearSchedule(config.warmup_teacher_temp, config.teacher_temp, warm_up) if warm_up else None
+    )
+    method = (EsViTTrainer if isinstance(config, EsViTConfig) else Dino)(
+        model,
+        image_size=size,
+        hidden_layer=config.hidden_layer,
+        projection_hidden_size=config.hidden_dim,
+        projection_layers=config.projection_layers,
+        num_classes_K=config.num_logits,
+        student_temp=config.student_temp,
+        teacher_temp=temperatures or config.teacher_temp,
+        moving_average_decay=CosineSchedule(config.momentum, config.momentum_end, length.steps),
+        center_moving_average_decay=config.center_decay,
+        bottleneck_dim=config.bottleneck_dim,
+        use_bn=config.use_bn,
+        norm_last_layer=config.norm_last_layer,
+        freeze_last_layer=length.after(config.freeze_last_layer_epochs),
+        num_local_crops=config.num_local_crops,
+        local_image_size=small,
+    )
+    method.views = views
     return method
 
 
@@ -127,88 +182,6 @@ def last_layers(method: nn.Module) -> list[nn.Parameter]:
     return [parameter for head in heads for parameter in head.parameters() if parameter.requires_grad]
 
 
-def _mae(config: MAEConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    return MAE(
-        encoder=model,
-        masking_ratio=config.masking_ratio,
-        decoder_dim=config.decoder_dim,
-        decoder_depth=config.decoder_depth,
-        decoder_heads=config.decoder_heads,
-        norm_pix_loss=config.norm_pix_loss,
-        fixed_positions=config.fixed_positions,
-    )
-
-
-def _simmim(config: SimMIMConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    return SimMIM(encoder=model, masking_ratio=config.masking_ratio, mask_patch_size=config.mask_patch_size)
-
-
-def _mpp(config: MPPConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    mean, std = (tuple(v) * (prep.channels // len(v)) for v in (prep.mean, prep.std))
-    return MPP(
-        transformer=model,
-        mask_prob=config.mask_prob,
-        replace_prob=config.replace_prob,
-        random_patch_prob=config.random_patch_prob,
-        output_channel_bits=config.output_channel_bits,
-        mean=mean,
-        std=std,
-    )
-
-
-def _mp3(config: MP3Config, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    return MP3(vit=model, masking_ratio=config.masking_ratio, loss_on=config.loss_on)
-
-
-def _dino(config: DinoConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    size, small = _crop_sizes(config, model, prep)
-    kind = EsViTTrainer if config.name == "esvit" else Dino
-    method = kind(
-        model,
-        image_size=size,
-        hidden_layer=config.hidden_layer,
-        projection_hidden_size=config.hidden_dim,
-        projection_layers=config.projection_layers,
-        num_classes_K=config.num_logits,
-        student_temp=config.student_temp,
-        teacher_temp=_warm_up(config, length),
-        moving_average_decay=CosineSchedule(config.momentum, config.momentum_end, length.steps),
-        center_moving_average_decay=config.center_decay,
-        bottleneck_dim=config.bottleneck_dim,
-        use_bn=config.use_bn,
-        norm_last_layer=config.norm_last_layer,
-        freeze_last_layer=length.after(config.freeze_last_layer_epochs),
-        num_local_crops=config.num_local_crops,
-        local_image_size=small,
-    )
-    method.views = MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std))
-    return method
-
-
-def _lejepa(config: LeJEPAConfig, model: nn.Module, prep: Preprocessing, length: Length) -> nn.Module:
-    size, small = _crop_sizes(config, model, prep)
-    return LeJEPA(
-        model,
-        image_size=size,
-        hidden_layer=config.hidden_layer,
-        projection_hidden_size=config.hidden_dim,
-        num_classes_K=config.embedding_dim,
-        projection_layers=config.projection_layers,
-        target_loss_weight=1 - config.sigreg_weight,
-        sigreg_loss_weight=config.sigreg_weight,
-        sigreg_loss_kwargs={"num_slices": config.num_slices},
-        views=MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std)),
-    )
-
-
-def _crop_sizes(
-    config: ViewsConfig, model: nn.Module, prep: Preprocessing
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (height, width) of the global and of the local crops."""
-    size = (prep.image_size[0], prep.image_size[1])
-    return size, local_size(model, size) if config.local_size is None else (config.local_size,) * 2
-
-
 def views_of(config: ViewsConfig, size: tuple[int, int], small: tuple[int, int]) -> tuple[View, ...]:
     """Return a method's views with the distortions that a configuration asks for."""
     draw = lejepa_views if isinstance(config, LeJEPAConfig) else dino_views
@@ -229,23 +202,6 @@ def views_of(config: ViewsConfig, size: tuple[int, int], small: tuple[int, int])
     )
 
 
-def _warm_up(config: DinoConfig, length: Length) -> float | Schedule:
-    steps = length.after(config.warmup_teacher_temp_epochs)
-    if not steps:
-        return config.teacher_temp
-    return LinearSchedule(config.warmup_teacher_temp, config.teacher_temp, steps)
-
-
-MAKERS: dict[type[MethodConfig], Callable[..., nn.Module]] = {
-    MAEConfig: _mae,
-    SimMIMConfig: _simmim,
-    MPPConfig: _mpp,
-    MP3Config: _mp3,
-    DinoConfig: _dino,
-    LeJEPAConfig: _lejepa,
-}
-
-
 def backbone_of(method: nn.Module) -> VisionModel:
     """Return the model that a method leaves: that of the teacher where there is one."""
     learned: Any = method
@@ -253,10 +209,8 @@ def backbone_of(method: nn.Module) -> VisionModel:
         return learned.teacher.model.net
     if isinstance(method, LeJEPA):
         return learned.encoder.net
-    for name in ("encoder", "transformer", "vit"):
-        if hasattr(learned, name):
-            return getattr(learned, name)
-    raise ValueError(f"{type(method).__name__} is no method that teaches a model")
+    (name,) = {"encoder", "transformer", "vit"} & dict(method.named_children()).keys()
+    return getattr(learned, name)
 
 
 def learner_of(method: nn.Module) -> VisionModel:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vit_pytorch.data import ImageData, ImageLoader
+from vit_pytorch.data import ImageData
 from vit_pytorch.ssl.collapse import entropy_of, feature_spread
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.engine import process_states
 from vit_pytorch.training.pretraining.config import MonitorConfig
 from vit_pytorch.training.pretraining.methods import backbone_of
-from vit_pytorch.training.probing import Labelled, embed, measure, read_features, spread_over
+from vit_pytorch.training.probing import Labelled, embed_dataset, measure, spread_over
 from vit_pytorch.training.task import Batch
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Monitor(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Alarms so far, and how long there have been signs of the next."""
+        """Return the alarms so far, and how long there have been signs of the next."""
         return {"alarms": list(self.alarms), "in_a_row": self._in_a_row, "start": self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Monitor(Callback):
         """Measure; of several processes all images count."""
         mine = (*map(torch.cat, zip(*self._seen, strict=True)), self._said, self._entropy)
         parts = process_states(loop.fabric, mine)
-        val = Labelled(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+        val = Labelled.join(part[:2] for part in parts)
         found: dict[str, float] = {}
         if len(val.features) > 1:
             found[SPREAD] = float(feature_spread(val.features))
@@ -114,24 +114,11 @@ class Monitor(Callback):
 
     def _known(self, loop: Loop) -> Labelled:
         """Compute the features among which neighbours are sought, each process a part of them."""
-        data, model = self.data, backbone_of(loop.task.model)
-        dtype = next(model.parameters()).dtype
-        loader = ImageLoader(
-            self._bank,
-            data.preprocessing,
-            None,
-            batch_size=data.batch_size,
-            num_classes=data.num_classes,
-            rank=loop.fabric.global_rank,
-            world_size=loop.fabric.world_size,
-            workers=data.workers_for(self._bank),
-            worker_timeout=data.worker_timeout,
-            on_bad=data.on_bad,
-        )
-        with loop.fabric.autocast():
-            mine = read_features(lambda images: embed(model, images), loader, loop.fabric.device, dtype)
-        parts = process_states(loop.fabric, mine)
-        return Labelled(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+        fabric, model = loop.fabric, backbone_of(loop.task.model)
+        ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+        with fabric.autocast():
+            mine = embed_dataset(model, self._bank, self.data, **ranks)
+        return Labelled.join(process_states(fabric, mine))
 
     def _judge(self, loop: Loop, found: dict[str, float]) -> None:
         early = loop.epoch < self.config.grace * loop.epochs

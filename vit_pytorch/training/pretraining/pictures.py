@@ -19,6 +19,7 @@ from vit_pytorch.dino import Dino
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.mae import MAE
+from vit_pytorch.preprocessing import Normalize
 from vit_pytorch.simmim import SimMIM
 from vit_pytorch.ssl.probes import extract
 from vit_pytorch.storage import replacing
@@ -58,9 +59,6 @@ class Pictures(Callback):
         self.folder = folder / FOLDER
         self._images = spread_over(data.opened.val, config.pictures)
         self._prep = data.preprocessing
-        self._mean, self._std = (
-            torch.tensor(tuple(v)).view(-1, 1, 1) for v in (self._prep.mean, self._prep.std)
-        )
 
     def on_validation_end(self, loop: Loop, metrics: dict[str, float]) -> None:
         """Draw, if it is time."""
@@ -72,7 +70,7 @@ class Pictures(Callback):
         method = loop.task.model
         images = self._read().to(loop.fabric.device, next(method.parameters()).dtype)
         with loop.fabric.autocast():
-            rows = picture_rows(method, images, self._pixels)
+            rows = picture_rows(method, images, Normalize(self._prep).invert)
         if not rows:
             return
         sheet = make_sheet(rows)
@@ -86,9 +84,6 @@ class Pictures(Callback):
         return torch.stack(
             [transform(images.read(number, self._prep.channels)) for number in range(len(images))]
         )
-
-    def _pixels(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return (images.float().cpu() * self._std + self._mean).clamp(0, 1)
 
 
 def picture_rows(method: nn.Module, images: Float[Tensor, "b c h w"], pixels: Any) -> list[Tensor]:

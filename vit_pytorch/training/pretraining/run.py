@@ -13,12 +13,11 @@ from torch import nn
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
-from vit_pytorch.data import ImageData, ImageDataset, ImageLoader, Splits
+from vit_pytorch.data import ImageData, Splits
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained import load_autoencoder, load_pretrained
 from vit_pytorch.pretrained.autoencoder import find_format
 from vit_pytorch.pretrained.source import open_source
-from vit_pytorch.registry import find_entry
 from vit_pytorch.ssl.schedules import CosineSchedule
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.callbacks import Callback
@@ -30,20 +29,12 @@ from vit_pytorch.training.pretraining.methods import Length, backbone_of, make_m
 from vit_pytorch.training.pretraining.monitor import ENTROPY, KNN, SPREAD, USAGE, Monitor
 from vit_pytorch.training.pretraining.pictures import Pictures
 from vit_pytorch.training.pretraining.task import Pretrainer
-from vit_pytorch.training.probing import embed, measure, read_features, spread_over
-from vit_pytorch.training.run import (
-    draw_all,
-    eval_device,
-    image_data,
-    log_run,
-    model_arguments,
-    publish,
-    train,
-)
+from vit_pytorch.training.probing import embed_dataset, measure, spread_over
+from vit_pytorch.training.run import build_model, eval_device, image_data, log_run, train
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.start import create_run_dir, prepare
-from vit_pytorch.training.summary import COURSE, describe_run
+from vit_pytorch.training.summary import COURSE, describe_run, publish
 from vit_pytorch.training.tuning import find_start
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
@@ -120,11 +111,7 @@ def build(
         ValueError: Where the method cannot teach the model, or the weights do not fit.
         OSError: Where the weights cannot be read.
     """
-    arguments, channels = model_arguments(config, splits)
-    model = find_entry(config.model["name"]).build(**arguments, num_classes=0, channels=channels)
-    start = find_start(model, weights, config.model["name"]) if weights is not None else None
-    if start is not None:
-        load_pretrained(model, start)
+    model, start = _build_start(config, splits, weights)
     data = image_data(config, splits, model)
     if config.source_size is not None:
         data.train_size = (config.source_size, config.source_size)
@@ -138,6 +125,16 @@ def build(
     return model, data, method
 
 
+def _build_start(config: PretrainConfig, splits: Splits, weights: str | None) -> tuple[VisionModel, Any]:
+    """Return a configuration's model, and what `find_start` says of the weights that it starts from."""
+    model = build_model(config, splits)
+    if weights is None:
+        return model, None
+    start = find_start(model, weights, config.model["name"])
+    load_pretrained(model, start)
+    return model, start
+
+
 def make_task(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pretrainer:
     """Build what trains by a method.
 
@@ -145,12 +142,17 @@ def make_task(config: PretrainConfig, method: nn.Module, splits: Splits) -> Pret
         ValueError: Where the weights that it starts from do not fit.
         OSError: Where they cannot be read.
     """
-    start = build(config, splits, config.weights)[0] if config.anchor else None
+    decay, start = None, None
+    if isinstance(config.method, DinoConfig) and config.method.weight_decay_end is not None:
+        ends = config.optimizer.weight_decay, config.method.weight_decay_end
+        decay = CosineSchedule(*ends, length_of(config, splits).steps)
+    if config.anchor:
+        start, _ = _build_start(config, splits, config.weights)
     return Pretrainer(
         method,
         optimizer=config.optimizer,
         schedule=config.schedule,
-        weight_decay=_weight_decay(config, length_of(config, splits)),
+        weight_decay=decay,
         seed=config.seed,
         anchor=config.anchor,
         start=start,
@@ -196,14 +198,13 @@ def report(
     model.to(eval_device(config)).eval()
     accuracy, neighbours = {}, min(config.monitor.neighbours, config.monitor.knn_images, len(splits.train))
     if splits.classes:
-        known = _features(spread_over(splits.train, config.monitor.knn_images), model, data)
+        known = embed_dataset(model, spread_over(splits.train, config.monitor.knn_images), data)
         accuracy = {
-            name: measure("knn", known, _features(images, model, data), neighbours=neighbours)
+            name: measure("knn", known, embed_dataset(model, images, data), neighbours=neighbours)
             for name, images in (("val", splits.val), ("test", splits.test))
             if images is not None
         }
     rows = read_rows(folder / METRICS)
-    failures = draw_all({COURSE: lambda path: draw_curves(rows, path, CURVES)}, folder)
     summary = {
         "method": asdict(config.method),
         **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
@@ -215,7 +216,7 @@ def report(
         "start_knn_accuracy": monitor.start,
         "collapse": list(monitor.alarms),
     }
-    publish(summary, render(summary, rows), folder, failures)
+    publish(summary, render(summary, rows), {COURSE: lambda path: draw_curves(rows, path, CURVES)}, folder)
 
 
 def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -248,24 +249,3 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _features(images: ImageDataset, model: VisionModel, data: ImageData) -> Any:
-    loader = ImageLoader(
-        images,
-        data.preprocessing,
-        None,
-        batch_size=data.batch_size,
-        num_classes=data.num_classes,
-        workers=data.workers_for(images),
-        worker_timeout=data.worker_timeout,
-        on_bad=data.on_bad,
-    )
-    return read_features(lambda batch: embed(model, batch), loader, next(model.parameters()).device)
-
-
-def _weight_decay(config: PretrainConfig, length: Length) -> CosineSchedule | None:
-    method = config.method
-    if not isinstance(method, DinoConfig) or method.weight_decay_end is None:
-        return None
-    return CosineSchedule(config.optimizer.weight_decay, method.weight_decay_end, length.steps)

@@ -113,7 +113,9 @@ class Pretrainer(Task):
     def before_step(self, optimizer: Optimizer, step: int) -> None:
         """Set the weight decay; take the gradients of what is frozen, so that moments do not move it."""
         if self.weight_decay is not None:
-            set_weight_decay(optimizer, self.weight_decay(step))
+            for group in optimizer.param_groups:
+                if group["weight_decay"] > 0:
+                    group["weight_decay"] = self.weight_decay(step)
         for parameter in self._frozen():
             parameter.grad = None
 
@@ -130,10 +132,3 @@ class Pretrainer(Task):
         method = self.model
         frozen = isinstance(method, Dino) and int(method.steps) < method.freeze_last_layer
         return last_layers(method) if frozen else []
-
-
-def set_weight_decay(optimizer: Optimizer, value: float) -> None:
-    """Set the weight decay of all parameters that decay."""
-    for group in optimizer.param_groups:
-        if group["weight_decay"] > 0:
-            group["weight_decay"] = value

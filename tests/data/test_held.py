@@ -1,5 +1,6 @@
 """Small images of files are held in memory, and are those that their files have."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_evaluation_of_held_images_is_that_of_files(tmp_path: Path) -> None:
     part = held.images.subset(torch.tensor([3, 1]))
     assert part.name(0) == read.images.name(3)
     assert torch.equal(part.read(1, 3), read.images.read(1, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not bound to cores here")
+def test_workers_are_as_many_as_the_cores_that_the_process_may_use(tmp_path: Path) -> None:
+    """A container, a job or `taskset` may give it fewer than there are."""
+    reader, mine = data(write(tmp_path, [(8, 10)] * COUNT), in_memory=False), os.sched_getaffinity(0)
+    assert reader.val_dataloader().workers == min(8, len(mine))
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert reader.val_dataloader().workers == 1
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def test_training_on_held_images_is_that_on_arrays(tmp_path: Path) -> None:

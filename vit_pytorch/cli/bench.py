@@ -1,7 +1,6 @@
 """`vit bench`: latency, throughput, memory and operations of models, all in turn."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
@@ -14,6 +13,7 @@ from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.create import model_folder, read_config
+from vit_pytorch.data.loader import usable_cores
 from vit_pytorch.export.bench_worker import COMPILE, EAGER, PRECISIONS, Subject
 from vit_pytorch.export.deploy import read_report
 from vit_pytorch.export.formats import FORMATS, find_format
@@ -42,7 +42,7 @@ def print_bench(
     mode: str = "forward",
     merge_tokens: str = "0",
     peer: Literal["timm"] | None = None,
-    threads: int = os.cpu_count() or 1,
+    threads: int = usable_cores(),
     rounds: int = 11,
     as_json: bool = False,
 ) -> None:

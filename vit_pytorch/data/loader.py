@@ -5,6 +5,7 @@ workers have no state to save, batches fetched ahead are not lost, and going on 
 batch k.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,11 @@ from vit_pytorch.preprocessing import Preprocessing
 OnBad = Literal["stop", "skip"]
 # each is a process with a memory of its own
 MOST_WORKERS = 256
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use; in a container or a job often not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_workers(workers: int) -> None:

@@ -1,6 +1,5 @@
 """The data of a run, as Lightning takes it."""
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ import lightning as L
 from vit_pytorch.data.datasets import ArrayImages, ImageDataset, Splits
 from vit_pytorch.data.decode import BadImageError
 from vit_pytorch.data.held import are_small, check_holdable, hold
-from vit_pytorch.data.loader import ImageLoader, OnBad, StoredLoader
+from vit_pytorch.data.loader import ImageLoader, OnBad, StoredLoader, usable_cores
 from vit_pytorch.data.sources import open_data
 from vit_pytorch.data.stream import StreamImages
 from vit_pytorch.data.stream_loader import StreamLoader
@@ -275,7 +274,7 @@ class ImageData(L.LightningDataModule):
         """Return the number of processes that load images."""
         if self.workers is not None:
             return self.workers
-        return 0 if isinstance(images, ArrayImages) else min(8, os.cpu_count() or 1)
+        return 0 if isinstance(images, ArrayImages) else min(8, usable_cores())
 
     def _hold(self, images: ImageDataset) -> ImageDataset:
         """Read images into memory, if they shall be there; return them as they are otherwise.

@@ -315,3 +315,28 @@ def test_weights_are_not_read_for_their_architecture(tmp_path: Path):
     assert layer["data"] == {"channels": 1}
     assert layer["model"]["widths"] == list(model.config["widths"])
     assert layer["tuning"] == {"weights": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        (["--from=cct_2_3x2_32.cifar10"], 5e-4 * 768 / 128),
+        (["--from=vit_small_patch16_224.augreg_in21k"], 5e-4 * 768 / 384),
+        (["--from=weights.pth", "--model=vit_base_patch16_224"], 5e-4),
+        (["--from=cct_2_3x2_32.cifar10", "--lr=0.1"], 0.1),
+    ],
+)
+def test_narrow_models_learn_at_larger_rates(
+    options: list[str], rate: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", *options, "--data=photos", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["optimizer"]["lr"] == pytest.approx(rate)
+
+
+def test_rates_of_the_narrowest_models_end_somewhere(
+    digits_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", f"--from={digits_run}", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["optimizer"]["lr"] == pytest.approx(8 * 5e-4)

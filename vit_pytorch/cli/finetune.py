@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,21 @@ from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_
 from vit_pytorch.cli.train import asks_for_help, carry_out, model_layer, read_command, resumed_run
 from vit_pytorch.create import comes_trained
 from vit_pytorch.pretrained.source import HUB
-from vit_pytorch.registry import entries
+from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.trained import trained_folder
 from vit_pytorch.training.config import PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
+from vit_pytorch.weights import init_empty_weights
 
 FINETUNE = {"from": "tuning.weights", "method": "tuning.method"}
 DISTILL = {
     "student": "model.name",
     **{name: f"distillation.{name}" for name in ("teacher", "temperature", "alpha", "hard")},
 }
+
+# the width of the models that the recipe's learning rate is for, and how many times it narrower ones have
+WIDTH = 768
+MOST_TIMES = 8
 
 
 def finetune(arguments: Sequence[str]) -> None:
@@ -48,7 +53,17 @@ def finetune(arguments: Sequence[str]) -> None:
                 f"--from {weights} names no run, model folder or model; if it is a file of weights, name its "
                 "model by --model"
             )
+        model = found.get("model") or {"name": option_value(arguments, "model.name")}
+        more["recipe finetune"]["optimizer"]["lr"] *= min(WIDTH / width_of(model), MOST_TIMES)
     carry_out(*read_command(arguments, resumed, more=more, command=finetune, own=FINETUNE), resumed)
+
+
+def width_of(model: Mapping[str, Any]) -> int:
+    """Return the dimension of what enters the classifier of a model, by its name and arguments."""
+    with init_empty_weights():
+        return (
+            find_entry(model["name"]).build(**{k: v for k, v in model.items() if k != "name"}).classifier_dim
+        )
 
 
 def distill(arguments: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Every test runs offline, on one thread, from its own seed, and hears signals."""
 
+import gc
 import os
 import signal
 
@@ -31,6 +32,23 @@ def seed(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(crc32(request.node.nodeid.encode()))
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking over a million objects of modules and tests, which stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    # hypothesis, which is imported now at the latest, looks for what refers to an object
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

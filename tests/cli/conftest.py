@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests import forked
 from vit_pytorch.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +38,10 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Vit:
-    """Run the real command in a process of its own."""
+    """Run the command in a process of its own."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
-        )
+        return forked.run(command(*arguments), cwd=tmp_path, env=environment(), timeout=300)
 
     return run
 

@@ -37,6 +37,11 @@ IMPORTED = (
 EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_", "GLIBC_", "HF_", "TORCH_")
 
 
+def environment() -> dict[str, str]:
+    """Return the environment variables of a program in a process of its own."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def early(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables that a copy cannot be told any more."""
     return {name: value for name, value in variables.items() if name.startswith(EARLY)}
@@ -51,7 +56,7 @@ class Server(NamedTuple):
 def server(owner: int) -> Server:
     """Start the server of a process, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = environment()
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.forked", str(theirs.fileno())],

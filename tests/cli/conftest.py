@@ -1,5 +1,4 @@
 import gzip
-import os
 import struct
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests import forked
+from tests.forked import environment
 from vit_pytorch.cli import main
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "--model.dim=16",
     "--model.depth=1",
@@ -30,10 +29,6 @@ Vit = Callable[..., subprocess.CompletedProcess[str]]
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "vit_pytorch.cli", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tests import forked
-from tests.cli.conftest import ROOT, environment
+from tests.forked import ROOT, environment
 
 Node: TypeAlias = "subprocess.Popen[str] | forked.Popen"
 VIT = ("-m", "vit_pytorch.cli")

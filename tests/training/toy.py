@@ -200,8 +200,7 @@ def train(
 def run_toy(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run this file as a program."""
     command = [sys.executable, __file__, str(folder), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return forked.run(command, env=environment, timeout=400)
+    return forked.run(command, env=forked.environment(), timeout=400)
 
 
 def main() -> None:

@@ -36,12 +36,14 @@ def seed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking over a million objects of modules and tests, which stay."""
+    """Keep the garbage collector from walking, again and again, over a million objects of modules and tests."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        # tracing and building models makes thousands of objects in a moment, of which few are garbage
+        gc.set_threshold(10_000, 10, 10)
         gc.enable()
 
 

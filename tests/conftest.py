@@ -36,7 +36,7 @@ def seed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep the garbage collector from walking, again and again, over a million objects of modules and tests."""
+    """Keep the garbage collector from walking over a million objects of modules and tests, which stay."""
     gc.disable()
     try:
         return (yield)

@@ -51,7 +51,7 @@ class WithoutValues(TorchFunctionMode):
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Context manager: build models on the device "meta", where initialisation would take most of the time."""
+    """Context manager: build models on the device "meta", where initialisation takes most of the time."""
     with torch.device("meta"), WithoutValues():
         yield
 

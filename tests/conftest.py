@@ -13,6 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from collections.abc import Iterator
 from zlib import crc32
 
+# before objects are frozen: it looks for what refers to one, and pytest imports it in the end
+import hypothesis  # noqa: F401
 import pytest
 import torch
 
@@ -45,12 +47,6 @@ def pytest_collection() -> Iterator[None]:
         # tracing and building models makes thousands of objects in a moment, of which few are garbage
         gc.set_threshold(10_000, 10, 10)
         gc.enable()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish() -> None:
-    # hypothesis, which is imported now at the latest, looks for what refers to an object
-    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

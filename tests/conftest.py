@@ -1,5 +1,6 @@
 """Every test runs offline, on one thread, from its own seed, and hears signals."""
 
+import gc
 import os
 import signal
 
@@ -12,6 +13,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from collections.abc import Iterator
 from zlib import crc32
 
+# before objects are frozen: it looks for what refers to one, and pytest imports it in the end
+import hypothesis  # noqa: F401
 import pytest
 import torch
 
@@ -31,6 +34,19 @@ def seed(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(crc32(request.node.nodeid.encode()))
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking over a million objects of modules and tests, which stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        # tracing and building models makes thousands of objects in a moment, of which few are garbage
+        gc.set_threshold(10_000, 10, 10)
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

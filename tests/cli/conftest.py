@@ -1,5 +1,4 @@
 import gzip
-import os
 import struct
 import subprocess
 import sys
@@ -11,9 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests import forked
+from tests.forked import environment
 from vit_pytorch.cli import main
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "--model.dim=16",
     "--model.depth=1",
@@ -31,18 +31,12 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "vit_pytorch.cli", *map(str, arguments)]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture
 def vit(tmp_path: Path) -> Vit:
-    """Run the real command in a process of its own."""
+    """Run the command in a process of its own."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
-        )
+        return forked.run(command(*arguments), cwd=tmp_path, env=environment(), timeout=300)
 
     return run
 

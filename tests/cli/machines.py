@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-from tests.cli.conftest import ROOT, environment
+from tests import forked
+from tests.forked import ROOT, environment
 
+Node: TypeAlias = "subprocess.Popen[str] | forked.Popen"
 VIT = ("-m", "vit_pytorch.cli")
 TOOLS = {
     "vit": f'exec "{sys.executable}" -m vit_pytorch.cli "$@"',
@@ -66,11 +69,12 @@ def start_task(
     *arguments: str | Path,
     cwd: Path,
     program: Sequence[str] = VIT,
-    more: Mapping[str, str] | None = None,
-) -> "subprocess.Popen[str]":
+) -> forked.Popen:
     """Start one of two processes as srun does."""
-    variables = {**slurm_task(port, rank), **(more or {})}
-    return start([sys.executable, *program, *arguments], cwd, variables)
+    command = [sys.executable, *program, *map(str, arguments)]
+    return forked.Popen(
+        command, cwd=cwd, env={**environment(), **slurm_task(port, rank)}, start_new_session=True
+    )
 
 
 def page_scripts(heading: str) -> list[str]:
@@ -99,12 +103,12 @@ def start_script(
     return start(["bash", "-c", script], cwd, {"PATH": path, **variables})
 
 
-def kill(node: "subprocess.Popen[str]") -> None:
+def kill(node: Node) -> None:
     """Take a machine away: all of its processes, at once."""
     os.killpg(node.pid, signal.SIGKILL)
 
 
-def finish(*nodes: "subprocess.Popen[str]", timeout: float = 300) -> list[tuple[str, str]]:
+def finish(*nodes: Node, timeout: float = 300) -> list[tuple[str, str]]:
     """Wait for machines; return what each of them said. None outlives the time."""
     try:
         return [node.communicate(timeout=timeout) for node in nodes]

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import forked
 from tests.cli.conftest import TINY, Vit, command, environment, train
 from vit_pytorch.training import checkpoints
 from vit_pytorch.training.history import read_lines, read_rows
@@ -194,9 +194,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     run = tmp_path / "run"
     arguments = ("train", "--accelerator=cpu", "--output", run, "--epochs=3", *TINY)
-    with subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with forked.Popen(command(*arguments), env=environment()) as process:
         deadline = time.monotonic() + 200
         while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.02)

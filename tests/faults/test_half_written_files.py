@@ -1,13 +1,13 @@
 """Files that a killed process, or a copy, left half written give a sentence; a run writes all or nothing."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.cli.conftest import TINY, environment, train
 from tests.faults.conftest import contents
 from vit_pytorch.storage import recover, replacing, write_file
@@ -167,7 +167,7 @@ def test_sigkill_while_a_file_is_replaced(stage: str, tmp_path: Path) -> None:
     """
     file = tmp_path / "summary.json"
     write_file(file, "before")
-    done = subprocess.run([sys.executable, "-c", KILLED, stage, file], env=environment())
+    done = forked.run([sys.executable, "-c", KILLED, stage, str(file)], env=environment())
     assert done.returncode == -signal.SIGKILL
     assert file.read_text() == "before"
     recover(file)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import TINY, train
-from tests.cli.machines import finish, free_port, kill, start_task
+from tests.cli.conftest import TINY, command, train
+from tests.cli.machines import Node, finish, free_port, kill, slurm_task, start, start_task
 from vit_pytorch.cli import Status
 from vit_pytorch.training.checkpoints import list_checkpoints
 from vit_pytorch.training.history import read_rows
@@ -105,9 +105,9 @@ def test_a_machine_that_never_comes(tmp_path: Path) -> None:
     run, port = tmp_path / "run", free_port()
     options = [*OPTIONS, "--process-timeout=8", "--output", run]
     root = str(Path(__file__).parents[2])
-    nodes = [
+    nodes: list[Node] = [
         start_task(port, 0, *options, cwd=tmp_path),
-        start_task(port, 1, *options, cwd=tmp_path, more={"PYTHONPATH": f"{broken}:{root}"}),
+        start(command(*options), tmp_path, {**slurm_task(port, 1), "PYTHONPATH": f"{broken}:{root}"}),
     ]
     (_, waited), (_, failed) = finish(*nodes)
     assert nodes[1].returncode not in (0, None)

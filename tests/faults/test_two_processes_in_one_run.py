@@ -3,13 +3,13 @@
 import os
 import signal
 import socket
-import subprocess
 import time
 import warnings
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.cli.conftest import TINY, command, environment, train
 from vit_pytorch.training import runs
 from vit_pytorch.training.history import read_rows
@@ -28,9 +28,7 @@ def test_resuming_a_run_that_is_training(
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "long"
     arguments = ("train", "--accelerator=cpu", "--output", run, "--epochs=100000", *TINY)
-    with subprocess.Popen(
-        command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+    with forked.Popen(command(*arguments), env=environment()) as process:
         deadline = time.monotonic() + 200
         while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline:
             time.sleep(0.02)

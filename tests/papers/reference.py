@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from tests.tolerances import PARITY
 from vit_pytorch.pretrained import load_pretrained, to_format
@@ -23,9 +25,35 @@ __all__ = [
     "difference",
     "images",
     "randomise",
+    "shapes_only",
 ]
 
 TOLERANCE = PARITY
+# what gives a tensor values, in place
+FILLS = {
+    *(Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_),
+    *(Tensor.mul_, Tensor.add_, Tensor.fill_, Tensor.zero_),
+}
+
+
+class WithoutValues(TorchFunctionMode):
+    """Initialisation does nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in FILLS:
+            return args[0]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Context manager: build models on the device "meta", where initialisation takes most of the time."""
+    with torch.device("meta"), WithoutValues():
+        yield
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests import forked
+from tests.forked import environment
 from vit_pytorch.training.checkpoints import (
     CheckpointError,
     checkpoint_name,
@@ -20,8 +22,6 @@ from vit_pytorch.training.checkpoints import (
     remove_leftovers,
     write_checkpoint,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def a_checkpoint(value: float = 1.0) -> dict[str, Any]:
@@ -35,12 +35,10 @@ def a_checkpoint(value: float = 1.0) -> dict[str, Any]:
     }
 
 
-def child(program: str, *arguments: object, prefix: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    command = [*prefix, sys.executable, "-c", program, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def run(program: str, *arguments: object) -> None:
+    """Run a program in a process of its own, which must go well."""
+    done = forked.run([sys.executable, "-c", program, *map(str, arguments)], env=environment())
+    assert done.returncode == 0, done.stderr
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -106,10 +104,7 @@ for wait in sys.argv[2:]:
 
 def test_sigkill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     waits = ["0.0", "0.003", "0.007", "0.013", "0.029"]
-    process = child(WRITES_UNTIL_KILLED, tmp_path, *waits)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-
+    run(WRITES_UNTIL_KILLED, tmp_path, *waits)
     for wait in waits:
         found = list_checkpoints(tmp_path / wait)
         assert len(found) >= 2
@@ -163,10 +158,7 @@ STAGES = [
 
 
 def test_sigkill_at_each_stage(tmp_path: Path) -> None:
-    process = child(KILLED_AT_EACH_STAGE, tmp_path)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-
+    run(KILLED_AT_EACH_STAGE, tmp_path)
     for number, (*_, value) in enumerate(STAGES):
         folder = tmp_path / str(number)
         remove_leftovers(folder)
@@ -199,11 +191,11 @@ def test_disk_full(tmp_path: Path, weights: int, moments: int) -> None:
     inside = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(tmp_path))
     if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("a file system of its own size needs `unshare` and the right to mount")
-    process = child(FILLS_THE_DISK, tmp_path, weights, moments, prefix=inside)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    command = [*inside, sys.executable, "-c", FILLS_THE_DISK, *map(str, (tmp_path, weights, moments))]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
-    number, message, files, whole = json.loads(output)
+    number, message, files, whole = json.loads(process.stdout)
     assert number == 28
     assert "no space left on the disk" in message
     assert f"previous checkpoint {tmp_path / 'epoch-0001'} is intact" in message

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from tests.forked import environment
 from tests.training.toy import ToyImages, run_toy, train, vit_task
 from tests.training.two_ranks import LABELS, STILL, outputs_and_labels
 from vit_pytorch.storage import file_sha256
@@ -25,7 +26,6 @@ from vit_pytorch.training.checkpoints import (
 from vit_pytorch.training.engine import make_fabric
 from vit_pytorch.training.shards import ShardsError, write_shards
 
-ROOT = Path(__file__).parents[2]
 Losses = dict[str, float]
 
 
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finished = subprocess.run(
         [*launcher, str(Path(__file__).with_name("two_ranks.py")), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,

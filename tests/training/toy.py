@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests import forked
 from vit_pytorch.create import create_model
 from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.engine import make_fabric, sum_over_processes
@@ -199,8 +200,7 @@ def train(
 def run_toy(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run this file as a program."""
     command = [sys.executable, __file__, str(folder), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    return forked.run(command, env=forked.environment(), timeout=400)
 
 
 def main() -> None:

@@ -1,0 +1,39 @@
+"""Programs that start as copies are what was asked for."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import forked
+from tests.forked import environment
+
+SHOWS = """
+import os, sys
+print(os.getcwd(), os.environ["WORD"], sys.argv[1:], os.getsid(0) == os.getpid(), __name__)
+print("wrong", file=sys.stderr)
+sys.exit(3)
+"""
+
+
+def test_a_copy_is_the_program_that_was_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SHOWS, "a b"]
+    variables = {**environment(), "WORD": "caf\u00e9"}
+    with forked.Popen(command, env=variables, cwd=tmp_path, start_new_session=True) as process:
+        output, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (3, "wrong\n")
+    assert output == f"{tmp_path} caf\u00e9 ['a b'] True __main__\n"
+
+
+def test_a_copy_ends_by_a_signal() -> None:
+    with forked.Popen([sys.executable, "-c", "import time; time.sleep(100)"], env=environment()) as process:
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGTERM)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_what_is_read_at_the_start_needs_a_real_process() -> None:
+    with pytest.raises(ValueError, match="PYTHONPATH must be as in this process: start a real process"):
+        forked.run([sys.executable, "-c", ""], env={**environment(), "PYTHONPATH": "elsewhere"})

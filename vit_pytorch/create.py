@@ -17,11 +17,10 @@ from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, TIMM_KEYS, UNPOOLED, VisionModel, check_default_cfg
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
-from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry, renamed
 from vit_pytorch.registry.entry import ModelEntry
-from vit_pytorch.trained import list_trained, read_card, trained_folder
-from vit_pytorch.weights import CHECKSUMS, init_empty_weights, read_settings
+from vit_pytorch.trained import list_trained, name_trained, read_card, trained_folder
+from vit_pytorch.weights import CHECKSUMS, HUB, init_empty_weights, likely_repository, read_settings
 
 # where the folder of a run has its model
 MODEL = "model"
@@ -200,7 +199,10 @@ def _build(
         published = None if repository is None else f"{HUB}{repository}"
     checkpoint = published if pretrained is True else pretrained
     if checkpoint is None:
-        raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
+        raise ValueError(
+            f"no published weights are known for {name}; pass a checkpoint as `pretrained`"
+            f"{name_trained(name)}"
+        )
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     if checkpoint is False:
@@ -312,7 +314,9 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
         raise ValueError("the name of a model must not be empty")
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
+        raise FileNotFoundError(
+            f"no such folder: {folder}; expected that of a run or of a model{likely_repository(folder)}"
+        )
     for place in (folder / MODEL, folder):
         if (place / CONFIG_NAME).is_file():
             return place

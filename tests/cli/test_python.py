@@ -12,7 +12,7 @@ from PIL import Image
 
 import vit_pytorch
 from tests.cli.test_use import answer
-from vit_pytorch import Predictor, fit
+from vit_pytorch import Predictor, create_model, fit
 from vit_pytorch.cli.api import Run
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.data import BadImageError, decode_image
@@ -70,6 +70,32 @@ def test_a_predictor_answers_as_the_command(
     ]
     assert predict([image, image_folder / "two" / "1.png"])[1]["image"].endswith("1.png")
     assert len(predict(str(image_folder / "*" / "3.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top": 1.5}, "top must be an integer, got 1.5"),
+        ({"top": True}, "top must be an integer, got True"),
+        ({"top": 0}, "top must be at least 1, got 0"),
+        ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
+        ({"workers": 1.0}, "workers must be an integer, got 1.0"),
+        ({"workers": -1}, r"workers must be in \[0, 256\], got -1"),
+        ({"tta": "no"}, "tta must be True or False, got 'no'"),
+        ({"calibrated": 1}, "calibrated must be True or False, got 1"),
+        ({"device": 0}, "device must be a string, a device or None, got 0"),
+    ],
+)
+def test_a_predictors_options(options: dict[str, object], message: str, digits_run: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(digits_run, **options)  # type: ignore[arg-type]
+
+
+def test_what_a_predictor_is_not_made_of(digits_run: Path, image: Path) -> None:
+    with pytest.raises(ValueError, match=r"the folder of a run or .* or a SavedClassifier, got ViT"):
+        Predictor(create_model(digits_run))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="step is for videos, which this model does not take"):
+        next(Predictor(digits_run).stream([image], step=2))
 
 
 def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path) -> None:

@@ -77,7 +77,7 @@ def test_evaluate_with_merged_tokens(
     probed = answer(capsys, "evaluate", digits_run, "--merge_tokens=2", *probe)
     assert probed["accuracy"] == answer(capsys, "evaluate", tmp_path, *probe)["accuracy"]
     assert main(["evaluate", str(digits_run), "--merge_tokens=-1"]) == Status.USAGE
-    assert "--merge_tokens must not be negative, got -1" in capsys.readouterr().err
+    assert "merge_tokens must be at least 0, got -1" in capsys.readouterr().err
 
 
 def test_evaluate_as_a_table(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +185,37 @@ def test_names_in_any_script(digits_run: Path, tmp_path: Path, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert "数字.png" in shown
     assert [Path(found["image"]).name for found in json.loads(shown)] == ["ψηφίο.png", "数字.png"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict RUN IMAGES --csv PLACE/x.csv",
+        "embed RUN IMAGES --output PLACE/x.npz",
+        "export RUN --format pt2 --output PLACE/x.pt2",
+        "explain RUN IMAGES --output PLACE",
+    ],
+)
+def test_the_folder_of_an_output_is_made_for_it(
+    command: str, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not where nothing is written to it."""
+    place = tmp_path / "new" / "below"
+
+    def run(model: Path, images: Path) -> int:
+        words = {"RUN": model, "IMAGES": images}
+        return main([str(words.get(word, word)).replace("PLACE", str(place)) for word in command.split()])
+
+    assert run(tmp_path / "nowhere", pictures) == Status.MODEL
+    assert not place.parent.exists()
+    if "IMAGES" in command:
+        (tmp_path / "bad.png").write_bytes(b"no image")
+        command += " --on_bad stop"
+        assert run(digits_run, tmp_path / "bad.png") == Status.DATA
+        assert not place.parent.exists()
+    assert run(digits_run, pictures) == 0
+    assert any(place.iterdir())
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

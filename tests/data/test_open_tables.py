@@ -1,5 +1,7 @@
 """Tables of image files."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_pytorch.data import Splits, open_data, read_record, record_images
+from vit_pytorch.data import Splits, find_images, open_data, read_record, record_images
 from vit_pytorch.data.sizes import holds_photographs
 from vit_pytorch.data.sources import with_columns
 
@@ -98,6 +100,21 @@ def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) ->
         "row 18: the split is none of train, val and test: 'spare'",
         "row 19: no training image has the label 'c': photos/1/../../third",
     ]
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="backslashes separate folders there")
+def test_backslashes_of_another_system(photos: Path, tmp_path: Path) -> None:
+    rows = [[path.replace("/", "\\"), "a"] for path in names(photos)]
+    rows.append(["photos\\99.png", "a"])
+    with pytest.raises(ValueError, match="13 rows") as fault:
+        open_data(write(tmp_path, [["image", "label"], *rows]))
+    lines = str(fault.value).splitlines()
+    cause = "; backslashes separate no folders on this system, and with slashes it is there"
+    assert lines[1] == f"row 1: no such file: photos\\0\\0.png{cause}"
+    assert lines[-1] == "row 13: no such file: photos\\99.png"
+    for find in (open_data, lambda path: find_images([path])):
+        with pytest.raises(FileNotFoundError, match=re.escape(cause)):
+            find(f"{tmp_path}\\photos")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +248,30 @@ def test_semicolons_of_a_spreadsheet(photos: Path, tmp_path: Path, encoding: str
     assert splits.classes == ("a, b", "c")
     found = labels(splits, "train") | labels(splits, "val") | labels(splits, "test")
     assert found == {path: "a, b" if i % 2 else "c" for i, path in enumerate(names(photos))}
+
+
+@pytest.mark.parametrize(("separator", "label"), [(";", "a, b"), (",", "a; b"), ("\t", "a, b; c")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_separator_that_a_spreadsheet_names(
+    photos: Path, tmp_path: Path, separator: str, label: str, encoding: str
+) -> None:
+    rows = [f"{path}{separator}{label if i % 2 else 'c'}" for i, path in enumerate(names(photos))]
+    lines = [f"sep={separator}", f"image{separator}label", *rows, ""]
+    (tmp_path / "list.csv").write_text("\r\n".join(lines), encoding=encoding)
+    splits = open_data(f"csv:{tmp_path / 'list.csv'}")
+    assert splits.classes == (label, "c")
+    assert sum(len(part) for part in (splits.train, splits.val, splits.test) if part is not None) == 12
+
+
+def test_decimal_commas(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path};{'3,5' if i == 4 else i}" for i, path in enumerate(names(photos))]
+    (tmp_path / "list.csv").write_text("\n".join(["image;label", *rows]))
+    with pytest.raises(ValueError, match="1 rows") as fault:
+        open_data(f"csv:{tmp_path / 'list.csv'}", task="regression")
+    assert str(fault.value).splitlines()[1] == (
+        "row 5: 'label' must be a finite number without commas, its decimals after a point, got '3,5': "
+        "photos/0/4.png"
+    )
 
 
 def test_a_comma_in_the_header_separates(photos: Path, tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from vit_pytorch.export.samples import (
     samples_from_files,
 )
 from vit_pytorch.export.verify import Comparison
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import CONFIG
 from vit_pytorch.training.features import Features
 from vit_pytorch.training.problems import Classification
-from vit_pytorch.training.runs import check_writable
+from vit_pytorch.training.runs import check_creatable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
 SOURCES = ("digits", "idx:", "hf:", "wds:", "video:", "nifti:")
@@ -103,12 +104,9 @@ def print_export(
         ("batch_size", batch_size),
         ("calibration_images", calibration_images),
     ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if merge_tokens < 0:
-        raise UsageError(f"--merge_tokens must not be negative, got {merge_tokens}")
+        check_integer(name, value)
     find_format(format).check(format, precision)
-    check_writable(Path(output).parent)
+    check_creatable(Path(output).parent)
     built = create_model(model, pretrained=pretrained or comes_trained(model)).eval()
     if model in entries() and pretrained is False:
         warnings.warn(f"{model} has random weights; published ones come by --pretrained=true", stacklevel=2)

@@ -10,11 +10,11 @@ from vit_pytorch.cli.aliases import ALIASES
 from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, without_option
 from vit_pytorch.cli.train import asks_for_help, carry_out, model_layer, read_command, resumed_run
 from vit_pytorch.create import comes_trained
-from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries
 from vit_pytorch.trained import trained_folder
 from vit_pytorch.training.config import PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
+from vit_pytorch.weights import HUB, likely_repository
 
 FINETUNE = {"from": "tuning.weights", "method": "tuning.method"}
 DISTILL = {
@@ -46,7 +46,7 @@ def finetune(arguments: Sequence[str]) -> None:
         elif option_value(arguments, "model.name") is None:
             raise UsageError(
                 f"--from {weights} names no run, model folder or model; if it is a file of weights, name its "
-                "model by --model"
+                f"model by --model{likely_repository(weights)}"
             )
     carry_out(*read_command(arguments, resumed, more=more, command=finetune, own=FINETUNE), resumed)
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from csv import writer as csv_writer
 from functools import partial
 from itertools import chain
+from math import isnan
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -14,7 +15,7 @@ import torch
 
 from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
-from vit_pytorch.cli.layers import UsageError, read_layer
+from vit_pytorch.cli.layers import UsageError, as_number, read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
 from vit_pytorch.create import MODEL, open_model
 from vit_pytorch.data import (
@@ -43,6 +44,7 @@ from vit_pytorch.training.predictor import Predictor, open_classifier, put_on_de
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.problems import Answer, Problem
+from vit_pytorch.training.runs import check_creatable
 from vit_pytorch.training.saved import TASK
 
 # settings of tables
@@ -98,8 +100,6 @@ def print_evaluation(
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
         ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
-    if merge_tokens < 0:
-        raise UsageError(f"--merge_tokens must not be negative, got {merge_tokens}")
     load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
     if probe is not None:
         if by is not None:
@@ -206,7 +206,7 @@ def _values(spec: str, column: str) -> dict[Path, str]:
 
 
 def _groups(chosen: Sequence[ImageDataset], values: Mapping[Path, str]) -> dict[str, list[ImageDataset]]:
-    """Part images by what is said of them, sorted by it."""
+    """Part images by what is said of them: numbers in their order, then words in theirs."""
     groups: dict[str, list[ImageDataset]] = {}
     for images in chosen if values else ():
         assert isinstance(images, FileImages), "tables are of files"
@@ -214,7 +214,13 @@ def _groups(chosen: Sequence[ImageDataset], values: Mapping[Path, str]) -> dict[
         for value in set(said):
             indices = [index for index, each in enumerate(said) if each == value]
             groups.setdefault(value, []).append(images.subset(torch.tensor(indices)))
-    return dict(sorted(groups.items()))
+    return dict(sorted(groups.items(), key=lambda group: _rank(group[0])))
+
+
+def _rank(value: str) -> tuple[bool, float, str]:
+    """Return what sorts numbers by their size before words by their letters."""
+    number = as_number(value)
+    return (True, 0.0, value) if isnan(number) else (False, number, value)
 
 
 def evaluation_loader(
@@ -312,10 +318,10 @@ def print_predictions(
             CSV and JSON are asked for.
         SystemExit: With status 3 where files could not be decoded.
     """
-    if step is not None and step < 1:
-        raise ValueError(f"step must be at least 1, got {step}")
     if csv is not None and as_json:
         raise ValueError("predictions are written as CSV or as JSON, got both --csv and --json")
+    if csv not in (None, "-"):
+        check_creatable(Path(csv).parent)
     predictor = Predictor(
         run, top=top, batch_size=batch_size, workers=workers, tta=tta, calibrated=calibrated
     )

@@ -106,6 +106,14 @@ def extension(name: str) -> str:
     return os.path.splitext(stem)[1] + last if last == ".gz" else last
 
 
+def likely_path(path: str | os.PathLike[str]) -> str:
+    """Return what to say of a path to nothing that leads somewhere with slashes for its backslashes."""
+    slashed = os.fspath(path).replace("\\", "/")
+    if slashed == os.fspath(path) or not Path(slashed).exists():
+        return ""
+    return "; backslashes separate no folders on this system, and with slashes it is there"
+
+
 def describe_left_out(left_out: Mapping[str, Sequence[Path]], most: int = 3) -> str:
     """Return what was left out in one line: how many paths for each reason, and the first of them."""
     parts = []

@@ -2,6 +2,7 @@
 
 import glob
 import math
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vit_pytorch.data.datasets import FileImages, TaskName
 from vit_pytorch.data.folders import match_splits
+from vit_pytorch.data.listing import likely_path
 from vit_pytorch.extras import install_command
 
 # names of columns that are found by themselves, in any case
@@ -164,7 +166,7 @@ def _read_rows(files: Sequence[Path]) -> Any:
                 read.append(pandas.read_parquet(file))
             else:
                 options: dict[str, Any] = {
-                    "sep": "\t" if kind in TABS else _separator(file),
+                    **({"sep": "\t"} if kind in TABS else _separated(file)),
                     "encoding": "utf-8-sig",
                     "index_col": False,
                     "dtype": str,
@@ -196,11 +198,14 @@ def _read_rows(files: Sequence[Path]) -> Any:
     return read[0] if len(read) == 1 else pandas.concat(read, ignore_index=True)
 
 
-def _separator(file: Path) -> str:
-    """Return what the header's columns are separated by: commas, or semicolons where it has no comma."""
+def _separated(file: Path) -> dict[str, Any]:
+    """Return how pandas reads a table: by the separator that a first line `sep=;` names, which spreadsheets
+    write and leave out of the table; else by commas, or by semicolons where the header has no comma."""
     with file.open(encoding="utf-8-sig") as lines:
         header = lines.readline(LONGEST_HEADER)
-    return ";" if ";" in header and "," not in header else ","
+    if named := re.fullmatch(r'"?sep=(.)"?\n', header):
+        return {"sep": named[1], "skiprows": 1}
+    return {"sep": ";" if ";" in header and "," not in header else ","}
 
 
 def _texts(column: Any, separator: str) -> list[str]:
@@ -295,7 +300,7 @@ def _numbers(names: Sequence[str], columns: Sequence[Sequence[str]]) -> Labels:
     values = [[_number(cell) for cell in cells] for cells in columns]
     faults = [
         "".join(
-            f": {name!r} must be a finite number, got {cell!r}"
+            f": {name!r} must be a finite number{_with_point(cell)}, got {cell!r}"
             for name, cell, value in zip(names, cells, found, strict=True)
             if not math.isfinite(value)
         )
@@ -320,6 +325,11 @@ def _check_precision(names: Sequence[str], values: Float64[Tensor, "n k"]) -> No
                 f"{name!r} has values from {known.min():.10g} to {known.max():.10g}, which single precision "
                 "does not hold: subtract a constant from them, or change their unit"
             )
+
+
+def _with_point(cell: str) -> str:
+    """Return what to say of a number with a comma, which is one of decimals here and of thousands there."""
+    return " without commas, its decimals after a point" * math.isfinite(_number(cell.replace(",", "")))
 
 
 def _number(cell: str) -> float:
@@ -347,7 +357,7 @@ def _parts(
         if not name:
             faults.append(f"row {row + 1} names no image")
         elif not path.is_file():
-            faults.append(f"row {row + 1}: no such file: {name}")
+            faults.append(f"row {row + 1}: no such file: {name}{likely_path(path)}")
         elif real in first:
             faults.append(f"row {row + 1}: the image of row {first[real]} again: {name}")
         elif own not in ("train", "val", "test"):

@@ -35,7 +35,7 @@ from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, write_check
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
-from vit_pytorch.storage import file_sha256, full_disk_named
+from vit_pytorch.storage import file_sha256, full_disk_named, making_folder
 from vit_pytorch.tome import merging
 from vit_pytorch.training.features import Features, check_features
 from vit_pytorch.weights import read_settings
@@ -141,7 +141,11 @@ def export_model(
         keep=keep,
         size_step=step,
     )
-    with full_disk_named(file), TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
+    with (
+        full_disk_named(file),
+        making_folder(file.parent),
+        TemporaryDirectory(dir=file.parent, prefix=".export-") as folder,
+    ):
         written = Path(folder) / file.name
         notes = {"max_batch": kind.max_batch, **kind.write(job, written)}
         max_batch = notes.pop("max_batch")

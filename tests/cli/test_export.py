@@ -36,6 +36,8 @@ def test_json_and_preprocessing_inside(
     assert report["input"]["images"]["dtype"] == "uint8"
     assert (report["verification"]["images"], report["verification"]["source"]) == (10, "digits")
     assert list(report["output"]) == ["logits"]
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert report["problem"] == {"task": "classify", "temperature": summary["test"]["temperature"]}
 
 
 def test_features_of_a_classifier(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,9 @@ def test_fit_is_the_command(
         accelerator="cpu",
         model=TINY,
         schedule={"warmup_epochs": 0},
-        seed=1,
+        seed=np.int64(1),
+        output=None,
+        recipe=None,
     )
     assert run.folder.parent == tmp_path / "runs"
     assert (run.summary["epochs"], run.summary["seed"]) == (1, 1)
@@ -53,6 +56,28 @@ def test_settings_that_do_not_exist(tmp_path: Path) -> None:
         fit("digits", epoch_number=3)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         fit(tmp_path / "nowhere", output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": np.zeros((2, 8, 8))}, "data must be a path or a name, got ndarray"),
+        ({"data": b"digits"}, "data must be a path or a name, got bytes"),
+        ({"output": 5}, "output must be a path or a name, got int"),
+        ({"model": torch.nn.Identity()}, "model must be text, .* a list or a mapping, got Identity"),
+        ({"epochs": np.int64(0)}, "epochs must be at least 1, got 0"),
+        ({"optimizer": {"lr": np.float32(-1)}}, r"lr must be .* got -1\.0"),
+        ({"data.window": np.array([4095, 0])}, r"data\.window must be a range .* got \(4095\.0, 0\.0\)"),
+        ({"batch_size": torch.tensor(1.5)}, "batch_size must be an integer, got 1.5"),
+    ],
+)
+def test_settings_that_are_not_text(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fit(**settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_predictor_answers_as_the_command(

@@ -103,15 +103,19 @@ def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.sep == "\\", reason="backslashes separate folders there")
-def test_backslashes_of_another_system(photos: Path, tmp_path: Path) -> None:
+def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> None:
     rows = [[path.replace("/", "\\"), "a"] for path in names(photos)]
-    rows.append(["photos\\99.png", "a"])
-    with pytest.raises(ValueError, match="13 rows") as fault:
+    rows += [["photos\\99.png", "a"], ["photos/0/3", "a"], ["https://a.example/3.png", "a"]]
+    with pytest.raises(ValueError, match="15 rows") as fault:
         open_data(write(tmp_path, [["image", "label"], *rows]))
     lines = str(fault.value).splitlines()
     cause = "; backslashes separate no folders on this system, and with slashes it is there"
     assert lines[1] == f"row 1: no such file: photos\\0\\0.png{cause}"
-    assert lines[-1] == "row 13: no such file: photos\\99.png"
+    assert lines[-3:] == [
+        "row 13: no such file: photos\\99.png",
+        "row 14: no such file: photos/0/3; there is 3.png",
+        "row 15: no such file: https://a.example/3.png; addresses are not fetched",
+    ]
     for find in (open_data, lambda path: find_images([path])):
         with pytest.raises(FileNotFoundError, match=re.escape(cause)):
             find(f"{tmp_path}\\photos")
@@ -263,15 +267,39 @@ def test_the_separator_that_a_spreadsheet_names(
     assert sum(len(part) for part in (splits.train, splits.val, splits.test) if part is not None) == 12
 
 
+def test_tabs_in_a_table_that_is_not_named_so(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path}\t{'a, b' if i % 2 else 'c'}" for i, path in enumerate(names(photos))]
+    (tmp_path / "list.csv").write_text("\n".join(["image\tlabel", *rows]))
+    assert open_data(f"csv:{tmp_path / 'list.csv'}").classes == ("a, b", "c")
+
+
+def test_labels_that_are_made_of_others(photos: Path, tmp_path: Path) -> None:
+    """As where the separator of labels is another one, or several labels are taken for a class."""
+    cells = ["a; b", "a", "b"] * 4
+    spec = write(
+        tmp_path,
+        [["image", "label"], *([path, cell] for path, cell in zip(names(photos), cells, strict=True))],
+    )
+    with pytest.warns(
+        UserWarning, match=r"labels such as 'a; b' are made of others: .* '\|' \(data\.label_sep"
+    ):
+        assert open_data(spec, task="multilabel").classes == ("a", "a; b", "b")
+    with pytest.warns(UserWarning, match="classes such as 'a; b' are made of others: --task multilabel"):
+        assert open_data(spec).classes == ("a", "a; b", "b")
+    assert open_data(f"{spec}?separator=%3B", task="multilabel").classes == ("a", "b")
+
+
 def test_decimal_commas(photos: Path, tmp_path: Path) -> None:
     rows = [f"{path};{'3,5' if i == 4 else i}" for i, path in enumerate(names(photos))]
+    rows[6] = rows[6].replace(";6", ";6_0")
     (tmp_path / "list.csv").write_text("\n".join(["image;label", *rows]))
-    with pytest.raises(ValueError, match="1 rows") as fault:
+    with pytest.raises(ValueError, match="2 rows") as fault:
         open_data(f"csv:{tmp_path / 'list.csv'}", task="regression")
     assert str(fault.value).splitlines()[1] == (
         "row 5: 'label' must be a finite number without commas, its decimals after a point, got '3,5': "
         "photos/0/4.png"
     )
+    assert str(fault.value).splitlines()[2].endswith("must be a finite number, got '6_0': photos/1/6.png")
 
 
 def test_a_comma_in_the_header_separates(photos: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def write_features(
         model: Folder of a run or of a model, with or without a classifier; or the name of a model, for its
             published weights.
         images: Files, folders or patterns.
-        output: The file: `.npz` with the arrays `paths` and `features`, or `.parquet` with these columns.
+        output: The file, in a folder that is made if need be: `.npz` with the arrays `paths` and
+            `features`, or `.parquet` with these columns.
         features: `pooled` for what enters the classifier; after the final norm, `cls` for the class token,
             `mean` for the mean of the patches, `patches` for a row each patch, `maps` for these as maps
             (width, rows, columns).

@@ -66,7 +66,8 @@ def print_export(
         model: Folder of a run or of a model, or the name of a model.
         format: `onnx`, `pt2` (torch.export), `openvino`, `torchscript`, `aoti` (compiled by AOTInductor),
             `executorch` or `coreml` (verified on a Mac by `python -m vit_pytorch.export.check FILE`).
-        output: The file; a report is written beside it as FILE.json. Files of these names are replaced.
+        output: The file, in a folder that is made if need be; a report is written beside it as FILE.json.
+            Files of these names are replaced.
         precision: `fp32`, `fp16`, `bf16` or `int8`, as far as the format has them.
         pretrained: For a named model: `true` for its published weights, or a checkpoint. Trained models that
             ship with the package always have their weights.

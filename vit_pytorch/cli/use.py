@@ -309,7 +309,8 @@ def print_predictions(
             and leaves with exit status 3 at the end; `skip` leaves it out with a warning; `stop` ends the
             command there, with exit status 1.
         step: Frames of a video from the start of one clip to that of the next; a clip's length if left out.
-        csv: Write a CSV file instead of printing a table; `-` for standard output.
+        csv: Write a CSV file instead of printing a table, in a folder that is made if need be; `-` for
+            standard output.
         as_json: Print JSON instead of a table.
 
     Raises:

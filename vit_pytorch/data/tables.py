@@ -26,6 +26,8 @@ SPLIT = ("split", "set", "subset")
 LABELS = (*LABEL, "labels", "tags")
 TABS = (".tsv", ".tab")
 PARQUET = (".parquet", ".pq")
+# what stands between labels, as a rule
+SEPARATORS = "|;,/+"
 # characters of a header that are looked at for its separator
 LONGEST_HEADER = 2**20
 
@@ -59,8 +61,8 @@ def read_table(
 
     Args:
         file: The table: Parquet where it ends in ``.parquet``, separated by tabs where in ``.tsv`` or
-            ``.tab``, else by commas, or by semicolons where the header has these and no comma. Or a pattern
-            of such tables, which are one.
+            ``.tab``, else by commas, or by semicolons or tabs where the header has these and no comma. Or a
+            pattern of such tables, which are one.
         image: The column of paths; the only one with a usual name if left out.
         label: The column of labels; likewise. Of a regression one column of numbers, or several with commas
             between.
@@ -200,12 +202,12 @@ def _read_rows(files: Sequence[Path]) -> Any:
 
 def _separated(file: Path) -> dict[str, Any]:
     """Return how pandas reads a table: by the separator that a first line `sep=;` names, which spreadsheets
-    write and leave out of the table; else by commas, or by semicolons where the header has no comma."""
+    write and leave out of the table; else by the first of comma, semicolon and tab that the header has."""
     with file.open(encoding="utf-8-sig") as lines:
         header = lines.readline(LONGEST_HEADER)
     if named := re.fullmatch(r'"?sep=(.)"?\n', header):
         return {"sep": named[1], "skiprows": 1}
-    return {"sep": ";" if ";" in header and "," not in header else ","}
+    return {"sep": next((separator for separator in ",;\t" if separator in header), ",")}
 
 
 def _texts(column: Any, separator: str) -> list[str]:
@@ -265,6 +267,7 @@ def _label_columns(
 def _classes(cells: Sequence[str], training: Sequence[bool]) -> Labels:
     """Read one class a row."""
     names = _sorted({cell for cell, known in zip(cells, training, strict=True) if known and cell})
+    _warn_of_several(names, "classes", "--task multilabel learns several labels of an image")
     index = {name: number for number, name in enumerate(names)}
     faults = [
         _several_lines(cell) or _unknown({cell} - index.keys()) if cell else " has no label" for cell in cells
@@ -277,12 +280,23 @@ def _several_lines(cell: str) -> str:
     return " has a label of several lines, as where a quotation mark is not closed" * ("\n" in cell)
 
 
+def _warn_of_several(names: Collection[str], kind: str, advice: str) -> None:
+    """Warn of a name that is made of others with a separator between, which is several labels as a rule."""
+    for name in names:
+        for separator in SEPARATORS:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and set(names).issuperset(parts):
+                warnings.warn(f"{kind} such as {name!r} are made of others: {advice}", stacklevel=2)
+                return
+
+
 def _several(cells: Sequence[str], training: Sequence[bool], separator: str) -> Labels:
     """Read any number of labels a row; an empty cell is an image with none of them."""
     if not separator:
         raise ValueError("the separator of labels must not be empty")
     sets = [{part.strip() for part in cell.split(separator)} - {""} for cell in cells]
     names = _sorted(set().union(*(labels for labels, known in zip(sets, training, strict=True) if known)))
+    _warn_of_several(names, "labels", f"what separates them is {separator!r} (data.label_separator)")
     index = {name: number for number, name in enumerate(names)}
     targets = torch.zeros(len(cells), len(names))
     for row, labels in enumerate(sets):
@@ -334,7 +348,8 @@ def _with_point(cell: str) -> str:
 
 def _number(cell: str) -> float:
     try:
-        return float(cell)
+        # Python takes 1_0 for 10
+        return math.nan if "_" in cell else float(cell)
     except ValueError:
         return math.nan
 

@@ -14,8 +14,17 @@ from typing import Any, Literal, overload
 import torch
 
 from vit_pytorch.backbone import Backbone
-from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, TIMM_KEYS, UNPOOLED, VisionModel, check_default_cfg
+from vit_pytorch.base import (
+    CONFIG_KEYS,
+    CONFIG_NAME,
+    OF_CLASSIFIER,
+    TIMM_KEYS,
+    UNPOOLED,
+    VisionModel,
+    check_default_cfg,
+)
 from vit_pytorch.distill import DISTILLABLE
+from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
 from vit_pytorch.registry import entries, find_entry, renamed
 from vit_pytorch.registry.entry import ModelEntry
@@ -24,8 +33,6 @@ from vit_pytorch.weights import CHECKSUMS, HUB, init_empty_weights, likely_repos
 
 # where the folder of a run has its model
 MODEL = "model"
-# settings of `default_cfg` that fit a trained classifier only
-OF_CLASSIFIER = ("label_names", "problem")
 # settings of `default_cfg` that the model itself knows
 OF_MODEL = ("architecture", "input_size", "num_classes", *TIMM_KEYS)
 # Architectures of which there are no named models, by their modules.
@@ -139,13 +146,23 @@ def create_model(
         The model; where it has weights from elsewhere, `load_report` says what was loaded and what not.
 
     Raises:
-        ValueError: where no model has that name, there are no published weights, or the checkpoint does not
-            fit.
+        ValueError: where no model has that name, there are no published weights, the checkpoint does not fit,
+            or an argument is of another type.
         UnknownArgumentError: where an override is not an argument of the model; it is a `TypeError` and a
             `ValueError`.
         OSError: where the checkpoint or the folder cannot be read, or the Hub cannot be reached and nothing
             is cached.
     """
+    check_arguments(
+        create_model,
+        name=name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        key=key,
+        features_only=features_only,
+        device=device,
+        dtype=dtype,
+    )
     if not features_only and (out_indices is not None or feature_cls is not None):
         raise ValueError("out_indices and feature_cls are of features_only=True")
     if feature_cls not in (None, "getter"):
@@ -173,6 +190,7 @@ def _build(
     """Build a named model, or one that was saved; see `create_model`."""
     if isinstance(name, os.PathLike) or (name not in entries() and (os.sep in name or Path(name).is_dir())):
         if pretrained is not False or overrides or key is not None:
+            model_folder(name)
             given = ["pretrained"] * (pretrained is not False) + ["key"] * (key is not None) + [*overrides]
             raise ValueError(
                 f"the saved model in {os.fspath(name)} has its own weights and arguments; "

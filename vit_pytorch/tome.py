@@ -191,7 +191,7 @@ class ToMeViT(VisionModel):
         """Replace the classifier of the base by a new one; see `VisionModel.reset_classifier`."""
         self.vit.reset_classifier(num_classes, global_pool)
         self.num_classes = num_classes
-        self._record(base={**self.config["base"], **self.vit.config})
+        self._record(base={**self.config["base"], **self.vit.config}, num_classes=num_classes)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""

@@ -36,11 +36,11 @@ REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 def likely_repository(name: str | os.PathLike[str]) -> str:
     """Return what to say of a path to nothing that may name a repository on the Hugging Face Hub."""
-    if not REPOSITORY.fullmatch(os.fspath(name)):
+    if not REPOSITORY.fullmatch(os.fspath(name)) or Path(name).parent.exists():
         return ""
     return (
-        f"; weights in a repository on the Hub are {HUB}{os.fspath(name)}, for a model that is named "
-        "(`vit finetune --from` and `--model`, `create_model(NAME, pretrained=...)`)"
+        f"; if it is a repository on the Hub, give {HUB}{os.fspath(name)} as the weights of a named model "
+        "(`vit finetune --from` with `--model`, `create_model(NAME, pretrained=...)`)"
     )
 
 

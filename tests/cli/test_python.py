@@ -113,12 +113,12 @@ def test_a_predictor_answers_as_the_command(
 )
 def test_a_predictors_options(options: dict[str, object], message: str, digits_run: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        Predictor(digits_run, **options)  # type: ignore[arg-type]
+        Predictor(digits_run, **options)
 
 
 def test_what_a_predictor_is_not_made_of(digits_run: Path, image: Path) -> None:
     with pytest.raises(ValueError, match=r"the folder of a run or .* or a SavedClassifier, got ViT"):
-        Predictor(create_model(digits_run))  # type: ignore[arg-type]
+        Predictor(create_model(digits_run))
     with pytest.raises(ValueError, match="step is for videos, which this model does not take"):
         next(Predictor(digits_run).stream([image], step=2))
 

@@ -73,6 +73,8 @@ def test_evaluate_with_merged_tokens(
     saved = answer(capsys, "evaluate", tmp_path, "--data=digits")
     merged = answer(capsys, "evaluate", digits_run, "--merge_tokens=2")
     assert merged["loss"] == saved["loss"] != answer(capsys, "evaluate", digits_run)["loss"]
+    assert main(["evaluate", str(digits_run), "--neighbours=3"]) == Status.USAGE
+    assert "--neighbours is for --probe knn" in capsys.readouterr().err
     probe = ["--data=digits", "--probe=knn"]
     probed = answer(capsys, "evaluate", digits_run, "--merge_tokens=2", *probe)
     assert probed["accuracy"] == answer(capsys, "evaluate", tmp_path, *probe)["accuracy"]
@@ -234,7 +236,7 @@ def test_empty_names(
     assert message in capsys.readouterr().err
 
 
-def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
+def test_create_model_takes_a_run_or_its_model(digits_run: Path, tmp_path: Path) -> None:
     saved = load_classifier(digits_run).model
     images = torch.rand(2, 1, 24, 24)
     for folder in (digits_run, str(digits_run / "model")):
@@ -246,6 +248,10 @@ def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
     with pytest.warns(UserWarning, match=r"head\.weight, head\.bias .* have their initial values"):
         other = create_model(digits_run, num_classes=3)
     assert other(images).shape == (2, 3)
+    # names and temperature are those of the old classifier
+    assert not {"label_names", "problem"} & other.default_cfg.keys()
+    other.save_pretrained(tmp_path)
+    assert load_classifier(tmp_path).classes == ("0", "1", "2")
     assert torch.equal(other.forward_features(images), saved.forward_features(images))
     with pytest.raises(ValueError, match=r"its own weights and arguments; .* got pretrained, depth"):
         create_model(digits_run, pretrained=True, depth=3)
@@ -254,6 +260,8 @@ def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
 def test_create_model_says_what_a_folder_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder: nowhere/model"):
         create_model("nowhere/model")
+    with pytest.raises(FileNotFoundError, match="on the Hub, give hf-hub:google/vit-b as the weights"):
+        create_model("google/vit-b", pretrained=True)
     with pytest.raises(FileNotFoundError, match=r"has no model \(no model/config\.json, no config\.json\)"):
         create_model(tmp_path)
     for content, message in (

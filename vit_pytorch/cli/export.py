@@ -125,6 +125,8 @@ def print_export(
     if not {"batch", "size"}.issuperset(axes):
         raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
     computed: Output = outputs if saved.classes and features is None else "features"
+    if quantization != "static" and precision != "int8":
+        raise UsageError(f"--quantization is for --precision int8, got {precision}")
     needs_calibration = precision == "int8" and quantization == "static"
     if calibrate is not None and not needs_calibration:
         raise UsageError("--calibrate is for --precision int8 with --quantization static")

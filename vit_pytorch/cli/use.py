@@ -72,7 +72,7 @@ def print_evaluation(
     on_bad: OnBad = "stop",
     changed: Changed = "stop",
     probe: Probe | None = None,
-    neighbours: int = 20,
+    neighbours: int | None = None,
     by: str | None = None,
     merge_tokens: int = 0,
     as_json: bool = False,
@@ -90,7 +90,7 @@ def print_evaluation(
             are the same are measured, in the splits that they were in.
         probe: Measure features instead of the classifier, which need not be there: `knn` lets the nearest
             training images vote, `linear` fits a logistic regression to the training images.
-        neighbours: How many images vote.
+        neighbours: How many images vote in `knn`; 20 if left out.
         by: Column of a table (`csv:`): also measure the images of each of its values by themselves.
         merge_tokens: Number of patches by which each block of a plain ViT has fewer: those that are most
             alike become one.
@@ -100,11 +100,23 @@ def print_evaluation(
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
         ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
+    if neighbours is not None and probe != "knn":
+        raise UsageError("--neighbours is for --probe knn")
     load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
     if probe is not None:
         if by is not None:
             raise UsageError("--by is for the figures of a trained model, not of a probe")
-        _print_probe(run, data, split, load, probe, neighbours, as_json, changed, merge_tokens)
+        _print_probe(
+            run,
+            data,
+            split,
+            load,
+            probe,
+            20 if neighbours is None else neighbours,
+            as_json,
+            changed,
+            merge_tokens,
+        )
         return
     result, groups, kind, skipped, known = measure_run(
         run, data, split, load, changed, by=by, merge_tokens=merge_tokens

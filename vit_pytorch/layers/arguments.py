@@ -15,6 +15,7 @@ from functools import cache, wraps
 from inspect import signature
 from math import inf, isfinite
 from numbers import Integral, Real
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
@@ -76,7 +77,12 @@ NUMBERS: Mapping[str, Range] = {
 }
 # sequences of what a model may have none of
 MAY_BE_EMPTY = ("ats_layers", "causal_dims", "global_layers", "resnet_depths", "task_heads")
-NAMED: dict[Any, str] = {str: "string", abc.Mapping: "mapping", abc.Callable: "function"}
+NAMED: dict[Any, str] = {
+    str: "string",
+    PathLike: "path",
+    abc.Mapping: "mapping",
+    abc.Callable: "function",
+}
 
 
 @dataclass(frozen=True)

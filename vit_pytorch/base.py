@@ -92,10 +92,13 @@ CONFIG_NAME = "config.json"
 CONFIG_KEYS = ("architecture", "default_cfg", *CHECKSUMS)
 # what timm's tools look for in `default_cfg`, and the model itself knows
 TIMM_KEYS = ("pool_size", "first_conv", "classifier", "fixed_input_size")
+# settings of `default_cfg` that fit a trained classifier only
+OF_CLASSIFIER = ("label_names", "problem")
 # what its `default_cfg` may hold: how images are prepared, and what the outputs of a classifier mean
 CFG_KEYS = (
     *("architecture", "input_size", "num_classes", "mean", "std", "interpolation", "crop_pct", "crop_mode"),
-    *("max_tokens", "patch_size", "window", "video", "volume", "label_names", "problem"),
+    *("max_tokens", "patch_size", "window", "video", "volume"),
+    *OF_CLASSIFIER,
     *TIMM_KEYS,
 )
 Model = TypeVar("Model", bound="VisionModel")
@@ -424,7 +427,9 @@ class VisionModel(
 
     def _record(self, **arguments: Any) -> None:
         """Record arguments that changed after construction, so that the configuration builds what is
-        there."""
+        there; a new classifier has no names of classes yet."""
+        if "num_classes" in arguments:
+            self.default_cfg = {k: v for k, v in self.default_cfg.items() if k not in OF_CLASSIFIER}
         known = {name: value for name, value in arguments.items() if name in self._hub_mixin_init_parameters}
         self._hub_mixin_config = {**self.config, **known}
         self.default_cfg.update({name: value for name, value in known.items() if name in self.default_cfg})

@@ -14,19 +14,25 @@ from typing import Any, Literal, overload
 import torch
 
 from vit_pytorch.backbone import Backbone
-from vit_pytorch.base import CONFIG_KEYS, CONFIG_NAME, TIMM_KEYS, UNPOOLED, VisionModel, check_default_cfg
+from vit_pytorch.base import (
+    CONFIG_KEYS,
+    CONFIG_NAME,
+    OF_CLASSIFIER,
+    TIMM_KEYS,
+    UNPOOLED,
+    VisionModel,
+    check_default_cfg,
+)
 from vit_pytorch.distill import DISTILLABLE
+from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.pretrained.load import LoadReport, announce, load_pretrained
-from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry, renamed
 from vit_pytorch.registry.entry import ModelEntry
-from vit_pytorch.trained import list_trained, read_card, trained_folder
-from vit_pytorch.weights import CHECKSUMS, init_empty_weights, read_settings
+from vit_pytorch.trained import list_trained, name_trained, read_card, trained_folder
+from vit_pytorch.weights import CHECKSUMS, HUB, init_empty_weights, likely_repository, read_settings
 
 # where the folder of a run has its model
 MODEL = "model"
-# settings of `default_cfg` that fit a trained classifier only
-OF_CLASSIFIER = ("label_names", "problem")
 # settings of `default_cfg` that the model itself knows
 OF_MODEL = ("architecture", "input_size", "num_classes", *TIMM_KEYS)
 # Architectures of which there are no named models, by their modules.
@@ -140,13 +146,23 @@ def create_model(
         The model; where it has weights from elsewhere, `load_report` says what was loaded and what not.
 
     Raises:
-        ValueError: where no model has that name, there are no published weights, or the checkpoint does not
-            fit.
+        ValueError: where no model has that name, there are no published weights, the checkpoint does not fit,
+            or an argument is of another type.
         UnknownArgumentError: where an override is not an argument of the model; it is a `TypeError` and a
             `ValueError`.
         OSError: where the checkpoint or the folder cannot be read, or the Hub cannot be reached and nothing
             is cached.
     """
+    check_arguments(
+        create_model,
+        name=name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        key=key,
+        features_only=features_only,
+        device=device,
+        dtype=dtype,
+    )
     if not features_only and (out_indices is not None or feature_cls is not None):
         raise ValueError("out_indices and feature_cls are of features_only=True")
     if feature_cls not in (None, "getter"):
@@ -174,6 +190,7 @@ def _build(
     """Build a named model, or one that was saved; see `create_model`."""
     if isinstance(name, os.PathLike) or (name not in entries() and (os.sep in name or Path(name).is_dir())):
         if pretrained is not False or overrides or key is not None:
+            model_folder(name)
             given = ["pretrained"] * (pretrained is not False) + ["key"] * (key is not None) + [*overrides]
             raise ValueError(
                 f"the saved model in {os.fspath(name)} has its own weights and arguments; "
@@ -200,7 +217,10 @@ def _build(
         published = None if repository is None else f"{HUB}{repository}"
     checkpoint = published if pretrained is True else pretrained
     if checkpoint is None:
-        raise ValueError(f"no published weights are known for {name}; pass a checkpoint as `pretrained`")
+        raise ValueError(
+            f"no published weights are known for {name}; pass a checkpoint as `pretrained`"
+            f"{name_trained(name)}"
+        )
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     if checkpoint is False:
@@ -312,7 +332,9 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
         raise ValueError("the name of a model must not be empty")
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}; expected that of a run or of a model")
+        raise FileNotFoundError(
+            f"no such folder: {folder}; expected that of a run or of a model{likely_repository(folder)}"
+        )
     for place in (folder / MODEL, folder):
         if (place / CONFIG_NAME).is_file():
             return place

@@ -7,8 +7,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     before it is renamed, so that a file or folder under its final name is complete, also after SIGKILL.
 
     Args:
-        path: what is written; what stands there is replaced
+        path: what is written; what stands there is replaced, and its folder is made where there is none
 
     Returns:
         Where to write it: a file, or a folder to be made.
@@ -43,15 +43,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).absolute()
     temporary, _ = _names(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        recover(path)
-        yield temporary
-        _sync(temporary)
-        _move_into_place(temporary, path)
-    except BaseException as error:
-        if path.parent.is_dir():
-            _remove(temporary)
-        number = _system_error(error) if isinstance(error, Exception) else None
+        with making_folder(path.parent):
+            try:
+                recover(path)
+                yield temporary
+                _sync(temporary)
+                _move_into_place(temporary, path)
+            except BaseException:
+                _remove(temporary)
+                raise
+    except Exception as error:
+        number = _system_error(error)
         if number is None:
             raise
         raise OSError(number, f"cannot write {path}: {_explain(number, path.parent)}") from error
@@ -79,6 +81,30 @@ def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(
             number, f"cannot write {path}: {_explain(number, Path(path).absolute().parent)}"
         ) from error
+
+
+@contextmanager
+def making_folder(folder: Path) -> Iterator[None]:
+    """Context manager: make a folder for what is written in it; it is removed again if that fails."""
+    missing = missing_folders(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        remove_empty(missing)
+        raise
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return a folder, if it does not exist, and those above it that do not, the innermost first."""
+    return [part for part in (folder, *folder.parents) if not part.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, unless they were never made or something is in them."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def recover(path: Path) -> None:
@@ -152,5 +178,6 @@ def _system_error(error: BaseException | None) -> int | None:
 def _explain(number: int, folder: Path) -> str:
     if number != errno.ENOSPC:
         return os.strerror(number)
+    folder = next(part for part in (folder, *folder.parents) if part.exists())
     free = shutil.disk_usage(folder).free
     return f"no space left on the disk ({free / 1e6:.1f} MB free in {folder})"

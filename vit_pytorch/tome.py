@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vit_pytorch.base import VisionModel
 from vit_pytorch.distill import DistillableViT
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.layers.attention import Attention, BlockInputs, Keys
 from vit_pytorch.layers.blocks import Block, fx_leaf, static_size
 from vit_pytorch.layers.options import check_choice
@@ -190,7 +191,7 @@ class ToMeViT(VisionModel):
         """Replace the classifier of the base by a new one; see `VisionModel.reset_classifier`."""
         self.vit.reset_classifier(num_classes, global_pool)
         self.num_classes = num_classes
-        self._record(base={**self.config["base"], **self.vit.config})
+        self._record(base={**self.config["base"], **self.vit.config}, num_classes=num_classes)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters of more than one axis without weight decay: tokens and positions."""
@@ -209,8 +210,9 @@ def merging(model: VisionModel, count: int) -> VisionModel:
     other one itself.
 
     Raises:
-        ValueError: if its tokens cannot be merged, or the number is out of range.
+        ValueError: if its tokens cannot be merged, or the number is negative or no integer.
     """
+    check_integer("merge_tokens", count, least=0)
     return ToMeViT.around(model, merged=count) if count else model
 
 

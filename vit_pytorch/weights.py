@@ -29,6 +29,19 @@ from vit_pytorch.storage import file_sha256, replacing, write_file
 CHECKSUM = "weights_sha256"
 CONFIG_CHECKSUM = "config_sha256"
 CHECKSUMS = (CHECKSUM, CONFIG_CHECKSUM)
+# what checkpoints on the Hugging Face Hub are named by: this, and the repository
+HUB = "hf-hub:"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def likely_repository(name: str | os.PathLike[str]) -> str:
+    """Return what to say of a path to nothing that may name a repository on the Hugging Face Hub."""
+    if not REPOSITORY.fullmatch(os.fspath(name)) or Path(name).parent.exists():
+        return ""
+    return (
+        f"; if it is a repository on the Hub, give {HUB}{os.fspath(name)} as the weights of a named model "
+        "(`vit finetune --from` with `--model`, `create_model(NAME, pretrained=...)`)"
+    )
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:

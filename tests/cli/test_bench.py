@@ -101,7 +101,11 @@ def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
                 "ours levit_128s pt2, forward int8: take --format onnx"
             ),
         ),
-        (["levit_128s", "--batch=0"], Status.USAGE, "must be at least 1, got 0"),
+        (["levit_128s", "--batch=0"], Status.USAGE, "--batch takes integers of at least 1, with commas"),
+        (["levit_128s", "--batch=8,a"], Status.USAGE, "with commas between, got 8,a"),
+        (["levit_128s", "--merge_tokens=-1"], Status.USAGE, "--merge_tokens takes integers of at least 0"),
+        (["levit_128s", "--threads=0"], Status.USAGE, "threads must be at least 1, got 0"),
+        (["levit_128s", "--rounds=a"], Status.USAGE, "rounds must be an integer, got a"),
         (["levit_129"], Status.MODEL, "no model is named 'levit_129'"),
     ],
 )
@@ -125,4 +129,7 @@ def test_merged_tokens_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows[1]["flops"] < rows[0]["flops"]
     assert rows[1]["parameters"] == rows[0]["parameters"]
     assert main(["bench", str(tmp_path), "--merge_tokens=some", *FAST]) == Status.USAGE
-    assert "--merge_tokens takes numbers from 0 on, got some" in capsys.readouterr().err
+    assert (
+        "--merge_tokens takes integers of at least 0, with commas between, got some"
+        in capsys.readouterr().err
+    )

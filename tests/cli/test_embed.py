@@ -123,20 +123,25 @@ def test_figures_by_a_column(
     digits_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"zero": "0", "one": "1", "two": "2"}
-    lines = ["image,label,split,camera"]
+    lines = ["image,label,split,camera,age"]
+    ages = ("10", "9", "", "old", "-1.5")
     for name, label in names.items():
         for i in range(20):
             split = "test" if i % 2 else "train" if i % 4 else "val"
-            lines.append(f"{image_folder / name / f'{i}.png'},{label},{split},{'left' if i % 3 else 'right'}")
+            camera = "left" if i % 3 else "right"
+            lines.append(f"{image_folder / name / f'{i}.png'},{label},{split},{camera},{ages[i % 5]}")
     # the model has ten classes, and so must the data
     for label in range(3, 10):
         (tmp_path / f"{label}.png").write_bytes((image_folder / "one" / "1.png").read_bytes())
-        lines.append(f"{label}.png,{label},train,left")
+        lines.append(f"{label}.png,{label},train,left,9")
     (tmp_path / "table.csv").write_text("\n".join(lines))
     found = answer(capsys, "evaluate", digits_run, f"--data=csv:{tmp_path / 'table.csv'}", "--by=camera")
     groups = found["by"]["camera"]
     assert {value: group["images"] for value, group in groups.items()} == {"left": 21, "right": 9}
     right = sum(round(group["accuracy"] * group["images"]) for group in groups.values())
     assert right == round(found["accuracy"] * 30)
+    # numbers by their size, then words
+    by_age = answer(capsys, "evaluate", digits_run, f"--data=csv:{tmp_path / 'table.csv'}", "--by=age")
+    assert list(by_age["by"]["age"]) == ["-1.5", "9", "10", "", "old"]
     assert main(["evaluate", str(digits_run), "--by=camera"]) == Status.USAGE
     assert "--by names a column of a table (csv:FILE), and the data are digits" in capsys.readouterr().err

@@ -82,7 +82,8 @@ def test_a_named_model_is_explained_with_a_warning(
         (["nowhere/run", "IMAGE"], 4, "no such folder: nowhere/run"),
         (["RUN", "nowhere.png"], 3, "no such image, folder or pattern: nowhere.png"),
         (["RUN", "IMAGE", "--megabytes=0.01"], 2, "allow a larger page, or take fewer images"),
-        (["RUN", "IMAGE", "--top=0"], 2, "top is at least 1 and megabytes above 0, got 0 and 14.0"),
+        (["RUN", "IMAGE", "--top=0"], 2, "top must be at least 1, got 0"),
+        (["RUN", "IMAGE", "--megabytes=0"], 2, "megabytes must be positive, got 0.0"),
     ],
 )
 def test_what_cannot_be_explained(

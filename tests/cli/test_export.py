@@ -36,6 +36,8 @@ def test_json_and_preprocessing_inside(
     assert report["input"]["images"]["dtype"] == "uint8"
     assert (report["verification"]["images"], report["verification"]["source"]) == (10, "digits")
     assert list(report["output"]) == ["logits"]
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert report["problem"] == {"task": "classify", "temperature": summary["test"]["temperature"]}
 
 
 def test_features_of_a_classifier(
@@ -105,6 +107,10 @@ def test_images_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--format=pt2", "--calibrate=x"], Status.USAGE, "--calibrate is for --precision int8"),
         (["--format=pt2", "--opset=20"], Status.USAGE, "opset is for format onnx, got pt2"),
         (["--format=pt2", "--images=0"], Status.USAGE, "images must be at least 1, got 0"),
+        (["--format=pt2", "--quantization=dynamic"], Status.USAGE, "is for --precision int8, got fp32"),
+        (["--format=pt2", "--merge_tokens=-1"], Status.USAGE, "merge_tokens must be at least 0, got -1"),
+        (["--format=pt2", "--batch_size=x"], Status.USAGE, "batch_size must be an integer, got x"),
+        ([], Status.USAGE, "vit export needs --format"),
         (["--format=pt2", "--precision=fp8"], Status.USAGE, "precision"),
         (["--format=pt2", "--verify=nowhere"], Status.DATA, "nowhere"),
         (["--format=onnx"], Status.USAGE, "a file of format onnx is called"),

@@ -271,6 +271,20 @@ def test_wrong_usage(good_run: Path, image_folder: Path, capsys: pytest.CaptureF
         ("finetune", [], 2, "vit finetune needs --from"),
         ("distill", [], 2, "vit distill needs --teacher"),
         ("finetune", ["--from", str(image_folder)], 4, "has no model"),
+        ("finetune", ["--from", "cct_2_3x2_32"], 4, "with trained weights it is cct_2_3x2_32.cifar10"),
+        (
+            "finetune",
+            ["--from", "google/vit-b"],
+            2,
+            "if it is a repository on the Hub, give hf-hub:google/vit-b",
+        ),
+        (
+            "finetune",
+            ["--from", "google/vit-b", "--model=vit_tiny_patch16_224"],
+            4,
+            "on the Hub, give hf-hub:google/vit-b",
+        ),
+        ("distill", ["--teacher", "cct_2_3x2_32.cifar10"], 4, "has the classes airplane"),
         ("train", ["--tuning.method=head"], 2, "method 'head' needs weights to start from"),
         ("distill", ["--teacher", str(good_run), "--alpha=2"], 2, r"alpha must be in [0, 1], got 2.0"),
         (

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 import vit_pytorch
 from tests.cli.test_use import answer
-from vit_pytorch import Predictor, fit
+from vit_pytorch import Predictor, create_model, fit
 from vit_pytorch.cli.api import Run
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.data import BadImageError, decode_image
@@ -37,7 +38,9 @@ def test_fit_is_the_command(
         accelerator="cpu",
         model=TINY,
         schedule={"warmup_epochs": 0},
-        seed=1,
+        seed=np.int64(1),
+        output=None,
+        recipe=None,
     )
     assert run.folder.parent == tmp_path / "runs"
     assert (run.summary["epochs"], run.summary["seed"]) == (1, 1)
@@ -55,6 +58,28 @@ def test_settings_that_do_not_exist(tmp_path: Path) -> None:
         fit(tmp_path / "nowhere", output=tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": np.zeros((2, 8, 8))}, "data must be a path or a name, got ndarray"),
+        ({"data": b"digits"}, "data must be a path or a name, got bytes"),
+        ({"output": 5}, "output must be a path or a name, got int"),
+        ({"model": torch.nn.Identity()}, "model must be text, .* a list or a mapping, got Identity"),
+        ({"epochs": np.int64(0)}, "epochs must be at least 1, got 0"),
+        ({"optimizer": {"lr": np.float32(-1)}}, r"lr must be .* got -1\.0"),
+        ({"data.window": np.array([4095, 0])}, r"data\.window must be a range .* got \(4095\.0, 0\.0\)"),
+        ({"batch_size": torch.tensor(1.5)}, "batch_size must be an integer, got 1.5"),
+    ],
+)
+def test_settings_that_are_not_text(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fit(**settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_predictor_answers_as_the_command(
     digits_run: Path, image_folder: Path, image: Path, capsys: Capture
 ) -> None:
@@ -70,6 +95,32 @@ def test_a_predictor_answers_as_the_command(
     ]
     assert predict([image, image_folder / "two" / "1.png"])[1]["image"].endswith("1.png")
     assert len(predict(str(image_folder / "*" / "3.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top": 1.5}, "top must be an integer, got 1.5"),
+        ({"top": True}, "top must be an integer, got True"),
+        ({"top": 0}, "top must be at least 1, got 0"),
+        ({"batch_size": "8"}, "batch_size must be an integer, got '8'"),
+        ({"workers": 1.0}, "workers must be an integer, got 1.0"),
+        ({"workers": -1}, r"workers must be in \[0, 256\], got -1"),
+        ({"tta": "no"}, "tta must be True or False, got 'no'"),
+        ({"calibrated": 1}, "calibrated must be True or False, got 1"),
+        ({"device": 0}, "device must be a string, a device or None, got 0"),
+    ],
+)
+def test_a_predictors_options(options: dict[str, object], message: str, digits_run: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(digits_run, **options)
+
+
+def test_what_a_predictor_is_not_made_of(digits_run: Path, image: Path) -> None:
+    with pytest.raises(ValueError, match=r"the folder of a run or .* or a SavedClassifier, got ViT"):
+        Predictor(create_model(digits_run))
+    with pytest.raises(ValueError, match="step is for videos, which this model does not take"):
+        next(Predictor(digits_run).stream([image], step=2))
 
 
 def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path) -> None:

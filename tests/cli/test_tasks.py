@@ -13,7 +13,9 @@ from sklearn.datasets import load_digits
 
 from tests.cli.conftest import TINY, train
 from tests.cli.test_use import answer
+from vit_pytorch import Predictor
 from vit_pytorch.cli import main
+from vit_pytorch.export.deploy import load_exported
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.saved import load_classifier
 
@@ -232,6 +234,23 @@ def test_options_that_are_not_the_tasks(
 def test_tasks_need_a_table(tmp_path: Path, capsys: Capture) -> None:
     assert train("--task=multilabel", "--output", tmp_path / "run", *TINY) == 3
     assert "task multilabel learns from a table, csv:FILE, got digits" in capsys.readouterr().err
+
+
+def test_an_exported_file_says_what_its_values_mean(
+    value_run: Path, table: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file, image = tmp_path / "m.pt2", next(table.parent.rglob("*.png"))
+    options = ["--format=pt2", "--outputs=logits", "--images=4", f"--output={file}", "--json"]
+    assert main(["export", str(value_run), *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    predictor = Predictor(value_run)
+    with torch.no_grad():
+        logits = load_exported(file)(predictor.prepare(Image.open(image))[None])[0].tolist()
+    mean, std = (report["problem"][key] for key in ("mean", "std"))
+    values = [logit * s + m for logit, s, m in zip(logits, std, mean, strict=True)]
+    expected = predictor(image)["values"]
+    assert report["problem"]["task"] == "regression"
+    assert dict(zip(report["classes"], values, strict=True)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_other_commands_refuse(label_run: Path, tmp_path: Path, capsys: Capture) -> None:

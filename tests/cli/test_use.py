@@ -73,11 +73,13 @@ def test_evaluate_with_merged_tokens(
     saved = answer(capsys, "evaluate", tmp_path, "--data=digits")
     merged = answer(capsys, "evaluate", digits_run, "--merge_tokens=2")
     assert merged["loss"] == saved["loss"] != answer(capsys, "evaluate", digits_run)["loss"]
+    assert main(["evaluate", str(digits_run), "--neighbours=3"]) == Status.USAGE
+    assert "--neighbours is for --probe knn" in capsys.readouterr().err
     probe = ["--data=digits", "--probe=knn"]
     probed = answer(capsys, "evaluate", digits_run, "--merge_tokens=2", *probe)
     assert probed["accuracy"] == answer(capsys, "evaluate", tmp_path, *probe)["accuracy"]
     assert main(["evaluate", str(digits_run), "--merge_tokens=-1"]) == Status.USAGE
-    assert "--merge_tokens must not be negative, got -1" in capsys.readouterr().err
+    assert "merge_tokens must be at least 0, got -1" in capsys.readouterr().err
 
 
 def test_evaluate_as_a_table(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +190,37 @@ def test_names_in_any_script(digits_run: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "predict RUN IMAGES --csv PLACE/x.csv",
+        "embed RUN IMAGES --output PLACE/x.npz",
+        "export RUN --format pt2 --output PLACE/x.pt2",
+        "explain RUN IMAGES --output PLACE",
+    ],
+)
+def test_the_folder_of_an_output_is_made_for_it(
+    command: str, digits_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not where nothing is written to it."""
+    place = tmp_path / "new" / "below"
+
+    def run(model: Path, images: Path) -> int:
+        words = {"RUN": model, "IMAGES": images}
+        return main([str(words.get(word, word)).replace("PLACE", str(place)) for word in command.split()])
+
+    assert run(tmp_path / "nowhere", pictures) == Status.MODEL
+    assert not place.parent.exists()
+    if "IMAGES" in command:
+        (tmp_path / "bad.png").write_bytes(b"no image")
+        command += " --on_bad stop"
+        assert run(digits_run, tmp_path / "bad.png") == Status.DATA
+        assert not place.parent.exists()
+    assert run(digits_run, pictures) == 0
+    assert any(place.iterdir())
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["", "x.png"], "the name of the run must not be empty"),
@@ -203,7 +236,7 @@ def test_empty_names(
     assert message in capsys.readouterr().err
 
 
-def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
+def test_create_model_takes_a_run_or_its_model(digits_run: Path, tmp_path: Path) -> None:
     saved = load_classifier(digits_run).model
     images = torch.rand(2, 1, 24, 24)
     for folder in (digits_run, str(digits_run / "model")):
@@ -215,6 +248,10 @@ def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
     with pytest.warns(UserWarning, match=r"head\.weight, head\.bias .* have their initial values"):
         other = create_model(digits_run, num_classes=3)
     assert other(images).shape == (2, 3)
+    # names and temperature are those of the old classifier
+    assert not {"label_names", "problem"} & other.default_cfg.keys()
+    other.save_pretrained(tmp_path)
+    assert load_classifier(tmp_path).classes == ("0", "1", "2")
     assert torch.equal(other.forward_features(images), saved.forward_features(images))
     with pytest.raises(ValueError, match=r"its own weights and arguments; .* got pretrained, depth"):
         create_model(digits_run, pretrained=True, depth=3)
@@ -223,6 +260,8 @@ def test_create_model_takes_a_run_or_its_model(digits_run: Path) -> None:
 def test_create_model_says_what_a_folder_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder: nowhere/model"):
         create_model("nowhere/model")
+    with pytest.raises(FileNotFoundError, match="on the Hub, give hf-hub:google/vit-b as the weights"):
+        create_model("google/vit-b", pretrained=True)
     with pytest.raises(FileNotFoundError, match=r"has no model \(no model/config\.json, no config\.json\)"):
         create_model(tmp_path)
     for content, message in (

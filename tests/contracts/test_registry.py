@@ -57,6 +57,23 @@ def test_unknown_model():
         create_model("vit_tiny_patch61_224")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": 5}, "name must be a string or a path, got 5"),
+        ({"name": None}, "name must be a string or a path, got None"),
+        ({"pretrained": 1}, "pretrained must be True or False, a string or a path, got 1"),
+        ({"num_classes": 1.5}, r"num_classes must be an integer in .* got 1\.5"),
+        ({"features_only": "yes"}, "features_only must be True or False, got 'yes'"),
+        ({"dtype": "float16"}, "dtype must be a dtype or None, got 'float16'"),
+        ({"device": 1.5}, "device must be a device, a string or None, got 1.5"),
+    ],
+)
+def test_arguments_of_another_type(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(**{"name": "vit_tiny_patch16_224", **arguments})
+
+
 def test_unknown_override():
     with pytest.raises(ValueError, match=r"no argument width, only .*dim"):
         create_model("vit_tiny_patch16_224", width=3)

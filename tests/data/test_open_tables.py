@@ -1,5 +1,7 @@
 """Tables of image files."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_pytorch.data import Splits, open_data, read_record, record_images
+from vit_pytorch.data import Splits, find_images, open_data, read_record, record_images
 from vit_pytorch.data.sizes import holds_photographs
 from vit_pytorch.data.sources import with_columns
 
@@ -98,6 +100,25 @@ def test_all_rows_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) ->
         "row 18: the split is none of train, val and test: 'spare'",
         "row 19: no training image has the label 'c': photos/1/../../third",
     ]
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="backslashes separate folders there")
+def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> None:
+    rows = [[path.replace("/", "\\"), "a"] for path in names(photos)]
+    rows += [["photos\\99.png", "a"], ["photos/0/3", "a"], ["https://a.example/3.png", "a"]]
+    with pytest.raises(ValueError, match="15 rows") as fault:
+        open_data(write(tmp_path, [["image", "label"], *rows]))
+    lines = str(fault.value).splitlines()
+    cause = "; backslashes separate no folders on this system, and with slashes it is there"
+    assert lines[1] == f"row 1: no such file: photos\\0\\0.png{cause}"
+    assert lines[-3:] == [
+        "row 13: no such file: photos\\99.png",
+        "row 14: no such file: photos/0/3; there is 3.png",
+        "row 15: no such file: https://a.example/3.png; addresses are not fetched",
+    ]
+    for find in (open_data, lambda path: find_images([path])):
+        with pytest.raises(FileNotFoundError, match=re.escape(cause)):
+            find(f"{tmp_path}\\photos")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +252,54 @@ def test_semicolons_of_a_spreadsheet(photos: Path, tmp_path: Path, encoding: str
     assert splits.classes == ("a, b", "c")
     found = labels(splits, "train") | labels(splits, "val") | labels(splits, "test")
     assert found == {path: "a, b" if i % 2 else "c" for i, path in enumerate(names(photos))}
+
+
+@pytest.mark.parametrize(("separator", "label"), [(";", "a, b"), (",", "a; b"), ("\t", "a, b; c")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_separator_that_a_spreadsheet_names(
+    photos: Path, tmp_path: Path, separator: str, label: str, encoding: str
+) -> None:
+    rows = [f"{path}{separator}{label if i % 2 else 'c'}" for i, path in enumerate(names(photos))]
+    lines = [f"sep={separator}", f"image{separator}label", *rows, ""]
+    (tmp_path / "list.csv").write_text("\r\n".join(lines), encoding=encoding)
+    splits = open_data(f"csv:{tmp_path / 'list.csv'}")
+    assert splits.classes == (label, "c")
+    assert sum(len(part) for part in (splits.train, splits.val, splits.test) if part is not None) == 12
+
+
+def test_tabs_in_a_table_that_is_not_named_so(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path}\t{'a, b' if i % 2 else 'c'}" for i, path in enumerate(names(photos))]
+    (tmp_path / "list.csv").write_text("\n".join(["image\tlabel", *rows]))
+    assert open_data(f"csv:{tmp_path / 'list.csv'}").classes == ("a, b", "c")
+
+
+def test_labels_that_are_made_of_others(photos: Path, tmp_path: Path) -> None:
+    """As where the separator of labels is another one, or several labels are taken for a class."""
+    cells = ["a; b", "a", "b"] * 4
+    spec = write(
+        tmp_path,
+        [["image", "label"], *([path, cell] for path, cell in zip(names(photos), cells, strict=True))],
+    )
+    with pytest.warns(
+        UserWarning, match=r"labels such as 'a; b' are made of others: .* '\|' \(data\.label_sep"
+    ):
+        assert open_data(spec, task="multilabel").classes == ("a", "a; b", "b")
+    with pytest.warns(UserWarning, match="classes such as 'a; b' are made of others: --task multilabel"):
+        assert open_data(spec).classes == ("a", "a; b", "b")
+    assert open_data(f"{spec}?separator=%3B", task="multilabel").classes == ("a", "b")
+
+
+def test_decimal_commas(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{path};{'3,5' if i == 4 else i}" for i, path in enumerate(names(photos))]
+    rows[6] = rows[6].replace(";6", ";6_0")
+    (tmp_path / "list.csv").write_text("\n".join(["image;label", *rows]))
+    with pytest.raises(ValueError, match="2 rows") as fault:
+        open_data(f"csv:{tmp_path / 'list.csv'}", task="regression")
+    assert str(fault.value).splitlines()[1] == (
+        "row 5: 'label' must be a finite number without commas, its decimals after a point, got '3,5': "
+        "photos/0/4.png"
+    )
+    assert str(fault.value).splitlines()[2].endswith("must be a finite number, got '6_0': photos/1/6.png")
 
 
 def test_a_comma_in_the_header_separates(photos: Path, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import webdataset
 from made_pictures import png
+from PIL import Image
 
 from vit_pytorch.data import (
     BadImageError,
@@ -316,6 +318,19 @@ def test_what_a_stream_must_be_told(shards: Path) -> None:
         StreamConfig(epoch_samples=0)
     with pytest.raises(ValueError, match="classes, val are for stream: data, got digits"):
         open_data("digits", stream=StreamConfig(classes=3, val=val))
+
+
+def test_the_range_of_a_stream_is_that_of_its_validation_images(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        with webdataset.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
+            for i in range(6):
+                file = io.BytesIO()
+                Image.fromarray(np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)).save(file, "png")
+                writer.write({"__key__": str(i), "png": file.getvalue(), "cls": str(i % 3)})
+    with pytest.warns(UserWarning, match=r"val\.tar:0 use 6\.2% of their range: values 0 to 4095 of 0"):
+        data(f"{tmp_path}/train.tar", tmp_path, channels=1).train_dataloader()
+    window = data(f"{tmp_path}/train.tar", tmp_path, channels=1, window="auto").preprocessing.window
+    assert window == (0, 4095)
 
 
 def test_single_images_are_refused(shards: Path) -> None:

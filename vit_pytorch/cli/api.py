@@ -10,14 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from torch import Tensor
+
 from vit_pytorch.base import VisionModel
 from vit_pytorch.cli.layers import long_options
-from vit_pytorch.cli.train import carry_out, read_command, resumed_run
+from vit_pytorch.cli.train import STARTING, carry_out, read_command, resumed_run
 from vit_pytorch.cli.use import evaluation_loader, measure_run
 from vit_pytorch.create import create_model
 from vit_pytorch.training.evaluation import Evaluation
 from vit_pytorch.training.predictor import Predictor
 from vit_pytorch.training.summary import SUMMARY
+
+# settings that are text whatever they look like
+PATHS = ("data", "output", "config", "recipe", "resume")
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Run:
             ValueError: if the data have no such split, other classes, or have changed since the run
         """
         load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad="stop")
-        source = None if data is None else os.fspath(data)
+        source = None if data is None else _text("data", data)
         return measure_run(self.folder, source, split, load, "stop")[0]
 
     def predictor(self, **options: Any) -> Predictor:
@@ -78,7 +84,8 @@ def fit(data: str | os.PathLike[str] | None = None, **settings: Any) -> Run:
     Args:
         data: what is trained on, as for `vit train --data`; default scikit-learn's digits
         settings: options of `vit train` under their names, such as `recipe`, `config`, `output`, `resume` or
-            `task`; sections are mappings, `optimizer={"lr": 5e-4}`
+            `task`; sections are mappings, `optimizer={"lr": 5e-4}`. None for one of the first four leaves it
+            out
 
     Raises:
         FileExistsError: if `output` holds a run already
@@ -88,7 +95,7 @@ def fit(data: str | os.PathLike[str] | None = None, **settings: Any) -> Run:
     """
     if data is not None:
         # `data={...}` would give it twice, hence the name in full
-        settings = {"data.source": os.fspath(data), **settings}
+        settings = {"data.source": _text("data", data), **settings}
     arguments = long_options([f"--{name}={text}" for name, text in _options(settings)])
     resumed = resumed_run(arguments)
     return Run(carry_out(*read_command(arguments, resumed), resumed))
@@ -99,8 +106,33 @@ def _options(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _options(value, f"{prefix}{name}.")
-        elif isinstance(value, str | os.PathLike):
-            yield f"{prefix}{name}", os.fspath(value)
-        else:
-            # lists, numbers, true, false and null are written as the command line takes them
-            yield f"{prefix}{name}", json.dumps(value)
+        elif value is not None or name not in STARTING:
+            # one of these is left out: the command has no word for none of it
+            yield f"{prefix}{name}", _text(f"{prefix}{name}", value)
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a setting as the command line takes it.
+
+    Raises:
+        ValueError: if it is nothing that can be written there
+    """
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if name in PATHS:
+        raise ValueError(f"{name} must be a path or a name, got {type(value).__name__}")
+    try:
+        return json.dumps(value, default=_as_plain)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be text, a path, a number, True, False, None, a list or a mapping, got {error}"
+        ) from error
+
+
+def _as_plain(value: Any) -> Any:
+    """Return paths as text, and arrays and their numbers as Python's own."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    raise TypeError(type(value).__name__)

@@ -19,6 +19,7 @@ from vit_pytorch.export.deploy import read_report
 from vit_pytorch.export.formats import FORMATS, find_format
 from vit_pytorch.export.job import RefusedError
 from vit_pytorch.export.timing import Cell, Worker, ratio, spread, time_in_turn
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.registry import find_entry
 
 MODES = ("forward", "train")
@@ -71,15 +72,13 @@ def print_bench(
     Raises:
         ValueError: Where there is no such model, form or precision.
     """
-    batches = [int(size) if size.isdecimal() else 0 for size in batch.split(",")]
-    if min(batches) < 1 or threads < 1 or rounds < 1:
-        raise UsageError(f"batch, threads and rounds must be at least 1, got {batch}, {threads} and {rounds}")
+    check_integer("threads", threads)
+    check_integer("rounds", rounds)
+    batches = _integers("batch", batch, least=1)
     forms = _choices("form", form, (EAGER, COMPILE, *FORMATS))
     precisions = _choices("precision", precision, tuple(DTYPES))
     modes = _choices("mode", mode, MODES)
-    merged = [int(count) if count.isdecimal() else -1 for count in merge_tokens.split(",")]
-    if min(merged) < 0:
-        raise UsageError(f"--merge_tokens takes numbers from 0 on, got {merge_tokens}")
+    merged = _integers("merge_tokens", merge_tokens, least=0)
     subjects = _subjects(models, forms, peer, threads, merged)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
@@ -105,6 +104,18 @@ def print_bench(
     print(table(HEADER, [_cells(row) for row in rows], right=range(4, len(HEADER))))
     for line in left_out:
         print(f"left out: {line}")
+
+
+def _integers(option: str, text: str, *, least: int) -> list[int]:
+    """Split the integers of an option.
+
+    Raises:
+        UsageError: if one is none, or too small.
+    """
+    values = [int(value) if value.isdecimal() else -1 for value in text.split(",")]
+    if min(values) < least:
+        raise UsageError(f"--{option} takes integers of at least {least}, with commas between, got {text}")
+    return values
 
 
 def _choices(option: str, text: str, known: Sequence[str]) -> list[str]:

@@ -25,11 +25,13 @@ from vit_pytorch.data.loader import check_workers
 from vit_pytorch.data.reader import LoadingError
 from vit_pytorch.data.transforms import collate, move
 from vit_pytorch.extras import install_command
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import eval_transform, preprocessing_for
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.evaluation import check_outputs
 from vit_pytorch.training.features import Features, check_features, compute_features
 from vit_pytorch.training.predictor import prepared_batches, put_on_device
+from vit_pytorch.training.runs import check_creatable
 
 
 def embed(arguments: Sequence[str]) -> None:
@@ -53,7 +55,8 @@ def write_features(
         model: Folder of a run or of a model, with or without a classifier; or the name of a model, for its
             published weights.
         images: Files, folders or patterns.
-        output: The file: `.npz` with the arrays `paths` and `features`, or `.parquet` with these columns.
+        output: The file, in a folder that is made if need be: `.npz` with the arrays `paths` and
+            `features`, or `.parquet` with these columns.
         features: `pooled` for what enters the classifier; after the final norm, `cls` for the class token,
             `mean` for the mean of the patches, `patches` for a row each patch, `maps` for these as maps
             (width, rows, columns).
@@ -72,9 +75,9 @@ def write_features(
     writers: dict[str, Callable[[Path], Writer]] = {".npz": NpzWriter, ".parquet": ParquetWriter}
     if Path(output).suffix.lower() not in writers:
         raise UsageError(f"--output must end in {' or '.join(writers)}, got {output}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_integer("batch_size", batch_size)
     check_workers(workers)
+    check_creatable(Path(output).parent)
     net = put_on_device(open_model(model))
     prep = preprocessing_for(net)
     if prep.frames is not None or prep.max_tokens is not None:

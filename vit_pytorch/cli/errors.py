@@ -26,7 +26,7 @@ BY_TYPE = {
 }
 # of other errors, the part of the package, or the function, that raised them; the first that fits
 BY_PART = {
-    "data.loader.check_workers": Status.USAGE,
+    "layers.arguments.check_integer": Status.USAGE,
     "data": Status.DATA,
     "training.checkpoints": Status.RUN,
     "training.runs": Status.RUN,

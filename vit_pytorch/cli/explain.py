@@ -12,12 +12,14 @@ from torch import Tensor
 
 from vit_pytorch.analysis.report import Explanation, Subject, explain_image, write_pictures, write_report
 from vit_pytorch.cli.functions import call
+from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json, table
 from vit_pytorch.cli.use import BadFiles
 from vit_pytorch.create import comes_trained, create_model
 from vit_pytorch.data import Preprocessing, eval_transform, load_images
 from vit_pytorch.data.prediction import find_images
 from vit_pytorch.data.reader import LoadingError
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import fit_size
 from vit_pytorch.registry import entries
 from vit_pytorch.training.predictor import put_on_device
@@ -81,8 +83,9 @@ def print_explanation(
         ValueError: Where the model has no classifier or takes no images, or the images do not fit in the
             page.
     """
-    if top < 1 or megabytes <= 0:
-        raise ValueError(f"top is at least 1 and megabytes above 0, got {top} and {megabytes}")
+    check_integer("top", top)
+    if not megabytes > 0:
+        raise UsageError(f"megabytes must be positive, got {megabytes}")
     paths = find_images(images)
     pretrained = pretrained or comes_trained(model)
     saved = read_classifier(create_model(model, pretrained=pretrained).eval(), model)

@@ -22,12 +22,13 @@ from vit_pytorch.export.samples import (
     samples_from_files,
 )
 from vit_pytorch.export.verify import Comparison
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.registry import entries
 from vit_pytorch.training.config import CONFIG
 from vit_pytorch.training.features import Features
 from vit_pytorch.training.problems import Classification
-from vit_pytorch.training.runs import check_writable
+from vit_pytorch.training.runs import check_creatable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
 SOURCES = ("digits", "idx:", "hf:", "wds:", "video:", "nifti:")
@@ -65,7 +66,8 @@ def print_export(
         model: Folder of a run or of a model, or the name of a model.
         format: `onnx`, `pt2` (torch.export), `openvino`, `torchscript`, `aoti` (compiled by AOTInductor),
             `executorch` or `coreml` (verified on a Mac by `python -m vit_pytorch.export.check FILE`).
-        output: The file; a report is written beside it as FILE.json. Files of these names are replaced.
+        output: The file, in a folder that is made if need be; a report is written beside it as FILE.json.
+            Files of these names are replaced.
         precision: `fp32`, `fp16`, `bf16` or `int8`, as far as the format has them.
         pretrained: For a named model: `true` for its published weights, or a checkpoint. Trained models that
             ship with the package always have their weights.
@@ -103,12 +105,9 @@ def print_export(
         ("batch_size", batch_size),
         ("calibration_images", calibration_images),
     ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if merge_tokens < 0:
-        raise UsageError(f"--merge_tokens must not be negative, got {merge_tokens}")
+        check_integer(name, value)
     find_format(format).check(format, precision)
-    check_writable(Path(output).parent)
+    check_creatable(Path(output).parent)
     built = create_model(model, pretrained=pretrained or comes_trained(model)).eval()
     if model in entries() and pretrained is False:
         warnings.warn(f"{model} has random weights; published ones come by --pretrained=true", stacklevel=2)
@@ -126,6 +125,8 @@ def print_export(
     if not {"batch", "size"}.issuperset(axes):
         raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
     computed: Output = outputs if saved.classes and features is None else "features"
+    if quantization != "static" and precision != "int8":
+        raise UsageError(f"--quantization is for --precision int8, got {precision}")
     needs_calibration = precision == "int8" and quantization == "static"
     if calibrate is not None and not needs_calibration:
         raise UsageError("--calibrate is for --precision int8 with --quantization static")

@@ -10,12 +10,11 @@ from vit_pytorch.cli.aliases import ALIASES
 from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, without_option
 from vit_pytorch.cli.train import asks_for_help, carry_out, model_layer, read_command, resumed_run
 from vit_pytorch.create import comes_trained
-from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.trained import trained_folder
 from vit_pytorch.training.config import PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
-from vit_pytorch.weights import init_empty_weights
+from vit_pytorch.weights import HUB, init_empty_weights, likely_repository
 
 FINETUNE = {"from": "tuning.weights", "method": "tuning.method"}
 DISTILL = {
@@ -51,7 +50,7 @@ def finetune(arguments: Sequence[str]) -> None:
         elif option_value(arguments, "model.name") is None:
             raise UsageError(
                 f"--from {weights} names no run, model folder or model; if it is a file of weights, name its "
-                "model by --model"
+                f"model by --model{likely_repository(weights)}"
             )
         model = found.get("model") or {"name": option_value(arguments, "model.name")}
         more["recipe finetune"]["optimizer"]["lr"] *= min(WIDTH / width_of(model), MOST_TIMES)

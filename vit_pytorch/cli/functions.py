@@ -7,7 +7,7 @@ from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser
 
 from vit_pytorch.cli.aliases import ALIASES
-from vit_pytorch.cli.layers import UsageError, check_options, long_options, plain_message
+from vit_pytorch.cli.layers import UsageError, check_options, long_options, option_value, plain_message
 
 JSON = "as_json"
 
@@ -50,6 +50,14 @@ def call(
     names = {alias: name for alias, name in stand_for.items() if name in known}
     options = long_options(arguments, short=(), names=names, answers={})
     check_options(options, known)
+    required = [
+        f"--{name}"
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in positional
+    ]
+    lacking = [option for option in required if option_value(options, option[2:]) is None]
+    if lacking and not {"--help", "-h"}.intersection(options):
+        raise UsageError(f"vit {command} needs {' and '.join(lacking)}")
     try:
         parsed = parser.parse_args(options)
     except ArgumentError as error:

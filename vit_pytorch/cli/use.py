@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from csv import writer as csv_writer
 from functools import partial
 from itertools import chain
+from math import isnan
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -14,7 +15,7 @@ import torch
 
 from vit_pytorch.cli import Status
 from vit_pytorch.cli.functions import call
-from vit_pytorch.cli.layers import UsageError, read_layer
+from vit_pytorch.cli.layers import UsageError, as_number, read_layer
 from vit_pytorch.cli.tables import print_json, print_json_list, table, table_lines
 from vit_pytorch.create import MODEL, open_model
 from vit_pytorch.data import (
@@ -43,6 +44,7 @@ from vit_pytorch.training.predictor import Predictor, open_classifier, put_on_de
 from vit_pytorch.training.probing import Probe, embed, read_features
 from vit_pytorch.training.probing import measure as run_probe
 from vit_pytorch.training.problems import Answer, Problem
+from vit_pytorch.training.runs import check_creatable
 from vit_pytorch.training.saved import TASK
 
 # settings of tables
@@ -70,7 +72,7 @@ def print_evaluation(
     on_bad: OnBad = "stop",
     changed: Changed = "stop",
     probe: Probe | None = None,
-    neighbours: int = 20,
+    neighbours: int | None = None,
     by: str | None = None,
     merge_tokens: int = 0,
     as_json: bool = False,
@@ -88,7 +90,7 @@ def print_evaluation(
             are the same are measured, in the splits that they were in.
         probe: Measure features instead of the classifier, which need not be there: `knn` lets the nearest
             training images vote, `linear` fits a logistic regression to the training images.
-        neighbours: How many images vote.
+        neighbours: How many images vote in `knn`; 20 if left out.
         by: Column of a table (`csv:`): also measure the images of each of its values by themselves.
         merge_tokens: Number of patches by which each block of a plain ViT has fewer: those that are most
             alike become one.
@@ -98,13 +100,23 @@ def print_evaluation(
         FileNotFoundError: Where there is no model, or no run whose data could be taken.
         ValueError: Where the data has other classes than the model, or a probe is asked what it knows.
     """
-    if merge_tokens < 0:
-        raise UsageError(f"--merge_tokens must not be negative, got {merge_tokens}")
+    if neighbours is not None and probe != "knn":
+        raise UsageError("--neighbours is for --probe knn")
     load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
     if probe is not None:
         if by is not None:
             raise UsageError("--by is for the figures of a trained model, not of a probe")
-        _print_probe(run, data, split, load, probe, neighbours, as_json, changed, merge_tokens)
+        _print_probe(
+            run,
+            data,
+            split,
+            load,
+            probe,
+            20 if neighbours is None else neighbours,
+            as_json,
+            changed,
+            merge_tokens,
+        )
         return
     result, groups, kind, skipped, known = measure_run(
         run, data, split, load, changed, by=by, merge_tokens=merge_tokens
@@ -206,7 +218,7 @@ def _values(spec: str, column: str) -> dict[Path, str]:
 
 
 def _groups(chosen: Sequence[ImageDataset], values: Mapping[Path, str]) -> dict[str, list[ImageDataset]]:
-    """Part images by what is said of them, sorted by it."""
+    """Part images by what is said of them: numbers in their order, then words in theirs."""
     groups: dict[str, list[ImageDataset]] = {}
     for images in chosen if values else ():
         assert isinstance(images, FileImages), "tables are of files"
@@ -214,7 +226,13 @@ def _groups(chosen: Sequence[ImageDataset], values: Mapping[Path, str]) -> dict[
         for value in set(said):
             indices = [index for index, each in enumerate(said) if each == value]
             groups.setdefault(value, []).append(images.subset(torch.tensor(indices)))
-    return dict(sorted(groups.items()))
+    return dict(sorted(groups.items(), key=lambda group: _rank(group[0])))
+
+
+def _rank(value: str) -> tuple[bool, float, str]:
+    """Return what sorts numbers by their size before words by their letters."""
+    number = as_number(value)
+    return (True, 0.0, value) if isnan(number) else (False, number, value)
 
 
 def evaluation_loader(
@@ -303,7 +321,8 @@ def print_predictions(
             and leaves with exit status 3 at the end; `skip` leaves it out with a warning; `stop` ends the
             command there, with exit status 1.
         step: Frames of a video from the start of one clip to that of the next; a clip's length if left out.
-        csv: Write a CSV file instead of printing a table; `-` for standard output.
+        csv: Write a CSV file instead of printing a table, in a folder that is made if need be; `-` for
+            standard output.
         as_json: Print JSON instead of a table.
 
     Raises:
@@ -312,10 +331,10 @@ def print_predictions(
             CSV and JSON are asked for.
         SystemExit: With status 3 where files could not be decoded.
     """
-    if step is not None and step < 1:
-        raise ValueError(f"step must be at least 1, got {step}")
     if csv is not None and as_json:
         raise ValueError("predictions are written as CSV or as JSON, got both --csv and --json")
+    if csv not in (None, "-"):
+        check_creatable(Path(csv).parent)
     predictor = Predictor(
         run, top=top, batch_size=batch_size, workers=workers, tta=tta, calibrated=calibrated
     )

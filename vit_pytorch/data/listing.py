@@ -1,6 +1,7 @@
 """Files below folders: each folder once, regular files only, and a list of what is left out."""
 
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,20 @@ def extension(name: str) -> str:
     """Return the extension of a file's name in small letters, with that before a final ``.gz``."""
     stem, last = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] + last if last == ".gz" else last
+
+
+def likely_path(path: str | os.PathLike[str]) -> str:
+    """Return what to say of a path to nothing: it is an address, or leads somewhere with slashes for its
+    backslashes, or with an extension."""
+    name = os.fspath(path)
+    if re.search(r"(^|/)[a-z][a-z0-9+-]+:/", name):
+        return "; addresses are not fetched"
+    slashed = name.replace("\\", "/")
+    if slashed != name and Path(slashed).exists():
+        return "; backslashes separate no folders on this system, and with slashes it is there"
+    found = (f"{name}{ending}" for ending in (".jpg", ".jpeg", ".png", ".tif", ".JPG", ".PNG"))
+    named = next((file for file in found if Path(file).is_file()), None)
+    return "" if named is None else f"; there is {Path(named).name}"
 
 
 def describe_left_out(left_out: Mapping[str, Sequence[Path]], most: int = 3) -> str:

@@ -22,6 +22,7 @@ from vit_pytorch.data.decode import BadImageError
 from vit_pytorch.data.plan import BatchPlan, BatchRequest
 from vit_pytorch.data.reader import Batch, BatchReader, LoadingError
 from vit_pytorch.data.transforms import AsStored, Augmentation, Images
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import Preprocessing
 
 OnBad = Literal["stop", "skip"]
@@ -38,10 +39,9 @@ def check_workers(workers: int) -> None:
     """Check a number of processes that load images.
 
     Raises:
-        ValueError: It is negative, or more than a machine bears.
+        ValueError: It is no integer, negative, or more than a machine bears.
     """
-    if not 0 <= workers <= MOST_WORKERS:
-        raise ValueError(f"workers must be in [0, {MOST_WORKERS}], got {workers}")
+    check_integer("workers", workers, least=0, most=MOST_WORKERS)
 
 
 class ImageLoader:

@@ -178,9 +178,14 @@ class ImageData(L.LightningDataModule):
     def window(self) -> tuple[float, float] | None:
         """Values of an image's file that become 0 and 255, measured once where that is asked for."""
         if self._window == "auto":
-            self._window = measure_window(self.opened.train, self.channels)
+            self._window = measure_window(self._sampled, self.channels)
         assert self._window is None or isinstance(self._window, tuple), "a window is measured or given"
         return self._window
+
+    @property
+    def _sampled(self) -> ImageDataset:
+        """The images whose values are looked at: those of training, or of a stream those of validation."""
+        return self.opened.train if self.opened.train.listed else self.opened.val
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -219,7 +224,7 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> ImageLoader:
         """Return the loader of shuffled, augmented batches; warn of images that use little of their range."""
         if self.frames is None and self.window is None and not self._range_checked:
-            check_range(self.opened.train, self.channels)
+            check_range(self._sampled, self.channels)
             self._range_checked = True
         loader = self._loader("train", self.augmentation)
         if self._state is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vit_pytorch.data.datasets import ImageDataset
 from vit_pytorch.data.seeding import generator_for
+from vit_pytorch.layers.arguments import check_integer
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class BatchPlan:
     ) -> None:
         if balanced and images.labels.ndim != 1:
             raise ValueError("balanced batches need one class for each image, got rows of targets")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_integer("batch_size", batch_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
         if len(images) < world_size:

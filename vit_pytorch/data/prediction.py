@@ -13,7 +13,7 @@ from vit_pytorch.data import video, volumes
 from vit_pytorch.data.clips import sliding_clips
 from vit_pytorch.data.datasets import convert_channels
 from vit_pytorch.data.decode import EXTENSIONS, BadImageError, decode_image, is_image
-from vit_pytorch.data.listing import Listing, describe_left_out, extension
+from vit_pytorch.data.listing import Listing, describe_left_out, extension, likely_path
 from vit_pytorch.data.loader import OnBad
 from vit_pytorch.preprocessing import Preprocessing
 
@@ -53,7 +53,9 @@ def find_images(
         # an empty name, as of a shell's unset variable, is not the folder at hand
         names = [path] if path and Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
-            raise FileNotFoundError(f"no such {kind}, folder or pattern: {path or repr(path)}")
+            raise FileNotFoundError(
+                f"no such {kind}, folder or pattern: {path or repr(path)}{likely_path(path)}"
+            )
         for name in map(Path, names):
             if not name.is_dir():
                 # also a link to nothing, which is a file that cannot be read

@@ -16,7 +16,7 @@ from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Spl
 from vit_pytorch.data.folders import read_folders, read_tree, unfit_for_classes
 from vit_pytorch.data.hub import read_hub
 from vit_pytorch.data.idx import read_idx_split
-from vit_pytorch.data.listing import describe_left_out
+from vit_pytorch.data.listing import describe_left_out, likely_path
 from vit_pytorch.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.data.record import ImageRecord, restore_splits
 from vit_pytorch.data.shards import ShardImages, read_shards
@@ -263,8 +263,8 @@ def _existing_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no such folder: {name} (data is digits, FOLDER, csv:FILE, idx:FOLDER, hf:NAME, "
-            "wds:PATTERN, stream:PATTERN, video:FOLDER or nifti:FOLDER)"
+            f"no such folder: {name}{likely_path(folder)} (data is digits, FOLDER, csv:FILE, idx:FOLDER, "
+            "hf:NAME, wds:PATTERN, stream:PATTERN, video:FOLDER or nifti:FOLDER)"
         )
     return folder
 

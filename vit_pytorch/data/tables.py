@@ -2,6 +2,7 @@
 
 import glob
 import math
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vit_pytorch.data.datasets import FileImages, TaskName
 from vit_pytorch.data.folders import match_splits
+from vit_pytorch.data.listing import likely_path
 from vit_pytorch.extras import install_command
 
 # names of columns that are found by themselves, in any case
@@ -24,6 +26,8 @@ SPLIT = ("split", "set", "subset")
 LABELS = (*LABEL, "labels", "tags")
 TABS = (".tsv", ".tab")
 PARQUET = (".parquet", ".pq")
+# what stands between labels, as a rule
+SEPARATORS = "|;,/+"
 # characters of a header that are looked at for its separator
 LONGEST_HEADER = 2**20
 
@@ -57,8 +61,8 @@ def read_table(
 
     Args:
         file: The table: Parquet where it ends in ``.parquet``, separated by tabs where in ``.tsv`` or
-            ``.tab``, else by commas, or by semicolons where the header has these and no comma. Or a pattern
-            of such tables, which are one.
+            ``.tab``, else by commas, or by semicolons or tabs where the header has these and no comma. Or a
+            pattern of such tables, which are one.
         image: The column of paths; the only one with a usual name if left out.
         label: The column of labels; likewise. Of a regression one column of numbers, or several with commas
             between.
@@ -164,7 +168,7 @@ def _read_rows(files: Sequence[Path]) -> Any:
                 read.append(pandas.read_parquet(file))
             else:
                 options: dict[str, Any] = {
-                    "sep": "\t" if kind in TABS else _separator(file),
+                    **({"sep": "\t"} if kind in TABS else _separated(file)),
                     "encoding": "utf-8-sig",
                     "index_col": False,
                     "dtype": str,
@@ -196,11 +200,14 @@ def _read_rows(files: Sequence[Path]) -> Any:
     return read[0] if len(read) == 1 else pandas.concat(read, ignore_index=True)
 
 
-def _separator(file: Path) -> str:
-    """Return what the header's columns are separated by: commas, or semicolons where it has no comma."""
+def _separated(file: Path) -> dict[str, Any]:
+    """Return how pandas reads a table: by the separator that a first line `sep=;` names, which spreadsheets
+    write and leave out of the table; else by the first of comma, semicolon and tab that the header has."""
     with file.open(encoding="utf-8-sig") as lines:
         header = lines.readline(LONGEST_HEADER)
-    return ";" if ";" in header and "," not in header else ","
+    if named := re.fullmatch(r'"?sep=(.)"?\n', header):
+        return {"sep": named[1], "skiprows": 1}
+    return {"sep": next((separator for separator in ",;\t" if separator in header), ",")}
 
 
 def _texts(column: Any, separator: str) -> list[str]:
@@ -260,6 +267,7 @@ def _label_columns(
 def _classes(cells: Sequence[str], training: Sequence[bool]) -> Labels:
     """Read one class a row."""
     names = _sorted({cell for cell, known in zip(cells, training, strict=True) if known and cell})
+    _warn_of_several(names, "classes", "--task multilabel learns several labels of an image")
     index = {name: number for number, name in enumerate(names)}
     faults = [
         _several_lines(cell) or _unknown({cell} - index.keys()) if cell else " has no label" for cell in cells
@@ -272,12 +280,23 @@ def _several_lines(cell: str) -> str:
     return " has a label of several lines, as where a quotation mark is not closed" * ("\n" in cell)
 
 
+def _warn_of_several(names: Collection[str], kind: str, advice: str) -> None:
+    """Warn of a name that is made of others with a separator between, which is several labels as a rule."""
+    for name in names:
+        for separator in SEPARATORS:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and set(names).issuperset(parts):
+                warnings.warn(f"{kind} such as {name!r} are made of others: {advice}", stacklevel=2)
+                return
+
+
 def _several(cells: Sequence[str], training: Sequence[bool], separator: str) -> Labels:
     """Read any number of labels a row; an empty cell is an image with none of them."""
     if not separator:
         raise ValueError("the separator of labels must not be empty")
     sets = [{part.strip() for part in cell.split(separator)} - {""} for cell in cells]
     names = _sorted(set().union(*(labels for labels, known in zip(sets, training, strict=True) if known)))
+    _warn_of_several(names, "labels", f"what separates them is {separator!r} (data.label_separator)")
     index = {name: number for number, name in enumerate(names)}
     targets = torch.zeros(len(cells), len(names))
     for row, labels in enumerate(sets):
@@ -295,7 +314,7 @@ def _numbers(names: Sequence[str], columns: Sequence[Sequence[str]]) -> Labels:
     values = [[_number(cell) for cell in cells] for cells in columns]
     faults = [
         "".join(
-            f": {name!r} must be a finite number, got {cell!r}"
+            f": {name!r} must be a finite number{_with_point(cell)}, got {cell!r}"
             for name, cell, value in zip(names, cells, found, strict=True)
             if not math.isfinite(value)
         )
@@ -322,9 +341,15 @@ def _check_precision(names: Sequence[str], values: Float64[Tensor, "n k"]) -> No
             )
 
 
+def _with_point(cell: str) -> str:
+    """Return what to say of a number with a comma, which is one of decimals here and of thousands there."""
+    return " without commas, its decimals after a point" * math.isfinite(_number(cell.replace(",", "")))
+
+
 def _number(cell: str) -> float:
     try:
-        return float(cell)
+        # Python takes 1_0 for 10
+        return math.nan if "_" in cell else float(cell)
     except ValueError:
         return math.nan
 
@@ -347,7 +372,7 @@ def _parts(
         if not name:
             faults.append(f"row {row + 1} names no image")
         elif not path.is_file():
-            faults.append(f"row {row + 1}: no such file: {name}")
+            faults.append(f"row {row + 1}: no such file: {name}{likely_path(path)}")
         elif real in first:
             faults.append(f"row {row + 1}: the image of row {first[real]} again: {name}")
         elif own not in ("train", "val", "test"):

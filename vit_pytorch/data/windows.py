@@ -49,8 +49,9 @@ def check_range(images: ImageDataset, channels: int) -> None:
     low, high = (float(torch.quantile(values, part / 100)) for part in PERCENTILES)
     if high - low < SMALL_PART * full:
         warnings.warn(
-            f"training images use {(high - low) / full:.1%} of their range: values {low:g} to {high:g} of "
-            f"0 to {full:g} (data.window auto, or data.window=[{low:g},{high:g}], spreads them over all)",
+            f"images such as {images.name(0)} use {(high - low) / full:.1%} of their range: values {low:g} "
+            f"to {high:g} of 0 to {full:g} (data.window auto, or data.window=[{low:g},{high:g}], spreads "
+            "them over all)",
             stacklevel=2,
         )
 

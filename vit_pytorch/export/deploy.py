@@ -35,9 +35,10 @@ from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, write_check
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
-from vit_pytorch.storage import file_sha256, full_disk_named
+from vit_pytorch.storage import file_sha256, full_disk_named, making_folder
 from vit_pytorch.tome import merging
 from vit_pytorch.training.features import Features, check_features
+from vit_pytorch.training.saved import TASK
 from vit_pytorch.weights import read_settings
 
 
@@ -141,7 +142,11 @@ def export_model(
         keep=keep,
         size_step=step,
     )
-    with full_disk_named(file), TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
+    with (
+        full_disk_named(file),
+        making_folder(file.parent),
+        TemporaryDirectory(dir=file.parent, prefix=".export-") as folder,
+    ):
         written = Path(folder) / file.name
         notes = {"max_batch": kind.max_batch, **kind.write(job, written)}
         max_batch = notes.pop("max_batch")
@@ -244,7 +249,7 @@ def read_report(file: str | os.PathLike[str]) -> dict[str, Any]:
 def describe(
     model: VisionModel, name: str, prep: Preprocessing, classes: tuple[str, ...], *, normalize_inside: bool
 ) -> dict[str, Any]:
-    """Return what whoever runs a file must know: its model, classes, preprocessing and licence."""
+    """Return what whoever runs a file must know: its model, classes, task, preprocessing and licence."""
     preprocessing: dict[str, Any] = {
         "image_size": list(prep.image_size),
         "channels": prep.channels,
@@ -265,6 +270,8 @@ def describe(
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "classes": list(classes),
+        # temperature, thresholds, or mean and standard deviation, which turn logits into answers
+        **({TASK: model.default_cfg[TASK]} if TASK in model.default_cfg else {}),
         "preprocessing": preprocessing,
         "license": getattr(model.load_report, "license", None),
     }

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from inspect import signature
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
@@ -76,7 +77,12 @@ NUMBERS: Mapping[str, Range] = {
 }
 # sequences of what a model may have none of
 MAY_BE_EMPTY = ("ats_layers", "causal_dims", "global_layers", "resnet_depths", "task_heads")
-NAMED: dict[Any, str] = {str: "string", abc.Mapping: "mapping", abc.Callable: "function"}
+NAMED: dict[Any, str] = {
+    str: "string",
+    PathLike: "path",
+    abc.Mapping: "mapping",
+    abc.Callable: "function",
+}
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,25 @@ def number(word: str, kind: Any, values: Range) -> Expected:
 def _expectations(function: Callable[..., Any]) -> dict[str, Expected | None]:
     hints = get_type_hints(function)
     return {name: expected(name, hints.get(name, Any)) for name in list(signature(function).parameters)}
+
+
+def check_integer(name: str, value: Any, *, least: int = 1, most: float = inf) -> None:
+    """Check an integer of a setting, such as a batch size; True and False are none.
+
+    Args:
+        name: what messages call it.
+        value: the integer.
+        least: the smallest that is allowed; default 1.
+        most: the largest; default any.
+
+    Raises:
+        ValueError: if it is no integer, or out of range.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if not least <= int(value) <= most:
+        allowed = f"at least {least}" if most == inf else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def check_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

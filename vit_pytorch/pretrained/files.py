@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor
 
-from vit_pytorch.weights import name_few, read_safetensors
+from vit_pytorch.weights import likely_repository, name_few, read_safetensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ def read_weights(path: str | Path, *, key: str | None = None) -> dict[str, Tenso
     if path.suffix == ".safetensors":
         return unwrap(read_safetensors(path), source=str(path), key=key)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+        raise FileNotFoundError(f"no weights at {path}{likely_repository(path)}")
     if path.suffix == ".npz":
         return unwrap(_read_npz(path), source=str(path), key=key) if key is not None else _read_npz(path)
     if path.suffix in PICKLES:

@@ -16,6 +16,8 @@ from torch import Tensor
 from vit_pytorch.base import check_default_cfg
 from vit_pytorch.pretrained.files import read_weights, unwrap
 from vit_pytorch.weights import (
+    HUB,
+    REPOSITORY,
     hub_errors_described,
     read_settings,
     verify_checksum,
@@ -24,7 +26,6 @@ from vit_pytorch.weights import (
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor]
 
-HUB = "hf-hub:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
@@ -89,7 +90,7 @@ def open_source(checkpoint: Checkpoint, *, key: str | None = None) -> Source:
 
 def _open_hub(name: str, key: str | None) -> Source:
     repository, _, revision = name.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
+    if not REPOSITORY.fullmatch(repository):
         raise ValueError(f"a name on the Hub is {HUB}organisation/name, got {name!r}")
 
     def find(file: str) -> Path | None:

@@ -32,6 +32,12 @@ def trained_folder(name: str) -> Path:
     return FOLDER / name
 
 
+def name_trained(name: str) -> str:
+    """Return what to say of a model without published weights of which trained ones ship with the package."""
+    shipped = [trained for trained in list_trained() if trained.partition(".")[0] == name]
+    return f"; with trained weights it is {' or '.join(shipped)}" if shipped else ""
+
+
 def read_card(name: str) -> dict[str, Any]:
     """Return the card of a trained model: data and their terms, command, accuracy, calibration, limits.
 

@@ -1,7 +1,6 @@
 """Training a classifier from a teacher as well as from labels."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.create import create_model
+from vit_pytorch.create import comes_trained, is_named, open_model
 from vit_pytorch.data import Splits
 from vit_pytorch.distill import DistillWrapper
 from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
-from vit_pytorch.registry import entries
 from vit_pytorch.training.config import DistillationConfig
 from vit_pytorch.training.losses import IGNORED
 from vit_pytorch.training.problems import check_targets
-from vit_pytorch.training.saved import load_classifier
+from vit_pytorch.training.saved import read_classifier
 from vit_pytorch.training.task import Batch, Classifier
 
 
@@ -130,15 +128,15 @@ def make_teacher(config: DistillationConfig, splits: Splits, given: Preprocessin
         OSError: Where there is no such run, or published weights cannot be fetched.
     """
     assert config.teacher is not None
-    if config.teacher in entries() and not Path(config.teacher).is_dir():
-        model = create_model(config.teacher, pretrained=True).eval()
+    model = open_model(config.teacher)
+    if is_named(config.teacher) and not comes_trained(config.teacher):
         if model.num_classes != len(splits.classes):
             raise ValueError(
                 f"the teacher {config.teacher} has {model.num_classes} classes, "
                 f"the data {len(splits.classes)}"
             )
         return Teacher(model, own=preprocessing_for(model), given=given)
-    saved = load_classifier(config.teacher)
+    saved = read_classifier(model, config.teacher)
     if saved.problem.task != "classify":
         raise ValueError(
             f"a teacher tells classes from each other, and the task of {config.teacher} is "

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.training.checkpoints import checkpoint_name, remove_checkpoint, write_checkpoint
 from vit_pytorch.training.engine import gathered
 from vit_pytorch.training.nan_guard import check_finite
@@ -59,10 +60,9 @@ class Checkpoints:
     ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_integer("keep", keep)
+        if every_n_steps is not None:
+            check_integer("every_n_steps", every_n_steps)
         self.folder = Path(folder).absolute()
         self.monitor = monitor
         self.mode = mode

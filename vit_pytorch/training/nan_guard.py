@@ -10,6 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.training.engine import local_tensor, sum_over_processes
 from vit_pytorch.training.losses import NonFiniteError
 
@@ -31,8 +32,7 @@ class FiniteGuard:
     def __init__(self, on_nonfinite: OnNonFinite = "stop", *, patience: int = 10) -> None:
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite must be 'stop' or 'skip', got {on_nonfinite!r}")
-        if patience < 1:
-            raise ValueError(f"patience must be at least 1, got {patience}")
+        check_integer("patience", patience)
         self.on_nonfinite = on_nonfinite
         self.patience = patience
         self.skipped = 0

@@ -34,6 +34,7 @@ from vit_pytorch.data.decode import from_pillow
 from vit_pytorch.data.loader import check_workers
 from vit_pytorch.data.prediction import read_parts
 from vit_pytorch.data.transforms import collate
+from vit_pytorch.layers.arguments import check_arguments, check_integer
 from vit_pytorch.preprocessing import Normalize, ResizeAndCrop
 from vit_pytorch.training.evaluation import compute_outputs
 from vit_pytorch.training.problems import Answer
@@ -77,9 +78,9 @@ class Predictor:
         calibrated: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_integer("batch_size", batch_size)
         check_workers(workers)
+        check_arguments(Predictor.__init__, tta=tta, calibrated=calibrated, device=device)
         self.saved = model if isinstance(model, SavedClassifier) else open_classifier(model)
         self.problem = self.saved.problem.calibrated() if calibrated else self.saved.problem
         self.preprocessing = self.saved.preprocessing
@@ -141,6 +142,10 @@ class Predictor:
             Answers as `__call__` returns them; for a video or volume under `video` or `volume`, and for a
             video those of its clips.
         """
+        if step is not None:
+            check_integer("step", step)
+            if self.preprocessing.frames is None or self.preprocessing.media == "volume":
+                raise ValueError("step is for videos, which this model does not take")
         names = [os.fspath(path) for path in paths]
         for name in names:
             if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
@@ -269,6 +274,11 @@ def prepared_batches(
 
 def open_classifier(model: str | os.PathLike[str]) -> SavedClassifier:
     """Read a classifier: a run, a model folder, or a named model with its published weights."""
+    if not isinstance(model, str | os.PathLike):
+        raise ValueError(
+            "model must be the folder of a run or of a model, the name of one, or a SavedClassifier, "
+            f"got {type(model).__name__}"
+        )
     if not os.fspath(model):
         raise ValueError("the name of the run must not be empty")
     return read_classifier(open_model(model), model)

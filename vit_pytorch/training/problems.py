@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_pytorch.data import ImageRecord, Preprocessing, Splits, TaskName
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.training.evaluation import (
     Evaluation,
     LabelEvaluation,
@@ -95,10 +96,10 @@ class Problem(ABC):
             top: as many, or fewer where there are fewer; None for three.
 
         Raises:
-            ValueError: It is less than 1, or the problem's answers list all outputs.
+            ValueError: It is no integer, less than 1, or the problem's answers list all outputs.
         """
-        if top is not None and top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
+        if top is not None:
+            check_integer("top", top)
         return min(top or 3, len(self.names))
 
     def answer(self, scores: Float[Tensor, " k"], top: int) -> Answer:

@@ -8,12 +8,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from vit_pytorch.create import MODEL
+from vit_pytorch.storage import missing_folders, remove_empty
 from vit_pytorch.training.checkpoints import Checkpoint, list_checkpoints, verify_checkpoint, written_at
 from vit_pytorch.training.config import CONFIG, END
 
@@ -50,14 +51,11 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 def check_creatable(folder: str | os.PathLike[str]) -> None:
     """Make sure that files could be written in a folder, as `check_writable` does, but do not make it."""
     folder = Path(folder).absolute()
-    new = [part for part in (folder, *folder.parents) if not part.exists()]
+    made = missing_folders(folder)
     try:
         check_writable(folder)
     finally:
-        for part in new:
-            # it was not made, or somebody has begun to use it
-            with suppress(OSError):
-                part.rmdir()
+        remove_empty(made)
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from vit_pytorch.layers.init import init_linears
 from vit_pytorch.learnable_memory_vit import Mode
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained import load_pretrained
-from vit_pytorch.pretrained.source import HUB
 from vit_pytorch.registry import find_entry
 from vit_pytorch.simple_vit import SimpleViT
+from vit_pytorch.trained import name_trained
 from vit_pytorch.training.config import PUBLISHED, TuningConfig
 from vit_pytorch.vit import ViT
+from vit_pytorch.weights import HUB
 
 
 def load_start(model: VisionModel, weights: str, name: str) -> None:
@@ -42,7 +43,10 @@ def find_start(model: VisionModel, weights: str, name: str) -> str | Path | dict
     if weights == PUBLISHED:
         published = find_entry(name).hub_id
         if published is None:
-            raise ValueError(f"no published weights are known for {name}; name a run, a folder or a file")
+            raise ValueError(
+                f"no published weights are known for {name}; name a run, a folder or a file"
+                f"{name_trained(name)}"
+            )
         return f"{HUB}{published}"
     return _read_folder(model, weights) if Path(weights).is_dir() else weights
 

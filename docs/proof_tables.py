@@ -35,6 +35,7 @@ FILES = {
     "options.json": "python benchmarks/options.py idx:FOLDER --json docs/measured/options.json",
     "pretraining.json": "python benchmarks/pretraining.py digits idx:FOLDER --json FILE",
     "going_on.json": "python benchmarks/going_on.py docs/measured/going_on.json --signs FOLDER",
+    "few_labels.json": "python benchmarks/few_labels.py docs/measured/few_labels.json --signs FOLDER",
     "loader.json": "python benchmarks/loader.py --shards PATTERN --json docs/measured/loader.json",
     "merging.json": "python benchmarks/merging.py docs/measured/merging.json --signs FOLDER",
 }
@@ -303,6 +304,25 @@ class GoingOn(FiguresTable):
         return rows
 
 
+class FewLabels(FiguresTable):
+    """`{few-labels}` lists what models learn from few labels, from scratch and from weights that ship."""
+
+    file = "few_labels.json"
+
+    def rows(self, found: Rows) -> list[list[Cell]]:
+        """Return a row for each model."""
+        rows: list[list[Cell]] = [["model", "labels a class", "from scratch", "from its weights", "ahead"]]
+        for model in dict.fromkeys(row["model"] for row in found):
+            scratch, tuned = (
+                [row["accuracy"] for row in found if (row["model"], row["start"]) == (model, start)]
+                for start in ("scratch", "weights")
+            )
+            (labels,) = {row["labels"] for row in found if row["model"] == model}
+            gain = 100 * (mean(tuned) - mean(scratch))
+            rows.append([model, str(labels), spread(scratch), spread(tuned), f"{gain:+.1f}"])
+        return rows
+
+
 class Learning(FiguresTable):
     """`{learning}` lists what models have learned after equal steps, beside the public package's.
 
@@ -442,6 +462,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("options", Options)
     app.add_directive("pretraining", Pretraining)
     app.add_directive("going-on", GoingOn)
+    app.add_directive("few-labels", FewLabels)
     app.add_directive("learning", Learning)
     app.add_directive("loader", Loader)
     app.add_directive("merging", Merging)

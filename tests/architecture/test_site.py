@@ -136,8 +136,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for folder in ("papers", "measured"):
         (source / folder).mkdir()
-    names = ("deployed", "options", "pretraining", "going_on", "learning", "loader", "speed", "papers")
-    measured = ["papers/tome", *(f"measured/{name}" for name in names)]
+    names = ("deployed", "options", "pretraining", "going_on", "few_labels", "learning", "loader", "speed")
+    measured = ["papers/tome", *(f"measured/{name}" for name in (*names, "papers"))]
     for page in ("commands", "zoo", "proof", "papers/index", "papers/swin", *measured):
         (source / f"{page}.md").write_text(read(f"docs/{page}.md"), encoding="utf-8")
     (source / "api.md").write_text(
@@ -278,6 +278,7 @@ def test_proof_says_where_its_figures_come_from(site: Path) -> None:
         "options.json",
         "pretraining.json",
         "going_on.json",
+        "few_labels.json",
         "loader.json",
         "merging.json",
         "speed.json",
@@ -346,6 +347,22 @@ def test_figures_of_going_on_are_those_of_the_file(site: Path) -> None:
         worth = [row["start"], *row["epochs"]]
         number = 0 if kept == "the start" else int(kept.removeprefix("epoch "))
         assert worth[number] == max(worth)
+
+
+def test_figures_of_few_labels_are_those_of_the_file(site: Path) -> None:
+    (shown,) = cells_of(site / "measured" / "few_labels.html")
+    rows = read_rows("few_labels.json")
+    assert {row["model"] for row in rows} == {cells[0] for cells in shown}
+    for model, labels, *figures, ahead in shown:
+        assert int(labels) == 10
+        scratch, tuned = (
+            [row for row in rows if (row["model"], row["start"]) == (model, start)]
+            for start in ("scratch", "weights")
+        )
+        assert len({row["seed"] for row in scratch}) == len({row["seed"] for row in tuned}) == 3
+        assert figures == [middle(scratch, "accuracy"), middle(tuned, "accuracy")]
+        gains = [row["accuracy"] - other["accuracy"] for row, other in zip(tuned, scratch, strict=True)]
+        assert float(ahead) == pytest.approx(100 * sum(gains) / 3, abs=0.06)
 
 
 def test_figures_of_learning_are_those_of_the_file(site: Path) -> None:

@@ -27,6 +27,7 @@ from vit_pytorch.create import load_model
 from vit_pytorch.data import ImageDataset, ImageLoader, open_data
 from vit_pytorch.data.datasets import Splits
 from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
+from vit_pytorch.registry import find_entry
 from vit_pytorch.storage import replacing
 from vit_pytorch.trained import CARD, FOLDER
 from vit_pytorch.training.evaluation import Evaluation, evaluate
@@ -87,6 +88,10 @@ DATA = {
         "attribution: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (1998).",
     ),
     "cifar10": CIFAR10,
+    "all_cifar10": replace(
+        CIFAR10,
+        source="wds:{folder}/cifar10_jpeg/train-{{00..04}}.tar,,{folder}/cifar10_jpeg/test-00.tar",
+    ),
     "half_cifar10": replace(
         CIFAR10,
         title="CIFAR-10, JPEG copy, 20,000 of its training images",
@@ -159,12 +164,23 @@ def probe(
     return {kind: run_probe(kind, *seen) for kind in ("knn", "linear")}
 
 
-def store_classifier(run: Path, place: Path, splits: Splits) -> dict[str, Any]:
-    """Store the classifier of a run in half precision, and return its figures."""
+def rename(model: VisionModel, name: str) -> None:
+    """Give a model, whose run may have spelled it out, the name in the registry under which it is built."""
+    named = find_entry(name).build(num_classes=model.num_classes, channels=model.channels).eval()
+    named.load_state_dict(model.state_dict())
+    images = torch.rand(1, model.channels, *model.image_size)
+    if not torch.equal(named(images), model(images)):
+        raise SystemExit(f"the model of the run is no {name}")
+    model.default_cfg["architecture"] = name
+
+
+def store_classifier(run: Path, place: Path, splits: Splits, name: str) -> dict[str, Any]:
+    """Store the classifier of a run in half precision, under its name, and return its figures."""
     assert splits.test is not None
     images = splits.test
     whole = measure(load_classifier(run), images).as_dict()
     saved = load_classifier(run)
+    rename(saved.model, name)
     saved.model.half()
     save_classifier(saved, place)
     stored = load_classifier(place)
@@ -223,7 +239,7 @@ def ship(
             if method := summary.get("method"):
                 figures = store_backbone(run, place, splits, method)
             else:
-                figures = store_classifier(run, place, splits)
+                figures = store_classifier(run, place, splits, name.partition(".")[0])
             # the Hub's card, which says less than ours
             (place / "README.md").unlink()
             weights = place / "model.safetensors"

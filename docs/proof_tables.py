@@ -95,7 +95,11 @@ def paired(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str
 
 def learned(rows: Rows) -> dict[str, str]:
     """Return the accuracies after equal steps by architecture, of the first case that was taught of it."""
-    case = {row["architecture"]: row["name"] for row in reversed(rows) if "architecture" in row}
+    case = {
+        row["architecture"]: row["name"]
+        for row in reversed(rows)
+        if row["package"] == "ours" and "architecture" in row
+    }
     return {architecture: accuracies(rows, name) for architecture, name in case.items()}
 
 

@@ -48,10 +48,10 @@ def check_range(images: ImageDataset, channels: int) -> None:
         return
     low, high = (float(torch.quantile(values, part / 100)) for part in PERCENTILES)
     if high - low < SMALL_PART * full:
+        advice = f" (data.window auto, or data.window=[{low:g},{high:g}], spreads them over all)"
         warnings.warn(
             f"images such as {images.name(0)} use {(high - low) / full:.1%} of their range: values {low:g} "
-            f"to {high:g} of 0 to {full:g} (data.window auto, or data.window=[{low:g},{high:g}], spreads "
-            "them over all)",
+            f"to {high:g} of 0 to {full:g}{advice * (low < high)}",
             stacklevel=2,
         )
 

@@ -74,6 +74,16 @@ def test_nothing_heavy_is_imported(root):
     assert ran.stdout.strip() == "[]"
 
 
+def test_commands_that_use_a_model_import_nothing_for_training(root):
+    """It would take half of the time in which they start."""
+    code = (
+        "import sys; from vit_pytorch.cli import bench, embed, explain, export, use;"
+        "print(sorted({'lightning', 'torchmetrics'} & sys.modules.keys()))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
 def test_modules_that_windows_lacks_are_guarded(modules):
     """Each stands in a `try` that does without it."""
     lacking = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}

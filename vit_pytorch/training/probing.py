@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.data import ImageData, ImageDataset, ImageLoader
+from vit_pytorch.data import ImageDataset, ImageLoader
 from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.ssl.probes import knn_accuracy, linear_accuracy
+
+if TYPE_CHECKING:
+    # it imports Lightning, which commands that only use a model do without
+    from vit_pytorch.data import ImageData
 
 Probe = Literal["knn", "linear"]
 

@@ -196,6 +196,8 @@ def test_bad_videos_stop_the_training_or_are_skipped_and_listed(
     skipped = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_images"]
     assert skipped
     assert all(name.endswith("3.mp4") for name in skipped)
+    page = (tmp_path / "run" / "summary.md").read_text()
+    assert f"- left out, since they could not be decoded: {len(skipped)}: {next(iter(skipped))} (" in page
 
 
 def test_another_run_goes_on_from_a_run_on_videos(films: Path, films_run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json
-from vit_pytorch.cli.use import _check_classes, _data_config, _open, _record
+from vit_pytorch.cli.use import _open, _record, data_config
 from vit_pytorch.create import comes_trained, create_model, is_named
 from vit_pytorch.data import open_data
 from vit_pytorch.export.deploy import export_model
@@ -173,14 +173,14 @@ def _samples(
         if not (Path(model) / CONFIG).is_file():
             noise = ", or --verify random for noise" if use == "verify" else ""
             raise UsageError(f"{model} is no run with images of its own: name some by --{use} FOLDER{noise}")
-        splits = _open(_data_config(Path(model), None), _record(model, None), "stop", saved.problem.task)
+        splits = _open(data_config(Path(model), None), _record(model, None), "stop", saved.problem.task)
         chosen, name = (splits.val, "validation") if use == "verify" else (splits.train, "training")
         return samples_from_dataset(chosen, prep, count=count, source=f"the run's {name} images")
     if not source.startswith(SOURCES) or Path(source).exists():
         return samples_from_files(source, saved.classes, prep, count=count)
     splits = open_data(source)
     if saved.classes:
-        _check_classes(saved.problem, splits.classes)
+        splits = splits.with_names(saved.classes)
     chosen = splits.val if use == "verify" else splits.train
     return samples_from_dataset(chosen, prep, count=count, source=source)
 

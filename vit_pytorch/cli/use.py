@@ -32,13 +32,20 @@ from vit_pytorch.data import (
 )
 from vit_pytorch.data.loader import OnBad
 from vit_pytorch.data.record import RECORD, SPLITS, few, find_recorded
-from vit_pytorch.data.sources import CSV_OPTIONS, Changed, split_options
+from vit_pytorch.data.sources import (
+    CSV_OPTIONS,
+    Changed,
+    is_table,
+    shared_columns,
+    split_options,
+    with_columns,
+)
 from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.storage import replacing
 from vit_pytorch.tome import merging
 from vit_pytorch.training.config import CONFIG, DataConfig
-from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.evaluation import Evaluation, headline
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.predictor import Predictor, open_classifier, put_on_device
 from vit_pytorch.training.probing import Probe, embed, read_features
@@ -130,9 +137,7 @@ def print_evaluation(
     _print_result(result, split, kind, skipped=len(skipped))
     if by is not None:
         print()
-        print(
-            table([by, "figures"], [[value, f"{group.headline} {kind}s"] for value, group in groups.items()])
-        )
+        print(table([by, "figures"], [[value, headline(group, kind)] for value, group in groups.items()]))
 
 
 def measure_run(
@@ -152,10 +157,9 @@ def measure_run(
         are called; those that were skipped, with the reasons; and what `known_images` says of other data.
     """
     saved = open_classifier(run)
-    config = _data_config(Path(run), data)
+    config = data_config(Path(run), data)
     values = _values(config.spec, by) if by is not None else {}
-    splits = _open(config, _record(run, data), changed, saved.problem.task)
-    _check_classes(saved.problem, splits.classes)
+    splits = _open(config, _record(run, data), changed, saved.problem.task).with_names(saved.classes)
     present = {name: images for name in SPLITS if (images := getattr(splits, name)) is not None}
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
@@ -210,9 +214,9 @@ def _values(spec: str, column: str) -> dict[Path, str]:
     Raises:
         UsageError: The data are no table.
     """
-    kind, separator, rest = spec.partition(":")
-    if kind != "csv" or not separator:
+    if not is_table(spec):
         raise UsageError(f"--by names a column of a table (csv:FILE), and the data are {spec}")
+    kind, _, rest = spec.partition(":")
     name, options = split_options(rest, kind, CSV_OPTIONS)
     return read_column(Path(name).expanduser(), column, **options)
 
@@ -267,7 +271,7 @@ def _print_probe(
     model = open_model(run)
     if (task := model.default_cfg.get(TASK, {}).get("task", "classify")) != "classify":
         raise ValueError(f"a probe tells classes from each other, and the task of {run} is {task}")
-    splits = _open(_data_config(Path(run), data), _record(run, data), changed)
+    splits = _open(data_config(Path(run), data), _record(run, data), changed)
     asked = splits.test if split == "test" else splits.val
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
@@ -420,10 +424,13 @@ def _write_csv(file: TextIO, predictions: Iterable[Answer], predictor: Predictor
             writer.writerow([path, *times, *problem.cells(part).values()])
 
 
-def _data_config(run: Path, source: str | None) -> DataConfig:
-    """Return the run's data, split as it was; or other data, split by themselves."""
+def data_config(run: Path, source: str | None) -> DataConfig:
+    """Return the run's data, split as it was; or other data, split by themselves, in columns of its names."""
     if source is not None:
-        return DataConfig(source=source, split_seed=0)
+        known = data_config(run, None).spec if is_table(source) and (run / CONFIG).is_file() else ""
+        columns = shared_columns(known, source)
+        # whether its splits are in a column, the other table says
+        return DataConfig(source=with_columns(source, {**columns, "split": None}), split_seed=0)
     if not (run / CONFIG).is_file():
         raise FileNotFoundError(
             f"{run} does not say which data it was trained on (no {CONFIG}): name some by --data"
@@ -460,20 +467,8 @@ def _open(
     )
 
 
-def _check_classes(problem: Problem, found: Sequence[str]) -> None:
-    known = problem.names
-    if known != tuple(found):
-        strange = [name for name in found if name not in known]
-        lacking = [name for name in known if name not in found]
-        raise ValueError(
-            f"the data must have the model's {len(known)} {problem.plural} in their order, got {len(found)}; "
-            f"unknown to the model: {', '.join(strange) or 'none'}; "
-            f"lacking in the data: {', '.join(lacking) or 'none'}"
-        )
-
-
 def _print_result(result: Evaluation, split: str, kind: str, *, skipped: int) -> None:
-    print(f"{split}: {result.headline} {kind}s, loss {result.loss:.4f}")
+    print(f"{split}: {headline(result, kind)}, loss {result.loss:.4f}")
     if skipped:
         print(f"{skipped} {kind}s could not be decoded and are left out")
     header, rows = result.table(kind)

@@ -8,7 +8,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Literal
 
@@ -246,6 +247,41 @@ class Splits:
     def num_classes(self) -> int:
         """Number of classes, labels or values."""
         return len(self.classes)
+
+    def with_names(self, names: Sequence[str]) -> "Splits":
+        """Return the splits with labels as indices into other names, such as a model's classes.
+
+        Args:
+            names: The data's classes, labels or values in any order; of classes and labels perhaps more.
+
+        Raises:
+            ValueError: The data has classes, labels or values that are none of the names.
+        """
+        names = tuple(names)
+        strange = [name for name in self.classes if name not in names]
+        lacking = [name for name in names if name not in self.classes]
+        if strange or (lacking and (self.task == "regression" or not self.train.listed)):
+            what = {"classify": "classes", "multilabel": "labels", "regression": "values"}[self.task]
+            raise ValueError(
+                f"the data must have the model's {len(names)} {what}, got {len(self.classes)}; "
+                f"unknown to the model: {', '.join(strange) or 'none'}; "
+                f"lacking in the data: {', '.join(lacking) or 'none'}"
+            )
+        if names == self.classes:
+            return self
+        places = torch.tensor([names.index(name) for name in self.classes])
+
+        def renamed(images: ImageDataset) -> ImageDataset:
+            images, labels = copy(images), images.labels
+            if self.task == "classify":
+                images.labels = places[labels]
+            else:
+                images.labels = labels.new_zeros(len(labels), len(names))
+                images.labels[:, places] = labels
+            return images
+
+        test = None if self.test is None else renamed(self.test)
+        return replace(self, classes=names, train=renamed(self.train), val=renamed(self.val), test=test)
 
     def __post_init__(self) -> None:
         for name in self.classes:

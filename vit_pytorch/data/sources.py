@@ -214,6 +214,24 @@ def with_columns(spec: str, columns: Mapping[str, str | None]) -> str:
     return spec + ("&" if "?" in spec else "?") * bool(given) + urlencode(given)
 
 
+def is_table(spec: str) -> bool:
+    """Return whether data are a table, `csv:FILE`."""
+    return spec.startswith("csv:")
+
+
+def shared_columns(known: str, spec: str) -> dict[str, str]:
+    """Return the options of one table, but for its root, that hold for another that does not give its own.
+
+    Args:
+        known: Data that options are known of, as `open_data` takes it.
+        spec: Other data.
+    """
+    if not (is_table(known) and is_table(spec)):
+        return {}
+    (_, theirs), (_, own) = (split_options(data[4:], "csv", CSV_OPTIONS) for data in (known, spec))
+    return {role: name for role, name in theirs.items() if role not in (*own, ROOT)}
+
+
 def _split_patterns(patterns: str) -> list[str]:
     """Split patterns of shards at the commas between them, not at those in braces."""
     return re.split(r",(?![^{}]*\})", patterns)

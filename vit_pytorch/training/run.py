@@ -29,6 +29,7 @@ from vit_pytorch.training.card import CARD, card_text
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, plain_settings, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
+from vit_pytorch.training.engine import process_states
 from vit_pytorch.training.evaluation import evaluate, fit_problem
 from vit_pytorch.training.history import METRICS, History, read_rows
 from vit_pytorch.training.keeper import Checkpoints
@@ -100,8 +101,9 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
             patience=config.patience,
             ema=config.ema,
         )
+        skipped = all_skipped(fabric, data)
         if fabric.is_global_zero:
-            report(config, folder, splits, skipped=data.bad)
+            report(config, folder, splits, skipped=skipped)
     return folder
 
 
@@ -241,6 +243,11 @@ def train(
         print(
             f"stopped after epoch {loop.epoch} of {loop.epochs}: the last {waited} were no better", flush=True
         )
+
+
+def all_skipped(fabric: Fabric, data: ImageData) -> dict[str, str]:
+    """Return the images that training has skipped in any of its processes, with the reasons."""
+    return {name: reason for bad in process_states(fabric, data.bad) for name, reason in bad.items()}
 
 
 def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:

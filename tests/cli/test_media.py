@@ -154,6 +154,11 @@ def test_a_model_of_videos_takes_no_volumes(
     assert "volume" not in config
 
 
+def test_workers_read_no_videos(films: Path, films_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(films_run), str(films), "--workers=2"]) == 2
+    assert "workers read images; videos and volumes are read one after the other" in capsys.readouterr().err
+
+
 def test_a_bad_video_stops_the_prediction_or_is_skipped(
     films_run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

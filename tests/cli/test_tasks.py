@@ -186,6 +186,8 @@ def test_explaining(
         assert f'"text":"{explained["values"]["ink"]:.6g}"' in page
     else:
         assert explained["top"][0]["label"] == predicted["top"][0]["label"]
+        assert explained["labels"] == predicted["labels"]
+        assert predicted["labels"], "some label reaches its threshold"
     assert (tmp_path / "0-relevance.png").is_file()
 
 

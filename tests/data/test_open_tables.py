@@ -114,7 +114,7 @@ def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> No
     assert lines[-3:] == [
         "row 13: no such file: photos\\99.png",
         "row 14: no such file: photos/0/3; there is 3.png",
-        "row 15: no such file: https://a.example/3.png; addresses are not fetched",
+        "row 15: no such file: https://a.example/3.png; addresses are not fetched: download it first",
     ]
     for find in (open_data, lambda path: find_images([path])):
         with pytest.raises(FileNotFoundError, match=re.escape(cause)):

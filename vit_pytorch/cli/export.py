@@ -52,6 +52,7 @@ def print_export(
     quantization: Quantization = "static",
     keep: str = "",
     outputs: Literal["probabilities", "logits"] = "probabilities",
+    calibrated: bool = False,
     features: Features | None = None,
     dynamic: str = "batch",
     merge_tokens: int = 0,
@@ -82,6 +83,8 @@ def print_export(
         keep: Layers that stay in floating point in int8, by names of modules, with commas between.
         outputs: What a classifier's file computes, `probabilities` or `logits`; a model without classes gives
             its features.
+        calibrated: Divide logits by the temperature that the run chose on its validation images, for the
+            probabilities of `vit predict --calibrated`.
         features: Compute features instead: `pooled` for what enters the classifier; after the final norm,
             `cls` for the class token, `mean` for the mean of the patches, `patches` for all, `maps` for
             these as maps.
@@ -125,6 +128,15 @@ def print_export(
     if not {"batch", "size"}.issuperset(axes):
         raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
     computed: Output = outputs if saved.classes and features is None else "features"
+    temperature = 1.0
+    if calibrated:
+        if computed != "probabilities":
+            raise UsageError(
+                f"--calibrated is for probabilities of classes, and the file computes {computed}"
+            )
+        problem = saved.problem.calibrated()
+        assert isinstance(problem, Classification), "probabilities are those of classes"
+        temperature = problem.temperature or temperature
     if quantization != "static" and precision != "int8":
         raise UsageError(f"--quantization is for --precision int8, got {precision}")
     needs_calibration = precision == "int8" and quantization == "static"
@@ -140,6 +152,7 @@ def print_export(
         classes=saved.classes,
         precision=precision,
         output=computed,
+        temperature=temperature,
         normalize_inside=with_preprocessing,
         features=features,
         dynamic_size="size" in axes,

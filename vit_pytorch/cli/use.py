@@ -318,7 +318,7 @@ def print_predictions(
         images: Files, folders or patterns.
         top: Number of classes or labels to show for each image, the most probable first; 3 if left out.
         batch_size: Images, or clips of a video, that the model sees at once.
-        workers: Processes that read images.
+        workers: Processes that read images; not videos or volumes.
         tta: Average probabilities over ten views of each image: centre and corners, and their mirror images.
         calibrated: Show probabilities by the temperature that the run chose on its validation images.
         on_bad: What happens to a file that cannot be decoded: `report` names it on standard error, goes on,

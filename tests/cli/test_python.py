@@ -58,7 +58,7 @@ def test_several_devices_do_not_run_the_program_again(
     """Fabric starts further processes as copies of the program, all of which would then run twice."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(
-        ValueError, match=r"2 devices would start this program again .* torchrun --nproc-per-node 2"
+        ValueError, match=r"devices=2 would start this program again: start it by torchrun --nproc-per-node 2"
     ):
         fit("digits", devices=2, epochs=1, accelerator="cpu", model=TINY, output=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -105,8 +105,8 @@ def fit(data: str | os.PathLike[str] | None = None, **settings: Any) -> Run:
 
     if starts_processes(config.devices):
         raise ValueError(
-            f"fit trains in its own process, and {config.devices} devices would start this program again "
-            f"each further one: start it by torchrun --nproc-per-node {config.devices}, or train by `vit train`"
+            f"fit trains in one process, and devices={config.devices} would start this program again: start "
+            f"it by torchrun --nproc-per-node {config.devices}, or train by `vit train`"
         )
     folder = carry_out(config, output, resumed)
     wait_for_others()

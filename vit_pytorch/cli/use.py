@@ -109,7 +109,8 @@ def print_evaluation(
     """
     if neighbours is not None and probe != "knn":
         raise UsageError("--neighbours is for --probe knn")
-    load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
+    bad: dict[str, str] = {}
+    load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad)
     if probe is not None:
         if by is not None:
             raise UsageError("--by is for the figures of a trained model, not of a probe")
@@ -118,6 +119,7 @@ def print_evaluation(
             data,
             split,
             load,
+            bad,
             probe,
             20 if neighbours is None else neighbours,
             as_json,
@@ -125,16 +127,16 @@ def print_evaluation(
             merge_tokens,
         )
         return
-    result, groups, kind, skipped, known = measure_run(
+    result, groups, kind, known = measure_run(
         run, data, split, load, changed, by=by, merge_tokens=merge_tokens
     )
     if as_json:
-        figures = {"split": split, **result.as_dict(), "skipped_images": skipped, **known}
+        figures = {"split": split, **result.as_dict(), "skipped_images": bad, **known}
         if by is not None:
             figures["by"] = {by: {value: group.as_dict() for value, group in groups.items()}}
         print_json(figures)
         return
-    _print_result(result, split, kind, skipped=len(skipped))
+    _print_result(result, split, kind, skipped=len(bad))
     if by is not None:
         print()
         print(table([by, "figures"], [[value, headline(group, kind)] for value, group in groups.items()]))
@@ -149,12 +151,12 @@ def measure_run(
     *,
     by: str | None = None,
     merge_tokens: int = 0,
-) -> tuple[Evaluation, dict[str, Evaluation], str, dict[str, str], Known]:
+) -> tuple[Evaluation, dict[str, Evaluation], str, Known]:
     """Measure a trained model; see `print_evaluation`.
 
     Returns:
         The results; those of the images of each value of the column `by`, none without it; what the images
-        are called; those that were skipped, with the reasons; and what `known_images` says of other data.
+        are called; and what `known_images` says of other data.
     """
     saved = open_classifier(run)
     config = data_config(Path(run), data)
@@ -165,17 +167,14 @@ def measure_run(
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     chosen = [images for name, images in present.items() if split in ("all", name)]
     known = known_images(run, data, chosen)
-    model, loaders = put_on_device(merging(saved.model, merge_tokens)), []
+    model = put_on_device(merging(saved.model, merge_tokens))
 
     def measured(parts: Sequence[ImageDataset]) -> Evaluation:
-        found = [load(images, saved.preprocessing, len(saved.classes)) for images in parts]
-        loaders.extend(found)
-        return measure(model, found, saved.problem, saved.preprocessing)
+        loaders = [load(images, saved.preprocessing, len(saved.classes)) for images in parts]
+        return measure(model, loaders, saved.problem, saved.preprocessing)
 
-    result = measured(chosen)
-    skipped = _skipped(loaders)
     groups = {value: measured(parts) for value, parts in _groups(chosen, values).items()}
-    return result, groups, splits.train.kind, skipped, known
+    return measured(chosen), groups, splits.train.kind, known
 
 
 def known_images(run: str | Path, data: str | None, chosen: Sequence[ImageDataset]) -> Known:
@@ -240,7 +239,14 @@ def _rank(value: str) -> tuple[bool, float, str]:
 
 
 def evaluation_loader(
-    images: ImageDataset, prep: Preprocessing, classes: int, *, batch_size: int, workers: int, on_bad: OnBad
+    images: ImageDataset,
+    prep: Preprocessing,
+    classes: int,
+    *,
+    batch_size: int,
+    workers: int,
+    on_bad: OnBad,
+    bad: dict[str, str] | None = None,
 ) -> ImageLoader:
     """Return the loader of images as a trained model takes them, each once, in order.
 
@@ -250,7 +256,14 @@ def evaluation_loader(
     if prep.media is not None and images.kind != prep.media:
         raise ValueError(f"the model was trained on {prep.media}s, and the data are {images.kind}s")
     return ImageLoader(
-        images, prep, None, batch_size=batch_size, num_classes=classes, workers=workers, on_bad=on_bad
+        images,
+        prep,
+        None,
+        batch_size=batch_size,
+        num_classes=classes,
+        workers=workers,
+        on_bad=on_bad,
+        bad=bad,
     )
 
 
@@ -259,6 +272,7 @@ def _print_probe(
     data: str | None,
     split: str,
     load: Load,
+    bad: Mapping[str, str],
     probe: Probe,
     neighbours: int,
     as_json: bool,
@@ -283,7 +297,7 @@ def _print_probe(
         read_features(lambda images: embed(model, images), loader, device) for loader in loaders
     )
     accuracy = run_probe(probe, known, queries, neighbours=neighbours)
-    count, bad = len(queries.labels), _skipped(loaders)
+    count = len(queries.labels)
     if as_json:
         figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
         print_json({**figures, "skipped_images": bad, **known_by_run})
@@ -291,11 +305,6 @@ def _print_probe(
     print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
     if bad:
         print(f"{len(bad)} images could not be decoded and are left out")
-
-
-def _skipped(loaders: Sequence[ImageLoader]) -> dict[str, str]:
-    """Name the images that loaders have left out, with the reasons."""
-    return {name: reason for loader in loaders for name, reason in loader.bad.items()}
 
 
 def print_predictions(

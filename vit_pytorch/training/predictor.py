@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from vit_pytorch.base import VisionModel
@@ -30,7 +30,7 @@ from vit_pytorch.data import (
 from vit_pytorch.data.arrays import scale, to_tensor
 from vit_pytorch.data.datasets import convert_channels
 from vit_pytorch.data.decode import from_pillow
-from vit_pytorch.data.loader import check_workers
+from vit_pytorch.data.loader import QuietDataLoader, check_workers
 from vit_pytorch.data.prediction import read_parts
 from vit_pytorch.data.transforms import collate
 from vit_pytorch.layers.arguments import check_arguments, check_integer
@@ -251,7 +251,7 @@ def prepared_batches(
         workers: processes that read files
         on_bad: called with the error of a file that cannot be decoded, which is then left out
     """
-    loader = DataLoader(
+    loader = QuietDataLoader(
         _PreparedFiles(find_images(paths), prep, transform),
         batch_size=batch_size,
         num_workers=workers,

@@ -264,6 +264,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
+    data.bad.update(skipped)
     problem, prep = problem_of(splits, recorded_images(folder)), data.preprocessing
 
     def save() -> None:
@@ -286,7 +287,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     rows = read_rows(folder / METRICS)
     pictures = pictures_of(results.get("test", results["val"]), rows)
     summary = {
-        **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
+        **describe_run(config, model, rows, sizes=data.sizes, skipped=data.bad),
         "task": config.task,
         "kind": splits.train.kind,
         "best_checkpoint": best.path.name,

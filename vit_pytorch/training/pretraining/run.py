@@ -190,6 +190,7 @@ def report(
     selected = "knn" if config.selects_by_knn(splits) else "last"
     kept = find_checkpoint(folder, "best" if selected == "knn" else "last")
     _, data, method = build(config, splits)
+    data.bad.update(skipped)
     method.load_state_dict(checkpoint_weights(kept))
     model = backbone_of(method)
     note_preprocessing(model, data.preprocessing)
@@ -208,7 +209,7 @@ def report(
     rows = read_rows(folder / METRICS)
     summary = {
         "method": asdict(config.method),
-        **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
+        **describe_run(config, model, rows, sizes=data.sizes, skipped=data.bad),
         "checkpoint": kept.path.name,
         "selected_by": selected,
         "knn_accuracy": accuracy,

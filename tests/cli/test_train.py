@@ -279,19 +279,24 @@ def test_options_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("verb", ["train", "pretrain"])
-def test_what_cannot_be_decoded_is_said_once(verb: str, image_folder: Path, tmp_path: Path) -> None:
-    """Images are read again and again: by each epoch, by probes, and by the report."""
+def test_warnings_come_once(verb: str, image_folder: Path, tmp_path: Path) -> None:
+    """Each epoch, probe and report reads images again, and the report builds the model anew."""
     for split in ("train", "val", "test"):
         shutil.copytree(image_folder, tmp_path / "photos" / split)
+        (tmp_path / "photos" / split / "two").rename(tmp_path / "photos" / split / "One")
         (tmp_path / "photos" / split / "one" / "bad.png").write_bytes(b"no image")
     options = ["--data", tmp_path / "photos", "--data.on_bad=skip", "--output", tmp_path / "run", *TINY]
-    options += ["--epochs=2", "--workers=0", "--accelerator=cpu", "--batch-size=16"]
+    options += ["--epochs=2", "--workers=0", "--accelerator=cpu", "--batch-size=16", "--img_size=16"]
+    options += ["--model.patch_size=4"]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert main([verb, *map(str, options)]) == 0
     bad = sorted(str(tmp_path / "photos" / split / "one" / "bad.png") for split in ("train", "val", "test"))
-    texts = [str(warning.message) for warning in said if "bad.png" in str(warning.message)]
-    assert sorted(text.split(": ")[0] for text in texts) == [f"skipped bad image {name}" for name in bad]
+    assert sorted(str(warning.message).split(":")[0] for warning in said) == [
+        "16 patches are few for attention to work with",
+        "names of classes differ only in case, spaces, encoding or how a number is written",
+        *(f"skipped bad image {name}" for name in bad),
+    ]
     assert sorted(json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_images"]) == bad
     page = (tmp_path / "run" / "summary.md").read_text()
     assert "- left out, since they could not be decoded: 3: " in page

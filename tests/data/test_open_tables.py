@@ -58,6 +58,7 @@ def test_columns_are_found_by_their_names(photos: Path, tmp_path: Path, name: st
     assert (int(pixels.max()), label) == (160, 0)
 
 
+@pytest.mark.filterwarnings("ignore:'NA' is learned like any other name")
 def test_columns_are_named_and_splits_are_made(photos: Path, tmp_path: Path) -> None:
     rows = [[str(tmp_path / path), "NA" if i % 2 else "a, b"] for i, path in enumerate(names(photos))]
     quoted = [[f'"{cell}"' for cell in row] for row in rows]
@@ -147,6 +148,10 @@ def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:
     spec = write(tmp_path, [["image", "label"]])
     with pytest.raises(ValueError, match="has no column 'kind'; it has 'image', 'label'"):
         open_data(f"{spec}?label=kind")
+    with pytest.raises(
+        ValueError, match="task multilabel takes one column of labels, whose cells .*; got a,b"
+    ):
+        open_data(f"{spec}?label=a,b", task="multilabel")
     with pytest.raises(
         ValueError, match="options of csv: are image, label, split, separator and root, got picture"
     ):

@@ -26,6 +26,8 @@ from vit_pytorch.preprocessing import Preprocessing
 
 # what is learned of an image: its class, which labels it has, or values
 TaskName = Literal["classify", "multilabel", "regression"]
+# what programs write for a cell without a value
+MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")
 
 
 class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
@@ -294,13 +296,6 @@ class Splits:
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ValueError(f"names of classes must differ, got {twice!r} twice")
-        plain = Counter(map(_plain_name, self.classes))
-        if alike := [name for name in self.classes if plain[_plain_name(name)] > 1]:
-            warnings.warn(
-                "names of classes differ only in case, spaces, encoding or how a number is written: "
-                f"{', '.join(map(ascii, alike[:6]))}",
-                stacklevel=3,
-            )
         for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
             if images is None:
                 continue
@@ -360,6 +355,23 @@ class Splits:
                 f"training needs images that differ in what is learned; all {len(self.train)} training "
                 f"{self.train.kind}s have {value:g} for {self.classes[column]!r}"
             )
+
+
+def warn_of_names(names: Sequence[str]) -> None:
+    """Warn of names of classes or labels that may be meant as one, or as none."""
+    plain = Counter(map(_plain_name, names))
+    if alike := [name for name in names if plain[_plain_name(name)] > 1]:
+        warnings.warn(
+            "names of classes differ only in case, spaces, encoding or how a number is written: "
+            f"{', '.join(map(ascii, alike[:6]))}",
+            stacklevel=3,
+        )
+    if missing := [name for name in names if _plain_name(name) in MISSING]:
+        warnings.warn(
+            f"{missing[0]!r} is learned like any other name: if it stands for labels that are missing, leave "
+            "these images out",
+            stacklevel=3,
+        )
 
 
 def _plain_name(name: str) -> str:

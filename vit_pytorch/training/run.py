@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,7 +260,8 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
         skipped: Images that training had to leave out, with the reason.
     """
     best = find_checkpoint(folder, "best")
-    model = arrange(build_model(config, splits), config.tuning)
+    with built_before():
+        model = arrange(build_model(config, splits), config.tuning)
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
@@ -297,6 +298,14 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     }
     write_file(folder / MODEL / CARD, card_text(config, problem, prep, summary, results))
     publish(summary, render(summary, results), pictures, folder)
+
+
+@contextmanager
+def built_before() -> Iterator[None]:
+    """Context manager: a model is built a second time, of which nothing is warned again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def build_model(config: RunConfig, splits: Splits) -> VisionModel:

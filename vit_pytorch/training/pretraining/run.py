@@ -30,7 +30,15 @@ from vit_pytorch.training.pretraining.monitor import ENTROPY, KNN, SPREAD, USAGE
 from vit_pytorch.training.pretraining.pictures import Pictures
 from vit_pytorch.training.pretraining.task import Pretrainer
 from vit_pytorch.training.probing import embed_dataset, measure, spread_over
-from vit_pytorch.training.run import all_skipped, build_model, eval_device, image_data, log_run, train
+from vit_pytorch.training.run import (
+    all_skipped,
+    build_model,
+    built_before,
+    eval_device,
+    image_data,
+    log_run,
+    train,
+)
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.start import create_run_dir, prepare
@@ -189,7 +197,8 @@ def report(
     """
     selected = "knn" if config.selects_by_knn(splits) else "last"
     kept = find_checkpoint(folder, "best" if selected == "knn" else "last")
-    _, data, method = build(config, splits)
+    with built_before():
+        _, data, method = build(config, splits)
     data.bad.update(skipped)
     method.load_state_dict(checkpoint_weights(kept))
     model = backbone_of(method)

@@ -149,7 +149,7 @@ def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column 'kind'; it has 'image', 'label'"):
         open_data(f"{spec}?label=kind")
     with pytest.raises(
-        ValueError, match="task multilabel takes one column of labels, whose cells .*; got a,b"
+        ValueError, match=r"task multilabel takes one column of labels, whose cells .*; got a,b"
     ):
         open_data(f"{spec}?label=a,b", task="multilabel")
     with pytest.raises(

@@ -32,7 +32,7 @@ from vit_pytorch.export.job import (
     Runtime,
 )
 from vit_pytorch.export.samples import Samples, normalized_batches
-from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, write_check
+from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, decision_of, write_check
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
 from vit_pytorch.storage import file_sha256, full_disk_named, making_folder
@@ -159,7 +159,7 @@ def export_model(
                 run,
                 samples,
                 finish=finish,
-                decides=output != "features",
+                decide=decision_of(output, model.default_cfg.get(TASK, {})),
                 batch_size=min(batch_size, max_batch),
             )
             loss: Loss = "merged" if merge_tokens else precision

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.cli.conftest import Vit
 from vit_pytorch import create_model
 from vit_pytorch.cli import COMMANDS, Status, main
 from vit_pytorch.data import eval_transform, load_images
@@ -81,6 +83,19 @@ def test_evaluate_on_data_that_lack_a_class(
     assert found["absent"] == ["0", *"3456789"]
     assert main(["evaluate", str(digits_run), f"--data={tmp_path}", "--split=all"]) == 0
     assert "images (classes that no image has, 8: '0', '3', '4', …; balanced" in capsys.readouterr().out
+
+
+def test_warnings_are_sentences(digits_run: Path, pictures: Path, vit: Vit) -> None:
+    """Without the place in the source, which `--debug` shows."""
+    (pictures / "notes.txt").write_text("no image")
+    shown = warnings.formatwarning
+    done = vit("predict", digits_run, pictures)
+    assert done.stderr.splitlines() == [
+        f"vit: warning: left out: file of another type (1: {pictures / 'notes.txt'})"
+    ]
+    assert "UserWarning: left out: file" in vit("predict", digits_run, pictures, "--debug").stderr
+    assert main(["--version"]) == 0
+    assert warnings.formatwarning is shown
 
 
 def test_evaluate_with_merged_tokens(

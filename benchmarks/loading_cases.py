@@ -53,6 +53,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "DaViT": (staged.davit,),
     "Hiera": (staged.hiera,),
     "MViTv2": (staged.mvit_v2,),
+    "PVTv2": (staged.pvt_v2,),
     "TwinsSVT": (staged.twins,),
     "RegionViT": (staged.region_vit,),
     "CrossFormer": (staged.crossformer,),

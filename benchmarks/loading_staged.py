@@ -185,6 +185,34 @@ def cvt() -> Iterator[Case]:
     yield golden("CvT", "microsoft/CvT", "cvt_quickgelu", from_config)
 
 
+def pvt_v2() -> Iterator[Case]:
+    dims, depths, heads, ratios = (16, 24, 32, 40), (1, 2, 1, 2), (1, 2, 4, 5), (3, 2, 2, 2)
+    sizes: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": dims, "depth": depths, "heads": heads}
+    options = {"num_classes": 7, "embed_dims": dims, "depths": depths, "num_heads": heads}
+    for kind, mine, linear in (("", {}, False), (", linear attention", {"reduction": None}, True)):
+        build = ours("PVTv2", **sizes, mlp_ratio=ratios, **mine)
+        model = theirs(
+            "timm.models.pvt_v2", "PyramidVisionTransformerV2", **options, mlp_ratios=ratios, linear=linear
+        )
+        yield against("timm", f"timm `PyramidVisionTransformerV2`{kind}", build, model, 64, 64)
+        yield through_timms_reader("PVT", f"whai362/PVT{kind}", build, model, 64)
+        # which has one epsilon for all norms
+        config = config_of(
+            "PvtV2Config",
+            num_labels=7,
+            hidden_sizes=dims,
+            depths=depths,
+            num_attention_heads=heads,
+            mlp_ratios=ratios,
+            linear_attention=linear,
+            layer_norm_eps=1e-5,
+        )
+        model = theirs("transformers", "PvtV2ForImageClassification", config)
+        reference = f"transformers `PvtV2ForImageClassification`{kind}"
+        build = ours("PVTv2", **sizes, mlp_ratio=ratios, **mine, norm_eps=1e-5)
+        yield against("transformers", reference, build, model, 64, 64)
+
+
 def twins() -> Iterator[Case]:
     sizes = stages(
         emb_dim=(16, 24, 32, 40), depth=(1, 1, 2, 1), local_patch_size=(4, 4, 2, 2), global_k=(8, 4, 2, 1)

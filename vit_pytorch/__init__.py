@@ -33,6 +33,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.hiera`, `Hiera`
 - MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):
   `vit_pytorch.mvit_v2`, `MViTv2`
+- PVT v2: Improved Baselines with Pyramid Vision Transformer (arXiv:2106.13797): `vit_pytorch.pvt_v2`, `PVTv2`
 - Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
 - RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
 - CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`

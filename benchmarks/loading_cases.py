@@ -46,6 +46,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "LeViT": (staged.levit,),
     "EfficientFormer": (staged.efficientformer,),
     "EfficientFormerV2": (staged.efficientformer_v2,),
+    "EfficientViT": (staged.efficientvit,),
     "CvT": (staged.cvt,),
     "SwinTransformer": (staged.swin,),
     "SwinTransformerV2": (staged.swin_v2,),

@@ -20,7 +20,7 @@ from loading_case import (
     theirs,
     through_timms_reader,
 )
-from references import images, randomise, read_golden
+from references import images, randomise, read_golden, settle
 from torch import nn
 from torch.nn.functional import layer_norm
 
@@ -141,14 +141,19 @@ def efficientformer_v2() -> Iterator[Case]:
     options: dict[str, Any] = {"img_size": (64, 96), "num_classes": 7, "embed_dims": dims, "depths": depths}
     build = ours("EfficientFormerV2", **sizes, attention_depth=1, distilled=True)
     model = theirs("timm.models.efficientformer_v2", "EfficientFormerV2", **options, num_vit=1)
-    # With random statistics maps grow from block to block, and rounding with them.
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()(images(64, 96, batch=4, seed=5))
-    for norm in norms:
-        norm.momentum = 0.1
-    yield against("timm", "timm `EfficientFormerV2`", build, model.eval(), 64, 96)
+    settle(model, images(64, 96, batch=4, seed=5))
+    yield against("timm", "timm `EfficientFormerV2`", build, model, 64, 96)
+
+
+def efficientvit() -> Iterator[Case]:
+    dims, depths, heads, kernels = (16, 24, 32), (1, 2, 1), (2, 3, 2), (5, 3, 1)
+    sizes: dict[str, Any] = {"image_size": 96, "num_classes": 7, "dim": dims, "depth": depths, "heads": heads}
+    build = ours("EfficientViT", **sizes, dim_key=4, kernel_sizes=kernels, window_size=3)
+    options: dict[str, Any] = {"img_size": 96, "num_classes": 7, "embed_dim": dims, "depth": depths}
+    options |= {"num_heads": heads, "key_dim": (4,) * 3, "kernels": kernels, "window_size": (3,) * 3}
+    model = theirs("timm.models.efficientvit_msra", "EfficientVitMsra", **options)
+    settle(model, images(96, 96, batch=16, seed=5))
+    yield against("timm", "timm `EfficientVitMsra`", build, model, 96, 96)
 
 
 def cvt() -> Iterator[Case]:

@@ -57,6 +57,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.efficientformer`, `EfficientFormer`
 - Rethinking Vision Transformers for MobileNet Size and Speed (arXiv:2212.08059):
   `vit_pytorch.efficientformer_v2`, `EfficientFormerV2`
+- EfficientViT: Memory Efficient ViT with Cascaded Group Attention (arXiv:2305.07027):
+  `vit_pytorch.efficientvit_msra`, `EfficientViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.weights import check_values
 
-PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "name": ".+"}
+PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "k": r"\d+", "p": "weight|bias", "name": ".+"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ SAME = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor,
 class Rule:
     """One line of a table.
 
-    In names, `{i}` and `{j}` stand for numbers, `{p}` for `weight` or `bias`, `{name}` for anything.
+    In names, `{i}`, `{j}` and `{k}` stand for numbers, `{p}` for `weight` or `bias`, `{name}` for anything.
 
     Args:
         ours: our name, or the names of several that are made of theirs.

@@ -48,6 +48,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "EfficientFormerV2": (staged.efficientformer_v2,),
     "EfficientViT": (staged.efficientvit,),
     "CvT": (staged.cvt,),
+    "Visformer": (staged.visformer,),
     "SwinTransformer": (staged.swin,),
     "SwinTransformerV2": (staged.swin_v2,),
     "CoAtNet": (staged.coatnet,),

@@ -156,6 +156,18 @@ def efficientvit() -> Iterator[Case]:
     yield against("timm", "timm `EfficientVitMsra`", build, model, 96, 96)
 
 
+def visformer() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"num_classes": 7, "depth": (1, 2, 1), "mlp_ratio": 3}
+    build = ours("Visformer", **sizes, image_size=64, dim=16, heads=2, stem_dim=8, conv_groups=4)
+    options: dict[str, Any] = {"norm_layer": nn.BatchNorm2d, "embed_norm": nn.BatchNorm2d, "group": 4}
+    options |= {"img_size": 64, "init_channels": 8, "embed_dim": 32, "num_heads": 2}
+    model = theirs(
+        "timm.models.visformer", "Visformer", **sizes, **options, attn_stage="011", spatial_conv="100"
+    )
+    settle(model, images(64, 64, batch=8, seed=5))
+    yield against("timm", "timm `Visformer`", build, model, 64, 64)
+
+
 def cvt() -> Iterator[Case]:
     sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "variant": "transformers"}
     for stage, (dim, heads, depth) in enumerate(((16, 1, 1), (24, 2, 2), (32, 4, 3)), start=1):

@@ -23,6 +23,7 @@ The catalogue, each with its paper, its module and its classes:
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
 - LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
 - CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
+- Visformer: The Vision-friendly Transformer (arXiv:2104.12533): `vit_pytorch.visformer`, `Visformer`
 - Swin Transformer: Hierarchical ViT using Shifted Windows (arXiv:2103.14030):
   `vit_pytorch.swin`, `SwinTransformer`
 - Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv:2111.09883):

@@ -153,6 +153,16 @@ def test_logits_are_the_mean_of_two_classifiers() -> None:
     assert difference(model(x), (want[0] + want[1]) / 2) < TOLERANCE
 
 
+def test_a_model_with_one_classifier_keeps_its_own() -> None:
+    """The published one of labels is half of what was trained."""
+    _, reference = make_pair("plain")
+    model = EfficientFormerV2(**{**OURS, "distilled": False})
+    own = model.head.weight.clone()
+    report = load_pretrained(model, reference.float().state_dict(), grid="model")
+    assert report.kept == ("head.weight", "head.bias")
+    assert model.head.weight.equal(own)
+
+
 @torch.inference_mode()
 def test_smaller_images_have_the_biases_of_their_offsets() -> None:
     """A model of that size, with corners of the tables, computes the same."""

@@ -13,6 +13,7 @@ from vit_pytorch.efficientformer import BiasedAttention
 from vit_pytorch.pretrained.rules import NumberedFormat, Rule, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE
 from vit_pytorch.pretrained.tables.levit import HEADS
+from vit_pytorch.pretrained.tables.pit import HeadFormat
 
 BLOCK = "stages.{i}.blocks.{j}"
 # What the rules call their blocks, and the feed-forwards of blocks with attention, whose layers are linear.
@@ -23,7 +24,7 @@ LATER_STAGES = range(1, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlattenedFormat(NumberedFormat):
+class FlattenedFormat(HeadFormat, NumberedFormat):
     """A layout in which the layer that flattens the map before attention counts as a block.
 
     Args:

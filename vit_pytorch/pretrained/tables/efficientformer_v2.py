@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Rule, own_format
+from vit_pytorch.pretrained.rules import Rule, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE
+from vit_pytorch.pretrained.tables.pit import HeadFormat
 
 BLOCK, DOWN = "stages.{i}.blocks.{j}", "stages.{i}.down"
 MIXER, THEIR_DOWN = f"{BLOCK}.token_mixer", "stages.{i}.downsample"
@@ -46,7 +47,7 @@ def _exchange(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 
 OURS = own_format("stages.0.blocks.0.feedforward.conv.layers.0.conv.weight")
-TIMM = Format(
+TIMM = HeadFormat(
     name="timm",
     marks=("stages.0.blocks.0.mlp.mid.conv.weight",),
     rules=(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
@@ -16,6 +21,20 @@ MAP = Transform(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadFormat(Format):
+    """A layout in which the classifier has the same name with and without a second, distilled one."""
+
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names; see `Format.read`."""
+        found, unused = super().read(state, model)
+        # One classifier of two is not that of a model with one.
+        if "head.distilled.weight" in found and "head.weight" in found:
+            for kind in ("weight", "bias"):
+                found[f"head.classifier.{kind}"] = found.pop(f"head.{kind}")
+        return found, unused
+
+
 _COMMON = (
     Rule("patch_embed.{p}", "patch_embed.conv.{p}"),
     Rule("positions.table", "pos_embed", MAP),
@@ -28,12 +47,12 @@ _COMMON = (
 )
 
 OURS = own_format("stages.0.blocks.0.attention.to_qkv.weight")
-AUTHORS = Format(
+AUTHORS = HeadFormat(
     name="pit",
     marks=("pools.0.conv.weight",),
     rules=(*_COMMON, *(Rule(f"stages.{i}.down.{{name}}", f"pools.{i - 1}.{{name}}") for i in STAGES)),
 )
-TIMM = Format(
+TIMM = HeadFormat(
     name="timm",
     marks=("transformers.0.blocks.0.attn.qkv.weight",),
     rules=(*_COMMON, Rule("stages.{i}.down.{name}", "transformers.{i}.pool.{name}")),

@@ -309,21 +309,28 @@ class GoingOn(FiguresTable):
 
 
 class FewLabels(FiguresTable):
-    """`{few-labels}` lists what models learn from few labels, from scratch and from weights that ship."""
+    """`{few-labels}` lists what models learn from few labels, by what they start from."""
 
     file = "few_labels.json"
 
     def rows(self, found: Rows) -> list[list[Cell]]:
-        """Return a row for each model."""
-        rows: list[list[Cell]] = [["model", "labels a class", "from scratch", "from its weights", "ahead"]]
+        """Return a row for each model and what it starts from."""
+        rows: list[list[Cell]] = [["model", "labels a class", "from", "accuracy", "ahead of scratch"]]
+        words = {
+            "scratch": "scratch",
+            "weights": "weights of CIFAR-10",
+            "unlabelled": "unlabelled photographs",
+        }
         for model in dict.fromkeys(row["model"] for row in found):
-            scratch, tuned = (
-                [row["accuracy"] for row in found if (row["model"], row["start"]) == (model, start)]
-                for start in ("scratch", "weights")
-            )
             (labels,) = {row["labels"] for row in found if row["model"] == model}
-            gain = 100 * (mean(tuned) - mean(scratch))
-            rows.append([model, str(labels), spread(scratch), spread(tuned), f"{gain:+.1f}"])
+            reached = {
+                start: [row["accuracy"] for row in found if (row["model"], row["start"]) == (model, start)]
+                for start in words
+            }
+            for start in filter(reached.get, words):
+                gain = 100 * (mean(reached[start]) - mean(reached["scratch"]))
+                ahead = f"{gain:+.1f}" if start != "scratch" else ""
+                rows.append([model, str(labels), words[start], spread(reached[start]), ahead])
         return rows
 
 

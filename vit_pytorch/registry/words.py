@@ -28,7 +28,13 @@ SYNONYMS = (
 # values of such an argument: what they are called here
 VALUES = {
     "pool": {"token": "cls", "avg": "mean"},
-    "act": {"quick_gelu": "quickgelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"},
+    "act": {
+        "quick_gelu": "quickgelu",
+        **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+        "gelu_python": "gelu",
+        "swish": "silu",
+        "hard_swish": "hardswish",
+    },
 }
 # words that mean something which is said otherwise here
 ANSWERS = {

@@ -10,6 +10,7 @@ import torch
 from timm import create_model as create_theirs
 from torch import Tensor, nn
 
+from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.backbone import Backbone
 from vit_pytorch.registry import entries
@@ -41,6 +42,34 @@ def test_mean_of_patches_is_normed_as_in_timm():
     assert create_model(swin, global_pool="avg").pool == "mean"
     with pytest.raises(ValueError, match="SwinTransformer pools by 'mean' only; pooling cannot be 'token'"):
         create_model(swin, global_pool="token")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (NAME, {"global_pool": "map"}),
+        (NAME, {"global_pool": "avg", "fc_norm": False}),
+        ("vit_relpos_medium_patch16_cls_224", {"global_pool": "avg"}),
+        ("vit_relpos_small_patch16_224", {"global_pool": "", "num_classes": 0}),
+        ("vit_small_patch16_dinov3", {"global_pool": "avg"}),
+        ("vit_small_patch16_dinov3", {"global_pool": "map"}),
+        ("beit_base_patch16_224", {"global_pool": "token"}),
+    ],
+)
+def test_pooling_as_in_timm(name: str, arguments: dict):
+    arguments = {"depth": 1, "img_size": 80, **arguments}
+    theirs, ours = randomise(create_theirs(name, **arguments)), create_model(name, **arguments).eval()
+    assert not load_pretrained(ours, theirs.state_dict(), grid="model").kept
+    x = images(80, 80)
+    assert difference(ours(x), theirs(x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_224"])
+def test_distilled_models_without_pooling(name: str):
+    model = create_model(name, img_size=80, depth=1, num_classes=0, global_pool="").eval()
+    x = images(80, 80)
+    assert model(x).equal(model.forward_features(x))
 
 
 def test_words_of_transformers():
@@ -82,6 +111,10 @@ def test_every_word_is_of_one_group_and_of_some_model():
         ({"embed_dim": 48}, TypeError, "`dim` here, beside which `mlp_dim` and `dim_head` keep"),
         ({"num_heads": 6}, TypeError, "`heads` here, beside which `dim_head` keeps"),
         ({"output_stride": 8}, TypeError, "transformers keep their strides"),
+        ({"pos_embed": "none"}, TypeError, "it is `positions` here"),
+        ({"dynamic_img_size": True}, TypeError, r"`Learned\(dynamic_img_size=True\)`"),
+        ({"scale_attn_norm": True}, TypeError, r"`Norm\(sub='both'\)`"),
+        ({"weight_init": "jax"}, TypeError, "initial values of their papers"),
         ({"pach_size": 8}, TypeError, "ViT has no argument pach_size; close to it: patch_size"),
         ({"pach_size": 8}, ValueError, "pach_size"),
         (

@@ -303,6 +303,36 @@ class VisionModel(
         assert features is not None
         return features, found
 
+    def get_intermediate_layers(
+        self,
+        images: Float[Tensor, "b c *size"],
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> Intermediates:
+        """Compute the tokens of layers, as DINO's and timm's models do; see `forward_intermediates`.
+
+        Args:
+            images: input.
+            n: the last so many layers, or which ones.
+            reshape: return maps, channels first, instead of tokens.
+            return_prefix_tokens: return (features, prefix tokens) for each layer.
+            norm: apply the final norm to each.
+
+        Raises:
+            ValueError: if a layer is outside the model.
+        """
+        found: Any = self.forward_intermediates(
+            images,
+            n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+        return found
+
     @abstractmethod
     def split_output(
         self, output: Any, layer: int, size: Sequence[int], *, norm: bool
@@ -340,8 +370,8 @@ class VisionModel(
         Args:
             num_classes: number of logits; 0 for the pooled embedding.
             global_pool: another pooling, where the architecture has one: "cls" (timm's "token") or "mean"
-                (timm's "avg"); "", without classes, for none: the model returns what
-                `forward_features` does, until it gets a classifier.
+                (timm's "avg"); "", without classes, for none: the model returns what `forward_features` does,
+                tokens after the norm behind the pooling if there is one, until it gets a classifier.
 
         Raises:
             ValueError: if the model cannot pool so.

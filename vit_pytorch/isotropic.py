@@ -65,6 +65,15 @@ class IsotropicModel(VisionModel):
         self.head = nn.Identity()
         self.attention_pool = None
 
+    def forward_head(self, features: Any, pre_logits: bool = False) -> Float[Tensor, "b k"]:
+        """Pool tokens and classify them; see `VisionModel.forward_head`.
+
+        Without pooling, a norm behind it acts on the tokens, as in timm, where it is one of single tokens.
+        """
+        if self.unpooled and self.pool != "cls+mean":
+            return self.fc_norm(features)
+        return super().forward_head(features, pre_logits)
+
     @property
     def num_prefix_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches in the output of `forward_features`."""
@@ -214,6 +223,8 @@ class MaskedFrames(_Base):
         self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b k"]:
         """Pool tokens, except those of padding, and classify them; see `VisionModel.forward_head`."""
+        if self.unpooled:
+            return super().forward_head(features)
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
         return x if pre_logits else self.head(x)
 

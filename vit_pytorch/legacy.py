@@ -34,6 +34,11 @@ class FlatOption(NamedTuple):
     default: Any = False
     convert: Callable[[Any], Any] | None = None
 
+    def undoes(self, option: Any) -> bool:
+        """Return whether the argument's default is another value than the option, written out, has."""
+        parts = [part for part in parts_of(option, self.kinds[0]) if part["kind"] in self.kinds]
+        return self.convert in (None, not_) and any(self.setting in part for part in parts)
+
     def apply(self, option: Any, value: Any) -> Any:
         """Return the option with the setting.
 
@@ -126,8 +131,8 @@ def upgrade_arguments(
         if flat.name in parameters or flat.option not in parameters or flat.name not in upgraded:
             continue
         value = upgraded.pop(flat.name)
-        if to_json(value) != to_json(flat.default):
-            option = upgraded.get(flat.option, parameters[flat.option].default)
+        option = upgraded.get(flat.option, parameters[flat.option].default)
+        if to_json(value) != to_json(flat.default) or flat.undoes(option):
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
     # No other class has an argument of this name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.backbone import Backbone
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.words import ANSWERS, SYNONYMS, UnknownArgumentError
+from vit_pytorch.vit_with_decorr import DecorrelatedViT
 
 NAME = "vit_tiny_patch16_224"
 
@@ -218,3 +220,33 @@ def test_configuration_names_what_timm_tools_look_for(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["default_cfg"]["pool_size"] == [4, 4]
     mobilevit = create_model("mobilevit_xxs")
     assert not mobilevit.default_cfg["fixed_input_size"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("cct.CCT", {"n_input_channels": 1}, "CCT has no argument n_input_channels: it is `channels` here"),
+        ("cct.CCT", {"stochastic_depth_rate": 0.1}, "it is `drop_path` here"),
+        ("sep_vit.SepViT", {"ff_mult": 4}, "SepViT has no argument ff_mult: it is `mlp_ratio` here"),
+        ("nest.NesT", {"mlp_mult": 4}, "it is `mlp_ratio` here"),
+        ("crossformer.CrossFormer", {"ff_dropout": 0.1}, "it is `dropout` here"),
+        ("na_vit_nested_tensor.NaViT", {"qk_rmsnorm": True}, "it is `qk_norm` here"),
+        ("levit.LeViT", {"num_distill_classes": 7}, "it is `distilled=True` here"),
+        ("cross_vit.CrossViT", {"sm_enc_dim_head": 8}, "the heads share the dimension"),
+        ("jumbo_vit.JumboViT", {"jumbo_cls_k": 2}, "it is `jumbo_pieces` here"),
+    ],
+)
+def test_words_of_the_public_package(module: str, arguments: dict, message: str):
+    file, _, name = module.partition(".")
+    architecture = getattr(import_module(f"vit_pytorch.{file}"), name)
+    with pytest.raises(TypeError, match=message):
+        architecture(num_classes=7, **arguments)
+
+
+@torch.inference_mode()
+def test_mean_of_all_tokens_of_the_public_package():
+    """The decorrelated ViT averages its class token, too, as the public one does."""
+    sizes = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 1, "heads": 3}
+    model = randomise(DecorrelatedViT(**sizes, mlp_dim=96, pool="mean"))
+    x = images(48, 48)
+    assert difference(model(x)[0], model.head(model.forward_features(x).mean(dim=1))) < TOLERANCE

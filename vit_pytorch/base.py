@@ -73,7 +73,7 @@ from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
 from vit_pytorch.layers.resizing import take_size
 from vit_pytorch.layers.tokens import make_classifier
-from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
+from vit_pytorch.legacy import refuse_public_words, upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import (
     CHECKSUMS,
     hub_errors_described,
@@ -161,6 +161,7 @@ class VisionModel(
 
     def __new__(cls: type[Model], *args: Any, **kwargs: Any) -> Model:
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
+        refuse_public_words(kwargs, cls._hub_mixin_init_parameters, cls.__name__)
         if not hasattr(cls.__init__, "__wrapped__"):
             check_arguments(cls.__init__, *args, **kwargs)
         model = super().__new__(cls, *args, **kwargs)

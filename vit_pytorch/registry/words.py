@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from vit_pytorch.layers.arguments import UnknownArgumentError
+
 # Names of one argument. A constructor has one of them and is understood by all, where it has no argument of
 # that name itself.
 SYNONYMS = (
@@ -73,10 +75,6 @@ ANSWERS = {
     "checkpoint_path": "`pretrained=FILE` here",
     "pretrained_cfg": "`pretrained=FILE` here, for weights from elsewhere",
 }
-
-
-class UnknownArgumentError(TypeError, ValueError):
-    """A constructor has no argument of that name."""
 
 
 def own_name(name: str, known: Collection[str]) -> str:

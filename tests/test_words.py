@@ -74,6 +74,16 @@ def test_distilled_models_without_pooling(name: str):
     assert model(x).equal(model.forward_features(x))
 
 
+@torch.inference_mode()
+def test_maps_without_pooling():
+    entry = entries()["hiera_tiny_224"]
+    model = randomise(entry.build(**entry.tiny))
+    x = images(*model.image_size)
+    maps = model.forward_features(x)
+    model.reset_classifier(0, "")
+    assert model(x).equal(model.fc_norm(maps.movedim(1, -1)).movedim(-1, 1))
+
+
 def test_words_of_transformers():
     words = {
         "image_size": 96,

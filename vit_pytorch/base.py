@@ -128,6 +128,7 @@ class VisionModel(
         image_size: the largest input, (height, width) in pixels.
         classifier_dim: dimension of what enters the classifier.
         undecayed: pattern of the names of parameters of more than one axis without weight decay.
+        returns_maps: features are maps, channels first.
         pools_prefix: the attention pool takes prefix tokens, too.
         unpooled: the output is that of `forward_features` (see `reset_classifier`).
         fc_norm: acts on the pooled vector.
@@ -150,6 +151,7 @@ class VisionModel(
     pool: str
     num_prefix_tokens: int
     attention_pool: nn.Module | None
+    returns_maps: ClassVar[bool] = False
     pools_prefix: bool = False
     unpooled: bool = False
     fc_norm: nn.Module
@@ -242,7 +244,14 @@ class VisionModel(
             pre_logits: stop before the classifier.
         """
         if self.unpooled:
-            return features
+            # A norm behind the pooling acts on single tokens, as in timm, but for that of two vectors.
+            if self.pool == "cls+mean":
+                return features
+            return (
+                self.fc_norm(features.movedim(1, -1)).movedim(-1, 1)
+                if self.returns_maps
+                else self.fc_norm(features)
+            )
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 

@@ -65,15 +65,6 @@ class IsotropicModel(VisionModel):
         self.head = nn.Identity()
         self.attention_pool = None
 
-    def forward_head(self, features: Any, pre_logits: bool = False) -> Float[Tensor, "b k"]:
-        """Pool tokens and classify them; see `VisionModel.forward_head`.
-
-        Without pooling, a norm behind it acts on the tokens, as in timm, where it is one of single tokens.
-        """
-        if self.unpooled and self.pool != "cls+mean":
-            return self.fc_norm(features)
-        return super().forward_head(features, pre_logits)
-
     @property
     def num_prefix_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches in the output of `forward_features`."""

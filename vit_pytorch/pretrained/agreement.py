@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vit_pytorch.layers.blocks import ACTIVATIONS, SwiGLU
 from vit_pytorch.pretrained.extents import build_saved
@@ -103,7 +102,7 @@ def settings_of(model: nn.Module) -> Settings:
     """Return what a model computes with, as its modules say."""
     modules: list[Any] = list(model.modules())
     acts = [_act_name(part.act) for part in modules if hasattr(part, "act") and hasattr(part, "to_hidden")]
-    epsilons = [part.eps for part in modules if hasattr(part, "eps") and not isinstance(part, _BatchNorm)]
+    epsilons = [part.eps for part in modules if hasattr(part, "eps") and not hasattr(part, "running_mean")]
     heads = [part.heads for part in modules if hasattr(part, "heads") and hasattr(part, "dim_head")]
     thetas = [part.theta for part in modules if hasattr(part, "theta")]
     return Settings(

@@ -16,6 +16,7 @@ from tests.papers.reference import TOLERANCE, difference, images, randomise
 from tests.pretrained.conftest import build
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.create import architectures
+from vit_pytorch.pretrained import to_format
 
 THEIRS = {
     "hidden_size": 48,
@@ -91,6 +92,22 @@ def test_settings_of_timms_folders(tmp_path: Path, arguments: dict[str, Any]) ->
     own = {"dim": 48, "depth": 1, "dim_head": 4, "mlp_dim": 192, "num_classes": 7}
     with pytest.raises(ValueError, match=r"act is (quickgelu|relu), the model's gelu"):
         create_model("vit_base_patch32_clip_224", pretrained=tmp_path, **own)
+    if arguments:
+        config["model_args"] = {"act_layer": "gelu", "num_heads": 6, "global_pool": ""}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="heads is 6, the model's 12"):
+            create_model("vit_base_patch32_clip_224", pretrained=tmp_path, **own)
+        create_model("vit_base_patch32_clip_224", pretrained=tmp_path, **{**own, "heads": 6, "dim_head": 8})
+
+
+def test_timms_weights_under_the_name_of_another_model(tmp_path: Path) -> None:
+    size = {"dim": 48, "depth": 1, "heads": 3, "dim_head": 16, "mlp_dim": 192, "num_classes": 7}
+    model = create_model("vit_large_patch14_clip_quickgelu_224", **size)
+    save_file(to_format(model, "timm"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_large_patch14_clip_224"}))
+    load_pretrained(model, tmp_path)
+    with pytest.raises(ValueError, match="heads is 16, the model's 3"):
+        load_pretrained(create_model("vit_large_patch14_clip_224", **size), tmp_path)
 
 
 def test_the_images_part_of_a_configuration_of_images_and_texts(tmp_path: Path) -> None:

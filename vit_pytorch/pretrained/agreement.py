@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -108,7 +108,7 @@ def settings_of(model: nn.Module) -> Settings:
     return Settings(
         act=tuple(sorted(set(acts))),
         norm_eps=tuple(sorted({eps for eps in epsilons if eps is not None})),
-        heads=tuple(number for number, _ in groupby(heads)),
+        heads=_runs(heads),
         theta=tuple(sorted(set(thetas))),
     )
 
@@ -125,12 +125,23 @@ def configured(model: nn.Module, config: Mapping[str, Any]) -> Settings:
         return Settings() if saved is None else settings_of(saved)
     if config.get("architecture") in entries():
         entry = entries()[config["architecture"]]
+        # timm keeps the weights of some models, such as OpenAI's with QuickGELU, under another one's name
+        named = entries().get(getattr(model, "default_cfg", {}).get("architecture", ""))
+        if (
+            named is not None
+            and (named.hub_id or "").partition(".")[0] == f"timm/{entry.name}" != f"timm/{named.name}"
+        ):
+            return Settings()
         parameters = entry.architecture._hub_mixin_init_parameters
         arguments = config.get("model_args") or {}
+        acts = {name: act for name, act in arguments.items() if own_name(name, parameters) == "act"}
         with torch.device("meta"):
-            return settings_of(
-                entry.build(**{k: v for k, v in arguments.items() if own_name(k, parameters) in parameters})
-            )
+            settings = settings_of(entry.build(**acts))
+        if "norm_layer" in arguments:
+            settings = replace(settings, norm_eps=())
+        return (
+            replace(settings, heads=_runs(arguments["num_heads"])) if "num_heads" in arguments else settings
+        )
     if isinstance(config.get("vision_config"), Mapping):
         config = config["vision_config"]
     if "model_type" not in config:
@@ -147,9 +158,14 @@ def configured(model: nn.Module, config: Mapping[str, Any]) -> Settings:
     return Settings(
         act=() if act is None else (act,),
         norm_eps=() if eps is None else (float(eps), *FIXED_EPS.get(config["model_type"], ())),
-        heads=tuple(number for number, _ in groupby([heads] if isinstance(heads, int) else heads or ())),
+        heads=_runs(heads),
         theta=() if theta is None else (float(theta),),
     )
+
+
+def _runs(heads: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return numbers of heads, of equal ones in a row the first."""
+    return tuple(number for number, _ in groupby([heads] if isinstance(heads, int) else heads or ()))
 
 
 def _act_name(module: nn.Module) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from provenance import provenance
 from timing import Cell, Worker, ratio, time_in_turn, time_steps
 
+from vit_pytorch.data.loader import usable_cores
 from vit_pytorch.export.bench_worker import PRECISIONS, Subject
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +110,7 @@ def main() -> None:
         "--forms", nargs="+", default=FORMS, metavar="FORM", help=f"any of {', '.join(FORMS)}"
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     known = json.loads(options.file.read_text()) if options.file.is_file() else []

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -274,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shards", help="pattern of WebDataset shards of small images")
     parser.add_argument("--images", type=int, default=1000, help="JPEG files that are made; default 1000")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default one a core")
+    parser.add_argument("--workers", type=int, help="default one a core")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--count", type=int, default=1024, help="images that a round times")
     parser.add_argument("--rounds", type=int, default=7)
@@ -289,6 +288,10 @@ def main() -> None:
     if args.one:
         work(args)
         return
+    # not at the top: a process of another library does without this package
+    from vit_pytorch.data.loader import usable_cores
+
+    args.workers = usable_cores() if args.workers is None else args.workers
     absent = [name for name, package in LIBRARIES.items() if find_spec(package) is None]
     settings: dict[str, Any] = {
         "workers": args.workers,

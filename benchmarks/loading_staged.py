@@ -20,7 +20,7 @@ from loading_case import (
     theirs,
     through_timms_reader,
 )
-from references import images, randomise, read_golden
+from references import images, randomise, read_golden, settle
 from torch import nn
 from torch.nn.functional import layer_norm
 
@@ -141,14 +141,31 @@ def efficientformer_v2() -> Iterator[Case]:
     options: dict[str, Any] = {"img_size": (64, 96), "num_classes": 7, "embed_dims": dims, "depths": depths}
     build = ours("EfficientFormerV2", **sizes, attention_depth=1, distilled=True)
     model = theirs("timm.models.efficientformer_v2", "EfficientFormerV2", **options, num_vit=1)
-    # With random statistics maps grow from block to block, and rounding with them.
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()(images(64, 96, batch=4, seed=5))
-    for norm in norms:
-        norm.momentum = 0.1
-    yield against("timm", "timm `EfficientFormerV2`", build, model.eval(), 64, 96)
+    settle(model, images(64, 96, batch=4, seed=5))
+    yield against("timm", "timm `EfficientFormerV2`", build, model, 64, 96)
+
+
+def efficientvit() -> Iterator[Case]:
+    dims, depths, heads, kernels = (16, 24, 32), (1, 2, 1), (2, 3, 2), (5, 3, 1)
+    sizes: dict[str, Any] = {"image_size": 96, "num_classes": 7, "dim": dims, "depth": depths, "heads": heads}
+    build = ours("EfficientViT", **sizes, dim_key=4, kernel_sizes=kernels, window_size=3)
+    options: dict[str, Any] = {"img_size": 96, "num_classes": 7, "embed_dim": dims, "depth": depths}
+    options |= {"num_heads": heads, "key_dim": (4,) * 3, "kernels": kernels, "window_size": (3,) * 3}
+    model = theirs("timm.models.efficientvit_msra", "EfficientVitMsra", **options)
+    settle(model, images(96, 96, batch=16, seed=5))
+    yield against("timm", "timm `EfficientVitMsra`", build, model, 96, 96)
+
+
+def visformer() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"num_classes": 7, "depth": (1, 2, 1), "mlp_ratio": 3}
+    build = ours("Visformer", **sizes, image_size=64, dim=16, heads=2, stem_dim=8, conv_groups=4)
+    options: dict[str, Any] = {"norm_layer": nn.BatchNorm2d, "embed_norm": nn.BatchNorm2d, "group": 4}
+    options |= {"img_size": 64, "init_channels": 8, "embed_dim": 32, "num_heads": 2}
+    model = theirs(
+        "timm.models.visformer", "Visformer", **sizes, **options, attn_stage="011", spatial_conv="100"
+    )
+    settle(model, images(64, 64, batch=8, seed=5))
+    yield against("timm", "timm `Visformer`", build, model, 64, 64)
 
 
 def cvt() -> Iterator[Case]:
@@ -183,6 +200,34 @@ def cvt() -> Iterator[Case]:
         return ours("CvT", **arguments, variant=variant)
 
     yield golden("CvT", "microsoft/CvT", "cvt_quickgelu", from_config)
+
+
+def pvt_v2() -> Iterator[Case]:
+    dims, depths, heads, ratios = (16, 24, 32, 40), (1, 2, 1, 2), (1, 2, 4, 5), (3, 2, 2, 2)
+    sizes: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": dims, "depth": depths, "heads": heads}
+    options = {"num_classes": 7, "embed_dims": dims, "depths": depths, "num_heads": heads}
+    for kind, mine, linear in (("", {}, False), (", linear attention", {"reduction": None}, True)):
+        build = ours("PVTv2", **sizes, mlp_ratio=ratios, **mine)
+        model = theirs(
+            "timm.models.pvt_v2", "PyramidVisionTransformerV2", **options, mlp_ratios=ratios, linear=linear
+        )
+        yield against("timm", f"timm `PyramidVisionTransformerV2`{kind}", build, model, 64, 64)
+        yield through_timms_reader("PVT", f"whai362/PVT{kind}", build, model, 64)
+        # which has one epsilon for all norms
+        config = config_of(
+            "PvtV2Config",
+            num_labels=7,
+            hidden_sizes=dims,
+            depths=depths,
+            num_attention_heads=heads,
+            mlp_ratios=ratios,
+            linear_attention=linear,
+            layer_norm_eps=1e-5,
+        )
+        model = theirs("transformers", "PvtV2ForImageClassification", config)
+        reference = f"transformers `PvtV2ForImageClassification`{kind}"
+        build = ours("PVTv2", **sizes, mlp_ratio=ratios, **mine, norm_eps=1e-5)
+        yield against("transformers", reference, build, model, 64, 64)
 
 
 def twins() -> Iterator[Case]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -134,13 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--public", type=Path, help="folder with the public vit-pytorch package")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, help="default one a core")
     parser.add_argument("--modes", nargs="+", default=["forward", "train"])
     parser.add_argument("--one", nargs=2, metavar=("NAME", "WEIGHTS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         work(args.one[0], Path(args.one[1]), args.threads)
         return
+    # not at the top: a process of the public package has another vit_pytorch
+    from vit_pytorch.data.loader import usable_cores
+
+    threads = args.threads or usable_cores()
     names = [name for name in MODELS if args.public or "public" not in name]
     pairs = {"navit": "plain", "nested": "plain"}
     pairs |= {name: name.removeprefix("as ") for name in names if name.startswith("as public")}
@@ -148,7 +151,7 @@ def main() -> None:
         workers: dict[str, Worker] = {}
         for name in names:
             path = args.public if name.startswith("public") else HERE.parent
-            options = ("--threads", str(args.threads), "--one", name, weights)
+            options = ("--threads", str(threads), "--one", name, weights)
             workers[name] = Worker(__file__, *options, path=path)
             # the first answer says that the weights are there
             workers[name].ask(mode="forward")

@@ -38,6 +38,22 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def settle(model: nn.Module, x: Tensor) -> nn.Module:
+    """Give batch norms the statistics of a batch, as trained models have them, and put the model in eval.
+
+    With random statistics maps grow from block to block, and rounding with them.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
 def images(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
     """Draw pictures of three channels."""
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -21,6 +20,7 @@ from cases import CASES, PUBLIC
 from provenance import provenance
 from timing import Cell, Worker, ratio, time_in_turn
 
+from vit_pytorch.data.loader import usable_cores
 from vit_pytorch.registry import find_entry
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--public", type=Path, help="folder with the public vit-pytorch package")
     parser.add_argument("--sets", type=int, default=3, help="times that all processes start afresh")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each set")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--modes", nargs="+", default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])

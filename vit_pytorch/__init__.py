@@ -23,6 +23,7 @@ The catalogue, each with its paper, its module and its classes:
 - Rethinking Spatial Dimensions of Vision Transformers (arXiv:2103.16302): `vit_pytorch.pit`, `PiT`
 - LeViT: a Vision Transformer in ConvNet's Clothing (arXiv:2104.01136): `vit_pytorch.levit`, `LeViT`
 - CvT: Introducing Convolutions to Vision Transformers (arXiv:2103.15808): `vit_pytorch.cvt`, `CvT`
+- Visformer: The Vision-friendly Transformer (arXiv:2104.12533): `vit_pytorch.visformer`, `Visformer`
 - Swin Transformer: Hierarchical ViT using Shifted Windows (arXiv:2103.14030):
   `vit_pytorch.swin`, `SwinTransformer`
 - Swin Transformer V2: Scaling Up Capacity and Resolution (arXiv:2111.09883):
@@ -33,6 +34,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.hiera`, `Hiera`
 - MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):
   `vit_pytorch.mvit_v2`, `MViTv2`
+- PVT v2: Improved Baselines with Pyramid Vision Transformer (arXiv:2106.13797): `vit_pytorch.pvt_v2`, `PVTv2`
 - Twins: Revisiting the Design of Spatial Attention (arXiv:2104.13840): `vit_pytorch.twins_svt`, `TwinsSVT`
 - RegionViT: Regional-to-Local Attention (arXiv:2106.02689): `vit_pytorch.regionvit`, `RegionViT`
 - CrossFormer: Hinging on Cross-scale Attention (arXiv:2108.00154): `vit_pytorch.crossformer`, `CrossFormer`
@@ -56,6 +58,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.efficientformer`, `EfficientFormer`
 - Rethinking Vision Transformers for MobileNet Size and Speed (arXiv:2212.08059):
   `vit_pytorch.efficientformer_v2`, `EfficientFormerV2`
+- EfficientViT: Memory Efficient ViT with Cascaded Group Attention (arXiv:2305.07027):
+  `vit_pytorch.efficientvit_msra`, `EfficientViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

@@ -18,14 +18,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads, split_heads
 from vit_pytorch.layers.blocks import Block, DropPath, activation
-from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, LinearNorm, OnMap, TokenNorm
+from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, LinearNorm, NormHead, OnMap
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
@@ -294,32 +293,6 @@ class Shrink(nn.Module):
         """Return the map of the next stage."""
         x = self.attention(x)
         return x + self.drop_path(self.feedforward(x))
-
-
-class NormHead(nn.Module):
-    """A linear classifier after batch norm (section 4.2)."""
-
-    def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, num_classes)
-        self.norm: nn.Module = TokenNorm(dim)
-        nn.init.trunc_normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        """Return the logits."""
-        return self.linear(self.norm(x))
-
-    @torch.no_grad()
-    def fuse(self) -> None:
-        """Fold the batch norm into the layer, for inference only; a second time changes nothing."""
-        if isinstance(self.norm, TokenNorm):
-            # In inference the norm is affine: its value at 0, and for each channel a slope.
-            ends = torch.stack([torch.zeros_like(self.norm.weight), torch.ones_like(self.norm.weight)])
-            shift, top = self.norm.eval()(ends)
-            self.linear.bias.add_(self.linear.weight @ shift)
-            self.linear.weight.mul_(top - shift)
-            self.norm = nn.Identity()
 
 
 class DistilledNormHead(NormHead):

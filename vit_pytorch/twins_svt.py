@@ -23,9 +23,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import (
-    NO_INPUTS,
     Attention,
-    BlockInputs,
     CrossAttention,
     FusedAttention,
     heads_per_stage,
@@ -35,7 +33,7 @@ from vit_pytorch.layers.conv import OnMap, PositionedBlock, PositionGenerator
 from vit_pytorch.layers.init import init_convs, init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
-from vit_pytorch.layers.windows import GroupAttention, windows
+from vit_pytorch.layers.windows import GroupAttention, SubsampledAttention, convolved_summary, windows
 from vit_pytorch.legacy import flat_options
 
 
@@ -131,7 +129,10 @@ class TwinsSVT(HierarchicalModel):
                 attention: nn.Module
                 if side is None or len(blocks) % 2:
                     summarised = CrossAttention(dim, **size, dropout=dropout, kernel=kernel)
-                    attention = SubsampledAttention(summarised, dim, rates[i])
+                    # Parameters in the order of version 0.1, by which optimizer states of old runs know them.
+                    for name in ("to_q", "to_kv"):
+                        summarised._modules[name] = summarised._modules.pop(name)
+                    attention = SubsampledAttention(summarised, convolved_summary(dim, rates[i]))
                 else:
                     local = Attention(dim, **size, dropout=dropout, kernel=kernel)
                     attention = GroupAttention(local, windows((side, side)), mask_padding=False)
@@ -158,31 +159,3 @@ class TwinsSVT(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
-
-
-class SubsampledAttention(nn.Module):
-    """Global sub-sampled attention: from each cell to a summary of the whole map (section 3.2, equation 3).
-
-    Args:
-        attention: attends from the cells to the summary.
-        rate: side of the squares of cells that are summarised in one. Cells beyond the last whole square are
-            in no summary; with a rate of 1 the map is its own summary.
-    """
-
-    def __init__(self, attention: CrossAttention, dim: int, rate: int) -> None:
-        super().__init__()
-        # Parameters in the order of version 0.1, since optimizer states of old runs know them by index.
-        for name in ("to_q", "to_kv"):
-            attention._modules[name] = attention._modules.pop(name)
-        self.attention = attention
-        self.summary = nn.Sequential()
-        if rate > 1:
-            self.summary.extend((OnMap(nn.Conv2d(dim, dim, rate, rate)), nn.LayerNorm(dim)))
-
-    def forward(
-        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
-    ) -> Float[Tensor, "b h w d"]:
-        """Attend from each cell to the summary of its map."""
-        height, width = x.shape[1:3]
-        summary = self.summary(x).flatten(1, 2)
-        return self.attention(x.flatten(1, 2), summary).unflatten(1, (height, width))

@@ -16,6 +16,7 @@ MACHINERY = {
     "hierarchical",
     "legacy",
     "extras",
+    "lettering",
     "storage",
     "weights",
     "preprocessing",

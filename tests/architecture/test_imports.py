@@ -8,7 +8,7 @@ import vit_pytorch
 
 ORDER = (
     {"layers"},
-    {"legacy", "storage", "extras"},
+    {"legacy", "storage", "extras", "lettering"},
     {"weights", "base", "ssl", "preprocessing"},
     {"isotropic", "hierarchical"},
     {"papers"},

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import TINY, train
+from vit_pytorch import Predictor
 from vit_pytorch.cli import Status, main
+from vit_pytorch.export.deploy import load_exported
 
 
 def test_a_run_is_verified_on_its_validation_images(
@@ -23,7 +26,8 @@ def test_a_run_is_verified_on_its_validation_images(
     summary = json.loads((digits_run / "summary.json").read_text())
     assert report["verification"]["accuracy"] == pytest.approx(summary["val"]["accuracy"])
     assert report["classes"] == list("0123456789")
-    assert report["output"] == {"probabilities": {"shape": ["batch", 10], "dtype": "float32"}}
+    shape = {"shape": ["batch", 10], "dtype": "float32"}
+    assert report["output"] == {"probabilities": {**shape, "temperature": 1.0}}
 
 
 def test_json_and_preprocessing_inside(
@@ -38,6 +42,25 @@ def test_json_and_preprocessing_inside(
     assert list(report["output"]) == ["logits"]
     summary = json.loads((digits_run / "summary.json").read_text())
     assert report["problem"] == {"task": "classify", "temperature": summary["test"]["temperature"]}
+
+
+def test_calibrated_probabilities(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file gives the probabilities of `vit predict --calibrated`; the report says what divides logits."""
+    file = tmp_path / "digits.pt2"
+    arguments = [str(digits_run), "--format=pt2", f"--output={file}", "--images=10", "--calibrated", "--json"]
+    assert main(["export", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    temperature = report["output"]["probabilities"]["temperature"]
+    assert temperature == report["problem"]["temperature"] != 1
+    image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    predictor = Predictor(digits_run, calibrated=True, top=10)
+    expected = {each["class"]: each["probability"] for each in predictor(image)["top"]}
+    found = load_exported(file)(predictor.prepare(image)[None])[0].tolist()
+    assert found == pytest.approx([expected[name] for name in report["classes"]], abs=1e-5)
+    assert main(["export", *arguments, "--outputs=logits"]) == 2
+    assert "--calibrated is for probabilities of classes" in capsys.readouterr().err
 
 
 def test_features_of_a_classifier(

@@ -92,6 +92,7 @@ def test_files_bend_to_the_command_line_and_stand_by_themselves(tmp_path: Path) 
     [
         (["--epochs=1", "--schedule.warmup_epochs=3"], "warmup_epochs must not exceed epochs = 1, got 3.0"),
         (["--lr=1e-4", "--schedule.min_lr=1e-3"], "min_lr must not exceed optimizer.lr = 0.0001, got 0.001"),
+        (["photos", "--epochs=1"], "unrecognized arguments: photos; data are named by --data"),
     ],
 )
 def test_what_is_typed_and_contradicts_itself_is_refused(

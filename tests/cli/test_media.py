@@ -154,6 +154,11 @@ def test_a_model_of_videos_takes_no_volumes(
     assert "volume" not in config
 
 
+def test_workers_read_no_videos(films: Path, films_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(films_run), str(films), "--workers=2"]) == 2
+    assert "workers read images; videos and volumes are read one after the other" in capsys.readouterr().err
+
+
 def test_a_bad_video_stops_the_prediction_or_is_skipped(
     films_run: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +201,8 @@ def test_bad_videos_stop_the_training_or_are_skipped_and_listed(
     skipped = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_images"]
     assert skipped
     assert all(name.endswith("3.mp4") for name in skipped)
+    page = (tmp_path / "run" / "summary.md").read_text()
+    assert f"- left out, since they could not be decoded: {len(skipped)}: {next(iter(skipped))} (" in page
 
 
 def test_another_run_goes_on_from_a_run_on_videos(films: Path, films_run: Path, tmp_path: Path) -> None:

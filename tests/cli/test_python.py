@@ -13,6 +13,7 @@ from PIL import Image
 
 import vit_pytorch
 from tests.cli.test_use import answer
+from tests.forked import environment
 from vit_pytorch import Predictor, create_model, fit
 from vit_pytorch.cli.api import Run
 from vit_pytorch.cli.layers import UsageError
@@ -49,6 +50,39 @@ def test_fit_is_the_command(
     assert run.model.num_classes == 10
     assert run.predictor(top=1)(image)["image"] == str(image)
     assert Run(digits_run).evaluate().images == 360
+
+
+def test_several_devices_do_not_run_the_program_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fabric starts further processes as copies of the program, all of which would then run twice."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(
+        ValueError, match=r"devices=2 would start this program again: start it by torchrun --nproc-per-node 2"
+    ):
+        fit("digits", devices=2, epochs=1, accelerator="cpu", model=TINY, output=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_torchrun_starts(tmp_path: Path) -> None:
+    """Every process has the finished run, also while the first one still reports."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        "from vit_pytorch import fit\n"
+        "from vit_pytorch.training import run as module\n"
+        "report = module.report\n"
+        "module.report = lambda *args, **options: (time.sleep(2), report(*args, **options))\n"
+        f"run = fit('digits', devices=2, epochs=1, batch_size=64, accelerator='cpu', model={TINY},\n"
+        f"          output={str(tmp_path / 'run')!r})\n"
+        "sys.stderr.write(f\"finished {run.summary['epochs']}\\n\")\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(program)], capture_output=True, text=True, env=environment(), timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finished 1") == 2
 
 
 def test_settings_that_do_not_exist(tmp_path: Path) -> None:
@@ -142,7 +176,6 @@ def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("https://example.org/x.jpg", "addresses are not fetched"),
         (["a.png", np.zeros((4, 4), np.uint8)], "a list holds paths or images, not both"),
         (np.zeros((4, 4), np.float32), r"an array holds bytes .*, got float32 of shape \(4, 4\)"),
         (torch.full((1, 4, 4), 3.0), r"floats from 0 to 1.*from 3 to 3"),
@@ -156,6 +189,14 @@ def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path
 def test_what_is_no_image(form: object, message: str, digits_run: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Predictor(digits_run)(form)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.org/x.jpg", "S3://bucket/x.jpg", "git+ssh://host/x.jpg"]
+)
+def test_addresses_are_not_fetched(address: str, digits_run: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="addresses are not fetched: download it first"):
+        Predictor(digits_run)(address)
 
 
 def test_arrays_of_16_bits_are_scaled_as_files(digits_run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,8 @@ def test_explaining(
         assert f'"text":"{explained["values"]["ink"]:.6g}"' in page
     else:
         assert explained["top"][0]["label"] == predicted["top"][0]["label"]
+        assert explained["labels"] == predicted["labels"]
+        assert predicted["labels"], "some label reaches its threshold"
     assert (tmp_path / "0-relevance.png").is_file()
 
 
@@ -209,6 +212,37 @@ def test_resuming_and_finetuning(label_run: Path, value_run: Path, table: Path, 
     weights, before = (load_classifier(folder).model.state_dict() for folder in (tuned, value_run))
     kept = [name for name in before if not name.startswith("head")]
     assert all(torch.equal(weights[name], before[name]) for name in kept)
+
+
+@pytest.mark.parametrize("name", ["label_run", "value_run"])
+def test_finetuning_and_evaluating_follow_a_run(
+    name: str, request: pytest.FixtureRequest, table: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Task, columns and separator are the run's, for other data that do not give their own."""
+    run, other = request.getfixturevalue(name), tmp_path / "other.csv"
+    shutil.copy(table, other)
+    options = [f"--from={run}", f"--data=csv:{other}?root={table.parent}", "--accelerator=cpu"]
+    options += ["--epochs=1", "--method=head", "--workers=0", f"--output={tmp_path / 'tuned'}"]
+    assert main(["finetune", *options]) == 0
+    summary, first = summary_of(tmp_path / "tuned"), summary_of(run)
+    assert summary["task"] == first["task"]
+    key = "labels" if name == "label_run" else "values"
+    assert list(summary["test"][key]) == list(first["test"][key])
+    capsys.readouterr()
+    found = answer(capsys, "evaluate", run, f"--data=csv:{other}?root={table.parent}&split=split")
+    assert found[key] == first["test"][key]
+
+
+def test_finetuning_for_another_task_follows_no_columns(
+    value_run: Path, table: Path, capsys: Capture
+) -> None:
+    options = [f"--from={value_run}", f"--data=csv:{table}", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(["finetune", *options])
+    assert "label_column: ink,digit" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["finetune", *options, "--task=multilabel"])
+    assert "label_column: null" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

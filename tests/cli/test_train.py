@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests import forked
 from tests.cli.conftest import TINY, Vit, command, environment, train
+from vit_pytorch.cli import main
 from vit_pytorch.training import checkpoints
 from vit_pytorch.training.history import read_lines, read_rows
 
@@ -273,3 +276,28 @@ def test_options_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert train("--output", tmp_path / "other", "--logger=comet") == 2
     assert "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain"])
+def test_warnings_come_once(verb: str, image_folder: Path, tmp_path: Path) -> None:
+    """Each epoch, probe and report reads images again, and the report builds the model anew."""
+    for split in ("train", "val", "test"):
+        shutil.copytree(image_folder, tmp_path / "photos" / split)
+        (tmp_path / "photos" / split / "two").rename(tmp_path / "photos" / split / "One")
+        (tmp_path / "photos" / split / "one" / "bad.png").write_bytes(b"no image")
+    options = ["--data", tmp_path / "photos", "--data.on_bad=skip", "--output", tmp_path / "run", *TINY]
+    options += ["--epochs=2", "--workers=0", "--accelerator=cpu", "--batch-size=16", "--img_size=16"]
+    options += ["--model.patch_size=4"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert main([verb, *map(str, options)]) == 0
+    bad = sorted(str(tmp_path / "photos" / split / "one" / "bad.png") for split in ("train", "val", "test"))
+    assert sorted(str(warning.message).split(":")[0] for warning in said) == [
+        "16 patches are few for attention to work with",
+        "names of classes differ only in case, spaces, encoding or how a number is written",
+        *(f"skipped bad image {name}" for name in bad),
+    ]
+    assert sorted(json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_images"]) == bad
+    page = (tmp_path / "run" / "summary.md").read_text()
+    assert "- left out, since they could not be decoded: 3: " in page
+    assert all(f"{name} (" in page for name in bad)

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.cli.conftest import Vit
 from vit_pytorch import create_model
 from vit_pytorch.cli import COMMANDS, Status, main
 from vit_pytorch.data import eval_transform, load_images
@@ -60,9 +63,39 @@ def test_evaluate_an_exported_model_needs_data(digits_run: Path, capsys: pytest.
 def test_evaluate_refuses_data_with_other_classes(
     digits_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 2
+    assert main(["evaluate", str(digits_run), f"--data={image_folder}"]) == 3
     message = capsys.readouterr().err
     assert "unknown to the model: one, two, zero" in message
+
+
+def test_evaluate_on_data_that_lack_a_class(
+    digits_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels are those of the model, by name; the classes that no image has are named."""
+    for digit, name in (("1", "one"), ("2", "two")):
+        shutil.copytree(image_folder / name, tmp_path / digit)
+    found = answer(capsys, "evaluate", digits_run, f"--data={tmp_path}", "--split=all")
+    said = answer(capsys, "predict", digits_run, tmp_path, "--top=1")
+    expected = [[0] * 10 for _ in range(10)]
+    for each in said:
+        expected[int(Path(each["image"]).parent.name)][int(each["top"][0]["class"])] += 1
+    assert found["confusion"] == expected
+    assert found["absent"] == ["0", *"3456789"]
+    assert main(["evaluate", str(digits_run), f"--data={tmp_path}", "--split=all"]) == 0
+    assert "images (classes that no image has, 8: '0', '3', '4', …; balanced" in capsys.readouterr().out
+
+
+def test_warnings_are_sentences(digits_run: Path, pictures: Path, vit: Vit) -> None:
+    """Without the place in the source, which `--debug` shows."""
+    (pictures / "notes.txt").write_text("no image")
+    shown = warnings.formatwarning
+    done = vit("predict", digits_run, pictures)
+    assert done.stderr.splitlines() == [
+        f"vit: warning: left out: file of another type (1: {pictures / 'notes.txt'})"
+    ]
+    assert "UserWarning: left out: file" in vit("predict", digits_run, pictures, "--debug").stderr
+    assert main(["--version"]) == 0
+    assert warnings.formatwarning is shown
 
 
 def test_evaluate_with_merged_tokens(

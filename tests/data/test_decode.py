@@ -39,9 +39,12 @@ def test_16_bit_grey_is_scaled_and_not_clipped(file_format: str, channels: int) 
     assert image[0, 0].tolist() == [0, 1, 4, 128, 255]
 
 
-def test_values_of_32_bits_are_refused_since_their_range_is_unknown() -> None:
+@pytest.mark.parametrize("file_format", ["TIFF", "PPM"])
+def test_values_of_32_bits_are_refused_since_their_range_is_unknown(file_format: str) -> None:
+    content = encoded(Image.fromarray(np.full((2, 2), 0.5, np.float32)), file_format)
     with pytest.raises(BadImageError, match=r"scan\.tif.*32-bit"):
-        decode_image(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), name="scan.tif")
+        decode_image(content, name="scan.tif")
+    assert decode_image(content, window=(0, 1), channels=1).unique().tolist() == [128]
 
 
 def test_palette() -> None:

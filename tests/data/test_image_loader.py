@@ -206,8 +206,8 @@ def test_bad_images_are_skipped_counted_and_not_replaced(files: FileImages, work
         warnings.simplefilter("always")
         skipped = epochs(images, 2)
     assert images.bad.keys() <= {str(path) for path in broken}
-    assert len(caught) == len(images.bad) > 0
-    assert all("skipped bad image" in str(warning.message) for warning in caught)
+    said = [warning for warning in caught if "skipped bad image" in str(warning.message)]
+    assert len(said) == len(images.bad) > 0
     assert len(skipped) == len(whole)
     for (batch, labels), (expected, expected_labels) in zip(skipped, whole, strict=True):
         kept = [i for i, image in enumerate(expected) if any(torch.equal(image, other) for other in batch)]

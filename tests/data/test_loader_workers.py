@@ -1,11 +1,14 @@
 import os
 import signal
 import time
+import warnings
 
 import pytest
+import torch
 from torch import Tensor
 
 from vit_pytorch.data import ArrayImages, Augmentation, ImageLoader, Preprocessing, Splits
+from vit_pytorch.data import loader as loader_module
 
 pytestmark = pytest.mark.usefixtures("quick_shutdown")
 
@@ -82,3 +85,18 @@ def test_raising_without_workers(splits: Splits) -> None:
 
 def test_no_fault_no_error(splits: Splits) -> None:
     assert sum(len(images) for images, _ in faulty(splits, "none", workers=2)) == 40
+
+
+def test_more_workers_than_cores_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "usable_cores", lambda: 1)
+    loader_module._warn_of_workers.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            images = ArrayImages(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2, origin="x")
+            prep = Preprocessing(image_size=(6, 6), channels=1)
+            loader = ImageLoader(images, prep, None, batch_size=4, num_classes=2, workers=2)
+            assert [len(labels) for _, labels in loader] == [4, 4]
+    assert [str(warning.message) for warning in said] == [
+        "workers: 2, usable cores: 1; fewer workers may be faster"
+    ]

@@ -58,6 +58,7 @@ def test_columns_are_found_by_their_names(photos: Path, tmp_path: Path, name: st
     assert (int(pixels.max()), label) == (160, 0)
 
 
+@pytest.mark.filterwarnings("ignore:'NA' is learned like any other name")
 def test_columns_are_named_and_splits_are_made(photos: Path, tmp_path: Path) -> None:
     rows = [[str(tmp_path / path), "NA" if i % 2 else "a, b"] for i, path in enumerate(names(photos))]
     quoted = [[f'"{cell}"' for cell in row] for row in rows]
@@ -114,7 +115,7 @@ def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> No
     assert lines[-3:] == [
         "row 13: no such file: photos\\99.png",
         "row 14: no such file: photos/0/3; there is 3.png",
-        "row 15: no such file: https://a.example/3.png; addresses are not fetched",
+        "row 15: no such file: https://a.example/3.png; addresses are not fetched: download it first",
     ]
     for find in (open_data, lambda path: find_images([path])):
         with pytest.raises(FileNotFoundError, match=re.escape(cause)):
@@ -147,6 +148,10 @@ def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:
     spec = write(tmp_path, [["image", "label"]])
     with pytest.raises(ValueError, match="has no column 'kind'; it has 'image', 'label'"):
         open_data(f"{spec}?label=kind")
+    with pytest.raises(
+        ValueError, match=r"task multilabel takes one column of labels, whose cells .*; got a,b"
+    ):
+        open_data(f"{spec}?label=a,b", task="multilabel")
     with pytest.raises(
         ValueError, match="options of csv: are image, label, split, separator and root, got picture"
     ):

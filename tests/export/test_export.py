@@ -31,7 +31,7 @@ from vit_pytorch.export.check import check_file
 from vit_pytorch.export.deploy import export_model, load_exported
 from vit_pytorch.export.job import ExportError, Format
 from vit_pytorch.export.samples import Samples, random_samples
-from vit_pytorch.export.verify import Comparison, check
+from vit_pytorch.export.verify import Comparison, check, compare, decision_of
 from vit_pytorch.layers.positions import Learned
 from vit_pytorch.preprocessing import Normalize, preprocessing_for, resize
 from vit_pytorch.registry import find_entry
@@ -269,12 +269,39 @@ def test_a_file_that_decides_otherwise_is_refused(model, samples, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_decisions_of_each_task(model, samples):
+    """A value is no decision: the largest of one output is always the same, whatever it is."""
+
+    def compared(problem: dict[str, object], change: float) -> Comparison:
+        generator = torch.Generator().manual_seed(0)
+        outputs = torch.randn(COUNT, 3, generator=generator)
+        return compare(
+            lambda images: outputs[: len(images)],
+            lambda images: outputs[: len(images)] + change,
+            samples,
+            finish=nn.Identity(),
+            decide=decision_of("logits", problem),
+            batch_size=COUNT,
+        )
+
+    assert (compared({}, 5).decisions, compared({}, 5).flips) == (COUNT, 0)
+    values = compared({"task": "regression"}, 5)
+    assert (values.decisions, values.flips, values.accuracy) == (None, None, None)
+    with pytest.raises(ExportError, match="outputs differ by"):
+        check(values, "int8", noise=False)
+    labels = {"task": "multilabel", "thresholds": [0.5, 0.01, 0.99]}
+    assert (compared(labels, 0).decisions, compared(labels, 0).flips) == (3 * COUNT, 0)
+    assert compared({**labels, "thresholds": [1e-9] * 3}, 5).flips == 0
+    assert 0 < compared(labels, 5).flips < 3 * COUNT
+
+
 FOUND = {
     "source": "photographs",
     "images": 1000,
     "largest_difference": 0.1,
     "mean_difference": 0.01,
     "relative_difference": 1e-4,
+    "decisions": 1000,
     "flips": 0,
     "labelled": 1000,
     "model_accuracy": 0.9,
@@ -297,6 +324,12 @@ FOUND = {
         ),
         ("bf16", True, {"relative_difference": 0.2}, "outputs differ"),
         ("fp16", False, {"flips": None, "relative_difference": 0.1}, "outputs differ"),
+        (
+            "int8",
+            False,
+            {"decisions": 3000, "flips": 7, "accuracy": None, "model_accuracy": None},
+            "7 of 3000 decisions",
+        ),
     ],
 )
 def test_thresholds(precision, noise, changes, message):

@@ -89,6 +89,19 @@ def test_classes_that_are_written_in_two_ways(names: tuple[str, str], tmp_path: 
         open_data(write_table(tmp_path, "image,label", rows))
 
 
+@pytest.mark.parametrize("name", ["NaN", "NA", "n/a"])
+def test_a_label_that_says_that_there_is_none(name: str, tmp_path: Path) -> None:
+    """A class by the name that programs write for a missing value: NaN, NA, n/a.
+
+    Here: learned like any other, with a warning
+    Others: not tried
+    """
+    rows = [f"{path},{(name, 'cat', 'None')[i % 3]}" for i, path in enumerate(photographs(tmp_path, 12))]
+    with pytest.warns(UserWarning, match=f"'{name}' is learned like any other name: if it stands for labels"):
+        splits = open_data(write_table(tmp_path, "image,label", rows))
+    assert set(splits.classes) == {name, "cat", "None"}
+
+
 @pytest.mark.parametrize("values", [range(1_700_000_000, 1_700_000_012), [1e39 * i for i in range(12)]])
 def test_values_that_single_precision_does_not_hold(values: list[float], tmp_path: Path) -> None:
     """Values to learn, such as times in seconds since 1970, that differ by less than single precision holds.

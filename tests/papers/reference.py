@@ -25,6 +25,7 @@ __all__ = [
     "difference",
     "images",
     "randomise",
+    "settle",
     "shapes_only",
 ]
 
@@ -77,6 +78,22 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 assert module.running_var is not None
                 module.running_mean.normal_(0, 0.1, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def settle(model: nn.Module, x: Tensor) -> nn.Module:
+    """Give batch norms the statistics of a batch, as trained models have them, and put the model in eval.
+
+    With random statistics maps grow from block to block, and rounding with them.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model.eval()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import TOLERANCE as SINGLE
-from tests.papers.reference import check_parity, check_steps, difference, images, randomise
+from tests.papers.reference import check_parity, check_steps, difference, images, randomise, settle
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.efficientformer_v2 import (
     ConvolvedAttention,
@@ -130,11 +130,8 @@ def test_whole_model_equals_timms() -> None:
 def test_single_precision_is_near() -> None:
     """With statistics of a batch in the batch norms, as trained models have them."""
     model, reference = make_pair("not square")
-    for part in reference.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.momentum = 1.0
-    reference.float().train()(images(64, 96, batch=4, seed=5))
-    load_pretrained(model.float(), reference.eval().state_dict(), grid="model")
+    settle(reference.float(), images(64, 96, batch=4, seed=5))
+    load_pretrained(model.float(), reference.state_dict(), grid="model")
     x = images(64, 96)
     assert difference(model(x), reference(x)) < SINGLE
 
@@ -154,6 +151,17 @@ def test_logits_are_the_mean_of_two_classifiers() -> None:
     assert all(difference(one, other) < TOLERANCE for one, other in zip(ours, want, strict=True))
     assert not torch.allclose(*ours)
     assert difference(model(x), (want[0] + want[1]) / 2) < TOLERANCE
+
+
+def test_a_model_with_one_classifier_keeps_its_own() -> None:
+    """The published one of labels is half of what was trained."""
+    _, reference = make_pair("plain")
+    model = EfficientFormerV2(**{**OURS, "distilled": False})
+    own = model.head.weight.clone()
+    with pytest.warns(UserWarning, match="head.weight, head.bias are not from the state dict"):
+        report = load_pretrained(model, reference.float().state_dict(), grid="model")
+    assert report.kept == ("head.weight", "head.bias")
+    assert model.head.weight.equal(own)
 
 
 @torch.inference_mode()

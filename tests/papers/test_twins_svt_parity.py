@@ -12,11 +12,11 @@ from timm.models.twins import Twins
 from tests.papers.reference import TOLERANCE, difference, images, randomise, shapes_only
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.conv import PositionedBlock, PositionGenerator
-from vit_pytorch.layers.windows import GroupAttention
+from vit_pytorch.layers.windows import GroupAttention, SubsampledAttention
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.registry.twins_svt import stages
-from vit_pytorch.twins_svt import SubsampledAttention, TwinsSVT
+from vit_pytorch.twins_svt import TwinsSVT
 
 OURS: dict[str, Any] = {
     "image_size": 64,

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score
 
 from vit_pytorch.data import Preprocessing
+from vit_pytorch.training.evaluation import ClassEvaluation, LabelEvaluation, headline
 from vit_pytorch.training.problems import (
     Classification,
     MultiLabel,
@@ -38,13 +40,33 @@ def test_figures_of_labels_agree_with_scikit_learn() -> None:
     expected = [average_precision_score(true[:, i], scores[:, i]) for i in range(2)]
     assert figures["map"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert figures["f1"] == pytest.approx(f1_score(true.ravel(), decided.ravel()))
-    assert figures["macro_f1"] == pytest.approx(f1_score(true[:, :2], decided[:, :2], average="macro"))
+    assert decided[:, 2].any()
+    assert figures["macro_f1"] == pytest.approx(f1_score(true, decided, average="macro"))
+    assert result.absent == ("never",)
+    assert result.as_dict()["absent"] == ["never"]
+    assert headline(result, "image").endswith(
+        "(labels that no image has, 1: 'never'; mAP leaves them out, macro F1 those that were not predicted)"
+    )
     by_label = result.by_label()
     assert by_label["b"]["average_precision"] == pytest.approx(expected[1], abs=1e-6)
     assert by_label["never"]["images"] == 0
-    assert by_label["never"]["average_precision"] is by_label["never"]["f1"] is None
+    assert (by_label["never"]["average_precision"], by_label["never"]["f1"]) == (None, 0.0)
     assert result.table("image")[1][2][:3] == ["never", "0", "0.600"]
     assert result.as_dict()["images"] == 60
+
+
+def test_macro_f1_leaves_out_the_same_labels_as_of_classes() -> None:
+    """A class that no image has counts where it was predicted, as in scikit-learn, and so does a label."""
+    true, said = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])
+    confusion = torch.bincount(true * 4 + said, minlength=16).view(4, 4)
+    whole = ClassEvaluation(tuple("abcd"), confusion, 0.0)
+    targets, scores = F.one_hot(true, 4).float(), F.one_hot(said, 4).float()
+    several = LabelEvaluation(tuple("abcd"), (0.5,) * 4, scores, targets, 0.0)
+    expected = f1_score(true, said, average="macro")
+    assert whole.macro_f1 == pytest.approx(expected)
+    assert several.figures["macro_f1"] == pytest.approx(expected)
+    assert whole.absent == several.absent == ("c", "d")
+    assert "(classes that no film has, 2: 'c', 'd'; balanced accuracy leaves" in headline(whole, "film")
 
 
 def test_figures_of_values_agree_with_scikit_learn() -> None:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_pytorch.lettering import letter
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -46,8 +48,12 @@ def plot_class_relevance(
     """
     if len(classes) not in (0, len(pictures)):
         raise ValueError(f"expected a class for each of {len(pictures)} images, got {len(classes)}")
-    titles = [f"relevance for {name}" for name in classes] or ["relevance"] * len(pictures)
-    return _plot_heat([heat], pictures, titles, by_image=True)
+    from matplotlib import rc_context
+
+    families, names = letter(classes)
+    titles = [f"relevance for {name}" for name in names] or ["relevance"] * len(pictures)
+    with rc_context({"font.family": families}):
+        return _plot_heat([heat], pictures, titles, by_image=True)
 
 
 def plot_class_attention(maps: Float[Tensor, "b h *size"], pictures: Float[Tensor, "b c *size"]) -> Figure:

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from enum import IntEnum
 from importlib import import_module
@@ -61,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     keep_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    shown = warnings.formatwarning
+    if DEBUG not in arguments:
+        warnings.formatwarning = _format_warning
+    try:
+        return _run(arguments)
+    finally:
+        warnings.formatwarning = shown
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; see `main`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -119,6 +131,11 @@ def usage() -> str:
             "vit COMMAND --help lists a command's options; with --debug an error comes with its traceback.",
         ]
     )
+
+
+def _format_warning(message: Warning | str, *where: object, **line: object) -> str:
+    """Return a warning as the command says it, without the place in the source."""
+    return f"vit: warning: {message}\n"
 
 
 def _fail(message: str, status: Status) -> int:

@@ -91,14 +91,26 @@ def fit(data: str | os.PathLike[str] | None = None, **settings: Any) -> Run:
         FileExistsError: if `output` holds a run already
         OSError: if data or folder cannot be read or written
         SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written
-        ValueError: if a setting does not exist or is out of range, or the data are not what they should be
+        ValueError: if a setting does not exist or is out of range, the data are not what they should be, or
+            `devices` is above 1 in a program that neither torchrun nor SLURM started
     """
     if data is not None:
         # `data={...}` would give it twice, hence the name in full
         settings = {"data.source": _text("data", data), **settings}
     arguments = long_options([f"--{name}={text}" for name, text in _options(settings)])
     resumed = resumed_run(arguments)
-    return Run(carry_out(*read_command(arguments, resumed), resumed))
+    config, output = read_command(arguments, resumed)
+    # heavy, and not needed to find a mistake in the settings
+    from vit_pytorch.training.engine import starts_processes, wait_for_others
+
+    if starts_processes(config.devices):
+        raise ValueError(
+            f"fit trains in one process, and devices={config.devices} would start this program again: start "
+            f"it by torchrun --nproc-per-node {config.devices}, or train by `vit train`"
+        )
+    folder = carry_out(config, output, resumed)
+    wait_for_others()
+    return Run(folder)
 
 
 def _options(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -176,7 +176,7 @@ def _explain(
             top=top if saved.problem.task != "regression" else len(saved.classes),
             scores=saved.problem.scores,
         )
-        answer = saved.problem.list_scores(shown.top)
+        answer = saved.problem.answer(shown.scores, len(shown.top))
         named = [
             f"{saved.classes[index]} {saved.problem.describe_score(score)}" for index, score in shown.top
         ]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json
-from vit_pytorch.cli.use import _check_classes, _data_config, _open, _record
+from vit_pytorch.cli.use import _open, _record, data_config
 from vit_pytorch.create import comes_trained, create_model, is_named
 from vit_pytorch.data import open_data
 from vit_pytorch.export.deploy import export_model
@@ -52,6 +52,7 @@ def print_export(
     quantization: Quantization = "static",
     keep: str = "",
     outputs: Literal["probabilities", "logits"] = "probabilities",
+    calibrated: bool = False,
     features: Features | None = None,
     dynamic: str = "batch",
     merge_tokens: int = 0,
@@ -82,6 +83,8 @@ def print_export(
         keep: Layers that stay in floating point in int8, by names of modules, with commas between.
         outputs: What a classifier's file computes, `probabilities` or `logits`; a model without classes gives
             its features.
+        calibrated: Divide logits by the temperature that the run chose on its validation images, for the
+            probabilities of `vit predict --calibrated`.
         features: Compute features instead: `pooled` for what enters the classifier; after the final norm,
             `cls` for the class token, `mean` for the mean of the patches, `patches` for all, `maps` for
             these as maps.
@@ -125,6 +128,15 @@ def print_export(
     if not {"batch", "size"}.issuperset(axes):
         raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
     computed: Output = outputs if saved.classes and features is None else "features"
+    temperature = 1.0
+    if calibrated:
+        if computed != "probabilities":
+            raise UsageError(
+                f"--calibrated is for probabilities of classes, and the file computes {computed}"
+            )
+        problem = saved.problem.calibrated()
+        assert isinstance(problem, Classification), "probabilities are those of classes"
+        temperature = problem.temperature or temperature
     if quantization != "static" and precision != "int8":
         raise UsageError(f"--quantization is for --precision int8, got {precision}")
     needs_calibration = precision == "int8" and quantization == "static"
@@ -140,6 +152,7 @@ def print_export(
         classes=saved.classes,
         precision=precision,
         output=computed,
+        temperature=temperature,
         normalize_inside=with_preprocessing,
         features=features,
         dynamic_size="size" in axes,
@@ -173,14 +186,14 @@ def _samples(
         if not (Path(model) / CONFIG).is_file():
             noise = ", or --verify random for noise" if use == "verify" else ""
             raise UsageError(f"{model} is no run with images of its own: name some by --{use} FOLDER{noise}")
-        splits = _open(_data_config(Path(model), None), _record(model, None), "stop", saved.problem.task)
+        splits = _open(data_config(Path(model), None), _record(model, None), "stop", saved.problem.task)
         chosen, name = (splits.val, "validation") if use == "verify" else (splits.train, "training")
         return samples_from_dataset(chosen, prep, count=count, source=f"the run's {name} images")
     if not source.startswith(SOURCES) or Path(source).exists():
         return samples_from_files(source, saved.classes, prep, count=count)
     splits = open_data(source)
     if saved.classes:
-        _check_classes(saved.problem, splits.classes)
+        splits = splits.with_names(saved.classes)
     chosen = splits.val if use == "verify" else splits.train
     return samples_from_dataset(chosen, prep, count=count, source=source)
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from vit_pytorch.cli.aliases import ALIASES
-from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, without_option
+from vit_pytorch.cli.layers import UsageError, long_options, option_value, read_layer, setting, without_option
 from vit_pytorch.cli.train import asks_for_help, carry_out, model_layer, read_command, resumed_run
-from vit_pytorch.create import comes_trained
+from vit_pytorch.cli.use import data_config
+from vit_pytorch.create import comes_trained, model_folder, read_config
+from vit_pytorch.data.sources import is_table, shared_columns
 from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.trained import trained_folder
-from vit_pytorch.training.config import PUBLISHED
+from vit_pytorch.training.config import CONFIG, PUBLISHED
 from vit_pytorch.training.recipes import find_recipe
+from vit_pytorch.training.saved import TASK
 from vit_pytorch.weights import HUB, init_empty_weights, likely_repository
 
 FINETUNE = {"from": "tuning.weights", "method": "tuning.method"}
@@ -45,6 +48,7 @@ def finetune(arguments: Sequence[str]) -> None:
             raise UsageError("vit finetune needs --from: a run, a model folder, a file or a model's name")
         found = start_layer(weights)
         if found:
+            found = with_task(found, weights, arguments)
             more[weights] = found
             arguments = without_option(arguments, "tuning.weights")
         elif option_value(arguments, "model.name") is None:
@@ -76,6 +80,32 @@ def distill(arguments: Sequence[str]) -> None:
     if resumed is None and teacher is None and not asks_for_help(arguments):
         raise UsageError("vit distill needs --teacher: a run, a model folder or a model's name")
     carry_out(*read_command(arguments, resumed, command=distill, own=DISTILL), resumed)
+
+
+def with_task(layer: dict[str, Any], weights: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Add to the layer of a run what it learned, and from which columns, where a table is learned from.
+
+    Args:
+        layer: From `start_layer`.
+        weights: The run, or the folder or the name of a model.
+        arguments: The command line, which may ask for another task; of columns it says the last word.
+    """
+    file = option_value(arguments, "config")
+    asked = read_layer(file) if file is not None else {}
+    source, task = (option_value(arguments, name) or setting(asked, name) for name in ("data.source", "task"))
+    if not Path(weights).is_dir() or not isinstance(source, str) or not is_table(source):
+        return layer
+    problem = read_config(model_folder(weights)).get("default_cfg", {}).get(TASK, {})
+    own = problem.get("task", "classify")
+    if task not in (None, own):
+        return layer
+    run = Path(weights)
+    known = data_config(run, None).spec if (run / CONFIG).is_file() else ""
+    columns = {
+        "label_separator" if role == "separator" else f"{role}_column": name
+        for role, name in shared_columns(known, source).items()
+    }
+    return {**layer, "task": own, "data": {**layer["data"], **columns}}
 
 
 def start_layer(weights: str) -> dict[str, Any]:

@@ -212,7 +212,8 @@ def parse_layers(
     try:
         parsed = parser.parse_args(["--help" if one == "--help_all" else one for one in arguments])
     except ArgumentError as error:
-        raise UsageError(plain_message(error)) from error
+        cure = "; data are named by --data" * ("unrecognized arguments" in str(error))
+        raise UsageError(plain_message(error) + cure) from error
     check_model_options(vars(parsed.model), entry, "command line")
     return parsed
 

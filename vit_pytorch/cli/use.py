@@ -32,13 +32,20 @@ from vit_pytorch.data import (
 )
 from vit_pytorch.data.loader import OnBad
 from vit_pytorch.data.record import RECORD, SPLITS, few, find_recorded
-from vit_pytorch.data.sources import CSV_OPTIONS, Changed, split_options
+from vit_pytorch.data.sources import (
+    CSV_OPTIONS,
+    Changed,
+    is_table,
+    shared_columns,
+    split_options,
+    with_columns,
+)
 from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
 from vit_pytorch.storage import replacing
 from vit_pytorch.tome import merging
 from vit_pytorch.training.config import CONFIG, DataConfig
-from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.evaluation import Evaluation, headline
 from vit_pytorch.training.evaluation import evaluate as measure
 from vit_pytorch.training.predictor import Predictor, open_classifier, put_on_device
 from vit_pytorch.training.probing import Probe, embed, read_features
@@ -102,7 +109,8 @@ def print_evaluation(
     """
     if neighbours is not None and probe != "knn":
         raise UsageError("--neighbours is for --probe knn")
-    load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad)
+    bad: dict[str, str] = {}
+    load = partial(evaluation_loader, batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad)
     if probe is not None:
         if by is not None:
             raise UsageError("--by is for the figures of a trained model, not of a probe")
@@ -111,6 +119,7 @@ def print_evaluation(
             data,
             split,
             load,
+            bad,
             probe,
             20 if neighbours is None else neighbours,
             as_json,
@@ -118,21 +127,19 @@ def print_evaluation(
             merge_tokens,
         )
         return
-    result, groups, kind, skipped, known = measure_run(
+    result, groups, kind, known = measure_run(
         run, data, split, load, changed, by=by, merge_tokens=merge_tokens
     )
     if as_json:
-        figures = {"split": split, **result.as_dict(), "skipped_images": skipped, **known}
+        figures = {"split": split, **result.as_dict(), "skipped_images": bad, **known}
         if by is not None:
             figures["by"] = {by: {value: group.as_dict() for value, group in groups.items()}}
         print_json(figures)
         return
-    _print_result(result, split, kind, skipped=len(skipped))
+    _print_result(result, split, kind, skipped=len(bad))
     if by is not None:
         print()
-        print(
-            table([by, "figures"], [[value, f"{group.headline} {kind}s"] for value, group in groups.items()])
-        )
+        print(table([by, "figures"], [[value, headline(group, kind)] for value, group in groups.items()]))
 
 
 def measure_run(
@@ -144,34 +151,30 @@ def measure_run(
     *,
     by: str | None = None,
     merge_tokens: int = 0,
-) -> tuple[Evaluation, dict[str, Evaluation], str, dict[str, str], Known]:
+) -> tuple[Evaluation, dict[str, Evaluation], str, Known]:
     """Measure a trained model; see `print_evaluation`.
 
     Returns:
         The results; those of the images of each value of the column `by`, none without it; what the images
-        are called; those that were skipped, with the reasons; and what `known_images` says of other data.
+        are called; and what `known_images` says of other data.
     """
     saved = open_classifier(run)
-    config = _data_config(Path(run), data)
+    config = data_config(Path(run), data)
     values = _values(config.spec, by) if by is not None else {}
-    splits = _open(config, _record(run, data), changed, saved.problem.task)
-    _check_classes(saved.problem, splits.classes)
+    splits = _open(config, _record(run, data), changed, saved.problem.task).with_names(saved.classes)
     present = {name: images for name in SPLITS if (images := getattr(splits, name)) is not None}
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     chosen = [images for name, images in present.items() if split in ("all", name)]
     known = known_images(run, data, chosen)
-    model, loaders = put_on_device(merging(saved.model, merge_tokens)), []
+    model = put_on_device(merging(saved.model, merge_tokens))
 
     def measured(parts: Sequence[ImageDataset]) -> Evaluation:
-        found = [load(images, saved.preprocessing, len(saved.classes)) for images in parts]
-        loaders.extend(found)
-        return measure(model, found, saved.problem, saved.preprocessing)
+        loaders = [load(images, saved.preprocessing, len(saved.classes)) for images in parts]
+        return measure(model, loaders, saved.problem, saved.preprocessing)
 
-    result = measured(chosen)
-    skipped = _skipped(loaders)
     groups = {value: measured(parts) for value, parts in _groups(chosen, values).items()}
-    return result, groups, splits.train.kind, skipped, known
+    return measured(chosen), groups, splits.train.kind, known
 
 
 def known_images(run: str | Path, data: str | None, chosen: Sequence[ImageDataset]) -> Known:
@@ -210,9 +213,9 @@ def _values(spec: str, column: str) -> dict[Path, str]:
     Raises:
         UsageError: The data are no table.
     """
-    kind, separator, rest = spec.partition(":")
-    if kind != "csv" or not separator:
+    if not is_table(spec):
         raise UsageError(f"--by names a column of a table (csv:FILE), and the data are {spec}")
+    kind, _, rest = spec.partition(":")
     name, options = split_options(rest, kind, CSV_OPTIONS)
     return read_column(Path(name).expanduser(), column, **options)
 
@@ -236,7 +239,14 @@ def _rank(value: str) -> tuple[bool, float, str]:
 
 
 def evaluation_loader(
-    images: ImageDataset, prep: Preprocessing, classes: int, *, batch_size: int, workers: int, on_bad: OnBad
+    images: ImageDataset,
+    prep: Preprocessing,
+    classes: int,
+    *,
+    batch_size: int,
+    workers: int,
+    on_bad: OnBad,
+    bad: dict[str, str] | None = None,
 ) -> ImageLoader:
     """Return the loader of images as a trained model takes them, each once, in order.
 
@@ -246,7 +256,14 @@ def evaluation_loader(
     if prep.media is not None and images.kind != prep.media:
         raise ValueError(f"the model was trained on {prep.media}s, and the data are {images.kind}s")
     return ImageLoader(
-        images, prep, None, batch_size=batch_size, num_classes=classes, workers=workers, on_bad=on_bad
+        images,
+        prep,
+        None,
+        batch_size=batch_size,
+        num_classes=classes,
+        workers=workers,
+        on_bad=on_bad,
+        bad=bad,
     )
 
 
@@ -255,6 +272,7 @@ def _print_probe(
     data: str | None,
     split: str,
     load: Load,
+    bad: Mapping[str, str],
     probe: Probe,
     neighbours: int,
     as_json: bool,
@@ -267,7 +285,7 @@ def _print_probe(
     model = open_model(run)
     if (task := model.default_cfg.get(TASK, {}).get("task", "classify")) != "classify":
         raise ValueError(f"a probe tells classes from each other, and the task of {run} is {task}")
-    splits = _open(_data_config(Path(run), data), _record(run, data), changed)
+    splits = _open(data_config(Path(run), data), _record(run, data), changed)
     asked = splits.test if split == "test" else splits.val
     if asked is None:
         raise ValueError("the data has no test split; it has train, val")
@@ -279,7 +297,7 @@ def _print_probe(
         read_features(lambda images: embed(model, images), loader, device) for loader in loaders
     )
     accuracy = run_probe(probe, known, queries, neighbours=neighbours)
-    count, bad = len(queries.labels), _skipped(loaders)
+    count = len(queries.labels)
     if as_json:
         figures = {"split": split, "probe": probe, "images": count, "accuracy": accuracy}
         print_json({**figures, "skipped_images": bad, **known_by_run})
@@ -287,11 +305,6 @@ def _print_probe(
     print(f"{split}: {probe} accuracy {accuracy:.2%} of {count} images, knowing {len(known.labels)}")
     if bad:
         print(f"{len(bad)} images could not be decoded and are left out")
-
-
-def _skipped(loaders: Sequence[ImageLoader]) -> dict[str, str]:
-    """Name the images that loaders have left out, with the reasons."""
-    return {name: reason for loader in loaders for name, reason in loader.bad.items()}
 
 
 def print_predictions(
@@ -314,7 +327,7 @@ def print_predictions(
         images: Files, folders or patterns.
         top: Number of classes or labels to show for each image, the most probable first; 3 if left out.
         batch_size: Images, or clips of a video, that the model sees at once.
-        workers: Processes that read images.
+        workers: Processes that read images; not videos or volumes.
         tta: Average probabilities over ten views of each image: centre and corners, and their mirror images.
         calibrated: Show probabilities by the temperature that the run chose on its validation images.
         on_bad: What happens to a file that cannot be decoded: `report` names it on standard error, goes on,
@@ -420,10 +433,13 @@ def _write_csv(file: TextIO, predictions: Iterable[Answer], predictor: Predictor
             writer.writerow([path, *times, *problem.cells(part).values()])
 
 
-def _data_config(run: Path, source: str | None) -> DataConfig:
-    """Return the run's data, split as it was; or other data, split by themselves."""
+def data_config(run: Path, source: str | None) -> DataConfig:
+    """Return the run's data, split as it was; or other data, split by themselves, in columns of its names."""
     if source is not None:
-        return DataConfig(source=source, split_seed=0)
+        known = data_config(run, None).spec if is_table(source) and (run / CONFIG).is_file() else ""
+        columns = shared_columns(known, source)
+        # whether its splits are in a column, the other table says
+        return DataConfig(source=with_columns(source, {**columns, "split": None}), split_seed=0)
     if not (run / CONFIG).is_file():
         raise FileNotFoundError(
             f"{run} does not say which data it was trained on (no {CONFIG}): name some by --data"
@@ -460,20 +476,8 @@ def _open(
     )
 
 
-def _check_classes(problem: Problem, found: Sequence[str]) -> None:
-    known = problem.names
-    if known != tuple(found):
-        strange = [name for name in found if name not in known]
-        lacking = [name for name in known if name not in found]
-        raise ValueError(
-            f"the data must have the model's {len(known)} {problem.plural} in their order, got {len(found)}; "
-            f"unknown to the model: {', '.join(strange) or 'none'}; "
-            f"lacking in the data: {', '.join(lacking) or 'none'}"
-        )
-
-
 def _print_result(result: Evaluation, split: str, kind: str, *, skipped: int) -> None:
-    print(f"{split}: {result.headline} {kind}s, loss {result.loss:.4f}")
+    print(f"{split}: {headline(result, kind)}, loss {result.loss:.4f}")
     if skipped:
         print(f"{skipped} {kind}s could not be decoded and are left out")
     header, rows = result.table(kind)

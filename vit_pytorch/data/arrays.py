@@ -123,8 +123,8 @@ def wide_values(
         content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
         return decode_png(content, ImageReadMode.RGB, apply_exif_orientation=True).to(torch.int32)
     if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
-        # Pillow opens 16 bits as 32 in PNG and PPM
-        unsigned = opened.mode.startswith("I;16") or opened.format in ("PNG", "PPM")
+        # Pillow opens 16 bits as 32 in PNG and PPM, which may hold floats, too
+        unsigned = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
         opened.load()
         array = np.array(ImageOps.exif_transpose(opened))
         return to_tensor((array.astype(np.uint16) if unsigned else array)[None])

@@ -8,7 +8,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Literal
 
@@ -25,6 +26,8 @@ from vit_pytorch.preprocessing import Preprocessing
 
 # what is learned of an image: its class, which labels it has, or values
 TaskName = Literal["classify", "multilabel", "regression"]
+# what programs write for a cell without a value
+MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")
 
 
 class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
@@ -247,6 +250,41 @@ class Splits:
         """Number of classes, labels or values."""
         return len(self.classes)
 
+    def with_names(self, names: Sequence[str]) -> "Splits":
+        """Return the splits with labels as indices into other names, such as a model's classes.
+
+        Args:
+            names: The data's classes, labels or values in any order; of classes and labels perhaps more.
+
+        Raises:
+            ValueError: The data has classes, labels or values that are none of the names.
+        """
+        names = tuple(names)
+        strange = [name for name in self.classes if name not in names]
+        lacking = [name for name in names if name not in self.classes]
+        if strange or (lacking and (self.task == "regression" or not self.train.listed)):
+            what = {"classify": "classes", "multilabel": "labels", "regression": "values"}[self.task]
+            raise ValueError(
+                f"the data must have the model's {len(names)} {what}, got {len(self.classes)}; "
+                f"unknown to the model: {', '.join(strange) or 'none'}; "
+                f"lacking in the data: {', '.join(lacking) or 'none'}"
+            )
+        if names == self.classes:
+            return self
+        places = torch.tensor([names.index(name) for name in self.classes])
+
+        def renamed(images: ImageDataset) -> ImageDataset:
+            images, labels = copy(images), images.labels
+            if self.task == "classify":
+                images.labels = places[labels]
+            else:
+                images.labels = labels.new_zeros(len(labels), len(names))
+                images.labels[:, places] = labels
+            return images
+
+        test = None if self.test is None else renamed(self.test)
+        return replace(self, classes=names, train=renamed(self.train), val=renamed(self.val), test=test)
+
     def __post_init__(self) -> None:
         for name in self.classes:
             try:
@@ -258,13 +296,6 @@ class Splits:
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ValueError(f"names of classes must differ, got {twice!r} twice")
-        plain = Counter(map(_plain_name, self.classes))
-        if alike := [name for name in self.classes if plain[_plain_name(name)] > 1]:
-            warnings.warn(
-                "names of classes differ only in case, spaces, encoding or how a number is written: "
-                f"{', '.join(map(ascii, alike[:6]))}",
-                stacklevel=3,
-            )
         for split, images in (("train", self.train), ("val", self.val), ("test", self.test)):
             if images is None:
                 continue
@@ -324,6 +355,23 @@ class Splits:
                 f"training needs images that differ in what is learned; all {len(self.train)} training "
                 f"{self.train.kind}s have {value:g} for {self.classes[column]!r}"
             )
+
+
+def warn_of_names(names: Sequence[str]) -> None:
+    """Warn of names of classes or labels that may be meant as one, or as none."""
+    plain = Counter(map(_plain_name, names))
+    if alike := [name for name in names if plain[_plain_name(name)] > 1]:
+        warnings.warn(
+            "names of classes differ only in case, spaces, encoding or how a number is written: "
+            f"{', '.join(map(ascii, alike[:6]))}",
+            stacklevel=3,
+        )
+    if missing := [name for name in names if _plain_name(name) in MISSING]:
+        warnings.warn(
+            f"{missing[0]!r} is learned like any other name: if it stands for labels that are missing, leave "
+            "these images out",
+            stacklevel=3,
+        )
 
 
 def _plain_name(name: str) -> str:

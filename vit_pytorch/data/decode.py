@@ -158,8 +158,7 @@ def read_values(
     with _opened(source, name) as (file, called), _faults_named(file, called):
         values = _read(file, channels, called, max_pixels, exact=True)
         if isinstance(values, Image.Image):
-            array = torch.from_numpy(np.array(values.convert("RGB")))
-            return array.permute(2, 0, 1)
+            return _to_8_bits(values, 3)
         return values
 
 

@@ -111,8 +111,9 @@ def likely_path(path: str | os.PathLike[str]) -> str:
     """Return what to say of a path to nothing: it is an address, or leads somewhere with slashes for its
     backslashes, or with an extension."""
     name = os.fspath(path)
-    if re.search(r"(^|/)[a-z][a-z0-9+-]+:/", name):
-        return "; addresses are not fetched"
+    # of a path that was made absolute, somewhere within, with one slash
+    if re.search(r"(^|/)[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE):
+        return "; addresses are not fetched: download it first"
     slashed = name.replace("\\", "/")
     if slashed != name and Path(slashed).exists():
         return "; backslashes separate no folders on this system, and with slashes it is there"

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -36,12 +37,26 @@ def usable_cores() -> int:
 
 
 def check_workers(workers: int) -> None:
-    """Check a number of processes that load images.
+    """Check a number of processes that load images; warn, once, if they are more than the usable cores.
 
     Raises:
         ValueError: It is no integer, negative, or more than a machine bears.
     """
     check_integer("workers", workers, least=0, most=MOST_WORKERS)
+    if workers > usable_cores():
+        _warn_of_workers(workers, usable_cores())
+
+
+@cache
+def _warn_of_workers(workers: int, cores: int) -> None:
+    warnings.warn(f"workers: {workers}, usable cores: {cores}; fewer workers may be faster", stacklevel=3)
+
+
+class QuietDataLoader(DataLoader[Any]):
+    """PyTorch's loader without its warning of many workers, twice at each start: `check_workers` says it."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Leave the check out."""
 
 
 class ImageLoader:
@@ -64,6 +79,7 @@ class ImageLoader:
         on_bad: Whether an image that cannot be decoded stops the run, or is left out of its batch, with a
             warning and a note in ``bad``.
         balanced: Whether training shows classes equally often, images with repetition.
+        bad: Where skipped images are noted; loaders that share it warn of each once.
 
     Attributes:
         sampler: The plan of batches; Lightning tells it the epoch.
@@ -86,6 +102,7 @@ class ImageLoader:
         worker_timeout: float = 120.0,
         on_bad: OnBad = "stop",
         balanced: bool = False,
+        bad: dict[str, str] | None = None,
     ) -> None:
         if images.axes != len(prep.size):
             raise ValueError(
@@ -99,7 +116,7 @@ class ImageLoader:
         self.workers = workers
         self.worker_timeout = worker_timeout
         self.on_bad = on_bad
-        self.bad: dict[str, str] = {}
+        self.bad = {} if bad is None else bad
         self.sampler = BatchPlan(
             images,
             batch_size=batch_size,
@@ -139,7 +156,7 @@ class ImageLoader:
 
     def _load(self, source: Dataset[Batch], **options: Any) -> Iterator[Batch]:
         return iter(
-            DataLoader(
+            QuietDataLoader(
                 source,
                 batch_size=None,
                 collate_fn=_unchanged,

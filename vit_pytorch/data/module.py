@@ -71,6 +71,7 @@ class ImageData(L.LightningDataModule):
     Attributes:
         splits: The images, after ``setup``.
         train_size: Height and width of the training images, where they are not the model's input.
+        bad: Name and fault of every image that this process has skipped.
         rank: This process, of `world_size`; without a Trainer of Lightning, the training loop sets both.
     """
 
@@ -135,6 +136,7 @@ class ImageData(L.LightningDataModule):
         self.in_memory = in_memory
         self.splits: Splits | None = data if isinstance(data, Splits) else None
         self.train_size: tuple[int, int] | None = None
+        self.bad: dict[str, str] = {}
         self.rank, self.world_size = 0, 1
         self._channels = channels
         self._loaders: dict[str, ImageLoader] = {}
@@ -215,11 +217,6 @@ class ImageData(L.LightningDataModule):
             media=kind if (kind := self.opened.train.kind) in MEDIA else None,
             window=self.window,
         )
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """Name and fault of every image that this process has skipped."""
-        return {name: reason for loader in self._loaders.values() for name, reason in loader.bad.items()}
 
     def train_dataloader(self) -> ImageLoader:
         """Return the loader of shuffled, augmented batches; warn of images that use little of their range."""
@@ -328,6 +325,7 @@ class ImageData(L.LightningDataModule):
             "workers": self.workers_for(images),
             "worker_timeout": self.worker_timeout,
             "on_bad": self.on_bad,
+            "bad": self.bad,
         }
         if isinstance(images, StreamImages):
             assert augmentation is not None, "a stream has training images only"

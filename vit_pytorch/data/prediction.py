@@ -53,8 +53,11 @@ def find_images(
         # an empty name, as of a shell's unset variable, is not the folder at hand
         names = [path] if path and Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
+            brackets = "; in a pattern [ begins a choice of letters, and [[] is the bracket itself" * (
+                "[" in path
+            )
             raise FileNotFoundError(
-                f"no such {kind}, folder or pattern: {path or repr(path)}{likely_path(path)}"
+                f"no such {kind}, folder or pattern: {path or repr(path)}{likely_path(path) or brackets}"
             )
         for name in map(Path, names):
             if not name.is_dir():

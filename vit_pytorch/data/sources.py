@@ -12,7 +12,15 @@ from urllib.parse import parse_qs, urlencode
 import numpy as np
 import torch
 
-from vit_pytorch.data.datasets import ArrayImages, FileImages, ImageDataset, Splits, TaskName, split_off
+from vit_pytorch.data.datasets import (
+    ArrayImages,
+    FileImages,
+    ImageDataset,
+    Splits,
+    TaskName,
+    split_off,
+    warn_of_names,
+)
 from vit_pytorch.data.folders import read_folders, read_tree, unfit_for_classes
 from vit_pytorch.data.hub import read_hub
 from vit_pytorch.data.idx import read_idx_split
@@ -92,7 +100,9 @@ def open_data(
         raise ValueError(f"the name of the data must not be empty, got {spec!r}")
     stream = stream or StreamConfig()
     if kind == "stream" and separator:
-        return open_stream(rest, stream, labelled=not unlabelled)
+        splits = open_stream(rest, stream, labelled=not unlabelled)
+        warn_of_names(splits.classes)
+        return splits
     if stream.given:
         raise ValueError(f"{', '.join(stream.given)} are for stream: data, got {spec}")
     left_out: dict[str, list[Path]] = {}
@@ -154,6 +164,8 @@ def open_data(
             )
         if changes:
             warnings.warn(f"{spec} has changed since its images were recorded: {changes}", stacklevel=2)
+    if task != "regression":
+        warn_of_names(splits.classes)
     for split in (splits.train, splits.val, splits.test):
         if split is not None:
             split.root = root
@@ -212,6 +224,24 @@ def with_columns(spec: str, columns: Mapping[str, str | None]) -> str:
     if given and not spec.startswith(("csv:", "hf:")):
         raise ValueError(f"columns are those of csv: and hf: data, got {spec} with {', '.join(given)}")
     return spec + ("&" if "?" in spec else "?") * bool(given) + urlencode(given)
+
+
+def is_table(spec: str) -> bool:
+    """Return whether data are a table, `csv:FILE`."""
+    return spec.startswith("csv:")
+
+
+def shared_columns(known: str, spec: str) -> dict[str, str]:
+    """Return the options of one table, but for its root, that hold for another that does not give its own.
+
+    Args:
+        known: Data that options are known of, as `open_data` takes it.
+        spec: Other data.
+    """
+    if not (is_table(known) and is_table(spec)):
+        return {}
+    (_, theirs), (_, own) = (split_options(data[4:], "csv", CSV_OPTIONS) for data in (known, spec))
+    return {role: name for role, name in theirs.items() if role not in (*own, ROOT)}
 
 
 def _split_patterns(patterns: str) -> list[str]:

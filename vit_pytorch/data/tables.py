@@ -255,7 +255,10 @@ def _label_columns(
     file: Path, columns: Collection[str], wanted: str | None, task: TaskName, *, optional: bool
 ) -> list[str]:
     """Return the columns of labels: one, or of a regression perhaps several with commas between."""
-    several = task == "regression" and wanted is not None and wanted not in columns
+    several = wanted is not None and "," in wanted and wanted not in columns
+    if several and task != "regression":
+        cells = ", whose cells hold several with a separator between" * (task == "multilabel")
+        raise ValueError(f"{file}: task {task} takes one column of labels{cells}; got {wanted}")
     pieces: list[str | None] = [*(wanted or "").split(",")] if several else [wanted]
     names = LABELS if task == "multilabel" else LABEL
     found = [_find(file, columns, piece, "label", names, optional=optional) for piece in pieces]

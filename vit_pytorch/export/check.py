@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from vit_pytorch.export.deploy import load_exported
 from vit_pytorch.export.job import ExportError, RefusedError
 from vit_pytorch.export.samples import Samples
-from vit_pytorch.export.verify import HINTS, Comparison, check, compare
+from vit_pytorch.export.verify import HINTS, Comparison, Loss, check, compare, decision_of
+from vit_pytorch.training.saved import TASK
 
 
 def check_file(file: str | Path) -> Comparison:
@@ -45,13 +46,14 @@ def check_file(file: str | Path) -> Comparison:
         run,
         samples,
         finish=nn.Identity(),
-        decides="features" not in report["output"],
+        decide=decision_of(next(iter(report["output"])), report.get(TASK, {})),
         batch_size=min(16, report["input"]["images"]["max_batch"]),
     )
     try:
-        check(found, report["precision"], noise=samples.are_random)
+        loss: Loss = "merged" if report.get("merge_tokens") else report["precision"]
+        check(found, loss, noise=samples.are_random)
     except ExportError as error:
-        raise RefusedError(f"{file} is not to be used: {error}; {HINTS[report['precision']]}") from error
+        raise RefusedError(f"{file} is not to be used: {error}; {HINTS[loss]}") from error
     report["verification"] = found.as_dict()
     report_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return found

@@ -32,7 +32,7 @@ from vit_pytorch.export.job import (
     Runtime,
 )
 from vit_pytorch.export.samples import Samples, normalized_batches
-from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, write_check
+from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, decision_of, write_check
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
 from vit_pytorch.storage import file_sha256, full_disk_named, making_folder
@@ -53,6 +53,7 @@ def export_model(
     classes: tuple[str, ...] = (),
     precision: Precision = "fp32",
     output: Output = "probabilities",
+    temperature: float = 1.0,
     normalize_inside: bool = False,
     features: Features | None = None,
     dynamic_size: bool = False,
@@ -80,6 +81,7 @@ def export_model(
         classes: names of the classes; none for features.
         precision: number format of the computation.
         output: what comes out; "features" for a model without classes.
+        temperature: divides logits before they become probabilities.
         normalize_inside: the graph takes bytes (0 to 255) of the model's size, and normalizes them itself.
         features: which, if the output is "features"; by default what the model itself returns.
         dynamic_size: the graph takes any height and width that the patch divides.
@@ -124,7 +126,7 @@ def export_model(
     step = find_size_step(model, format, kind) if dynamic_size else None
     model.eval()
     inside = Normalize(prep) if normalize_inside else None
-    reference = ExportGraph(model, output, inside, features)
+    reference = ExportGraph(model, output, inside, features, temperature)
     dtype = torch.float32 if kind.lowers else DTYPES[precision]
     lowered = merging(model, merge_tokens)
     lowered = lowered if dtype == reference.dtype else deepcopy(lowered).to(dtype)
@@ -132,7 +134,7 @@ def export_model(
     example = finish(torch.stack([samples.read(0), samples.read(len(samples) - 1)]))
     description = describe(model, name, prep, classes, normalize_inside=normalize_inside)
     job = ExportJob(
-        graph=ExportGraph(lowered, output, inside, features).eval(),
+        graph=ExportGraph(lowered, output, inside, features, temperature).eval(),
         example=example,
         precision=precision,
         metadata={key: json.dumps(value) for key, value in description.items()},
@@ -157,7 +159,7 @@ def export_model(
                 run,
                 samples,
                 finish=finish,
-                decides=output != "features",
+                decide=decision_of(output, model.default_cfg.get(TASK, {})),
                 batch_size=min(batch_size, max_batch),
             )
             loss: Loss = "merged" if merge_tokens else precision
@@ -193,7 +195,13 @@ def export_model(
                     "dtype": str(example.dtype).removeprefix("torch."),
                 }
             },
-            "output": {output: {"shape": ["batch", *_output_shape(reference, job)], "dtype": "float32"}},
+            "output": {
+                output: {
+                    "shape": ["batch", *_output_shape(reference, job)],
+                    "dtype": "float32",
+                    **({"temperature": temperature} if output == "probabilities" else {}),
+                }
+            },
             **description,
             "verification": verification,
             "versions": {package: version(package) for package in ("torch", *kind.packages)},

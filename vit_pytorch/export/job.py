@@ -64,6 +64,7 @@ class ExportGraph(nn.Module):
         output: what comes out.
         normalize: scales and normalizes images of bytes inside the graph; None if it takes normalized ones.
         features: computes these instead of what the model returns.
+        temperature: divides logits before they become probabilities.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class ExportGraph(nn.Module):
         output: Output,
         normalize: nn.Module | None = None,
         features: Features | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.output = output
         self.normalize = normalize
         self.features = features
+        self.temperature = temperature
         self.dtype = next(model.parameters()).dtype
 
     def forward(self, images: Shaped[Tensor, "b c *size"]) -> Float[Tensor, "b ..."]:
@@ -89,7 +92,10 @@ class ExportGraph(nn.Module):
             x = self.model(images).float()
         else:
             x = compute_features(self.model, images, self.features).float()
-        return x.softmax(dim=1) if self.output == "probabilities" else x
+        if self.output != "probabilities":
+            return x
+        # divided by 1, files would hold one operator more
+        return (x if self.temperature == 1 else x / self.temperature).softmax(dim=1)
 
 
 @dataclass(frozen=True)

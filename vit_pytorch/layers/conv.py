@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -181,6 +182,32 @@ class FeedForwardNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform each cell on its own."""
         return self.dropout(self.to_out(self.dropout(self.act(self.to_hidden(x)))))
+
+
+class NormHead(nn.Module):
+    """A linear classifier after batch norm (LeViT, arXiv:2104.01136, section 4.2)."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, num_classes)
+        self.norm: nn.Module = TokenNorm(dim)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        """Return the logits."""
+        return self.linear(self.norm(x))
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Fold the batch norm into the layer, for inference only; a second time changes nothing."""
+        if isinstance(self.norm, TokenNorm):
+            # In inference the norm is affine: its value at 0, and for each channel a slope.
+            ends = torch.stack([torch.zeros_like(self.norm.weight), torch.ones_like(self.norm.weight)])
+            shift, top = self.norm.eval()(ends)
+            self.linear.bias.add_(self.linear.weight @ shift)
+            self.linear.weight.mul_(top - shift)
+            self.norm = nn.Identity()
 
 
 class SqueezeExcite(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
@@ -122,14 +123,14 @@ def classify_pair(pair: Float[Tensor, "b e"], head: nn.Module, *, pre_logits: bo
 
 
 def make_classifier(
-    dim: int, num_classes: int, *, like: Tensor, kind: type[nn.Linear | OneTokenHead] = nn.Linear
+    dim: int, num_classes: int, *, like: Tensor, kind: Callable[[int, int], nn.Module] = nn.Linear
 ) -> nn.Module:
     """Build a classifier with small initial weights; the identity for no classes.
 
     Args:
         dim: dimension of what is classified, of each token for a `DistilledHead`.
         like: a tensor of the device and the dtype.
-        kind: the class of the classifier.
+        kind: builds the classifier from both dimensions.
     """
     if num_classes == 0:
         return nn.Identity()

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs
+from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, CrossAttention
 from vit_pytorch.layers.blocks import fx_leaf
+from vit_pytorch.layers.conv import OnMap
 
 # Added to the scores of cells that were not neighbours before a map was shifted, as in Swin's code.
 HIDDEN = -100.0
@@ -176,6 +177,41 @@ class GroupAttention(nn.Module):
         q, k, v = self.attention.project(partition.split(padded))
         mixed = self.attention.merge(self.attention.kernel(q, k, v, mask))
         return crop_map(partition.merge(mixed, padded.shape[1:3]), (height, width))
+
+
+class SubsampledAttention(nn.Module):
+    """Global sub-sampled attention: from each cell to a summary of the whole map.
+
+    PVT, arXiv:2102.12122, section 3.3; Twins, arXiv:2104.13840, section 3.2, equation 3.
+
+    Args:
+        attention: attends from the cells to the summary.
+        summary: returns a smaller map; the identity for the map as it is.
+    """
+
+    def __init__(self, attention: CrossAttention, summary: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.summary = summary
+
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
+        """Attend from each cell to the summary of its map."""
+        height, width = x.shape[1:3]
+        summary = self.summary(x).flatten(1, 2)
+        return self.attention(x.flatten(1, 2), summary).unflatten(1, (height, width))
+
+
+def convolved_summary(dim: int, side: int) -> nn.Sequential:
+    """Build a convolution whose stride is its kernel, and a norm: the summary of a map.
+
+    Args:
+        side: side of the squares of cells that are summarised in one. Cells beyond the last whole square are
+            in no summary; with a side of 1 the map is its own summary.
+    """
+    layers = [OnMap(nn.Conv2d(dim, dim, side, side)), nn.LayerNorm(dim)]
+    return nn.Sequential(*(layers if side > 1 else []))
 
 
 @fx_leaf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.weights import check_values
 
-PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "name": ".+"}
+PLACEHOLDERS = {"i": r"\d+", "j": r"\d+", "k": r"\d+", "p": "weight|bias", "name": ".+"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ SAME = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor,
 class Rule:
     """One line of a table.
 
-    In names, `{i}` and `{j}` stand for numbers, `{p}` for `weight` or `bias`, `{name}` for anything.
+    In names, `{i}`, `{j}` and `{k}` stand for numbers, `{p}` for `weight` or `bias`, `{name}` for anything.
 
     Args:
         ours: our name, or the names of several that are made of theirs.
@@ -69,7 +69,8 @@ class Format:
     Args:
         name: what the format is called.
         marks: names of which one tells the format; what stands before it is the prefix of all names.
-        rules: the table. The first rule for a name of ours is the one used for writing.
+        rules: the table. The first rule for a name of ours is the one used for writing; of several for a name
+            of theirs, the first whose names the model has is the one used for reading, else the first.
         unused: their names that play no role in the model.
         prefix: what is put before names in writing.
         fixed_positions: whether files hold position embeddings that are not learned, too.
@@ -119,11 +120,12 @@ class Format:
         found: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[str, Tensor]]]] = {}
         left: dict[str, Tensor] = {}
         unused = []
+        known = model.state_dict().keys()
         for name, tensor in state.items():
             if not tensor.numel() or any(_match(pattern, name) is not None for pattern in self.unused):
                 unused.append(name)
                 continue
-            hit = self._find(name)
+            hit = self._find(name, known)
             if hit is None:
                 left[name] = tensor
                 continue
@@ -165,12 +167,14 @@ class Format:
                 written[full.format(**groups)] = part.contiguous()
         return written
 
-    def _find(self, name: str) -> tuple[Rule, int, tuple[str, ...]] | None:
-        for rule in self.rules:
-            for index, theirs in enumerate(rule.parts):
-                if (groups := _match(theirs, name)) is not None:
-                    return rule, index, tuple(ours.format(**groups) for ours in rule.names)
-        return None
+    def _find(self, name: str, known: Set[str]) -> tuple[Rule, int, tuple[str, ...]] | None:
+        hits = [
+            (rule, index, tuple(ours.format(**groups) for ours in rule.names))
+            for rule in self.rules
+            for index, theirs in enumerate(rule.parts)
+            if (groups := _match(theirs, name)) is not None
+        ]
+        return next((hit for hit in hits if known >= {*hit[2]}), hits[0] if hits else None)
 
     def _transform(
         self, rule: Rule, ours: tuple[str, ...], parts: Sequence[tuple[str, Tensor]], model: nn.Module

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_pytorch.preprocessing import Preprocessing
 from vit_pytorch.training.config import TrainConfig
-from vit_pytorch.training.evaluation import Evaluation
+from vit_pytorch.training.evaluation import Evaluation, headline
 from vit_pytorch.training.problems import Problem
 from vit_pytorch.training.summary import markdown_table
 
@@ -54,7 +54,7 @@ def card_text(
         ),
         "## Figures",
         "\n".join(
-            f"- {_title(split)}: {result.headline} {kind}s, loss {result.loss:.4f}"
+            f"- {_title(split)}: {headline(result, kind)}, loss {result.loss:.4f}"
             for split, result in results.items()
         ),
         f"By {problem.noun}, on the {_title(measured)} {kind}s:",

@@ -98,6 +98,18 @@ def _unset(*names: str) -> list[str]:
     return [name for name in names if name not in os.environ]
 
 
+def starts_processes(devices: int) -> bool:
+    """Return whether Fabric would start further processes, as copies of the program that is running."""
+    found = (TorchElasticEnvironment.detect(), SLURMEnvironment.detect())
+    return devices > 1 and not any(found) and "LOCAL_RANK" not in os.environ
+
+
+def wait_for_others() -> None:
+    """Wait for the other processes of a training, if there are any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def is_first_process() -> bool:
     """Return whether this is the first of the training's processes, also before Fabric starts them."""
     if TorchElasticEnvironment.detect():

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from vit_pytorch.data import Preprocessing
+from vit_pytorch.data.record import few
 from vit_pytorch.data.transforms import Images, move
 from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.preprocessing import Normalize
@@ -78,6 +79,11 @@ class ClassEvaluation:
         return float(self.confusion.diagonal().sum() / self.confusion.sum())
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of the classes that no image has."""
+        return tuple(name for name, accuracy in self.class_accuracy.items() if accuracy is None)
+
+    @property
     def class_accuracy(self) -> dict[str, float | None]:
         """The same for the images of each class; None where there are none."""
         totals, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
@@ -115,6 +121,7 @@ class ClassEvaluation:
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
             "macro_f1": self.macro_f1,
+            "absent": list(self.absent),
             "loss": self.loss,
             "calibration_error": errors[0],
             "calibrated_error": errors[1],
@@ -171,16 +178,25 @@ class LabelEvaluation:
     @property
     def figures(self) -> dict[str, float | None]:
         """`map`, the mean of the labels' average precision; `f1` of all decisions together; `macro_f1`, the
-        mean of the labels' F1. Means are over labels that an image has; None where there are none."""
-        found = [each for each in self.by_label().values() if each["images"]]
-        if not found:
+        mean of the labels' F1. Of labels that no image has, F1 counts where they were predicted; None where
+        no image has a label."""
+        found = self.by_label().values()
+        precisions = [value for each in found if (value := each["average_precision"]) is not None]
+        scores = [value for each in found if (value := each["f1"]) is not None]
+        if not precisions:
             return {"map": None, "f1": None, "macro_f1": None}
         true, decided = self.targets == 1, self._decided
         return {
-            "map": sum(each["average_precision"] or 0.0 for each in found) / len(found),
+            "map": sum(precisions) / len(precisions),
             "f1": 2 * int((true & decided).sum()) / int(true.sum() + decided.sum()),
-            "macro_f1": sum(each["f1"] or 0.0 for each in found) / len(found),
+            "macro_f1": sum(scores) / len(scores),
         }
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of the labels that no image has."""
+        present = (self.targets == 1).any(dim=0).tolist()
+        return tuple(name for name, known in zip(self.labels, present, strict=True) if not known)
 
     @property
     def _decided(self) -> Bool[Tensor, "n k"]:
@@ -193,7 +209,8 @@ class LabelEvaluation:
         return f"mAP {found['map']}, F1 {found['f1']}, macro F1 {found['macro_f1']} of {self.images}"
 
     def by_label(self) -> dict[str, dict[str, float | None]]:
-        """Return the figures of each label; None for those that it takes images with the label to know."""
+        """Return the figures of each label; None for those that it takes images with the label to know, or
+        for F1 such that have it or are said to."""
         from torchmetrics.functional.classification import binary_average_precision
 
         found: dict[str, dict[str, float | None]] = {}
@@ -207,13 +224,19 @@ class LabelEvaluation:
                 "average_precision": None if average is None else float(average),
                 "precision": hits / predicted if predicted else None,
                 "recall": hits / present if present else None,
-                "f1": 2 * hits / (present + predicted) if present else None,
+                "f1": 2 * hits / (present + predicted) if present + predicted else None,
             }
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures, for JSON."""
-        return {"images": self.images, **self.figures, "loss": self.loss, "labels": self.by_label()}
+        return {
+            "images": self.images,
+            **self.figures,
+            "absent": list(self.absent),
+            "loss": self.loss,
+            "labels": self.by_label(),
+        }
 
     def table(self, kind: str) -> Table:
         """Return the figures by label."""
@@ -279,6 +302,19 @@ class ValueEvaluation:
 
 # each with `loss`, `images`, `headline`, `as_dict` and `table`
 Evaluation = ClassEvaluation | LabelEvaluation | ValueEvaluation
+
+
+def headline(result: Evaluation, kind: str) -> str:
+    """Return the headline of results on images, videos or volumes, and what its means leave out."""
+    text = f"{result.headline} {kind}s"
+    if isinstance(result, ValueEvaluation) or not result.absent:
+        return text
+    whole = isinstance(result, ClassEvaluation)
+    names, mean = ("classes", "balanced accuracy") if whole else ("labels", "mAP")
+    return (
+        f"{text} ({names} that no {kind} has, {few(list(map(repr, result.absent)))}; {mean} leaves them out, "
+        "macro F1 those that were not predicted)"
+    )
 
 
 @torch.no_grad()

@@ -5,14 +5,17 @@ Each function draws what it is given into a PNG file, `path`.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from jaxtyping import Float
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vit_pytorch.lettering import letter
 from vit_pytorch.storage import replacing
 from vit_pytorch.training.evaluation import (
     ClassEvaluation,
@@ -47,14 +50,26 @@ def pictures_of(result: Evaluation, rows: Sequence[Row]) -> dict[str, Draw]:
     """
     pictures: dict[str, Draw] = {COURSE: lambda path: draw_curves(rows, path)}
     if isinstance(result, ClassEvaluation):
+        families, names = letter(result.classes)
+        result = replace(result, classes=tuple(names))
         pictures["confusion.png"] = partial(draw_confusion, result)
         pictures["wrong.png"] = partial(draw_wrong, result)
         pictures["reliability.png"] = partial(draw_reliability, result)
     elif isinstance(result, LabelEvaluation):
-        pictures["precision_recall.png"] = partial(draw_precision_recall, result)
+        families, names = letter(result.labels)
+        pictures["precision_recall.png"] = partial(
+            draw_precision_recall, replace(result, labels=tuple(names))
+        )
     else:
-        pictures["predicted.png"] = partial(draw_predicted, result)
-    return pictures
+        families, names = letter(result.names)
+        pictures["predicted.png"] = partial(draw_predicted, replace(result, names=tuple(names)))
+    return {name: partial(_draw_in, families, draw) for name, draw in pictures.items()}
+
+
+def _draw_in(families: Sequence[str], draw: Draw, path: Path) -> None:
+    """Draw with fonts of some families."""
+    with rc_context({"font.family": families}):
+        draw(path)
 
 
 def draw_curves(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from vit_pytorch.base import VisionModel
@@ -31,7 +30,7 @@ from vit_pytorch.data import (
 from vit_pytorch.data.arrays import scale, to_tensor
 from vit_pytorch.data.datasets import convert_channels
 from vit_pytorch.data.decode import from_pillow
-from vit_pytorch.data.loader import check_workers
+from vit_pytorch.data.loader import QuietDataLoader, check_workers
 from vit_pytorch.data.prediction import read_parts
 from vit_pytorch.data.transforms import collate
 from vit_pytorch.layers.arguments import check_arguments, check_integer
@@ -56,7 +55,7 @@ class Predictor:
             that is read already
         top: number of classes or labels in an answer, the most probable first; default 3
         batch_size: images that the model sees at once
-        workers: processes that read files; 0 reads them in this one
+        workers: processes that read images; 0 reads them in this one, as videos and volumes are
         tta: mean of the probabilities over ten views of each image: the centre and the four corners of the
             image 1 / 0.875 as large, and their mirror images; of classes and labels
         calibrated: divide logits by the temperature that the run chose on its validation images
@@ -87,6 +86,8 @@ class Predictor:
         self.top = self.problem.check_top(top)
         self.batch_size, self.workers = batch_size, workers
         prep = self.preprocessing
+        if workers and prep.frames is not None:
+            raise ValueError("workers read images; videos and volumes are read one after the other, without")
         if tta and (
             prep.frames is not None or prep.max_tokens is not None or self.problem.task == "regression"
         ):
@@ -111,8 +112,8 @@ class Predictor:
 
         Raises:
             BadImageError: if an image cannot be decoded
-            FileNotFoundError: if a path names nothing
-            ValueError: if something is no image, or an address
+            FileNotFoundError: if a path names nothing, or is an address
+            ValueError: if something is no image
         """
         if isinstance(images, str | os.PathLike):
             if Path(images).is_file():
@@ -147,9 +148,6 @@ class Predictor:
             if self.preprocessing.frames is None or self.preprocessing.media == "volume":
                 raise ValueError("step is for videos, which this model does not take")
         names = [os.fspath(path) for path in paths]
-        for name in names:
-            if re.match(r"[a-z][a-z0-9+.-]+://", name, re.IGNORECASE):
-                raise ValueError(f"addresses are not fetched: download {name} and pass its file")
         if self.preprocessing.frames is not None:
             yield from self._stream_clips(names, on_bad or _stop, step)
             return
@@ -253,7 +251,7 @@ def prepared_batches(
         workers: processes that read files
         on_bad: called with the error of a file that cannot be decoded, which is then left out
     """
-    loader = DataLoader(
+    loader = QuietDataLoader(
         _PreparedFiles(find_images(paths), prep, transform),
         batch_size=batch_size,
         num_workers=workers,

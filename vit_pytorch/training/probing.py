@@ -88,6 +88,7 @@ def embed_dataset(
         workers=data.workers_for(images),
         worker_timeout=data.worker_timeout,
         on_bad=data.on_bad,
+        bad=data.bad,
     )
     weight = next(model.parameters())
     return read_features(lambda batch: embed(model, batch), loader, weight.device, weight.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -110,11 +110,8 @@ class Problem(ABC):
             top: How many outputs are listed; from `check_top`.
         """
         values, indices = scores.topk(top)
-        return self.list_scores(zip(indices.tolist(), values.tolist(), strict=True))
-
-    def list_scores(self, scores: Iterable[tuple[int, float]]) -> Answer:
-        """Name outputs and their scores, given as pairs of index and score."""
-        return {"top": [{self.noun: self.names[index], "probability": score} for index, score in scores]}
+        found = zip(indices.tolist(), values.tolist(), strict=True)
+        return {"top": [{self.noun: self.names[index], "probability": score} for index, score in found]}
 
     def cells(self, answer: Answer) -> dict[str, Any]:
         """Return an answer as the cells of a CSV file, by column."""
@@ -324,11 +321,7 @@ class Regression(Problem):
 
     def answer(self, scores: Float[Tensor, " k"], top: int) -> Answer:
         """Name all values."""
-        return self.list_scores(enumerate(scores.tolist()))
-
-    def list_scores(self, scores: Iterable[tuple[int, float]]) -> Answer:
-        """Name values."""
-        return {"values": {self.names[index]: score for index, score in scores}}
+        return {"values": dict(zip(self.names, scores.tolist(), strict=True))}
 
     def cells(self, answer: Answer) -> dict[str, Any]:
         """Return the values by their names."""

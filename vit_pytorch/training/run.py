@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vit_pytorch.training.card import CARD, card_text
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, plain_settings, write_config
 from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
+from vit_pytorch.training.engine import process_states
 from vit_pytorch.training.evaluation import evaluate, fit_problem
 from vit_pytorch.training.history import METRICS, History, read_rows
 from vit_pytorch.training.keeper import Checkpoints
@@ -100,8 +101,9 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
             patience=config.patience,
             ema=config.ema,
         )
+        skipped = all_skipped(fabric, data)
         if fabric.is_global_zero:
-            report(config, folder, splits, skipped=data.bad)
+            report(config, folder, splits, skipped=skipped)
     return folder
 
 
@@ -243,6 +245,11 @@ def train(
         )
 
 
+def all_skipped(fabric: Fabric, data: ImageData) -> dict[str, str]:
+    """Return the images that training has skipped in any of its processes, with the reasons."""
+    return {name: reason for bad in process_states(fabric, data.bad) for name, reason in bad.items()}
+
+
 def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mapping[str, str]) -> None:
     """Measure a run's best weights and write the model, the pictures and the summary.
 
@@ -253,10 +260,12 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
         skipped: Images that training had to leave out, with the reason.
     """
     best = find_checkpoint(folder, "best")
-    model = arrange(build_model(config, splits), config.tuning)
+    with built_before():
+        model = arrange(build_model(config, splits), config.tuning)
     model.load_state_dict(checkpoint_weights(best))
     settle(model, config.tuning)
     data = image_data(config, splits, model)
+    data.bad.update(skipped)
     problem, prep = problem_of(splits, recorded_images(folder)), data.preprocessing
 
     def save() -> None:
@@ -279,7 +288,7 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     rows = read_rows(folder / METRICS)
     pictures = pictures_of(results.get("test", results["val"]), rows)
     summary = {
-        **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
+        **describe_run(config, model, rows, sizes=data.sizes, skipped=data.bad),
         "task": config.task,
         "kind": splits.train.kind,
         "best_checkpoint": best.path.name,
@@ -289,6 +298,14 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     }
     write_file(folder / MODEL / CARD, card_text(config, problem, prep, summary, results))
     publish(summary, render(summary, results), pictures, folder)
+
+
+@contextmanager
+def built_before() -> Iterator[None]:
+    """Context manager: a model is built a second time, of which nothing is warned again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def build_model(config: RunConfig, splits: Splits) -> VisionModel:

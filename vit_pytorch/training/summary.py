@@ -15,9 +15,10 @@ from torch import nn
 import vit_pytorch
 from vit_pytorch.base import CONFIG_NAME
 from vit_pytorch.create import MODEL
+from vit_pytorch.data.record import few
 from vit_pytorch.storage import write_file
 from vit_pytorch.training.config import RunConfig
-from vit_pytorch.training.evaluation import Evaluation, Table
+from vit_pytorch.training.evaluation import Evaluation, Table, headline
 from vit_pytorch.training.history import Row
 
 SUMMARY = "summary.json"
@@ -143,16 +144,23 @@ def render(summary: Mapping[str, Any], results: Mapping[str, Evaluation]) -> str
     epochs = " of ".join(str(summary[name]) for name in ("epochs", "planned_epochs"))
     lines = [f"# {summary['model']} on {summary['data']}", ""]
     if "test" in results:
-        lines.append(f"- test: **{results['test'].headline} {kind}s**")
+        lines.append(f"- test: **{headline(results['test'], kind)}**")
     lines += [
-        f"- validation: {results['val'].headline} {kind}s",
+        f"- validation: {headline(results['val'], kind)}",
         f"- parameters: {summary['parameters']:,}",
         f"- training: {epochs} epochs, {summary['training_seconds']:.0f} s",
         f"- seed: {summary['seed']}",
         f"- weights: {summary['best_checkpoint']}, the best in validation by {selected}",
+        *skipped_lines(summary),
         "",
     ]
     return "\n".join([*lines, *markdown_table(results.get("test", results["val"]).table(kind))])
+
+
+def skipped_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the line of a summary that names what could not be decoded; none where all could."""
+    bad = [f"{name} ({reason})" for name, reason in summary["skipped_images"].items()]
+    return [f"- left out, since they could not be decoded: {few(bad)}".replace("\n", " ")] if bad else []
 
 
 def markdown_table(table: Table) -> list[str]:

@@ -47,7 +47,8 @@ class Explanation:
     Args:
         name: of the image.
         picture: the part of the image that the model sees, at any resolution.
-        top: indices and scores of outputs, such as probabilities of classes, the highest first.
+        scores: of all outputs, such as probabilities of classes.
+        top: indices and scores of the highest of them, the highest first.
         relevance: for those classes, in their order.
         layers: attention between tokens that lie on the image, in the order of execution.
         rollout: attention followed through all layers, as one more layer of one head.
@@ -61,6 +62,7 @@ class Explanation:
 
     name: str
     picture: UInt8[Tensor, "c h w"]
+    scores: Float[Tensor, " k"]
     top: list[tuple[int, float]]
     relevance: Relevance
     layers: list[Layer] = field(default_factory=list)
@@ -108,7 +110,8 @@ def explain_image(
     grids = list(dict.fromkeys((int(x.shape[2]), int(x.shape[3])) for x in features))
     recording, notes = _record(model, images)
     found = find_layers(model, recording, grids)
-    probabilities, chosen = scores(recording.output)[0].topk(min(top, model.num_classes))
+    found_scores = scores(recording.output)[0].cpu()
+    probabilities, chosen = found_scores.topk(min(top, model.num_classes))
     classes = [int(index) for index in chosen]
     notes += found.notes
     rollout, relevance = None, None
@@ -124,6 +127,7 @@ def explain_image(
     return Explanation(
         name=name,
         picture=picture,
+        scores=found_scores,
         top=list(zip(classes, probabilities.tolist(), strict=True)),
         relevance=relevance,
         layers=found.layers,

@@ -15,6 +15,7 @@ from torch import Tensor
 from vit_pytorch.analysis.layout import upsample
 from vit_pytorch.analysis.report.gather import Explanation
 from vit_pytorch.analysis.report.places import Layer
+from vit_pytorch.lettering import letter
 from vit_pytorch.storage import replacing
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def _draw_layers(shown: Explanation) -> Any:
         figsize=(1.5 * columns, (1.5 * height / width + 0.25) * rows + 0.35), layout="constrained"
     )
     seen = "on average" if shown.pooled or not shown.prefix else f"from the {shown.prefix[0]}"
-    figure.suptitle(f"{shown.name}: attention seen {seen}, mean of the heads", fontsize=10)
+    families, (name,) = letter([shown.name])
+    figure.suptitle(f"{name}: attention seen {seen}, mean of the heads", fontsize=10, family=families)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -28,7 +28,8 @@ class HeadFormat(Format):
     def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
         """Translate a state dict to our names; see `Format.read`."""
         found, unused = super().read(state, model)
-        if "head.distilled.weight" in found:
+        # One classifier of two is not that of a model with one.
+        if "head.distilled.weight" in found and "head.weight" in found:
             for kind in ("weight", "bias"):
                 found[f"head.classifier.{kind}"] = found.pop(f"head.{kind}")
         return found, unused

@@ -30,11 +30,19 @@ from vit_pytorch.training.pretraining.monitor import ENTROPY, KNN, SPREAD, USAGE
 from vit_pytorch.training.pretraining.pictures import Pictures
 from vit_pytorch.training.pretraining.task import Pretrainer
 from vit_pytorch.training.probing import embed_dataset, measure, spread_over
-from vit_pytorch.training.run import build_model, eval_device, image_data, log_run, train
+from vit_pytorch.training.run import (
+    all_skipped,
+    build_model,
+    built_before,
+    eval_device,
+    image_data,
+    log_run,
+    train,
+)
 from vit_pytorch.training.runs import find_checkpoint
 from vit_pytorch.training.saved import note_preprocessing
 from vit_pytorch.training.start import create_run_dir, prepare
-from vit_pytorch.training.summary import COURSE, describe_run, publish
+from vit_pytorch.training.summary import COURSE, describe_run, publish, skipped_lines
 from vit_pytorch.training.tuning import find_start
 
 CURVES = {**PANELS, "accuracy": (KNN,), "spread": (SPREAD,), "teacher (nats)": (ENTROPY, USAGE)}
@@ -92,8 +100,9 @@ def run(config: PretrainConfig, folder: Path, *, numbered: bool = False, resume:
             from_start=by_knn and config.weights is not None,
             watching=watching,
         )
+        skipped = all_skipped(fabric, data)
         if fabric.is_global_zero:
-            report(config, folder, splits, monitor, skipped=data.bad)
+            report(config, folder, splits, monitor, skipped=skipped)
     return folder
 
 
@@ -188,7 +197,9 @@ def report(
     """
     selected = "knn" if config.selects_by_knn(splits) else "last"
     kept = find_checkpoint(folder, "best" if selected == "knn" else "last")
-    _, data, method = build(config, splits)
+    with built_before():
+        _, data, method = build(config, splits)
+    data.bad.update(skipped)
     method.load_state_dict(checkpoint_weights(kept))
     model = backbone_of(method)
     note_preprocessing(model, data.preprocessing)
@@ -207,7 +218,7 @@ def report(
     rows = read_rows(folder / METRICS)
     summary = {
         "method": asdict(config.method),
-        **describe_run(config, model, rows, sizes=data.sizes, skipped={**skipped, **data.bad}),
+        **describe_run(config, model, rows, sizes=data.sizes, skipped=data.bad),
         "checkpoint": kept.path.name,
         "selected_by": selected,
         "knn_accuracy": accuracy,
@@ -246,6 +257,7 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"- training: {summary['epochs']} epochs, {summary['training_seconds']:.0f} s",
         f"- seed: {summary['seed']}",
         f"- weights: {summary['checkpoint']}, {KEPT[summary['selected_by']]}",
+        *skipped_lines(summary),
         "",
     ]
     return "\n".join(lines)

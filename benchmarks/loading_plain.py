@@ -20,6 +20,7 @@ from loading_case import (
     named,
     ours,
     random_model,
+    saved,
     theirs,
     through_timms_reader,
 )
@@ -244,6 +245,24 @@ def transformers_vits() -> Iterator[Case]:
     build = ours("ViT", **VIT_OURS, layer_scale=1e-5, num_registers=4, pool="cls+mean")
     reference = "transformers `Dinov2WithRegistersForImageClassification`"
     yield against("transformers DINOv2", reference, build, model, 48, 48)
+    model = theirs("transformers", "Dinov2Model", config_of("Dinov2Config", **dino, use_swiglu_ffn=True))
+    yield Case(
+        format="transformers DINOv2, SwiGLU",
+        reference="transformers `Dinov2Model`, gated",
+        build=ours("ViT", **{**bare, "mlp_dim": 128}, layer_scale=1e-5, act="swiglu"),
+        checkpoint=model.state_dict(),
+        inputs=x,
+        outputs=model(x).last_hidden_state,
+        call=lambda model, inputs: model.forward_features(inputs),
+    )
+    normed = {"pool": "mean", "class_token": True, "head": {"kind": "linear", "norm": True}}
+    for kind in ("Beit", "Data2VecVision"):
+        config = config_of(f"{kind}Config", **VIT_TRANSFORMERS, num_labels=7, use_relative_position_bias=True)
+        model = theirs("transformers", f"{kind}ForImageClassification", config)
+        biases: dict[str, Any] = {"qkv_bias": "qv", "layer_scale": 0.1, "norm_eps": config.layer_norm_eps}
+        build = ours("ViT", **VIT_OURS, **normed, **biases, positions="relative_by_layer")
+        reference = f"transformers `{kind}ForImageClassification`"
+        yield saved("transformers BEiT", reference, build, model, 48)
     clip = theirs("transformers", "CLIPVisionModel", config_of("CLIPVisionConfig", **VIT_TRANSFORMERS))
     siglip = theirs("transformers", "SiglipVisionModel", config_of("SiglipVisionConfig", **VIT_TRANSFORMERS))
     towers: tuple[tuple[str, nn.Module, dict[str, Any]], ...] = (

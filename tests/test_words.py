@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 
 import pytest
 import torch
 from timm import create_model as create_theirs
 from torch import Tensor, nn
 
+from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.backbone import Backbone
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.words import ANSWERS, SYNONYMS, UnknownArgumentError
+from vit_pytorch.vit_with_decorr import DecorrelatedViT
 
 NAME = "vit_tiny_patch16_224"
 
@@ -41,6 +44,44 @@ def test_mean_of_patches_is_normed_as_in_timm():
     assert create_model(swin, global_pool="avg").pool == "mean"
     with pytest.raises(ValueError, match="SwinTransformer pools by 'mean' only; pooling cannot be 'token'"):
         create_model(swin, global_pool="token")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (NAME, {"global_pool": "map"}),
+        (NAME, {"global_pool": "avg", "fc_norm": False}),
+        ("vit_relpos_medium_patch16_cls_224", {"global_pool": "avg"}),
+        ("vit_relpos_small_patch16_224", {"global_pool": "", "num_classes": 0}),
+        ("vit_small_patch16_dinov3", {"global_pool": "avg"}),
+        ("vit_small_patch16_dinov3", {"global_pool": "map"}),
+        ("beit_base_patch16_224", {"global_pool": "token"}),
+    ],
+)
+def test_pooling_as_in_timm(name: str, arguments: dict):
+    arguments = {"depth": 1, "img_size": 80, **arguments}
+    theirs, ours = randomise(create_theirs(name, **arguments)), create_model(name, **arguments).eval()
+    assert not load_pretrained(ours, theirs.state_dict(), grid="model").kept
+    x = images(80, 80)
+    assert difference(ours(x), theirs(x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_224"])
+def test_distilled_models_without_pooling(name: str):
+    model = create_model(name, img_size=80, depth=1, num_classes=0, global_pool="").eval()
+    x = images(80, 80)
+    assert model(x).equal(model.forward_features(x))
+
+
+@torch.inference_mode()
+def test_maps_without_pooling():
+    entry = entries()["hiera_tiny_224"]
+    model = randomise(entry.build(**entry.tiny))
+    x = images(*model.image_size)
+    maps = model.forward_features(x)
+    model.reset_classifier(0, "")
+    assert model(x).equal(model.fc_norm(maps.movedim(1, -1)).movedim(-1, 1))
 
 
 def test_words_of_transformers():
@@ -82,6 +123,10 @@ def test_every_word_is_of_one_group_and_of_some_model():
         ({"embed_dim": 48}, TypeError, "`dim` here, beside which `mlp_dim` and `dim_head` keep"),
         ({"num_heads": 6}, TypeError, "`heads` here, beside which `dim_head` keeps"),
         ({"output_stride": 8}, TypeError, "transformers keep their strides"),
+        ({"pos_embed": "none"}, TypeError, "it is `positions` here"),
+        ({"dynamic_img_size": True}, TypeError, r"`Learned\(dynamic_img_size=True\)`"),
+        ({"scale_attn_norm": True}, TypeError, r"`Norm\(sub='both'\)`"),
+        ({"weight_init": "jax"}, TypeError, "initial values of their papers"),
         ({"pach_size": 8}, TypeError, "ViT has no argument pach_size; close to it: patch_size"),
         ({"pach_size": 8}, ValueError, "pach_size"),
         (
@@ -185,3 +230,33 @@ def test_configuration_names_what_timm_tools_look_for(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["default_cfg"]["pool_size"] == [4, 4]
     mobilevit = create_model("mobilevit_xxs")
     assert not mobilevit.default_cfg["fixed_input_size"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("cct.CCT", {"n_input_channels": 1}, "CCT has no argument n_input_channels: it is `channels` here"),
+        ("cct.CCT", {"stochastic_depth_rate": 0.1}, "it is `drop_path` here"),
+        ("sep_vit.SepViT", {"ff_mult": 4}, "SepViT has no argument ff_mult: it is `mlp_ratio` here"),
+        ("nest.NesT", {"mlp_mult": 4}, "it is `mlp_ratio` here"),
+        ("crossformer.CrossFormer", {"ff_dropout": 0.1}, "it is `dropout` here"),
+        ("na_vit_nested_tensor.NaViT", {"qk_rmsnorm": True}, "it is `qk_norm` here"),
+        ("levit.LeViT", {"num_distill_classes": 7}, "it is `distilled=True` here"),
+        ("cross_vit.CrossViT", {"sm_enc_dim_head": 8}, "the heads share the dimension"),
+        ("jumbo_vit.JumboViT", {"jumbo_cls_k": 2}, "it is `jumbo_pieces` here"),
+    ],
+)
+def test_words_of_the_public_package(module: str, arguments: dict, message: str):
+    file, _, name = module.partition(".")
+    architecture = getattr(import_module(f"vit_pytorch.{file}"), name)
+    with pytest.raises(TypeError, match=message):
+        architecture(num_classes=7, **arguments)
+
+
+@torch.inference_mode()
+def test_mean_of_all_tokens_of_the_public_package():
+    """The decorrelated ViT averages its class token, too, as the public one does."""
+    sizes = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 1, "heads": 3}
+    model = randomise(DecorrelatedViT(**sizes, mlp_dim=96, pool="mean"))
+    x = images(48, 48)
+    assert difference(model(x)[0], model.head(model.forward_features(x).mean(dim=1))) < TOLERANCE

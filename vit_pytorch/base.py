@@ -73,7 +73,7 @@ from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
 from vit_pytorch.layers.resizing import take_size
 from vit_pytorch.layers.tokens import make_classifier
-from vit_pytorch.legacy import upgrade_arguments, upgrade_on_load
+from vit_pytorch.legacy import refuse_public_words, upgrade_arguments, upgrade_on_load
 from vit_pytorch.weights import (
     CHECKSUMS,
     hub_errors_described,
@@ -128,6 +128,7 @@ class VisionModel(
         image_size: the largest input, (height, width) in pixels.
         classifier_dim: dimension of what enters the classifier.
         undecayed: pattern of the names of parameters of more than one axis without weight decay.
+        returns_maps: features are maps, channels first.
         pools_prefix: the attention pool takes prefix tokens, too.
         unpooled: the output is that of `forward_features` (see `reset_classifier`).
         fc_norm: acts on the pooled vector.
@@ -150,6 +151,7 @@ class VisionModel(
     pool: str
     num_prefix_tokens: int
     attention_pool: nn.Module | None
+    returns_maps: ClassVar[bool] = False
     pools_prefix: bool = False
     unpooled: bool = False
     fc_norm: nn.Module
@@ -161,6 +163,7 @@ class VisionModel(
 
     def __new__(cls: type[Model], *args: Any, **kwargs: Any) -> Model:
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
+        refuse_public_words(kwargs, cls._hub_mixin_init_parameters, cls.__name__)
         if not hasattr(cls.__init__, "__wrapped__"):
             check_arguments(cls.__init__, *args, **kwargs)
         model = super().__new__(cls, *args, **kwargs)
@@ -241,7 +244,14 @@ class VisionModel(
             pre_logits: stop before the classifier.
         """
         if self.unpooled:
-            return features
+            # A norm behind the pooling acts on single tokens, as in timm, but for that of two vectors.
+            if self.pool == "cls+mean":
+                return features
+            return (
+                self.fc_norm(features.movedim(1, -1)).movedim(-1, 1)
+                if self.returns_maps
+                else self.fc_norm(features)
+            )
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features))))
         return x if pre_logits else self.head(x)
 
@@ -303,6 +313,36 @@ class VisionModel(
         assert features is not None
         return features, found
 
+    def get_intermediate_layers(
+        self,
+        images: Float[Tensor, "b c *size"],
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> Intermediates:
+        """Compute the tokens of layers, as DINO's and timm's models do; see `forward_intermediates`.
+
+        Args:
+            images: input.
+            n: the last so many layers, or which ones.
+            reshape: return maps, channels first, instead of tokens.
+            return_prefix_tokens: return (features, prefix tokens) for each layer.
+            norm: apply the final norm to each.
+
+        Raises:
+            ValueError: if a layer is outside the model.
+        """
+        found: Any = self.forward_intermediates(
+            images,
+            n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+        return found
+
     @abstractmethod
     def split_output(
         self, output: Any, layer: int, size: Sequence[int], *, norm: bool
@@ -340,8 +380,8 @@ class VisionModel(
         Args:
             num_classes: number of logits; 0 for the pooled embedding.
             global_pool: another pooling, where the architecture has one: "cls" (timm's "token") or "mean"
-                (timm's "avg"); "", without classes, for none: the model returns what
-                `forward_features` does, until it gets a classifier.
+                (timm's "avg"); "", without classes, for none: the model returns what `forward_features` does,
+                tokens after the norm behind the pooling if there is one, until it gets a classifier.
 
         Raises:
             ValueError: if the model cannot pool so.

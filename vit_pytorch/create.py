@@ -235,8 +235,8 @@ def _build(
         cfg = _tuples(read_config(trained_folder(name))["default_cfg"])
         model.default_cfg.update({key: cfg[key] for key in OF_CLASSIFIER if key in cfg})
     if report.kept and not num_classes:
-        classifier = entry.build(**overrides).get_classifier()
-        model.get_classifier().load_state_dict(classifier.state_dict(), assign=True)
+        fresh = entry.build(**overrides).state_dict()
+        model.load_state_dict({name: fresh[name] for name in report.kept}, strict=False, assign=True)
     return model
 
 

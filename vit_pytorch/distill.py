@@ -80,6 +80,8 @@ class Distillable(IsotropicModel):
         Args:
             pre_logits: return the mean of what enters the classifiers.
         """
+        if self.unpooled:
+            return super().forward_head(features)
         return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -62,6 +62,7 @@ class HierarchicalModel(VisionModel):
 
     stages: nn.ModuleList
     pool = "mean"
+    returns_maps = True
     down_in_first_block: ClassVar[bool] = False
     stage_is_layer: ClassVar[bool] = False
     undecayed = r"\.(table|positions\.conv\.weight|class_token)$"

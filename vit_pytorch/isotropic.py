@@ -214,6 +214,8 @@ class MaskedFrames(_Base):
         self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b k"]:
         """Pool tokens, except those of padding, and classify them; see `VisionModel.forward_head`."""
+        if self.unpooled:
+            return super().forward_head(features)
         x = self.to_latent(self.pre_logits(self.fc_norm(self.pool_features(features, mask))))
         return x if pre_logits else self.head(x)
 

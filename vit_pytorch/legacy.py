@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from operator import not_
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from vit_pytorch.layers.arguments import check_arguments
+from vit_pytorch.layers.arguments import UnknownArgumentError, check_arguments
 from vit_pytorch.layers.options import to_json
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -33,6 +33,11 @@ class FlatOption(NamedTuple):
     kinds: tuple[str, ...]
     default: Any = False
     convert: Callable[[Any], Any] | None = None
+
+    def undoes(self, option: Any) -> bool:
+        """Return whether the argument's default is another value than the option, written out, has."""
+        parts = [part for part in parts_of(option, self.kinds[0]) if part["kind"] in self.kinds]
+        return self.convert in (None, not_) and any(self.setting in part for part in parts)
 
     def apply(self, option: Any, value: Any) -> Any:
         """Return the option with the setting.
@@ -86,6 +91,45 @@ FLAT_OPTIONS = (
     FlatOption("act", "variant", "act", CVT, default="quickgelu"),
 )
 
+# Arguments of the public package's constructors that those of the papers here have under another name, or
+# not at all.
+SHARED_HEADS = "not an argument here: the heads share the dimension, as in the paper"
+PUBLIC_WORDS = {
+    "n_input_channels": "`channels` here",
+    **dict.fromkeys(("dropout_rate", "ff_dropout"), "`dropout` here"),
+    "attention_dropout": "`attn_dropout` here",
+    "stochastic_depth_rate": "`drop_path` here",
+    **dict.fromkeys(("ff_mult", "mlp_mult", "ff_expansion_factor"), "`mlp_ratio` here"),
+    "use_flash_attn": "not needed: attention is PyTorch's fused one",
+    "num_distill_classes": "`distilled=True` here, a second classifier of as many classes",
+    "qk_rmsnorm": "`qk_norm` here: 'rms', or 'layer' for qk_rmsnorm=False",
+    "jumbo_cls_k": "`jumbo_pieces` here",
+    "jumbo_ff_mult": "`jumbo_mult` here",
+    **dict.fromkeys(("sm_enc_dim_head", "lg_enc_dim_head", "cross_attn_dim_head"), SHARED_HEADS),
+    **dict.fromkeys(("iwsa_dim_key", "iwsa_dim_value", "ssa_dim_value"), SHARED_HEADS),
+    "local_patch_size": "not an argument here: local patches have the paper's size",
+}
+
+
+def refuse_public_words(
+    names: Iterable[str], parameters: Mapping[str, inspect.Parameter], owner: str
+) -> None:
+    """Refuse arguments of the public package that a constructor has not.
+
+    Args:
+        names: names of the arguments given.
+        parameters: the constructor's parameters.
+        owner: name of the class, for errors.
+
+    Raises:
+        UnknownArgumentError: saying what the argument is here.
+    """
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return
+    for name in names:
+        if name in PUBLIC_WORDS and name not in parameters:
+            raise UnknownArgumentError(f"{owner} has no argument {name}: it is {PUBLIC_WORDS[name]}")
+
 
 def upgrade_twins(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `TwinsSVT`, which took `dim_head` instead of `heads`, and `qkv_bias`.
@@ -126,8 +170,8 @@ def upgrade_arguments(
         if flat.name in parameters or flat.option not in parameters or flat.name not in upgraded:
             continue
         value = upgraded.pop(flat.name)
-        if to_json(value) != to_json(flat.default):
-            option = upgraded.get(flat.option, parameters[flat.option].default)
+        option = upgraded.get(flat.option, parameters[flat.option].default)
+        if to_json(value) != to_json(flat.default) or flat.undoes(option):
             upgraded[flat.option] = flat.apply(option, value)
             changes.append(f"{flat.name}={value!r} is now {flat.option}={upgraded[flat.option]!r}")
     # No other class has an argument of this name.

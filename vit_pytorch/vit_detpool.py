@@ -137,6 +137,8 @@ class DetPoolViT(IsotropicModel):
         self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b k"]:
         """Pool the patches of the object and classify them; see `VisionModel.forward_head`."""
+        if self.unpooled:
+            return super().forward_head(features)
         patches = features[:, len(self.prefix) :]
         if mask is None:
             x = patches.mean(dim=1)

@@ -194,6 +194,10 @@ class DecorrelatedViT(IsotropicModel):
         """Return all tokens after the final norm, the class token first."""
         return self.encode(self.embed(images))
 
+    def pool_features(self, features: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Return the class token, or the mean of all tokens, it among them, as in the public package."""
+        return features[:, 0] if self.pool == "cls" else features.mean(dim=1)
+
     def encode(
         self,
         tokens: Float[Tensor, "b n d"],

@@ -14,6 +14,7 @@ ALLOWED = {
     ("pretrained/extents.py", "_hub_mixin_init_parameters"): "the arguments that huggingface_hub saves",
     ("cli/train.py", "_actions"): "the options of a parser, of which argparse has no public list",
     ("registry/entry.py", "_hub_mixin_init_parameters"): "the arguments that huggingface_hub saves",
+    ("pretrained/agreement.py", "_hub_mixin_init_parameters"): "the arguments that huggingface_hub saves",
     ("layers/blocks.py", "_BatchNorm"): "the common class of all batch norms",
     ("layers/blocks.py", "_buffers"): "statistics are exchanged while a graph is traced",
     ("layers/relative.py", "_forward_hooks"): "whether anybody watches a module",

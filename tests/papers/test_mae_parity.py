@@ -40,7 +40,7 @@ def test_equals_the_authors_code(norm_pix_loss):
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_equals_transformers(norm_pix_loss):
+def test_equals_transformers(tmp_path, norm_pix_loss):
     config = ViTMAEConfig(
         hidden_size=48,
         num_hidden_layers=2,
@@ -63,6 +63,11 @@ def test_equals_transformers(norm_pix_loss):
     theirs.decoder.decoder_pos_embed.data = F.pad(ours.positions.table, (0, 0, 1, 0))
     state = theirs.state_dict()
     load_autoencoder(ours, state)
+    # files have other names of layers than the model in memory
+    theirs.save_pretrained(tmp_path)
+    again = make(norm_pix_loss=norm_pix_loss)
+    load_autoencoder(again, tmp_path)
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in ours.state_dict().items())
     noise = torch.rand(2, 16)
     pixels = images(32, 32)
     want = theirs(pixels, noise=noise)

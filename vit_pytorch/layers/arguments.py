@@ -208,6 +208,10 @@ def check_integer(name: str, value: Any, *, least: int = 1, most: float = inf) -
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
+class UnknownArgumentError(TypeError, ValueError):
+    """A constructor has no argument of that name."""
+
+
 def check_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Check arguments of a method; unknown names are left to the call.
 

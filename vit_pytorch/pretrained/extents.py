@@ -52,13 +52,26 @@ def read_extents(model: nn.Module, config: Mapping[str, Any]) -> Extents:
         config: the checkpoint's configuration; may be empty.
     """
     if "default_cfg" in config and isinstance(config.get("architecture"), str):
-        saved = _build_empty(model, config)
+        saved = build_saved(model, config)
         return Extents({} if saved is None else table_extents(saved))
     timm = config.get("pretrained_cfg") or {}
     found = (config.get("model_args") or {}).get("img_size") or (timm.get("input_size") or (None,))[1:]
     found = found or config.get("image_size")
     sides = (found, found) if isinstance(found, int) else tuple(found or ())
     return Extents(size=(sides[0], sides[1]) if len(sides) == 2 else None)
+
+
+def build_saved(model: nn.Module, config: Mapping[str, Any]) -> VisionModel | None:
+    """Build the model that a configuration of ours describes, without values; None if unknown."""
+    name = config["architecture"]
+    known: list[Any] = [type(model), *(e.architecture for e in entries().values()), *DISTILLABLE.values()]
+    architecture = next((a for a in known if a.__name__ == name and issubclass(a, VisionModel)), None)
+    if architecture is None:
+        return None
+    parameters = architecture._hub_mixin_init_parameters
+    arguments = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
+    with torch.device("meta"):
+        return architecture(**{k: v for k, v in arguments.items() if k in parameters})
 
 
 def table_extents(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -96,15 +109,3 @@ def ask_for(
         f"{rows} {what} may belong to a {shape} of {tuple(extents)} or of {other}; pass the checkpoint's "
         "grid to load_pretrained ('model' for the model's own), or a folder with its configuration"
     )
-
-
-def _build_empty(model: nn.Module, config: Mapping[str, Any]) -> VisionModel | None:
-    name = config["architecture"]
-    known: list[Any] = [type(model), *(e.architecture for e in entries().values()), *DISTILLABLE.values()]
-    architecture = next((a for a in known if a.__name__ == name and issubclass(a, VisionModel)), None)
-    if architecture is None:
-        return None
-    parameters = architecture._hub_mixin_init_parameters
-    arguments = upgrade_arguments({k: v for k, v in config.items() if v is not None}, parameters)
-    with torch.device("meta"):
-        return architecture(**{k: v for k, v in arguments.items() if k in parameters})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.legacy import upgrade_state
+from vit_pytorch.pretrained.agreement import check_agreement
 from vit_pytorch.pretrained.biases import fit_biases
 from vit_pytorch.pretrained.extents import Extents, read_extents, table_extents
 from vit_pytorch.pretrained.inputs import fit_inputs
@@ -100,7 +101,9 @@ def load_pretrained(
 
     Raises:
         ValueError: where the format is unknown or anything does not fit, with the difference and the
-            named model that the checkpoint fits, where there is one; the model is unchanged then.
+            named model that the checkpoint fits, where there is one; or the configuration beside the weights
+            says another activation, epsilon, number of heads or base of rotary frequencies than the model
+            computes with. The model is unchanged then.
         OSError: where the checkpoint cannot be read.
     """
     source = open_source(checkpoint, key=key)
@@ -115,6 +118,7 @@ def load_pretrained(
         )
         if strict and (report.resized or report.kept or report.adapted):
             raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")
+        check_agreement(model, source.config, source=source.name, classifies=not report.kept)
     except ValueError as error:
         fitting = matching_models(source.state)
         hint = f"\nit fits {', '.join(fitting)}" if fitting else ""
@@ -271,8 +275,12 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     rows = {0 if tensor is None else len(tensor) if tensor.ndim else 1 for tensor in found}
     if rows == {model.num_classes} if own else not theirs:
         return [], []
-    # A hidden layer of the head goes with it where the model has none.
     wanted = model.state_dict()
+    # A norm behind the pooling begins with the classifier, in models that were trained without either.
+    after = {key: wanted[key] for key in wanted if key.startswith("fc_norm.")}
+    if own and not theirs and not any(key in state for key in after):
+        own |= after
+    # A hidden layer of the head goes with it where the model has none.
     theirs += [key for key in state if key.startswith("pre_logits.") and key not in wanted]
     for key in theirs:
         del state[key]

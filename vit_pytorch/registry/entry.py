@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from vit_pytorch.base import INPUT_SIZES, TIMM_POOL, VisionModel
+from vit_pytorch.layers.options import read_option
+from vit_pytorch.layers.tokens import AttentionPooling, Head
 from vit_pytorch.legacy import upgrade_arguments
 from vit_pytorch.registry.words import check_known, own_words
 
@@ -105,13 +107,19 @@ class ModelEntry:
         pooling = overrides.pop("global_pool") if "global_pool" in overrides and "pool" not in known else None
         named = own_words(overrides, known, owner=owner)
         arguments = upgrade_arguments({**self.config, **named}, parameters, owner=owner)
-        if overrides.get("global_pool") == "avg" and "head" in known:
-            # timm's models of this kind keep the class token and have their final norm behind the pooling
-            has_token = self.config.get("pool", parameters["pool"].default) == "cls"
-            arguments = {"class_token": has_token, "fc_norm": True, **arguments}
-            if "head" in named:
-                del arguments["fc_norm"]
-            arguments = upgrade_arguments(arguments, parameters)
+        theirs = overrides.get("global_pool")
+        before = self.config.get("pool", parameters["pool"].default) if theirs and "head" in known else theirs
+        if theirs in ("avg", "token", "map") and TIMM_POOL.get(theirs, theirs) != before:
+            # timm's models keep their class token and have the final norm behind the mean, but for those with
+            # logarithmic biases; in those with rotations an attention pool takes the class token, too
+            positions = str(self.config.get("positions"))
+            arguments = {"class_token": before == "cls", **arguments}
+            if theirs == "map":
+                arguments["pool"] = AttentionPooling(prefix="rope" in positions)
+            head = read_option("head", arguments.get("head", "linear"), {"linear": Head})
+            if head.norm is not None and "head" not in named:
+                normed = theirs == "avg" and "relative_log" not in positions
+                arguments["head"] = replace(head, norm=overrides.get("fc_norm", normed))
         check_known(arguments, known, owner=owner)
         model = self.architecture(**arguments)
         if pooling is not None and TIMM_POOL.get(pooling, pooling) != model.pool:

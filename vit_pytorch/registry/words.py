@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from vit_pytorch.layers.arguments import UnknownArgumentError
+
 # Names of one argument. A constructor has one of them and is understood by all, where it has no argument of
 # that name itself.
 SYNONYMS = (
@@ -28,7 +30,13 @@ SYNONYMS = (
 # values of such an argument: what they are called here
 VALUES = {
     "pool": {"token": "cls", "avg": "mean"},
-    "act": {"quick_gelu": "quickgelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"},
+    "act": {
+        "quick_gelu": "quickgelu",
+        **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+        "gelu_python": "gelu",
+        "swish": "silu",
+        "hard_swish": "hardswish",
+    },
 }
 # words that mean something which is said otherwise here
 ANSWERS = {
@@ -42,17 +50,31 @@ ANSWERS = {
     "tokens",
     "mlp_ratio": "`mlp_dim` here, the hidden dimension itself",
     "norm_layer": "`norm` here, by name or with settings of its own",
+    "embed_norm_layer": "an option of `stem` here: `LinearStem(patch_norm=True)`",
+    "scale_attn_norm": "an option of `norm` here: `Norm(sub='both')`",
+    "scale_mlp_norm": "an option of `norm` here: `Norm(sub='feedforward')`",
+    "proj_bias": "`out_bias` here, with 'none' for no biases in the feed-forwards either",
+    "pos_embed": "`positions` here: 'learned', 'none', 'rope' and others",
+    "dynamic_img_size": "an option of `positions` here: `Learned(dynamic_img_size=True)`",
+    "dynamic_img_pad": "not known here: pad images to whole patches, and pass a mask of their pixels",
+    "strict_img_size": "not known here: an image may be smaller than `image_size`",
+    **dict.fromkeys(
+        ("weight_init", "fix_init"), "not known here: models start from the initial values of their papers"
+    ),
+    **dict.fromkeys(
+        ("block_fn", "mlp_layer", "attn_layer"), "not known here: a block's parts are chosen by arguments"
+    ),
     "output_stride": "not known here: transformers keep their strides",
     "output_hidden_states": "a method here: `model.forward_intermediates(images)`",
     "scriptable": "not needed: `torch.jit.trace` and `vit export --format torchscript` take every model",
     "exportable": "not needed: `torch.export` takes every model",
+    "no_jit": "not needed: models have no scripted parts",
+    "cache_dir": "a variable of the environment here, HF_HUB_CACHE",
+    "pretrained_strict": "an argument of `load_pretrained` here, `strict`",
+    "pretrained_cfg_overlay": "not known here: change `model.default_cfg`",
     "checkpoint_path": "`pretrained=FILE` here",
     "pretrained_cfg": "`pretrained=FILE` here, for weights from elsewhere",
 }
-
-
-class UnknownArgumentError(TypeError, ValueError):
-    """A constructor has no argument of that name."""
 
 
 def own_name(name: str, known: Collection[str]) -> str:

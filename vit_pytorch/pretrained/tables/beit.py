@@ -207,3 +207,61 @@ def formats_beside(timm: Format) -> tuple[Format, ...]:
             rules=(Rule("rotary.freqs", "rope.freqs"), *SCALES, *timm.rules),
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersBeit(BiasesApart):
+    """transformers' layout of BEiT and Data2Vec, which differs from its ViT's by what is missing."""
+
+    def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return the state dict under bare names; None where keys have biases; see `Format.strip_prefix`."""
+        bare = super().strip_prefix(state)
+        return None if bare is None or any(name in bare for name in KEY_BIASES) else bare
+
+
+# By its names in files, and in memory since release 5.
+KEY_BIASES = ("encoder.layer.0.attention.attention.key.bias", "layers.0.attention.k_proj.bias")
+
+
+def transformers_beside(vit: Format) -> TransformersBeit:
+    """Return the format of transformers' BEiT, whose other names are those of its plain ViT."""
+    table, layers = f"relative_position_bias.{TABLE}", ("encoder.layer.{i}", "layers.{i}")
+    attention = "encoder.layer.{i}.attention.attention"
+    biases = [
+        (f"{attention}.query.bias", f"{attention}.value.bias"),
+        ("layers.{i}.attention.q_proj.bias", "layers.{i}.attention.v_proj.bias"),
+    ]
+    return TransformersBeit(
+        name="transformers BEiT",
+        marks=tuple(query.format(i=0) for query, _ in biases),
+        prefix="beit.",
+        unused=(*vit.unused, "{name}relative_position_index", "/lm_head.{p}"),
+        query_value=tuple(
+            Rule(rule.ours, theirs) for pair in biases for rule, theirs in zip(QUERY_VALUE, pair, strict=True)
+        ),
+        rules=(
+            *(Rule(f"{BRANCH}.to_qkv.bias", pair, NO_KEY_BIAS) for pair in biases),
+            Rule(
+                f"{BRANCH}.to_qkv.weight",
+                tuple(f"{attention}.{x}.weight" for x in ("query", "key", "value")),
+                stack(3),
+            ),
+            *(
+                Rule(("relative.patches.table", "relative.prefix"), theirs, APART)
+                for theirs in (f"encoder.{table}", f"shared_position_bias.{TABLE}")
+            ),
+            *(
+                Rule(
+                    (f"{BRANCH}.position.bias.patches.table", f"{BRANCH}.position.bias.prefix"), theirs, APART
+                )
+                for theirs in (f"{attention}.{table}", f"layers.{{i}}.{table}")
+            ),
+            *(
+                Rule(f"{BLOCK}.scale{number}.gamma", f"{layer}.lambda_{number}")
+                for layer in layers
+                for number in (1, 2)
+            ),
+            Rule("fc_norm.{p}", "pooler.layernorm.{p}"),
+            *vit.rules,
+        ),
+    )

@@ -22,14 +22,15 @@ AUTHORS = Format(
 )
 
 _LAYER = "decoder_layers.{i}"
+# Files that release 5 writes.
+_WRITTEN = "decoder_encoder.layer.{i}"
 _QKV = f"{BLOCK}.attention.to_qkv.{{p}}"
 _OUT = f"{BLOCK}.attention.to_out.{{p}}"
 _HIDDEN = f"{BLOCK}.feedforward.to_hidden.{{p}}"
 _CONTRACT = f"{BLOCK}.feedforward.to_out.{{p}}"
-_ATTENTION = f"{_LAYER}.attention.attention"
 TRANSFORMERS = Format(
     name="transformers MAE",
-    marks=("decoder_layers.0.layernorm_before.weight",),
+    marks=("decoder_layers.0.layernorm_before.weight", "decoder_encoder.layer.0.layernorm_before.weight"),
     prefix="decoder.",
     unused=(POSITIONS,),
     rules=(
@@ -37,12 +38,22 @@ TRANSFORMERS = Format(
         Rule("to_decoder.{p}", "decoder_embed.{p}"),
         Rule("norm.{p}", "decoder_norm.{p}"),
         Rule("to_pixels.{p}", "decoder_pred.{p}"),
-        Rule(f"{BLOCK}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
-        Rule(f"{BLOCK}.norm2.{{p}}", f"{_LAYER}.layernorm_after.{{p}}"),
-        Rule(_QKV, tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
-        Rule(_OUT, f"{_LAYER}.attention.output.dense.{{p}}"),
-        Rule(_HIDDEN, f"{_LAYER}.intermediate.dense.{{p}}"),
-        Rule(_CONTRACT, f"{_LAYER}.output.dense.{{p}}"),
+        *(
+            rule
+            for layer in (_LAYER, _WRITTEN)
+            for rule in (
+                Rule(f"{BLOCK}.norm1.{{p}}", f"{layer}.layernorm_before.{{p}}"),
+                Rule(f"{BLOCK}.norm2.{{p}}", f"{layer}.layernorm_after.{{p}}"),
+                Rule(
+                    _QKV,
+                    tuple(f"{layer}.attention.attention.{x}.{{p}}" for x in ("query", "key", "value")),
+                    stack(3),
+                ),
+                Rule(_OUT, f"{layer}.attention.output.dense.{{p}}"),
+                Rule(_HIDDEN, f"{layer}.intermediate.dense.{{p}}"),
+                Rule(_CONTRACT, f"{layer}.output.dense.{{p}}"),
+            )
+        ),
         # Files keep the names above; a model in memory has these since release 5.
         Rule(_QKV, tuple(f"{_LAYER}.attention.{x}_proj.{{p}}" for x in "qkv"), stack(3)),
         Rule(_OUT, f"{_LAYER}.attention.o_proj.{{p}}"),

@@ -38,9 +38,21 @@ def _without_bias(tensors: Sequence[Tensor], head: Any) -> Sequence[Tensor]:
 PROJECTION = Transform(
     lambda parts, head: (parts[0].mT, parts[0].new_zeros(parts[0].shape[1])), _without_bias
 )
+LINEAR = Transform(
+    lambda parts, head: (parts[0], parts[0].new_zeros(len(parts[0]))),
+    lambda tensors, head: (_without_bias(tensors, head)[0].mT,),
+)
+# SigLIP 2 projects flattened patches (row, column, channel), the first SigLIP convolves.
+FLAT_OR_NOT = Transform(
+    lambda parts, embed: (
+        parts[0].unflatten(1, (*embed.grid.patch, -1)).movedim(-1, 1) if parts[0].ndim == 2 else parts[0]
+    ),
+    lambda tensor, embed: (tensor,),
+)
 
 _COMMON = (
-    Rule("patch_embed.proj.{p}", "embeddings.patch_embedding.{p}"),
+    Rule("patch_embed.proj.weight", "embeddings.patch_embedding.weight", FLAT_OR_NOT),
+    Rule("patch_embed.proj.bias", "embeddings.patch_embedding.bias"),
     Rule("positions.table", "embeddings.position_embedding.weight", TABLE),
     Rule(f"{BLOCK}.norm1.{{p}}", f"{THEIRS}.layer_norm1.{{p}}"),
     Rule(
@@ -57,7 +69,6 @@ _COMMON = (
 _TEXTS = (
     "embeddings.position_ids",
     "/text_model.{name}",
-    "/visual_projection.{p}",
     "/text_projection.{p}",
     "/logit_scale",
     "/logit_bias",
@@ -71,6 +82,7 @@ CLIP = Format(
         *_COMMON,
         Rule("prefix.class_token", "embeddings.class_embedding", VECTOR),
         Rule("pre_norm.{p}", "pre_layrnorm.{p}"),
+        Rule(("head.weight", "head.bias"), "/visual_projection.weight", LINEAR),
     ),
 )
 SIGLIP = Format(

@@ -197,6 +197,11 @@ TRANSFORMERS = Format(
     unused=("embeddings.mask_token", "pooler.dense.{p}", "/decoder.{name}"),
     rules=(
         *_EMBEDDINGS,
+        # Release 5 writes the layers of some classifiers (MSN) without the prefix that the rest has.
+        *(Rule(rule.ours, f"vit.{rule.theirs}") for rule in _EMBEDDINGS[:-1]),
+        Rule("head.{p}", "classifier.{p}"),
+        # DeiT's second token plays no role after the blocks where a classifier has no teacher.
+        Rule("prefix.registers", "embeddings.distillation_token"),
         Rule(f"{BLOCK}.norm1.{{p}}", "encoder.layer.{i}.layernorm_before.{p}"),
         Rule(f"{QKV}.{{p}}", tuple(f"{_ATTENTION}.{x}.{{p}}" for x in ("query", "key", "value")), stack(3)),
         Rule(f"{OUT}.{{p}}", "encoder.layer.{i}.attention.output.dense.{p}"),
@@ -212,6 +217,7 @@ TRANSFORMERS = Format(
         Rule(f"{CONTRACT}.{{p}}", "layers.{i}.mlp.fc2.{p}"),
     ),
 )
+TRANSFORMERS_BEIT = beit.transformers_beside(TRANSFORMERS)
 TRANSFORMERS_DINOV2 = Format(
     name="transformers DINOv2",
     marks=("encoder.layer.0.layer_scale1.lambda1",),
@@ -229,6 +235,24 @@ TRANSFORMERS_DINOV2 = Format(
         Rule(f"{HIDDEN}.{{p}}", "encoder.layer.{i}.mlp.fc1.{p}"),
         Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.mlp.fc2.{p}"),
         Rule(f"{BLOCK}.scale2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+    ),
+)
+TRANSFORMERS_DINOV2_SWIGLU = replace(
+    TRANSFORMERS_DINOV2,
+    name="transformers DINOv2, SwiGLU",
+    marks=("encoder.layer.0.mlp.weights_in.weight", "encoder.layer.0.mlp.gate_proj.weight"),
+    prefix="dinov2.",
+    rules=(
+        Rule(f"{HIDDEN}.{{p}}", "encoder.layer.{i}.mlp.weights_in.{p}"),
+        Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.mlp.weights_out.{p}"),
+        # In memory, since release 5.
+        Rule(
+            f"{HIDDEN}.{{p}}",
+            tuple(f"encoder.layer.{{i}}.mlp.{x}_proj.{{p}}" for x in ("gate", "up")),
+            stack(2),
+        ),
+        Rule(f"{CONTRACT}.{{p}}", "encoder.layer.{i}.mlp.down_proj.{p}"),
+        *TRANSFORMERS_DINOV2.rules,
     ),
 )
 
@@ -438,7 +462,9 @@ FORMATS = (
     TIMM,
     MOBILE_CLIP,
     TORCHVISION,
+    TRANSFORMERS_BEIT,
     TRANSFORMERS,
+    TRANSFORMERS_DINOV2_SWIGLU,
     TRANSFORMERS_DINOV2,
     *TRANSFORMERS_DINOV3,
     *towers.FORMATS,

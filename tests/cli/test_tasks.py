@@ -287,6 +287,19 @@ def test_an_exported_file_says_what_its_values_mean(
     assert dict(zip(report["classes"], values, strict=True)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["label_run", "value_run"])
+def test_an_export_is_verified_on_another_table(
+    name: str, table: Path, tmp_path: Path, capsys: Capture, request: pytest.FixtureRequest
+) -> None:
+    """In the columns of the run; on all of its images, which it does not split."""
+    lines = table.read_text().splitlines()
+    (tmp_path / "other.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines[:31]))
+    source = f"csv:{tmp_path / 'other.csv'}?root={table.parent}"
+    options = ["--format=pt2", "--outputs=logits", f"--output={tmp_path / 'm.pt2'}", f"--verify={source}"]
+    assert main(["export", str(request.getfixturevalue(name)), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verification"]["images"] == 30
+
+
 def test_what_other_commands_refuse(label_run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(label_run), "--probe=knn"]) == 2
     assert "a probe tells classes from each other" in capsys.readouterr().err

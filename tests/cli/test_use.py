@@ -85,6 +85,31 @@ def test_evaluate_on_data_that_lack_a_class(
     assert "images (classes that no image has, 8: '0', '3', '4', …; balanced" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("split", ["test", "all"])
+def test_evaluate_measures_data_without_splits_whole(
+    split: str, digits_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No part of a test set is held out of it; one class is enough, and so is one image of a class."""
+    (tmp_path / "1").mkdir()
+    shutil.copy(image_folder / "one" / "0.png", tmp_path / "1")
+    command = ("evaluate", digits_run, f"--data={tmp_path}", f"--split={split}")
+    assert answer(capsys, *command)["images"] == 1
+    shutil.copytree(image_folder / "two", tmp_path / "2")
+    found = answer(capsys, *command)
+    assert found["images"] == 1 + len(list((image_folder / "two").iterdir()))
+    said = answer(capsys, "predict", digits_run, tmp_path, "--top=1")
+    right = [each["top"][0]["class"] == Path(each["image"]).parent.name for each in said]
+    assert found["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_evaluate_knows_no_other_split_of_data_without_splits(
+    digits_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(image_folder / "one", tmp_path / "1")
+    assert main(["evaluate", str(digits_run), f"--data={tmp_path}", "--split=train"]) != 0
+    assert "the data has no train split; it has test" in capsys.readouterr().err
+
+
 def test_warnings_are_sentences(digits_run: Path, pictures: Path, vit: Vit) -> None:
     """Without the place in the source, which `--debug` shows."""
     (pictures / "notes.txt").write_text("no image")

@@ -60,6 +60,11 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
             "data.split_seed must be in [0, 4294967295], got -1",
         ),
         (["train", "--workers=100000"], Status.USAGE, "workers must be in [0, 256], got 100000"),
+        (
+            ["train", "--data.val_fraction=20"],
+            Status.USAGE,
+            "data.val_fraction must be between 0 and 1, got 20",
+        ),
         (["train", "--data.worker_timeout=0"], Status.USAGE, "data.worker_timeout must be positive, got 0.0"),
         (["train", "--epochs=0"], Status.USAGE, "epochs must be at least 1"),
         (

@@ -58,7 +58,7 @@ class Run:
         """Measure the best weights, as `vit evaluate` does.
 
         Args:
-            data: other data than the run's own, as for `fit`
+            data: other data than the run's own, as for `fit`; whole, if they do not split themselves
             split: which images; `all` takes every split
             batch_size: images that are seen at once
             workers: processes that load images

@@ -10,7 +10,6 @@ from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json
 from vit_pytorch.cli.use import _open, _record, data_config
 from vit_pytorch.create import comes_trained, create_model, is_named
-from vit_pytorch.data import open_data
 from vit_pytorch.export.deploy import export_model
 from vit_pytorch.export.formats import find_format
 from vit_pytorch.export.job import OLDEST_OPSET, Output, Precision, Quantization
@@ -191,7 +190,7 @@ def _samples(
         return samples_from_dataset(chosen, prep, count=count, source=f"the run's {name} images")
     if not source.startswith(SOURCES) or Path(source).exists():
         return samples_from_files(source, saved.classes, prep, count=count)
-    splits = open_data(source)
+    splits = _open(data_config(Path(model), source), None, "stop", saved.problem.task, whole=True)
     if saved.classes:
         splits = splits.with_names(saved.classes)
     chosen = splits.val if use == "verify" else splits.train

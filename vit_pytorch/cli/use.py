@@ -88,7 +88,8 @@ def print_evaluation(
 
     Args:
         run: Folder of a run, or of a model; or the name of a model, for its shipped or published weights.
-        data: As for `vit train`; the run's own data if left out.
+        data: As for `vit train`; the run's own data if left out. Other data that do not split themselves are
+            measured whole, and may have one class only; a probe splits them as `vit train` does.
         split: Which images; `all` takes every split.
         batch_size: Images that are classified at once.
         workers: Processes that load images.
@@ -161,8 +162,11 @@ def measure_run(
     saved = open_classifier(run)
     config = data_config(Path(run), data)
     values = _values(config.spec, by) if by is not None else {}
-    splits = _open(config, _record(run, data), changed, saved.problem.task).with_names(saved.classes)
-    present = {name: images for name in SPLITS if (images := getattr(splits, name)) is not None}
+    splits = _open(
+        config, _record(run, data), changed, saved.problem.task, whole=data is not None
+    ).with_names(saved.classes)
+    names = ("test",) if splits.whole else SPLITS
+    present = {name: images for name in names if (images := getattr(splits, name)) is not None}
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")
     chosen = [images for name, images in present.items() if split in ("all", name)]
@@ -462,7 +466,12 @@ def _record(run: str | Path, source: str | None) -> ImageRecord | None:
 
 
 def _open(
-    config: DataConfig, record: ImageRecord | None, changed: Changed, task: TaskName = "classify"
+    config: DataConfig,
+    record: ImageRecord | None,
+    changed: Changed,
+    task: TaskName = "classify",
+    *,
+    whole: bool = False,
 ) -> Splits:
     return open_data(
         config.spec,
@@ -473,6 +482,7 @@ def _open(
         changed=changed,
         stream=config.stream,
         task=task,
+        whole=whole,
     )
 
 

@@ -50,6 +50,7 @@ def open_data(
     unlabelled: bool = False,
     stream: StreamConfig | None = None,
     task: TaskName = "classify",
+    whole: bool = False,
 ) -> Splits:
     """Open a dataset that is named by one string.
 
@@ -85,6 +86,9 @@ def open_data(
         unlabelled: Whether a folder may be any tree of images. Where it has not one folder per class, images
             have no labels, ``classes`` is empty, and no test split is made.
         stream: What a stream does not say by itself.
+        task: What is learned of the images.
+        whole: Whether what the data does not split by itself is not split here, either: all splits are then
+            all of its images.
 
     Returns:
         The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
@@ -152,7 +156,13 @@ def open_data(
         images.root = root
     if record is None:
         splits = _complete(
-            parts, classes, task, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction
+            parts,
+            classes,
+            task,
+            seed=seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            whole=whole,
         )
     else:
         splits, changes = restore_splits(parts, classes, record, task)
@@ -257,8 +267,11 @@ def _complete(
     seed: int,
     val_fraction: float,
     test_fraction: float,
+    whole: bool,
 ) -> Splits:
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
+    if whole and len(parts) == 1:
+        return Splits(classes=classes, train=train, val=train, test=train, task=task, whole=True)
     if len(parts) == 1 and test_fraction != 0:
         train, test = split_off(train, test_fraction, seed, classes, purpose="test")
     if val is None:

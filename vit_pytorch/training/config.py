@@ -117,6 +117,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.window, tuple) and not is_range(self.window):
             raise ValueError(f"data.window must be a range (low, high) with low < high, got {self.window}")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"data.val_fraction must be between 0 and 1, got {self.val_fraction}")
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"data.test_fraction must be in [0, 1), got {self.test_fraction}")
 
     @property
     def stream(self) -> StreamConfig:

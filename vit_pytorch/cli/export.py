@@ -30,7 +30,7 @@ from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.runs import check_creatable
 from vit_pytorch.training.saved import SavedClassifier, read_classifier
 
-SOURCES = ("digits", "idx:", "hf:", "wds:", "video:", "nifti:")
+SOURCES = ("digits", "csv:", "folder:", "idx:", "hf:", "wds:", "video:", "nifti:")
 
 
 def export(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.cli.conftest import TINY, train
-from tests.cli.machines import finish, free_port, page_scripts, slurm_job, start_script
+from tests.cli.machines import finish, free_port, page_scripts, slurm_job, start_script, start_task
 from vit_pytorch.cli import Status
 from vit_pytorch.training.history import read_rows
 
@@ -86,6 +86,32 @@ def test_slurm(tmp_path: Path, shards: str, alone: Path) -> None:
         if epochs == 2:
             assert_same_losses(run, alone)
     assert rows[1][:2] == rows[0]
+
+
+NAMED = """
+import atexit
+from pathlib import Path
+from vit_pytorch.cli import main
+
+@atexit.register
+def list_threads():
+    names = [thread.joinpath("comm").read_text().strip() for thread in Path("/proc/self/task").iterdir()]
+    print("threads", *sorted(name for name in names if "gloo" in name))
+
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are named by Linux")
+def test_no_thread_is_left_at_exit(tmp_path: Path, shards: str) -> None:
+    """Threads of gloo that outlive Python's end can abort the program, whose training has succeeded."""
+    port, options = free_port(), ["--accelerator=cpu", *STILL, "--epochs=1"]
+    given = ["train", "--data", shards, "--output", tmp_path / "run", "--num_nodes=2", *options]
+    program = ("-c", NAMED)
+    nodes = [start_task(port, rank, *given, cwd=tmp_path, program=program) for rank in range(2)]
+    said = finish(*nodes)
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [out.splitlines()[-1] for out, _ in said] == ["threads", "threads"], said
 
 
 @pytest.fixture

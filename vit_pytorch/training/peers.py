@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -53,11 +56,16 @@ class Peer:
 
 
 def launch(fabric: Fabric) -> None:
-    """Start the processes of a training, or meet those that torchrun or SLURM started.
+    """Start the processes of a training, or meet those that torchrun or SLURM started; they part at exit.
 
     Raises:
         LostProcessError: if they do not meet in time
     """
+    if fabric.world_size > 1:
+        # DDP imports it, and its functions keep the group that is there by then as their default for good
+        import_module("torch.distributed.nn.functional")
+        if not torch.distributed.is_initialized():
+            atexit.register(_part)
     try:
         fabric.launch()
     except RuntimeError as error:
@@ -102,6 +110,14 @@ def lost_processes_named(fabric: Fabric, checkpoints: Path) -> Iterator[None]:
             f"lost {' or '.join(map(str, lost))}: {_first_line(error)}; "
             + (f"resume from {found[-1]}" if found else "there is no checkpoint yet")
         ) from error
+
+
+def _part() -> None:
+    """End the threads that connect the processes: a program that leaves while they run may be aborted."""
+    if torch.distributed.is_initialized():
+        # an engine in a cycle of references still holds the group
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def _is_of_a_connection(error: RuntimeError) -> bool:

@@ -544,6 +544,26 @@ def any_size() -> VisionModel:
     return randomize_(entry.build(**{**entry.tiny, **options})).eval()
 
 
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        ("vit_small_patch16_dinov3", None),
+        ("vit_small_patch16_rope_mixed_224", None),
+        ("eva02_tiny_patch14_224", "rope"),
+        ("deit_tiny_distilled_patch16_224", Learned(dynamic_img_size=True)),
+    ],
+)
+def test_other_positions_on_images_of_any_size(tmp_path, name, positions):
+    """Rotations are computed for the grid of each image; `export_model` compares three more sizes."""
+    entry = find_entry(name)
+    chosen = {} if positions is None else {"positions": positions}
+    model = randomize_(entry.build(**{**entry.tiny, "depth": 1, **chosen})).eval()
+    noise = random_samples(preprocessing_for(model), 3)
+    report = write(model, tmp_path / "a.pt2", "pt2", noise, classes=(), dynamic_size=True)
+    assert report["input"]["images"]["multiple_of"] == list(model.grid.patch)
+    assert len(report["verified_sizes"]) == 3
+
+
 @pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("pt2", ".pt2")])
 def test_images_of_any_size(any_size, tmp_path, format, suffix):
     noise = random_samples(preprocessing_for(any_size), 5)

@@ -399,8 +399,8 @@ def find_size_step(model: VisionModel, format: str, kind: Format) -> tuple[int, 
     """
     if not (isinstance(model, IsotropicModel) and model.any_size and len(model.grid.shape) == 2):
         raise ExportError(
-            f"{type(model).__name__} takes images of one size here: a ViT takes any with "
-            "positions=Learned(dynamic_img_size=True)"
+            f"a file of this {type(model).__name__} takes images of one size: any size is for models of one "
+            "sequence with positions=Learned(dynamic_img_size=True), or with rotary ones alone"
         )
     if not kind.dynamic_size:
         raise ExportError(f"format {format} takes images of one size: take --format onnx or pt2")

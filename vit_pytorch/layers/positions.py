@@ -17,7 +17,7 @@ from torch.fx import Proxy
 from vit_pytorch.layers.attention import BlockInputs, Keys, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
-from vit_pytorch.layers.offsets import crop_cells, resize_axis
+from vit_pytorch.layers.offsets import crop_cells, is_same_grid, resize_axis
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -37,15 +37,6 @@ class Interpolation(NamedTuple):
     antialias: bool = True
     align_corners: bool = False
     keep_aspect: bool = False
-
-
-def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether two grids are equal; of sizes that stay open in an exported graph, whether always."""
-    if not any(isinstance(extent, torch.SymInt) for extent in grid):
-        return tuple(grid) == tuple(other)
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return all(statically_known_true(a == b) for a, b in zip(grid, other, strict=True))
 
 
 def resize_table(
@@ -259,8 +250,15 @@ class LearnedPositions(Positions):
 
     def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0, std: float = EMBEDDING_STD) -> None:
         super().__init__(grid, prefix=prefix)
+        self.std = std
         self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
         init_embeddings(self.table, std=std)
+
+    def with_prefix(self, prefix: int) -> LearnedPositions:
+        """Return new embeddings of the same kind for so many prefix tokens."""
+        made = type(self)(self.grid, self.table.shape[-1], prefix=prefix, std=self.std)
+        made.interpolates, made.interpolation = self.interpolates, self.interpolation
+        return made
 
     def resized(self, like: LearnedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
         """Return the table for another grid."""

@@ -27,10 +27,12 @@ from vit_pytorch.base import VisionModel
 from vit_pytorch.export import deploy, formats
 from vit_pytorch.export import executorch as executorch_format
 from vit_pytorch.export import onnx as onnx_format
+from vit_pytorch.export.bench_worker import file_step
 from vit_pytorch.export.check import check_file
 from vit_pytorch.export.deploy import export_model, load_exported
 from vit_pytorch.export.job import ExportError, Format
 from vit_pytorch.export.samples import Samples, random_samples
+from vit_pytorch.export.timing import Cell
 from vit_pytorch.export.verify import Comparison, check, compare, decision_of
 from vit_pytorch.layers.positions import Learned
 from vit_pytorch.preprocessing import Normalize, preprocessing_for, resize
@@ -575,6 +577,8 @@ def test_images_of_any_size(any_size, tmp_path, format, suffix):
     with torch.no_grad():
         want = any_size(images).softmax(1)
     torch.testing.assert_close(load_exported(file)(images), want, rtol=0, atol=1e-5)
+    # `vit bench` times it at the model's own size
+    assert file_step(str(file), Cell("forward", "float32", 2))().shape == (2, 10)
 
 
 def test_a_file_that_takes_one_size_is_refused(any_size, tmp_path, monkeypatch):
@@ -619,6 +623,9 @@ def test_noise_does_not_verify_int8(model, tmp_path):
 
 
 def test_missing_packages_are_named():
+    nncf = replace(formats.FORMATS["openvino"], int8_packages=("no_such",))
+    with pytest.raises(ExportError, match=r"openvino in int8 needs no_such: pip install -e '.\[nncf\]'"):
+        nncf.check_quantization("openvino", "static")
     absent = Format(
         ".x", lambda job, file: {}, lambda file, precision: torch.nn.Identity(), ("fp32",), ("no_such",)
     )

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +36,6 @@ from vit_pytorch.export.layers import kept_layers, running_layers
 from vit_pytorch.export.onnx import check_opset
 from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, decision_of, write_check
-from vit_pytorch.extras import install_command
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
@@ -257,14 +255,7 @@ def check_request(
     kind, file = find_format(format), Path(file)
     kind.check(format, precision)
     if precision == "int8":
-        if quantization not in kind.quantizations:
-            raise ExportError(
-                f"format {format} is quantized by calibration: take --quantization static, got {quantization}"
-            )
-        missing = [package for package in kind.int8_packages if find_spec(package) is None]
-        if missing:
-            needs = f"{', '.join(missing)}: {install_command(kind.int8_extra)}"
-            raise ExportError(f"format {format} in int8 needs {needs}")
+        kind.check_quantization(format, quantization)
     elif quantization != "static":
         raise ExportError(f"quantization is for int8, got precision {precision}")
     if keep and precision != "int8":

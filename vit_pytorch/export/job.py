@@ -222,3 +222,19 @@ class Format:
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
             raise ExportError(f"format {name} needs {', '.join(missing)}: {install_command(self.extra)}")
+
+    def check_quantization(self, name: str, quantization: Quantization) -> None:
+        """Check that int8 can be written here.
+
+        Raises:
+            ExportError: if the format is not quantized so, or a package is not installed, with the command
+                that installs it.
+        """
+        if quantization not in self.quantizations:
+            raise ExportError(
+                f"format {name} is quantized by calibration: take --quantization static, got {quantization}"
+            )
+        missing = [package for package in self.int8_packages if find_spec(package) is None]
+        if missing:
+            needs = f"{', '.join(missing)}: {install_command(self.int8_extra)}"
+            raise ExportError(f"format {name} in int8 needs {needs}")

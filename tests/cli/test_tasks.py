@@ -296,7 +296,9 @@ def test_an_export_is_verified_on_another_table(
     (tmp_path / "other.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines[:31]))
     source = f"csv:{tmp_path / 'other.csv'}?root={table.parent}"
     options = ["--format=pt2", "--outputs=logits", f"--output={tmp_path / 'm.pt2'}", f"--verify={source}"]
-    assert main(["export", str(request.getfixturevalue(name)), *options, "--json"]) == 0
+    run = request.getfixturevalue(name)
+    capsys.readouterr()
+    assert main(["export", str(run), *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["verification"]
     assert (found["images"], found["labelled"]) == (30, 30 if name == "label_run" else 0)
     assert found["accuracy"] == found["model_accuracy"]

@@ -17,25 +17,6 @@ def cells(grid: Sequence[int]) -> Int[Tensor, "n r"]:
     return torch.stack(axes, dim=-1).flatten(0, -2)
 
 
-def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether two grids are equal; of sizes that stay open in an exported graph, whether always."""
-    return all(is_known(a == b) for a, b in zip(grid, other, strict=True))
-
-
-def covers(grid: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Return whether a grid has all cells of another one; of sizes that stay open, whether always."""
-    return all(is_known(extent >= other) for extent, other in zip(grid, wanted, strict=True))
-
-
-def is_known(comparison: bool) -> bool:
-    """Return whether a comparison of sizes is true whatever those are that stay open in an exported graph."""
-    if not isinstance(comparison, torch.SymBool):
-        return comparison
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(comparison)
-
-
 def crop_cells(x: Tensor, grid: Sequence[int], wanted: Sequence[int], *, dim: int) -> Tensor:
     """Take, on the axis of a grid's cells, those that a smaller grid shares with it, from the origin on.
 

@@ -17,7 +17,7 @@ from torch.fx import Proxy
 from vit_pytorch.layers.attention import BlockInputs, Keys, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
 from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
-from vit_pytorch.layers.offsets import crop_cells, is_same_grid, resize_axis
+from vit_pytorch.layers.offsets import crop_cells, resize_axis
 from vit_pytorch.layers.options import Option
 
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -37,6 +37,25 @@ class Interpolation(NamedTuple):
     antialias: bool = True
     align_corners: bool = False
     keep_aspect: bool = False
+
+
+def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two grids are equal; of sizes that stay open in an exported graph, whether always."""
+    return all(is_known(a == b) for a, b in zip(grid, other, strict=True))
+
+
+def covers(grid: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Return whether a grid has all cells of another one; of sizes that stay open, whether always."""
+    return all(is_known(extent >= other) for extent, other in zip(grid, wanted, strict=True))
+
+
+def is_known(comparison: bool) -> bool:
+    """Return whether a comparison of sizes is true whatever those are that stay open in an exported graph."""
+    if not isinstance(comparison, torch.SymBool):
+        return comparison
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(comparison)
 
 
 def resize_table(

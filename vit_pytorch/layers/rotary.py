@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.attention import BlockInputs, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, is_tracing
-from vit_pytorch.layers.offsets import cells, covers, crop_cells, is_same_grid
+from vit_pytorch.layers.offsets import cells, crop_cells
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
-from vit_pytorch.layers.positions import ComputedBuffers
+from vit_pytorch.layers.positions import ComputedBuffers, covers, is_same_grid
 from vit_pytorch.layers.relative import CachedBias
 
 

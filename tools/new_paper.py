@@ -1,4 +1,4 @@
-"""Write the skeleton of a new paper: its file, its named models, its table of weights, its test and its page.
+r"""Write the skeleton of a paper: its file, its named models, its table of weights, its test and its page.
 
     python -m tools.new_paper conv_mixer --class ConvMixer --title "Patches Are All You Need?" \
         --authors "A. Trockman, J. Z. Kolter" --year 2022 --arxiv 2201.09792 --beside xcit
@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from keyword import iskeyword
 from pathlib import Path
 from string import Template
 from textwrap import fill
@@ -45,7 +46,7 @@ def write_skeleton(root: Path, words: dict[str, str], beside: str) -> list[Path]
         The files that were written.
 
     Raises:
-        ValueError: if there is a file already, or no such paper to stand beside.
+        ValueError: if there is a file already, no such paper to stand beside, or no line `## Unreleased`.
     """
     name = words["name"]
     files = {root / place.format(name=name): SKELETON / template for template, place in FILES.items()}
@@ -58,12 +59,22 @@ def write_skeleton(root: Path, words: dict[str, str], beside: str) -> list[Path]
         "- $kind ([arXiv:$arxiv](https://arxiv.org/abs/$arxiv)): `vit_pytorch.$name`."
     ).substitute(words)
     # Everything is made before anything is written.
+    heading = "## Unreleased\n\n"
+    begun = f"{heading}### Added\n\n" in (root / CHANGES).read_text(encoding="utf-8")
+    missing = f"--beside names no paper of {{place}}: {beside}"
     changed = {
-        root / place: insert((root / place).read_text(encoding="utf-8"), after, added, place)
-        for place, after, added in (
-            (CATALOGUE, rf"^- [^\n]*\n?[^\n]*`vit_pytorch\.{beside}`, [^\n]*\n", row),
-            (INDEX, rf"^{beside}\n", name),
-            (CHANGES, r"^### Added\n\n", line),
+        root / place: insert(
+            (root / place).read_text(encoding="utf-8"), after, added, error.format(place=place)
+        )
+        for place, after, added, error in (
+            (CATALOGUE, rf"^- [^\n]*\n?[^\n]*`vit_pytorch\.{beside}`, [^\n]*\n", row, missing),
+            (INDEX, rf"^{beside}\n", name, missing),
+            (
+                CHANGES,
+                f"^{heading}### Added\n\n" if begun else f"^{heading}",
+                line if begun else f"### Added\n\n{line}\n",
+                "{place} has no line '## Unreleased'",
+            ),
         )
     }
     made = {
@@ -74,7 +85,7 @@ def write_skeleton(root: Path, words: dict[str, str], beside: str) -> list[Path]
     return [*made, *changed]
 
 
-def insert(text: str, after: str, line: str, place: str) -> str:
+def insert(text: str, after: str, line: str, error: str) -> str:
     """Insert a line after what a pattern matches first.
 
     Raises:
@@ -82,7 +93,7 @@ def insert(text: str, after: str, line: str, place: str) -> str:
     """
     found = re.search(after, text, re.M)
     if found is None:
-        raise ValueError(f"{place} has no line to insert after: {after}")
+        raise ValueError(error)
     return f"{text[: found.end()]}{line}\n{text[found.end() :]}"
 
 
@@ -90,7 +101,7 @@ def matching(pattern: str, example: str) -> Callable[[str], str]:
     """Return a type of arguments that match a pattern whole."""
 
     def check(text: str) -> str:
-        if re.fullmatch(pattern, text) is None:
+        if re.fullmatch(pattern, text) is None or iskeyword(text):
             raise argparse.ArgumentTypeError(f"expected something like {example}, got {text}")
         return text
 
@@ -105,11 +116,15 @@ def main() -> None:
     parser.add_argument("--authors", required=True, help="initials and names of the authors")
     parser.add_argument("--year", type=matching(r"(19|20)\d\d", "2021"), required=True)
     parser.add_argument("--arxiv", type=matching(r"\d{4}\.\d{4,5}", "2105.01601"), required=True)
-    parser.add_argument("--beside", required=True, help="the paper after which it is listed, such as xcit")
-    parser.add_argument("--class", dest="kind", help="name of the class; default the file's in capitals")
+    paper = matching(r"[a-z][a-z0-9_]*", "xcit")
+    parser.add_argument("--beside", type=paper, required=True, help="the paper after which it is listed")
+    kind = matching(r"[A-Z][A-Za-z0-9]*", "MLPMixer")
+    parser.add_argument(
+        "--class", dest="kind", type=kind, help="name of the class; default the file's in capitals"
+    )
     words = vars(parser.parse_args())
     beside = words.pop("beside")
-    words["stop"] = "" if words["title"].endswith("?") else "."
+    words["stop"] = "" if words["title"].endswith(("?", "!", ".")) else "."
     words["kind"] = words["kind"] or "".join(part.capitalize() for part in words["name"].split("_"))
     try:
         written = write_skeleton(ROOT, words, beside)

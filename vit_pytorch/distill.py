@@ -60,8 +60,7 @@ class Distillable(IsotropicModel):
             self.num_features, class_token=class_token, distillation_token=True, registers=registers
         )
         if isinstance(self.positions, LearnedPositions) and self.positions.prefix == int(class_token):
-            grid = self.positions.grid
-            self.positions = LearnedPositions(grid, self.num_features, prefix=1 + int(class_token))
+            self.positions = self.positions.with_prefix(1 + int(class_token))
 
     @property
     def distillation_index(self) -> int:

@@ -96,12 +96,34 @@ def test_tests_of_the_skeleton_say_what_to_do(copy: Path, written: str) -> None:
     assert "2 passed" in done.stdout
 
 
+def test_the_first_paper_after_a_release(copy: Path, tmp_path: Path) -> None:
+    """Its line is not among those of the release, and the title keeps the mark that it ends with."""
+    after = tmp_path / "after"
+    for place in ("vit_pytorch/__init__.py", "docs/papers/index.md", "tools", "CHANGELOG.md"):
+        (after / place).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (copy / place).is_dir() else shutil.copy)(copy / place, after / place)
+    for folder in ("vit_pytorch/registry", "vit_pytorch/pretrained/tables", "tests/papers"):
+        (after / folder).mkdir(parents=True)
+    (after / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n## 0.2.0\n\n### Added\n\n- A.\n")
+    done = call(after, "-m", "tools.new_paper", "late_vit", *ARGUMENTS, "--title", "Is It Late? It Is!")
+    assert done.returncode == 0, done.stderr
+    head, rest = (after / "CHANGELOG.md").read_text().split("## 0.2.0")
+    assert re.fullmatch(r"# Changelog\n\n## Unreleased\n\n### Added\n\n- LateVit .*\.\n\n", head)
+    assert rest == "\n\n### Added\n\n- A.\n"
+    assert (after / "vit_pytorch/late_vit.py").read_text().startswith('"""Is It Late? It Is!\n')
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (["pit", *ARGUMENTS], "a paper needs a name of its own: vit_pytorch/pit.py is there already"),
-        (["other", *ARGUMENTS[:-1], "nothing"], "has no line to insert after"),
+        (
+            ["other", *ARGUMENTS[:-1], "nothing"],
+            "--beside names no paper of vit_pytorch/__init__.py: nothing",
+        ),
         (["Other", *ARGUMENTS], "expected something like mlp_mixer, got Other"),
+        (["class", *ARGUMENTS], "expected something like mlp_mixer, got class"),
+        (["other", *ARGUMENTS, "--class", "Other-ViT"], "expected something like MLPMixer, got Other-ViT"),
         (["other", *ARGUMENTS, "--year", "soon"], "expected something like 2021, got soon"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_a_run_its_exported_file_and_a_format(
     Path(f"{file}.json").write_text("{}")
     assert main(["bench", str(file), *FAST]) == Status.USAGE
     assert "is no report of an exported file: it lacks format, precision" in capsys.readouterr().err
+
+
+def test_trained_models_and_tags_are_names(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["cct_2_3x2_32.cifar10", "levit_128s.fb_dist_in1k"]
+    assert main(["bench", *names, "--json", *FAST]) == 0
+    assert [row["model"] for row in json.loads(capsys.readouterr().out)["rows"]] == names
 
 
 def test_an_error_in_the_process_of_a_model_is_a_sentence(
@@ -85,6 +92,8 @@ def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["model"] for row in rows] == ["timm levit_128s", "levit_128s"]
     assert rows[1]["ratio_to"] == "timm levit_128s eager"
+    # one round does not show how much times vary
+    assert rows[1]["ratio"] is None
     assert rows[1]["flops"] == pytest.approx(rows[0]["flops"], rel=0.02)
 
 
@@ -105,6 +114,8 @@ def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:
         (["levit_128s", "--batch=8,a"], Status.USAGE, "with commas between, got 8,a"),
         (["levit_128s", "--merge_tokens=-1"], Status.USAGE, "--merge_tokens takes integers of at least 0"),
         (["levit_128s", "--threads=0"], Status.USAGE, "threads must be at least 1, got 0"),
+        (["levit_128s", "levit_128s"], Status.USAGE, "got several times: ours levit_128s eager"),
+        (["levit_128s", "--form=eager,eager"], Status.USAGE, "each model and form is timed once"),
         (["levit_128s", "--rounds=a"], Status.USAGE, "rounds must be an integer, got a"),
         (["levit_129"], Status.MODEL, "no model is named 'levit_129'"),
     ],
@@ -122,6 +133,12 @@ def test_merged_tokens_beside_none(tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["bench", str(tmp_path), "--merge_tokens=0,60", *FAST, "--json"]
     assert main(arguments) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
+    for form, reason in (("executorch", "cannot merge tokens"), ("coreml", "runs on darwin only")):
+        if form == "coreml" and sys.platform == "darwin":
+            continue
+        assert main([*arguments[:2], f"--form={form}", "--merge_tokens=60", *FAST]) == Status.USAGE
+        said = capsys.readouterr().err
+        assert f"{form}, merging 60, forward fp32: the format {reason}" in said
     assert [(row["form"], row["merge_tokens"]) for row in rows] == [
         ("eager", 0),
         ("eager", 60),

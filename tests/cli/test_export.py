@@ -130,13 +130,21 @@ def test_images_are_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--format=pt2", "--calibrate=x"], Status.USAGE, "--calibrate is for --precision int8"),
         (["--format=pt2", "--opset=20"], Status.USAGE, "opset is for format onnx, got pt2"),
         (["--format=pt2", "--images=0"], Status.USAGE, "images must be at least 1, got 0"),
-        (["--format=pt2", "--quantization=dynamic"], Status.USAGE, "is for --precision int8, got fp32"),
+        (
+            ["--format=pt2", "--quantization=dynamic"],
+            Status.USAGE,
+            "quantization is for int8, got precision fp32",
+        ),
         (["--format=pt2", "--merge_tokens=-1"], Status.USAGE, "merge_tokens must be at least 0, got -1"),
         (["--format=pt2", "--batch_size=x"], Status.USAGE, "batch_size must be an integer, got x"),
         ([], Status.USAGE, "vit export needs --format"),
         (["--format=pt2", "--precision=fp8"], Status.USAGE, "precision"),
         (["--format=pt2", "--verify=nowhere"], Status.DATA, "nowhere"),
         (["--format=onnx"], Status.USAGE, "a file of format onnx is called"),
+        # what does not fit together is said before the model and the images are opened
+        (["--format=onnx", "--verify=nowhere"], Status.USAGE, "a file of format onnx is called"),
+        (["--format=pt2", "--verify=nowhere", "--dynamic=batch,size"], Status.USAGE, "images of one size"),
+        (["--format=pt2", "--verify=nowhere", "--keep=head"], Status.USAGE, "keep is for int8"),
     ],
 )
 def test_wrong_options(

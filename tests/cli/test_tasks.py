@@ -296,14 +296,19 @@ def test_an_export_is_verified_on_another_table(
     (tmp_path / "other.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines[:31]))
     source = f"csv:{tmp_path / 'other.csv'}?root={table.parent}"
     options = ["--format=pt2", "--outputs=logits", f"--output={tmp_path / 'm.pt2'}", f"--verify={source}"]
-    assert main(["export", str(request.getfixturevalue(name)), *options, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["verification"]["images"] == 30
+    run = request.getfixturevalue(name)
+    capsys.readouterr()
+    assert main(["export", str(run), *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["verification"]
+    assert (found["images"], found["labelled"]) == (30, 30 if name == "label_run" else 0)
+    assert found["accuracy"] == found["model_accuracy"]
+    assert (found["accuracy"] is None) == (name == "value_run")
 
 
 def test_what_other_commands_refuse(label_run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(label_run), "--probe=knn"]) == 2
     assert "a probe tells classes from each other" in capsys.readouterr().err
-    assert main(["export", str(label_run), "--format=torchscript", f"--output={tmp_path / 'm.pt'}"]) == 2
+    assert main(["export", str(label_run), "--format=torchscript", f"--output={tmp_path / 'm.ts'}"]) == 2
     assert "task multilabel is exported with --outputs logits" in capsys.readouterr().err
     distill = [
         "distill",

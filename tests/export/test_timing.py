@@ -34,10 +34,11 @@ def test_turns_go_forwards_and_backwards():
 
 def test_ratios_are_of_rounds():
     found = ratio([2.0, 20.0, 2.2], [1.0, 10.0, 1.0])
-    assert found == Ratio(2.0, pytest.approx(0.1))
+    assert found == Ratio(2.0, pytest.approx(0.1), rounds=3)
     assert found.is_clear
-    assert not Ratio(1.05, 0.06).is_clear
-    assert Ratio(0.9, 0.05).is_clear
+    assert not Ratio(1.05, 0.06, rounds=3).is_clear
+    assert Ratio(0.9, 0.05, rounds=3).is_clear
+    assert not ratio([2.0], [1.0]).is_clear
     assert spread([5.0]) == 0.0
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == 2.0
 

@@ -16,6 +16,7 @@ DYNAMIC = {
     "vit_tiny_patch16_224": Learned(dynamic_img_size=True),
     "vit_small_patch14_reg4_dinov2": Learned(class_token=False, dynamic_img_size=True),
     "vit_base_patch16_clip_224": Learned(dynamic_img_size=True),
+    "deit_tiny_distilled_patch16_224": Learned(dynamic_img_size=True),
 }
 
 

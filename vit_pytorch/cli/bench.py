@@ -12,7 +12,7 @@ import vit_pytorch
 from vit_pytorch.cli.functions import call
 from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json, table
-from vit_pytorch.create import model_folder, read_config
+from vit_pytorch.create import is_named, model_folder, read_config
 from vit_pytorch.data.loader import usable_cores
 from vit_pytorch.export.bench_worker import COMPILE, EAGER, PRECISIONS, Subject
 from vit_pytorch.export.deploy import read_report
@@ -51,8 +51,8 @@ def print_bench(
 
     Times are medians over rounds, with the distance between the quartiles. A ratio says how many times as
     fast a row is as the peer's model of its name, or else as the first row; it stands only where the
-    difference is larger than its spread. Operations count a multiplication and its addition as two, for one
-    image.
+    difference is larger than its spread, which takes two rounds or more. Operations count a multiplication
+    and its addition as two, for one image.
 
     Args:
         models: Names of models, folders of runs or models, and files that `vit export` wrote.
@@ -80,6 +80,9 @@ def print_bench(
     modes = _choices("mode", mode, MODES)
     merged = _integers("merge_tokens", merge_tokens, least=0)
     subjects = _subjects(models, forms, peer, threads, merged)
+    names = [_name(subject) for subject in subjects]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"each model and form is timed once, got several times: {', '.join(twice)}")
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     for chosen_mode, chosen_precision, size in product(modes, precisions, batches):
@@ -146,7 +149,7 @@ def _subjects(
     found: list[Subject] = []
     for model in models:
         saved = Path(model).exists()
-        if not saved:
+        if not saved and not is_named(model):
             find_entry(model)
         if Path(model).is_dir():
             read_config(model_folder(model))
@@ -174,6 +177,10 @@ def _unavailable(subject: Subject, mode: str, precision: str) -> str | None:
     if Path(subject.model).is_file():
         return None
     kind = find_format(subject.form)
+    if not kind.runs_here:
+        return f"the format runs on {kind.platform} only"
+    if subject.merge_tokens and not kind.merges_tokens:
+        return "the format cannot merge tokens"
     return None if precision in kind.precisions else kind.refusals[precision]
 
 

@@ -10,8 +10,7 @@ from vit_pytorch.cli.layers import UsageError
 from vit_pytorch.cli.tables import print_json
 from vit_pytorch.cli.use import _open, _record, data_config
 from vit_pytorch.create import comes_trained, create_model, is_named
-from vit_pytorch.export.deploy import export_model
-from vit_pytorch.export.formats import find_format
+from vit_pytorch.export.deploy import check_model, check_request, export_model
 from vit_pytorch.export.job import OLDEST_OPSET, Output, Precision, Quantization
 from vit_pytorch.export.samples import (
     RANDOM,
@@ -108,7 +107,23 @@ def print_export(
         ("calibration_images", calibration_images),
     ):
         check_integer(name, value)
-    find_format(format).check(format, precision)
+    axes = dynamic.split(",")
+    if not {"batch", "size"}.issuperset(axes):
+        raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
+    kept = tuple(name for name in keep.split(",") if name)
+    needs_calibration = precision == "int8" and quantization == "static"
+    if calibrate is not None and not needs_calibration:
+        raise UsageError("--calibrate is for --precision int8 with --quantization static")
+    check_request(
+        output,
+        format,
+        precision,
+        normalize_inside=with_preprocessing,
+        merge_tokens=merge_tokens,
+        opset=opset,
+        quantization=quantization,
+        keep=kept,
+    )
     check_creatable(Path(output).parent)
     built = create_model(model, pretrained=pretrained or comes_trained(model)).eval()
     if model in entries() and pretrained is False:
@@ -123,9 +138,6 @@ def print_export(
         raise UsageError(
             f"a model of task {saved.problem.task} is exported with --outputs logits, its {what}"
         )
-    axes = dynamic.split(",")
-    if not {"batch", "size"}.issuperset(axes):
-        raise UsageError(f"--dynamic must be batch, or batch,size, got {dynamic}")
     computed: Output = outputs if saved.classes and features is None else "features"
     temperature = 1.0
     if calibrated:
@@ -136,11 +148,16 @@ def print_export(
         problem = saved.problem.calibrated()
         assert isinstance(problem, Classification), "probabilities are those of classes"
         temperature = problem.temperature or temperature
-    if quantization != "static" and precision != "int8":
-        raise UsageError(f"--quantization is for --precision int8, got {precision}")
-    needs_calibration = precision == "int8" and quantization == "static"
-    if calibrate is not None and not needs_calibration:
-        raise UsageError("--calibrate is for --precision int8 with --quantization static")
+    check_model(
+        built,
+        format,
+        prep=saved.preprocessing,
+        output=computed,
+        features=features,
+        normalize_inside=with_preprocessing,
+        dynamic_size="size" in axes,
+        merge_tokens=merge_tokens,
+    )
     report = export_model(
         built,
         output,
@@ -161,7 +178,7 @@ def print_export(
         calibration=_samples(model, calibrate, "calibrate", saved, calibration_images)
         if needs_calibration
         else None,
-        keep=tuple(name for name in keep.split(",") if name),
+        keep=kept,
         batch_size=batch_size,
     )
     if as_json:

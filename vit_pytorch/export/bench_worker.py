@@ -86,6 +86,7 @@ def exported_step(subject: Subject, model: Any, cell: Cell, folder: Path) -> Ste
     file = folder / f"{precision}{kind.suffix}"
     int8: dict[str, Any] = {}
     if precision == "int8":
+        kind.check_quantization(subject.form, "static")
         classifier = model.get_classifier()
         int8["calibration"] = [torch.randn(8, *size) for _ in range(CALIBRATION)]
         # which NNCF leaves in floating point in some models; it takes no time that shows
@@ -110,7 +111,9 @@ def file_step(file: str, cell: Cell) -> Step:
 
     report = json.loads(Path(f"{file}.json").read_text(encoding="utf-8"))
     run, given = load_exported(file), report["input"]["images"]
-    shape = cell.batch, *given["shape"][1:]
+    # sizes that are open have names
+    own = report["preprocessing"]["image_size"]
+    shape = cell.batch, given["shape"][1], *(own if "height" in given["shape"] else given["shape"][2:])
     images = torch.randint(256, shape, dtype=torch.uint8) if given["dtype"] == "uint8" else torch.randn(shape)
 
     def step() -> Tensor:

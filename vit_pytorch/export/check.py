@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vit_pytorch.export.deploy import load_exported
 from vit_pytorch.export.job import ExportError, RefusedError
 from vit_pytorch.export.samples import Samples
-from vit_pytorch.export.verify import HINTS, Comparison, Loss, check, compare, decision_of
+from vit_pytorch.export.verify import HINTS, UNKNOWN, Comparison, Loss, check, compare, decision_of
 from vit_pytorch.training.saved import TASK
 
 
@@ -34,8 +34,12 @@ def check_file(file: str | Path) -> Comparison:
     report = json.loads(report_file.read_text(encoding="utf-8"))
     with np.load(f"{file}.check.npz") as stored:
         images, outputs = torch.from_numpy(stored["images"]), torch.from_numpy(stored["outputs"])
-        labels, source = stored["labels"].tolist(), str(stored["source"])
-    samples = Samples(source, [None if label < 0 else label for label in labels], lambda i: images[i])
+        truth, source = stored["labels"], str(stored["source"])
+    labels = [tuple(label) if isinstance(label, list) else label for label in truth.tolist()]
+    known = (truth != UNKNOWN).reshape(len(labels), -1).all(axis=1)
+    samples = Samples(
+        source, [a if b else None for a, b in zip(labels, known, strict=True)], lambda i: images[i]
+    )
     rest = iter(outputs)
 
     def reference(batch: Tensor) -> Tensor:

@@ -27,11 +27,8 @@ def write(job: ExportJob, file: Path) -> dict[str, Any]:
     """Convert a program; the package's metadata hold the metadata.
 
     Raises:
-        ExportError: if the graph takes bytes, or a linear layer's weight is not in the package as it is in
-            the model.
+        ExportError: if a linear layer's weight is not in the package as it is in the model.
     """
-    if not job.example.is_floating_point():
-        raise ExportError("a Core ML program takes no bytes: export without --with-preprocessing")
     # bars of progress
     with warnings.catch_warnings(), redirect_stderr(StringIO()):
         # coremltools warns of versions of other packages that it was not tested with
@@ -143,6 +140,8 @@ FORMAT = Format(
     precisions=("fp32", "fp16"),
     packages=("coremltools",),
     extra="coreml",
+    takes_bytes=False,
+    merges_tokens=False,
     max_batch=MAX_BATCH,
     lowers=True,
     manifest="Manifest.json",

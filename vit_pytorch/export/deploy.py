@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
-from vit_pytorch.export.formats import find_format
+from vit_pytorch.export.formats import FORMATS, find_format
 from vit_pytorch.export.job import (
     DTYPES,
     OLDEST_OPSET,
@@ -30,10 +30,14 @@ from vit_pytorch.export.job import (
     Quantization,
     RefusedError,
     Runtime,
+    runtime_errors,
 )
+from vit_pytorch.export.layers import kept_layers, running_layers
+from vit_pytorch.export.onnx import check_opset
 from vit_pytorch.export.samples import Samples, normalized_batches
 from vit_pytorch.export.verify import HINTS, Loss, check, check_sizes, compare, decision_of, write_check
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import MEDIA, ChannelsFirst, Normalize, Preprocessing
 from vit_pytorch.storage import file_sha256, full_disk_named, making_folder
 from vit_pytorch.tome import merging
@@ -101,29 +105,31 @@ def export_model(
         ExportError: if the format or the precision is not offered or needs a package, or the file fails.
         ValueError: if the model's tokens cannot be merged.
     """
-    kind, file = find_format(format), Path(file)
-    kind.check(format, precision)
-    if file.suffix != kind.suffix:
-        raise ExportError(f"a file of format {format} is called *{kind.suffix}, got {file.name}")
-    if file.is_dir() and not (kind.manifest and (file / kind.manifest).is_file()):
-        raise ExportError(f"{file} is a folder, and a file is to be written there")
-    if prep.max_tokens is not None:
-        raise ExportError("the model's images keep their own sizes (max_tokens), and a file takes one size")
-    if normalize_inside and prep.frames is not None:
-        raise ExportError("only images are normalized in the graph, not clips or volumes")
+    kind = check_request(
+        file,
+        format,
+        precision,
+        normalize_inside=normalize_inside,
+        merge_tokens=merge_tokens,
+        opset=opset,
+        quantization=quantization,
+        keep=keep,
+    )
+    file = Path(file)
+    step = check_model(
+        model,
+        format,
+        prep=prep,
+        output=output,
+        features=features,
+        normalize_inside=normalize_inside,
+        dynamic_size=dynamic_size,
+        merge_tokens=merge_tokens,
+    )
     if precision == "int8" and samples.are_random:
         raise ExportError("int8 is verified on images: name some by --verify")
     if precision == "int8" and quantization == "static" and calibration is None:
         raise ExportError("static int8 needs images for the ranges of activations: name some by --calibrate")
-    if opset != OLDEST_OPSET and format != "onnx":
-        raise ExportError(f"opset is for format onnx, got {format}")
-    if keep and precision != "int8":
-        raise ExportError(f"keep is for int8, got precision {precision}")
-    if features is not None:
-        if output != "features":
-            raise ExportError(f"features {features!r} are computed instead of {output}")
-        check_features(model, features)
-    step = find_size_step(model, format, kind) if dynamic_size else None
     model.eval()
     inside = Normalize(prep) if normalize_inside else None
     reference = ExportGraph(model, output, inside, features, temperature)
@@ -150,20 +156,25 @@ def export_model(
         TemporaryDirectory(dir=file.parent, prefix=".export-") as folder,
     ):
         written = Path(folder) / file.name
+        if keep:
+            kept_layers(job, running_layers(job))
         notes = {"max_batch": kind.max_batch, **kind.write(job, written)}
+        if calibration is not None:
+            notes["calibration"] = {"source": calibration.source, "images": len(calibration)}
         max_batch = notes.pop("max_batch")
         if kind.runs_here:
-            run = kind.load(written, precision)
-            found = compare(
-                reference,
-                run,
-                samples,
-                finish=finish,
-                decide=decision_of(output, model.default_cfg.get(TASK, {})),
-                batch_size=min(batch_size, max_batch),
-            )
             loss: Loss = "merged" if merge_tokens else precision
             try:
+                with runtime_errors("as it is loaded"):
+                    run = kind.load(written, precision)
+                found = compare(
+                    reference,
+                    run,
+                    samples,
+                    finish=finish,
+                    decide=decision_of(output, model.default_cfg.get(TASK, {})),
+                    batch_size=min(batch_size, max_batch),
+                )
                 check(found, loss, noise=samples.are_random)
                 if job.size_step is not None:
                     notes["verified_sizes"] = check_sizes(reference, run, example, job.size_step, precision)
@@ -193,6 +204,7 @@ def export_model(
                     else ["batch", *example.shape[1:]],
                     "max_batch": max_batch,
                     "dtype": str(example.dtype).removeprefix("torch."),
+                    **({} if step is None else {"multiple_of": list(step)}),
                 }
             },
             "output": {
@@ -200,6 +212,7 @@ def export_model(
                     "shape": ["batch", *_output_shape(reference, job)],
                     "dtype": "float32",
                     **({"temperature": temperature} if output == "probabilities" else {}),
+                    **({} if features is None else {"features": features}),
                 }
             },
             **description,
@@ -213,6 +226,90 @@ def export_model(
                 shutil.rmtree(file.parent / part.name)
             os.replace(part, file.parent / part.name)
     return report
+
+
+def check_request(
+    file: str | os.PathLike[str],
+    format: str,
+    precision: Precision,
+    *,
+    normalize_inside: bool,
+    merge_tokens: int,
+    opset: int,
+    quantization: Quantization,
+    keep: tuple[str, ...],
+) -> Format:
+    """Check what `export_model` is asked for, as far as that needs neither the model nor images.
+
+    Args:
+        file: as of `export_model`, like all others.
+
+    Returns:
+        The format.
+
+    Raises:
+        ExportError: if the format does not have what is asked for, or needs a package, or the file cannot be
+            one of the format.
+        ValueError: if `merge_tokens` is negative or no integer.
+    """
+    kind, file = find_format(format), Path(file)
+    kind.check(format, precision)
+    if precision == "int8":
+        kind.check_quantization(format, quantization)
+    elif quantization != "static":
+        raise ExportError(f"quantization is for int8, got precision {precision}")
+    if keep and precision != "int8":
+        raise ExportError(f"keep is for int8, got precision {precision}")
+    if format == "onnx":
+        check_opset(opset)
+    elif opset != OLDEST_OPSET:
+        raise ExportError(f"opset is for format onnx, got {format}")
+    if normalize_inside and not kind.takes_bytes:
+        raise ExportError(f"a file of format {format} takes no bytes: export without --with-preprocessing")
+    check_integer("merge_tokens", merge_tokens, least=0)
+    if merge_tokens and not kind.merges_tokens:
+        able = ", ".join(name for name, each in FORMATS.items() if each.merges_tokens)
+        raise ExportError(f"format {format} cannot merge tokens; those that can: {able}")
+    if file.suffix != kind.suffix:
+        raise ExportError(f"a file of format {format} is called *{kind.suffix}, got {file.name}")
+    if file.is_dir() and not (kind.manifest and (file / kind.manifest).is_file()):
+        raise ExportError(f"{file} is a folder, and a file is to be written there")
+    return kind
+
+
+def check_model(
+    model: VisionModel,
+    format: str,
+    *,
+    prep: Preprocessing,
+    output: Output,
+    features: Features | None,
+    normalize_inside: bool,
+    dynamic_size: bool,
+    merge_tokens: int,
+) -> tuple[int, ...] | None:
+    """Check that a model can be exported as `export_model` is asked to, before images are read.
+
+    Args:
+        model: as of `export_model`, like all others.
+
+    Returns:
+        What divides height and width, if these are dynamic.
+
+    Raises:
+        ExportError: if the model takes images of another kind, or has not what is asked for.
+        ValueError: if it lacks the features, or its tokens cannot be merged.
+    """
+    if prep.max_tokens is not None:
+        raise ExportError("the model's images keep their own sizes (max_tokens), and a file takes one size")
+    if normalize_inside and prep.frames is not None:
+        raise ExportError("only images are normalized in the graph, not clips or volumes")
+    if features is not None:
+        if output != "features":
+            raise ExportError(f"features {features!r} are computed instead of {output}")
+        check_features(model, features)
+    merging(model, merge_tokens)
+    return find_size_step(model, format, find_format(format)) if dynamic_size else None
 
 
 def load_exported(file: str | os.PathLike[str]) -> Runtime:
@@ -293,8 +390,8 @@ def find_size_step(model: VisionModel, format: str, kind: Format) -> tuple[int, 
     """
     if not (isinstance(model, IsotropicModel) and model.any_size and len(model.grid.shape) == 2):
         raise ExportError(
-            f"{type(model).__name__} takes images of one size here: a ViT takes any with "
-            "positions=Learned(dynamic_img_size=True)"
+            f"a file of this {type(model).__name__} takes images of one size: any size is for models of one "
+            "sequence with positions=Learned(dynamic_img_size=True), or with rotary ones alone"
         )
     if not kind.dynamic_size:
         raise ExportError(f"format {format} takes images of one size: take --format onnx or pt2")

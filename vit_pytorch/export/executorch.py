@@ -91,8 +91,6 @@ def _quantize(job: ExportJob, program: ExportedProgram) -> tuple[ExportedProgram
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    if job.quantization != "static":
-        raise ExportError("format executorch is quantized by calibration: take --quantization static")
     layers = running_layers(job)
     kept = kept_layers(job, layers)
     wanted = layers - kept
@@ -150,6 +148,9 @@ FORMAT = Format(
     precisions=("fp32", "int8"),
     packages=("executorch", "torchao"),
     extra="executorch",
+    quantizations=("static",),
+    # its kernels sort no tokens
+    merges_tokens=False,
     max_batch=MAX_BATCH,
     refusals={
         "fp16": "take --precision fp32 or int8",

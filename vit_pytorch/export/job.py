@@ -50,10 +50,30 @@ def converter_errors(format: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
-            f"the converter of format {format} refuses the model: {reason}; try --format onnx"
+            f"the converter of format {format} refuses the model: {first_line(error)}; try --format onnx"
         ) from error
+
+
+@contextmanager
+def runtime_errors(when: str) -> Iterator[None]:
+    """Context manager: what a runtime cannot do, which runtimes raise as anything, is an `ExportError`.
+
+    Args:
+        when: what it was about to do, such as "as it is loaded".
+
+    Raises:
+        ExportError: with the runtime's reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ExportError(f"the file fails {when}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, which may be long; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class ExportGraph(nn.Module):
@@ -153,6 +173,11 @@ class Format:
         refusals: the reason for each precision that is not offered.
         extra: the extra of this package that installs `packages`.
         max_batch: the largest batch that its files take.
+        quantizations: ways to int8 that it has.
+        int8_packages: importable names that int8 needs in addition.
+        int8_extra: the extra that installs those.
+        takes_bytes: whether a graph may take bytes.
+        merges_tokens: whether a graph may merge tokens.
         dynamic_size: whether height and width may be dynamic.
         lowers: whether `write` converts to half precision by itself, from a graph in single precision.
         manifest: what a package, which is a folder, has inside; "" for formats of files.
@@ -167,6 +192,11 @@ class Format:
     refusals: dict[str, str] = field(default_factory=dict)
     extra: str = "export"
     max_batch: int = MAX_BATCH
+    quantizations: tuple[Quantization, ...] = ()
+    int8_packages: tuple[str, ...] = ()
+    int8_extra: str = ""
+    takes_bytes: bool = True
+    merges_tokens: bool = True
     dynamic_size: bool = False
     lowers: bool = False
     manifest: str = ""
@@ -184,11 +214,27 @@ class Format:
             ExportError: if a package is not installed, with the command that installs it; if the precision
                 is not offered.
         """
-        missing = [package for package in self.packages if find_spec(package) is None]
-        if missing:
-            raise ExportError(f"format {name} needs {', '.join(missing)}: {install_command(self.extra)}")
         if precision not in self.precisions:
             raise ExportError(
                 f"format {name} is written in {', '.join(self.precisions)}, not in {precision}: "
                 f"{self.refusals[precision]}"
             )
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise ExportError(f"format {name} needs {', '.join(missing)}: {install_command(self.extra)}")
+
+    def check_quantization(self, name: str, quantization: Quantization) -> None:
+        """Check that int8 can be written here.
+
+        Raises:
+            ExportError: if the format is not quantized so, or a package is not installed, with the command
+                that installs it.
+        """
+        if quantization not in self.quantizations:
+            raise ExportError(
+                f"format {name} is quantized by calibration: take --quantization static, got {quantization}"
+            )
+        missing = [package for package in self.int8_packages if find_spec(package) is None]
+        if missing:
+            needs = f"{', '.join(missing)}: {install_command(self.int8_extra)}"
+            raise ExportError(f"format {name} in int8 needs {needs}")

@@ -24,17 +24,25 @@ def write(job: ExportJob, file: Path) -> dict[str, Any]:
     """Write a graph; its metadata properties hold the metadata.
 
     Raises:
-        ExportError: if a layer that shall be quantized was not, or the file cannot have the operator set.
+        ExportError: if a layer that shall be quantized was not, or the exporter wrote another operator set.
     """
-    import onnx
-
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= job.opset <= newest:
-        raise ExportError(f"opset must be in [{OLDEST_OPSET}, {newest}], got {job.opset}")
     if job.precision == "int8":
         return _write_int8(job, file)
     write_float(job, file)
     return {"opset": job.opset}
+
+
+def check_opset(opset: int) -> None:
+    """Check that files can have an operator set.
+
+    Raises:
+        ExportError: if not.
+    """
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ExportError(f"opset must be in [{OLDEST_OPSET}, {newest}], got {opset}")
 
 
 def write_float(job: ExportJob, file: Path) -> None:
@@ -189,6 +197,7 @@ FORMAT = Format(
     load=load,
     precisions=("fp32", "fp16", "int8"),
     packages=("onnx", "onnxscript", "onnxruntime"),
+    quantizations=("static", "dynamic"),
     dynamic_size=True,
     refusals={"bf16": "ONNX Runtime has no bf16 kernels for processors; take --format pt2 or openvino"},
 )

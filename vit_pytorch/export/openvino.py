@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,9 +16,8 @@ from typing import Any
 import torch
 
 from vit_pytorch.export import onnx
-from vit_pytorch.export.job import ExportError, ExportJob, Format, Precision, Runtime
+from vit_pytorch.export.job import ExportJob, Format, Precision, Runtime
 from vit_pytorch.export.layers import check_quantized, kept_layers, quantization_notes, running_layers
-from vit_pytorch.extras import install_command
 
 METADATA = "vit_pytorch"
 PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
@@ -33,12 +31,10 @@ def write(job: ExportJob, file: Path) -> dict[str, Any]:
     With fp16, weights are stored in half precision; the graph computes in what the runtime chooses.
 
     Raises:
-        ExportError: if a layer that shall be quantized was not, or NNCF is not installed.
+        ExportError: if a layer that shall be quantized was not.
     """
     import openvino
 
-    if job.precision == "int8" and find_spec("nncf") is None:
-        raise ExportError(f"format openvino in int8 needs nncf: {install_command('nncf')}")
     notes: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
@@ -76,8 +72,6 @@ def _quantize(job: ExportJob, model: Any, graph: Path) -> tuple[Any, dict[str, A
     """Quantize weights by channel, and the activations that meet them; what lies between stays as it is."""
     import onnx as onnx_package
 
-    if job.quantization != "static":
-        raise ExportError("format openvino is quantized by calibration: take --quantization static")
     weights = onnx.find_weights(onnx_package.load(graph), onnx.STATIC)
     layers = {name: layer for name, (layer, _) in weights.items()}
     # converted nodes keep their names, with a suffix where a bias was split off
@@ -145,4 +139,7 @@ FORMAT = Format(
     load=load,
     precisions=("fp32", "fp16", "bf16", "int8"),
     packages=("openvino", "onnx", "onnxscript"),
+    quantizations=("static",),
+    int8_packages=("nncf",),
+    int8_extra="nncf",
 )

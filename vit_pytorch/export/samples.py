@@ -13,9 +13,9 @@ from torch import Tensor
 from vit_pytorch.data import ImageDataset, decode_image, find_images
 from vit_pytorch.export.job import ExportError
 from vit_pytorch.preprocessing import Preprocessing, fit_size
-from vit_pytorch.training.losses import IGNORED
 
 RANDOM = "random"
+Label = int | tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Samples:
 
     Args:
         source: what reports call them.
-        labels: the class of each; None where it is not known.
+        labels: the class of each, or which of several labels it has (1) and has not (0); None where that is
+            not known.
         read: reads one by its place.
     """
 
     source: str
-    labels: Sequence[int | None]
+    labels: Sequence[Label]
     read: Callable[[int], Shaped[Tensor, ...]]
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Samples:
         """Whether these are no images but noise."""
         return self.source == RANDOM
 
-    def batches(self, size: int) -> Iterator[tuple[Shaped[Tensor, "b ..."], list[int | None]]]:
+    def batches(self, size: int) -> Iterator[tuple[Shaped[Tensor, "b ..."], list[Label]]]:
         """Yield batches with their labels: the first image alone, so that two sizes of a batch are tried."""
         for start, end in [(0, 1), *((i, i + size) for i in range(1, len(self), size))]:
             chosen = range(start, min(end, len(self)))
@@ -57,8 +58,10 @@ def samples_from_dataset(images: ImageDataset, prep: Preprocessing, *, count: in
         source: what reports call them.
     """
     chosen, fit = _spread(len(images), count), fit_size(prep)
-    known = images.labels[chosen] if images.labels.ndim == 1 else torch.full((len(chosen),), IGNORED)
-    labels = [None if label == IGNORED else label for label in known.tolist()]
+    labels = [
+        tuple(label) if isinstance(label, list) else None if label < 0 else label
+        for label in images.labels[chosen].tolist()
+    ]
     return Samples(source, labels, lambda i: fit(images.look(chosen[i], prep)))
 
 

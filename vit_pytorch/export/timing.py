@@ -236,18 +236,20 @@ class Ratio:
     Args:
         value: above 1, the other is faster.
         spread: distance between the quartiles over rounds.
+        rounds: how many; one does not show a spread.
     """
 
     value: float
     spread: float
+    rounds: int
 
     @property
     def is_clear(self) -> bool:
         """Whether the difference from 1 is larger than the spread."""
-        return abs(self.value - 1) > self.spread
+        return self.rounds > 1 and abs(self.value - 1) > self.spread
 
 
 def ratio(theirs: list[float], ours: list[float]) -> Ratio:
     """Compare times round by round: theirs over ours."""
     rounds = [one / other for one, other in zip(theirs, ours, strict=True)]
-    return Ratio(median(rounds), spread(rounds))
+    return Ratio(median(rounds), spread(rounds), len(rounds))

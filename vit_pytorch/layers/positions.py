@@ -41,11 +41,21 @@ class Interpolation(NamedTuple):
 
 def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
     """Return whether two grids are equal; of sizes that stay open in an exported graph, whether always."""
-    if not any(isinstance(extent, torch.SymInt) for extent in grid):
-        return tuple(grid) == tuple(other)
+    return all(is_known(a == b) for a, b in zip(grid, other, strict=True))
+
+
+def covers(grid: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Return whether a grid has all cells of another one; of sizes that stay open, whether always."""
+    return all(is_known(extent >= other) for extent, other in zip(grid, wanted, strict=True))
+
+
+def is_known(comparison: bool) -> bool:
+    """Return whether a comparison of sizes is true whatever those are that stay open in an exported graph."""
+    if not isinstance(comparison, torch.SymBool):
+        return comparison
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return all(statically_known_true(a == b) for a, b in zip(grid, other, strict=True))
+    return statically_known_true(comparison)
 
 
 def resize_table(
@@ -259,8 +269,15 @@ class LearnedPositions(Positions):
 
     def __init__(self, grid: Sequence[int], dim: int, *, prefix: int = 0, std: float = EMBEDDING_STD) -> None:
         super().__init__(grid, prefix=prefix)
+        self.std = std
         self.table = nn.Parameter(torch.empty(1, prefix + prod(grid), dim))
         init_embeddings(self.table, std=std)
+
+    def with_prefix(self, prefix: int) -> LearnedPositions:
+        """Return new embeddings of the same kind for so many prefix tokens."""
+        made = type(self)(self.grid, self.table.shape[-1], prefix=prefix, std=self.std)
+        made.interpolates, made.interpolation = self.interpolates, self.interpolation
+        return made
 
     def resized(self, like: LearnedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
         """Return the table for another grid."""

@@ -21,7 +21,7 @@ from vit_pytorch.layers.blocks import fx_leaf, is_tracing
 from vit_pytorch.layers.offsets import cells, crop_cells
 from vit_pytorch.layers.options import Option
 from vit_pytorch.layers.patches import token_ids
-from vit_pytorch.layers.positions import ComputedBuffers
+from vit_pytorch.layers.positions import ComputedBuffers, covers, is_same_grid
 from vit_pytorch.layers.relative import CachedBias
 
 
@@ -83,11 +83,6 @@ def rotate(
     return torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
-def covers(grid: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Return whether a grid has all cells of another one."""
-    return all(extent >= other for extent, other in zip(grid, wanted, strict=True))
-
-
 def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:
     """Put rotations by nothing before, for prefix tokens."""
     if not prefix:
@@ -147,7 +142,7 @@ class AxialRotary(ComputedBuffers):
         """Return the rotation of each cell of a grid: that of the same place in the whole one, or, if the
         grid is stretched, of its own."""
         if self.stretches:
-            return self.table if tuple(grid) == self.grid else self.compute(grid).to(self.table)
+            return self.table if is_same_grid(grid, self.grid) else self.compute(grid).to(self.table)
         if covers(self.grid, grid):
             return crop_cells(self.table, self.grid, grid, dim=0)
         return self.compute(grid).to(self.table)
@@ -165,7 +160,8 @@ class NormalizedAxialRotary(AxialRotary):
     def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
         """Compute the rotation of each cell of a grid."""
         frequency = frequencies(self.dim_head, len(self.grid), self.theta)
-        places = (2 * cells(grid) + 1) / torch.tensor(list(grid), dtype=torch.float64) - 1
+        along = zip(cells(grid).double().unbind(-1), grid, strict=True)
+        places = torch.stack([(2 * cell + 1) / extent - 1 for cell, extent in along], dim=-1)
         return turns((2 * torch.pi * places[..., None] * frequency).flatten(1)).float()
 
 
@@ -209,8 +205,8 @@ class ScaledAxialRotary(AxialRotary):
     def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
         """Compute the rotation of each cell of a grid."""
         frequency = frequencies(self.dim_head, len(self.grid), self.theta)
-        scale = torch.tensor(self.reference, dtype=torch.float64) / torch.tensor(list(grid))
-        places = (cells(grid) + self.offset) * scale
+        along = zip(cells(grid).double().unbind(-1), self.reference, grid, strict=True)
+        places = torch.stack([(cell + self.offset) * (extent / own) for cell, extent, own in along], dim=-1)
         if not self.first_axis_first:
             places = places.flip(-1)
         return turns((places[..., None] * frequency).flatten(1)).float()

@@ -10,6 +10,7 @@ from torch import Tensor
 from vit_pytorch.analysis.report.places import names_of_prefix
 from vit_pytorch.base import VisionModel
 from vit_pytorch.data.transforms import Images
+from vit_pytorch.tome import ToMeViT
 from vit_pytorch.training.probing import embed
 
 Features = Literal["pooled", "cls", "mean", "patches", "maps"]
@@ -37,6 +38,13 @@ def compute_features(model: VisionModel, images: Images, features: Features) -> 
     """
     if features == "pooled":
         return embed(model, images)
+    if isinstance(model, ToMeViT):
+        # between its blocks there is nothing to hook
+        tokens, count = model.forward_features(images), model.num_prefix_tokens  # type: ignore[arg-type]
+        prefix, patches = tokens[:, :count], tokens[:, count:]
+        if features == "maps":
+            return patches.mT.unflatten(2, model.vit.grid.fit(images.shape[2:]))  # type: ignore[union-attr]
+        return _reduced(patches, prefix, features)
     found: Any = model.forward_intermediates(
         images,  # type: ignore[arg-type]
         indices=1,
@@ -48,6 +56,13 @@ def compute_features(model: VisionModel, images: Images, features: Features) -> 
     if features == "maps":
         return found[0]
     ((patches, prefix),) = found
+    return _reduced(patches, prefix, features)
+
+
+def _reduced(
+    patches: Float[Tensor, "b n d"], prefix: Float[Tensor, "b k d"], features: Features
+) -> Float[Tensor, "b *n d"]:
+    """Return the class token, the mean of the patches, or these themselves."""
     if features == "cls":
         return prefix[:, 0]
     return patches.mean(dim=1) if features == "mean" else patches

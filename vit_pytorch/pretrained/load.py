@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.legacy import upgrade_state
@@ -103,9 +104,14 @@ def load_pretrained(
         ValueError: where the format is unknown or anything does not fit, with the difference and the
             named model that the checkpoint fits, where there is one; or the configuration beside the weights
             says another activation, epsilon, number of heads or base of rotary frequencies than the model
-            computes with. The model is unchanged then.
+            computes with; or layers of the model were removed. The model is unchanged then.
         OSError: where the checkpoint cannot be read.
     """
+    if isinstance(model, Backbone) or (isinstance(model, VisionModel) and model.pruned):
+        raise ValueError(
+            f"layers of this {type(model).__name__} may be missing: load weights into the whole model, "
+            "before `features_only`, `Backbone` or `prune_intermediate_layers` removes some"
+        )
     source = open_source(checkpoint, key=key)
     try:
         # "model" is a word, any other sequence has numbers

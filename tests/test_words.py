@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.backbone import Backbone
+from vit_pytorch.levjepa import LeVJEPA, VideoTransformer
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.words import ANSWERS, ANSWERS_BY_ARGUMENT, SYNONYMS, UnknownArgumentError
+from vit_pytorch.vaat import VAAT
 from vit_pytorch.vit_with_decorr import DecorrelatedViT
 
 NAME = "vit_tiny_patch16_224"
+CLIPS = {"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "image_size": 16, "patch_size": 8, "frames": 2}
 
 
 def test_words_of_timm():
@@ -57,7 +60,7 @@ def test_mean_of_patches_is_normed_as_in_timm():
         ("vit_small_patch16_dinov3", {"global_pool": "avg"}),
         ("vit_small_patch16_dinov3", {"global_pool": "map"}),
         ("beit_base_patch16_224", {"global_pool": "token"}),
-        ("convit_tiny", {"global_pool": "avg", "local_up_to_layer": 0}),
+        ("convit_tiny", {"global_pool": "avg", "depth": 2, "local_up_to_layer": 1}),
         ("naflexvit_base_patch16_gap", {"global_pool": "map"}),
     ],
 )
@@ -317,6 +320,10 @@ def test_configuration_names_what_timm_tools_look_for(tmp_path):
         ("cct.CCT", {"stochastic_depth_rate": 0.1}, "it is `drop_path` here"),
         ("sep_vit.SepViT", {"ff_mult": 4}, "SepViT has no argument ff_mult: it is `mlp_ratio` here"),
         ("nest.NesT", {"mlp_mult": 4}, "it is `mlp_ratio` here"),
+        ("nest.NesT", {"dim_head": 8}, "NesT has no argument dim_head: .* the heads share the dimension"),
+        ("nest.NesT", {"dimm": 8}, "NesT has no argument dimm, only image_size, patch_size, dim"),
+        ("vat.VAT", {"depth": 3}, "VAT has no argument depth, only vit, action_dim"),
+        ("levjepa.LeVJEPA", {"projector_dim": 3}, "LeVJEPA has no argument projector_dim, only encoder"),
         ("crossformer.CrossFormer", {"ff_dropout": 0.1}, "it is `dropout` here"),
         ("na_vit_nested_tensor.NaViT", {"qk_rmsnorm": True}, "it is `qk_norm` here"),
         ("levit.LeViT", {"num_distill_classes": 7}, "it is `distilled=True` here"),
@@ -327,8 +334,26 @@ def test_configuration_names_what_timm_tools_look_for(tmp_path):
 def test_words_of_the_public_package(module: str, arguments: dict, message: str):
     file, _, name = module.partition(".")
     architecture = getattr(import_module(f"vit_pytorch.{file}"), name)
+    first = {"vat": {"vit": None}, "levjepa": {"encoder": VideoTransformer(**CLIPS), "image_size": 16}}
     with pytest.raises(TypeError, match=message):
-        architecture(num_classes=7, **arguments)
+        architecture(**first.get(file, {"num_classes": 7}), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"encoder": nn.Linear(2, 2)}, "encoder must be a model of tokens with `num_features`, got Linear"),
+        ({"sigreg_loss_kwargs": {"knot": 3}}, "sigreg_loss has no argument knot, only x, num_proj, knots"),
+    ],
+)
+def test_encoders_and_settings_of_levjepa(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        LeVJEPA(**{"encoder": VideoTransformer(**CLIPS), "image_size": 16, **wrong})
+
+
+def test_encoders_of_vaat():
+    with pytest.raises(ValueError, match=r"vit must be a `vaat.ViT` or its arguments, got torch.*Linear"):
+        VAAT(nn.Linear(2, 2), nn.Linear(2, 2), dim=16, depth=1, heads=2, dim_head=8, dim_action=3, mlp_dim=8)
 
 
 @torch.inference_mode()

@@ -67,7 +67,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from vit_pytorch.layers.arguments import check_arguments
+from vit_pytorch.layers.arguments import check_arguments, check_names
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
@@ -175,6 +175,7 @@ class VisionModel(
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
         refuse_public_words(kwargs, cls._hub_mixin_init_parameters, cls.__name__)
         if not hasattr(cls.__init__, "__wrapped__"):
+            check_names(cls.__init__, kwargs, owner=cls.__name__)
             check_arguments(cls.__init__, *args, **kwargs)
         model = super().__new__(cls, *args, **kwargs)
         # those too that a subclass hands on as `**options`

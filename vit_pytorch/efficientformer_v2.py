@@ -20,7 +20,6 @@ from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vit_pytorch.efficientformer import STRIDE, stem
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
@@ -157,7 +156,7 @@ class EfficientFormerV2(HierarchicalModel):
             self.stages.append(Stage(down(stage), blocks))
         self.norm = MapBatchNorm(dim[-1])
         for name, module in self.named_modules():
-            if isinstance(module, _BatchNorm) and "attention" not in name:
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and "attention" not in name:
                 module.eps = norm_eps
         self.reset_classifier(num_classes)
 

@@ -64,6 +64,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "MaxViT": (staged.max_vit,),
     "NesT": (staged.nest,),
     "MobileViT": (staged.mobile_vit,),
+    "MobileViTV2": (staged.mobile_vit_v2,),
     "TinyViT": (staged.tiny_vit,),
 }
 

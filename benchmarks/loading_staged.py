@@ -554,6 +554,16 @@ def mobile_vit() -> Iterator[Case]:
     yield against("transformers", reference, ours("MobileViT", **sizes, depths=(2, 4, 3)), model, 64, 64)
 
 
+def mobile_vit_v2() -> Iterator[Case]:
+    build = ours("MobileViTV2", image_size=64, width=0.5, num_classes=7)
+    model = theirs("timm", "create_model", "mobilevitv2_050", num_classes=7)
+    yield against("timm", "timm `mobilevitv2_050`", build, model, 64, 64)
+    config = config_of("MobileViTV2Config", width_multiplier=0.5, num_labels=7)
+    model = theirs("transformers", "MobileViTV2ForImageClassification", config)
+    reference = "transformers `MobileViTV2ForImageClassification`"
+    yield against("transformers", reference, build, model, 64, 64)
+
+
 def tiny_vit() -> Iterator[Case]:
     sizes: dict[str, Any] = {"image_size": 64, "dim": (16, 24, 32), "depth": (1, 1, 2), "heads": (2, 4)}
     pyramid: dict[str, Any] = {"embed_dims": (16, 24, 32), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.backbone import Backbone
+from vit_pytorch.levjepa import LeVJEPA, VideoTransformer
 from vit_pytorch.registry import entries
-from vit_pytorch.registry.words import ANSWERS, SYNONYMS, UnknownArgumentError
+from vit_pytorch.registry.words import ANSWERS, ANSWERS_BY_ARGUMENT, SYNONYMS, UnknownArgumentError
+from vit_pytorch.vaat import VAAT
 from vit_pytorch.vit_with_decorr import DecorrelatedViT
 
 NAME = "vit_tiny_patch16_224"
+CLIPS = {"dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "image_size": 16, "patch_size": 8, "frames": 2}
 
 
 def test_words_of_timm():
@@ -57,6 +60,8 @@ def test_mean_of_patches_is_normed_as_in_timm():
         ("vit_small_patch16_dinov3", {"global_pool": "avg"}),
         ("vit_small_patch16_dinov3", {"global_pool": "map"}),
         ("beit_base_patch16_224", {"global_pool": "token"}),
+        ("convit_tiny", {"global_pool": "avg", "depth": 2, "local_up_to_layer": 1}),
+        ("naflexvit_base_patch16_gap", {"global_pool": "map"}),
     ],
 )
 def test_pooling_as_in_timm(name: str, arguments: dict):
@@ -67,9 +72,83 @@ def test_pooling_as_in_timm(name: str, arguments: dict):
     assert difference(ours(x), theirs(x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_224"])
-def test_distilled_models_without_pooling(name: str):
-    model = create_model(name, img_size=80, depth=1, num_classes=0, global_pool="").eval()
+# words of timm beside a model's name, each of which changes the function
+OF_TIMM = [
+    ("pit_ti_224", {"patch_size": 8, "depth": (1, 1, 1)}),
+    ("pit_b_224", {"patch_size": 7, "img_size": 112, "depth": (1, 1, 1)}),
+    ("crossvit_tiny_240", {"img_size": 120}),
+    ("swinv2_cr_tiny_ns_224", {"img_size": 96, "depths": (2, 1, 1, 1)}),
+    ("swinv2_cr_tiny_ns_224", {"img_size": 64, "patch_size": 2, "depths": (2, 1, 1, 1)}),
+    ("efficientformerv2_s0", {"norm_eps": 1e-3}),
+    ("efficientformerv2_s0", {"num_vit": 1, "layer_scale_init_value": 0.1, "distillation": False}),
+    ("xcit_nano_12_p16_224", {"img_size": 64, "depth": 2, "drop_path_rate": 0.1, "cls_attn_layers": 1}),
+    ("cait_xxs24_224", {"img_size": 64, "depth": 2, "drop_path_rate": 0.1, "depth_token_only": 1}),
+    ("davit_tiny", {"num_heads": (6, 6, 12, 12)}),
+    ("tiny_vit_5m_224", {"mbconv_expand_ratio": 2.0}),
+    ("pvt_v2_b0", {"sr_ratios": (4, 2, 2, 1), "mlp_ratios": (4, 4, 2, 2), "num_heads": (1, 1, 2, 4)}),
+    ("coat_lite_tiny", {"img_size": 64, "serial_depths": (1, 1, 1, 1), "mlp_ratios": (4, 4, 2, 2)}),
+    ("volo_d1_224", {"img_size": 64, "stem_hidden_dim": 32}),
+    ("convit_tiny", {"img_size": 64, "depth": 2, "local_up_to_layer": 1}),
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "arguments"), OF_TIMM)
+def test_words_mean_what_they_mean_in_timm(name: str, arguments: dict):
+    theirs, ours = randomise(create_theirs(name, **arguments)), create_model(name, **arguments).eval()
+    assert not load_pretrained(ours, theirs.state_dict(), grid="model").kept
+    x = images(*ours.image_size, batch=1)
+    expected = theirs(x)
+    assert difference(ours(x), expected) < TOLERANCE * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 48}, "`dim` here, which the heads follow"),
+        ("davit_tiny", {"embed_dims": (48, 96, 192, 384)}, "`dim` here, which the heads follow"),
+        ("crossvit_tiny_240", {"embed_dim": (48, 96)}, "two arguments here, `sm_dim` and `lg_dim`"),
+        ("crossvit_tiny_240", {"num_heads": (1, 1)}, "two arguments here, `sm_enc_heads` and `lg_enc_heads`"),
+        ("xcit_nano_12_p16_224", {"num_heads": 2}, "`heads` here, beside which `dim_head` keeps"),
+        ("hiera_tiny_224", {"norm_layer": "layernorm"}, "`norm_eps` is their epsilon"),
+        ("pvt_v2_b0", {"proj_bias": False}, "PVTv2 has no argument proj_bias, only image_size"),
+        ("pit_ti_224", {"patch_size": 4}, r"stride must be at most patch_size, got \(8, 8\) and \(4, 4\)"),
+    ],
+)
+def test_answers_name_arguments_that_a_class_has(name: str, arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **arguments)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("crossvit_tiny_240", {}),
+        ("crossvit_tiny_240", {"out_indices": 2}),
+        ("crossvit_tiny_240", {"out_indices": (2, 3)}),
+        ("volo_d1_224", {}),
+    ],
+)
+def test_maps_of_branches_and_of_stages_of_one_stride(name: str, arguments: dict):
+    theirs = create_theirs(name, features_only=True, **arguments)
+    ours = create_model(name, features_only=True, **arguments)
+    assert ours.feature_info.channels() == theirs.feature_info.channels()
+    assert ours.feature_info.reduction() == theirs.feature_info.reduction()
+    x = images(*ours.model.image_size, batch=1)
+    assert [found.shape for found in ours(x)] == [found.shape for found in theirs(x)]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("deit_tiny_distilled_patch16_224", {"img_size": 80, "depth": 1}),
+        ("vit_small_patch16_224", {"img_size": 80, "depth": 1}),
+        ("pit_ti_distilled_224", {"img_size": 80, "depth": (1, 1, 1)}),
+    ],
+)
+def test_distilled_models_without_pooling(name: str, arguments: dict):
+    model = create_model(name, **arguments, num_classes=0, global_pool="").eval()
     x = images(80, 80)
     assert model(x).equal(model.forward_features(x))
 
@@ -112,7 +191,9 @@ def test_every_word_is_of_one_group_and_of_some_model():
     known = {name for entry in entries().values() for name in entry.architecture._hub_mixin_init_parameters}
     assert all(group[0] in known for group in SYNONYMS)
     # classes that have such an argument themselves take it
-    assert not known & ANSWERS.keys() - {"mlp_ratio", "num_heads"}
+    assert not known & ANSWERS.keys()
+    arguments = {about for answers in ANSWERS_BY_ARGUMENT.values() for about, _ in answers}
+    assert arguments <= known
 
 
 @pytest.mark.parametrize(
@@ -239,6 +320,10 @@ def test_configuration_names_what_timm_tools_look_for(tmp_path):
         ("cct.CCT", {"stochastic_depth_rate": 0.1}, "it is `drop_path` here"),
         ("sep_vit.SepViT", {"ff_mult": 4}, "SepViT has no argument ff_mult: it is `mlp_ratio` here"),
         ("nest.NesT", {"mlp_mult": 4}, "it is `mlp_ratio` here"),
+        ("nest.NesT", {"dim_head": 8}, "NesT has no argument dim_head: .* the heads share the dimension"),
+        ("nest.NesT", {"dimm": 8}, "NesT has no argument dimm, only image_size, patch_size, dim"),
+        ("vat.VAT", {"depth": 3}, "VAT has no argument depth, only vit, action_dim"),
+        ("levjepa.LeVJEPA", {"projector_dim": 3}, "LeVJEPA has no argument projector_dim, only encoder"),
         ("crossformer.CrossFormer", {"ff_dropout": 0.1}, "it is `dropout` here"),
         ("na_vit_nested_tensor.NaViT", {"qk_rmsnorm": True}, "it is `qk_norm` here"),
         ("levit.LeViT", {"num_distill_classes": 7}, "it is `distilled=True` here"),
@@ -249,8 +334,26 @@ def test_configuration_names_what_timm_tools_look_for(tmp_path):
 def test_words_of_the_public_package(module: str, arguments: dict, message: str):
     file, _, name = module.partition(".")
     architecture = getattr(import_module(f"vit_pytorch.{file}"), name)
+    first = {"vat": {"vit": None}, "levjepa": {"encoder": VideoTransformer(**CLIPS), "image_size": 16}}
     with pytest.raises(TypeError, match=message):
-        architecture(num_classes=7, **arguments)
+        architecture(**first.get(file, {"num_classes": 7}), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"encoder": nn.Linear(2, 2)}, "encoder must be a model of tokens with `num_features`, got Linear"),
+        ({"sigreg_loss_kwargs": {"knot": 3}}, "sigreg_loss has no argument knot, only x, num_proj, knots"),
+    ],
+)
+def test_encoders_and_settings_of_levjepa(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        LeVJEPA(**{"encoder": VideoTransformer(**CLIPS), "image_size": 16, **wrong})
+
+
+def test_encoders_of_vaat():
+    with pytest.raises(ValueError, match=r"vit must be a `vaat.ViT` or its arguments, got torch.*Linear"):
+        VAAT(nn.Linear(2, 2), nn.Linear(2, 2), dim=16, depth=1, heads=2, dim_head=8, dim_action=3, mlp_dim=8)
 
 
 @torch.inference_mode()

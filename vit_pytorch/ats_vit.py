@@ -58,6 +58,8 @@ class ATSViT(IsotropicModel):
         ValueError: if sizes do not divide, or the layers' maxima do not fit the depth.
     """
 
+    needs_last_layers = True
+
     def __init__(
         self,
         *,

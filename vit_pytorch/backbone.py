@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class Backbone(nn.Module):
     Args:
         model: the model, which is changed: it computes no logits any more.
         out_indices: layers, as in `forward_intermediates`: indices in `model.feature_info`, negative ones
-            from the end, or an int for the last so many; default every stage, in models with stages, and else
-            the last three blocks, as in timm.
+            from the end, or an int for the last so many; default every stage, in models whose stages all have
+            strides of their own, and else the last three, or the last block of each branch, as in timm.
         norm: apply the final norm to each map.
 
     Attributes:
@@ -69,7 +70,9 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         known = model.feature_info
-        if out_indices is None and len({each["reduction"] for each in known}) == 1:
+        if out_indices is None and "branch" in known[0]:
+            out_indices = list({each["branch"]: index for index, each in enumerate(known)}.values())
+        elif out_indices is None and len({each["reduction"] for each in known}) < len(known):
             out_indices = min(LAST, len(known))
         self.out_indices = resolve_indices(out_indices, len(known))
         self.feature_info = FeatureInfo({**known[index], "index": index} for index in self.out_indices)
@@ -77,6 +80,7 @@ class Backbone(nn.Module):
         self.model = model
         self.training = model.training
         self._prune()
+        model.pruned = model.pruned or max(self.out_indices) + 1 < len(known)
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -100,17 +104,18 @@ class Backbone(nn.Module):
         return found
 
     def _prune(self) -> None:
-        """Remove modules of whose parameters no map depends on any, and freeze other such parameters."""
+        """Remove modules of whose parameters no map depends on any and that are not called, and freeze other
+        such parameters."""
         like = next(self.model.parameters())
         images = torch.zeros(
             1, self.model.channels, *self.model.image_size, device=like.device, dtype=like.dtype
         )
-        with torch.enable_grad(), eval_mode(self.model):
+        with torch.enable_grad(), eval_mode(self.model), called_modules(self.model) as called:
             used = leaves(self(images))
         for parameter in self.model.parameters():
             if parameter.requires_grad and id(parameter) not in used:
                 parameter.requires_grad_(False)
-        _remove(self.model, used)
+        _remove(self.model, used, called)
 
 
 def leaves(outputs: Iterable[Tensor]) -> set[int]:
@@ -124,11 +129,27 @@ def leaves(outputs: Iterable[Tensor]) -> set[int]:
     return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
-def _remove(module: nn.Module, used: set[int]) -> None:
-    """Replace parts all of whose parameters are unused; lists of layers keep their length."""
+@contextmanager
+def called_modules(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """Context manager: collect the modules of a model that are called."""
+    called: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()
+    ]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _remove(module: nn.Module, used: set[int], called: set[nn.Module]) -> None:
+    """Replace parts all of whose parameters are unused and that are not called; lists of layers keep their
+    length."""
     for name, child in module.named_children():
         parameters = list(child.parameters())
-        if any(id(each) in used for each in parameters) or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            _remove(child, used)
+        needed = child in called or any(id(each) in used for each in parameters)
+        if needed or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            _remove(child, used, called)
         elif parameters:
             setattr(module, name, nn.Identity())

@@ -67,7 +67,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from vit_pytorch.layers.arguments import check_arguments
+from vit_pytorch.layers.arguments import check_arguments, check_names
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
@@ -131,6 +131,11 @@ class VisionModel(
         returns_maps: features are maps, channels first.
         pools_prefix: the attention pool takes prefix tokens, too.
         unpooled: the output is that of `forward_features` (see `reset_classifier`).
+        pruned: layers are missing (see `prune_intermediate_layers`).
+        needs_last_layers: what follows the layers works on the output of the last one only.
+        dims: channels of each stage, in models in stages.
+        strides: pixels from one cell to the next in each stage, in models in stages.
+        norm: acts on the output of the last layer.
         fc_norm: acts on the pooled vector.
         pre_logits: acts on the normed pooled vector.
         head: the classifier.
@@ -154,6 +159,11 @@ class VisionModel(
     returns_maps: ClassVar[bool] = False
     pools_prefix: bool = False
     unpooled: bool = False
+    pruned: bool = False
+    needs_last_layers: ClassVar[bool] = False
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    norm: nn.Module
     fc_norm: nn.Module
     pre_logits: nn.Module
     head: nn.Module
@@ -165,6 +175,7 @@ class VisionModel(
         """Check the constructor's arguments before anything is built; `flat_options` does so by itself."""
         refuse_public_words(kwargs, cls._hub_mixin_init_parameters, cls.__name__)
         if not hasattr(cls.__init__, "__wrapped__"):
+            check_names(cls.__init__, kwargs, owner=cls.__name__)
             check_arguments(cls.__init__, *args, **kwargs)
         model = super().__new__(cls, *args, **kwargs)
         # those too that a subclass hands on as `**options`
@@ -275,7 +286,8 @@ class VisionModel(
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Intermediates | tuple[Tensor, Intermediates]:
+        output_dict: bool = False,
+    ) -> Intermediates | tuple[Tensor, Intermediates] | dict[str, Any]:
         """Compute features between the layers, as timm's models do.
 
         Args:
@@ -287,6 +299,8 @@ class VisionModel(
                 features need them.
             output_fmt: "NCHW" for maps, "NLC" for tokens.
             intermediates_only: leave out the final features.
+            output_dict: return a dictionary of what else stands in a tuple: "image_features",
+                "image_intermediates" and, with `return_prefix_tokens`, "image_intermediates_prefix".
 
         Returns:
             The final features and the list of intermediates, or the list only.
@@ -298,6 +312,7 @@ class VisionModel(
         layers = resolve_indices(indices, len(self.feature_info))
         features, outputs = self.collect_layers(images, layers, stop_early=stop_early and intermediates_only)
         found: Any = []
+        prefixes = []
         for layer, output in zip(layers, outputs, strict=True):
             patches, prefix, grid = self.split_output(output, layer, images.shape[2:], norm=norm)
             if output_fmt == "NCHW":
@@ -307,7 +322,15 @@ class VisionModel(
                         "of them: use output_fmt='NLC', or eval mode"
                     )
                 patches = patches.transpose(1, 2).unflatten(2, tuple(grid))
-            found.append((patches, prefix) if return_prefix_tokens else patches)
+            found.append((patches, prefix) if return_prefix_tokens and not output_dict else patches)
+            prefixes.append(prefix)
+        if output_dict:
+            named = {
+                "image_features": None if intermediates_only else features,
+                "image_intermediates": found,
+                "image_intermediates_prefix": prefixes if return_prefix_tokens else None,
+            }
+            return {name: value for name, value in named.items() if value is not None}
         if intermediates_only:
             return found
         assert features is not None
@@ -342,6 +365,47 @@ class VisionModel(
             intermediates_only=True,
         )
         return found
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the layers after the last of some, in place, as timm's models do.
+
+        What `forward_intermediates` returns for the layers that stay does not change. Weights are loaded
+        before: a checkpoint no longer fits, and the model cannot be saved.
+
+        Args:
+            indices: which layers stay, with those before them: as in `forward_intermediates`.
+            prune_norm: remove the final norm, too; that of a model in stages fits the last stage only, and
+                goes with it.
+            prune_head: remove the pooling and the classifier, too; those of a model in stages go with the
+                last stage. The model returns what `forward_features` does then.
+
+        Returns:
+            The indices, in order.
+
+        Raises:
+            ValueError: if a layer is outside the model, or the model cannot do without its last layers.
+        """
+        known = self.feature_info
+        layers = resolve_indices(indices, len(known))
+        name, _, _ = known[layers[-1]]["module"].partition(".")
+        end, ends_early = layers[-1] + 1, layers[-1] + 1 < len(known)
+        if ends_early:
+            if self.needs_last_layers or name not in ("blocks", "stages"):
+                raise ValueError(f"{type(self).__name__} cannot do without its last layers")
+            setattr(self, name, self.get_submodule(name)[:end])  # type: ignore[index]
+        if ends_early and name == "stages":
+            self.dims, self.strides = self.dims[:end], self.strides[:end]
+            self.num_features = self.classifier_dim = self.dims[-1]
+            prune_norm = prune_head = True
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.fc_norm = nn.Identity()
+            self.reset_classifier(0, UNPOOLED)
+        self.pruned = True
+        return layers
 
     @abstractmethod
     def split_output(
@@ -515,6 +579,8 @@ class VisionModel(
         ]
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if self.pruned:
+            raise ValueError("no configuration file can hold that layers were removed: save the model before")
         if self.unpooled:
             raise ValueError(
                 "no configuration file can hold that the pooling was removed: save the model before"

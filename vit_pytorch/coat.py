@@ -63,6 +63,7 @@ class CoaT(HierarchicalModel):
 
     pool = "cls"
     undecayed = r"\.class_token$"
+    needs_last_layers = True
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class EfficientFormerV2(HierarchicalModel):
         value_ratio: head dimension of values, as a multiple of that of keys.
         mlp_ratio: hidden dimension of the feed-forward, as a multiple of `dim`: one number, or for each stage
             one or one for each block.
+        norm_eps: epsilon of the norms outside attention, as in timm; inside it is 1e-5.
         distilled: have two classifiers, the second of which is trained on a teacher's outputs; the logits are
             the mean of both, also in training (see `OneTokenHead.separate`).
 
@@ -153,7 +154,10 @@ class EfficientFormerV2(HierarchicalModel):
                 for index, settings in enumerate(zip(ratios[stage], rates[stage], strict=True))
             ]
             self.stages.append(Stage(down(stage), blocks))
-        self.norm = MapBatchNorm(dim[-1], eps=norm_eps)
+        self.norm = MapBatchNorm(dim[-1])
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and "attention" not in name:
+                module.eps = norm_eps
         self.reset_classifier(num_classes)
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:

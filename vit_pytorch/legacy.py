@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from vit_pytorch.layers.arguments import UnknownArgumentError, check_arguments
+from vit_pytorch.layers.arguments import UnknownArgumentError, check_arguments, check_names
 from vit_pytorch.layers.options import to_json
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -127,6 +127,11 @@ def refuse_public_words(
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return
     for name in names:
+        shared = (
+            name == "dim_head" and "heads" in parameters and not {"dim_key", "s4_emb_dim"} & {*parameters}
+        )
+        if shared and name not in parameters:
+            raise UnknownArgumentError(f"{owner} has no argument {name}: it is {SHARED_HEADS}")
         if name in PUBLIC_WORDS and name not in parameters:
             raise UnknownArgumentError(f"{owner} has no argument {name}: it is {PUBLIC_WORDS[name]}")
 
@@ -202,6 +207,7 @@ def flat_options(init: Init) -> Init:
             config = {name: value for name, value in self.config.items() if name not in gone}
             changed = {name: value for name, value in upgraded.items() if name in config}
             self._hub_mixin_config = {**config, **{name: to_json(value) for name, value in changed.items()}}
+        check_names(init, upgraded, owner=type(self).__name__)
         check_arguments(init, *args, **upgraded)
         init(self, *args, **upgraded)
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from vit_pytorch.dino import Layer, Student, Views
-from vit_pytorch.layers.arguments import checks_arguments
+from vit_pytorch.layers.arguments import check_names, checks_arguments
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.ssl.backbone_utils import local_size, normalisation_of
 from vit_pytorch.ssl.sigreg import sigreg_loss
@@ -135,6 +135,7 @@ class LeJEPA(nn.Module):
         self.target_loss_weight = target_loss_weight
         self.sigreg_loss_weight = sigreg_loss_weight
         self.sigreg_loss_kwargs = dict(sigreg_loss_kwargs or {})
+        check_names(sigreg_loss, self.sigreg_loss_kwargs, owner="sigreg_loss")
         make_head = partial(
             Projector, out_dim=num_classes_K, hidden_dim=projection_hidden_size, layers=projection_layers
         )

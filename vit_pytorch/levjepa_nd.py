@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
 from vit_pytorch.isotropic import IsotropicModel
-from vit_pytorch.layers.arguments import checks_arguments
+from vit_pytorch.layers.arguments import check_names, checks_arguments
 from vit_pytorch.layers.attention import Attention, BlockInputs
 from vit_pytorch.layers.blocks import plain_blocks
 from vit_pytorch.layers.offsets import cells
@@ -200,6 +200,11 @@ class ViewLearner(nn.Module):
         self.invariance_loss_weight = invariance_loss_weight
         self.sigreg_loss_weight = sigreg_loss_weight
         self.sigreg_loss_kwargs = dict(sigreg_loss_kwargs or {})
+        check_names(sigreg_loss, self.sigreg_loss_kwargs, owner="sigreg_loss")
+        if not hasattr(encoder, "num_features"):
+            raise ValueError(
+                f"encoder must be a model of tokens with `num_features`, got {type(encoder).__name__}"
+            )
         width: int = encoder.num_features  # type: ignore[assignment]
         first = nn.Linear(width, projection_hidden)
         if use_weight_standardization:

@@ -65,6 +65,8 @@ class LookupViT(IsotropicModel):
         ValueError: if sizes do not divide, or the compressed tokens are no grid within that of the patches.
     """
 
+    needs_last_layers = True
+
     def __init__(
         self,
         *,

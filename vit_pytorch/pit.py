@@ -41,8 +41,8 @@ class PiT(HierarchicalModel):
     doubles from stage to stage, as in the paper's models.
 
     Args:
-        stride: distance of neighbouring patches, one number or (height, width); default half a patch. The
-            image size is a patch plus a multiple of it.
+        stride: distance of neighbouring patches, one number or (height, width), at most a patch; default half
+            a patch. The image size is a patch plus a multiple of it.
         dim_head: head dimension of all stages; default `dim / heads`.
         distilled: have a distillation token with a classifier of its own; the logits are the mean of both
             classifiers', in training, too (see `DistilledHead.separate`), and the pooled embedding is the
@@ -80,6 +80,8 @@ class PiT(HierarchicalModel):
         )
         patch = pair(patch_size)
         stride = pair(stride or tuple(max(extent // 2, 1) for extent in patch))
+        if any(step > extent for step, extent in zip(stride, patch, strict=True)):
+            raise ValueError(f"stride must be at most patch_size, got {stride} and {patch}")
         super().__init__(
             image_size=pair(image_size),
             num_classes=num_classes,
@@ -176,7 +178,7 @@ class PiT(HierarchicalModel):
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
     ) -> Float[Tensor, "b k"]:
         """Classify the class token, and the distillation token if there is one; see `VisionModel`."""
-        if self.num_prefix_tokens == 1:
+        if self.unpooled or self.num_prefix_tokens == 1:
             return super().forward_head(features, pre_logits)
         return classify_pair(self.to_latent(self.pool_features(features)), self.head, pre_logits=pre_logits)
 

@@ -36,11 +36,16 @@ from vit_pytorch.layers.windows import PatchMerging, ShiftedWindowAttention
 from vit_pytorch.swin import Pair, Sizes, patch_embedding, shifted_stages
 from vit_pytorch.swin_v2 import cosine_attention, start_as_identity
 
+# windows along each axis of the first map
+WINDOWS = 8
+
 
 class SwinTransformerV2CR(HierarchicalModel):
     """The Swin Transformer V2 of timm's `swinv2_cr_*`; other arguments are those of `SwinTransformer`.
 
     Args:
+        window_size: cells of a window, one number for all stages or one for each; default an eighth of the
+            first map, which another `image_size` changes.
         position_dim: hidden dimension of the network that computes the position biases.
         norm_period: after so many blocks of a stage, again and again, comes a norm, as in the paper's largest
             models (section 3.2); default none. One always follows the last block of all.
@@ -60,7 +65,7 @@ class SwinTransformerV2CR(HierarchicalModel):
         dim: int | Sequence[int] = 96,
         depth: Sequence[int] = (2, 2, 6, 2),
         heads: Sequence[int] | None = None,
-        window_size: Sizes = 7,
+        window_size: Sizes | None = None,
         image_size: int | Sequence[int] = 224,
         patch_size: int = 4,
         channels: int = 3,
@@ -102,6 +107,8 @@ class SwinTransformerV2CR(HierarchicalModel):
         downs = [nn.Identity(), *(PatchMerging(*widths, norm=norm) for widths in pairwise(dims))]
         grid = (size[0] // patch_size, size[1] // patch_size)
         rates = drop_path_rates(drop_path, depth)
+        if window_size is None:
+            window_size = [[max(side // WINDOWS, 1) for side in grid]] * count
         self.stages.extend(shifted_stages(grid, window_size, downs, rates, block))
         for stage, width in enumerate(dims):
             blocks = cast(Stage, self.stages[stage]).blocks

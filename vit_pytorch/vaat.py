@@ -357,6 +357,10 @@ class VAAT(nn.Module):
         super().__init__()
         self.vit = ViT(**vit) if isinstance(vit, Mapping) else vit
         self.ast = AST(**ast) if isinstance(ast, Mapping) else ast
+        for name, part, kind in (("vit", self.vit, ViT), ("ast", self.ast, AST)):
+            if not isinstance(part, kind):
+                found = f"{type(part).__module__}.{type(part).__name__}"
+                raise ValueError(f"{name} must be a `vaat.{kind.__name__}` or its arguments, got {found}")
         self.reads = check_reads("vit_layer_indices", vit_layer_indices, depth, self.vit.depth)
         self.hears = check_reads("ast_layer_indices", ast_layer_indices, depth, self.ast.depth)
         self.scene = Scene(self.vit.dim, views=num_image_views or 1, frames=time_seq_len)

@@ -71,6 +71,7 @@ class VOLO(HierarchicalModel):
     """
 
     pool = "cls"
+    needs_last_layers = True
 
     def __init__(
         self,

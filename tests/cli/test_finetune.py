@@ -36,6 +36,7 @@ SIZES = {
 PIT = {
     "image_size": 24,
     "patch_size": 4,
+    "stride": 2,
     "dim": 16,
     "depth": (1, 1),
     "heads": 2,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import VisionModel
+from vit_pytorch.pretrained import load_pretrained
 
 
 def as_tokens(features: Tensor) -> Tensor:
@@ -117,6 +118,30 @@ def group(name: str, matcher: dict) -> tuple[float, ...]:
                 parts = ((ordinal,), found.groups(), suffix)
                 return tuple(map(float, chain.from_iterable(filter(None, parts))))
     return (inf,)
+
+
+def test_pruned(build, images: Tensor, tmp_path):
+    """The layers that stay return what they returned; what is left is neither saved nor loaded into."""
+    model = build().eval()
+    state, layer = model.state_dict(), max(0, len(model.feature_info) - 2)
+    with torch.no_grad():
+        (expected,) = model.forward_intermediates(images, [layer], intermediates_only=True)
+        if model.needs_last_layers or not {"blocks", "stages"} & {*dict(model.named_children())}:
+            with pytest.raises(ValueError, match="cannot do without its last layers"):
+                model.prune_intermediate_layers([0])
+            return
+        assert model.prune_intermediate_layers([layer]) == [layer]
+        found = model.forward_intermediates(images, [layer], return_prefix_tokens=True, output_dict=True)
+        assert found["image_intermediates"][0].equal(expected)
+        assert found["image_features"].equal(model.forward_features(images))
+        assert model(images).equal(model.forward_features(images))
+    assert len(found["image_intermediates_prefix"]) == len(found["image_intermediates"]) == 1
+    assert len(model.feature_info) == layer + 1
+    assert sum(p.numel() for p in model.parameters()) < sum(tensor.numel() for tensor in state.values())
+    with pytest.raises(ValueError, match="layers were removed: save the model before"):
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="may be missing: load weights into the whole model, before"):
+        load_pretrained(model, state)
 
 
 def test_backbone(build, images: Tensor):

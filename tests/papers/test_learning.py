@@ -119,7 +119,10 @@ CASES = {
         {**SIZE, "patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
         10,
     ),
-    "pit_ti_224": ({**SIZE, "patch_size": 4, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64}, 10),
+    "pit_ti_224": (
+        {**SIZE, "patch_size": 4, "stride": 2, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64},
+        10,
+    ),
     "twins_svt_small": (TWINS, 12),
     "sepvit_lite": (SEPVIT, 10),
     "scalable_vit_small": (SCALABLE_VIT, 10),

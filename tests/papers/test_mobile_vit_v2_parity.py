@@ -1,4 +1,4 @@
-"""MobileViTV2 computes what timm's MobileViTV2 computes."""
+"""MobileViTV2 computes what timm's and transformers' MobileViTV2 compute."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from transformers import MobileViTV2Config, MobileViTV2ForImageClassification
 
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import (
-    check_parity,
-    images,
-    randomise,
-)
-from vit_pytorch import create_model
+from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise, settle
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.mobile_vit_v2 import MobileViTV2, SeparableAttention
+from vit_pytorch.pretrained import to_format
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (50, 71)], ids=str)
@@ -23,6 +21,22 @@ def test_logits_gradients_and_decay(size: tuple[int, int]) -> None:
     reference = randomise(timm.create_model("mobilevitv2_050", num_classes=10))
     model = create_model("mobilevitv2_050", num_classes=10).eval()
     check_parity(model, reference, images(*size))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(64, 64), (128, 192)], ids=str)
+def test_classifier_of_transformers(size: tuple[int, int]) -> None:
+    """Of sizes whose maps are whole patches; of others, transformers' leaves the rest of the map out."""
+    torch.manual_seed(0)
+    config = MobileViTV2Config(width_multiplier=0.5, n_attn_blocks=[1, 1, 2], num_labels=7)
+    reference = settle(randomise(MobileViTV2ForImageClassification(config)), images(64, 64, batch=4))
+    model = MobileViTV2(image_size=64, width=0.5, depths=(1, 1, 2), num_classes=7).eval()
+    assert load_pretrained(model, reference.state_dict()).format == "transformers"
+    x = images(*size)
+    assert difference(model(x), reference(x).logits) < TOLERANCE
+    written, state = to_format(model, "transformers"), reference.state_dict()
+    assert written.keys() == state.keys()
+    assert all(written[key].equal(tensor) for key, tensor in state.items())
 
 
 @torch.no_grad()

@@ -12,6 +12,10 @@ from transformers import (
     CLIPVisionModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -178,6 +182,37 @@ def test_siglip_of_transformers():
     again = ViT(**OURS, pool="map", act="gelu_tanh").eval()
     load_pretrained(again, to_format(model, "transformers SigLIP"))
     assert again(batch).equal(model(batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("generation", [1, 2])
+def test_siglip_classifiers_of_transformers(generation: int):
+    """They classify the mean of the patches; the attention pool beside it plays no role."""
+    torch.manual_seed(0)
+    text = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"), 1)
+    batch = images(40, 40)
+    if generation == 1:
+        config = SiglipConfig(vision_config=THEIRS, text_config=text, num_labels=7)
+        reference = randomise(SiglipForImageClassification(config))
+        logits = reference(batch).logits
+    else:
+        sizes = {name: value for name, value in THEIRS.items() if name != "image_size"}
+        vision = {**sizes, "num_patches": 25}
+        config = Siglip2Config(vision_config=vision, text_config=text, num_labels=7)
+        reference = randomise(Siglip2ForImageClassification(config))
+        pixels = batch.unflatten(3, (5, 8)).unflatten(2, (5, 8)).permute(0, 2, 4, 3, 5, 1).reshape(2, 25, -1)
+        logits = reference(pixels, torch.ones(2, 25, dtype=torch.long), torch.tensor([[5, 5]] * 2)).logits
+    build = partial(ViT, **{**OURS, "num_classes": 7}, act="gelu_tanh")
+    model = build(pool="mean").eval()
+    report = load_pretrained(model, reference.state_dict())
+    assert report.format == "transformers SigLIP"
+    assert not report.kept
+    assert difference(model(batch), logits) < TOLERANCE
+    again = build(pool="mean").eval()
+    load_pretrained(again, to_format(model, "transformers SigLIP"))
+    assert again(batch).equal(model(batch))
+    with pytest.raises(ValueError, match=r"takes the mean of the patches, .* pool='mean', class_token=False"):
+        load_pretrained(build(pool="map"), reference.state_dict())
 
 
 @torch.no_grad()

@@ -69,6 +69,28 @@ def test_every_tensor_of_a_wrong_shape_is_refused(model: ViT, name: str, wrong: 
     assert_unchanged(target, before)
 
 
+@torch.inference_mode()
+def test_one_head_without_a_projection() -> None:
+    """The public package has no output projection where the only head has the model's dimension."""
+    arguments: dict[str, Any] = {"dim": 24, "heads": 1, "dim_head": 24, "stem": "dual_norm"}
+    model, again = (build(**arguments, qkv_bias=False) for _ in range(2))
+    randomise(model)
+    for block in model.blocks:
+        nn.init.eye_(block.attention.to_out.weight)
+        nn.init.zeros_(block.attention.to_out.bias)
+    state = to_format(model, "vit-pytorch ViT")
+    bare = {name: tensor for name, tensor in state.items() if "to_out" not in name}
+    assert len(state) - len(bare) == 4
+    report = load_pretrained(again, bare)
+    assert len(report.identities) == 4
+    assert "identities, as the checkpoint has none: blocks.0.attention.to_out.weight" in str(report)
+    x = images(*model.image_size)
+    assert again.eval()(x).equal(model.eval()(x))
+    one = {name: tensor for name, tensor in state.items() if "layers.1.0.to_out" not in name}
+    with pytest.raises(ValueError, match=r"missing \(2\): blocks.1.attention.to_out"):
+        load_pretrained(again, one)
+
+
 def test_one_bad_tensor_leaves_the_model_unchanged(model: ViT) -> None:
     state = to_format(model, "torchvision")
     state["encoder.ln.weight"] = torch.ones(49)

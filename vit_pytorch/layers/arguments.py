@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from inspect import signature
@@ -236,11 +236,30 @@ def check_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
             )
 
 
+def check_names(function: Callable[..., Any], names: Iterable[str], *, owner: str) -> None:
+    """Check that a function has arguments of some names.
+
+    Args:
+        function: the function; a method's first argument is none that callers give.
+        names: the names.
+        owner: what messages call the function.
+
+    Raises:
+        UnknownArgumentError: where it has not; says which it has.
+    """
+    parameters = signature(function).parameters
+    known = [name for name in parameters if name != "self"]
+    unknown = [name for name in names if name not in known]
+    if unknown and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        raise UnknownArgumentError(f"{owner} has no argument {unknown[0]}, only {', '.join(known)}")
+
+
 def checks_arguments(function: Callable[P, None]) -> Callable[P, None]:
-    """Check a constructor's arguments at each call; see `check_arguments`."""
+    """Check a constructor's arguments at each call; see `check_arguments` and `check_names`."""
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        check_names(function, kwargs, owner=type(args[0]).__name__)
         check_arguments(function, *args[1:], **kwargs)
         function(*args, **kwargs)
 

@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import VisionModel
+from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.agreement import check_agreement
@@ -27,6 +29,9 @@ from vit_pytorch.weights import load_weights, name_few, state_dict_diff
 
 logger = logging.getLogger(__name__)
 
+# how the names of the public package's formats begin
+PUBLIC = "vit-pytorch "
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
@@ -40,6 +45,8 @@ class LoadReport:
         resized: position embeddings and biases that were interpolated, each with its grid and the model's.
         adapted: weights of a first layer that were changed for other channels or another patch size, each
             with its shape and the model's.
+        identities: output projections of attention with one head that the checkpoint does without, as the
+            public package does where the head has the model's dimension; they are identities.
         license: licence of the weights, where their configuration names it.
     """
 
@@ -49,6 +56,7 @@ class LoadReport:
     dropped: tuple[str, ...] = ()
     resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     adapted: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()
     license: str | None = None
 
     def __str__(self) -> str:
@@ -61,6 +69,8 @@ class LoadReport:
             said.append(f"not used: {', '.join(self.dropped)}")
         said += [f"{name} resized from {old} to {new}" for name, (old, new) in self.resized.items()]
         said += [f"{name} adapted from {old} to {new}" for name, (old, new) in self.adapted.items()]
+        if self.identities:
+            said.append(f"identities, as the checkpoint has none: {', '.join(self.identities)}")
         return "; ".join(said)
 
 
@@ -103,9 +113,14 @@ def load_pretrained(
         ValueError: where the format is unknown or anything does not fit, with the difference and the
             named model that the checkpoint fits, where there is one; or the configuration beside the weights
             says another activation, epsilon, number of heads or base of rotary frequencies than the model
-            computes with. The model is unchanged then.
+            computes with; or layers of the model were removed. The model is unchanged then.
         OSError: where the checkpoint cannot be read.
     """
+    if isinstance(model, Backbone) or (isinstance(model, VisionModel) and model.pruned):
+        raise ValueError(
+            f"layers of this {type(model).__name__} may be missing: load weights into the whole model, "
+            "before `features_only`, `Backbone` or `prune_intermediate_layers` removes some"
+        )
     source = open_source(checkpoint, key=key)
     try:
         # "model" is a word, any other sequence has numbers
@@ -174,6 +189,7 @@ def fit(
     kept, dropped = _fit_classifier(model, found) if isinstance(model, VisionModel) else ([], [])
     resized = fit_positions(model, found, grid=grid, antialias=antialias, extents=extents)
     resized |= fit_biases(model, found, grid=grid, extents=extents)
+    identities = _fill_projections(model, found) if layout.name.startswith(PUBLIC) else []
     difference = state_dict_diff(model, found)
     if difference:
         raise ValueError(
@@ -186,6 +202,7 @@ def fit(
         dropped=(*unused, *dropped),
         resized=resized,
         adapted=adapted,
+        identities=tuple(identities),
     )
 
 
@@ -248,6 +265,26 @@ def matching_models(state: Mapping[str, Tensor]) -> list[str]:
         if not report.resized and not report.adapted:
             fitting.append(entry.name)
     return fitting
+
+
+def _fill_projections(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Add identities as output projections where attention has one head and the state dict none of them.
+
+    Returns:
+        The names that were added.
+    """
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, Attention)}
+    names = [f"{name}.to_out.{key}" for name, part in layers.items() for key in part.to_out.state_dict()]
+    square = all(
+        part.heads == 1 and part.to_out.in_features == part.to_out.out_features for part in layers.values()
+    )
+    if not names or not square or any(name in state for name in names):
+        return []
+    known = model.state_dict()
+    for name in names:
+        like = known[name]
+        state[name] = torch.eye(len(like), device=like.device) if like.ndim > 1 else torch.zeros_like(like)
+    return names
 
 
 def _without_classifier(model: nn.Module) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
 
 from vit_pytorch.base import INPUT_SIZES, TIMM_POOL, VisionModel
 from vit_pytorch.layers.options import read_option
+from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.tokens import AttentionPooling, Head
 from vit_pytorch.legacy import upgrade_arguments
 from vit_pytorch.registry.words import check_known, own_words
@@ -107,9 +109,13 @@ class ModelEntry:
         pooling = overrides.pop("global_pool") if "global_pool" in overrides and "pool" not in known else None
         named = own_words(overrides, known, owner=owner)
         arguments = upgrade_arguments({**self.config, **named}, parameters, owner=owner)
+        if "image_size" in named and "lg_image_size" in {*self.config} - {*named}:
+            # CrossViT's large branch sees the image at the same scale
+            scale = Fraction(self.config["lg_image_size"], self.config["image_size"])
+            arguments["lg_image_size"] = [int(side * scale) for side in pair(arguments["image_size"])]
         theirs = overrides.get("global_pool")
-        before = self.config.get("pool", parameters["pool"].default) if theirs and "head" in known else theirs
-        if theirs in ("avg", "token", "map") and TIMM_POOL.get(theirs, theirs) != before:
+        before = self.config.get("pool", parameters["pool"].default) if theirs and "head" in known else None
+        if before and theirs in ("avg", "token", "map") and TIMM_POOL.get(theirs, theirs) != before:
             # timm's models keep their class token and have the final norm behind the mean, but for those with
             # logarithmic biases; in those with rotations an attention pool takes the class token, too
             positions = str(self.config.get("positions"))

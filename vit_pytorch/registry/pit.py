@@ -23,6 +23,7 @@ PREPARE = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.9}
 TINY = {
     "image_size": 32,
     "patch_size": 8,
+    "stride": 4,
     "num_classes": 7,
     "dim": 16,
     "depth": (1, 2, 1),
@@ -42,6 +43,7 @@ def _entry(size: str, distilled: bool) -> ModelEntry:
         config={
             "image_size": 224,
             "patch_size": 14 if size == "b" else 16,
+            "stride": 7 if size == "b" else 8,
             "num_classes": 1000,
             **SIZES[size],
             "distilled": distilled,

@@ -45,7 +45,6 @@ def _entry(name: str, parameters: int, published: bool) -> ModelEntry:
             "num_classes": 1000,
             **arguments,
             **HEADS.get(name, {}),
-            "window_size": size // 32,
             "image_size": size,
         },
         parameters=parameters,

@@ -7,6 +7,8 @@ from vit_pytorch.pretrained.tables.blocks import POINTWISE, timm_block
 
 BLOCK = "stages.{i}.blocks.0"
 LAYER = f"{BLOCK}.transformer.{{j}}"
+# what transformers calls a convolution and its batch norm
+NAMES = ("convolution", "normalization")
 
 
 def batch_normed(ours: str, theirs: str, conv: str, norm: str) -> tuple[Rule, ...]:
@@ -44,14 +46,14 @@ def timm_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
     return bottleneck_rules(ours, layers, "conv", "bn")
 
 
-def _transformers_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
+def transformers_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """Return the rules of an inverted bottleneck as transformers names its layers."""
     layers = (f"{theirs}.expand_1x1", f"{theirs}.conv_3x3", f"{theirs}.reduce_1x1")
-    return bottleneck_rules(ours, layers, "convolution", "normalization")
+    return bottleneck_rules(ours, layers, *NAMES)
 
 
 _TIMM_LAYER = "stages.{i}.1.transformer.{j}"
 _LAYER = "encoder.layer.{i}.transformer.layer.{j}"
-_NAMES = ("convolution", "normalization")
 
 OURS = own_format("stages.2.blocks.0.widen.weight")
 TIMM = Format(
@@ -77,13 +79,13 @@ TRANSFORMERS = Format(
     marks=("encoder.layer.2.conv_kxk.convolution.weight",),
     prefix="mobilevit.",
     rules=(
-        *batch_normed("stem", "conv_stem", *_NAMES),
-        *_transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
-        *_transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
-        *_transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
-        *_transformers_bottleneck("stages.1.blocks.1", "encoder.layer.1.layer.2"),
-        *_transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
-        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *_NAMES),
+        *batch_normed("stem", "conv_stem", *NAMES),
+        *transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
+        *transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
+        *transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
+        *transformers_bottleneck("stages.1.blocks.1", "encoder.layer.1.layer.2"),
+        *transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
+        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *NAMES),
         Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
         Rule(f"{LAYER}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
         Rule(
@@ -96,9 +98,9 @@ TRANSFORMERS = Format(
         Rule(f"{LAYER}.feedforward.to_hidden.{{p}}", f"{_LAYER}.intermediate.dense.{{p}}"),
         Rule(f"{LAYER}.feedforward.to_out.{{p}}", f"{_LAYER}.output.dense.{{p}}"),
         Rule(f"{BLOCK}.norm.{{p}}", "encoder.layer.{i}.layernorm.{p}"),
-        *pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *_NAMES),
-        *batch_normed(f"{BLOCK}.fuse", "encoder.layer.{i}.fusion", *_NAMES),
-        *pointwise("norm", "conv_1x1_exp", *_NAMES),
+        *pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *NAMES),
+        *batch_normed(f"{BLOCK}.fuse", "encoder.layer.{i}.fusion", *NAMES),
+        *pointwise("norm", "conv_1x1_exp", *NAMES),
         Rule("head.{p}", "/classifier.{p}"),
     ),
 )

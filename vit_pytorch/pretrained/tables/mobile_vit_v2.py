@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from vit_pytorch.pretrained.rules import Format, Reference, Rule, own_format
+from vit_pytorch.pretrained.rules import Format, Rule, own_format
 from vit_pytorch.pretrained.tables.blocks import POINTWISE
-from vit_pytorch.pretrained.tables.mobile_vit import BLOCK, LAYER, batch_normed, pointwise, timm_bottleneck
+from vit_pytorch.pretrained.tables.mobile_vit import (
+    BLOCK,
+    LAYER,
+    NAMES,
+    batch_normed,
+    pointwise,
+    timm_bottleneck,
+    transformers_bottleneck,
+)
 
 _LAYER = "stages.{i}.1.transformer.{j}"
+_THEIRS = "encoder.layer.{i}.transformer.layer.{j}"
+
+
+def _convolution(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """Return the rules of a linear layer, a 1 x 1 convolution of theirs."""
+    return Rule(f"{ours}.weight", f"{theirs}.weight", POINTWISE), Rule(f"{ours}.bias", f"{theirs}.bias")
+
 
 OURS = own_format("stages.2.blocks.0.transformer.0.attention.to_qkv.weight")
 TIMM = Format(
@@ -19,26 +34,37 @@ TIMM = Format(
         *batch_normed(f"{BLOCK}.local", "stages.{i}.1.conv_kxk", "conv", "bn"),
         Rule(f"{BLOCK}.widen.weight", "stages.{i}.1.conv_1x1.weight", POINTWISE),
         Rule(f"{LAYER}.norm1.layers.0.{{p}}", f"{_LAYER}.norm1.{{p}}"),
-        Rule(f"{LAYER}.attention.to_qkv.weight", f"{_LAYER}.attn.qkv_proj.weight", POINTWISE),
-        Rule(f"{LAYER}.attention.to_qkv.bias", f"{_LAYER}.attn.qkv_proj.bias"),
-        Rule(f"{LAYER}.attention.to_out.weight", f"{_LAYER}.attn.out_proj.weight", POINTWISE),
-        Rule(f"{LAYER}.attention.to_out.bias", f"{_LAYER}.attn.out_proj.bias"),
+        *_convolution(f"{LAYER}.attention.to_qkv", f"{_LAYER}.attn.qkv_proj"),
+        *_convolution(f"{LAYER}.attention.to_out", f"{_LAYER}.attn.out_proj"),
         Rule(f"{LAYER}.norm2.layers.0.{{p}}", f"{_LAYER}.norm2.{{p}}"),
-        Rule(f"{LAYER}.feedforward.to_hidden.weight", f"{_LAYER}.mlp.fc1.weight", POINTWISE),
-        Rule(f"{LAYER}.feedforward.to_hidden.bias", f"{_LAYER}.mlp.fc1.bias"),
-        Rule(f"{LAYER}.feedforward.to_out.weight", f"{_LAYER}.mlp.fc2.weight", POINTWISE),
-        Rule(f"{LAYER}.feedforward.to_out.bias", f"{_LAYER}.mlp.fc2.bias"),
+        *_convolution(f"{LAYER}.feedforward.to_hidden", f"{_LAYER}.mlp.fc1"),
+        *_convolution(f"{LAYER}.feedforward.to_out", f"{_LAYER}.mlp.fc2"),
         Rule(f"{BLOCK}.norm.layers.0.{{p}}", "stages.{i}.1.norm.{p}"),
         *pointwise(f"{BLOCK}.narrow", "stages.{i}.1.conv_proj", "conv", "bn"),
         Rule("head.{p}", "head.fc.{p}"),
     ),
 )
-FORMATS = (OURS, TIMM)
-REFERENCES = (
-    Reference(
-        format="timm",
-        name="timm.create_model",
-        theirs={"model_name": "mobilevitv2_050", "num_classes": 7},
-        ours={"image_size": 64, "width": 0.5, "num_classes": 7},
+TRANSFORMERS = Format(
+    name="transformers",
+    marks=("encoder.layer.2.transformer.layer.0.attention.qkv_proj.convolution.weight",),
+    prefix="mobilevitv2.",
+    rules=(
+        *batch_normed("stem", "conv_stem", *NAMES),
+        *transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
+        *transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
+        *transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
+        *transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
+        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *NAMES),
+        Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
+        Rule(f"{LAYER}.norm1.layers.0.{{p}}", f"{_THEIRS}.layernorm_before.{{p}}"),
+        *_convolution(f"{LAYER}.attention.to_qkv", f"{_THEIRS}.attention.qkv_proj.convolution"),
+        *_convolution(f"{LAYER}.attention.to_out", f"{_THEIRS}.attention.out_proj.convolution"),
+        Rule(f"{LAYER}.norm2.layers.0.{{p}}", f"{_THEIRS}.layernorm_after.{{p}}"),
+        *_convolution(f"{LAYER}.feedforward.to_hidden", f"{_THEIRS}.ffn.conv1.convolution"),
+        *_convolution(f"{LAYER}.feedforward.to_out", f"{_THEIRS}.ffn.conv2.convolution"),
+        Rule(f"{BLOCK}.norm.layers.0.{{p}}", "encoder.layer.{i}.layernorm.{p}"),
+        *pointwise(f"{BLOCK}.narrow", "encoder.layer.{i}.conv_projection", *NAMES),
+        Rule("head.{p}", "/classifier.{p}"),
     ),
 )
+FORMATS = (OURS, TIMM, TRANSFORMERS)

@@ -5,11 +5,11 @@ transformers' of CLIP and SigLIP, and OpenAI's of CLIP, whose names the Percepti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
 
@@ -85,13 +85,39 @@ CLIP = Format(
         Rule(("head.weight", "head.bias"), "/visual_projection.weight", LINEAR),
     ),
 )
-SIGLIP = Format(
+
+
+class SigLIPFormat(Format):
+    """The layout of SigLIP, whose classifiers leave the attention pool out that stands beside them."""
+
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names.
+
+        Raises:
+            ValueError: where it is a classifier's, and the model classifies something else.
+        """
+        if "/classifier.weight" not in state:
+            return super().read(state, model)
+        pool = getattr(model, "pool", None)
+        if pool != "mean":
+            raise ValueError(
+                f"a classifier of {self.name} takes the mean of the patches, not their attention pool: build "
+                f"the model with pool='mean', class_token=False; got pool={pool!r}"
+            )
+        beside = [name for name in state if name.startswith("head.")]
+        found, unused = super().read({k: v for k, v in state.items() if k not in beside}, model)
+        return found, [*unused, *beside]
+
+
+SIGLIP = SigLIPFormat(
     name="transformers SigLIP",
-    marks=("head.probe",),
+    # that of the classifiers that are written has no pool
+    marks=("head.probe", "post_layernorm.weight"),
     prefix="vision_model.",
     unused=_TEXTS,
     rules=(
         *_COMMON,
+        Rule("head.{p}", "/classifier.{p}"),
         Rule(f"{POOL}.query", "head.probe"),
         Rule((f"{POOL}.to_q.weight", f"{POOL}.to_kv.weight"), "head.attention.in_proj_weight", APART),
         Rule((f"{POOL}.to_q.bias", f"{POOL}.to_kv.bias"), "head.attention.in_proj_bias", APART),
@@ -101,6 +127,7 @@ SIGLIP = Format(
         Rule(f"{POOL}.mlp.to_out.{{p}}", "head.mlp.fc2.{p}"),
     ),
 )
+
 _OPEN = "transformer.resblocks.{i}"
 OPENAI_CLIP = Format(
     name="OpenAI CLIP",

@@ -315,7 +315,7 @@ _PUBLIC = (
 )
 PUBLIC_VIT = Format(
     name="vit-pytorch ViT",
-    marks=("transformer.layers.0.0.to_out.0.weight",),
+    marks=("transformer.layers.0.0.to_out.0.weight", "transformer.layers.0.1.net.4.weight"),
     rules=(
         *_PUBLIC,
         Rule(f"{BLOCK}.norm1.{{p}}", "transformer.layers.{i}.0.norm.{p}"),

@@ -117,6 +117,10 @@ def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> No
         "row 14: no such file: photos/0/3; there is 3.png",
         "row 15: no such file: https://a.example/3.png; addresses are not fetched: download it first",
     ]
+    # the name of data, and a file of that name, are no addresses
+    with pytest.raises(FileNotFoundError) as missing:
+        find_images(["csv:/x"])
+    assert "addresses" not in str(missing.value)
     for find in (open_data, lambda path: find_images([path])):
         with pytest.raises(FileNotFoundError, match=re.escape(cause)):
             find(f"{tmp_path}\\photos")
@@ -140,6 +144,19 @@ def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> No
 def test_tables_that_are_none(rows: list[list[str]], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         open_data(write(tmp_path, rows))
+
+
+def test_rows_of_a_test_split_alone_are_measured(photos: Path, tmp_path: Path) -> None:
+    rows = [[path, "ab"[i % 2], "test"] for i, path in enumerate(names(photos))]
+    spec = write(tmp_path, [["image", "label", "split"], *rows])
+    splits = open_data(spec, whole=True)
+    assert splits.measured == ("test",)
+    assert labels(splits, "test") == {path: label for path, label, _ in rows}
+    with pytest.raises(ValueError, match="no rows whose split is 'train'"):
+        open_data(spec)
+    spec = write(tmp_path, [["image", "label", "split"], *rows, ["photos/0/0.png", "a", "fold3"]])
+    with pytest.raises(ValueError, match="row 13: the image of row 1 again"):
+        open_data(spec, whole=True)
 
 
 def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def read_table(
     root: str | None = None,
     task: TaskName | None = "classify",
     needs_labels: bool = True,
+    needs_train: bool = True,
 ) -> tuple[dict[str, FileImages], tuple[str, ...]]:
     """List the images of a table, whose first row names its columns.
 
@@ -72,11 +73,12 @@ def read_table(
         root: What relative paths begin at; the folder of the (first) table if left out.
         task: What is learned of the images; None reads no labels.
         needs_labels: Whether the table must have a column of labels.
+        needs_train: Whether images must be there for training, which then know all labels.
 
     Returns:
-        The images of each split in the order of their rows; and the classes, sorted by number where all are
-        numbers, else by name, or empty where there is no column of labels. Of other tasks the labels that
-        occur in training, sorted likewise, or the columns of numbers.
+        The images of each split in the order of their rows; and the classes that occur in training, sorted by
+        number where all are numbers, else by name, or empty where there is no column of labels. Of other
+        tasks the labels, likewise, or the columns of numbers.
 
     Raises:
         ImportError: Pandas, or for Parquet pyarrow, is not installed.
@@ -98,11 +100,11 @@ def read_table(
     cells = {role: _texts(rows[name], separator) for role, name in columns.items() if name is not None}
     splits = cells.get("split", ["train"] * len(rows))
     named = match_splits(sorted(set(splits)), str(file))
-    if "train" not in named:
+    if needs_train and "train" not in named:
         raise ValueError(f"{file} has no rows whose split is 'train'")
     labels = Labels((), torch.full((len(rows),), -1), [""] * len(rows))
     if chosen:
-        training = [own == named["train"] for own in splits]
+        training = [not needs_train or own == named["train"] for own in splits]
         columns_read = [_texts(rows[name], separator) for name in chosen]
         if task == "regression":
             labels = _numbers(chosen, columns_read)

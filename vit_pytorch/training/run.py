@@ -368,6 +368,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
             where images shall differ in size, and the model takes those of one size.
     """
     cfg, data = model.default_cfg, config.data
+    data.check_channels(model.channels)
     if len(model.image_size) != splits.train.axes:
         raise ValueError(
             f"{config.model['name']} takes an input of {' x '.join(map(str, model.image_size))}, "

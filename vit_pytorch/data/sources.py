@@ -274,9 +274,15 @@ def _complete(
 ) -> Splits:
     if whole:
         measured = ("test",) if [*parts] == ["train"] else tuple(parts)
-        orders = ("train", "val", "test"), ("val", "test", "train"), ("test", "val", "train")
-        chosen = [parts[next(name for name in order if name in parts)] for order in orders]
-        return Splits(classes, *chosen, task=task, measured=measured)
+        any_part = next(iter(parts.values()))
+        return Splits(
+            classes=classes,
+            train=parts.get("train", any_part),
+            val=parts.get("val", parts.get("test", any_part)),
+            test=parts.get("test", any_part),
+            task=task,
+            measured=measured,
+        )
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
     if len(parts) == 1 and test_fraction != 0:
         train, test = split_off(train, test_fraction, seed, classes, purpose="test")

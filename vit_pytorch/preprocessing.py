@@ -320,6 +320,8 @@ def resize(
         raise ValueError(f"expected images of dtype torch.uint8 or floats, got {images.dtype}")
     if tuple(images.shape[-2:]) == tuple(size):
         return images
+    # half precision has no kernel for it on the CPU
+    images = images if images.dtype in (torch.uint8, torch.float64) else images.float()
     batch = images if images.ndim == 4 else images[None]
     nearest = interpolation == "nearest"
     # PyTorch's "nearest" takes other pixels than Pillow's

@@ -317,6 +317,8 @@ def as_pixels(image: Any, prep: Preprocessing) -> Shaped[Tensor, "c h w"]:
     if isinstance(image, Image.Image):
         return scale(from_pillow(image, prep.channels), prep.window)
     if isinstance(image, np.ndarray):
+        if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+            raise ValueError("an array must have no mask, since a model has none: fill it (array.filled)")
         ranged = image.dtype.newbyteorder("=") in (np.uint8, np.uint16) or prep.window is not None
         if not ranged or image.ndim not in (2, 3) or 0 in image.shape:
             raise ValueError(

@@ -245,8 +245,14 @@ def restore_splits(
             several parts of the data now.
     """
     if tuple(classes) != record.classes:
+        differing = {
+            "lacking": [name for name in record.classes if name not in classes],
+            "new": [name for name in classes if name not in record.classes],
+        }
+        said = ", ".join(f"{kind} are ({few(names)})" for kind, names in differing.items() if names)
         raise ValueError(
-            f"the data must have the record's classes, {few(record.classes)}; got {few(classes)}"
+            f"the data must have the record's classes, {few(record.classes)}; "
+            f"{said or 'the order is another'}"
         )
     found = list(_fingerprints(parts, classes, record.extent))
     pairs, removed, added = _pair(record.images, found)

@@ -121,6 +121,12 @@ class DataConfig:
             raise ValueError(f"data.std must be positive, got {self.std}")
         if self.channels is not None:
             self.check_channels(self.channels)
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"data.crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        for name in ("channels", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be between 0 and 1, got {self.val_fraction}")
         if not 0 <= self.test_fraction < 1:

@@ -123,6 +123,7 @@ def test_a_predictor_answers_as_the_command(
     assert predict(str(image)) == found
     assert found["image"] == expected["image"]
     assert [each["class"] for each in found["top"]] == [each["class"] for each in expected["top"]]
+    assert next(predict.stream(str(image))) == found
     folder = predict(image_folder / "one")
     assert [found["image"] for found in folder] == [
         found["image"] for found in answer(capsys, "predict", digits_run, image_folder / "one")

@@ -130,12 +130,16 @@ class Predictor:
         return self._answers(images)
 
     def stream(
-        self, paths: Iterable[str | os.PathLike[str]], *, on_bad: OnBad | None = None, step: int | None = None
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        on_bad: OnBad | None = None,
+        step: int | None = None,
     ) -> Iterator[Answer]:
         """Yield an answer for each file that paths, folders and patterns name, in order, batch by batch.
 
         Args:
-            paths: images; videos or volumes for a model of these
+            paths: images; videos or volumes for a model of these; one path, or several
             on_bad: called with the error of a file that cannot be decoded; raised by default
             step: frames of a video from the start of one clip to that of the next; a clip's length by default
 
@@ -147,7 +151,8 @@ class Predictor:
             check_integer("step", step)
             if self.preprocessing.frames is None or self.preprocessing.media == "volume":
                 raise ValueError("step is for videos, which this model does not take")
-        names = [os.fspath(path) for path in paths]
+        several = [paths] if isinstance(paths, str | os.PathLike) else paths
+        names = [os.fspath(path) for path in several]
         if self.preprocessing.frames is not None:
             yield from self._stream_clips(names, on_bad or _stop, step)
             return

@@ -190,6 +190,8 @@ def test_data_that_are_measured_need_no_training_split(tmp_path: Path, make_fold
     assert (splits.measured, splits.classes) == (("val", "test"), ("cat", "dog"))
     assert splits.test is not None
     assert [len(part) for part in (splits.val, splits.test)] == [2, 3]
+    with pytest.raises(ValueError, match=r"(val|Test) holds no videos: no file is of a known type"):
+        open_data(f"video:{tmp_path}", whole=True)
     make_folder(tmp_path, cow=1)
     with pytest.raises(
         ValueError, match="must hold folders of splits or one folder per class, got val, Test"

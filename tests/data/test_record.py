@@ -94,7 +94,7 @@ def test_every_kind_of_change_is_named(folder: Path, record: ImageRecord) -> Non
         restored = keys(open_data(str(folder), record=record))
     assert str(caught[0].message).endswith(
         f"added (1: dog/new.png); removed (1: {train[0]}); changed (1: {train[1]}); "
-        f"moved to another class (1: dog/moved.png); moved within a class (1: {test[3]} -> cat/renamed.png)"
+        f"with another class or target (1: dog/moved.png); moved within a class (1: {test[3]} -> cat/renamed.png)"
     )
     assert restored["train"] == train[3:]
     assert restored["val"] == before["val"]

@@ -166,6 +166,8 @@ def read_folders(
     for split, place in splits.items():
         learned = split == "train" and needs_train
         parts[split] = _read_classes(place, names[split], classes, files, listing, all_needed=learned)
+        if not len(parts[split]):
+            raise ValueError(f"{place} holds no {files.kind}s: no file is of a known type")
         present = set(parts[split].labels.tolist())
         if lacking := [name for label, name in enumerate(classes) if label not in present]:
             warnings.warn(f"{place} has no {files.kind}s of {_few(lacking)}", stacklevel=3)

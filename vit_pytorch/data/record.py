@@ -115,7 +115,7 @@ class Changes:
             "added": self.added,
             "removed": self.removed,
             "changed": self.changed,
-            "moved to another class": self.relabeled,
+            "with another class or target": self.relabeled,
             "moved within a class": moved,
             "in another split": self.resplit,
         }

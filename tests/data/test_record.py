@@ -94,7 +94,8 @@ def test_every_kind_of_change_is_named(folder: Path, record: ImageRecord) -> Non
         restored = keys(open_data(str(folder), record=record))
     assert str(caught[0].message).endswith(
         f"added (1: dog/new.png); removed (1: {train[0]}); changed (1: {train[1]}); "
-        f"with another class or target (1: dog/moved.png); moved within a class (1: {test[3]} -> cat/renamed.png)"
+        f"with another class or target (1: dog/moved.png); "
+        f"moved within a class (1: {test[3]} -> cat/renamed.png)"
     )
     assert restored["train"] == train[3:]
     assert restored["val"] == before["val"]
@@ -131,7 +132,7 @@ def test_data_without_the_images_of_a_record(
     ):
         open_data(str(other), record=record)
     (other / "dog").rename(other / "wolf")
-    with pytest.raises(ValueError, match=r"record.s classes, 2: cat, dog; got 2: cat, wolf"):
+    with pytest.raises(ValueError, match=r"2: cat, dog; lacking are \(1: dog\), new are \(1: wolf\)"):
         open_data(str(other), record=record)
 
 

@@ -171,6 +171,21 @@ def test_duplicates_across_splits_and_classes(tmp_path: Path, make_folder: MakeF
     assert str(found).startswith("4 images are in several splits (train: train/cat/000.png = val: val/cat/")
 
 
+def test_many_images_of_one_content_are_a_short_line(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Which shows images of different splits, and of different classes."""
+    for split in ("train", "val"):
+        make_folder(tmp_path / split, cat=9, dog=9)
+        for file in (tmp_path / split).rglob("*.png"):
+            picture(1).save(file)
+    found = str(find_duplicates(record_images(open_data(str(tmp_path)), "")))
+    assert found == (
+        "1 images are in several splits (train: train/cat/000.png = val: val/cat/000.png = "
+        "train: train/cat/001.png = train: train/cat/002.png and 32 more); "
+        "1 images are in several classes (train: train/cat/000.png = train: train/dog/000.png = "
+        "train: train/cat/001.png = train: train/cat/002.png and 32 more)"
+    )
+
+
 def test_large_files_are_known_by_their_ends() -> None:
     content = bytearray(torch.arange(100_000, dtype=torch.int32).numpy().tobytes())
     whole, ends = digest(bytes(content), "whole"), digest(bytes(content), "ends")

@@ -192,7 +192,35 @@ def test_other_kinds_of_images_are_refused(mode):
     with pytest.raises(ValueError, match=r"of dtype torch\.uint8 or floats, got torch.int64"):
         eval_transform(Preprocessing(image_size=(8, 8)))(torch.zeros(3, 9, 9, dtype=torch.int64))
     cfg = {**IMAGENET, "input_size": (3, 8, 8), "interpolation": "bicubic", "crop_pct": 1.0}
-    with pytest.raises(ValueError, match=r"3 channels, got Pillow mode .*convert\('RGB'\)"):
+    # converting 16 bits would clip them
+    cure = r"a tensor of bytes" if mode == "I;16" else r"image\.convert\('RGB'\)"
+    with pytest.raises(ValueError, match=f"3 channels, got Pillow mode .*: pass {cure}"):
         create_transform(cfg)(Image.new(mode, (9, 9)))
     with pytest.raises(ValueError, match="expected 3 channels"):
         create_transform(cfg)(torch.zeros(1, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((3, 9, 9), 200.0), r"floats from 0 to 1, got torch\.float32 from 200 to 200"),
+        (torch.linspace(-1, 1, 192).view(3, 8, 8), r"from 0 to 1, got torch\.float32 from -1 to 1"),
+        (torch.full((3, 9, 9), torch.nan), "from 0 to 1, got .* from nan to nan"),
+        (torch.zeros(3, 0, 4), r"expected 3 channels, got shape \(3, 0, 4\)"),
+        (np.zeros((9, 9, 3), np.uint8), r"a Pillow image or a tensor \(c, h, w\), got ndarray"),
+        ("x.png", "a Pillow image or a tensor .*, got str"),
+    ],
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_what_a_transform_does_not_take(image, message, train):
+    cfg = {**IMAGENET, "input_size": (3, 8, 8), "interpolation": "bicubic", "crop_pct": 1.0}
+    with pytest.raises(ValueError, match=message):
+        create_transform(cfg, train=train)(image)
+    with pytest.raises(ValueError, match="train must be True or False, got 'yes'"):
+        create_transform(cfg, train="yes")
+
+
+def test_half_precision_is_resized_in_single():
+    transform = eval_transform(Preprocessing(image_size=(8, 8), channels=1))
+    image = torch.rand(1, 19, 11)
+    assert (transform(image.half()) - transform(image)).abs().max() < 1e-2

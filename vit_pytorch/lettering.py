@@ -26,7 +26,9 @@ def letter(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     families = list(rcParams["font.family"])
     # a font of the last resort has a box for each script
     fonts = [font for font in fontManager.ttflist if "lastresort" not in font.name.replace(" ", "").lower()]
-    for font in fonts if missing else ():
+    for font in fonts:
+        if not missing:
+            break
         if found := missing.intersection(map(chr, get_font(font.fname).get_charmap())):
             families.append(font.name)
             missing -= found

@@ -18,6 +18,8 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from vit_pytorch.extras import install_command
+from vit_pytorch.layers.arguments import check_arguments
+from vit_pytorch.layers.blocks import is_tracing
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash"]
@@ -44,9 +46,10 @@ def create_transform(model_or_cfg: nn.Module | Mapping[str, Any], train: bool = 
 
     Raises:
         ValueError: if the configuration lacks something or asks for what is not known; if images of training
-            keep their own sizes (`max_tokens`) or are clips.
+            keep their own sizes (`max_tokens`) or are clips; if `train` is neither True nor False.
         ImportError: if `train` is asked for without torchvision.
     """
+    check_arguments(create_transform, train=train)
     prep = preprocessing_for(model_or_cfg)
     if not train:
         return nn.Sequential(ToTensor(prep.channels), *eval_transform(prep))
@@ -320,6 +323,8 @@ def resize(
         raise ValueError(f"expected images of dtype torch.uint8 or floats, got {images.dtype}")
     if tuple(images.shape[-2:]) == tuple(size):
         return images
+    # half precision has no kernel for it on the CPU
+    images = images if images.dtype in (torch.uint8, torch.float64) else images.float()
     batch = images if images.ndim == 4 else images[None]
     nearest = interpolation == "nearest"
     # PyTorch's "nearest" takes other pixels than Pillow's
@@ -343,15 +348,29 @@ class ToTensor(nn.Module):
         """Return the image as a tensor.
 
         Raises:
-            ValueError: if it has other channels than the model's input.
+            ValueError: if it is no image, or has other channels or values.
         """
         if isinstance(image, Tensor):
-            if image.ndim < 3 or image.shape[-3] != self.channels:
+            if is_tracing(image):
+                return image
+            if image.ndim < 3 or image.shape[-3] != self.channels or 0 in image.shape:
                 raise ValueError(f"expected {self.channels} channels, got shape {tuple(image.shape)}")
+            if image.is_floating_point() and not (image.min() >= 0 and image.max() <= 1):
+                raise ValueError(
+                    f"expected bytes, or floats from 0 to 1, got {image.dtype} from {image.min():g} to "
+                    f"{image.max():g}"
+                )
             return image
+        if not hasattr(image, "mode"):
+            raise ValueError(f"expected a Pillow image or a tensor (c, h, w), got {type(image).__name__}")
         mode = MODES.get(self.channels)
         if mode is None or image.mode != mode:
-            cure = f"image.convert({mode!r})" if mode else "a tensor"
+            wide = image.mode.startswith(("I", "F"))
+            cure = (
+                f"image.convert({mode!r})"
+                if mode and not wide
+                else "a tensor of bytes, or of floats from 0 to 1"
+            )
             raise ValueError(
                 f"expected an image of {self.channels} channels, got Pillow mode {image.mode!r}: pass {cure}"
             )

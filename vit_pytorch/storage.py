@@ -13,6 +13,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+# with one slash where it is a path by now, somewhere within
+ADDRESS = re.compile(r"(^|/)([a-z][a-z0-9+.-]+:/|(https?|ftp|s3|gs|hf|file):)/", re.IGNORECASE)
+
+
+def is_address(name: str) -> bool:
+    """Return whether a name is an address, such as `https://a.example/x.png`, and no path."""
+    return ADDRESS.search(name) is not None
+
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""

@@ -41,6 +41,12 @@ def test_options_for_rare_classes_train(options: list[str], unequal: Path, tmp_p
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_balancing_twice_is_warned_of(unequal: Path, tmp_path: Path) -> None:
+    options = ["--class_weights=balanced", "--sampler=balanced"]
+    with pytest.warns(UserWarning, match="with both, rare ones count for more"):
+        assert train("--data", unequal, "--output", tmp_path / "run", *options, *SMALL) == 0
+
+
 def test_balanced_batches_show_classes_equally_often() -> None:
     labels = torch.tensor([0] * 900 + [2] * 90 + [5] * 10)
     images = ArrayImages(torch.zeros(1000, 1, 1, 1, dtype=torch.uint8), labels, origin="made")

@@ -123,6 +123,7 @@ def test_a_predictor_answers_as_the_command(
     assert predict(str(image)) == found
     assert found["image"] == expected["image"]
     assert [each["class"] for each in found["top"]] == [each["class"] for each in expected["top"]]
+    assert next(predict.stream(str(image))) == found
     folder = predict(image_folder / "one")
     assert [found["image"] for found in folder] == [
         found["image"] for found in answer(capsys, "predict", digits_run, image_folder / "one")
@@ -164,13 +165,14 @@ def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path
     pixels = decode_image(image, channels=1)
     forms = [opened, opened.convert("RGB"), np.array(opened), pixels, pixels.float() / 255]
     forms += [pixels.expand(3, -1, -1), np.array(opened.convert("RGB"))]
+    forms += [(pixels.float() / 255).to(kind) for kind in (torch.float64, torch.float16)]
     for form in forms:
         found = predict(form)["top"]
         assert [each["class"] for each in found] == [each["class"] for each in expected]
         assert [each["probability"] for each in found] == pytest.approx(
             [each["probability"] for each in expected], abs=1e-3
         )
-    assert len(predict(forms)) == len(predict(torch.stack([pixels] * 7))) == 7
+    assert len(predict(forms)) == len(predict(torch.stack([pixels] * 9))) == 9
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,7 @@ def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path
         (torch.full((1, 4, 4), 3.0), r"floats from 0 to 1.*from 3 to 3"),
         (torch.zeros(4, 4, dtype=torch.uint8), r"of shape \(c, h, w\), got torch.uint8 of shape \(4, 4\)"),
         ({"image": 1}, "got dict"),
+        (np.ma.masked_array(np.zeros((4, 4), np.uint8), mask=np.eye(4)), r"must have no mask.*array\.filled"),
         (b"\xff\xd8", "got bytes"),
         (np.zeros((0, 4, 3), np.uint8), r"got uint8 of shape \(0, 4, 3\)"),
         (torch.zeros(3, 0, 4, dtype=torch.uint8), r"got torch.uint8 of shape \(3, 0, 4\)"),

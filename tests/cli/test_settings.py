@@ -190,6 +190,13 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
         ("--logger=csv,comet", "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'"),
         ("--model=vit_tny_patch16_224", "close to it: vit_tiny_patch16_224"),
         ("--recipe=digit", "a recipe is one of"),
+        ("--data.std=[0.0]", "data.std must be positive, got (0.0,)"),
+        ("--data.mean=[0.5,.nan]", "data.mean must be a finite number, got nan"),
+        ("--data.mean=[0.5,0.5]", "data.mean must have 1 or 1 values, got 2"),
+        ("--data.crop_pct=0", "data.crop_pct must be above 0 and at most 1, got 0.0"),
+        ("--data.max_tokens=0", "data.max_tokens must be at least 1, got 0"),
+        ("--data.channels=0", "data.channels must be at least 1, got 0"),
+        ("--data.std=[]", "data.std must have 1 or 1 values, got 0"),
     ],
 )
 def test_values_out_of_range(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

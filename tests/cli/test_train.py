@@ -301,3 +301,11 @@ def test_warnings_come_once(verb: str, image_folder: Path, tmp_path: Path) -> No
     page = (tmp_path / "run" / "summary.md").read_text()
     assert "- left out, since they could not be decoded: 3: " in page
     assert all(f"{name} (" in page for name in bad)
+
+
+def test_a_copy_without_links_is_resumed(digits_run: Path, tmp_path: Path) -> None:
+    """Its `last` and `best` are folders, as copies of Windows, archives and object storage have them."""
+    copy = Path(shutil.copytree(digits_run, tmp_path / "copy", symlinks=False))
+    assert train("--resume", copy, "--epochs=4") == 0
+    assert os.readlink(copy / "checkpoints" / "last") == "epoch-0004"
+    assert json.loads((copy / "summary.json").read_text())["epochs"] == 4

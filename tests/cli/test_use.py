@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from tests.cli.conftest import Vit
 from vit_pytorch import create_model
 from vit_pytorch.cli import COMMANDS, Status, main
+from vit_pytorch.cli.api import Run
 from vit_pytorch.data import eval_transform, load_images
 from vit_pytorch.registry import list_models
 from vit_pytorch.tome import ToMeViT
@@ -100,6 +101,24 @@ def test_evaluate_measures_data_without_splits_whole(
     said = answer(capsys, "predict", digits_run, tmp_path, "--top=1")
     right = [each["top"][0]["class"] == Path(each["image"]).parent.name for each in said]
     assert found["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_evaluate_measures_a_test_split_alone(
+    digits_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And never another split, which a folder of a table does not have."""
+    shutil.copytree(image_folder / "one", tmp_path / "Test" / "1")
+    shutil.copytree(image_folder / "two", tmp_path / "Test" / "2")
+    (tmp_path / "list.csv").write_text(
+        "image,label,split\n" + "".join(f"Test/1/{i}.png,1,test\n" for i in range(3))
+    )
+    table = f"csv:{tmp_path / 'list.csv'}"
+    assert answer(capsys, "evaluate", digits_run, f"--data={tmp_path}")["images"] == 40
+    assert answer(capsys, "evaluate", digits_run, f"--data={table}", "--split=all")["images"] == 3
+    assert Run(digits_run).evaluate(table).confusion.sum() == 3
+    for data in (tmp_path, table):
+        assert main(["evaluate", str(digits_run), f"--data={data}", "--split=val"]) == Status.USAGE
+        assert "the data has no val split; it has test" in capsys.readouterr().err
 
 
 def test_evaluate_knows_no_other_split_of_data_without_splits(

@@ -21,7 +21,7 @@ from vit_pytorch.data import (
     load_images,
     open_data,
 )
-from vit_pytorch.data.listing import DANGLING, IRREGULAR, STRAY, TWICE, UNKNOWN
+from vit_pytorch.data.listing import BESIDE_SPLITS, DANGLING, HIDDEN, IRREGULAR, STRAY, TWICE, UNKNOWN
 
 MakeFolder = Callable[..., Path]
 
@@ -38,6 +38,32 @@ def names(folder: Path, *, expect: str) -> tuple[list[str], dict[str, list[str]]
         reason: [str(path.relative_to(folder)) for path in paths] for reason, paths in splits.left_out.items()
     }
     return found, left_out
+
+
+def test_what_is_hidden_is_named(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Also folders of two dots and more; a hidden file of another type is none that anybody misses."""
+    make_folder(tmp_path, **{"cat": 4, "dog": 4, "..eel": 2, "cat/.checkpoints": 1})
+    (tmp_path / "dog" / "._000.png").write_bytes(b"x")
+    (tmp_path / "dog" / ".DS_Store").write_bytes(b"x")
+    found, left_out = names(tmp_path, expect=r"hidden \(3: .*eel, .*checkpoints, .*_000\.png\)")
+    assert len(found) == 8
+    assert left_out == {HIDDEN: ["..eel", "cat/.checkpoints", "dog/._000.png"]}
+    with pytest.warns(UserWarning, match=r"hidden \(3: "):
+        assert len(find_images([tmp_path])) == 8
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_images_beside_folders_of_splits(tmp_path: Path, make_folder: MakeFolder, unlabelled: bool) -> None:
+    make_folder(tmp_path / "train", cat=4, dog=4)
+    make_folder(tmp_path, cat=1)
+    (tmp_path / "cat" / "000.png").rename(tmp_path / "beside.png")
+    (tmp_path / "cat").rmdir()
+    if unlabelled:
+        (tmp_path / "train" / "dog").rename(tmp_path / "train" / "cat" / "deep")
+    with pytest.warns(UserWarning, match="file beside the folders of splits"):
+        splits = open_data(str(tmp_path), unlabelled=unlabelled)
+    assert splits.left_out == {BESIDE_SPLITS: [tmp_path / "beside.png"]}
+    assert splits.classes == (() if unlabelled else ("cat", "dog"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from vit_pytorch.data import BadImageError, decode_image, find_images, load_imag
 @pytest.fixture
 def folder(tmp_path: Path, make_folder: Callable[..., Path]) -> Path:
     make_folder(tmp_path, a=2, b=1)
-    (tmp_path / "a" / ".hidden.png").write_bytes(b"")
     return tmp_path
 
 

@@ -154,17 +154,49 @@ def test_missing_validation_folder_is_made_from_training(tmp_path: Path, make_fo
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [(("ant", "cat"), "lacks 'dog'"), (("ant", "bee", "cat", "dog"), "has besides 'bee'")],
-)
-def test_other_classes_than_training(
-    tmp_path: Path, make_folder: MakeFolder, part: str, classes: tuple[str, ...], message: str
+def test_a_class_that_training_does_not_know(tmp_path: Path, make_folder: MakeFolder, part: str) -> None:
+    make_folder(tmp_path / "train", ant=3, cat=3, dog=3)
+    make_folder(tmp_path / part, ant=2, bee=2, cat=2, dog=2)
+    with pytest.raises(
+        ValueError, match=f"{part} must have the 3 classes of training, but has besides 'bee'"
+    ):
+        open_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_without_images_in_validation_or_test(
+    tmp_path: Path, make_folder: MakeFolder, part: str, empty: bool
 ) -> None:
     make_folder(tmp_path / "train", ant=3, cat=3, dog=3)
-    make_folder(tmp_path / part, **dict.fromkeys(classes, 2))
-    with pytest.raises(ValueError, match=rf"{part} must have the 3 classes of training, but {message}"):
-        open_data(str(tmp_path))
+    make_folder(tmp_path / part, ant=2, dog=1)
+    if empty:
+        (tmp_path / part / "cat").mkdir()
+    with pytest.warns(UserWarning, match=f"{part} has no images of 'cat'"):
+        splits = open_data(str(tmp_path))
+    assert splits.classes == ("ant", "cat", "dog")
+    assert getattr(splits, part).labels.tolist() == [0, 0, 2]
+
+
+def test_data_that_are_measured_need_no_training_split(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder(tmp_path / "val", cat=2)
+    make_folder(tmp_path / "Test", dog=3)
+    with pytest.warns(UserWarning, match="has no images of") as warned:
+        splits = open_data(str(tmp_path), whole=True)
+    assert sorted(str(each.message).rpartition("/")[2] for each in warned) == [
+        "Test has no images of 'cat'",
+        "val has no images of 'dog'",
+    ]
+    assert (splits.measured, splits.classes) == (("val", "test"), ("cat", "dog"))
+    assert splits.test is not None
+    assert [len(part) for part in (splits.val, splits.test)] == [2, 3]
+    with pytest.raises(ValueError, match=r"(val|Test) holds no videos: no file is of a known type"):
+        open_data(f"video:{tmp_path}", whole=True)
+    make_folder(tmp_path, cow=1)
+    with pytest.raises(
+        ValueError, match="must hold folders of splits or one folder per class, got val, Test"
+    ):
+        open_data(str(tmp_path), whole=True)
 
 
 def test_validation_without_training(tmp_path: Path, make_folder: MakeFolder) -> None:

@@ -128,6 +128,11 @@ def test_no_training_split(tmp_path: Path) -> None:
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="a split named 'train', got 'validation', 'test'"):
         open_data(f"hf:{tmp_path / 'saved'}")
+    splits = open_data(f"hf:{tmp_path / 'saved'}", whole=True)
+    assert (splits.measured, splits.test is not None and len(splits.test)) == (("val", "test"), 4)
+    datasets.DatasetDict({"test": saved["test"]}).save_to_disk(tmp_path / "one")
+    splits = open_data(f"hf:{tmp_path / 'one'}", whole=True)
+    assert (splits.measured, len(splits.train)) == (("test",), 4)
 
 
 def test_bad_bytes_name_their_row(tmp_path: Path) -> None:

@@ -28,6 +28,17 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return tmp_path
 
 
+def test_test_files_alone_are_measured(folder: Path) -> None:
+    for file in folder.glob("train-*"):
+        file.unlink()
+    splits = open_data(f"idx:{folder}", whole=True)
+    assert splits.test is not None
+    assert (splits.measured, splits.classes) == (("test",), ("0", "1", "2"))
+    assert splits.test.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ValueError, match="must hold one file"):
+        open_data(f"idx:{folder}")
+
+
 def test_images_labels_and_splits(folder: Path) -> None:
     splits = open_data(f"idx:{folder}", val_fraction=0.2)
     assert isinstance(splits.train, ArrayImages)

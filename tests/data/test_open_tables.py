@@ -117,6 +117,10 @@ def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> No
         "row 14: no such file: photos/0/3; there is 3.png",
         "row 15: no such file: https://a.example/3.png; addresses are not fetched: download it first",
     ]
+    # the name of data, and a file of that name, are no addresses
+    with pytest.raises(FileNotFoundError) as missing:
+        find_images(["csv:/x"])
+    assert "addresses" not in str(missing.value)
     for find in (open_data, lambda path: find_images([path])):
         with pytest.raises(FileNotFoundError, match=re.escape(cause)):
             find(f"{tmp_path}\\photos")
@@ -140,6 +144,62 @@ def test_what_a_missing_file_is_likely_to_be(photos: Path, tmp_path: Path) -> No
 def test_tables_that_are_none(rows: list[list[str]], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         open_data(write(tmp_path, rows))
+
+
+def parquet(photos: Path, column: str, cells: list[object], *, index: str | None = None) -> str:
+    table = pandas.DataFrame({"image": names(photos), column: cells * (12 // len(cells))})
+    file = photos.parent / "list.parquet"
+    (table if index is None else table.set_index(index)).to_parquet(file)
+    return f"csv:{file}"
+
+
+def test_cells_of_parquet(photos: Path) -> None:
+    """Bytes that are text are text; an empty cell of a column of numbers is empty; an index is a column."""
+    assert open_data(parquet(photos, "label", [b"cat", b"dog"])).classes == ("cat", "dog")
+    assert open_data(parquet(photos, "label", ["cat", "dog"], index="image")).classes == ("cat", "dog")
+    spec = parquet(photos, "label", [1, 2, None])
+    pandas.read_parquet(spec[4:]).astype({"label": "Int64"}).to_parquet(spec[4:])
+    with pytest.raises(ValueError, match="has 4 rows that cannot be used:\nrow 3 has no label"):
+        open_data(spec)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([b"\x89PNG", b"\xff"], "column 'tags' must hold text.*, got bytes; hf:FOLDER reads"),
+        (
+            [{"bytes": b"a", "path": "b"}, {"bytes": b"b", "path": "c"}],
+            "'tags' must hold .* parts with names",
+        ),
+        ([["a", "b|c"], ["c"]], r"must hold names without '\|', got 'b\|c': choose another"),
+        (["['a', 'b']", "[]"], r"not written lists, got \"\['a', 'b'\]\""),
+        (['{"a"}', "b"], "not written lists, got '{\"a\"}'"),
+    ],
+)
+def test_cells_that_are_no_labels(photos: Path, cells: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_data(parquet(photos, "tags", cells), task="multilabel")
+
+
+def test_labels_with_another_separator_are_warned_of(photos: Path) -> None:
+    """Where no image has several labels and names share parts, though none of these is a label itself."""
+    with pytest.warns(UserWarning, match=r"such as 'a,b' are made of others: what separates them is '\|'"):
+        open_data(parquet(photos, "tags", ["a,b", "b,c"]), task="multilabel")
+    spec = parquet(photos, "tags", ["pepper, red", "onion, red|leek", "leek"])
+    assert open_data(spec, task="multilabel").classes == ("leek", "onion, red", "pepper, red")
+
+
+def test_rows_of_a_test_split_alone_are_measured(photos: Path, tmp_path: Path) -> None:
+    rows = [[path, "ab"[i % 2], "test"] for i, path in enumerate(names(photos))]
+    spec = write(tmp_path, [["image", "label", "split"], *rows])
+    splits = open_data(spec, whole=True)
+    assert splits.measured == ("test",)
+    assert labels(splits, "test") == {path: label for path, label, _ in rows}
+    with pytest.raises(ValueError, match="no rows whose split is 'train'"):
+        open_data(spec)
+    spec = write(tmp_path, [["image", "label", "split"], *rows, ["photos/0/0.png", "a", "fold3"]])
+    with pytest.raises(ValueError, match="row 13: the image of row 1 again"):
+        open_data(spec, whole=True)
 
 
 def test_what_is_asked_for_and_is_not_there(tmp_path: Path) -> None:

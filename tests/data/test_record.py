@@ -94,7 +94,8 @@ def test_every_kind_of_change_is_named(folder: Path, record: ImageRecord) -> Non
         restored = keys(open_data(str(folder), record=record))
     assert str(caught[0].message).endswith(
         f"added (1: dog/new.png); removed (1: {train[0]}); changed (1: {train[1]}); "
-        f"moved to another class (1: dog/moved.png); moved within a class (1: {test[3]} -> cat/renamed.png)"
+        f"with another class or target (1: dog/moved.png); "
+        f"moved within a class (1: {test[3]} -> cat/renamed.png)"
     )
     assert restored["train"] == train[3:]
     assert restored["val"] == before["val"]
@@ -131,7 +132,7 @@ def test_data_without_the_images_of_a_record(
     ):
         open_data(str(other), record=record)
     (other / "dog").rename(other / "wolf")
-    with pytest.raises(ValueError, match=r"record.s classes, 2: cat, dog; got 2: cat, wolf"):
+    with pytest.raises(ValueError, match=r"2: cat, dog; lacking are \(1: dog\), new are \(1: wolf\)"):
         open_data(str(other), record=record)
 
 
@@ -168,6 +169,21 @@ def test_duplicates_across_splits_and_classes(tmp_path: Path, make_folder: MakeF
     ) in found.across_splits
     assert len(found.across_splits) == 4
     assert str(found).startswith("4 images are in several splits (train: train/cat/000.png = val: val/cat/")
+
+
+def test_many_images_of_one_content_are_a_short_line(tmp_path: Path, make_folder: MakeFolder) -> None:
+    """Which shows images of different splits, and of different classes."""
+    for split in ("train", "val"):
+        make_folder(tmp_path / split, cat=9, dog=9)
+        for file in (tmp_path / split).rglob("*.png"):
+            picture(1).save(file)
+    found = str(find_duplicates(record_images(open_data(str(tmp_path)), "")))
+    assert found == (
+        "1 images are in several splits (train: train/cat/000.png = val: val/cat/000.png = "
+        "train: train/cat/001.png = train: train/cat/002.png and 32 more); "
+        "1 images are in several classes (train: train/cat/000.png = train: train/dog/000.png = "
+        "train: train/cat/001.png = train: train/cat/002.png and 32 more)"
+    )
 
 
 def test_large_files_are_known_by_their_ends() -> None:

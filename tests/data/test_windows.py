@@ -298,3 +298,16 @@ def test_heic_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadImageError):
         decode_image(data)
     assert called
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.9), (0, 0.1)])
+def test_a_window_for_images_of_other_values_is_warned_of(low: float, high: float) -> None:
+    """An image of 8 bits for a model of floats would be white without a word."""
+    photograph = np.arange(1024).reshape(32, 32) % 250 + 2
+    with pytest.warns(UserWarning, match=rf"above the window .* of {low:g} to {high:g}, so that it is white"):
+        assert decode_image(saved(photograph.astype(np.uint8)), channels=1, window=(low, high)).min() == 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # a mask, and what is empty
+        assert decode_image(saved(np.ones((8, 8), np.uint8)), channels=1, window=(0, 1)).min() == 255
+        assert decode_image(saved(np.full((8, 8), -1000.0)), channels=1, window=(0, 400)).max() == 0

@@ -249,7 +249,9 @@ def test_an_added_class(
     assert train("--data", images, "--output", tmp_path / "run", *options) == 0
     shutil.copytree(images / "one", images / "three")
     assert train("--resume", tmp_path / "run", "--epochs=2") == Status.DATA
-    assert "the data must have the record's classes" in capsys.readouterr().err
+    assert "the data must have the record's classes, 3: one, two, zero; new are (1: three)" in (
+        capsys.readouterr().err
+    )
 
 
 def test_channels_that_photographs_do_not_have(

@@ -74,6 +74,17 @@ def test_epsilons_that_make_no_difference(tmp_path: Path) -> None:
     load_pretrained(build(norm_eps=1e-6), tmp_path)
 
 
+def test_what_a_folder_of_ours_describes_is_built_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    randomise(build()).save_pretrained(tmp_path)
+    model, built = build(), []
+    init = type(model).__init__
+    monkeypatch.setattr(type(model), "__init__", lambda own, **given: built.append(init(own, **given)))
+    load_pretrained(model, tmp_path)
+    assert len(built) == 1
+
+
 def test_settings_of_our_own_folders(tmp_path: Path) -> None:
     randomise(build(act="silu", norm_eps=1e-3)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"act is silu, the model's gelu\nnorm_eps is 0\.001"):

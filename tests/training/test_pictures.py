@@ -32,12 +32,16 @@ def test_letters_that_no_font_has_are_told_apart(tmp_path: Path) -> None:
     assert pictures[0] != pictures[1]
 
 
-def test_a_font_that_has_the_letters_is_taken(tmp_path: Path) -> None:
+def test_a_font_that_has_the_letters_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = get_font(findfont(FontProperties())).get_charmap()
     # comes with matplotlib, too
     other = get_font(findfont("STIXGeneral")).get_charmap()
     name = next(chr(code) for code in other if code not in own and unicodedata.category(chr(code)) == "Lo")
+    files: list[str] = []
+    monkeypatch.setattr("matplotlib.font_manager.get_font", lambda file: files.append(file) or get_font(file))
     families, names = letter([name])
+    # no font is opened when nothing is missing any more
+    assert ord(name) in get_font(files[-1]).get_charmap()
     assert names == [name]
     assert len(families) == len(letter(["b"])[0]) + 1
     # a glyph that is missing is a warning, which is an error here

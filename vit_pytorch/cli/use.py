@@ -88,8 +88,9 @@ def print_evaluation(
 
     Args:
         run: Folder of a run, or of a model; or the name of a model, for its shipped or published weights.
-        data: As for `vit train`; the run's own data if left out. Other data that do not split themselves are
-            measured whole, and may have one class only; a probe splits them as `vit train` does.
+        data: As for `vit train`; the run's own data if left out. Other data are measured as they are: whole,
+            if they are not split, and of a test split or of one class only, if need be; a probe splits them
+            as `vit train` does.
         split: Which images; `all` takes every split.
         batch_size: Images that are classified at once.
         workers: Processes that load images.
@@ -165,7 +166,7 @@ def measure_run(
     splits = _open(
         config, _record(run, data), changed, saved.problem.task, whole=data is not None
     ).with_names(saved.classes)
-    names = ("test",) if splits.whole else SPLITS
+    names = splits.measured or SPLITS
     present = {name: images for name in names if (images := getattr(splits, name)) is not None}
     if split != "all" and split not in present:
         raise ValueError(f"the data has no {split} split; it has {', '.join(present)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,8 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # tags of TIFF
 SUBFILE, BITS, ORIENTATION, SAMPLES, EXTRA = 254, 258, 274, 277, 338
 ALPHA = (1, 2)
+# share of an image's values above a window that is not for it, as a rule
+ABOVE = 0.99
 
 
 class UnfitError(ValueError):
@@ -48,6 +51,12 @@ def scale(
     if values.dtype == torch.uint8 and high > 255:
         raise UnfitError(
             f"its values have 8 bits, and the window (data.window) of {low:g} to {high:g} is for more"
+        )
+    if (values > high).float().mean() > ABOVE:
+        warnings.warn(
+            f"nearly all values of an image are above the window (data.window) of {low:g} to {high:g}, so "
+            "that it is white: the window may be for images of other values",
+            stacklevel=2,
         )
     scaled = (values.double().nan_to_num(low) - low) / (high - low)
     return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)

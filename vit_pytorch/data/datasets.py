@@ -231,7 +231,8 @@ class Splits:
         unlabelled: Why images have no labels; empty where they have.
         task: `classify` for a class each; `multilabel` for targets (n, k) of 1 where an image has a label and
             0 where not; `regression` for targets (n, k) of any value.
-        whole: Nothing is learned from these images, which all splits have alike; they may be of one class.
+        measured: Of data that nothing is learned from, the splits that they have, of which the others are
+            copies: `test` where they are not split. They may be of one class.
 
     Raises:
         ValueError: A split is empty, a label is out of range, the training images are all of one class or
@@ -245,7 +246,7 @@ class Splits:
     left_out: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     unlabelled: str = ""
     task: TaskName = "classify"
-    whole: bool = False
+    measured: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -309,7 +310,7 @@ class Splits:
                 self._check_rows(split, images)
             elif self.classes:
                 self._check_classes(split, images)
-        if self.whole:
+        if self.measured:
             return
         if self.task != "classify":
             self._check_training_rows()

@@ -175,7 +175,7 @@ def from_pillow(image: Image.Image, channels: int, name: str = "(image)") -> UIn
     """
     if image.mode.startswith(("I", "F")):
         raise BadImageError(
-            name, f"Pillow mode {image.mode!r} has no range of its own: pass its file or bytes"
+            name, f"Pillow mode {image.mode!r} has no range of its own: pass its file, or an array"
         )
     with _faults_named(io.BytesIO(), name):
         values = _to_8_bits(ImageOps.exif_transpose(image), channels)

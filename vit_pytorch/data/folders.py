@@ -1,13 +1,14 @@
 """A folder per class, with or without folders for the splits above."""
 
 import re
+import warnings
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from vit_pytorch.data.datasets import FileImages
-from vit_pytorch.data.listing import STRAY, TWICE, Listing
+from vit_pytorch.data.listing import BESIDE_SPLITS, STRAY, TWICE, Listing
 
 # names of splits, in any case
 SPLIT_NAMES = {
@@ -46,8 +47,12 @@ def match_splits(names: Sequence[str], where: str) -> dict[str, str]:
     return found
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: Path, *, needs_train: bool = True) -> dict[str, Path]:
     """Return the folders of the splits `train`, `val` and `test`; empty if a folder holds classes.
+
+    Args:
+        folder: The folder.
+        needs_train: Whether one of them must be for training.
 
     Raises:
         ValueError: There is no folder for training, there are folders beside those of the splits, or folders
@@ -57,7 +62,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     found = match_splits(names, str(folder))
     others = [name for name in names if name not in found.values()]
     cure = f"if they are classes, put all class folders into {folder / 'train'}"
-    if found and "train" not in found:
+    if needs_train and found and "train" not in found:
         raise ValueError(f"{folder} has {' and '.join(found.values())}, but no folder 'train'; {cure}")
     if found and others:
         raise ValueError(
@@ -113,26 +118,30 @@ def folder_names(folder: Path) -> list[str]:
 
 
 def read_folders(
-    folder: Path, files: type[FileImages] = FileImages
+    folder: Path, files: type[FileImages] = FileImages, *, needs_train: bool = True
 ) -> tuple[dict[str, FileImages], tuple[str, ...], Listing]:
     """List the images of a folder that has one folder per class, perhaps below folders of splits.
 
     Args:
         folder: The folder; images may lie at any depth below a class.
         files: What the files are: images, videos or volumes.
+        needs_train: Whether folders of splits must be one for training, too.
 
     Returns:
         The images of each split (`train` if there are none), ordered by class and path; the classes, sorted
         by name; and the listing, which says what was left out.
 
     Raises:
-        ValueError: The splits are not understood, there are no class folders, a class has no images, two
-            folders are the same one, or a split has other classes than training.
+        ValueError: The splits are not understood, there are no class folders, a class has no images to learn
+            from, two folders are the same one, or a split has classes that training has not. A warning names
+            the classes that a split has no images of.
         OSError: A folder cannot be listed.
     """
     listing = Listing(files.extensions, files.is_known)
-    splits = split_folders(folder)
-    if not splits:
+    splits = split_folders(folder, needs_train=needs_train)
+    if splits:
+        listing.stray_files(folder, BESIDE_SPLITS)
+    else:
         _check_not_split(folder)
         splits = {"train": folder}
     # Links from below to a folder above would bring everything in once more.
@@ -146,17 +155,22 @@ def read_folders(
     # All classes are claimed before any is searched, so that a link leads from none into another.
     above = {*roots, *splits.values()}
     names = {split: _claim_classes(place, above, listing) for split, place in splits.items()}
-    classes = names["train"]
+    classes = names["train"] if needs_train else tuple(sorted(set().union(*names.values())))
     for split, found in names.items():
-        if found != classes:
-            missing = ", ".join(repr(name) for name in classes if name not in found)
-            extra = ", ".join(repr(name) for name in found if name not in classes)
-            differences = [f"lacks {missing}"] * bool(missing) + [f"has besides {extra}"] * bool(extra)
+        if extra := [name for name in found if name not in classes]:
             raise ValueError(
-                f"{splits[split]} must have the {len(classes)} classes of training, "
-                f"but {' and '.join(differences)}"
+                f"{splits[split]} must have the {len(classes)} classes of training, but has besides "
+                f"{', '.join(map(repr, extra))}"
             )
-    parts = {split: _read_classes(place, classes, files, listing) for split, place in splits.items()}
+    parts = {}
+    for split, place in splits.items():
+        learned = split == "train" and needs_train
+        parts[split] = _read_classes(place, names[split], classes, files, listing, all_needed=learned)
+        if not len(parts[split]):
+            raise ValueError(f"{place} holds no {files.kind}s: no file is of a known type")
+        present = set(parts[split].labels.tolist())
+        if lacking := [name for label, name in enumerate(classes) if label not in present]:
+            warnings.warn(f"{place} has no {files.kind}s of {_few(lacking)}", stacklevel=3)
     return parts, classes, listing
 
 
@@ -176,7 +190,7 @@ def read_tree(
         ValueError: The splits are not understood, or there are no images for training.
         OSError: A folder cannot be listed.
     """
-    splits = split_folders(folder) or {"train": folder}
+    splits = split_folders(folder)
     try:
         parts, classes, listing = read_folders(folder, files)
         strays = listing.left_out.get(STRAY, [])
@@ -187,6 +201,10 @@ def read_tree(
     if not reason:
         return parts, classes, listing, ""
     listing = Listing(files.extensions, files.is_known)
+    if splits:
+        listing.stray_files(folder, BESIDE_SPLITS)
+    else:
+        splits = {"train": folder}
     for above in (folder, *folder.resolve().parents):
         listing.claim(above)
     for place in splits.values():
@@ -227,20 +245,26 @@ def _claim_classes(folder: Path, above: Container[Path], listing: Listing) -> tu
 
 
 def _read_classes(
-    folder: Path, classes: tuple[str, ...], files: type[FileImages], listing: Listing
+    folder: Path,
+    names: Sequence[str],
+    classes: Sequence[str],
+    files: type[FileImages],
+    listing: Listing,
+    *,
+    all_needed: bool,
 ) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
     listing.stray_files(folder)
-    for label, name in enumerate(classes):
+    for name in names:
         members = list(listing.files_below(folder / name))
-        if not members:
+        if all_needed and not members:
             raise ValueError(
                 f"class {name!r} has no {files.kind}s: {folder / name} holds no file of a known type"
             )
         paths += members
-        labels += [label] * len(members)
-    return files(paths, torch.tensor(labels))
+        labels += [classes.index(name)] * len(members)
+    return files(paths, torch.tensor(labels, dtype=torch.long))
 
 
 def _few(names: list[str], most: int = 4) -> str:

@@ -84,7 +84,12 @@ class HubImages(ImageDataset):
 
 
 def read_hub(
-    name: str, *, config: str | None = None, image: str | None = None, label: str | None = None
+    name: str,
+    *,
+    config: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    needs_train: bool = True,
 ) -> tuple[dict[str, HubImages], tuple[str, ...]]:
     """Open a dataset and find its image and label columns by their types.
 
@@ -93,6 +98,7 @@ def read_hub(
         config: The configuration, for datasets that have several.
         image: The image column, where there are several.
         label: The label column, where there are several.
+        needs_train: Whether one of several splits must be for training.
 
     Returns:
         Those of the splits ``train``, ``val`` and ``test`` that it has (a dataset of one split is ``train``),
@@ -118,23 +124,26 @@ def read_hub(
         # the library names the data in some of its messages; pyarrow and json, below it, in none
         raise ValueError(f"hf:{name} cannot be opened: {error}") from error
     found = dict(opened) if isinstance(opened, dict) else {"train": opened}
-    if len(found) == 1:
-        only, rows = next(iter(found.items()))
-        if match_splits([only], f"hf:{name}").keys() - {"train"}:
+    only, rows = next(iter(found.items()))
+    alone = match_splits([only], f"hf:{name}")
+    if len(found) == 1 and (needs_train or not alone):
+        if alone.keys() - {"train"}:
             warnings.warn(
                 f"hf:{name} has only the split {only!r}, which is divided for training", stacklevel=2
             )
         found = {"train": rows}
     names = match_splits([*found], f"hf:{name}")
-    if "train" not in names:
-        raise ValueError(f"hf:{name} must have a split named 'train', got {', '.join(map(repr, found))}")
+    if not names or (needs_train and "train" not in names):
+        wanted = "a split named 'train'" if needs_train else "splits named train, val or test"
+        raise ValueError(f"hf:{name} must have {wanted}, got {', '.join(map(repr, found))}")
     chosen = {split: found[theirs] for split, theirs in names.items()}
     if unused := [theirs for theirs in found if theirs not in names.values()]:
         warnings.warn(f"hf:{name}: left out the splits {', '.join(map(repr, unused))}", stacklevel=2)
 
     if empty := [theirs for split, theirs in names.items() if not len(chosen[split])]:
         raise ValueError(f"hf:{name} has no rows in the split {empty[0]!r}")
-    features = chosen["train"].features
+    known = [chosen["train"]] if needs_train else [*chosen.values()]
+    features = known[0].features
     image = _column(name, features, image, "image", datasets.Image)
     label = _column(name, features, label, "label", datasets.ClassLabel)
     for split, rows in chosen.items():
@@ -144,7 +153,7 @@ def read_hub(
                 f"{', '.join(map(repr, rows.column_names))}"
             )
         _check_labels(rows[label], f"hf:{name}[{split}]", label)
-    classes = _class_names(features[label], chosen["train"][label])
+    classes = _class_names(features[label], [value for rows in known for value in rows[label]])
     splits = {
         split: HubImages(
             rows.cast_column(image, datasets.Image(decode=False)),

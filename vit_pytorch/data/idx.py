@@ -20,6 +20,22 @@ from vit_pytorch.data.datasets import ArrayImages
 UNSIGNED_BYTE = 0x08
 
 
+def read_idx_folder(folder: Path, *, needs_train: bool = True) -> dict[str, ArrayImages]:
+    """Read the images of a folder of IDX files: the splits `train` and `test`.
+
+    Args:
+        folder: Holds the files; see `read_idx_split`.
+        needs_train: Whether there must be files for training, or those of the test split are enough.
+
+    Raises:
+        ValueError: As for `read_idx_split`.
+    """
+    names = {"train": ("train",), "test": ("t10k", "test")}
+    if not needs_train and not [*folder.glob("*train-*idx*")]:
+        del names["train"]
+    return {split: read_idx_split(folder, *own) for split, own in names.items()}
+
+
 def read_idx(path: Path, *, ndim: int) -> UInt8[Tensor, "..."]:
     """Read one IDX file of unsigned bytes.
 

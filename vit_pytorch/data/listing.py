@@ -1,10 +1,11 @@
 """Files below folders: each folder once, regular files only, and a list of what is left out."""
 
 import os
-import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from vit_pytorch.storage import is_address
 
 # Reasons for which something is left out.
 TWICE = "link to a folder that is there already"
@@ -12,13 +13,16 @@ DANGLING = "link to nothing"
 IRREGULAR = "no regular file"
 UNKNOWN = "file of another type"
 STRAY = "file beside the class folders"
+BESIDE_SPLITS = "file beside the folders of splits"
+HIDDEN = "hidden"
 
 
 class Listing:
     """Lists files of some types below folders, and remembers what it leaves out.
 
     Links are followed; a folder is visited once, however many links lead to it. Of files only regular ones
-    are listed, since pipes and devices may never end. Hidden files and folders do not count.
+    are listed, since pipes and devices may never end. Hidden folders are left out, and hidden files, of which
+    those of other types do not count.
 
     Args:
         extensions: How names of such files end, in small letters.
@@ -51,9 +55,10 @@ class Listing:
         """Yield the files at any depth below a folder, which is claimed: in order of names, files first."""
         below: list[Path] = []
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name[0] == ".":
-                continue
             path = folder / entry.name
+            if entry.name[0] == ".":
+                self._leave_out_hidden(path)
+                continue
             mode = self._mode(path)
             if stat.S_ISDIR(mode):
                 below.append(path)
@@ -65,10 +70,12 @@ class Listing:
             else:
                 self.leave_out(path, TWICE)
 
-    def stray_files(self, folder: Path) -> None:
-        """Note links to nothing, and files of the types sought, in a folder whose folders are classes."""
+    def stray_files(self, folder: Path, reason: str = STRAY) -> None:
+        """Note links to nothing, what is hidden, and files of the types sought, in a folder whose folders are
+        classes, or splits."""
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.name[0] == ".":
+                self._leave_out_hidden(folder / entry.name)
                 continue
             mode = self._mode(folder / entry.name)
             if stat.S_ISDIR(mode):
@@ -76,7 +83,11 @@ class Listing:
             if mode == 0:
                 self.leave_out(folder / entry.name, DANGLING)
             elif extension(entry.name) in self.extensions:
-                self.leave_out(folder / entry.name, STRAY)
+                self.leave_out(folder / entry.name, reason)
+
+    def _leave_out_hidden(self, path: Path) -> None:
+        if path.is_dir() or extension(path.name) in self.extensions:
+            self.leave_out(path, HIDDEN)
 
     def _mode(self, path: Path) -> int:
         """Return the type of what a path leads to; 0 if that is nothing."""
@@ -111,8 +122,7 @@ def likely_path(path: str | os.PathLike[str]) -> str:
     """Return what to say of a path to nothing: it is an address, or leads somewhere with slashes for its
     backslashes, or with an extension."""
     name = os.fspath(path)
-    # of a path that was made absolute, somewhere within, with one slash
-    if re.search(r"(^|/)[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE):
+    if is_address(name):
         return "; addresses are not fetched: download it first"
     slashed = name.replace("\\", "/")
     if slashed != name and Path(slashed).exists():

@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
 
 def find_images(
-    paths: Iterable[str | Path], extensions: Collection[str] = EXTENSIONS, kind: str = "image"
+    paths: str | Path | Iterable[str | Path], extensions: Collection[str] = EXTENSIONS, kind: str = "image"
 ) -> list[Path]:
     """Return the files that paths, folders (searched at any depth) and patterns name, each once, in order.
 
@@ -49,7 +49,7 @@ def find_images(
     """
     found: dict[Path, None] = {}
     left_out: dict[str, list[Path]] = {}
-    for path in map(str, paths):
+    for path in map(str, [paths] if isinstance(paths, str | Path) else paths):
         # an empty name, as of a shell's unset variable, is not the folder at hand
         names = [path] if path and Path(path).exists() else sorted(glob.glob(path, recursive=True))
         if not names:
@@ -79,7 +79,7 @@ def find_images(
 
 
 def load_images(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     channels: int = 3,
     window: tuple[float, float] | None = None,

@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -31,6 +31,8 @@ PARTS, PART = 8, 2**12
 # "ends" is that of runs of 0.1
 Extent = Literal["whole", "parts", "ends"]
 UNREADABLE = "unreadable"
+# names of a group of duplicates that a line shows
+MOST = 4
 
 
 class RecordedImage(NamedTuple):
@@ -115,7 +117,7 @@ class Changes:
             "added": self.added,
             "removed": self.removed,
             "changed": self.changed,
-            "moved to another class": self.relabeled,
+            "with another class or target": self.relabeled,
             "moved within a class": moved,
             "in another split": self.resplit,
         }
@@ -245,8 +247,14 @@ def restore_splits(
             several parts of the data now.
     """
     if tuple(classes) != record.classes:
+        differing = {
+            "lacking": [name for name in record.classes if name not in classes],
+            "new": [name for name in classes if name not in record.classes],
+        }
+        said = ", ".join(f"{kind} are ({few(names)})" for kind, names in differing.items() if names)
         raise ValueError(
-            f"the data must have the record's classes, {few(record.classes)}; got {few(classes)}"
+            f"the data must have the record's classes, {few(record.classes)}; "
+            f"{said or 'the order is another'}"
         )
     found = list(_fingerprints(parts, classes, record.extent))
     pairs, removed, added = _pair(record.images, found)
@@ -306,8 +314,8 @@ class Duplicates(NamedTuple):
     """Images of one content that are in several splits, or in several classes.
 
     Args:
-        across_splits: Groups of names.
-        across_classes: Groups of names.
+        across_splits: Groups of names, one of each split first.
+        across_classes: Groups of names, one of each class first.
     """
 
     across_splits: tuple[tuple[str, ...], ...]
@@ -317,7 +325,8 @@ class Duplicates(NamedTuple):
         """Describe them in one line; empty if there are none."""
         kinds = {"splits": self.across_splits, "classes": self.across_classes}
         return "; ".join(
-            f"{len(groups)} images are in several {kind} ({' = '.join(groups[0])}"
+            f"{len(groups)} images are in several {kind} ({' = '.join(groups[0][:MOST])}"
+            + f" and {len(groups[0]) - MOST} more" * (len(groups[0]) > MOST)
             + (", …)" if len(groups) > 1 else ")")
             for kind, groups in kinds.items()
             if groups
@@ -332,13 +341,14 @@ def find_duplicates(record: ImageRecord) -> Duplicates:
             groups[image.content].append(image)
     several = [group for group in groups.values() if len(group) > 1]
 
-    def named(group: Sequence[RecordedImage]) -> tuple[str, ...]:
-        return tuple(f"{image.split}: {image.name}" for image in group)
+    def across(part: Literal["split", "label"]) -> Iterator[tuple[str, ...]]:
+        for group in several:
+            firsts = {getattr(image, part): id(image) for image in reversed(group)}
+            if len(firsts) > 1:
+                ordered = sorted(group, key=lambda image: id(image) not in firsts.values())
+                yield tuple(f"{image.split}: {image.name}" for image in ordered)
 
-    return Duplicates(
-        tuple(named(group) for group in several if len({image.split for image in group}) > 1),
-        tuple(named(group) for group in several if len({image.label for image in group}) > 1),
-    )
+    return Duplicates(tuple(across("split")), tuple(across("label")))
 
 
 def digest(content: bytes | BinaryIO, extent: Extent) -> tuple[int, str]:

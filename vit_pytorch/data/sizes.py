@@ -48,7 +48,10 @@ def _first_images(source: str) -> ImageDataset | None:
         return first_images(rest, LOOKED_AT)
     if kind == "csv" and separator:
         name, options = split_options(rest, kind, CSV_OPTIONS)
-        return read_table(Path(name).expanduser(), **options, task=None, needs_labels=False)[0]["train"]
+        parts, _ = read_table(
+            Path(name).expanduser(), task=None, needs_labels=False, needs_train=True, **options
+        )
+        return parts["train"]
     folder = Path(rest if kind == "folder" and separator else source).expanduser()
     if not folder.is_dir():
         return None

@@ -23,7 +23,7 @@ from vit_pytorch.data.datasets import (
 )
 from vit_pytorch.data.folders import read_folders, read_tree, unfit_for_classes
 from vit_pytorch.data.hub import read_hub
-from vit_pytorch.data.idx import read_idx_split
+from vit_pytorch.data.idx import read_idx_folder
 from vit_pytorch.data.listing import describe_left_out, likely_path
 from vit_pytorch.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.data.record import ImageRecord, restore_splits
@@ -87,8 +87,8 @@ def open_data(
             have no labels, ``classes`` is empty, and no test split is made.
         stream: What a stream does not say by itself.
         task: What is learned of the images.
-        whole: Whether what the data does not split by itself is not split here, either: all splits are then
-            all of its images.
+        whole: Whether nothing is learned from the data, so that they are not split here, and need no training
+            split: see `Splits.measured`.
 
     Returns:
         The splits. What is left out of a folder (links to nothing or back to a folder that is there already,
@@ -119,17 +119,20 @@ def open_data(
     elif kind == "idx" and separator:
         folder = _existing_folder(rest)
         root = os.path.join(folder, "")
-        arrays = {"train": read_idx_split(folder, "train"), "test": read_idx_split(folder, "t10k", "test")}
-        classes = tuple(str(i) for i in range(int(arrays["train"].labels.max()) + 1))
+        arrays = read_idx_folder(folder, needs_train=not whole)
+        known = [arrays["train"]] if not whole else [*arrays.values()]
+        classes = tuple(str(i) for i in range(max(int(images.labels.max()) for images in known) + 1))
         parts = dict(arrays)
     elif kind == "hf" and separator:
         name, options = split_options(rest, kind, ("config", "image", "label"))
-        hub, classes = read_hub(name, **options)
+        hub, classes = read_hub(name, **options, needs_train=not whole)
         parts, root = dict(hub), f"hf:{name}"
     elif kind == "csv" and separator:
         name, options = split_options(rest, kind, CSV_OPTIONS)
         table = Path(name).expanduser()
-        listed, classes = read_table(table, **options, task=task, needs_labels=not unlabelled)
+        listed, classes = read_table(
+            table, **options, task=task, needs_labels=not unlabelled, needs_train=not whole
+        )
         if unlabelled:
             reason = unfit_for_classes(listed, classes) if classes else f"{name} has no label column"
         if reason:
@@ -147,7 +150,7 @@ def open_data(
         if unlabelled:
             folders, classes, listing, reason = read_tree(folder, files)
         else:
-            folders, classes, listing = read_folders(folder, files)
+            folders, classes, listing = read_folders(folder, files, needs_train=not whole)
         test_fraction = 0 if reason else test_fraction
         parts, left_out = dict(folders), listing.left_out
         if left_out:
@@ -269,9 +272,18 @@ def _complete(
     test_fraction: float,
     whole: bool,
 ) -> Splits:
+    if whole:
+        measured = ("test",) if [*parts] == ["train"] else tuple(parts)
+        any_part = next(iter(parts.values()))
+        return Splits(
+            classes=classes,
+            train=parts.get("train", any_part),
+            val=parts.get("val", parts.get("test", any_part)),
+            test=parts.get("test", any_part),
+            task=task,
+            measured=measured,
+        )
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
-    if whole and len(parts) == 1:
-        return Splits(classes=classes, train=train, val=train, test=train, task=task, whole=True)
     if len(parts) == 1 and test_fraction != 0:
         train, test = split_off(train, test_fraction, seed, classes, purpose="test")
     if val is None:

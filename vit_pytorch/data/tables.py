@@ -5,7 +5,8 @@ import math
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ def read_table(
     root: str | None = None,
     task: TaskName | None = "classify",
     needs_labels: bool = True,
+    needs_train: bool = True,
 ) -> tuple[dict[str, FileImages], tuple[str, ...]]:
     """List the images of a table, whose first row names its columns.
 
@@ -72,11 +74,12 @@ def read_table(
         root: What relative paths begin at; the folder of the (first) table if left out.
         task: What is learned of the images; None reads no labels.
         needs_labels: Whether the table must have a column of labels.
+        needs_train: Whether images must be there for training, which then know all labels.
 
     Returns:
-        The images of each split in the order of their rows; and the classes, sorted by number where all are
-        numbers, else by name, or empty where there is no column of labels. Of other tasks the labels that
-        occur in training, sorted likewise, or the columns of numbers.
+        The images of each split in the order of their rows; and the classes that occur in training, sorted by
+        number where all are numbers, else by name, or empty where there is no column of labels. Of other
+        tasks the labels, likewise, or the columns of numbers.
 
     Raises:
         ImportError: Pandas, or for Parquet pyarrow, is not installed.
@@ -98,11 +101,11 @@ def read_table(
     cells = {role: _texts(rows[name], separator) for role, name in columns.items() if name is not None}
     splits = cells.get("split", ["train"] * len(rows))
     named = match_splits(sorted(set(splits)), str(file))
-    if "train" not in named:
+    if needs_train and "train" not in named:
         raise ValueError(f"{file} has no rows whose split is 'train'")
     labels = Labels((), torch.full((len(rows),), -1), [""] * len(rows))
     if chosen:
-        training = [own == named["train"] for own in splits]
+        training = [not needs_train or own == named["train"] for own in splits]
         columns_read = [_texts(rows[name], separator) for name in chosen]
         if task == "regression":
             labels = _numbers(chosen, columns_read)
@@ -165,7 +168,9 @@ def _read_rows(files: Sequence[Path]) -> Any:
         kind = file.suffix.lower()
         try:
             if kind in PARQUET:
-                read.append(pandas.read_parquet(file))
+                table = pandas.read_parquet(file)
+                # columns that pandas keeps as the names of rows
+                read.append(table.reset_index() if any(table.index.names) else table)
             else:
                 options: dict[str, Any] = {
                     **({"sep": "\t"} if kind in TABS else _separated(file)),
@@ -211,15 +216,34 @@ def _separated(file: Path) -> dict[str, Any]:
 
 
 def _texts(column: Any, separator: str) -> list[str]:
-    """Return cells as text; those of Parquet may be numbers, lists or empty."""
+    """Return cells as text; those of Parquet may be numbers, lists or empty.
+
+    Raises:
+        ValueError: Cells hold bytes that are no text, or parts with names, such as the images themselves.
+    """
+    from pandas import NA
 
     def text(cell: Any) -> str:
+        with suppress(UnicodeDecodeError):
+            cell = cell.decode() if isinstance(cell, bytes) else cell
+        if isinstance(cell, bytes | Mapping):
+            raise ValueError(
+                f"the column {column.name!r} must hold text, numbers or lists of them, got "
+                f"{'bytes' if isinstance(cell, bytes) else 'parts with names'}; hf:FOLDER reads tables that "
+                "hold the images themselves"
+            )
         if isinstance(cell, str):
             return cell.strip()
         if hasattr(cell, "__iter__"):
-            return separator.join(map(str, cell))
-        # NaN and None differ from themselves or are none; whole numbers beside empty cells are floats
-        if cell is None or cell != cell:
+            parts = [text(part) for part in cell]
+            if within := [part for part in parts if separator and separator in part]:
+                raise ValueError(
+                    f"lists in the column {column.name!r} must hold names without {separator!r}, got "
+                    f"{within[0]!r}: choose another separator (data.label_separator)"
+                )
+            return separator.join(parts)
+        # NaN differs from itself, pandas' NA says neither; whole numbers beside empty cells are floats
+        if cell is None or cell is NA or cell != cell:
             return ""
         return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
@@ -283,12 +307,21 @@ def _several_lines(cell: str) -> str:
     return " has a label of several lines, as where a quotation mark is not closed" * ("\n" in cell)
 
 
-def _warn_of_several(names: Collection[str], kind: str, advice: str) -> None:
-    """Warn of a name that is made of others with a separator between, which is several labels as a rule."""
-    for name in names:
-        for separator in SEPARATORS:
-            parts = [part.strip() for part in name.split(separator)]
-            if len(parts) > 1 and set(names).issuperset(parts):
+def _warn_of_several(names: Collection[str], kind: str, advice: str, alone: bool = False) -> None:
+    """Warn of a name that is made of others with a separator between, which is several labels as a rule.
+
+    Args:
+        names: Of classes or labels.
+        kind: What they are.
+        advice: What to do.
+        alone: Whether no image has several: parts that two names share are then enough.
+    """
+    for separator in SEPARATORS:
+        split = {name: {part.strip() for part in name.split(separator)} for name in names}
+        times = Counter(part for parts in split.values() for part in parts)
+        for name, parts in split.items():
+            made = any(times[part] > 1 for part in parts) if alone else parts <= set(names)
+            if separator in name and made:
                 warnings.warn(f"{kind} such as {name!r} are made of others: {advice}", stacklevel=2)
                 return
 
@@ -299,7 +332,13 @@ def _several(cells: Sequence[str], training: Sequence[bool], separator: str) -> 
         raise ValueError("the separator of labels must not be empty")
     sets = [{part.strip() for part in cell.split(separator)} - {""} for cell in cells]
     names = _sorted(set().union(*(labels for labels, known in zip(sets, training, strict=True) if known)))
-    _warn_of_several(names, "labels", f"what separates them is {separator!r} (data.label_separator)")
+    if written := [name for name in names if re.fullmatch(r"\[.*\]|\{.*\}|\(.*['\"].*\)", name)]:
+        raise ValueError(
+            f"labels must be names with {separator!r} between (data.label_separator), not written lists, got "
+            f"{written[0]!r}"
+        )
+    alone = max(map(len, sets)) < 2
+    _warn_of_several(names, "labels", f"what separates them is {separator!r} (data.label_separator)", alone)
     index = {name: number for number, name in enumerate(names)}
     targets = torch.zeros(len(cells), len(names))
     for row, labels in enumerate(sets):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vit_pytorch.layers.blocks import ACTIVATIONS, SwiGLU
-from vit_pytorch.pretrained.extents import build_saved
+from vit_pytorch.pretrained.extents import is_own
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.words import VALUES, own_name
 
@@ -59,13 +59,19 @@ class Settings:
 
 
 def check_agreement(
-    model: nn.Module, config: Mapping[str, Any], *, source: str, classifies: bool = True
+    model: nn.Module,
+    config: Mapping[str, Any],
+    saved: nn.Module | None,
+    *,
+    source: str,
+    classifies: bool = True,
 ) -> None:
     """Check that a model computes with what the configuration beside a checkpoint says.
 
     Args:
         model: what will take the weights.
         config: the checkpoint's configuration, of transformers, timm or this package; may be empty.
+        saved: what `build_saved` makes of it.
         source: where it comes from, for errors.
         classifies: the checkpoint's classifier is the model's, which depends on what is pooled.
 
@@ -74,7 +80,7 @@ def check_agreement(
     """
     kind = type(model).__name__
     arguments: Mapping[str, Any] = getattr(model, "config", {})
-    own, theirs = asdict(settings_of(model)), asdict(configured(model, config))
+    own, theirs = asdict(settings_of(model)), asdict(configured(model, config, saved))
     lines, cures = [], []
     for name, found in theirs.items():
         if own[name] and not _agree(name, found, own[name]):
@@ -113,15 +119,15 @@ def settings_of(model: nn.Module) -> Settings:
     )
 
 
-def configured(model: nn.Module, config: Mapping[str, Any]) -> Settings:
-    """Return what a configuration says: ours and timm's by building a model, transformers' by its words.
+def configured(model: nn.Module, config: Mapping[str, Any], saved: nn.Module | None) -> Settings:
+    """Return what a configuration says: ours and timm's by a model, transformers' by its words.
 
     Args:
-        model: what will take the weights, whose class may be that of the configuration.
+        model: what will take the weights.
         config: the configuration; of a model of images and texts, that of the images is read.
+        saved: what `build_saved` makes of it.
     """
-    if "default_cfg" in config and isinstance(config.get("architecture"), str):
-        saved = build_saved(model, config)
+    if is_own(config):
         return Settings() if saved is None else settings_of(saved)
     if config.get("architecture") in entries():
         entry = entries()[config["architecture"]]

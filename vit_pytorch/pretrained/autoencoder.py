@@ -10,6 +10,7 @@ from torch import Tensor
 from vit_pytorch.base import VisionModel
 from vit_pytorch.mae import MAE
 from vit_pytorch.pretrained.agreement import check_agreement
+from vit_pytorch.pretrained.extents import build_saved
 from vit_pytorch.pretrained.load import LoadReport, load_pretrained
 from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
@@ -49,7 +50,7 @@ def load_autoencoder(mae: MAE, checkpoint: Checkpoint) -> LoadReport:
         raise ValueError(f"{source.name} (format {layout.name}) does not fit the decoder:\n{difference}")
     check_values(found, source.name)
     _check_positions(mae, decoder, source.name)
-    check_agreement(encoder, source.config, source=source.name)
+    check_agreement(encoder, source.config, build_saved(encoder, source.config), source=source.name)
     report = load_pretrained(encoder, rest)
     mae.load_state_dict(found, strict=False)
     report = replace(report, source=source.name, format=layout.name, license=source.license)

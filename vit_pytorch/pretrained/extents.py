@@ -44,15 +44,14 @@ class Extents:
         return height // patch, width // patch
 
 
-def read_extents(model: nn.Module, config: Mapping[str, Any]) -> Extents:
-    """Read what a configuration says: ours, by building the model without values; timm's; transformers'.
+def read_extents(config: Mapping[str, Any], saved: nn.Module | None) -> Extents:
+    """Read what a configuration says: ours, by the model that it describes; timm's; transformers'.
 
     Args:
-        model: what will take the weights.
         config: the checkpoint's configuration; may be empty.
+        saved: what `build_saved` makes of it.
     """
-    if "default_cfg" in config and isinstance(config.get("architecture"), str):
-        saved = build_saved(model, config)
+    if is_own(config):
         return Extents({} if saved is None else table_extents(saved))
     timm = config.get("pretrained_cfg") or {}
     found = (config.get("model_args") or {}).get("img_size") or (timm.get("input_size") or (None,))[1:]
@@ -61,8 +60,20 @@ def read_extents(model: nn.Module, config: Mapping[str, Any]) -> Extents:
     return Extents(size=(sides[0], sides[1]) if len(sides) == 2 else None)
 
 
+def is_own(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is one of this package."""
+    return "default_cfg" in config and isinstance(config.get("architecture"), str)
+
+
 def build_saved(model: nn.Module, config: Mapping[str, Any]) -> VisionModel | None:
-    """Build the model that a configuration of ours describes, without values; None if unknown."""
+    """Build the model that a configuration describes, without values; None if it is not ours, or unknown.
+
+    Args:
+        model: what will take the weights, whose class may be that of the configuration.
+        config: the checkpoint's configuration; may be empty.
+    """
+    if not is_own(config):
+        return None
     name = config["architecture"]
     known: list[Any] = [type(model), *(e.architecture for e in entries().values()), *DISTILLABLE.values()]
     architecture = next((a for a in known if a.__name__ == name and issubclass(a, VisionModel)), None)

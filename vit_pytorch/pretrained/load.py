@@ -18,7 +18,7 @@ from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.agreement import check_agreement
 from vit_pytorch.pretrained.biases import fit_biases
-from vit_pytorch.pretrained.extents import Extents, read_extents, table_extents
+from vit_pytorch.pretrained.extents import Extents, build_saved, read_extents, table_extents
 from vit_pytorch.pretrained.inputs import fit_inputs
 from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
@@ -127,13 +127,14 @@ def load_pretrained(
         told = None if isinstance(grid, str) else grid
         if isinstance(grid, str) and grid != "model":
             raise ValueError(f"grid must be rows and columns, or 'model', got {grid!r}")
-        extents = Extents(table_extents(model)) if grid == "model" else read_extents(model, source.config)
+        saved = build_saved(model, source.config)
+        extents = Extents(table_extents(model)) if grid == "model" else read_extents(source.config, saved)
         state, report = fit(
             model, source.state, source=source.name, grid=told, antialias=antialias, extents=extents
         )
         if strict and (report.resized or report.kept or report.adapted):
             raise ValueError(f"{source.name} does not fit {type(model).__name__} strictly: {report}")
-        check_agreement(model, source.config, source=source.name, classifies=not report.kept)
+        check_agreement(model, source.config, saved, source=source.name, classifies=not report.kept)
     except ValueError as error:
         fitting = matching_models(source.state)
         hint = f"\nit fits {', '.join(fitting)}" if fitting else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vit_pytorch.base import check_default_cfg
 from vit_pytorch.pretrained.files import read_weights, unwrap
+from vit_pytorch.storage import is_address
 from vit_pytorch.weights import (
     HUB,
     REPOSITORY,
@@ -71,7 +71,7 @@ def open_source(checkpoint: Checkpoint, *, key: str | None = None) -> Source:
     name = os.fspath(checkpoint)
     if name.startswith(HUB):
         return _open_hub(name, key)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+    if is_address(name):
         raise ValueError(
             f"a checkpoint is a path or a {HUB} name, got the URL {name}: download the file and pass its path"
         )

@@ -117,10 +117,30 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.window, tuple) and not is_range(self.window):
             raise ValueError(f"data.window must be a range (low, high) with low < high, got {self.window}")
+        if self.std is not None and min(self.std, default=1) <= 0:
+            raise ValueError(f"data.std must be positive, got {self.std}")
+        if self.channels is not None:
+            self.check_channels(self.channels)
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"data.crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        for name in ("channels", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be between 0 and 1, got {self.val_fraction}")
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"data.test_fraction must be in [0, 1), got {self.test_fraction}")
+
+    def check_channels(self, channels: int) -> None:
+        """Check that mean and std have one value, or one a channel.
+
+        Raises:
+            ValueError: They have not.
+        """
+        for name, values in {"mean": self.mean, "std": self.std}.items():
+            if values is not None and len(values) not in (1, channels):
+                raise ValueError(f"data.{name} must have 1 or {channels} values, got {len(values)}")
 
     @property
     def stream(self) -> StreamConfig:

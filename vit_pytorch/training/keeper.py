@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -214,4 +215,8 @@ class Checkpoints:
         temporary = self.folder / f".{link}.new"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name, target_is_directory=True)
-        temporary.replace(self.folder / link)
+        place = self.folder / link
+        if place.is_dir() and not place.is_symlink():
+            # in a copy of the run that was made without links
+            shutil.rmtree(place)
+        temporary.replace(place)

@@ -130,12 +130,16 @@ class Predictor:
         return self._answers(images)
 
     def stream(
-        self, paths: Iterable[str | os.PathLike[str]], *, on_bad: OnBad | None = None, step: int | None = None
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        on_bad: OnBad | None = None,
+        step: int | None = None,
     ) -> Iterator[Answer]:
         """Yield an answer for each file that paths, folders and patterns name, in order, batch by batch.
 
         Args:
-            paths: images; videos or volumes for a model of these
+            paths: images; videos or volumes for a model of these; one path, or several
             on_bad: called with the error of a file that cannot be decoded; raised by default
             step: frames of a video from the start of one clip to that of the next; a clip's length by default
 
@@ -147,7 +151,8 @@ class Predictor:
             check_integer("step", step)
             if self.preprocessing.frames is None or self.preprocessing.media == "volume":
                 raise ValueError("step is for videos, which this model does not take")
-        names = [os.fspath(path) for path in paths]
+        several = [paths] if isinstance(paths, str | os.PathLike) else paths
+        names = [os.fspath(path) for path in several]
         if self.preprocessing.frames is not None:
             yield from self._stream_clips(names, on_bad or _stop, step)
             return
@@ -317,6 +322,8 @@ def as_pixels(image: Any, prep: Preprocessing) -> Shaped[Tensor, "c h w"]:
     if isinstance(image, Image.Image):
         return scale(from_pillow(image, prep.channels), prep.window)
     if isinstance(image, np.ndarray):
+        if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+            raise ValueError("an array must have no mask, since a model has none: fill it (array.filled)")
         ranged = image.dtype.newbyteorder("=") in (np.uint8, np.uint16) or prep.window is not None
         if not ranged or image.ndim not in (2, 3) or 0 in image.shape:
             raise ValueError(

@@ -88,8 +88,8 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         task = make_task(config, model, problem, data.preprocessing, splits)
         folder = create_run_dir(fabric, folder, held, numbered=numbered, resume=resume)
         log_run(fabric, config, folder, splits, model, asked)
-        if fabric.is_global_zero and not (config.class_weights or config.sampler):
-            warn_of_imbalance(splits)
+        if fabric.is_global_zero:
+            warn_of_imbalance(config, splits)
         train(
             fabric,
             config,
@@ -166,9 +166,15 @@ def log_run(
     print(f"run    {folder}", flush=True)
 
 
-def warn_of_imbalance(splits: Splits) -> None:
-    """Warn where a class has less than a tenth of another's training images."""
-    if splits.task != "classify" or not splits.train.listed:
+def warn_of_imbalance(config: TrainConfig, splits: Splits) -> None:
+    """Warn where a class has less than a tenth of another's training images, or is balanced twice."""
+    if config.class_weights and config.sampler:
+        warnings.warn(
+            "--class_weights balanced and --sampler balanced each make classes count equally: with both, "
+            "rare ones count for more",
+            stacklevel=2,
+        )
+    if config.class_weights or config.sampler or splits.task != "classify" or not splits.train.listed:
         return
     counts = torch.bincount(splits.train.labels, minlength=len(splits.classes))
     few, many = int(counts.argmin()), int(counts.argmax())
@@ -368,6 +374,7 @@ def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageDa
             where images shall differ in size, and the model takes those of one size.
     """
     cfg, data = model.default_cfg, config.data
+    data.check_channels(model.channels)
     if len(model.image_size) != splits.train.axes:
         raise ValueError(
             f"{config.model['name']} takes an input of {' x '.join(map(str, model.image_size))}, "

@@ -156,16 +156,76 @@ class DistillableEfficientViT(Distillable, EfficientViT):
 DISTILLABLE: dict[type[VisionModel], type[Distillable]] = {ViT: DistillableViT, T2TViT: DistillableT2TViT}
 
 
-class DistillWrapper(nn.Module):
-    """The loss of a student that learns from labels and from a teacher (section 4).
-
-    The teacher stays in eval mode, gets no gradients, and follows the wrapper from device to device.
+class TaughtStudent(nn.Module):
+    """A student with two classifiers, and its teacher, which stays in eval mode and gets no gradients.
 
     Args:
         student: a model with two classifiers (`TwoHeads`): one of this module, or PiT or LeViT with
             `distilled=True`.
         teacher: any module from the student's images to logits (b, k), or to an output with an attribute
             `logits`, as models of transformers have.
+
+    Raises:
+        ValueError: if the student has no classifier for the teacher.
+    """
+
+    def __init__(self, student: VisionModel, teacher: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(student.get_classifier(), TwoHeads):
+            raise ValueError(
+                "the student needs a classifier for its distillation token, such as DistillableViT has; "
+                f"got {type(student).__name__} with {type(student.get_classifier()).__name__}"
+            )
+        self.student = student
+        self.teacher = teacher.eval()
+
+    def train(self, mode: bool = True) -> TaughtStudent:
+        """Set the student to training or eval mode; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the logits (b, k) of the student's classifiers, of labels and of the teacher, and its own.
+
+        Raises:
+            ValueError: if the teacher has other classes.
+        """
+        head = self.student.get_classifier()
+        assert isinstance(head, TwoHeads)
+        features = self.student.forward_features(images)
+        pooled = self.student.fc_norm(self.student.pool_features(features))
+        logits, distilled = head.separate(self.student.pre_logits(pooled))
+        taught = self.teacher_outputs(images)
+        if taught.shape != distilled.shape:
+            raise ValueError(
+                f"expected logits of shape {tuple(distilled.shape)} from the teacher, "
+                f"got {tuple(taught.shape)}"
+            )
+        return logits, distilled, taught
+
+    @torch.no_grad()
+    def teacher_outputs(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Compute the teacher's logits.
+
+        Raises:
+            ValueError: if its output holds no logits.
+        """
+        output = self.teacher(images)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"expected logits from the teacher, got {type(output).__name__}")
+        return logits
+
+
+class DistillWrapper(TaughtStudent):
+    """The loss of a student that learns from labels and from a teacher (section 4).
+
+    The teacher stays in eval mode, gets no gradients, and follows the wrapper from device to device.
+
+    Args:
+        student: see `TaughtStudent`.
+        teacher: see `TaughtStudent`.
         temperature: softens both distributions of the soft loss; positive.
         alpha: weight of the teacher's part, in [0, 1]; the label's part has 1 - `alpha`.
         hard: learn the teacher's decision like a label (equation 3) instead of its distribution (equation 2).
@@ -184,26 +244,13 @@ class DistillWrapper(nn.Module):
         alpha: float = 0.5,
         hard: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(student, teacher)
         check_weights(temperature, alpha)
-        if not isinstance(student.get_classifier(), TwoHeads):
-            raise ValueError(
-                "the student needs a classifier for its distillation token, such as DistillableViT has; "
-                f"got {type(student).__name__} with {type(student.get_classifier()).__name__}"
-            )
-        self.student = student
-        self.teacher = teacher.eval()
         self.temperature = temperature
         self.alpha = alpha
         self.hard = hard
 
-    def train(self, mode: bool = True) -> DistillWrapper:
-        """Set the student to training or eval mode; the teacher stays in eval mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         images: Float[Tensor, "b c h w"],
         labels: Int[Tensor, " b"] | Float[Tensor, "b k"],
@@ -225,32 +272,9 @@ class DistillWrapper(nn.Module):
         temperature = self.temperature if temperature is None else temperature
         alpha = self.alpha if alpha is None else alpha
         check_weights(temperature, alpha)
-        head = self.student.get_classifier()
-        assert isinstance(head, TwoHeads)
-        features = self.student.forward_features(images)
-        pooled = self.student.fc_norm(self.student.pool_features(features))
-        logits, distilled = head.separate(self.student.pre_logits(pooled))
-        targets = self.teacher_outputs(images)
-        if targets.shape != distilled.shape:
-            raise ValueError(
-                f"expected logits of shape {tuple(distilled.shape)} from the teacher, "
-                f"got {tuple(targets.shape)}"
-            )
+        logits, distilled, taught = super().forward(images)
         loss = F.cross_entropy(logits, labels, **options)
-        return (1 - alpha) * loss + alpha * self.distillation_loss(distilled, targets, temperature)
-
-    @torch.no_grad()
-    def teacher_outputs(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Compute the teacher's logits.
-
-        Raises:
-            ValueError: if its output holds no logits.
-        """
-        output = self.teacher(images)
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor):
-            raise ValueError(f"expected logits from the teacher, got {type(output).__name__}")
-        return logits
+        return (1 - alpha) * loss + alpha * self.distillation_loss(distilled, taught, temperature)
 
     def distillation_loss(
         self, distilled: Float[Tensor, "b k"], targets: Float[Tensor, "b k"], temperature: float

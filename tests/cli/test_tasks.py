@@ -16,6 +16,7 @@ from tests.cli.conftest import TINY, train
 from tests.cli.test_use import answer
 from vit_pytorch import Predictor
 from vit_pytorch.cli import main
+from vit_pytorch.distill import DistillableViT
 from vit_pytorch.export.deploy import load_exported
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.saved import load_classifier
@@ -233,6 +234,27 @@ def test_finetuning_and_evaluating_follow_a_run(
     assert found[key] == first["test"][key]
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("label_run", []), ("label_run", ["--hard=false"]), ("value_run", [])]
+)
+def test_a_student_learns_from_labels_or_values_and_a_teacher(
+    name: str, options: list[str], request: pytest.FixtureRequest, table: Path, tmp_path: Path
+) -> None:
+    """Task and columns are the teacher's."""
+    teacher, student = request.getfixturevalue(name), tmp_path / "student"
+    command = ["distill", f"--teacher={teacher}", f"--data=csv:{table}", f"--output={student}", *options]
+    command += [*SMALL, "--student=vit_tiny_patch16_224", "--model.patch-size=4"]
+    command += ["--epochs=2", "--accelerator=cpu"]
+    assert main(command) == 0
+    problem, model = (load_classifier(teacher).problem, load_classifier(student).model)
+    assert type(model) is DistillableViT
+    assert summary_of(student)["task"] == problem.task
+    assert load_classifier(student).problem.names == problem.names
+    images = torch.rand(2, model.channels, 20, 20)
+    with torch.no_grad():
+        assert model.eval()(images).shape == (2, len(problem.names))
+
+
 def test_finetuning_for_another_task_follows_no_columns(
     value_run: Path, table: Path, capsys: Capture
 ) -> None:
@@ -253,7 +275,7 @@ def test_finetuning_for_another_task_follows_no_columns(
         (["--task=regression", "--class_weights=balanced"], "class_weights are of the losses"),
         (["--task=multilabel", "--loss=focal"], "must be bce or asymmetric, got focal"),
         (["--task=multilabel", "--select=accuracy"], "select of task multilabel must be map or f1 or loss"),
-        (["--task=regression", "--distillation.teacher=x"], "distillation.teacher: for task classify only"),
+        (["--task=regression", "--distillation.teacher=x", "--distillation.hard=false"], "must be true for"),
         (["--loss.gamma=1"], "loss.gamma is of the loss focal or asymmetric"),
     ],
 )
@@ -318,4 +340,4 @@ def test_what_other_commands_refuse(label_run: Path, tmp_path: Path, capsys: Cap
         *TINY,
     ]
     assert main(distill) == 4
-    assert "a teacher tells classes from each other" in capsys.readouterr().err
+    assert f"the task of the teacher {label_run} is multilabel, the data's is" in capsys.readouterr().err

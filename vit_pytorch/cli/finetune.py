@@ -72,14 +72,17 @@ def width_of(model: Mapping[str, Any]) -> int:
 def distill(arguments: Sequence[str]) -> None:
     """Train a `--student` (a model's name) from labels and from a `--teacher` (a run, or a model's name).
 
-    Other options are those of `vit train`.
+    Of a run the task is taken over, and the columns of its table. Other options are those of `vit train`.
     """
     arguments = long_options(arguments, names={**ALIASES, **DISTILL})
     resumed = resumed_run(arguments)
     teacher = option_value(arguments, "distillation.teacher")
     if resumed is None and teacher is None and not asks_for_help(arguments):
         raise UsageError("vit distill needs --teacher: a run, a model folder or a model's name")
-    carry_out(*read_command(arguments, resumed, command=distill, own=DISTILL), resumed)
+    more = {}
+    if resumed is None and teacher is not None:
+        more[teacher] = with_task({"data": {}}, teacher, arguments)
+    carry_out(*read_command(arguments, resumed, more=more, command=distill, own=DISTILL), resumed)
 
 
 def with_task(layer: dict[str, Any], weights: str, arguments: Sequence[str]) -> dict[str, Any]:

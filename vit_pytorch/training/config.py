@@ -190,14 +190,15 @@ class TuningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """What a run learns from beside the labels (DeiT, arXiv:2012.12877, section 4).
+    """What a run learns from beside the labels (DeiT, arXiv:2012.12877, section 4), or values.
 
     Args:
         teacher: A run or a model folder, or a named model, which comes with its published weights; no
             teacher if left out.
         temperature: Softens both distributions where `hard` is off; positive.
         alpha: Weight of the teacher's part of the loss, in [0, 1].
-        hard: Whether the teacher's decision is learned like a label, rather than its distribution.
+        hard: Whether the teacher's decision is learned like a label, rather than its distribution; its
+            decision on several labels are those that reach its thresholds, on values these themselves.
     """
 
     teacher: str | None = None
@@ -399,12 +400,17 @@ class TrainConfig(RunConfig):
         of_classes = {
             "label_smoothing": self.label_smoothing,
             "sampler": self.sampler,
-            "distillation.teacher": self.distillation.teacher,
         }
         given = [name for name, value in of_classes.items() if value]
         if self.task != "classify" and given:
             raise ValueError(f"{' and '.join(given)}: for task classify only, got task {self.task}")
-        if self.distillation.teacher is not None and (self.class_weights or self.loss.name == "focal"):
+        if self.distillation.teacher is None:
+            return
+        if self.task == "regression" and not self.distillation.hard:
+            raise ValueError(
+                "distillation.hard must be true for values, of which a teacher has no distribution"
+            )
+        if self.task == "classify" and (self.class_weights or self.loss.name == "focal"):
             raise ValueError(
                 "a teacher is learned with plain cross entropy: leave loss and class_weights out"
             )

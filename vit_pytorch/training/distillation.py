@@ -1,4 +1,4 @@
-"""Training a classifier from a teacher as well as from labels."""
+"""Training from a teacher as well as from labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,20 +11,28 @@ from torch import Tensor, nn
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import comes_trained, is_named, open_model
 from vit_pytorch.data import Splits
-from vit_pytorch.distill import DistillWrapper
+from vit_pytorch.distill import DistillWrapper, TaughtStudent
 from vit_pytorch.preprocessing import Preprocessing, preprocessing_for
 from vit_pytorch.training.config import DistillationConfig
 from vit_pytorch.training.losses import IGNORED
-from vit_pytorch.training.problems import check_targets
+from vit_pytorch.training.problems import (
+    PROBLEMS,
+    Classification,
+    MultiLabel,
+    Problem,
+    Regression,
+    check_targets,
+)
 from vit_pytorch.training.saved import read_classifier
-from vit_pytorch.training.task import Batch, Classifier
+from vit_pytorch.training.task import Batch, Classifier, Supervised, at_least_single
 
 
 class Teacher(nn.Module):
-    """A trained classifier that is shown the images of another model's training.
+    """A trained model that is shown the images of another model's training.
 
     Args:
-        model: The classifier.
+        model: The model.
+        problem: What its outputs mean.
         own: How its images are prepared.
         given: How the images that it is given are prepared.
 
@@ -35,7 +43,9 @@ class Teacher(nn.Module):
     factor: Tensor
     shift: Tensor
 
-    def __init__(self, model: VisionModel, *, own: Preprocessing, given: Preprocessing) -> None:
+    def __init__(
+        self, model: VisionModel, problem: Problem, *, own: Preprocessing, given: Preprocessing
+    ) -> None:
         super().__init__()
         if own.channels != given.channels:
             raise ValueError(f"the teacher takes {own.channels} channels, the student {given.channels}")
@@ -47,13 +57,14 @@ class Teacher(nn.Module):
                 "window leaves out cannot be brought back: give the student the teacher's (data.window)"
             )
         self.model = model
+        self.problem = problem
         self.size = tuple(own.image_size)
         mean, std = _colours(own.mean), _colours(own.std)
         self.register_buffer("factor", _colours(given.std) / std)
         self.register_buffer("shift", (_colours(given.mean) - mean) / std)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Prepare the images as the classifier knows them, and give its logits."""
+        """Prepare the images as the model knows them, and give its outputs."""
         if tuple(images.shape[2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
         return self.model(images * self.factor + self.shift)
@@ -107,12 +118,79 @@ class DistilledClassifier(Classifier):
         Raises:
             ValueError: If images differ in size, which no teacher takes.
         """
-        images, targets = batch.images, batch.targets
-        check_targets(targets, self.num_classes)
-        if not isinstance(images, Tensor):
-            raise ValueError("a teacher takes images of one size, got a list of images of different sizes")
+        check_targets(batch.targets, self.num_classes)
         options = {"ignore_index": IGNORED, "label_smoothing": self.label_smoothing}
-        return self.network(images, targets, **options), {}
+        return self.network(_of_one_size(batch), batch.targets, **options), {}
+
+
+class DistilledSupervised(Supervised):
+    """Trains a student of several labels, or of values, by targets and by a teacher.
+
+    What the teacher decides (labels that reach its thresholds, values) is learned like targets; or, of
+    labels, the probability of each, by the divergence of the student's from it at a temperature, as of
+    classes.
+
+    Args:
+        model: The student.
+        problem: What the outputs mean.
+        teacher: Has outputs of the same names.
+        distillation: The weight of the teacher's part, and how it is learned.
+        settings: As `Supervised` takes them.
+    """
+
+    def __init__(
+        self,
+        model: VisionModel,
+        problem: MultiLabel | Regression,
+        teacher: Teacher,
+        *,
+        distillation: DistillationConfig,
+        **settings: Any,
+    ) -> None:
+        super().__init__(model, problem, **settings)
+        self.distillation = distillation
+        # in a tuple, where neither checkpoints nor averages of weights look for modules
+        self._network = (TaughtStudent(model, teacher.requires_grad_(False)),)
+        self._teacher = (teacher,)
+
+    def start(self, rank: int) -> None:
+        """Bring the teacher to the student's device and precision."""
+        super().start(rank)
+        self._teacher[0].to(next(self.model.parameters()))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the loss from targets and from the teacher.
+
+        Raises:
+            ValueError: If images differ in size, which no teacher takes.
+        """
+        outputs, distilled, taught = self.network(_of_one_size(batch))
+        alpha = self.distillation.alpha
+        loss = self._losses(outputs, batch.targets)
+        return ((1 - alpha) * loss + alpha * self._teacher_losses(distilled, taught)).mean(), {}
+
+    def _teacher_losses(self, distilled: Float[Tensor, "b k"], taught: Float[Tensor, "b k"]) -> Tensor:
+        problem = self._teacher[0].problem
+        distilled, taught = at_least_single(distilled), at_least_single(taught)
+        if isinstance(problem, MultiLabel) and not self.distillation.hard:
+            temperature = self.distillation.temperature
+            probabilities = (taught / temperature).sigmoid()
+            student, teacher = (
+                F.binary_cross_entropy_with_logits(logits / temperature, probabilities, reduction="none")
+                for logits in (distilled, taught)
+            )
+            return temperature**2 * (student - teacher).sum(dim=1)
+        scores = problem.scores(taught)
+        if isinstance(problem, MultiLabel):
+            scores = (scores >= scores.new_tensor(problem.thresholds)).to(scores)
+        return self._losses(distilled, scores)
+
+
+def _of_one_size(batch: Batch) -> Tensor:
+    """Return the images of a batch, if they are of one size."""
+    if not isinstance(batch.images, Tensor):
+        raise ValueError("a teacher takes images of one size, got a list of images of different sizes")
+    return batch.images
 
 
 def make_teacher(config: DistillationConfig, splits: Splits, given: Preprocessing) -> Teacher:
@@ -120,31 +198,32 @@ def make_teacher(config: DistillationConfig, splits: Splits, given: Preprocessin
 
     Args:
         config: Names the teacher.
-        splits: The data; a trained run has been trained on the same classes.
+        splits: The data; a trained run has been trained on the same classes, labels or values.
         given: How the student's images are prepared.
 
     Raises:
-        ValueError: Where the teacher has other classes or other channels.
+        ValueError: Where the teacher has another task, other classes or other channels.
         OSError: Where there is no such run, or published weights cannot be fetched.
     """
     assert config.teacher is not None
     model = open_model(config.teacher)
     if is_named(config.teacher) and not comes_trained(config.teacher):
-        if model.num_classes != len(splits.classes):
+        if splits.task != "classify" or model.num_classes != len(splits.classes):
             raise ValueError(
                 f"the teacher {config.teacher} has {model.num_classes} classes, "
-                f"the data {len(splits.classes)}"
+                f"the data {len(splits.classes)} {PROBLEMS[splits.task].plural}"
             )
-        return Teacher(model, own=preprocessing_for(model), given=given)
+        known = Classification(tuple(splits.classes))
+        return Teacher(model, known, own=preprocessing_for(model), given=given)
     saved = read_classifier(model, config.teacher)
-    if saved.problem.task != "classify":
+    if saved.problem.task != splits.task:
         raise ValueError(
-            f"a teacher tells classes from each other, and the task of {config.teacher} is "
-            f"{saved.problem.task}"
+            f"the task of the teacher {config.teacher} is {saved.problem.task}, the data's is {splits.task}"
         )
     if saved.classes != tuple(splits.classes):
+        plural = PROBLEMS[splits.task].plural
         raise ValueError(
-            f"the teacher {config.teacher} has the classes {', '.join(saved.classes[:5])} …, "
+            f"the teacher {config.teacher} has the {plural} {', '.join(saved.classes[:5])} …, "
             f"the data {', '.join(splits.classes[:5])} …"
         )
-    return Teacher(saved.model, own=saved.preprocessing, given=given)
+    return Teacher(saved.model, saved.problem, own=saved.preprocessing, given=given)

@@ -28,7 +28,7 @@ from vit_pytorch.training.callbacks import Callback
 from vit_pytorch.training.card import CARD, card_text
 from vit_pytorch.training.checkpoints import Checkpoint, checkpoint_weights
 from vit_pytorch.training.config import CONFIG, RunConfig, TrainConfig, plain_settings, write_config
-from vit_pytorch.training.distillation import DistilledClassifier, make_teacher
+from vit_pytorch.training.distillation import DistilledClassifier, DistilledSupervised, make_teacher
 from vit_pytorch.training.engine import process_states
 from vit_pytorch.training.evaluation import evaluate, fit_problem
 from vit_pytorch.training.history import METRICS, History, read_rows
@@ -356,14 +356,18 @@ def make_task(
     if config.class_weights is not None:
         weights = balanced_weights(splits.train.labels, len(splits.classes))
     criterion = make_loss(config.loss, config.task, label_smoothing=config.label_smoothing, weights=weights)
+    taught: dict[str, Any] = {}
+    if config.distillation.teacher is not None:
+        teacher = make_teacher(config.distillation, splits, preprocessing)
+        taught = {"teacher": teacher, "distillation": config.distillation}
     if isinstance(problem, MultiLabel | Regression):
-        return Supervised(model, problem, criterion=criterion, **settings)
+        kind = DistilledSupervised if taught else Supervised
+        return kind(model, problem, criterion=criterion, **taught, **settings)
     settings["label_smoothing"] = config.label_smoothing
-    if config.distillation.teacher is None:
+    if not taught:
         plain = weights is None and config.loss.chosen(config.task) == "cross_entropy"
         return Classifier(model, criterion=None if plain else criterion, **settings)
-    teacher = make_teacher(config.distillation, splits, preprocessing)
-    return DistilledClassifier(model, teacher, distillation=config.distillation, **settings)
+    return DistilledClassifier(model, **taught, **settings)
 
 
 def image_data(config: RunConfig, splits: Splits, model: VisionModel) -> ImageData:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -251,7 +252,7 @@ def test_the_loss_may_choose(tmp_path: Path) -> None:
     assert read_command(long_options(["--resume", str(run)]), run)[0].select == "loss"
 
 
-@pytest.mark.parametrize("tree", ["flat", "mixed", "one class", "few each"])
+@pytest.mark.parametrize("tree", ["flat", "mixed", "one class", "few each", "shard"])
 def test_pretraining_takes_any_tree_of_images(
     tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,13 +261,19 @@ def test_pretraining_takes_any_tree_of_images(
         "mixed": [f"{'a/b/' * (i % 3)}{i}.png" for i in range(12)],
         "one class": [f"only/{i}.png" for i in range(12)],
         "few each": [f"{i // 2}/{i}.png" for i in range(12)],
+        "shard": [f"{i}.png" for i in range(12)],
     }
+    data = str(tmp_path / "photos")
     for i, name in enumerate(names[tree]):
         draw(tmp_path / "photos" / name, seed=i)
+    if tree == "shard":
+        with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+            archive.add(tmp_path / "photos", arcname="photos")
+        data = f"wds:{tmp_path}/photos.tar"
     small = ["--workers=0", "--batch-size=4", "--accelerator=cpu", "--model.image-size=20", "--epochs=1"]
     sizes = [option for option in TINY if "batch" not in option and "warmup" not in option]
     run = tmp_path / "run"
-    words = ["--data", str(tmp_path / "photos"), "--output", str(run), *sizes, *small]
+    words = ["--data", data, "--output", str(run), *sizes, *small]
     assert main(["pretrain", *words]) == 0
     said = capsys.readouterr().out
     assert "no labels, images: 11 to train, 1 to validate" in said
@@ -274,7 +281,7 @@ def test_pretraining_takes_any_tree_of_images(
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["images"], summary["knn_accuracy"]) == ({"train": 11, "val": 1}, {})
     assert "val/knn_accuracy" not in read_rows(run / "metrics.csv")[0]
-    if tree == "flat":
+    if tree in ("flat", "shard"):
         assert main(["pretrain", "--resume", str(run), "--epochs=2"]) == 0
         assert len(read_rows(run / "metrics.csv")) == 2
 

@@ -9,7 +9,7 @@ def picture(seed: int, size: tuple[int, int] = (8, 8), channels: int = 3) -> Ima
     return Image.fromarray(values.squeeze())
 
 
-def png(seed: int) -> bytes:
+def png(seed: int, size: tuple[int, int] = (8, 8)) -> bytes:
     buffer = io.BytesIO()
-    picture(seed).save(buffer, "PNG")
+    picture(seed, size).save(buffer, "PNG")
     return buffer.getvalue()

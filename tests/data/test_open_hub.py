@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import datasets
@@ -58,6 +59,21 @@ def test_two_splits_of_one_kind_and_splits_left_out(tmp_path: Path) -> None:
     datasets.DatasetDict({**parts, "extra": made(2, CAT_DOG)}).save_to_disk(tmp_path / "more")
     with pytest.warns(UserWarning, match=r"hf:.*more: left out the splits 'extra'"):
         assert len(open_data(f"hf:{tmp_path / 'more'}").train) == 6
+
+
+def test_learning_without_labels_takes_any_images(tmp_path: Path) -> None:
+    name = f"hf:{tmp_path / 'saved'}"
+    made(10, CAT_DOG).save_to_disk(tmp_path / "saved")
+    assert open_data(name, unlabelled=True).classes == ("cat", "dog")
+    with pytest.raises(ValueError, match="has no column 'sort'"):
+        open_data(f"{name}?label=sort", unlabelled=True)
+    shutil.rmtree(tmp_path / "saved")
+    made(10, CAT_DOG).remove_columns("kind").save_to_disk(tmp_path / "saved")
+    splits = open_data(name, unlabelled=True)
+    assert (splits.classes, splits.test, len(splits.train), len(splits.val)) == ((), None, 9, 1)
+    assert "must have one column of type ClassLabel" in splits.unlabelled
+    with pytest.raises(ValueError, match="must have one column of type ClassLabel"):
+        open_data(name)
 
 
 def test_one_saved_split_is_split_by_class(tmp_path: Path) -> None:

@@ -39,6 +39,17 @@ def test_test_files_alone_are_measured(folder: Path) -> None:
         open_data(f"idx:{folder}")
 
 
+def test_learning_without_labels_takes_any_images(folder: Path) -> None:
+    assert open_data(f"idx:{folder}", unlabelled=True).unlabelled == ""
+    for file in {*folder.glob("*labels*"), *folder.glob("t10k*")}:
+        file.unlink()
+    splits = open_data(f"idx:{folder}", unlabelled=True)
+    assert (splits.classes, splits.test, len(splits.train), len(splits.val)) == ((), None, 27, 3)
+    assert "must hold one file *train-labels?idx1-ubyte[.gz], got none" in splits.unlabelled
+    with pytest.raises(ValueError, match="must hold one file"):
+        open_data(f"idx:{folder}")
+
+
 def test_images_labels_and_splits(folder: Path) -> None:
     splits = open_data(f"idx:{folder}", val_fraction=0.2)
     assert isinstance(splits.train, ArrayImages)

@@ -10,6 +10,7 @@ from made_pictures import png
 
 from vit_pytorch.data import BadImageError, decode_image, open_data
 from vit_pytorch.data.shards import ShardImages, expand_shards
+from vit_pytorch.data.sizes import holds_photographs
 from vit_pytorch.data.sources import absolute_source
 
 
@@ -166,6 +167,68 @@ def test_malformed_samples_are_named(tmp_path: Path, members: list[tuple[str, by
     raw_tar(tmp_path / "t.tar", *members)
     with pytest.raises(ValueError, match=message):
         open_data(f"wds:{tmp_path}/t.tar")
+
+
+def members_of(count: int, **kinds: list[bytes | None]) -> list[tuple[str, bytes]]:
+    """Images, and members of other kinds for those of them that have one."""
+    members = []
+    for i in range(count):
+        members.append((f"{i:02}.png", png(i)))
+        members += [
+            (f"{i:02}.{kind}", text) for kind, texts in kinds.items() if (text := texts[i]) is not None
+        ]
+    return members
+
+
+@pytest.mark.parametrize(
+    ("kinds", "reason"),
+    [
+        ({}, r"t.tar:00 has no .cls member, nor a .json member with a label"),
+        ({"json": [b'{"label": [3, 4]}'] * 20}, "must be an index or a name, got [3, 4]"),
+        ({"cls": [*[b"0", b"1"] * 9, None, None]}, "t.tar:18 has no .cls member"),
+        ({"cls": [b"0", b"cat"] * 10}, "t.tar:01 must be the index of a class, got 'cat'"),
+        ({"cls": [b"1"] * 20}, "there is one class, '1'"),
+        ({"cls": [*[b"0"] * 18, b"1", b"1"]}, "class '1' has 2 images, and 3 are needed"),
+        ({"cls": [b"0", b"1"] * 10}, ""),
+        # classes of which there are no images
+        ({"cls": [b"0", b"4"] * 10}, ""),
+    ],
+)
+def test_learning_without_labels_takes_any_images(
+    tmp_path: Path, kinds: dict[str, list[bytes | None]], reason: str
+) -> None:
+    raw_tar(tmp_path / "t.tar", *members_of(20, **kinds))
+    splits = open_data(f"wds:{tmp_path}/t.tar", unlabelled=True)
+    assert reason in splits.unlabelled
+    assert bool(reason) == bool(splits.unlabelled) == (splits.classes == ()) == (splits.test is None)
+    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
+    names = {part.name(i): part[i][0] for part in parts for i in range(len(part))}
+    assert len(names) == 20
+    assert torch.equal(names[f"{tmp_path}/t.tar:07"], decode_image(png(7)))
+    assert (-1 in splits.train.labels.tolist()) == bool(reason)
+
+
+def test_shards_without_labels_beside_labelled_ones(tmp_path: Path) -> None:
+    raw_tar(tmp_path / "t.tar", *members_of(20, cls=[b"0", b"1"] * 10))
+    raw_tar(tmp_path / "v.tar", *members_of(4))
+    raw_tar(tmp_path / "w.tar", *members_of(4, cls=[b"2", b"1"] * 2))
+    splits = open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/v.tar", unlabelled=True)
+    assert [len(splits.train), len(splits.val)] == [20, 4]
+    assert "v.tar:00 has no .cls member" in splits.unlabelled
+    splits = open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/w.tar", unlabelled=True)
+    assert splits.unlabelled == "labels must be 0 to 1 for 2 classes, got 2"
+    # what is no image is refused as ever
+    raw_tar(tmp_path / "x.tar", *members_of(4), ("z.cls", b"0"))
+    with pytest.raises(ValueError, match=r"x\.tar:z has no image member"):
+        open_data(f"wds:{tmp_path}/x.tar", unlabelled=True)
+
+
+def test_sizes_are_looked_at_in_the_first_of_several_patterns(tmp_path: Path) -> None:
+    raw_tar(tmp_path / "t.tar", *members_of(4))
+    write_shards(tmp_path, "val", 2)
+    assert not holds_photographs(f"wds:{tmp_path}/t.tar,{tmp_path}/val-000.tar")
+    raw_tar(tmp_path / "t.tar", ("a.png", png(0, size=(80, 80))))
+    assert holds_photographs(f"wds:{tmp_path}/t.tar,{tmp_path}/val-000.tar")
 
 
 def test_members_that_are_no_plain_files_are_left_out(tmp_path: Path) -> None:

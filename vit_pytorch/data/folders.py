@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vit_pytorch.data.datasets import FileImages
+from vit_pytorch.data.datasets import FileImages, ImageDataset
 from vit_pytorch.data.listing import BESIDE_SPLITS, STRAY, TWICE, Listing
 
 # names of splits, in any case
@@ -215,15 +215,18 @@ def read_tree(
     return parts, (), listing, reason
 
 
-def unfit_for_classes(parts: Mapping[str, FileImages], classes: Sequence[str]) -> str:
+def unfit_for_classes(parts: Mapping[str, ImageDataset], classes: Sequence[str]) -> str:
     """Say why labels are none to measure features by; empty where they are."""
-    if len(classes) < 2:
-        return f"there is one class, {classes[0]!r}"
+    worst = max(int(images.labels.max()) for images in parts.values())
+    if worst >= len(classes):
+        return f"labels must be 0 to {len(classes) - 1} for {len(classes)} classes, got {worst}"
+    present, counts = parts["train"].labels.unique(return_counts=True)
+    if len(present) < 2:
+        return f"there is one class, {classes[int(present[0])]!r}"
     # one image to train, and one for each split that is held out
     needed = 1 + ("val" not in parts) + (len(parts) == 1)
-    counts = torch.bincount(parts["train"].labels, minlength=len(classes))
     if counts.min() < needed:
-        few = classes[int(counts.argmin())]
+        few = classes[int(present[counts.argmin()])]
         return f"class {few!r} has {int(counts.min())} images, and {needed} are needed to hold some out"
     return ""
 

@@ -90,6 +90,7 @@ def read_hub(
     image: str | None = None,
     label: str | None = None,
     needs_train: bool = True,
+    labelled: bool = True,
 ) -> tuple[dict[str, HubImages], tuple[str, ...]]:
     """Open a dataset and find its image and label columns by their types.
 
@@ -99,6 +100,7 @@ def read_hub(
         image: The image column, where there are several.
         label: The label column, where there are several.
         needs_train: Whether one of several splits must be for training.
+        labelled: Whether rows must have labels; else none are read, and there are no classes.
 
     Returns:
         Those of the splits ``train``, ``val`` and ``test`` that it has (a dataset of one split is ``train``),
@@ -145,24 +147,26 @@ def read_hub(
     known = [chosen["train"]] if needs_train else [*chosen.values()]
     features = known[0].features
     image = _column(name, features, image, "image", datasets.Image)
-    label = _column(name, features, label, "label", datasets.ClassLabel)
+    named = label is not None
+    label = _column(name, features, label, "label", datasets.ClassLabel) if labelled or named else ""
     for split, rows in chosen.items():
-        if lacking := [column for column in (image, label) if column not in rows.column_names]:
+        if lacking := [column for column in (image, label) if column and column not in rows.column_names]:
             raise ValueError(
                 f"hf:{name}[{split}] has no column {lacking[0]!r}; it has "
                 f"{', '.join(map(repr, rows.column_names))}"
             )
-        _check_labels(rows[label], f"hf:{name}[{split}]", label)
-    classes = _class_names(features[label], [value for rows in known for value in rows[label]])
-    splits = {
-        split: HubImages(
-            rows.cast_column(image, datasets.Image(decode=False)),
-            image,
-            _label_indices(rows[label], rows.features[label], classes, f"hf:{name}[{split}]"),
-            origin=f"hf:{name}[{split}]",
-        )
-        for split, rows in chosen.items()
-    }
+        if labelled:
+            _check_labels(rows[label], f"hf:{name}[{split}]", label)
+    classes: tuple[str, ...] = ()
+    if labelled:
+        classes = _class_names(features[label], [value for rows in known for value in rows[label]])
+    splits = {}
+    for split, rows in chosen.items():
+        labels, origin = torch.full((len(rows),), -1), f"hf:{name}[{split}]"
+        if labelled:
+            labels = _label_indices(rows[label], rows.features[label], classes, origin)
+        rows = rows.cast_column(image, datasets.Image(decode=False))
+        splits[split] = HubImages(rows, image, labels, origin=origin)
     return splits, classes
 
 

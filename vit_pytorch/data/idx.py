@@ -20,12 +20,16 @@ from vit_pytorch.data.datasets import ArrayImages
 UNSIGNED_BYTE = 0x08
 
 
-def read_idx_folder(folder: Path, *, needs_train: bool = True) -> dict[str, ArrayImages]:
-    """Read the images of a folder of IDX files: the splits `train` and `test`.
+def read_idx_folder(
+    folder: Path, *, needs_train: bool = True, labelled: bool = True
+) -> tuple[dict[str, ArrayImages], tuple[str, ...]]:
+    """Read the images of a folder of IDX files: the splits `train` and `test`, and the names of classes.
 
     Args:
         folder: Holds the files; see `read_idx_split`.
         needs_train: Whether there must be files for training, or those of the test split are enough.
+        labelled: Whether there must be labels, and files of the test split; else no labels are read, and
+            there are no classes.
 
     Raises:
         ValueError: As for `read_idx_split`.
@@ -33,7 +37,12 @@ def read_idx_folder(folder: Path, *, needs_train: bool = True) -> dict[str, Arra
     names = {"train": ("train",), "test": ("t10k", "test")}
     if not needs_train and not [*folder.glob("*train-*idx*")]:
         del names["train"]
-    return {split: read_idx_split(folder, *own) for split, own in names.items()}
+    if not labelled and not any([*folder.glob(f"*{name}-images?idx3-*")] for name in names["test"]):
+        del names["test"]
+    parts = {split: read_idx_split(folder, *own, labelled=labelled) for split, own in names.items()}
+    known = [parts["train"]] if needs_train else [*parts.values()]
+    count = max(int(images.labels.max()) for images in known) + 1
+    return parts, tuple(map(str, range(count)))
 
 
 def read_idx(path: Path, *, ndim: int) -> UInt8[Tensor, "..."]:
@@ -74,12 +83,13 @@ def read_idx(path: Path, *, ndim: int) -> UInt8[Tensor, "..."]:
     return torch.from_numpy(np.frombuffer(values, np.uint8)).reshape(shape)
 
 
-def read_idx_split(folder: Path, *names: str) -> ArrayImages:
+def read_idx_split(folder: Path, *names: str, labelled: bool = True) -> ArrayImages:
     """Read the images and labels of one split, such as ``train`` or ``t10k``.
 
     Args:
         folder: Holds ``…NAME-images-idx3-ubyte`` and ``…NAME-labels-idx1-ubyte``, perhaps with ``.gz``.
         names: Names of the split, of which the folder has one.
+        labelled: Whether there must be labels; else none are read.
 
     Returns:
         Grey images in memory.
@@ -89,8 +99,10 @@ def read_idx_split(folder: Path, *names: str) -> ArrayImages:
             two differ in number.
     """
     images_path = _find(folder, names, "images?idx3-ubyte")
-    labels_path = _find(folder, names, "labels?idx1-ubyte")
     images = read_idx(images_path, ndim=3)
+    if not labelled:
+        return ArrayImages(images.unsqueeze(1), torch.full((len(images),), -1), origin=str(images_path))
+    labels_path = _find(folder, names, "labels?idx1-ubyte")
     labels = read_idx(labels_path, ndim=1)
     if len(images) != len(labels):
         raise ValueError(

@@ -156,10 +156,10 @@ def first_images(pattern: str, count: int) -> ShardImages:
 
     Raises:
         ImportError: The webdataset library is not installed.
-        ValueError: The shard is missing, remote, compressed or broken, or a sample lacks its image or class.
+        ValueError: The shard is missing, remote, compressed or broken, or a sample lacks its image.
     """
     shard = expand_shards(pattern)[0]
-    samples = list(islice(_samples(shard, labelled=True), count))
+    samples = list(islice(_samples(shard, labelled=False), count))
     table = torch.tensor([(0, offset, size) for _, offset, size, _ in samples], dtype=torch.int64)
     keys = [key for key, *_ in samples]
     return ShardImages([shard], table.view(-1, 3), keys, torch.full((len(samples),), -1))
@@ -204,7 +204,7 @@ def _samples(shard: Path, *, labelled: bool) -> Iterator[tuple[str, int, int, st
             + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""),
             stacklevel=2,
         )
-    first, last = (_group(shard, members, split) for split in (str.partition, str.rpartition))
+    first, last = (_group(shard, members, split, labelled) for split in (str.partition, str.rpartition))
     # Base names with dots, such as `photo.1.jpg`, are not WebDataset's, but common.
     samples = first if not _faults(first, labelled) or _faults(last, labelled) else last
     for key, parts in samples.items():
@@ -248,19 +248,21 @@ def _members(shard: Path) -> tuple[Members, list[str]]:
 
 
 def _group(
-    shard: Path, members: Members, split: Callable[[str, str], tuple[str, str, str]]
+    shard: Path, members: Members, split: Callable[[str, str], tuple[str, str, str]], labelled: bool
 ) -> dict[str, Sample]:
-    """Put the image and the label of each sample together, by the base name."""
+    """Put the image of each sample, and its label where it must have one, together by the base name."""
+    roles = {"cls": "label"} | ({"json": "json"} if labelled else {})
     samples: dict[str, Sample] = {}
     for path, offset, size, text in members:
         folder, name = os.path.split(path)
         base, _, extension = split(name, ".")
         extension = extension.lower()
-        role = "image" if f".{extension}" in EXTENSIONS else {"cls": "label", "json": "json"}.get(extension)
+        role = "image" if f".{extension}" in EXTENSIONS else roles.get(extension)
         if role is None:
             continue
         sample = samples.setdefault(os.path.join(folder, base), {})
-        sample["two"] = sample.get("two", (0, 0, "")) if role not in sample else (0, 0, role)
+        if role in sample and (labelled or role == "image"):
+            sample["two"] = 0, 0, role
         sample[role] = offset, size, text
     for key, sample in samples.items():
         if "label" not in sample and "json" in sample:

@@ -10,7 +10,7 @@ from vit_pytorch.data.datasets import FileImages, ImageDataset
 from vit_pytorch.data.folders import split_folders
 from vit_pytorch.data.listing import Listing
 from vit_pytorch.data.shards import first_images
-from vit_pytorch.data.sources import CSV_OPTIONS, split_options
+from vit_pytorch.data.sources import CSV_OPTIONS, split_options, split_patterns
 from vit_pytorch.data.tables import read_table
 
 LOOKED_AT = 5
@@ -45,7 +45,7 @@ def _first_images(source: str) -> ImageDataset | None:
     """Open images of a table, or a few of a folder or of shards; None for what is none of these."""
     kind, separator, rest = source.partition(":")
     if kind == "wds" and separator:
-        return first_images(rest, LOOKED_AT)
+        return first_images(split_patterns(rest)[0], LOOKED_AT)
     if kind == "csv" and separator:
         name, options = split_options(rest, kind, CSV_OPTIONS)
         parts, _ = read_table(

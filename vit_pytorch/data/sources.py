@@ -3,8 +3,9 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlencode
@@ -83,8 +84,9 @@ def open_data(
         record: What a run has recorded of its images: the splits are those of the run.
         changed: Whether data that have changed since they were recorded are an error; or a warning names what
             has changed, and images that are not the recorded ones are in no split.
-        unlabelled: Whether a folder may be any tree of images. Where it has not one folder per class, images
-            have no labels, ``classes`` is empty, and no test split is made.
+        unlabelled: Whether images need no labels: a folder may be any tree of images, and shards may hold
+            images only. Where there are no labels to measure features by, none are read, ``classes`` is
+            empty, and no test split is made; ``unlabelled`` says why.
         stream: What a stream does not say by itself.
         task: What is learned of the images.
         whole: Whether nothing is learned from the data, so that they are not split here, and need no training
@@ -119,14 +121,13 @@ def open_data(
     elif kind == "idx" and separator:
         folder = _existing_folder(rest)
         root = os.path.join(folder, "")
-        arrays = read_idx_folder(folder, needs_train=not whole)
-        known = [arrays["train"]] if not whole else [*arrays.values()]
-        classes = tuple(str(i) for i in range(max(int(images.labels.max()) for images in known) + 1))
-        parts = dict(arrays)
+        read = partial(read_idx_folder, folder, needs_train=not whole)
+        parts, classes, reason = _read_labels(read, needed=not unlabelled)
     elif kind == "hf" and separator:
         name, options = split_options(rest, kind, ("config", "image", "label"))
-        hub, classes = read_hub(name, **options, needs_train=not whole)
-        parts, root = dict(hub), f"hf:{name}"
+        hub = partial(read_hub, name, needs_train=not whole, **options)  # type: ignore[arg-type]
+        parts, classes, reason = _read_labels(hub, needed=not unlabelled)
+        root = f"hf:{name}"
     elif kind == "csv" and separator:
         name, options = split_options(rest, kind, CSV_OPTIONS)
         table = Path(name).expanduser()
@@ -137,10 +138,9 @@ def open_data(
             reason = unfit_for_classes(listed, classes) if classes else f"{name} has no label column"
         if reason:
             listed, classes = {split: FileImages(images.paths) for split, images in listed.items()}, ()
-        test_fraction = 0 if reason else test_fraction
         parts, root = dict(listed), os.path.join(Path(options.get(ROOT, table.parent)).expanduser(), "")
     elif kind == "wds" and separator:
-        parts, classes = _shard_parts(rest)
+        parts, classes, reason = _read_labels(partial(_shard_parts, rest), needed=not unlabelled)
         root = _common_folder(parts)
     else:
         named = kind in FILES and bool(separator)
@@ -151,7 +151,6 @@ def open_data(
             folders, classes, listing, reason = read_tree(folder, files)
         else:
             folders, classes, listing = read_folders(folder, files, needs_train=not whole)
-        test_fraction = 0 if reason else test_fraction
         parts, left_out = dict(folders), listing.left_out
         if left_out:
             warnings.warn(f"left out of {spec}: {describe_left_out(left_out)}", stacklevel=2)
@@ -164,7 +163,7 @@ def open_data(
             task,
             seed=seed,
             val_fraction=val_fraction,
-            test_fraction=test_fraction,
+            test_fraction=0 if reason else test_fraction,
             whole=whole,
         )
     else:
@@ -199,7 +198,7 @@ def absolute_source(spec: str) -> str:
     if kind == "hf" and separator:
         return f"hf:{_absolute(name)}{mark}{query}" if Path(name).exists() else spec
     if kind == "wds" and separator:
-        pieces = _split_patterns(rest)
+        pieces = split_patterns(rest)
         return f"wds:{','.join(str(Path(piece).absolute()) if piece else '' for piece in pieces)}"
     if kind == "stream" and separator:
         return spec if "://" in rest or rest.startswith("pipe:") else f"stream:{_absolute(rest)}"
@@ -257,7 +256,7 @@ def shared_columns(known: str, spec: str) -> dict[str, str]:
     return {role: name for role, name in theirs.items() if role not in (*own, ROOT)}
 
 
-def _split_patterns(patterns: str) -> list[str]:
+def split_patterns(patterns: str) -> list[str]:
     """Split patterns of shards at the commas between them, not at those in braces."""
     return re.split(r",(?![^{}]*\})", patterns)
 
@@ -332,14 +331,38 @@ def _common_folder(parts: Mapping[str, ImageDataset]) -> str:
     return os.path.join(shards.pop(), "") if len(shards) == 1 else ""
 
 
-def _shard_parts(patterns: str) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
-    pieces = _split_patterns(patterns)
+def _read_labels(
+    read: Callable[..., tuple[Mapping[str, ImageDataset], tuple[str, ...]]], *, needed: bool
+) -> tuple[dict[str, ImageDataset], tuple[str, ...], str]:
+    """Read data with their labels, or without where these are not needed and none to measure features by.
+
+    Args:
+        read: Returns images by split, and classes; without labels if it is called with ``labelled=False``.
+        needed: Whether there must be labels.
+
+    Returns:
+        Images by split, classes, and why there are none; empty where there are.
+    """
+    try:
+        parts, classes = read()
+        reason = "" if needed else unfit_for_classes(parts, classes)
+    except ValueError as error:
+        if needed:
+            raise
+        reason = str(error)
+    if reason:
+        parts, classes = read(labelled=False)
+    return dict(parts), classes, reason
+
+
+def _shard_parts(patterns: str, *, labelled: bool = True) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+    pieces = split_patterns(patterns)
     if len(pieces) > 3 or not pieces[0] or not pieces[-1]:
         empty = ", of which one is empty" * ("" in pieces)
         raise ValueError(f"wds: takes patterns for train, val and test, got {len(pieces)}{empty}: {patterns}")
-    train, classes = read_shards(pieces[0])
+    train, classes = read_shards(pieces[0], labelled=labelled)
     parts: dict[str, ImageDataset] = {"train": train}
     for name, piece in zip(("val", "test"), pieces[1:], strict=False):
         if piece:
-            parts[name], _ = read_shards(piece, classes)
+            parts[name], _ = read_shards(piece, classes, labelled=labelled)
     return parts, classes

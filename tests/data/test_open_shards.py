@@ -157,6 +157,10 @@ def raw_tar(path: Path, *members: tuple[str, bytes], mode: str = "w") -> None:
             [("a.png", b"x"), ("a.json", b'{"width": 1}')],
             r"has no \.cls member, nor a \.json member with a label",
         ),
+        (
+            [("a.png", b"x"), ("a.cls", b"0"), ("a.json", b'{"label": "1"}')],
+            r"t\.tar:a is of class 0 by its \.cls member, and of class 1 by its \.json member",
+        ),
         ([("a.cls", b"0")], r"t\.tar:a has no image member"),
         ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"0")], r"t\.tar:a has two images"),
         ([("a.png", b"x"), ("a.cls", b"cat")], r"t\.tar:a must be the index of a class, got 'cat'"),
@@ -263,6 +267,31 @@ def test_labels_in_json(tmp_path: Path) -> None:
     raw_tar(tmp_path / "t.tar", *members)
     raw_tar(tmp_path / "v.tar", *members)
     assert open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/v.tar").train.labels.tolist() == [0, 1, 0, 1] * 3
+
+
+def test_labels_in_json_beside_cls(tmp_path: Path) -> None:
+    """They may say the same in other words, or something else than a class."""
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    beside: list[bytes | None] = [
+        *(
+            b'{"label": "cat"}',
+            b'{"cls": "1"}',
+            b'{"label": "tabby"}',
+            b"{",
+            b'{"label": [1]}',
+            b'{"label": 999}',
+        ),
+        *(b"[0]", b"{}", None, b'{"label": 1}'),
+    ]
+    raw_tar(tmp_path / "t.tar", *members_of(10, cls=[b"0", b"1"] * 5, json=beside))
+    splits = open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/t.tar")
+    assert splits.train.labels.tolist() == [0, 1] * 5
+    beside[4] = b'{"label": "dog"}'
+    raw_tar(tmp_path / "t.tar", *members_of(10, cls=[b"0", b"1"] * 5, json=beside))
+    with pytest.raises(ValueError, match=r"t\.tar:04 is of class 0 by its \.cls member, and of class 1 by"):
+        open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/t.tar")
+    splits = open_data(f"wds:{tmp_path}/t.tar,{tmp_path}/t.tar", unlabelled=True)
+    assert "t.tar:04 is of class 0" in splits.unlabelled
 
 
 def test_dots_in_base_names(tmp_path: Path) -> None:

@@ -195,18 +195,20 @@ def test_bad_samples(shards: Path, tmp_path: Path, workers: int) -> None:
         for i in range(10):
             member(archive, f"{i}.png", b"no picture" if i == 3 else png(i))
             member(archive, f"{i}.cls", b"7" if i == 4 else b"1")
+            member(archive, f"{i}.json", b'{"cls": 0}' if i == 5 else b'{"label": "no class"}')
         member(archive, "x.png", png(1))
     pattern = f"{tmp_path}/a.tar"
     with pytest.raises(
-        BadImageError, match=r"bad image .*a\.tar:(3: not an image|4: its label|x: it has no)"
+        BadImageError,
+        match=r"bad image .*a\.tar:(3: not an image|4: its label|5: .* class 1 by its .cls|x: it has no)",
     ):
         epochs(data(pattern, shards, workers=workers))
     module = data(pattern, shards, workers=workers, on_bad="skip")
     with pytest.warns(UserWarning, match=r"skipped bad image .*a\.tar:") as caught:
         batches = epochs(module)
-    assert len(caught) == 3
+    assert len(caught) == 4
     assert [len(images) for images, _ in batches] == [4] * 6
-    assert {name.rpartition(":")[2] for name in module.bad} == {"3", "4", "x"}
+    assert {name.rpartition(":")[2] for name in module.bad} == {"3", "4", "5", "x"}
     assert module.bad[f"{tmp_path}/a.tar:4"] == "its label must be 0 to 2, got 7"
 
 

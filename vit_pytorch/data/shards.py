@@ -105,8 +105,9 @@ def read_shards(
     """List the samples of the shards that a pattern names.
 
     A sample has one image member and one ``.cls`` member, which holds the index of the class or its name; or
-    a ``.json`` member with an object that has one of them under ``cls`` or ``label``. A member's extension
-    begins at the first dot of its name, as WebDataset has it; where no sample comes of that, at the last one.
+    a ``.json`` member with an object that has one of them under ``cls`` or ``label``; both must not name
+    different classes. A member's extension begins at the first dot of its name, as WebDataset has it; where
+    no sample comes of that, at the last one.
 
     Args:
         pattern: Local tar files, with braces (``train-{000..003}.tar``) or wildcards.
@@ -121,7 +122,7 @@ def read_shards(
     Raises:
         ImportError: The webdataset library is not installed.
         ValueError: A shard is missing, remote, compressed or broken, a sample lacks its image or its class, a
-            label is no class, or members have names that lead out of the archive.
+            label is no class, a sample is of two classes, or members have names that lead out of the archive.
     """
     shards = expand_shards(pattern)
     if not labelled:
@@ -133,10 +134,12 @@ def read_shards(
     keys: list[str] = []
     labels: list[int] = []
     for number, shard in enumerate(shards):
-        for key, offset, size, text in _samples(shard, labelled=labelled):
+        for key, offset, size, text, beside in _samples(shard, labelled=labelled):
             rows.append((number, offset, size))
             keys.append(key)
             labels.append(read_label(text, indices, f"{shard}:{key}") if labelled else -1)
+            if beside:
+                check_json_label(labels[-1], beside, indices, f"{shard}:{key}")
     if not rows:
         raise ValueError(f"the shards of {pattern} hold no images")
     if classes is None:
@@ -160,7 +163,7 @@ def first_images(pattern: str, count: int) -> ShardImages:
     """
     shard = expand_shards(pattern)[0]
     samples = list(islice(_samples(shard, labelled=False), count))
-    table = torch.tensor([(0, offset, size) for _, offset, size, _ in samples], dtype=torch.int64)
+    table = torch.tensor([(0, offset, size) for _, offset, size, *_ in samples], dtype=torch.int64)
     keys = [key for key, *_ in samples]
     return ShardImages([shard], table.view(-1, 3), keys, torch.full((len(samples),), -1))
 
@@ -188,8 +191,9 @@ def expand_shards(pattern: str) -> list[Path]:
     return shards
 
 
-def _samples(shard: Path, *, labelled: bool) -> Iterator[tuple[str, int, int, str]]:
-    """Yield base name, offset and size of the image, and text of the class, for each sample of a shard."""
+def _samples(shard: Path, *, labelled: bool) -> Iterator[tuple[str, int, int, str, str]]:
+    """Yield base name, offset and size of the image, text of the class, and that of a `.json` member beside a
+    `.cls` member, for each sample of a shard."""
     with shard.open("rb") as file:
         file.seek(max(0, shard.stat().st_size - END_MARK))
         if file.read() != bytes(END_MARK):
@@ -212,7 +216,8 @@ def _samples(shard: Path, *, labelled: bool) -> Iterator[tuple[str, int, int, st
             raise ValueError(f"{shard}:{key} {fault}")
     for key, parts in samples.items():
         offset, size, _ = parts["image"]
-        yield key, offset, size, parts["label"][2] if labelled else ""
+        text, beside = (parts.get(role, (0, 0, ""))[2] for role in ("label", "json"))
+        yield key, offset, size, text, beside
 
 
 Members = list[tuple[str, int, int, str]]
@@ -269,7 +274,7 @@ def _group(
             label = read_json_label(sample["json"][2], f"{shard}:{key}")
             if label is not None:
                 sample["label"] = 0, 0, label
-        sample.pop("json", None)
+            del sample["json"]
     return {key: sample for key, sample in samples.items() if sample.keys() & {"image", "label"}}
 
 
@@ -336,6 +341,30 @@ def read_label(text: str, indices: Mapping[str, int] | None, name: str) -> int:
     if number < 0:
         raise ValueError(f"the label of {name} must be {known}, from 0 on, got {number}")
     return number
+
+
+def check_json_label(label: int, text: str, indices: Mapping[str, int] | None, name: str) -> None:
+    """Check that the `.json` member of a sample names no other class than its `.cls` member.
+
+    Args:
+        label: The class by the `.cls` member.
+        text: The text of the `.json` member. What is no class there, such as a caption, says nothing.
+        indices: As for `read_label`.
+        name: What messages call the sample.
+
+    Raises:
+        ValueError: It names another class.
+    """
+    try:
+        said = read_json_label(text, name)
+        other = label if said is None else read_label(said, indices, name)
+    except ValueError:
+        return
+    if other != label and (indices is None or other < len(indices)):
+        raise ValueError(
+            f"{name} is of class {label} by its .cls member, and of class {other} by its .json member: "
+            "leave the label out of one of them"
+        )
 
 
 def _listed_classes(folder: Path) -> tuple[str, ...] | None:

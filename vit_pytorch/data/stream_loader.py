@@ -22,7 +22,7 @@ from vit_pytorch.data.loader import ImageLoader
 from vit_pytorch.data.reader import Batch, LoadingError, channels_last
 from vit_pytorch.data.remote import open_shard, reason_of
 from vit_pytorch.data.seeding import derive_seed, seeded
-from vit_pytorch.data.shards import read_json_label, read_label
+from vit_pytorch.data.shards import check_json_label, read_json_label, read_label
 from vit_pytorch.data.stream import StreamImages
 from vit_pytorch.data.transforms import Augmentation, Preparation, collate, mix_transform
 from vit_pytorch.preprocessing import Preprocessing
@@ -189,6 +189,8 @@ class StreamReader(IterableDataset[Batch]):
             if text is None:
                 raise BadImageError(name, "it has no .cls member, nor a .json member with a label")
             label = read_label(text, self.indices, name)
+            if "cls" in sample and "json" in sample:
+                check_json_label(label, sample["json"].decode("utf-8", "replace"), self.indices, name)
         except BadImageError:
             raise
         except ValueError as error:

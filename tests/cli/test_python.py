@@ -209,6 +209,8 @@ def test_arrays_of_16_bits_are_scaled_as_files(digits_run: Path, tmp_path: Path)
     expected = predict(tmp_path / "wide.png")["top"]
     assert predict(array)["top"] == expected
     assert predict(array.astype(">u2"))["top"] == expected
+    with pytest.warns(UserWarning, match="of 16 bits are below 256, so that it is black"):
+        predict(array // 257)
 
 
 def test_pillow_images_without_a_range(digits_run: Path) -> None:

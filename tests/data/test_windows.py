@@ -2,9 +2,12 @@
 
 import io
 import math
+import struct
 import sys
 import types
 import warnings
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,6 +301,35 @@ def test_heic_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadImageError):
         decode_image(data)
     assert called
+
+
+def png(array: np.ndarray) -> bytes:
+    """A PNG file of 16 bits, grey or colour, which Pillow does not write."""
+    height, width = array.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if array.ndim == 3 else 0, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in array)
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        file += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return file
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("write", [png, encoded, saved])
+def test_8_bits_in_files_of_16_are_warned_of(write: Callable[[np.ndarray], bytes], channels: int) -> None:
+    """Not where all values are 0, nor where a window says what they mean."""
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    ramp = ramp if channels == 1 else np.stack([ramp] * 3, axis=-1)
+    with pytest.warns(
+        UserWarning, match=r"16 bits are below 256, so that it is black: .* window \(data\.win"
+    ):
+        assert decode_image(write(ramp), channels=channels).max() <= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dark = decode_image(write(ramp), channels=channels, window=(0, 255))
+        assert dark.flatten(1)[0].tolist() == list(range(256))
+        for array in (ramp * 0, ramp + 1):
+            assert decode_image(write(array), channels=channels).max() <= 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.9), (0, 0.1)])

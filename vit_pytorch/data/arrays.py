@@ -45,6 +45,7 @@ def scale(
         if values.dtype == torch.uint8:
             return values
         if values.dtype == torch.int32:
+            warn_of_8_bits(values)
             return ((values + 128) // 257).to(torch.uint8)
         raise UnfitError("32-bit or signed values have no defined range: name a window (data.window)")
     low, high = window
@@ -60,6 +61,16 @@ def scale(
         )
     scaled = (values.double().nan_to_num(low) - low) / (high - low)
     return (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def warn_of_8_bits(values: Shaped[Tensor, "*b c h w"]) -> None:
+    """Warn where an image of 16 bits has values of 8 bits, of which none is left when it is scaled to 8."""
+    if 0 < values.max() < 256:
+        warnings.warn(
+            "all values of an image of 16 bits are below 256, so that it is black: if they are of 8 bits, "
+            "store them so (array.astype(np.uint8)), or train with a window (data.window) of 0 to 255",
+            stacklevel=3,
+        )
 
 
 def read_npy(file: BinaryIO, channels: int, max_pixels: int) -> Shaped[Tensor, "c h w"]:
@@ -130,7 +141,10 @@ def wide_values(
 
         file.seek(0)
         content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-        return decode_png(content, ImageReadMode.RGB, apply_exif_orientation=True).to(torch.int32)
+        with warnings.catch_warnings():
+            # torchvision 0.29 says that this will move to another package, which is nothing to a reader
+            warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
+            return decode_png(content, ImageReadMode.RGB, apply_exif_orientation=True).to(torch.int32)
     if opened.mode.startswith("I;16") or opened.mode in ("I", "F"):
         # Pillow opens 16 bits as 32 in PNG and PPM, which may hold floats, too
         unsigned = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))

@@ -16,7 +16,16 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from vit_pytorch.data.arrays import NPY, TIFF, UnfitError, read_npy, read_tiff, scale, wide_values
+from vit_pytorch.data.arrays import (
+    NPY,
+    TIFF,
+    UnfitError,
+    read_npy,
+    read_tiff,
+    scale,
+    warn_of_8_bits,
+    wide_values,
+)
 from vit_pytorch.extras import install_command
 
 try:
@@ -217,7 +226,13 @@ def _decode(
     with _faults_named(file, name):
         values = _read(file, channels, name, max_pixels, exact=window is not None)
         if isinstance(values, Image.Image):
-            values = _to_8_bits(values, channels)
+            opened, values = values, _to_8_bits(values, channels)
+            if window is None and opened.format in ("PNG", "TIFF") and not values.any():
+                # of 16 bits of colour Pillow reads the upper 8
+                file.seek(0)
+                exact = _read(file, channels, name, max_pixels, exact=True)
+                if isinstance(exact, Tensor) and exact.dtype == torch.int32:
+                    warn_of_8_bits(exact)
         values = scale(values, window)
         if len(values) == channels:
             return values

@@ -64,7 +64,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         number = _system_error(error)
         if number is None:
             raise
-        raise OSError(number, f"cannot write {path}: {_explain(number, path.parent)}") from error
+        raise OSError(number, f"cannot write {path}: {_explain(number, path)}") from error
 
 
 def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -86,9 +86,7 @@ def full_disk_named(path: str | os.PathLike[str]) -> Iterator[None]:
         number = _system_error(error)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
-        raise OSError(
-            number, f"cannot write {path}: {_explain(number, Path(path).absolute().parent)}"
-        ) from error
+        raise OSError(number, f"cannot write {path}: {_explain(number, Path(path).absolute())}") from error
 
 
 @contextmanager
@@ -183,9 +181,10 @@ def _system_error(error: BaseException | None) -> int | None:
     return None
 
 
-def _explain(number: int, folder: Path) -> str:
-    if number != errno.ENOSPC:
+def _explain(number: int, path: Path) -> str:
+    # a device is not full for want of space in its folder
+    if number != errno.ENOSPC or path.is_char_device() or path.is_block_device():
         return os.strerror(number)
-    folder = next(part for part in (folder, *folder.parents) if part.exists())
+    folder = next(part for part in path.parents if part.exists())
     free = shutil.disk_usage(folder).free
     return f"no space left on the disk ({free / 1e6:.1f} MB free in {folder})"

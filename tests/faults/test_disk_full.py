@@ -137,6 +137,19 @@ def test_disk_full_while_predictions_are_written(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_predictions_on_a_full_device(
+    run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`vit predict --csv FILE` writes to a device without space, which nothing can replace.
+
+    Here: the device and the reason
+    Others: no counterpart
+    """
+    assert main(["predict", str(run), str(image_folder), "--csv=/dev/full"]) == 6
+    assert "cannot write /dev/full: No space left on device\n" in capsys.readouterr().err
+
+
 def test_a_file_system_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is to be written on a file system that is read-only.
 

@@ -42,7 +42,7 @@ from vit_pytorch.data.sources import (
 )
 from vit_pytorch.data.tables import read_column
 from vit_pytorch.preprocessing import preprocessing_for
-from vit_pytorch.storage import replacing
+from vit_pytorch.storage import full_disk_named, replacing
 from vit_pytorch.tome import merging
 from vit_pytorch.training.config import CONFIG, DataConfig
 from vit_pytorch.training.evaluation import Evaluation, headline
@@ -370,6 +370,7 @@ def print_predictions(
         # a pipe or a device has nothing to replace
         whole = nullcontext(Path(csv)) if Path(csv).exists() and not Path(csv).is_file() else replacing(csv)
         with (
+            full_disk_named(csv),
             whole as place,
             place.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):

@@ -319,7 +319,8 @@ class FewLabels(FiguresTable):
         words = {
             "scratch": "scratch",
             "weights": "weights of CIFAR-10",
-            "unlabelled": "unlabelled photographs",
+            "unlabelled": "unlabelled photographs, 40 epochs",
+            "longer": "unlabelled photographs, 120 epochs",
         }
         for model in dict.fromkeys(row["model"] for row in found):
             (labels,) = {row["labels"] for row in found if row["model"] == model}

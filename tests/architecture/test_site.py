@@ -352,7 +352,9 @@ def test_figures_of_going_on_are_those_of_the_file(site: Path) -> None:
 def test_figures_of_few_labels_are_those_of_the_file(site: Path) -> None:
     (shown,) = cells_of(site / "measured" / "few_labels.html")
     rows = read_rows("few_labels.json")
-    words = {"scratch": "scratch", "weights": "weights of CIFAR-10", "unlabelled": "unlabelled photographs"}
+    words = {"scratch": "scratch", "weights": "weights of CIFAR-10"}
+    for start, epochs in {"unlabelled": 40, "longer": 120}.items():
+        words[start] = f"unlabelled photographs, {epochs} epochs"
     groups = {(row["model"], words[row["start"]]) for row in rows}
     assert sorted(groups) == sorted((model, start) for model, _, start, *_ in shown)
     for model, labels, start, accuracy, ahead in shown:

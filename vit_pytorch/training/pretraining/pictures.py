@@ -135,6 +135,7 @@ def component_rows(model: VisionModel, images: Float[Tensor, "b c h w"]) -> list
 
     def cells(part: Tensor) -> Tensor:
         maps = model.forward_intermediates(part, indices=1, intermediates_only=True)
+        assert isinstance(maps, list)
         assert isinstance(maps[0], Tensor)
         return maps[0]
 

@@ -37,6 +37,7 @@ from vit_pytorch.pretrained import load_pretrained
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.config import DataConfig, TrainConfig
 from vit_pytorch.training.distillation import Teacher
+from vit_pytorch.training.problems import Classification
 from vit_pytorch.training.run import with_preprocessing_of
 from vit_pytorch.training.saved import note_preprocessing
 
@@ -172,10 +173,11 @@ def test_a_teacher_needs_the_window_of_the_student() -> None:
     entry = find_entry("vit_tiny_patch16_224")
     model = entry.build(**entry.tiny)
     own = replace(preprocessing_for(model), window=TWELVE_BITS)
-    Teacher(model, own=own, given=replace(own, window=(10, 4090)))
+    problem = Classification(tuple(map(str, range(model.num_classes))))
+    Teacher(model, problem, own=own, given=replace(own, window=(10, 4090)))
     for other in (None, (0, 65535), (100, 4095)):
         with pytest.raises(ValueError, match=r"the teacher's images have the window \(0\.0, 4095\.0\)"):
-            Teacher(model, own=own, given=replace(own, window=other))
+            Teacher(model, problem, own=own, given=replace(own, window=other))
 
 
 def test_a_window_for_volumes_has_its_own_name() -> None:

@@ -230,8 +230,8 @@ class VisionModel(
         """The same as `default_cfg`; tools written for timm look under either name."""
         return self.default_cfg
 
-    def forward(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b k"]:
-        """Compute logits, or the pooled embedding if `num_classes` is 0.
+    def forward(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b k ..."]:
+        """Compute logits; the pooled embedding if `num_classes` is 0, or features if pooling was removed.
 
         Raises:
             ValueError: if rank, channels, size or dtype of the images are not what the model takes.
@@ -247,8 +247,8 @@ class VisionModel(
     def forward_features(self, images: Float[Tensor, "b c *size"]) -> Tensor:
         """Compute tokens or a feature map, before pooling."""
 
-    def forward_head(self, features: Any, pre_logits: bool = False) -> Float[Tensor, "b k"]:
-        """Pool features and classify them.
+    def forward_head(self, features: Any, pre_logits: bool = False) -> Float[Tensor, "b k ..."]:
+        """Pool features and classify them; if pooling was removed, return them.
 
         Args:
             features: output of `forward_features`.

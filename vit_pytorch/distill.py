@@ -73,7 +73,7 @@ class Distillable(IsotropicModel):
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Return the mean logits of both classifiers.
 
         Args:

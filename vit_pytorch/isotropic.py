@@ -197,7 +197,7 @@ class MaskedFrames(_Base):
 
     def forward(
         self, images: Float[Tensor, "b c t h w"], mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
@@ -212,7 +212,7 @@ class MaskedFrames(_Base):
 
     def forward_head(
         self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Pool tokens, except those of padding, and classify them; see `VisionModel.forward_head`."""
         if self.unpooled:
             return super().forward_head(features)

@@ -239,7 +239,7 @@ class NaViT(IsotropicModel):
 
     def forward(
         self, images: Images, group_images: bool = False, group_max_seq_len: int = 2048
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Rows change neither the logits nor the cost, so none are formed here: grouping only checks the images

@@ -176,7 +176,7 @@ class PiT(HierarchicalModel):
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Classify the class token, and the distillation token if there is one; see `VisionModel`."""
         if self.unpooled or self.num_prefix_tokens == 1:
             return super().forward_head(features, pre_logits)

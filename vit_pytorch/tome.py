@@ -158,7 +158,7 @@ class ToMeViT(VisionModel):
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Pool tokens and classify them, as the base does."""
         return self.vit.forward_head(features, pre_logits)
 

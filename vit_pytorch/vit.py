@@ -298,7 +298,7 @@ class ViT(IsotropicModel):
 
     def forward(
         self, images: Float[Tensor, "b c *size"], mask: Bool[Tensor, "b h w"] | None = None
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         With a mask, a batch holds images of several sizes, each filled up below and to the right by whole

@@ -79,7 +79,7 @@ class DetPoolViT(IsotropicModel):
         self,
         images: Float[Tensor, "b c h w"],
         object_mask: Bool[Tensor, "b y x"] | Bool[Tensor, "b n"] | None = None,
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Compute logits, or the pooled embedding if `num_classes` is 0.
 
         Args:
@@ -135,7 +135,7 @@ class DetPoolViT(IsotropicModel):
 
     def forward_head(
         self, features: Any, pre_logits: bool = False, mask: Bool[Tensor, "b n"] | None = None
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Pool the patches of the object and classify them; see `VisionModel.forward_head`."""
         if self.unpooled:
             return super().forward_head(features)

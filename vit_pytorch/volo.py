@@ -179,7 +179,7 @@ class VOLO(HierarchicalModel):
 
     def forward_head(
         self, features: Float[Tensor, "b n d"], pre_logits: bool = False
-    ) -> Float[Tensor, "b k"]:
+    ) -> Float[Tensor, "b k ..."]:
         """Classify the class token and the cells; see `VisionModel.forward_head`.
 
         Args:

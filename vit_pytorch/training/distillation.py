@@ -149,14 +149,14 @@ class DistilledSupervised(Supervised):
     ) -> None:
         super().__init__(model, problem, **settings)
         self.distillation = distillation
+        self.taught_problem = teacher.problem
         # in a tuple, where neither checkpoints nor averages of weights look for modules
         self._network = (TaughtStudent(model, teacher.requires_grad_(False)),)
-        self._teacher = (teacher,)
 
     def start(self, rank: int) -> None:
         """Bring the teacher to the student's device and precision."""
         super().start(rank)
-        self._teacher[0].to(next(self.model.parameters()))
+        self._network[0].teacher.to(next(self.model.parameters()))
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Any]]:
         """Return the loss from targets and from the teacher.
@@ -170,7 +170,7 @@ class DistilledSupervised(Supervised):
         return ((1 - alpha) * loss + alpha * self._teacher_losses(distilled, taught)).mean(), {}
 
     def _teacher_losses(self, distilled: Float[Tensor, "b k"], taught: Float[Tensor, "b k"]) -> Tensor:
-        problem = self._teacher[0].problem
+        problem = self.taught_problem
         distilled, taught = at_least_single(distilled), at_least_single(taught)
         if isinstance(problem, MultiLabel) and not self.distillation.hard:
             temperature = self.distillation.temperature

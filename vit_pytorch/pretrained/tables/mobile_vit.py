@@ -46,10 +46,29 @@ def timm_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
     return bottleneck_rules(ours, layers, "conv", "bn")
 
 
-def transformers_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
-    """Return the rules of an inverted bottleneck as transformers names its layers."""
+def _transformers_bottleneck(ours: str, theirs: str) -> tuple[Rule, ...]:
     layers = (f"{theirs}.expand_1x1", f"{theirs}.conv_3x3", f"{theirs}.reduce_1x1")
     return bottleneck_rules(ours, layers, *NAMES)
+
+
+def transformers_opening(blocks: int) -> tuple[Rule, ...]:
+    """Return the rules of what transformers has before each transformer.
+
+    Args:
+        blocks: those of the second stage, behind its first bottleneck.
+    """
+    bottlenecks = {
+        "stages.0.down": "encoder.layer.0.layer.0",
+        "stages.1.down": "encoder.layer.1.layer.0",
+        **{f"stages.1.blocks.{i}": f"encoder.layer.1.layer.{i + 1}" for i in range(blocks)},
+        "stages.{i}.down": "encoder.layer.{i}.downsampling_layer",
+    }
+    return (
+        *batch_normed("stem", "conv_stem", *NAMES),
+        *(rule for names in bottlenecks.items() for rule in _transformers_bottleneck(*names)),
+        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *NAMES),
+        Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
+    )
 
 
 _TIMM_LAYER = "stages.{i}.1.transformer.{j}"
@@ -79,14 +98,7 @@ TRANSFORMERS = Format(
     marks=("encoder.layer.2.conv_kxk.convolution.weight",),
     prefix="mobilevit.",
     rules=(
-        *batch_normed("stem", "conv_stem", *NAMES),
-        *transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
-        *transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
-        *transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
-        *transformers_bottleneck("stages.1.blocks.1", "encoder.layer.1.layer.2"),
-        *transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
-        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *NAMES),
-        Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
+        *transformers_opening(2),
         Rule(f"{LAYER}.norm1.{{p}}", f"{_LAYER}.layernorm_before.{{p}}"),
         Rule(
             f"{LAYER}.attention.to_qkv.{{p}}",

@@ -11,7 +11,7 @@ from vit_pytorch.pretrained.tables.mobile_vit import (
     batch_normed,
     pointwise,
     timm_bottleneck,
-    transformers_bottleneck,
+    transformers_opening,
 )
 
 _LAYER = "stages.{i}.1.transformer.{j}"
@@ -49,13 +49,7 @@ TRANSFORMERS = Format(
     marks=("encoder.layer.2.transformer.layer.0.attention.qkv_proj.convolution.weight",),
     prefix="mobilevitv2.",
     rules=(
-        *batch_normed("stem", "conv_stem", *NAMES),
-        *transformers_bottleneck("stages.0.down", "encoder.layer.0.layer.0"),
-        *transformers_bottleneck("stages.1.down", "encoder.layer.1.layer.0"),
-        *transformers_bottleneck("stages.1.blocks.0", "encoder.layer.1.layer.1"),
-        *transformers_bottleneck("stages.{i}.down", "encoder.layer.{i}.downsampling_layer"),
-        *batch_normed(f"{BLOCK}.local", "encoder.layer.{i}.conv_kxk", *NAMES),
-        Rule(f"{BLOCK}.widen.weight", "encoder.layer.{i}.conv_1x1.convolution.weight", POINTWISE),
+        *transformers_opening(1),
         Rule(f"{LAYER}.norm1.layers.0.{{p}}", f"{_THEIRS}.layernorm_before.{{p}}"),
         *_convolution(f"{LAYER}.attention.to_qkv", f"{_THEIRS}.attention.qkv_proj.convolution"),
         *_convolution(f"{LAYER}.attention.to_out", f"{_THEIRS}.attention.out_proj.convolution"),

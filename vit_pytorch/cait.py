@@ -19,7 +19,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel, late_class_groups
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import Attention, CrossAttention, TalkingHeads, head_dim
 from vit_pytorch.layers.blocks import Block, ClassAttentionBlock, FeedForward
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair
@@ -117,8 +117,14 @@ class CaiT(IsotropicModel):
         return self.norm(tokens)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
-        return late_class_groups()
+        """Return patterns that sort parameters by depth, as timm does.
+
+        Class attention learns at the rates of the last of the patches' blocks, as many as it has layers.
+        """
+        depth, cls_depth = len(self.blocks), len(self.class_blocks)
+        late = [(rf"^class_blocks\.{i}\.", (depth - cls_depth + i,)) for i in range(cls_depth)]
+        groups = super().group_matcher(coarse)
+        return {**groups, "blocks": [*late, *groups["blocks"]]}
 
 
 def scale_by_depth(depth: int) -> float:

@@ -226,12 +226,3 @@ class MaskedFrames(_Base):
         if self.pool == "cls" or mask is None:
             return super().pool_features(features)
         return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
-
-
-def late_class_groups() -> dict[str, Any]:
-    """Return the patterns of `group_matcher` for a model whose class blocks follow the patches' blocks."""
-    return {
-        "stem": r"^(?:prefix|positions|patch_embed)\.",
-        "blocks": r"^blocks\.(\d+)",
-        "class_blocks": [(r"^class_blocks\.(\d+)", None), (r"^norm\.", (99999,))],
-    }

@@ -58,6 +58,8 @@ class NesT(HierarchicalModel):
             as is the custom in PyTorch (see `Aggregation`).
     """
 
+    down_in_first_block = True
+
     def __init__(
         self,
         *,

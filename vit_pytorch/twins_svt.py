@@ -63,6 +63,8 @@ class TwinsSVT(HierarchicalModel):
         ValueError: if sizes do not divide, or the customary input is smaller than the least.
     """
 
+    down_in_first_block = True
+
     @flat_options
     def __init__(
         self,

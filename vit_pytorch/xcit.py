@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.isotropic import IsotropicModel, late_class_groups
+from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import (
     NO_INPUTS,
     Attention,
@@ -59,9 +59,8 @@ class XCiT(IsotropicModel):
         positions: "fourier", "learned" or "none".
     """
 
-    # In addition to the class token: the projection of the positions and the temperatures.
     needs_all = "mixes neighbours"
-    undecayed = IsotropicModel.undecayed + r"|^positions\.proj\.weight$|temperature$"
+    undecayed = IsotropicModel.undecayed + r"|^positions\.proj\.weight$"
 
     def __init__(
         self,
@@ -159,7 +158,11 @@ class XCiT(IsotropicModel):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, class attention after the patches' blocks."""
-        return late_class_groups()
+        return {
+            "stem": r"^(?:prefix|positions|patch_embed)\.",
+            "blocks": r"^blocks\.(\d+)",
+            "class_blocks": [(r"^class_blocks\.(\d+)", None), (r"^norm\.", (99999,))],
+        }
 
 
 class CrossCovariance(nn.Module):

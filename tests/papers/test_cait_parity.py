@@ -11,6 +11,7 @@ import torch
 from timm.models.cait import Cait
 from torch import nn
 
+from tests.papers.family import Family, Named
 from tests.papers.reference import TOLERANCE, difference, images, randomise, shapes_only
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.cait import CaiT
@@ -38,66 +39,18 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no head": ({"num_classes": 0}, {"num_classes": 0}),
     "not square": ({"image_size": (32, 72)}, {"img_size": (32, 72)}),
 }
-
-
-@pytest.fixture(params=OPTIONS)
-def pair(request: pytest.FixtureRequest) -> tuple[CaiT, Cait]:
-    """Ours and timm's with the same weights."""
-    ours, theirs = OPTIONS[request.param]
-    reference = Cait(**{**THEIRS, **theirs})
-    randomise_all(reference)
-    model = CaiT(**{**OURS, **ours})
-    grid = model.grid.shape
-    load_pretrained(model, reference.state_dict(), grid=grid if grid[0] != grid[1] else None)
-    return model.eval(), reference
-
-
-def randomise_all(model: nn.Module) -> nn.Module:
-    """Draw LayerScale's factors, too, around one."""
-    randomise(model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "gamma" in name:
-                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))
-    return model
-
-
-@torch.inference_mode()
-def test_logits_and_features_equal_timms(pair: tuple[CaiT, Cait]) -> None:
-    model, reference = pair
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    assert difference(model.forward_features(x), reference.forward_features(x)) < TOLERANCE
-    ours = model.forward_head(model.forward_features(x), pre_logits=True)
-    assert (
-        difference(ours, reference.forward_head(reference.forward_features(x), pre_logits=True)) < TOLERANCE
-    )
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize(("indices", "fmt"), [(None, "NCHW"), (2, "NLC"), ([0, -1], "NCHW")])
-def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str) -> None:
-    reference = randomise_all(Cait(**THEIRS))
-    model = CaiT(**OURS).eval()
-    load_pretrained(model, reference.state_dict(), grid="model")
-    x = images(48, 48)
-    arguments = {"indices": indices, "norm": norm, "output_fmt": fmt}
-    last, ours = model.forward_intermediates(x, **arguments)
-    expected, theirs = reference.forward_intermediates(x, **arguments)
-    assert difference(last, expected) < TOLERANCE
-    assert len(ours) == len(theirs)
-    assert all(difference(a, b) < TOLERANCE for a, b in zip(ours, theirs, strict=True))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(("name", "depth"), [("cait_xxs24_224", 24), ("cait_xs24_384", 2)])
-def test_named_model_equals_timms(name: str, depth: int) -> None:
-    reference = randomise_all(timm.create_model(name, depth=depth))
-    model = create_model(name, depth=depth).eval()
-    load_pretrained(model, reference.state_dict(), grid="model")
-    x = images(*model.image_size, batch=1)
-    assert difference(model(x), reference(x)) < 5 * TOLERANCE
+FAMILY = Family(
+    CaiT,
+    Cait,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="cait",
+    named=[Named("cait_xxs24_224"), Named("cait_xs24_384", {"depth": 2}, {"depth": 2})],
+    maps=("cls", "not square"),
+    norms=[(False, False), (True, True)],
+    trained=("cls",),
+)
 
 
 @pytest.mark.parametrize("name", timm.list_models("cait_*"))
@@ -114,23 +67,10 @@ def test_named_model_has_timms_shapes(name: str) -> None:
         assert model.default_cfg[key] == cfg[key]
 
 
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("cait_*")) == set(timm.list_models("cait_*"))
-
-
-@pytest.mark.parametrize("pair", OPTIONS, indirect=True)
-def test_weights_go_back_to_timm(pair: tuple[CaiT, Cait]) -> None:
-    model, reference = pair
-    written = to_format(model, "timm")
-    state = reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(torch.equal(written[name], state[name]) for name in state)
-
-
 @torch.inference_mode()
 def test_authors_files_load() -> None:
     """They hold the weights under "model", each name behind the "module." of data-parallel training."""
-    reference = randomise_all(Cait(**THEIRS))
+    reference = randomise(Cait(**THEIRS))
     model = CaiT(**OURS).eval()
     report = load_pretrained(model, {f"module.{k}": v for k, v in reference.state_dict().items()})
     assert (report.kept, report.dropped) == ((), ())
@@ -159,7 +99,7 @@ def test_class_attention_reads_normed_patches_and_its_heads_do_not_talk() -> Non
     model = CaiT(**OURS)
     assert not any(isinstance(module, TalkingHeads) for module in model.class_blocks.modules())
     assert sum(isinstance(module, TalkingHeads) for module in model.blocks.modules()) == 3
-    randomise_all(model)
+    randomise(model)
     block = model.class_blocks[0]
     x = torch.randn(2, 37, 48)
     louder = torch.cat([x[:, :1], 100 * x[:, 1:]], dim=1)
@@ -167,7 +107,7 @@ def test_class_attention_reads_normed_patches_and_its_heads_do_not_talk() -> Non
 
 
 def test_class_attention_leaves_the_patches() -> None:
-    model = randomise_all(CaiT(**OURS))
+    model = randomise(CaiT(**OURS))
     x = torch.randn(2, 37, 48)
     after = model.class_blocks[1](model.class_blocks[0](x))
     assert after[:, 1:].equal(x[:, 1:])
@@ -193,7 +133,7 @@ def test_layer_scale_starts_as_timms(name: str) -> None:
 
 @torch.no_grad()
 def test_layer_dropout_is_by_sample_and_in_training_only() -> None:
-    model = randomise_all(CaiT(**OURS, layer_dropout=0.5))
+    model = randomise(CaiT(**OURS, layer_dropout=0.5))
     plain = CaiT(**OURS).eval()
     plain.load_state_dict(model.state_dict())
     x = images(48, 48, batch=1).expand(64, -1, -1, -1)

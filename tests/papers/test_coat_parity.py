@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import coat as theirs
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, check_steps, difference, images, randomise
+from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.coat import CoaT, Factorised, RelativeConvs, exchange
 from vit_pytorch.layers.attention import BlockInputs
@@ -48,21 +48,29 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lite, not square": ({**LITE, "image_size": (96, 32)}, {**TIMM_LITE, "img_size": (96, 32)}),
     "lite, feed-forward": ({**LITE, "mlp_ratio": (8, 8, 4, 3)}, {**TIMM_LITE, "mlp_ratios": (8, 8, 4, 3)}),
 }
-KINDS = ("plain", "lite")
+
 NAMES = {"depth": "serial_depths"}
 
 
-def make_pair(option: str) -> tuple[CoaT, theirs.CoaT]:
-    """Ours, and timm's with random weights."""
-    ours, options = OPTIONS[option]
-    return CoaT(**{**OURS, **ours}).eval(), randomise(theirs.CoaT(**{**THEIRS, **options}))
+def shortened(name: str) -> Named:
+    """Leave one serial block in each scale, and two parallel ones; timm has `coat_small` whole only."""
+    less: dict[str, Any] = {} if name == "coat_small" else {"depth": (1, 1, 1, 1)}
+    if less and find_entry(name).config["parallel_depth"]:
+        less["parallel_depth"] = 2
+    return Named(name, less, {NAMES.get(n, n): v for n, v in less.items()})
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size))
+FAMILY = Family(
+    CoaT,
+    theirs.CoaT,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="coat",
+    named=[*map(shortened, list_models("coat_*")), Named("coat_tiny"), Named("coat_lite_tiny")],
+    trained=("plain", "lite"),
+)
+KINDS = ("plain", "lite")
 
 
 @torch.inference_mode()
@@ -70,7 +78,7 @@ def test_small_models(option: str) -> None:
 @pytest.mark.parametrize("indices", [None, [0], [0, 2], [1], [3]])
 def test_maps_of_scales(option: str, indices: list[int] | None) -> None:
     """Those that parallel blocks have are taken after them; with and without the norm of each scale."""
-    model, reference = make_pair(option)
+    model, reference = FAMILY.build(option)
     load_pretrained(model, reference.state_dict())
     x = images(*model.image_size)
     for norm in (False, True):
@@ -87,7 +95,7 @@ def test_maps_of_scales(option: str, indices: list[int] | None) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("option", KINDS)
 def test_features_are_the_class_tokens_and_the_last_map(option: str) -> None:
-    model, reference = make_pair(option)
+    model, reference = FAMILY.build(option)
     load_pretrained(model, reference.state_dict())
     x = images(64, 64)
     features, expected = model.forward_features(x), reference.forward_features(x)
@@ -97,47 +105,11 @@ def test_features_are_the_class_tokens_and_the_last_map(option: str) -> None:
     assert difference(features, want) < TOLERANCE
 
 
-@pytest.mark.parametrize("option", KINDS)
-def test_ten_steps_of_training(option: str) -> None:
-    """By AdamW, in training mode."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    check_steps(model, reference, images(64, 64, batch=4), rtol=1e-3, atol=1e-4)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("coat_*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With one serial block in each scale, and two parallel ones; timm has `coat_small` whole only."""
-    less: dict[str, Any] = {} if name == "coat_small" else {"depth": (1, 1, 1, 1)}
-    if less and find_entry(name).config["parallel_depth"]:
-        less["parallel_depth"] = 2
-    reference = randomise(timm.create_model(name, **{NAMES.get(n, n): v for n, v in less.items()}))
-    model = create_model(name, **less).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(*model.image_size, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", ["coat_tiny", "coat_lite_tiny"])
-def test_whole_models_equal_timms(name: str) -> None:
-    reference = randomise(timm.create_model(name, num_classes=10))
-    model = create_model(name, num_classes=10).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("coat_*")) == set(timm.list_models("coat_*"))
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("option", KINDS)
 def test_what_is_shared_is_read_under_any_of_its_names(option: str) -> None:
     """Files of safetensors hold one of them; where several differ, they are no weights of this model."""
-    model, reference = make_pair(option)
+    model, reference = FAMILY.build(option)
     state = reference.state_dict()
     shared = ("cpe1.", "crpe2.", "cpe4.")
     less = {name: tensor for name, tensor in state.items() if not name.startswith(shared)}
@@ -153,7 +125,7 @@ def test_what_is_shared_is_read_under_any_of_its_names(option: str) -> None:
 @torch.inference_mode()
 def test_norms_that_lite_does_not_use_are_left() -> None:
     """The authors' files have them; timm's reader leaves them, too."""
-    model, reference = make_pair("lite")
+    model, reference = FAMILY.build("lite")
     idle = {
         f"norm{k}.{p}": torch.ones(width)
         for k, width in ((1, 16), (2, 24), (3, 32))
@@ -169,7 +141,7 @@ def test_norms_that_lite_does_not_use_are_left() -> None:
 @pytest.mark.parametrize("option", KINDS)
 def test_images_of_any_size(option: str) -> None:
     """A model built for that size computes the same, with the same weights."""
-    model, reference = make_pair(option)
+    model, reference = FAMILY.build(option)
     load_pretrained(model, reference.state_dict())
     other = theirs.CoaT(**{**THEIRS, **OPTIONS[option][1], "img_size": (96, 128)}).eval()
     other.load_state_dict(reference.state_dict())

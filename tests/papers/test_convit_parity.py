@@ -5,24 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.convit import ConVit
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import (
-    TOLERANCE,
-    check_gradients,
-    check_layer_decay,
-    difference,
-    images,
-    randomise,
-)
-from vit_pytorch import create_model, load_pretrained
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import load_pretrained
 from vit_pytorch.convit import ConViT, OffsetWeights
-from vit_pytorch.pretrained import to_format
 
 OURS: dict[str, Any] = {
     "image_size": 32,
@@ -47,57 +39,30 @@ THEIRS: dict[str, Any] = {
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "biases": ({"qkv_bias": True}, {"qkv_bias": True}),
-    "no local layers": ({"local_layers": 0}, {"local_up_to_layer": 0}),
     "mean": ({"pool": "mean"}, {"global_pool": "avg"}),
     "no classes": ({"num_classes": 0}, {"num_classes": 0}),
 }
-
-
-def make_pair(option: str) -> tuple[ConViT, Any]:
-    """Ours and timm's with the same weights."""
-    ours, theirs = OPTIONS[option]
-    reference: Any = randomise(ConVit(**{**THEIRS, **theirs}))
-    model = ConViT(**{**OURS, **ours}).eval()
-    if option == "no local layers":
-        # A model without gates has no name of its own.
-        state = {**reference.state_dict(), "blocks.0.attn.gating_param": torch.zeros(0)}
-    else:
-        state = reference.state_dict()
-    load_pretrained(model, state)
-    assert model.load_report.format == "timm"
-    return model, reference
+FAMILY = Family(
+    ConViT,
+    ConVit,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="convit",
+    named=[Named("convit_tiny")],
+    maps=("plain", "mean"),
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("option", OPTIONS)
-def test_logits_and_maps_equal_timms(option: str) -> None:
-    model, reference = make_pair(option)
+def test_a_model_without_gates_has_no_name_of_its_own() -> None:
+    """Its weights are read where the file has the name of a gate."""
+    reference = randomise(ConVit(**{**THEIRS, "local_up_to_layer": 0}))
+    model = ConViT(**{**OURS, "local_layers": 0}).eval()
+    load_pretrained(model, {**reference.state_dict(), "blocks.0.attn.gating_param": torch.zeros(0)})
     x = images(32, 32)
     assert difference(model(x), reference(x)) < TOLERANCE
-    assert difference(model.forward_features(x), reference.forward_features(x)) < TOLERANCE
-    _, theirs = reference.forward_intermediates(x)
-    _, ours = model.forward_intermediates(x)
-    for a, b in zip(ours, theirs, strict=True):
-        assert difference(a, b) < TOLERANCE
-    written, state = to_format(model, "timm"), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[name].equal(state[name]) for name in state)
-
-
-@pytest.mark.parametrize("option", ["plain", "mean"])
-def test_gradients_and_layer_decay_equal_timms(option: str) -> None:
-    model, reference = make_pair(option)
-    check_gradients(model, reference, images(32, 32), "timm")
-    check_layer_decay(model, reference, "timm")
-
-
-@torch.inference_mode()
-def test_a_named_model_equals_timms() -> None:
-    reference: Any = randomise(timm.create_model("convit_tiny"))
-    model = create_model("convit_tiny")
-    load_pretrained(model, reference.state_dict())
-    x = images(224, 224, batch=1)
-    assert difference(model.eval()(x), reference(x)) < TOLERANCE
 
 
 def weights_in_loops(weights: OffsetWeights, height: int, width: int) -> Tensor:

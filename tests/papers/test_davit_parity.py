@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.davit import DaVit, checkpoint_filter_fn
 from transformers import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.davit import BetweenChannels, DaViT
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
@@ -48,49 +48,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scale by tokens alone": ({"channel_scale": "tokens"}, {"channel_attn_v2": True}),
     "scale by heads under names": ({"down_kernel_size": 3}, {"down_kernel_size": 3, "named_blocks": True}),
 }
-
-
-def make_pair(option: str) -> tuple[DaViT, DaVit]:
-    """Ours, and timm's with random weights."""
-    ours, theirs = OPTIONS[option]
-    return DaViT(**{**OURS, **ours}).eval(), randomise(DaVit(**{**THEIRS, **theirs}))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", ["odd maps", "Florence-2"])
-def test_maps_of_all_stages(option: str) -> None:
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    x = images(*model.image_size)
-    ours = model.forward_intermediates(x, intermediates_only=True)
-    theirs = reference.forward_intermediates(x, intermediates_only=True)
-    for one, other in zip(ours, theirs, strict=True):
-        # Maps are not normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(("name", "size"), [("davit_tiny", (224, 224)), ("davit_base_fl", (160, 224))])
-def test_named_model_equals_timms(name: str, size: tuple[int, int]) -> None:
-    reference = randomise(timm.create_model(name, num_classes=10))
-    model = create_model(name, num_classes=10).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(*size, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("davit*")) == set(timm.list_models("davit*"))
+FAMILY = Family(
+    DaViT,
+    DaVit,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="davit",
+    named=[Named("davit_tiny"), Named("davit_base_fl", size=(160, 224))],
+    maps=("odd maps", "Florence-2"),
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()

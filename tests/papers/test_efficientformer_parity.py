@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import efficientformer as theirs
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import (
     TOLERANCE,
-    check_gradients,
-    check_layer_decay,
-    check_steps,
     difference,
     images,
     randomise,
@@ -47,95 +44,39 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class Attention(theirs.Attention):
-    """timm's, which keeps the biases of a call without gradients for those with them."""
-
-    def get_attention_biases(self, device: torch.device) -> torch.Tensor:
-        return self.attention_biases[:, self.attention_bias_idxs]
-
-
-def make_pair(option: str) -> tuple[EfficientFormer, theirs.EfficientFormer]:
-    """Ours, and timm's with random weights, whose attention is always for maps of 7 x 7 cells, but here."""
-    ours, options = OPTIONS[option]
-    model = EfficientFormer(**{**OURS, **ours}).eval()
-    reference = theirs.EfficientFormer(**{**THEIRS, **options})
+def on_our_grid(model: EfficientFormer, reference: nn.Module) -> None:
+    """Give timm's attention, which is always for maps of 7 x 7 cells, the grid of ours."""
     grid = tuple(-(-side // model.strides[-1]) for side in model.image_size)
     for block in reference.stages[-1].blocks:
         if isinstance(block, theirs.MetaBlock1d):
-            block.token_mixer = Attention(24, resolution=grid)
-    return model, randomise(reference)
+            block.token_mixer = theirs.Attention(block.token_mixer.proj.out_features, resolution=grid)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    report = load_pretrained(model, reference.state_dict(), grid="model")
-    assert (report.format, report.resized, report.kept) == ("timm", {}, ())
-    x = images(*model.image_size)
-    with torch.inference_mode():
-        assert difference(model(x), reference(x)) < TOLERANCE
-    written, state = to_format(model, "timm"), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[name].equal(state[name]) for name in state)
-    check_gradients(model, reference, x, "timm")
-    check_layer_decay(model, reference, "timm")
-
-
-@torch.inference_mode()
-def test_maps_of_all_stages() -> None:
-    model, reference = make_pair("not square")
-    load_pretrained(model, reference.state_dict(), grid="model")
-    x = images(64, 96)
-    last, ours = model.forward_intermediates(x)
-    expected, maps = reference.forward_intermediates(x)
-    assert difference(last.flatten(2).mT, expected) < TOLERANCE
-    for one, other in zip(ours, maps, strict=True):
-        # Maps are not normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@pytest.mark.parametrize("option", ["plain", "all of the last stage attend"])
-def test_ten_steps_of_training(option: str) -> None:
-    """By AdamW, in training mode, with statistics of the batch."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict(), grid="model")
-    check_steps(model, reference, images(64, 64, batch=4), rtol=1e-3, atol=1e-4)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("efficientformer_*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With as many blocks as attend in the last stage, and one in each other."""
+def shortened(name: str) -> Named:
+    """Leave as many blocks as attend in the last stage and one more, and one in each other."""
     depth = (1, 1, 1, find_entry(name).config["attention_depth"] + 1)
-    reference = randomise(timm.create_model(name, depths=depth))
-    model = create_model(name, depth=depth).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
+    return Named(name, {"depth": depth}, {"depths": depth})
 
 
-@torch.inference_mode()
-def test_whole_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("efficientformer_l1", num_classes=10))
-    model = create_model("efficientformer_l1", num_classes=10).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("efficientformer_*")) == set(timm.list_models("efficientformer_*"))
+FAMILY = Family(
+    EfficientFormer,
+    theirs.EfficientFormer,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="efficientformer",
+    named=[*map(shortened, list_models("efficientformer_*")), Named("efficientformer_l1")],
+    maps=("not square",),
+    trained=("plain", "all of the last stage attend"),
+    prepare=on_our_grid,
+)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("attention_depth", [1, 3])
 def test_weights_of_the_authors(attention_depth: int) -> None:
     """timm's reader of the authors' files reads what is written; loading does, too."""
-    model, reference = make_pair(
+    model, reference = FAMILY.build(
         "one block attends" if attention_depth == 1 else "all of the last stage attend"
     )
     randomise(model, seed=3)
@@ -152,7 +93,7 @@ def test_weights_of_the_authors(attention_depth: int) -> None:
 @pytest.mark.parametrize("change", [{"attention_depth": 1}, {"attention_depth": 3}, {"depth": (1, 1, 3)}])
 def test_weights_of_another_depth_are_refused(change: dict[str, Any]) -> None:
     """Blocks that attend have weights of other names, and stand elsewhere in timm's files."""
-    model, reference = EfficientFormer(**{**OURS, **change}), make_pair("plain")[1]
+    model, reference = EfficientFormer(**{**OURS, **change}), FAMILY.build("plain")[1]
     with pytest.raises(ValueError, match="does not fit"):
         load_pretrained(model, reference.state_dict(), grid="model")
 
@@ -160,7 +101,7 @@ def test_weights_of_another_depth_are_refused(change: dict[str, Any]) -> None:
 @torch.inference_mode()
 def test_one_classifier_of_two() -> None:
     """A model without the second classifier takes the weights of the first; the head may be gone, too."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.build("plain")
     model = EfficientFormer(**{**OURS, "distilled": False}).eval()
     state = {n: p for n, p in reference.state_dict().items() if not n.startswith("head_dist")}
     assert load_pretrained(model, state, grid="model").kept == ()
@@ -171,7 +112,7 @@ def test_one_classifier_of_two() -> None:
 
 @torch.inference_mode()
 def test_logits_are_the_mean_of_two_classifiers() -> None:
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     load_pretrained(model, reference.state_dict(), grid="model")
     x = images(64, 64)
     assert isinstance(model.head, OneTokenHead)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import efficientformer_v2 as theirs
 from torch import nn
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import TOLERANCE as SINGLE
-from tests.papers.reference import check_parity, check_steps, difference, images, randomise, settle
+from tests.papers.reference import difference, images, randomise, settle
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.efficientformer_v2 import (
     ConvolvedAttention,
@@ -56,93 +56,40 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def make_pair(option: str) -> tuple[EfficientFormerV2, theirs.EfficientFormerV2]:
-    """Ours, and timm's with random weights, which keeps no biases of calls without gradients here."""
-    ours, options = OPTIONS[option]
-    reference = randomise(theirs.EfficientFormerV2(**{**THEIRS, **options}))
-    for part in reference.modules():
-        if isinstance(part, (theirs.Attention2d, theirs.Attention2dDownsample)):
-            part.get_attention_biases = lambda device, part=part: part.attention_biases[
-                :, part.attention_bias_idxs
-            ]
-    return EfficientFormerV2(**{**OURS, **ours}).double().eval(), reference.double()
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size).double(), grid="model")
-    with torch.no_grad():
-        load_pretrained(model, reference.state_dict(), grid="model")
-        x = images(*model.image_size).double()
-        assert difference(model(x), reference(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-def test_maps_of_all_stages() -> None:
-    model, reference = make_pair("not square")
-    load_pretrained(model, reference.state_dict(), grid="model")
-    x = images(64, 96).double()
-    last, ours = model.forward_intermediates(x)
-    expected, maps = reference.forward_intermediates(x)
-    for one, other in zip([last, *ours], [expected, *maps], strict=True):
-        # Maps are not normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@pytest.mark.parametrize("option", ["plain", "feed-forwards"])
-def test_ten_steps_of_training(option: str) -> None:
-    """By AdamW, in training mode, with statistics of the batch."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict(), grid="model")
-    check_steps(model, reference, images(64, 64, batch=4).double())
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("efficientformerv2_*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With as many blocks as attend in the last two stages, and one in each other."""
+def shortened(name: str) -> Named:
+    """Leave as many blocks as attend in the last two stages, one more in the first of them, one in others."""
     attending = find_entry(name).config["attention_depth"]
     depth = (1, 1, attending + 1, attending)
-    reference = randomise(timm.create_model(name, depths=depth, mlp_ratios=3)).double()
-    model = create_model(name, depth=depth, mlp_ratio=3).double().eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1).double()
-    want = reference(x)
-    assert difference(model(x), want) < TOLERANCE * want.abs().max()
+    return Named(name, {"depth": depth, "mlp_ratio": 3}, {"depths": depth, "mlp_ratios": 3})
 
 
-@torch.inference_mode()
-def test_whole_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("efficientformerv2_s0", num_classes=10)).double()
-    model = create_model("efficientformerv2_s0", num_classes=10).double().eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1).double()
-    want = reference(x)
-    assert difference(model(x), want) < TOLERANCE * want.abs().max()
+FAMILY = Family(
+    EfficientFormerV2,
+    theirs.EfficientFormerV2,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="efficientformer_v2",
+    named=[*map(shortened, list_models("efficientformerv2_*")), Named("efficientformerv2_s0")],
+    maps=("not square",),
+    trained=("plain", "feed-forwards"),
+    dtype=torch.float64,
+)
 
 
 @torch.inference_mode()
 def test_single_precision_is_near() -> None:
     """With statistics of a batch in the batch norms, as trained models have them."""
-    model, reference = make_pair("not square")
+    model, reference = FAMILY.build("not square")
     settle(reference.float(), images(64, 96, batch=4, seed=5))
     load_pretrained(model.float(), reference.state_dict(), grid="model")
     x = images(64, 96)
     assert difference(model(x), reference(x)) < SINGLE
 
 
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("efficientformerv2_*")) == set(timm.list_models(module="efficientformer_v2"))
-
-
 @torch.inference_mode()
 def test_logits_are_the_mean_of_two_classifiers() -> None:
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     load_pretrained(model, reference.state_dict(), grid="model")
     assert isinstance(model.head, OneTokenHead)
     x = images(64, 64).double()
@@ -155,7 +102,7 @@ def test_logits_are_the_mean_of_two_classifiers() -> None:
 
 def test_a_model_with_one_classifier_keeps_its_own() -> None:
     """The published one of labels is half of what was trained."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.build("plain")
     model = EfficientFormerV2(**{**OURS, "distilled": False})
     own = model.head.weight.clone()
     with pytest.warns(UserWarning, match="head.weight, head.bias are not from the state dict"):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import efficientvit_msra as theirs
 from torch import nn
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE as SINGLE
-from tests.papers.reference import check_parity, check_steps, difference, images, randomise, settle
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.reference import randomise
+from vit_pytorch import create_model, list_models
 from vit_pytorch.efficientvit_msra import CascadedGroupAttention, EfficientViT
 from vit_pytorch.layers.blocks import DropPath
 
@@ -53,80 +52,23 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def make_pair(option: str) -> tuple[EfficientViT, nn.Module]:
-    """Ours, and timm's with random weights, which keeps no biases of calls without gradients here."""
-    ours, options = OPTIONS[option]
-    model = EfficientViT(**{**OURS, **ours}).double().eval()
-    reference = randomise(theirs.EfficientVitMsra(**{**THEIRS, **options}))
-    settle(reference, images(*model.image_size, batch=16, seed=5))
-    for part in reference.modules():
-        if isinstance(part, theirs.CascadedGroupAttention):
-            part.get_attention_biases = lambda device, part=part: part.attention_biases[
-                :, part.attention_bias_idxs
-            ]
-    return model, reference.double()
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    x = images(*model.image_size).double()
-    check_parity(model, reference, x)
-    with torch.no_grad():
-        load_pretrained(model, reference.state_dict())
-        assert difference(model(x), reference(x)) < TOLERANCE
-        assert difference(model.float()(x.float()), reference.float()(x.float())) < SINGLE
-
-
-@torch.inference_mode()
-def test_maps_of_all_stages() -> None:
-    model, reference = make_pair("not square")
-    load_pretrained(model, reference.state_dict())
-    x = images(64, 96).double()
-    last, ours = model.forward_intermediates(x)
-    expected, maps = reference.forward_intermediates(x)
-    for one, other in zip([last, *ours], [expected, *maps], strict=True):
-        assert difference(one, other) < TOLERANCE
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@pytest.mark.parametrize("option", ["plain", "windows"])
-def test_ten_steps_of_training(option: str) -> None:
-    """By AdamW, in training mode, with statistics of the batch."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    check_steps(model, reference, images(96, 96, batch=4).double())
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("efficientvit_m*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With one block in each stage."""
-    reference = randomise(timm.create_model(name, depth=(1, 1, 1)))
-    settle(reference, images(224, 224, batch=4, seed=5))
-    model = create_model(name, depth=(1, 1, 1)).double().eval()
-    load_pretrained(model, reference.double().state_dict(), strict=True)
-    x = images(224, 224, batch=1).double()
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("size", [(224, 224), (160, 250)])
-def test_whole_model_equals_timms(size: tuple[int, int]) -> None:
-    """At its size, and at another one."""
-    reference = randomise(timm.create_model("efficientvit_m0", num_classes=10))
-    settle(reference, images(224, 224, batch=4, seed=5))
-    model = create_model("efficientvit_m0", num_classes=10).double().eval()
-    load_pretrained(model, reference.double().state_dict(), strict=True)
-    x = images(*size, batch=1).double()
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("efficientvit_m*")) == set(timm.list_models(module="efficientvit_msra"))
+FAMILY = Family(
+    EfficientViT,
+    theirs.EfficientVitMsra,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="efficientvit_msra",
+    named=[
+        *(Named(name, {"depth": (1, 1, 1)}, {"depth": (1, 1, 1)}) for name in list_models("efficientvit_m*")),
+        Named("efficientvit_m0"),
+        Named("efficientvit_m0", size=(160, 250)),
+    ],
+    maps=("not square",),
+    trained=("plain", "windows"),
+    dtype=torch.float64,
+    batch=16,
+)
 
 
 @torch.inference_mode()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.gcvit import GlobalContextVit
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.reference import images, randomise
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.gc_vit import GCViT, GlobalAttention
 from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.blocks import DropPath
@@ -47,49 +47,22 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no bias": ({"qkv_bias": False}, {"qkv_bias": False}),
     "epsilon": ({"norm_eps": 1e-3}, {"norm_eps": 1e-3}),
 }
-
-
-def make_pair(option: str) -> tuple[GCViT, GlobalContextVit]:
-    """Ours, and timm's with random weights."""
-    ours, theirs = OPTIONS[option]
-    return GCViT(**{**OURS, **ours}).eval(), randomise(GlobalContextVit(**{**THEIRS, **theirs}))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size), grid="model")
-
-
-@torch.inference_mode()
-def test_maps_of_all_stages() -> None:
-    """timm's last stage has the final norm in it."""
-    model, reference = make_pair("not square")
-    load_pretrained(model, reference.state_dict(), grid="model")
-    x = images(*model.image_size)
-    ours = model.forward_intermediates(x, norm=True, intermediates_only=True)
-    theirs = reference.forward_intermediates(x, intermediates_only=True)
-    for one, other in zip(ours, theirs, strict=True):
-        # Maps between stages are not normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(("name", "size"), [("gcvit_xxtiny", 224), ("gcvit_small", 128)])
-def test_named_model_equals_timms(name: str, size: int) -> None:
-    reference = randomise(timm.create_model(name, num_classes=10, img_size=size))
-    model = create_model(name, num_classes=10, image_size=size).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(size, size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("gcvit*")) == set(timm.list_models("gcvit*"))
+FAMILY = Family(
+    GCViT,
+    GlobalContextVit,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="gcvit",
+    named=[
+        Named("gcvit_xxtiny"),
+        Named("gcvit_small", {"image_size": 128}, {"img_size": 128}),
+    ],
+    maps=("not square",),
+    # timm's last stage has the final norm in it.
+    norms=[(True, False)],
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()

@@ -11,11 +11,10 @@ from timm.models.hiera import checkpoint_filter_fn
 from torch import Tensor, nn
 from transformers import HieraConfig, HieraForImageClassification
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import (
     TOLERANCE,
-    check_gradients,
-    check_layer_decay,
     difference,
     images,
     randomise,
@@ -54,42 +53,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "no classes": ({"num_classes": 0}, {"num_classes": 0}),
 }
-
-
-def make_pair(option: str) -> tuple[Hiera, Any]:
-    """Ours and timm's with the same weights."""
-    ours, theirs = OPTIONS[option]
-    reference = randomise(TimmHiera(**{**THEIRS, **theirs}))
-    model = Hiera(**{**OURS, **ours}).eval()
-    load_pretrained(model, reference.state_dict(), grid="model")
-    assert model.load_report.format == "timm"
-    return model, reference
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", OPTIONS)
-def test_logits_and_maps_equal_timms(option: str) -> None:
-    model, reference = make_pair(option)
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    _, theirs = reference.forward_intermediates(x)
-    _, ours = model.forward_intermediates(x)
-    for a, b in zip(ours, theirs, strict=True):
-        # Maps are not normed, and grow.
-        assert difference(a, b) < TOLERANCE * b.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-    written, state = to_format(model, "timm"), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[name].equal(state[name]) for name in state)
-
-
-@pytest.mark.parametrize("option", ["plain", "absolute window positions", "pooled shortcut"])
-def test_gradients_and_layer_decay_equal_timms(option: str) -> None:
-    model, reference = make_pair(option)
-    check_gradients(model, reference, images(64, 64), "timm")
-    check_layer_decay(model, reference, "timm")
+FAMILY = Family(
+    Hiera,
+    TimmHiera,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="hiera",
+    named=[Named("hiera_tiny_224", {"depth": (1, 1, 1, 1)}, {"stages": (1, 1, 1, 1)})],
+    maps=tuple(OPTIONS),
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.levit import Levit, LevitDistilled
 from torch import nn
 from transformers import LevitConfig, LevitForImageClassification, LevitForImageClassificationWithTeacher
 
+from tests.papers.family import Family, Named
 from tests.papers.reference import (
     TOLERANCE,
-    check_gradients,
-    check_layer_decay,
     difference,
     images,
     randomise,
@@ -57,65 +55,32 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def make_timm(distilled: bool = False, **arguments: Any) -> nn.Module:
+    return (LevitDistilled if distilled else Levit)(**arguments)
+
+
+FAMILY = Family(
+    LeViT,
+    make_timm,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="levit",
+    named=[Named("levit_128s")],
+    maps=("distilled", "odd maps"),
+    trained=("one head", "distilled"),
+)
+
+
 def build(**changes: Any) -> LeViT:
     model = LeViT(**{**OURS, **changes})
     randomise(model)
     return model
 
 
-def build_timm(distilled: bool = False, **changes: Any) -> nn.Module:
-    return randomise((LevitDistilled if distilled else Levit)(**{**THEIRS, **changes}))
-
-
-def make_pair(name: str) -> tuple[LeViT, nn.Module]:
-    """Ours and timm's with the same weights."""
-    ours, theirs = OPTIONS[name]
-    reference = build_timm(**theirs)
-    model = LeViT(**{**OURS, **ours})
-    load_pretrained(model, reference.state_dict(), grid="model")
-    return model.eval(), reference
-
-
-@pytest.fixture(params=OPTIONS)
-def pair(request: pytest.FixtureRequest) -> tuple[LeViT, nn.Module]:
-    return make_pair(request.param)
-
-
-@torch.inference_mode()
-def test_logits_equal_timms(pair: tuple[LeViT, nn.Module]) -> None:
-    model, reference = pair
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    tokens = model.forward_features(x).flatten(2).transpose(1, 2)
-    assert difference(tokens, reference.forward_features(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("indices", [None, 2, [0, -1]])
-@pytest.mark.parametrize("name", ["distilled", "odd maps"])
-def test_maps_of_the_stages_equal_timms(name: str, indices: Any) -> None:
-    model, reference = make_pair(name)
-    x = images(*model.image_size)
-    ours = model.forward_intermediates(x, indices, intermediates_only=True)
-    theirs = reference.forward_intermediates(x, indices, intermediates_only=True)
-    assert len(ours) == len(theirs)
-    assert all(difference(a, b) < TOLERANCE for a, b in zip(ours, theirs, strict=True))
-    assert [info["reduction"] for info in model.feature_info] == [16, 32, 64]
-    assert model.feature_info == [dict(info) for info in reference.feature_info]
-
-
-@torch.inference_mode()
-def test_checkpoint_goes_back_to_timm(pair: tuple[LeViT, nn.Module]) -> None:
-    model, reference = pair
-    written = to_format(model, "timm")
-    want = reference.state_dict()
-    assert written.keys() == want.keys()
-    assert all(written[name].equal(tensor) for name, tensor in want.items())
-
-
 @torch.inference_mode()
 def test_checkpoint_of_convolutions_is_read_and_goes_back() -> None:
-    reference = build_timm(distilled=True, use_conv=True)
+    reference = randomise(make_timm(**THEIRS, distilled=True, use_conv=True))
     model = LeViT(**OURS, distilled=True).eval()
     report = load_pretrained(model, reference.state_dict(), strict=True)
     assert report.format == "timm, convolutions"
@@ -124,13 +89,6 @@ def test_checkpoint_of_convolutions_is_read_and_goes_back() -> None:
     written, want = to_format(model, report.format), reference.state_dict()
     assert written.keys() == want.keys()
     assert all(written[name].equal(tensor) for name, tensor in want.items())
-
-
-def test_gradients_and_layer_decay_equal_timms() -> None:
-    model, reference = make_pair("distilled")
-    # Some gradients are so small that single precision rounds them.
-    check_gradients(model.double(), reference.double(), images(64, 64).double(), "timm")
-    check_layer_decay(model, reference, "timm")
 
 
 @torch.inference_mode()
@@ -226,7 +184,7 @@ def test_checkpoint_of_another_model_is_refused(name: str, change: dict[str, Any
 
 @pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_classifiers_of_other_classes_stay_new() -> None:
-    reference = build_timm(distilled=True)
+    reference = randomise(make_timm(**THEIRS, distilled=True))
     model = LeViT(**{**OURS, "num_classes": 3, "distilled": True}).eval()
     before = copy.deepcopy(model.head.state_dict())
     report = load_pretrained(model, reference.state_dict())
@@ -244,7 +202,7 @@ def test_classifiers_of_other_classes_stay_new() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["one head", "distilled", "no head", "odd maps"])
 def test_fused_model_computes_the_same(name: str) -> None:
-    model, reference = make_pair(name)
+    model, reference = FAMILY.pair(name)
     fused = model.fuse()
     x = images(*model.image_size)
     assert difference(fused(x), model(x)) < TOLERANCE
@@ -317,7 +275,7 @@ def test_smaller_input_has_the_biases_of_its_offsets(size: tuple[int, int]) -> N
 
 @torch.inference_mode()
 def test_biases_are_interpolated_for_another_image_size() -> None:
-    model, reference = make_pair("distilled")
+    model, reference = FAMILY.pair("distilled")
     assert isinstance(model, LeViT)
     larger = LeViT(**{**OURS, "image_size": (96, 128), "distilled": True}).eval()
     report = load_pretrained(larger, reference.state_dict())
@@ -369,7 +327,7 @@ def test_attention_between_stages() -> None:
 
 
 def test_distilled_logits_are_the_mean_and_can_be_told_apart() -> None:
-    model, reference = make_pair("distilled")
+    model, reference = FAMILY.pair("distilled")
     x = images(64, 64)
     for net in (model, reference):
         net.train()
@@ -436,15 +394,3 @@ def test_larger_images_and_other_poolings_are_refused() -> None:
         model(images(64, 65))
     with pytest.raises(ValueError, match="pooling cannot be 'token'"):
         model.reset_classifier(5, "token")
-
-
-@torch.inference_mode()
-def test_named_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("levit_128s"))
-    model = create_model("levit_128s").eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    want = reference(x)
-    # Without LayerNorm random weights let the stream grow from block to block.
-    for net in (model, model.fuse()):
-        assert difference(net(x), want) < 1e-6 * want.abs().max()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg, checkpoint_filter_fn
 from torch import Tensor
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.attention import Attention, BlockInputs
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.layers.positions import axis_embeddings
@@ -46,51 +46,34 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def make_pair(option: str) -> tuple[MViTv2, MultiScaleVit]:
-    """Ours, and timm's with random weights."""
-    ours, theirs = OPTIONS[option]
-    reference = MultiScaleVit(MultiScaleVitCfg(**{**THEIRS, **theirs}), img_size=64, num_classes=7)
-    return MViTv2(**{**OURS, **ours}).eval(), randomise(reference)
+def make_timm(**changes: Any) -> MultiScaleVit:
+    return MultiScaleVit(MultiScaleVitCfg(**changes), img_size=64, num_classes=7)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay.
-
-    In double precision: a bias of keys changes no weight, and its gradient is rounding alone.
-    """
-    model, reference = make_pair(option)
-    check_parity(model.double(), reference.double(), images(64, 64).double())
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", OPTIONS)
-def test_logits_and_maps_of_all_stages(option: str) -> None:
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    x = images(64, 64)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    for norm in (False, True):
-        ours = model.forward_intermediates(x, norm=norm, intermediates_only=True)
-        theirs = reference.forward_intermediates(x, norm=norm, intermediates_only=True)
-        for one, other in zip(ours, theirs, strict=True):
-            # Maps are not normed, and grow.
-            assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
+FAMILY = Family(
+    MViTv2,
+    make_timm,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="mvitv2",
+    named=[Named("mvitv2_tiny")],
+    maps=tuple(OPTIONS),
+    norms=[(False, False), (True, True)],
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("option", ["plain", "class token", "wider feed-forward"])
 def test_weights_of_the_authors(option: str) -> None:
     """timm's reader of the authors' files reads what is written; loading does, too."""
-    model, reference = make_pair(option)
+    model, reference = FAMILY.build(option)
     randomise(model)
     written = to_format(model, "facebookresearch")
     assert "blocks.6.attn.rel_pos_h" in written
     reference.load_state_dict(checkpoint_filter_fn({"model_state": dict(written)}, reference))
-    again, _ = make_pair(option)
+    again, _ = FAMILY.build(option)
     report = load_pretrained(again, {"model_state": written})
     assert (report.format, report.kept, report.dropped) == ("facebookresearch", (), ())
     x = images(64, 64)
@@ -101,7 +84,7 @@ def test_weights_of_the_authors(option: str) -> None:
 @torch.inference_mode()
 def test_weights_of_another_size() -> None:
     """Embeddings of offsets are stretched as timm's reader does, on loading and by `set_input_size`."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.build("plain")
     wider = MultiScaleVit(MultiScaleVitCfg(**THEIRS), img_size=96, num_classes=7).eval()
     wider.load_state_dict(checkpoint_filter_fn(dict(reference.state_dict()), wider))
     model = MViTv2(**{**OURS, "image_size": 96}).eval()
@@ -109,26 +92,12 @@ def test_weights_of_another_size() -> None:
     assert report.resized["stages.1.blocks.1.attention.positions"] == ((8, 8), (12, 12))
     x = images(96, 96)
     assert difference(model(x), wider(x)) < TOLERANCE
-    resized, _ = make_pair("plain")
+    resized, _ = FAMILY.build("plain")
     load_pretrained(resized, reference.state_dict())
     # of its own accord, then for good
     assert difference(resized(x), model(x)) < TOLERANCE
     resized.set_input_size(96)
     assert difference(resized(x), model(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", ["mvitv2_tiny"])
-def test_named_model_equals_timms(name: str) -> None:
-    reference = randomise(timm.create_model(name, num_classes=10))
-    model = create_model(name, num_classes=10).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("mvitv2*")) == set(timm.list_models("mvitv2*"))
 
 
 def pool_in_loops(

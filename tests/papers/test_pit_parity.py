@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from timm.models.pit import PoolingVisionTransformer, checkpoint_filter_fn
 
-from tests.papers.reference import TOLERANCE, difference, images, randomise
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.family import Family, Named
+from tests.papers.reference import TOLERANCE, difference, images
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.tokens import DistilledHead
 from vit_pytorch.pit import HeadPool, PiT
 from vit_pytorch.pretrained import to_format
@@ -51,42 +52,26 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "no head": ({"num_classes": 0}, {"num_classes": 0}),
 }
-
-
-def make_pair(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[PiT, PoolingVisionTransformer]:
-    """Ours and timm's with the same weights."""
-    reference = PoolingVisionTransformer(**{**THEIRS, **theirs})
-    randomise(reference)
-    model = PiT(**{**OURS, **ours})
-    load_pretrained(model, reference.state_dict(), grid="model")
-    return model.eval(), reference
-
-
-@pytest.fixture(params=OPTIONS)
-def pair(request: pytest.FixtureRequest) -> tuple[PiT, PoolingVisionTransformer]:
-    return make_pair(*OPTIONS[request.param])
-
-
-@torch.inference_mode()
-def test_logits_equal_timms(pair: tuple[PiT, PoolingVisionTransformer]) -> None:
-    model, reference = pair
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    tokens = model.forward_features(x)[:, : model.num_prefix_tokens]
-    assert difference(tokens, reference.forward_features(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("indices", [None, 2, [0, -1]])
-@pytest.mark.parametrize("name", ["distilled", "not square", "two stages"])
-def test_maps_of_the_stages_equal_timms(name: str, indices: Any) -> None:
-    model, reference = make_pair(*OPTIONS[name])
-    x = images(*model.image_size)
-    last, ours = model.forward_intermediates(x, indices)
-    expected, theirs = reference.forward_intermediates(x, indices)
-    assert difference(last[:, : model.num_prefix_tokens], expected) < TOLERANCE
-    assert len(ours) == len(theirs)
-    assert all(difference(a, b) < TOLERANCE for a, b in zip(ours, theirs, strict=True))
+FAMILY = Family(
+    PiT,
+    PoolingVisionTransformer,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="pit",
+    named=[
+        Named("pit_ti_224"),
+        Named("pit_ti_distilled_224"),
+        *(
+            Named(name, {"depth": (1, 1, 1)}, {"depth": (1, 1, 1)})
+            for name in ("pit_xs_224", "pit_s_distilled_224", "pit_b_224")
+        ),
+    ],
+    maps=("distilled", "not square", "two stages"),
+    # timm has no groups for it, and cuts the list of its weights into twelves.
+    layers=False,
+    trained=("plain", "distilled"),
+)
 
 
 @torch.inference_mode()
@@ -104,7 +89,7 @@ def test_maps_and_strides() -> None:
 
 @torch.inference_mode()
 def test_the_final_norm_acts_on_the_last_stage_alone() -> None:
-    model, _ = make_pair(*OPTIONS["plain"])
+    model, _ = FAMILY.pair("plain")
     x = images(48, 48)
     final, normed = model.forward_intermediates(x, norm=True, output_fmt="NLC", return_prefix_tokens=True)
     _, bare = model.forward_intermediates(x, output_fmt="NLC", return_prefix_tokens=True)
@@ -115,25 +100,6 @@ def test_the_final_norm_acts_on_the_last_stage_alone() -> None:
     assert torch.cat(bare[2][::-1], dim=1).equal(final) is False
     early = model.forward_intermediates(x, [0], stop_early=True, output_fmt="NLC", intermediates_only=True)
     assert early[0].equal(bare[0][0])
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    ("name", "depth"),
-    [
-        ("pit_ti_224", (2, 6, 4)),
-        ("pit_ti_distilled_224", (2, 6, 4)),
-        ("pit_xs_224", (1, 1, 1)),
-        ("pit_s_distilled_224", (1, 1, 1)),
-        ("pit_b_224", (1, 1, 1)),
-    ],
-)
-def test_named_model_equals_timms(name: str, depth: tuple[int, ...]) -> None:
-    reference = randomise(timm.create_model(name, depth=depth))
-    model = create_model(name, depth=depth).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -151,28 +117,15 @@ def test_parameter_count_is_the_published_one(name: str, parameters: int) -> Non
     assert find_entry(name).parameters == parameters
 
 
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("pit_*")) == set(timm.list_models("pit_*"))
-
-
-def test_weights_go_back_to_timm(pair: tuple[PiT, PoolingVisionTransformer]) -> None:
-    model, reference = pair
-    written = to_format(model, "timm")
-    state = reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(torch.equal(written[name], state[name]) for name in state)
-
-
 @pytest.mark.parametrize("name", ["plain", "distilled", "two stages"])
 def test_authors_names(name: str) -> None:
     """The authors' files keep the pools apart from the stages; timm's own reader translates them, too."""
-    ours, theirs = OPTIONS[name]
-    model, reference = make_pair(ours, theirs)
+    model, reference = FAMILY.pair(name)
     state = {
         key.replace("transformers.1.pool.", "pools.0.").replace("transformers.2.pool.", "pools.1."): tensor
         for key, tensor in reference.state_dict().items()
     }
-    again = PiT(**{**OURS, **ours})
+    again = PiT(**{**OURS, **OPTIONS[name][0]})
     assert load_pretrained(again, state).format == "pit"
     assert all(model.state_dict()[key].equal(tensor) for key, tensor in again.state_dict().items())
     written = to_format(again, "pit")
@@ -183,7 +136,7 @@ def test_authors_names(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*have their initial values:UserWarning")
 def test_new_number_of_classes_replaces_both_heads() -> None:
-    model, _ = make_pair(*OPTIONS["distilled"])
+    model, _ = FAMILY.pair("distilled")
     other = PiT(**{**OURS, "num_classes": 5}, distilled=True)
     report = load_pretrained(other, model.state_dict())
     assert set(report.kept) == {
@@ -196,7 +149,7 @@ def test_new_number_of_classes_replaces_both_heads() -> None:
 
 
 def test_positions_are_interpolated_in_two_dimensions() -> None:
-    model, reference = make_pair(*OPTIONS["plain"])
+    model, reference = FAMILY.pair("plain")
     larger = PiT(**{**OURS, "image_size": (48, 64)}).eval()
     report = load_pretrained(larger, model.state_dict(), grid=(11, 11))
     assert report.resized == {"positions.table": ((11, 11), (11, 15))}
@@ -237,7 +190,7 @@ def test_pooling_is_one_grouped_convolution() -> None:
 
 
 def test_positions_belong_to_the_patches_alone() -> None:
-    model, _ = make_pair(*OPTIONS["distilled"])
+    model, _ = FAMILY.pair("distilled")
     assert model.positions.table.shape == (1, 11 * 11, 24)
     tokens = model.embed(images(48, 48))
     assert tokens[:, :2].equal(model.tokens.expand(2, -1, -1))
@@ -252,14 +205,14 @@ def test_every_block_projects_and_has_biases() -> None:
 
 
 def test_smaller_image_has_the_positions_of_the_same_places() -> None:
-    model, _ = make_pair(*OPTIONS["plain"])
+    model, _ = FAMILY.pair("plain")
     x = images(48, 48)
     part = model.embed(x[..., :24, :40])[:, 1:].unflatten(1, (5, 9))
     assert part.allclose(model.embed(x)[:, 1:].unflatten(1, (11, 11))[:, :5, :9], atol=1e-6)
 
 
 def test_distilled_logits_are_the_mean_in_training_too() -> None:
-    model, reference = make_pair(*OPTIONS["distilled"])
+    model, reference = FAMILY.pair("distilled")
     x = images(48, 48)
     for net in (model, reference):
         net.train()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import pvt_v2 as theirs
 from transformers import PvtV2Config, PvtV2ForImageClassification
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, check_steps, difference, images, randomise
+from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.attention import CrossAttention
 from vit_pytorch.layers.blocks import DropPath
@@ -47,68 +47,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear, odd maps": ({**LINEAR, "image_size": (50, 91)}, {"linear": True}),
 }
 KINDS = ("plain", "linear")
-
-
-def make_pair(option: str) -> tuple[PVTv2, theirs.PyramidVisionTransformerV2]:
-    """Ours, and timm's with random weights."""
-    ours, options = OPTIONS[option]
-    reference = randomise(theirs.PyramidVisionTransformerV2(**{**THEIRS, **options}))
-    return PVTv2(**{**OURS, **ours}).eval(), reference
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", ["not square", "linear"])
-def test_maps_of_all_stages(option: str) -> None:
-    """Each stage norms its own."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    x = images(*model.image_size)
-    last, ours = model.forward_intermediates(x)
-    expected, maps = reference.forward_intermediates(x)
-    for one, other in zip([last, *ours], [expected, *maps], strict=True):
-        assert difference(one, other) < TOLERANCE
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@pytest.mark.parametrize("option", KINDS)
-def test_ten_steps_of_training(option: str) -> None:
-    """By AdamW, in training mode, in double precision."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    check_steps(model.double(), reference.double(), images(64, 64, batch=4).double())
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("pvt_v2_*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With one block in each stage."""
-    reference = randomise(timm.create_model(name, depths=(1, 1, 1, 1)))
-    model = create_model(name, depth=(1, 1, 1, 1)).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-def test_whole_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("pvt_v2_b0", num_classes=10))
-    model = create_model("pvt_v2_b0", num_classes=10).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("pvt_v2_*")) == set(timm.list_models(module="pvt_v2"))
+FAMILY = Family(
+    PVTv2,
+    theirs.PyramidVisionTransformerV2,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="pvt_v2",
+    named=[
+        *(Named(name, {"depth": (1,) * 4}, {"depths": (1,) * 4}) for name in list_models("pvt_v2_*")),
+        Named("pvt_v2_b0"),
+    ],
+    maps=("not square", "linear"),
+    trained=("plain", "linear"),
+)
 
 
 @torch.inference_mode()
@@ -139,14 +91,14 @@ def test_equals_transformers(option: str) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("option", KINDS)
 def test_the_authors_names_are_those_that_timm_reads(option: str) -> None:
-    model, reference = make_pair(option)
+    model, reference = FAMILY.build(option)
     load_pretrained(model, reference.state_dict())
     published = to_format(model, "PVT")
-    fresh = make_pair(option)[1]
+    fresh = FAMILY.build(option)[1]
     fresh.load_state_dict(theirs.checkpoint_filter_fn(dict(published), fresh), strict=True)
     for key, tensor in reference.state_dict().items():
         assert fresh.state_dict()[key].equal(tensor)
-    other = make_pair(option)[0]
+    other = FAMILY.build(option)[0]
     assert load_pretrained(other, published, strict=True).format == "PVT"
     assert all(other.state_dict()[key].equal(tensor) for key, tensor in model.state_dict().items())
 
@@ -218,7 +170,7 @@ def test_feed_forward_in_plain_loops(relu: bool) -> None:
 @torch.inference_mode()
 def test_least_image() -> None:
     """In which the first map, which is rounded up, holds one square."""
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     load_pretrained(model, reference.state_dict())
     x = images(29, 40)
     assert difference(model(x), reference(x)) < TOLERANCE

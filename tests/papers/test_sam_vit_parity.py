@@ -5,22 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM, checkpoint_filter_fn
 from torch import Tensor
 from transformers import SamVisionConfig, SamVisionModel
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import (
     TOLERANCE,
-    check_gradients,
-    check_layer_decay,
     difference,
     images,
     randomise,
 )
-from vit_pytorch import create_model, load_pretrained
+from vit_pytorch import load_pretrained
 from vit_pytorch.layers.positions import DecomposedPositions
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.sam_vit import SAMViT
@@ -61,44 +59,25 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no neck": ({"neck_dim": None, "positions": "none"}, {"neck_chans": None, "use_abs_pos": False}),
     "no classes": ({"num_classes": 0}, {"num_classes": 0}),
 }
-
-
-def make_pair(option: str) -> tuple[SAMViT, Any]:
-    """Ours and timm's with the same weights."""
-    ours, theirs = OPTIONS[option]
-    reference = randomise(VisionTransformerSAM(**{**THEIRS, **theirs}))
-    model = SAMViT(**{**OURS, **ours}).eval()
-    load_pretrained(model, reference.state_dict(), grid="model")
-    assert model.load_report.format == "timm"
-    return model, reference
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", OPTIONS)
-def test_logits_and_maps_equal_timms(option: str) -> None:
-    model, reference = make_pair(option)
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    features = model.forward_features(x).transpose(1, 2).unflatten(2, model.grid.shape)
-    assert difference(features, reference.forward_features(x)) < TOLERANCE
-    for norm in (False, True):
-        _, theirs = reference.forward_intermediates(x, norm=norm)
-        _, ours = model.forward_intermediates(x, norm=norm)
-        for a, b in zip(ours, theirs, strict=True):
-            assert difference(a, b) < TOLERANCE * b.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-    written, state = to_format(model, "timm"), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[name].equal(state[name]) for name in state)
+FAMILY = Family(
+    SAMViT,
+    VisionTransformerSAM,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="vision_transformer_sam",
+    named=[Named("samvit_base_patch16_224")],
+    maps=("plain", "whole windows", "not square", "no neck"),
+    norms=[(False, False), (True, True)],
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(24, 24), (48, 32), (60, 44)])
 def test_images_of_any_size(size: tuple[int, int]) -> None:
     """Positions are stretched, those that are added and those inside attention."""
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.pair("plain")
     x = images(*size)
     assert difference(model(x), reference(x)) < TOLERANCE
 
@@ -106,7 +85,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
 @torch.inference_mode()
 def test_weights_of_another_size() -> None:
     """They are stretched when they are loaded, and when the input becomes another one, alike."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.pair("plain")
     model = SAMViT(**{**OURS, "image_size": 48}).eval()
     report = load_pretrained(model, reference.state_dict())
     assert report.resized == {
@@ -115,16 +94,9 @@ def test_weights_of_another_size() -> None:
     }
     x = images(48, 48)
     assert difference(model(x), reference(x)) < TOLERANCE
-    resized, _ = make_pair("plain")
+    resized, _ = FAMILY.pair("plain")
     resized.set_input_size(48)
     assert difference(resized(x), model(x)) < TOLERANCE
-
-
-@pytest.mark.parametrize("option", ["plain", "no neck"])
-def test_gradients_and_layer_decay_equal_timms(option: str) -> None:
-    model, reference = make_pair(option)
-    check_gradients(model, reference, images(32, 32), "timm")
-    check_layer_decay(model, reference, "timm")
 
 
 @torch.inference_mode()
@@ -164,15 +136,6 @@ def test_weights_of_transformers() -> None:
     written, state = to_format(model, "transformers"), reference.state_dict()
     assert written.keys() == state.keys()
     assert all(written[name].equal(state[name]) for name in state)
-
-
-@torch.inference_mode()
-def test_a_named_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("samvit_base_patch16_224"))
-    model = create_model("samvit_base_patch16_224")
-    load_pretrained(model, reference.state_dict())
-    x = images(224, 224, batch=1)
-    assert difference(model.eval()(x), reference(x)) < TOLERANCE
 
 
 def products_in_loops(positions: DecomposedPositions, q: Tensor, height: int, width: int) -> Tensor:

@@ -11,17 +11,16 @@ import torch
 from timm.models import swin_transformer_v2_cr as theirs
 from torch import nn
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import (
     TOLERANCE,
-    check_parity,
-    check_steps,
     difference,
     images,
     randomise,
     shapes_only,
 )
-from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.swin_v2_cr import SwinTransformerV2CR
 
@@ -58,62 +57,40 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"window_size": ((2, 4), (4, 2), (3, 3))},
     ),
     "an eighth of the map": ({"window_size": 2}, {"window_size": None}),
+    "no classes": ({"num_classes": 0}, {"num_classes": 0}),
     "narrow": ({"mlp_ratio": 2.5, "patch_size": 2}, {"mlp_ratio": 2.5, "patch_size": 2}),
 }
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Draw all weights, and the logarithms of the factor on cosines from 1.5 to 3."""
-    randomise(model)
-    for name, parameter in model.named_parameters():
-        if name.endswith("logit_scale"):
-            nn.init.uniform_(parameter, 1.5, 3.0, generator=torch.Generator().manual_seed(3))
-    return model
+def without_dropout(model: SwinTransformerV2CR, reference: nn.Module) -> None:
+    """Let the network of timm's positions drop nothing in training."""
+    for part in reference.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
 
 
-def make_pair(option: str, **more: Any) -> tuple[SwinTransformerV2CR, Any]:
-    """Ours, and timm's with random weights."""
-    ours, options = OPTIONS[option]
-    model = SwinTransformerV2CR(**{**OURS, **ours}).eval()
-    return model, randomised(theirs.SwinTransformerV2Cr(**{**THEIRS, **options, **more}))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size))
-
-
-@torch.inference_mode()
-def test_no_classes() -> None:
-    reference = randomised(theirs.SwinTransformerV2Cr(**{**THEIRS, "num_classes": 0}))
-    model = SwinTransformerV2CR(**{**OURS, "num_classes": 0}).eval()
-    load_pretrained(model, reference.state_dict())
-    assert difference(model(images(64, 64)), reference(images(64, 64))) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", ["norms of stages", "maps that are no multiple"])
-def test_maps_of_all_stages(option: str) -> None:
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    x = images(*model.image_size)
-    last, ours = model.forward_intermediates(x)
-    expected, maps = reference.forward_intermediates(x)
-    for one, other in zip([last, *ours], [expected, *maps], strict=True):
-        # Maps between stages need not be normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
+FAMILY = Family(
+    SwinTransformerV2CR,
+    theirs.SwinTransformerV2Cr,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="swin_transformer_v2_cr",
+    named=[
+        Named("swinv2_cr_tiny_ns_224"),
+        Named("swinv2_cr_small_ns_256", {"depth": (1, 1, 2, 1)}, {"depths": (1, 1, 2, 1)}),
+    ],
+    maps=("norms of stages", "maps that are no multiple"),
+    trained=("norms of stages",),
+    prepare=without_dropout,
+)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(32, 32), (60, 92), (8, 64)])
 def test_other_sizes_equal_timms(size: tuple[int, int]) -> None:
     """Windows are those of the customary input, on maps that they do not divide, and smaller ones."""
-    model, reference = make_pair("plain", dynamic_img_size=True)
+    model, reference = FAMILY.build("plain", dynamic_img_size=True)
     load_pretrained(model, reference.state_dict())
     assert difference(model(images(*size)), reference(images(*size))) < TOLERANCE
 
@@ -122,34 +99,12 @@ def test_other_sizes_equal_timms(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("window", [6, 3])
 def test_another_window_equals_timms(window: int) -> None:
     """The network computes the biases of any."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.build("plain")
     state = reference.state_dict()
     reference.set_input_size((16 * window, 16 * window), window_size=window)
     model = SwinTransformerV2CR(**{**OURS, "window_size": window, "image_size": 16 * window}).eval()
     assert load_pretrained(model, state).resized == {}
     x = images(16 * window, 16 * window)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_ten_steps_of_training() -> None:
-    """By AdamW, in training mode, but for timm's dropout of the network of positions."""
-    model, reference = make_pair("norms of stages")
-    load_pretrained(model, reference.state_dict())
-    for part in reference.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    check_steps(model, reference, images(64, 64, batch=4), rtol=1e-3, atol=1e-4)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    ("name", "depth"), [("swinv2_cr_tiny_ns_224", (2, 2, 6, 2)), ("swinv2_cr_small_ns_256", (1, 1, 2, 1))]
-)
-def test_a_named_model_equals_timms(name: str, depth: tuple[int, ...]) -> None:
-    reference = randomised(timm.create_model(name, depths=depth))
-    model = create_model(name, depth=depth).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(*model.image_size, batch=1)
     assert difference(model(x), reference(x)) < TOLERANCE
 
 
@@ -161,14 +116,10 @@ def test_windows_are_timms(name: str) -> None:
     assert windows == [tuple(stage.blocks[0].window_size) for stage in reference.stages]
 
 
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("swinv2_cr_*")) == set(timm.list_models(module="swin_transformer_v2_cr"))
-
-
 @torch.inference_mode()
 def test_earlier_files() -> None:
     """They have tau, the inverse of the factor, and the classifier as `head`; timm's reader agrees."""
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     state = {}
     for name, tensor in reference.state_dict().items():
         if name.endswith("logit_scale"):

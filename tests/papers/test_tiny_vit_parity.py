@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models.tiny_vit import TinyVit
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import (
     TOLERANCE,
-    check_gradients,
-    check_layer_decay,
     difference,
     images,
-    randomise,
 )
-from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.tiny_vit import TinyViT
@@ -38,6 +35,7 @@ THEIRS: dict[str, Any] = {
     "depths": (2, 1, 2),
     "num_heads": (1, 2, 4),
     "window_sizes": (9, 4, 3),
+    "drop_path_rate": 0.0,
 }
 # our options, timm's for them
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -51,57 +49,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"mbconv_expand_ratio": 2, "mlp_ratio": 3, "act_layer": torch.nn.SiLU},
     ),
 }
-
-
-def make_pair(option: str) -> tuple[TinyViT, TinyVit]:
-    """Ours, and timm's with random weights."""
-    ours, theirs = OPTIONS[option]
-    return TinyViT(**{**OURS, **ours}).eval(), randomise(TinyVit(**{**THEIRS, **theirs}))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    x = images(*model.image_size)
-    with torch.no_grad():
-        assert difference(model(x), reference(x)) < TOLERANCE
-    written, state = to_format(model, "timm"), reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(written[name].equal(state[name]) for name in state)
-    # timm's biases are kept for evaluation, without gradients, until it is over
-    check_gradients(model, reference.train().eval(), x, "timm")
-    check_layer_decay(model, reference, "timm")
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("option", ["plain", "odd maps"])
-def test_maps_of_all_stages(option: str) -> None:
-    model, reference = make_pair(option)
-    load_pretrained(model, reference.state_dict())
-    x = images(*model.image_size)
-    ours = model.forward_intermediates(x, intermediates_only=True)
-    theirs = reference.forward_intermediates(x, intermediates_only=True)
-    for one, other in zip(ours, theirs, strict=True):
-        # Maps are not normed, and grow.
-        assert difference(one, other) < TOLERANCE * other.abs().max()
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-@torch.inference_mode()
-def test_named_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("tiny_vit_5m_224", num_classes=10))
-    model = create_model("tiny_vit_5m_224", num_classes=10).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("tiny_vit*")) == set(timm.list_models("tiny_vit*"))
+FAMILY = Family(
+    TinyViT,
+    TinyVit,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="tiny_vit",
+    named=[Named("tiny_vit_5m_224")],
+    maps=("plain", "odd maps"),
+    trained=("plain",),
+)
 
 
 # what a name of timm's is called in the authors' files, in this order
@@ -119,7 +77,7 @@ AUTHORS = (
 
 @torch.inference_mode()
 def test_weights_of_the_authors() -> None:
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     state = {}
     for name, tensor in reference.state_dict().items():
         for timms, authors in AUTHORS:
@@ -136,7 +94,7 @@ def test_weights_of_the_authors() -> None:
 @torch.inference_mode()
 def test_biases_of_another_window() -> None:
     """They are stretched when weights are loaded, and stay symmetric."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.build("plain")
     model = TinyViT(**{**OURS, "window_size": (6, 3)}).eval()
     report = load_pretrained(model, reference.state_dict())
     assert report.resized == {"stages.1.blocks.0.attention.bias.table": ((4, 4), (6, 6))}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import tnt as timm_tnt
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
+from tests.papers.reference import TOLERANCE, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
@@ -49,19 +49,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "words of 2 pixels, biases": ({"word_size": 2, "qkv_bias": True}, {"first_stride": 2, "qkv_bias": True}),
 }
-
-
-def make_pair(option: str) -> tuple[TNT, timm_tnt.TNT]:
-    """Ours, and timm's with random weights."""
-    ours, theirs = OPTIONS[option]
-    return TNT(**{**OURS, **ours}).eval(), randomise(timm_tnt.TNT(**{**THEIRS, **theirs}))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size))
+FAMILY = Family(
+    TNT,
+    timm_tnt.TNT,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="tnt",
+    named=[Named(name, {"depth": 2}, {"depth": 2}) for name in list_models("tnt_*")],
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()
@@ -83,26 +80,11 @@ def test_images_that_are_not_square(variant: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("tnt_*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With two of the blocks, in which nothing but their number differs."""
-    reference = randomise(timm.create_model(name, depth=2))
-    model = create_model(name, depth=2).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("tnt_*")) == set(timm.list_models("tnt_*"))
-
-
-@torch.inference_mode()
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize("size", [48, 64])
 def test_positions_of_sentences_are_resized_as_in_timm(size: int) -> None:
     """Those of words stay, as many as there are in a patch."""
-    _, reference = make_pair("plain")
+    _, reference = FAMILY.build("plain")
     larger = timm_tnt.TNT(**{**THEIRS, "img_size": size}).eval()
     larger.load_state_dict(timm_tnt.checkpoint_filter_fn(reference.state_dict(), larger))
     model = TNT(**{**OURS, "image_size": size}).eval()

@@ -9,8 +9,9 @@ import timm
 import torch
 from timm.models.twins import Twins
 
-from tests.papers.reference import TOLERANCE, difference, images, randomise, shapes_only
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.family import Family, Named
+from tests.papers.reference import TOLERANCE, difference, images, shapes_only
+from vit_pytorch import create_model, list_models
 from vit_pytorch.layers.conv import PositionedBlock, PositionGenerator
 from vit_pytorch.layers.windows import GroupAttention, SubsampledAttention
 from vit_pytorch.pretrained import to_format
@@ -52,67 +53,30 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "feed-forward": ({"mlp_ratio": (8, 6, 2, 1)}, {"mlp_ratios": (8, 6, 2, 1)}),
     "no head": ({"num_classes": 0}, {"num_classes": 0}),
 }
-
-
-def make_pair(name: str) -> tuple[TwinsSVT, Twins]:
-    """Ours and timm's with the same weights."""
-    ours, theirs = OPTIONS[name]
-    reference = Twins(**{**THEIRS, **theirs})
-    randomise(reference)
-    model = TwinsSVT(**{**OURS, **ours})
-    assert load_pretrained(model, reference.state_dict()).format == "timm"
-    return model.eval(), reference
-
-
-@pytest.fixture(params=OPTIONS)
-def pair(request: pytest.FixtureRequest) -> tuple[TwinsSVT, Twins]:
-    return make_pair(request.param)
-
-
-@torch.inference_mode()
-def test_logits_equal_timms(pair: tuple[TwinsSVT, Twins]) -> None:
-    model, reference = pair
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    features = model.forward_features(x)
-    assert difference(features.flatten(2).transpose(1, 2), reference.forward_features(x)) < TOLERANCE
+FAMILY = Family(
+    TwinsSVT,
+    Twins,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="twins",
+    named=[
+        Named("twins_svt_small"),
+        Named("twins_svt_small", size=(192, 256)),
+        Named("twins_pcpvt_small"),
+    ],
+    maps=("not square", "without windows"),
+    norms=[(False, False), (True, True)],
+    trained=("plain",),
+)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(96, 96), (64, 160), (32, 32)])
 @pytest.mark.parametrize("name", ["plain", "without windows"])
 def test_other_sizes_equal_timms(name: str, size: tuple[int, int]) -> None:
-    model, reference = make_pair(name)
+    model, reference = FAMILY.pair(name)
     assert difference(model(images(*size)), reference(images(*size))) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("indices", [None, 2, [0, -1]])
-@pytest.mark.parametrize("name", ["not square", "without windows"])
-def test_maps_of_the_stages_equal_timms(name: str, indices: Any) -> None:
-    model, reference = make_pair(name)
-    x = images(*model.image_size)
-    for norm in (False, True):
-        ours = model.forward_intermediates(x, indices, norm=norm, intermediates_only=True)
-        theirs = reference.forward_intermediates(x, indices, norm=norm, intermediates_only=True)
-        assert len(ours) == len(theirs)
-        # Before the norm, entries reach 8.
-        assert all(difference(a, b) < 3 * TOLERANCE for a, b in zip(ours, theirs, strict=True))
-    infos = zip(model.feature_info, reference.feature_info, strict=True)
-    assert all(a["reduction"] == b["reduction"] for a, b in infos)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("twins_svt_small", (224, 224)), ("twins_svt_small", (192, 256)), ("twins_pcpvt_small", (224, 224))],
-)
-def test_named_model_equals_timms(name: str, size: tuple[int, int]) -> None:
-    reference = randomise(timm.create_model(name))
-    model = create_model(name).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(*size, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", list_models("twins_*"))
@@ -126,20 +90,8 @@ def test_parameter_count_equals_timms(name: str) -> None:
     assert model.default_cfg["crop_pct"] == reference.default_cfg["crop_pct"]
 
 
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("twins_*")) == set(timm.list_models("twins_*"))
-
-
-def test_weights_go_back_to_timm(pair: tuple[TwinsSVT, Twins]) -> None:
-    model, reference = pair
-    written = to_format(model, "timm")
-    state = reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(torch.equal(written[name], state[name]) for name in state)
-
-
 def test_weight_decay_leaves_what_timm_leaves() -> None:
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.pair("plain")
     left = model.no_weight_decay()
     matrices = {name for name in reference.no_weight_decay() if name.endswith("weight")}
     assert left == {f"stages.{name.split('.')[1]}.blocks.0.positions.conv.weight" for name in matrices}

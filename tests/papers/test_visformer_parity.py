@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import visformer as theirs
 from torch import nn
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
 from tests.papers.reference import (
     TOLERANCE,
-    check_parity,
-    check_steps,
     difference,
     images,
     randomise,
-    settle,
 )
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
@@ -56,75 +53,28 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "more groups": ({"conv_groups": 8, "stem_dim": 12}, {"group": 8, "init_channels": 12}),
     "heads": ({"heads": 4, "mlp_ratio": 1.5}, {"num_heads": 4, "mlp_ratio": 1.5}),
 }
-
-
-def make_pair(option: str) -> tuple[Visformer, nn.Module]:
-    """Ours, and timm's with random weights."""
-    ours, options = OPTIONS[option]
-    model = Visformer(**{**OURS, **ours}).eval()
-    reference = randomise(theirs.Visformer(**{**THEIRS, **options}))
-    return model, settle(reference, images(*model.image_size, batch=8, seed=5))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size), grid="model")
-
-
-@torch.inference_mode()
-def test_maps_of_all_stages() -> None:
-    model, reference = make_pair("not square")
-    load_pretrained(model, reference.state_dict(), grid="model")
-    x = images(64, 96)
-    for norm in (False, True):
-        last, ours = model.forward_intermediates(x, norm=norm)
-        expected, maps = reference.forward_intermediates(x, norm=norm)
-        for one, other in zip([last, *ours], [expected, *maps], strict=True):
-            assert difference(one, other) < TOLERANCE * max(1, other.abs().max())
-    assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
-        (i["num_chs"], i["reduction"]) for i in reference.feature_info
-    ]
-
-
-def test_ten_steps_of_training() -> None:
-    """By AdamW, in training mode, with statistics of the batch, in double precision."""
-    model, reference = make_pair("plain")
-    load_pretrained(model, reference.state_dict())
-    check_steps(model.double(), reference.double(), images(64, 64, batch=4).double())
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("name", list_models("visformer_*"))
-def test_named_models_equal_timms(name: str) -> None:
-    """With one block in each stage."""
-    reference = randomise(timm.create_model(name, depth=(1, 1, 1)))
-    settle(reference, images(224, 224, batch=2, seed=5))
-    model = create_model(name, depth=(1, 1, 1)).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-def test_whole_model_equals_timms() -> None:
-    reference = randomise(timm.create_model("visformer_tiny", num_classes=10))
-    settle(reference, images(224, 224, batch=2, seed=5))
-    model = create_model("visformer_tiny", num_classes=10).eval()
-    load_pretrained(model, reference.state_dict(), strict=True)
-    x = images(224, 224, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("visformer_*")) == set(timm.list_models(module="visformer"))
+FAMILY = Family(
+    Visformer,
+    theirs.Visformer,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="visformer",
+    named=[
+        *(Named(name, {"depth": (1, 1, 1)}, {"depth": (1, 1, 1)}) for name in list_models("visformer_*")),
+        Named("visformer_tiny"),
+    ],
+    maps=("not square",),
+    norms=[(False, False), (True, True)],
+    trained=("plain",),
+    batch=8,
+)
 
 
 @torch.inference_mode()
 def test_smaller_images_have_the_positions_of_their_places() -> None:
     """A model of that size, with corners of the tables, computes the same."""
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     load_pretrained(model, reference.state_dict())
     small = Visformer(**{**OURS, "image_size": (32, 64)}).eval()
     state = model.state_dict()

@@ -6,14 +6,14 @@ from itertools import product
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.models import volo
 from torch import nn
 
+from tests.papers.family import Family, Named
 from tests.papers.learning import accuracy_on_digits
-from tests.papers.reference import TOLERANCE, check_parity, difference, images, randomise
-from vit_pytorch import create_model, list_models, load_pretrained
+from tests.papers.reference import TOLERANCE, difference, images, randomise
+from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.volo import VOLO, DenseHead, OutlookAttention
 
@@ -53,24 +53,22 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
-
-
-def make_pair(option: str) -> tuple[VOLO, volo.VOLO]:
-    """Ours, and timm's with random weights."""
-    ours, theirs = OPTIONS[option]
-    return VOLO(**{**OURS, **ours}).eval(), randomise(volo.VOLO(**{**THEIRS, **theirs}))
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_small_models(option: str) -> None:
-    """Logits, weights written back, gradients, layer-wise rates and weight decay."""
-    model, reference = make_pair(option)
-    check_parity(model, reference, images(*model.image_size), grid="model")
+FAMILY = Family(
+    VOLO,
+    volo.VOLO,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="volo",
+    named=[Named("volo_d1_224"), Named("volo_d4_224", {"image_size": 64}, {"img_size": 64})],
+    maps=("not square",),
+    norms=[(False, False), (True, True)],
+)
 
 
 @torch.inference_mode()
 def test_features_and_maps_of_all_stages() -> None:
-    model, reference = make_pair("not square")
+    model, reference = FAMILY.build("not square")
     load_pretrained(model, reference.state_dict(), grid="model")
     x = images(*model.image_size)
     features = model.forward_features(x)
@@ -86,20 +84,6 @@ def test_features_and_maps_of_all_stages() -> None:
     assert [(i["num_chs"], i["reduction"]) for i in model.feature_info] == [
         (i["num_chs"], i["reduction"]) for i in reference.feature_info
     ]
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize(("name", "size"), [("volo_d1_224", 224), ("volo_d4_224", 64)])
-def test_named_model_equals_timms(name: str, size: int) -> None:
-    reference = randomise(timm.create_model(name, num_classes=10, img_size=size))
-    model = create_model(name, num_classes=10, image_size=size).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(size, size, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("volo*")) == set(timm.list_models("volo*"))
 
 
 @torch.inference_mode()
@@ -132,7 +116,7 @@ def test_outlook_attention_in_plain_loops() -> None:
 @torch.inference_mode()
 def test_logits_of_the_class_token_and_of_the_cells() -> None:
     """What the loss of token labeling trains is what timm's training returns beside its box."""
-    model, reference = make_pair("plain")
+    model, reference = FAMILY.build("plain")
     load_pretrained(model, reference.state_dict())
     x = images(64, 64)
     tokens = model.forward_features(x)

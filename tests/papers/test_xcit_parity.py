@@ -12,8 +12,9 @@ from timm.models import group_parameters
 from timm.models.xcit import Xcit, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from tests.papers.family import Family, Named
 from tests.papers.reference import TOLERANCE, difference, images, randomise, shapes_only
-from vit_pytorch import create_model, list_models, load_pretrained
+from vit_pytorch import list_models, load_pretrained
 from vit_pytorch.layers.attention import BlockInputs
 from vit_pytorch.layers.blocks import DropPath
 from vit_pytorch.pretrained import to_format
@@ -39,18 +40,28 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def make_pair(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[XCiT, Xcit]:
-    """Ours and timm's with the same weights."""
-    reference = Xcit(**{**THEIRS, **theirs})
-    randomise(reference)
-    model = XCiT(**{**OURS, **ours})
-    load_pretrained(model, reference.state_dict())
-    return model.eval(), reference
+def shortened(name: str, depth: int) -> Named:
+    return Named(name, {"depth": depth}, {"depth": depth})
 
 
-@pytest.fixture(params=OPTIONS)
-def pair(request: pytest.FixtureRequest) -> tuple[XCiT, Xcit]:
-    return make_pair(*OPTIONS[request.param])
+FAMILY = Family(
+    XCiT,
+    Xcit,
+    OURS,
+    THEIRS,
+    OPTIONS,
+    module="xcit",
+    named=[
+        Named("xcit_nano_12_p16_224"),
+        shortened("xcit_tiny_24_p8_224", 2),
+        shortened("xcit_small_12_p16_384", 2),
+        shortened("xcit_medium_24_p16_224", 1),
+        shortened("xcit_large_24_p8_224", 1),
+    ],
+    maps=("not square",),
+    norms=[(False, False), (True, True)],
+    trained=("tokens_norm",),
+)
 
 
 @pytest.fixture
@@ -58,28 +69,6 @@ def model() -> XCiT:
     net = XCiT(**OURS)
     randomise(net)
     return net
-
-
-@torch.inference_mode()
-def test_logits_equal_timms(pair: tuple[XCiT, Xcit]) -> None:
-    model, reference = pair
-    x = images(*model.image_size)
-    assert difference(model(x), reference(x)) < TOLERANCE
-    assert difference(model.forward_features(x), reference.forward_features(x)) < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize(("indices", "fmt"), [(None, "NCHW"), (2, "NLC"), ([0, -1], "NCHW")])
-def test_intermediates_equal_timms(norm: bool, indices: Any, fmt: str) -> None:
-    model, reference = make_pair(*OPTIONS["not square"])
-    x = images(*model.image_size)
-    arguments = {"indices": indices, "norm": norm, "output_fmt": fmt}
-    last, ours = model.forward_intermediates(x, **arguments)
-    expected, theirs = reference.forward_intermediates(x, **arguments)
-    assert difference(last, expected) < TOLERANCE
-    assert len(ours) == len(theirs)
-    assert all(difference(a, b) < TOLERANCE for a, b in zip(ours, theirs, strict=True))
 
 
 def test_intermediates_have_no_prefix_yet(model: XCiT) -> None:
@@ -94,7 +83,7 @@ def test_intermediates_have_no_prefix_yet(model: XCiT) -> None:
 
 
 def test_gradients_equal_timms_in_training() -> None:
-    model, reference = make_pair(*OPTIONS["tokens_norm"])
+    model, reference = FAMILY.pair("tokens_norm")
     x = images(48, 48, batch=3)
     for net in (model, reference):
         net.train()(x).square().sum().backward()
@@ -106,28 +95,9 @@ def test_gradients_equal_timms_in_training() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(
-    ("name", "depth"),
-    [
-        ("xcit_nano_12_p16_224", 12),
-        ("xcit_tiny_24_p8_224", 2),
-        ("xcit_small_12_p16_384", 2),
-        ("xcit_medium_24_p16_224", 1),
-        ("xcit_large_24_p8_224", 1),
-    ],
-)
-def test_named_model_equals_timms(name: str, depth: int) -> None:
-    reference = randomise(timm.create_model(name, depth=depth))
-    model = create_model(name, depth=depth).eval()
-    load_pretrained(model, reference.state_dict())
-    x = images(*model.image_size, batch=1)
-    assert difference(model(x), reference(x)) < TOLERANCE
-
-
-@torch.inference_mode()
 def test_smaller_image_equals_timms() -> None:
     """Places are relative to the input's extent: an input of another size needs no other model."""
-    model, reference = make_pair(*OPTIONS["tokens_norm"])
+    model, reference = FAMILY.pair("tokens_norm")
     x = images(24, 40)
     assert difference(model(x), reference(x)) < TOLERANCE
 
@@ -156,23 +126,12 @@ def test_parameter_count_is_the_published_one(name: str, parameters: int) -> Non
     assert find_entry(name).parameters == parameters
 
 
-def test_all_of_timms_models_are_named() -> None:
-    assert set(list_models("xcit_*")) == set(timm.list_models("xcit_*"))
-
-
-def test_weights_go_back_to_timm(pair: tuple[XCiT, Xcit]) -> None:
-    model, reference = pair
-    written = to_format(model, "timm")
-    state = reference.state_dict()
-    assert written.keys() == state.keys()
-    assert all(torch.equal(written[name], state[name]) for name in state)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_authors_names(bias: bool) -> None:
+@pytest.mark.parametrize("option", ["tokens_norm", "no qkv bias"])
+def test_authors_names(option: str) -> None:
     """The authors' files have one projection in class attention; timm's own reader translates them, too."""
-    model, reference = make_pair({"qkv_bias": bias}, {"qkv_bias": bias, "tokens_norm": True})
+    model, reference = FAMILY.pair(option)
     state = dict(reference.state_dict())
+    bias = option == "tokens_norm"
     for layer in range(2):
         for p in ("weight", "bias") if bias else ("weight",):
             parts = [state.pop(f"cls_attn_blocks.{layer}.attn.{x}.{p}") for x in "qkv"]
@@ -201,19 +160,13 @@ def test_groups_by_depth_are_timms() -> None:
         sizes = dict(net.named_parameters())
         return sorted((i, sizes[name].numel()) for i, names in groups.items() for name in names)
 
-    model, reference = make_pair(*OPTIONS["no qkv bias"])
+    model, reference = FAMILY.pair("no qkv bias")
     ours, theirs = layers(model), layers(reference)
     # Keys and values are one parameter here, two in timm.
     assert sum(size for _, size in ours) == sum(size for _, size in theirs)
     assert {i: sum(s for j, s in ours if i == j) for i, _ in ours} == {
         i: sum(s for j, s in theirs if i == j) for i, _ in theirs
     }
-
-
-def test_no_weight_decay_on_tokens_positions_and_temperatures(model: XCiT) -> None:
-    temperatures = {f"blocks.{i}.attention.kernel.temperature" for i in range(3)}
-    assert model.no_weight_decay() == {"prefix.class_token", "positions.proj.weight", *temperatures}
-    assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
 
 
 # What other programs get wrong.
@@ -354,7 +307,7 @@ def test_positions_do_not_depend_on_the_largest_size() -> None:
 
 
 def test_checkpoint_loads_at_another_resolution() -> None:
-    model, _ = make_pair(*OPTIONS["tokens_norm"])
+    model, _ = FAMILY.pair("tokens_norm")
     larger = XCiT(**{**OURS, "image_size": 96}).eval()
     report = load_pretrained(larger, model.state_dict())
     assert not report.resized

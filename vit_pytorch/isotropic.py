@@ -164,9 +164,9 @@ class IsotropicModel(VisionModel):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, as timm's tools read them."""
-        # A network of biases that all layers share learns at the rate of the head, as in timm.
+        # What all layers share, a network of biases or learned frequencies, has the rate of the head, as in timm.
         return {
-            "stem": r"^(?:prefix|positions|rotary|relative(?!\.patches\.network)|patch_embed|pre_norm)\.",
+            "stem": r"^(?:prefix|positions|relative(?!\.patches\.network)|patch_embed|pre_norm)\.",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99999,))],
         }
 

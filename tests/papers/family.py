@@ -57,7 +57,7 @@ class Family:
     trained: Sequence[str] = ()
     """Options of which ten steps are compared."""
     dtype: torch.dtype = torch.float32
-    prepare: Callable[[VisionModel, nn.Module], object] = lambda model, reference: None
+    prepare: Callable[[Any, Any], object] = lambda model, reference: None
     """Changes timm's model for ours."""
     batch: int | None = None
     """Number of images that give batch norms their statistics; default: random ones."""

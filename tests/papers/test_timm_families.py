@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -22,7 +21,7 @@ FAMILIES: list[Family] = sorted(
 )
 
 
-def rows(field: str) -> Any:
+def rows(field: str) -> pytest.MarkDecorator:
     """Parametrize by the family, and by what stands in this field of it."""
     cases = [(family, case) for family in FAMILIES for case in getattr(family, field)]
     return pytest.mark.parametrize(
@@ -76,6 +75,7 @@ def test_named_models(family: Family, case: Named) -> None:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.module], ids=str)
 def test_all_of_timms_models_are_named(family: Family) -> None:
+    assert family.module is not None
     ours = {name for name in list_models() if find_entry(name).architecture is family.model}
     assert {*timm.list_models(module=family.module), *family.others} == ours
 

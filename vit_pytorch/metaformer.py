@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -196,7 +197,10 @@ class MapGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Normalise every map."""
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x.permute(0, 3, 1, 2)
+        # Not by `nn.functional`, whose check of sizes a trace would keep.
+        x = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return x.permute(0, 2, 3, 1)
 
 
 class SeparableConv(FeedForward):

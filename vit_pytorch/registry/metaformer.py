@@ -19,9 +19,9 @@ FIRST: dict[str, Any] = {
     "norm_eps": 1e-5,
 }
 SECOND: dict[str, Any] = {"mixers": POOL, "norm": "group", "head_ratio": None}
-# name: channels and blocks of each stage, parameters
 S, M, B = (64, 128, 320, 512), (96, 192, 384, 768), (128, 256, 512, 768)
-NARROW = (96, 192, 384, 576)
+THIN = (96, 192, 384, 576)
+# name: channels and blocks of each stage, parameters
 MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "poolformer_s12": (S, (2, 2, 6, 2), 11_915_176),
     "poolformer_s24": (S, (4, 4, 12, 4), 21_388_968),
@@ -35,11 +35,11 @@ MODELS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "poolformerv2_m48": (M, (8, 8, 24, 8), 73_346_056),
     "convformer_s18": (S, (3, 3, 9, 3), 26_774_448),
     "convformer_s36": (S, (3, 12, 18, 3), 40_012_152),
-    "convformer_m36": (NARROW, (3, 12, 18, 3), 57_051_640),
+    "convformer_m36": (THIN, (3, 12, 18, 3), 57_051_640),
     "convformer_b36": (B, (3, 12, 18, 3), 99_882_616),
     "caformer_s18": (S, (3, 3, 9, 3), 26_341_656),
     "caformer_s36": (S, (3, 12, 18, 3), 39_297_102),
-    "caformer_m36": (NARROW, (3, 12, 18, 3), 56_204_878),
+    "caformer_m36": (THIN, (3, 12, 18, 3), 56_204_878),
     "caformer_b36": (B, (3, 12, 18, 3), 98_753_614),
 }
 # what the models of a kind share, and the part of the image that evaluation keeps
@@ -49,9 +49,9 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "convformer": ({"mixers": CONV}, {}),
     "caformer": ({"mixers": CONV_ATTENTION}, {}),
 }
-# Maps of 12, 6, 3 and 2 cells.
+# Maps of 16, 8, 4 and 2 cells.
 TINY = {
-    "image_size": 48,
+    "image_size": 64,
     "num_classes": 7,
     "dim": (8, 8, 16, 16),
     "depth": (1, 1, 2, 1),

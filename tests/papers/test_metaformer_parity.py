@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ def first_poolformer(**options: Any) -> MetaFormer:
 
 
 @torch.inference_mode()
-def test_weights_of_transformers() -> None:
+def test_weights_of_transformers(tmp_path: Path) -> None:
     """Its final norm is of the last map, as the paper's."""
     config = PoolFormerConfig(hidden_sizes=DIMS, depths=DEPTHS, num_labels=7)
     reference = randomise(PoolFormerForImageClassification(config))
@@ -222,6 +223,9 @@ def test_weights_of_transformers() -> None:
     assert all(written[name].equal(state[name]) for name in state)
     with pytest.raises(ValueError, match="does not fit"):
         load_pretrained(first_poolformer(map_norm=False), state)
+    reference.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pool_size is 3, the model's 5"):
+        load_pretrained(first_poolformer(pool_size=5), tmp_path)
 
 
 @torch.inference_mode()
@@ -246,6 +250,16 @@ def test_weights_of_the_authors(name: str) -> None:
         assert difference(model.forward_features(x), model.norm(features).permute(0, 3, 1, 2)) < TOLERANCE
     else:
         assert difference(model(x), reference(x)) < TOLERANCE
+
+
+def test_names_that_are_other_layers_elsewhere_are_refused() -> None:
+    """EfficientFormer has timm's names of attention, too, where this model of it takes means."""
+    _, reference = make_pair("caformer_s18")
+    model = create_model("efficientformer_l1", image_size=64, dim=DIMS, depth=DEPTHS, num_classes=7)
+    with pytest.raises(
+        ValueError, match=r"token_mixer\.qkv\.weight of shape .*: the model has no such layer"
+    ):
+        load_pretrained(model, reference.state_dict())
 
 
 @torch.inference_mode()

@@ -178,7 +178,7 @@ class MetaFormer(HierarchicalModel):
 
 
 def mlp_head(dim: int, num_classes: int, *, ratio: float) -> FeedForward:
-    """Build a classifier of two layers, with squared ReLU and LayerNorm between them (section 3.3)."""
+    """Build a classifier of two layers, with squared ReLU and LayerNorm between them."""
     norm = partial(nn.LayerNorm, eps=EPS)
     return FeedForward(dim, int(dim * ratio), act="relu2", sub_norm=norm, out_dim=num_classes)
 
@@ -204,7 +204,7 @@ class MapGroupNorm(nn.GroupNorm):
 
 
 class SeparableConv(FeedForward):
-    """Two linear layers with StarReLU and a depth-wise convolution between them (section 2.3, equation 5).
+    """Two linear layers with StarReLU and a depth-wise convolution between them (ConvFormer).
 
     Args:
         kernel: side of the kernel, odd.
@@ -228,7 +228,7 @@ class SeparableConv(FeedForward):
 
 
 class ScaledResidualBlock(Block):
-    """A block whose residual connections have learned factors of the channels (section 2.4).
+    """A block whose residual connections have learned factors of the channels.
 
     S. Shleifer, J. Weston, M. Ott 2021, arXiv:2110.09456.
 

@@ -274,7 +274,7 @@ def test_norm_of_a_map_in_plain_arithmetic() -> None:
 
 @torch.inference_mode()
 def test_separable_convolution_in_plain_loops() -> None:
-    """Equation 5: W2 DW(StarReLU(W1 x)), each channel convolved with cells of zero around the map."""
+    """W2 DW(StarReLU(W1 x)), each channel convolved with cells of zero around the map."""
     mixer = randomise(SeparableConv(4, 6, 3, dropout=0.0))
     x = torch.randn(1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     hidden = x[0] @ mixer.to_hidden.weight.T

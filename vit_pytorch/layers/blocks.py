@@ -89,7 +89,7 @@ class SquaredReLU(nn.Module):
 
 
 class StarReLU(SquaredReLU):
-    """s relu(x)^2 + b, both learned (MetaFormer baselines, arXiv:2210.13452, equation 9)."""
+    """s relu(x)^2 + b, both learned (MetaFormer baselines, arXiv:2210.13452)."""
 
     def __init__(self) -> None:
         super().__init__()

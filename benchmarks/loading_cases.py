@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "EfficientFormer": (staged.efficientformer,),
     "EfficientFormerV2": (staged.efficientformer_v2,),
     "EfficientViT": (staged.efficientvit,),
+    "MetaFormer": (staged.metaformer,),
     "CvT": (staged.cvt,),
     "Visformer": (staged.visformer,),
     "SwinTransformer": (staged.swin,),

@@ -156,6 +156,43 @@ def efficientvit() -> Iterator[Case]:
     yield against("timm", "timm `EfficientVitMsra`", build, model, 96, 96)
 
 
+def metaformer() -> Iterator[Case]:
+    dims, depths = (16, 24, 32, 64), (1, 2, 1, 1)
+    sizes: dict[str, Any] = {"num_classes": 7, "image_size": 64, "dim": dims, "depth": depths}
+    module = import_module("timm.models.metaformer")
+    conv, attention, plain = module.SepConv, module.Attention, module.LayerNorm2dNoBias
+    kinds: dict[str, dict[str, Any]] = {
+        "poolformer_s12": {
+            "downsample_norm": None,
+            "mlp_act": nn.GELU,
+            "mlp_bias": True,
+            "norm_layers": module.GroupNorm1,
+            "layer_scale_init_values": 1e-5,
+            "res_scale_init_values": None,
+            "use_mlp_head": False,
+        },
+        "poolformerv2_s12": {"norm_layers": module.GroupNorm1NoBias, "use_mlp_head": False},
+        "convformer_s18": {"token_mixers": conv, "norm_layers": plain},
+        "caformer_s18": {
+            "token_mixers": [conv, conv, attention, attention],
+            "norm_layers": [plain] * 2 + [module.LayerNormNoBias] * 2,
+        },
+    }
+    for name, options in kinds.items():
+        build = named(name, **sizes)
+        model = theirs(module.__name__, "MetaFormer", num_classes=7, dims=dims, depths=depths, **options)
+        label = f"timm `MetaFormer`, {name.partition('_')[0]}"
+        yield against("timm", label, build, model, 64, 64)
+        if name != "poolformer_s12":
+            yield through_timms_reader("metaformer", f"sail-sg/metaformer, {name}", build, model, 64)
+    config = config_of("PoolFormerConfig", hidden_sizes=dims, depths=depths, num_labels=7)
+    model = theirs("transformers", "PoolFormerForImageClassification", config)
+    build = named("poolformer_s12", **sizes, map_norm=True)
+    reference = "transformers `PoolFormerForImageClassification`"
+    yield against("transformers", reference, build, model, 64, 64)
+    yield renamed("poolformer", f"{reference}, under the authors' names", build, model, 64)
+
+
 def visformer() -> Iterator[Case]:
     sizes: dict[str, Any] = {"num_classes": 7, "depth": (1, 2, 1), "mlp_ratio": 3}
     build = ours("Visformer", **sizes, image_size=64, dim=16, heads=2, stem_dim=8, conv_groups=4)

@@ -71,7 +71,7 @@ def write_skeleton(root: Path, words: dict[str, str], beside: str) -> list[Path]
             (INDEX, rf"^{beside}\n", name, missing),
             (
                 CHANGES,
-                f"^{heading}### Added\n\n" if begun else f"^{heading}",
+                f"^{heading}### Added\n\n(?:(?:- |  )[^\n]*\n)*" if begun else f"^{heading}",
                 line if begun else f"### Added\n\n{line}\n",
                 "{place} has no line '## Unreleased'",
             ),

@@ -56,6 +56,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - EfficientFormer: Vision Transformers at MobileNet Speed (arXiv:2206.01191):
   `vit_pytorch.efficientformer`, `EfficientFormer`
+- MetaFormer Baselines for Vision (arXiv:2210.13452): `vit_pytorch.metaformer`, `MetaFormer`
 - Rethinking Vision Transformers for MobileNet Size and Speed (arXiv:2212.08059):
   `vit_pytorch.efficientformer_v2`, `EfficientFormerV2`
 - EfficientViT: Memory Efficient ViT with Cascaded Group Attention (arXiv:2305.07027):

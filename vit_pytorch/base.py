@@ -28,7 +28,8 @@ Args:
     layer_scale: initial value of LayerScale's factors; None for no LayerScale.
     qkv_bias: use biases for queries, keys and values.
     out_bias: use a bias for the attention's output projection.
-    act: activation: "gelu", "gelu_tanh", "quickgelu", "hardswish", "relu", "relu6" or "silu".
+    act: activation: "gelu", "gelu_tanh", "quickgelu", "hardswish", "relu", "relu2" (its square), "relu6",
+        "silu" or "star_relu".
     norm_eps: epsilon of the LayerNorms.
     pool: "cls" classifies the class token, "mean" the mean of the patches.
     class_token: have a class token even if `pool` does not use it.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads, split_heads
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates
-from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, OnMap
+from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, MeanOfNeighbours, OnMap
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
@@ -151,31 +151,6 @@ def stem(channels: int, dim: int, *, act: str) -> OnMap:
         raise ValueError(f"dim of the first stage must be even, got {dim}")
     conv = partial(ConvNorm, stride=2, bias=True, act=act)
     return OnMap(conv(channels, dim // 2), conv(dim // 2, dim))
-
-
-class MeanOfNeighbours(nn.Module):
-    """The mean of a cell's neighbourhood, less the cell itself (section 4.1, equation 5).
-
-    Cells outside the map do not count.
-
-    Args:
-        size: side of the neighbourhood, in cells, odd.
-
-    Raises:
-        ValueError: if the side is even.
-    """
-
-    def __init__(self, size: int = 3) -> None:
-        super().__init__()
-        if size % 2 == 0:
-            raise ValueError(f"pool_size must be odd, got {size}")
-        self.pool = OnMap(nn.AvgPool2d(size, stride=1, padding=size // 2, count_include_pad=False))
-
-    def forward(
-        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
-    ) -> Float[Tensor, "b h w d"]:
-        """Return by how much the neighbourhood differs from each cell."""
-        return self.pool(x) - x
 
 
 class BiasedAttention(nn.Module):

@@ -73,6 +73,9 @@ def test_files_and_what_to_fill_in_are_listed(copy: Path, written: str) -> None:
     assert all(re.search("nobody_?vit", (copy / file).read_text(), re.I) for file in files)
     assert re.search(r"vit_pytorch/nobody_vit.py:\d+: FILL: what the paper changes", written)
     assert "pit\nnobody_vit\n" in (copy / "docs" / "papers" / "index.md").read_text()
+    # It is the last of what is added.
+    added = (copy / "CHANGELOG.md").read_text().partition("### Added\n\n")[2].partition("\n\n")[0]
+    assert added.splitlines()[-1].endswith("`vit_pytorch.nobody_vit`.")
 
 
 def test_skeleton_builds(copy: Path, written: str) -> None:

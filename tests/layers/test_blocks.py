@@ -46,8 +46,10 @@ def test_activations():
         "quickgelu": x / (1 + torch.exp(-1.702 * x)),
         "hardswish": x * (x + 3).clamp(0, 6) / 6,
         "relu": x.clamp(min=0),
+        "relu2": x.clamp(min=0) ** 2,
         "relu6": x.clamp(0, 6),
         "silu": x / (1 + torch.exp(-x)),
+        "star_relu": x.clamp(min=0) ** 2,
     }
     assert want.keys() == ACTIVATIONS.keys()
     for name, values in want.items():

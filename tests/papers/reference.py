@@ -64,7 +64,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = name.endswith(("norm.weight", "lambda1")) or "gamma" in name
+            scale = name.endswith(("norm.weight", "lambda1", ".scale")) or "gamma" in name
             norm = parameter.ndim == 1 and name.endswith("weight")
             if name.endswith("logit_scale"):
                 # the logarithm of a factor on cosines

@@ -17,8 +17,9 @@ from tests.papers.reference import (
     randomise,
 )
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.efficientformer import EfficientFormer, MeanOfNeighbours
+from vit_pytorch.efficientformer import EfficientFormer
 from vit_pytorch.layers.blocks import DropPath
+from vit_pytorch.layers.conv import MeanOfNeighbours
 from vit_pytorch.layers.tokens import OneTokenHead, TwoHeads
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry

@@ -80,14 +80,37 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
+class SquaredReLU(nn.Module):
+    """relu(x)^2 (Primer, D. So et al. 2021, arXiv:2109.08668)."""
+
+    def forward(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        """Apply the activation to every element."""
+        return F.relu(x).square()
+
+
+class StarReLU(SquaredReLU):
+    """s relu(x)^2 + b, both learned (MetaFormer baselines, arXiv:2210.13452)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+        """Apply the activation to every element."""
+        return self.scale * super().forward(x) + self.bias
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quickgelu": QuickGELU,
     "hardswish": nn.Hardswish,
     "relu": nn.ReLU,
+    "relu2": SquaredReLU,
     "relu6": nn.ReLU6,
     "silu": nn.SiLU,
+    "star_relu": StarReLU,
 }
 
 

@@ -277,6 +277,31 @@ class PositionedBlock(Block):
         return self.positions(x + self.drop_path(self.scale2(self.feedforward(self.norm2(x)))))
 
 
+class MeanOfNeighbours(nn.Module):
+    """The mean of a cell's neighbourhood, less the cell itself (PoolFormer, arXiv:2111.11418, eq. 4).
+
+    Cells outside the map do not count.
+
+    Args:
+        size: side of the neighbourhood, in cells, odd.
+
+    Raises:
+        ValueError: if the side is even.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        if size % 2 == 0:
+            raise ValueError(f"pool_size must be odd, got {size}")
+        self.pool = OnMap(nn.AvgPool2d(size, stride=1, padding=size // 2, count_include_pad=False))
+
+    def forward(
+        self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
+    ) -> Float[Tensor, "b h w d"]:
+        """Return by how much the neighbourhood differs from each cell."""
+        return self.pool(x) - x
+
+
 class InvertedBottleneck(nn.Module):
     """Widen each cell, convolve channel by channel, narrow again (MobileNetV2, arXiv:1801.04381, 3.3).
 

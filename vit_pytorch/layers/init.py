@@ -38,14 +38,19 @@ def init_embeddings(*tables: Tensor, std: float = EMBEDDING_STD) -> None:
         nn.init.normal_(table, std=std)
 
 
-def init_linears(model: nn.Module, start: Callable[[Tensor], object]) -> None:
+def init_linears(
+    model: nn.Module,
+    start: Callable[[Tensor], object],
+    kinds: tuple[type[nn.Linear | nn.Conv2d], ...] = (nn.Linear,),
+) -> None:
     """Start all linear layers of a model alike, their biases at zero.
 
     Args:
         start: fills a weight.
+        kinds: the classes of layers that are meant; convolutions of images may be among them.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, kinds):
             start(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -37,6 +37,7 @@ PARTICULAR: dict[str, dict[str, Callable[[Mapping[str, Any]], Any]]] = {
         "patch_stride": lambda own: [own[f"s{stage}_emb_stride"] for stage in (1, 2, 3)],
     },
     "mobilevit": {"output_stride": lambda own: 32},
+    "poolformer": {"pool_size": lambda own: own["pool_size"]},
 }
 WORDS = {"cls": "the first token", "mean": "the mean of the patches"}
 

@@ -25,6 +25,7 @@ from vit_pytorch.pretrained.rules import Format
 from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for
 from vit_pytorch.registry import entries
+from vit_pytorch.registry.entry import classifier_layers
 from vit_pytorch.weights import load_weights, name_few, state_dict_diff
 
 logger = logging.getLogger(__name__)
@@ -308,8 +309,8 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     (name,) = (name for name, module in model.named_modules() if module is classifier)
     own = {f"{name}.{key}": tensor for key, tensor in classifier.state_dict().items()}
     theirs = [key for key in state if key.startswith(f"{name}.")]
-    # A classifier of several layers has as many rows in each.
-    found = [state.get(key) for key, tensor in own.items() if tensor.ndim > 1]
+    last = classifier_layers(model)
+    found = [state.get(f"{layer}.weight") for layer in last]
     rows = {0 if tensor is None else len(tensor) if tensor.ndim else 1 for tensor in found}
     if rows == {model.num_classes} if own else not theirs:
         return [], []
@@ -318,6 +319,10 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     after = {key: wanted[key] for key in wanted if key.startswith("fc_norm.")}
     if own and not theirs and not any(key in state for key in after):
         own |= after
+    # What comes before the layers of logits does not depend on the classes.
+    before = {key for key in own if key in state and key.rpartition(".")[0] not in last}
+    own = {key: tensor for key, tensor in own.items() if key not in before}
+    theirs = [key for key in theirs if key not in before]
     # A hidden layer of the head goes with it where the model has none.
     theirs += [key for key in state if key.startswith("pre_logits.") and key not in wanted]
     for key in theirs:

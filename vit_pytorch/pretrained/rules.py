@@ -186,10 +186,12 @@ class Format:
         try:
             made = rule.transform.read([tensor for _, tensor in parts], module)
         except (RuntimeError, IndexError, AttributeError) as error:
-            if isinstance(error, AttributeError) and module is not None:
+            # A layer of another kind lacks what the transform asks of it; all else is a fault of the table.
+            absent = module is None or (isinstance(error, AttributeError) and error.obj is module)
+            if isinstance(error, AttributeError) and not absent:
                 raise
             theirs = ", ".join(f"{name} of shape {tuple(tensor.shape)}" for name, tensor in parts)
-            why = "the model has no such layer" if module is None else str(error).splitlines()[0]
+            why = "the model has no such layer" if absent else str(error).splitlines()[0]
             raise ValueError(f"{theirs} cannot be {', '.join(ours)}: {why}") from error
         return (made,) if isinstance(made, Tensor) else made
 

@@ -170,6 +170,10 @@ def classifier_layers(model: VisionModel) -> tuple[str, ...]:
     classifier = model.get_classifier()
     (root,) = [name for name, module in model.named_modules() if module is classifier]
     layers = classifier.named_modules(prefix=root)
+    weights = ((name, getattr(part, "weight", None)) for name, part in layers)
+    # A hidden layer of the classifier has other rows.
     return tuple(
-        name for name, part in layers if getattr(part, "weight", None) is not None and part.weight.ndim > 1
+        name
+        for name, weight in weights
+        if weight is not None and weight.ndim > 1 and len(weight) == model.num_classes
     )

@@ -164,7 +164,7 @@ class IsotropicModel(VisionModel):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns that sort parameters by depth, as timm's tools read them."""
-        # What all layers share, a network of biases or learned frequencies, has the rate of the head, as in timm.
+        # Biases' network and learned frequencies, which layers share, have the rate of the head, as in timm.
         return {
             "stem": r"^(?:prefix|positions|relative(?!\.patches\.network)|patch_embed|pre_norm)\.",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99999,))],

@@ -193,7 +193,7 @@ def check_parity(
 ) -> None:
     """Check a model with its reference's weights: logits, weights written back, gradients and layer decay.
 
-    Changes both, which are in double precision then.
+    Changes the weights of ours.
 
     Args:
         grid: see `load_pretrained`.
@@ -209,3 +209,5 @@ def check_parity(
     check_gradients(model.double(), reference.double(), x.double(), report.format)
     if layers:
         check_layer_decay(model, reference, report.format)
+    for net in (model, reference):
+        net.to(x.dtype)

@@ -82,6 +82,7 @@ def _run(arguments: list[str]) -> int:
 
         print(f"vit_pytorch {vit_pytorch.__version__}")
         return 0
+    from vit_pytorch.cli.aliases import COMMAND_ANSWERS
     from vit_pytorch.cli.layers import nearest
     from vit_pytorch.cli.memory import keep_freed_memory
     from vit_pytorch.extras import OTHER, install_command, other_package
@@ -94,7 +95,9 @@ def _run(arguments: list[str]) -> int:
         )
 
     if command not in COMMANDS:
-        return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", Status.USAGE)
+        answer = COMMAND_ANSWERS.get(command)
+        right = f"the right one is {answer}" if answer else nearest(command, COMMANDS) or "these are known:"
+        return _fail(f"unknown command {command!r}; {right}\n{usage()}", Status.USAGE)
     if command not in BARE and (find_spec("jsonargparse") is None or find_spec("lightning") is None):
         return _fail(f"vit {command} needs more packages: {install_command('train')}", Status.USAGE)
     module, _ = COMMANDS[command]

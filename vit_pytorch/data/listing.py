@@ -15,6 +15,8 @@ UNKNOWN = "file of another type"
 STRAY = "file beside the class folders"
 BESIDE_SPLITS = "file beside the folders of splits"
 HIDDEN = "hidden"
+# what stands before the name of a file that is data by itself, by its extension
+PREFIXES = {".tar": "wds", **dict.fromkeys((".csv", ".tsv", ".tab", ".parquet", ".pq"), "csv")}
 
 
 class Listing:
@@ -119,9 +121,14 @@ def extension(name: str) -> str:
 
 
 def likely_path(path: str | os.PathLike[str]) -> str:
-    """Return what to say of a path to nothing: it is an address, or leads somewhere with slashes for its
-    backslashes, or with an extension."""
+    """Return what to say of a path to nothing, or to no folder: it is an address or a file, or leads
+    somewhere with slashes for its backslashes, or with an extension."""
     name = os.fspath(path)
+    if Path(path).is_file():
+        prefix = PREFIXES.get(extension(name))
+        return (
+            f"; it is a file: give {prefix}:{name}" if prefix else "; it is a file, unpack it if it is packed"
+        )
     if is_address(name):
         return "; addresses are not fetched: download it first"
     slashed = name.replace("\\", "/")

@@ -334,8 +334,8 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     if folder.is_file():
         raise NotADirectoryError(
-            f"{folder} is a file; expected the folder of a run or of a model. Weights go with the name of their "
-            f"model: `create_model(NAME, pretrained={str(folder)!r})`, `vit finetune --from {folder} --model "
+            f"{folder} is a file; expected the folder of a run or of a model. Weights go with their model's "
+            f"name: `create_model(NAME, pretrained={str(folder)!r})`, `vit finetune --from {folder} --model "
             "NAME`; an exported model runs in its own runtime, as docs/deploy.md shows"
         )
     if not folder.is_dir():

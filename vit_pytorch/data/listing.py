@@ -15,6 +15,8 @@ UNKNOWN = "file of another type"
 STRAY = "file beside the class folders"
 BESIDE_SPLITS = "file beside the folders of splits"
 HIDDEN = "hidden"
+# what begins a source of data that is no folder
+SOURCES = ("csv", "idx", "hf", "wds", "stream", "video", "nifti")
 # what stands before the name of a file that is data by itself, by its extension
 PREFIXES = {".tar": "wds", **dict.fromkeys((".csv", ".tsv", ".tab", ".parquet", ".pq"), "csv")}
 
@@ -131,6 +133,8 @@ def likely_path(path: str | os.PathLike[str]) -> str:
         )
     if is_address(name):
         return "; addresses are not fetched: download it first"
+    if name.partition(":")[0] in SOURCES:
+        return "; here are paths, and patterns of them: `vit evaluate RUN --data` takes such sources of data"
     slashed = name.replace("\\", "/")
     if slashed != name and Path(slashed).exists():
         return "; backslashes separate no folders on this system, and with slashes it is there"

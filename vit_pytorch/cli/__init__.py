@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.formatwarning = _format_warning
     try:
         return _run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", Status.CTRL_C)
     finally:
         warnings.formatwarning = shown
 
@@ -105,8 +107,6 @@ def _run(arguments: list[str]) -> int:
     try:
         run = getattr(import_module(f"vit_pytorch.cli.{module}"), command)
         run([option for option in options if option != DEBUG])
-    except KeyboardInterrupt:
-        return _fail("interrupted", Status.CTRL_C)
     except Exception as error:
         # heavy, and not needed where all is well
         from vit_pytorch.cli.errors import describe_error

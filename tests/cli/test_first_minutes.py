@@ -212,9 +212,12 @@ def test_lines_of_other_programs_are_answered(
 
 
 def test_words_of_other_programs_for_commands_that_use_a_model(
-    digits_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    digits_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photo = draw(tmp_path / "a=b.png", (8, 8))
+    photo = draw(tmp_path / "part=b" / "a.png", (8, 8))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(digits_run), "part=b/*.png"]) == 0
+    assert main(["predict", str(digits_run), "part=c/*.png"]) == Status.USAGE
     capsys.readouterr()
     assert main(["predict", str(digits_run), str(photo), "--top", "2"]) == 0
     right = capsys.readouterr().out

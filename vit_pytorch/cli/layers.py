@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def long_options(
     for before, argument, following in zip(["", *arguments], arguments, [*arguments[1:], "--"], strict=False):
         name, equals, value = argument.partition("=")
         is_value = before.startswith("-") and "=" not in before
-        if equals and name.isidentifier() and not is_value and not Path(argument).exists():
+        is_file = Path(argument).exists() or glob(argument, recursive=True)
+        if equals and name.isidentifier() and not is_value and not is_file:
             right = f"the right one is {answers[name]}" if name in answers else f"write --{name} {value}"
             raise UsageError(f"{argument} is neither an option nor a file; {right}")
         letter = re.fullmatch(r"-([a-z])=?(\d*)", argument)

@@ -19,4 +19,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:
+        # importing takes seconds
+        print("vit: error: interrupted", file=sys.stderr)
+        return 130
     return run()

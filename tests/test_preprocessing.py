@@ -4,6 +4,7 @@ Differences are in levels of 255. The three work on Pillow images, or resize flo
 """
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import skimage
 import sklearn.datasets
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.models import ViT_B_16_Weights
 from transformers import BitImageProcessor, ViTImageProcessor
 
 from vit_pytorch import create_model, create_transform
+from vit_pytorch.data.decode import decode_image
 from vit_pytorch.preprocessing import Preprocessing, eval_transform, preprocessing_for
 from vit_pytorch.pretrained.source import read_prepare
 
@@ -187,7 +189,7 @@ def test_incomplete_configurations():
         create_transform(clips, train=True)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16"])
 def test_other_kinds_of_images_are_refused(mode):
     with pytest.raises(ValueError, match=r"of dtype torch\.uint8 or floats, got torch.int64"):
         eval_transform(Preprocessing(image_size=(8, 8)))(torch.zeros(3, 9, 9, dtype=torch.int64))
@@ -198,6 +200,35 @@ def test_other_kinds_of_images_are_refused(mode):
         create_transform(cfg)(Image.new(mode, (9, 9)))
     with pytest.raises(ValueError, match="expected 3 channels"):
         create_transform(cfg)(torch.zeros(1, 9, 9))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_the_cure_of_a_transparent_image_gives_the_pixels_of_its_file(mode, tmp_path):
+    cfg = {**IMAGENET, "input_size": (3, 9, 9), "interpolation": "bicubic", "crop_pct": 1.0}
+    image = Image.merge(mode, [Image.linear_gradient("L").resize((9, 9))] * len(mode))
+    with pytest.raises(ValueError, match="convert alone drops transparency") as refused:
+        create_transform(cfg)(image)
+    cure = str(refused.value).partition("pass ")[2].partition(", as files")[0]
+    image.save(tmp_path / "image.png")
+    file = decode_image(tmp_path / "image.png")
+    assert create_transform(cfg)(eval(cure)).equal(create_transform(cfg)(file))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_image_that_is_not_upright_is_warned_of(orientation, tmp_path):
+    cfg = {**IMAGENET, "input_size": (3, 8, 8), "interpolation": "bicubic", "crop_pct": 1.0}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.linear_gradient("L").resize((8, 8)).convert("RGB").save(tmp_path / "photo.png", exif=exif)
+    upright = create_transform(cfg)(decode_image(tmp_path / "photo.png"))
+    with Image.open(tmp_path / "photo.png") as image, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        taken = create_transform(cfg)(image)
+        assert create_transform(cfg)(ImageOps.exif_transpose(image)).equal(upright)
+    assert [f"EXIF orientation {orientation}" in str(one.message) for one in caught] == [True] * (
+        orientation != 1
+    )
+    assert taken.equal(upright) == (orientation == 1)
 
 
 @pytest.mark.parametrize(

@@ -326,11 +326,18 @@ def model_folder(folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: where there is no model.
+        NotADirectoryError: where it is a file.
         ValueError: where the name is empty, which would be the current folder.
     """
     if not os.fspath(folder):
         raise ValueError("the name of a model must not be empty")
     folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file; expected the folder of a run or of a model. Weights go with their model's "
+            f"name: `create_model(NAME, pretrained={str(folder)!r})`, `vit finetune --from {folder} --model "
+            "NAME`; an exported model runs in its own runtime, as docs/deploy.md shows"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no such folder: {folder}; expected that of a run or of a model{likely_repository(folder)}"

@@ -6,6 +6,7 @@ explanation and export go through the same modules.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
@@ -26,6 +27,10 @@ CropMode = Literal["center", "squash"]
 MEDIA = ("video", "volume")
 # Pillow's name of an image's channels
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# modes with transparency, which `Image.convert` drops
+TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+# EXIF's tag of how a photograph was held
+ORIENTATION = 0x0112
 
 
 def create_transform(model_or_cfg: nn.Module | Mapping[str, Any], train: bool = False) -> nn.Module:
@@ -33,7 +38,8 @@ def create_transform(model_or_cfg: nn.Module | Mapping[str, Any], train: bool = 
 
     The transform takes a Pillow image, or a tensor `c h w` of bytes (0 to 255) or floats (0 to 1). For
     evaluation it resizes the image (with antialiasing), crops the center and normalizes; batches of tensors
-    and, for models of videos and volumes, one clip `t c h w` are taken as well. For training it crops at
+    and, for models of videos and volumes, one clip `t c h w` are taken as well. A Pillow image whose EXIF
+    orientation says that it is not upright is warned of, since it is taken as it is. For training it crops at
     random (8 % to 100 % of the area), flips half of the images and normalizes; that needs torchvision.
 
     Args:
@@ -365,16 +371,26 @@ class ToTensor(nn.Module):
             raise ValueError(f"expected a Pillow image or a tensor (c, h, w), got {type(image).__name__}")
         mode = MODES.get(self.channels)
         if mode is None or image.mode != mode:
-            wide = image.mode.startswith(("I", "F"))
-            cure = (
-                f"image.convert({mode!r})"
-                if mode and not wide
-                else "a tensor of bytes, or of floats from 0 to 1"
-            )
+            cure = f"image.convert({mode!r})"
+            if mode is None or image.mode.startswith(("I", "F")):
+                cure = "a tensor of bytes, or of floats from 0 to 1"
+            elif image.mode in TRANSPARENT or "transparency" in image.info:
+                cure = (
+                    "Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))."
+                    f"convert({mode!r}), as files are read; image.convert alone drops transparency"
+                )
             raise ValueError(
                 f"expected an image of {self.channels} channels, got Pillow mode {image.mode!r}: pass {cure}"
             )
         pixels = torch.from_numpy(np.array(image))
+        # read after the pixels: Pillow turns TIFF files upright itself, and then forgets this
+        orientation = image.getexif().get(ORIENTATION, 1)
+        if orientation != 1:
+            warnings.warn(
+                f"the image is not upright (EXIF orientation {orientation}): "
+                "pass PIL.ImageOps.exif_transpose(image), as files are read",
+                stacklevel=2,
+            )
         return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
 

@@ -131,3 +131,10 @@ def assert_same_function(ours: nn.Module, theirs: nn.Module, *, sizes: list[tupl
         generator = torch.Generator().manual_seed(2)
         images = torch.randn(1, ours.channels, *size, generator=generator)
         assert difference(ours(images), theirs(images)) < TOLERANCE
+
+
+def test_every_architecture_of_timm_that_is_here_is_listed() -> None:
+    (row,) = (line for line in PAGE.splitlines() if line.startswith("| classes `VisionTransformer`"))
+    listed = set(re.findall(r"`(\w+)`", row))
+    modules = {timm.model_entrypoint(name).__module__ for name in list_models() if timm.is_model(name)}
+    assert not [module for module in modules if listed.isdisjoint(vars(import_module(module)))]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import flip_a_bit
-from vit_pytorch.cli import Status, main
+from vit_pytorch.cli import Status, bench, main
 from vit_pytorch.registry import find_entry
 
 FAST = ["--rounds=2", "--threads=1", "--batch=1"]
@@ -84,6 +84,14 @@ def test_int8_of_a_format(digits_run: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     assert len(found["left_out"]) == 1
     assert found["left_out"][0].endswith("eager, forward int8: int8 is of exported formats")
+
+
+def test_a_peer_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert main(["bench", "levit_128s", "--peer=timm"]) == Status.USAGE
+    assert "--peer timm needs one more package: pip install timm" in capsys.readouterr().err
 
 
 def test_timm_beside(capsys: pytest.CaptureFixture[str]) -> None:

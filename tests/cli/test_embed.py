@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from tests.cli.test_use import answer
+from tests.papers.reference import images as random_images
 from vit_pytorch import ViT, create_model
+from vit_pytorch.analysis.report.places import names_of_prefix
 from vit_pytorch.cli import Status, main
 from vit_pytorch.data import eval_transform, load_images
 from vit_pytorch.preprocessing import preprocessing_for
+from vit_pytorch.registry import find_entry
+from vit_pytorch.training.features import check_features, compute_features
 from vit_pytorch.training.probing import embed
 
 
@@ -67,6 +71,29 @@ def test_arrays_and_tables_hold_the_models_features(
     assert table["path"].tolist() == arrays["paths"].tolist()
     rows = np.stack(table["features"].tolist()).reshape(features.shape)
     np.testing.assert_array_equal(rows, arrays["features"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cait_xxs24_224", "xcit_nano_12_p16_224", "volo_d1_224", "crossvit_tiny_240"),
+        *("deit_small_patch16_224_ats", "lookupvit_base_patch16_224_3x3", "coat_tiny"),
+    ],
+)
+def test_the_class_token_is_that_of_the_final_norm(name: str) -> None:
+    """Also where it comes after the last layer of patches, or tokens are dropped or merged there."""
+    entry = find_entry(name)
+    torch.manual_seed(0)
+    model = entry.build(**entry.tiny).eval()
+    pictures = random_images(*model.image_size)
+    check_features(model, "cls")
+    found = compute_features(model, pictures, "cls")
+    if name == "coat_tiny":
+        # each of three scales has one, of which the classifier sees a weighted sum
+        assert found.equal(model.forward_features(pictures)[:, 2])
+        assert names_of_prefix(model) == [f"class token of scale {scale}" for scale in (2, 3, 4)]
+    else:
+        assert found.equal(compute_features(model, pictures, "pooled"))
 
 
 def test_features_of_a_run(digits_run: Path, image_folder: Path, tmp_path: Path) -> None:

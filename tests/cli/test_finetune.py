@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import TINY, train
 from vit_pytorch import create_model
-from vit_pytorch.cli import main
+from vit_pytorch.cli import Status, main
 from vit_pytorch.cli.finetune import start_layer
 from vit_pytorch.cli.train import model_layer
 from vit_pytorch.create import load_model
@@ -19,6 +19,7 @@ from vit_pytorch.distill import DistillableViT
 from vit_pytorch.learnable_memory_vit import Adapter
 from vit_pytorch.memory_vit import MemoryViT
 from vit_pytorch.pretrained import load_pretrained
+from vit_pytorch.training import run, tuning
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.saved import load_classifier
 from vit_pytorch.vit import ViT
@@ -185,6 +186,16 @@ def test_memory_needs_a_plain_vit(good_run: Path, tmp_path: Path, capsys: pytest
     create_model("pit_ti_224", **PIT).save_pretrained(tmp_path)
     assert finetune("--from", tmp_path, "--method=memory") == 4
     assert "method 'memory' needs a plain ViT, got PiT" in capsys.readouterr().err
+
+
+def test_what_lora_needs_is_said_before_weights_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    monkeypatch.setattr(run, "load_start", lambda *_: pytest.fail("weights were read"))
+    arguments = ["--from=vit_tiny_patch16_224", "--method=lora", "--output", str(tmp_path / "run")]
+    assert main(["finetune", *arguments]) == Status.MODEL
+    assert "method 'lora' needs one more package: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["head", "lora", "memory"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from vit_pytorch.cli.help import GROUPS
 from vit_pytorch.cli.layers import long_options
 from vit_pytorch.cli.pretrain import read_pretraining
 from vit_pytorch.cli.train import read_command
+from vit_pytorch.registry import ELSEWHERE, entries, find_entry
 from vit_pytorch.training.config import RunConfig, TrainConfig, write_config
 from vit_pytorch.training.history import read_rows
 from vit_pytorch.training.pretraining.config import PretrainConfig
@@ -174,6 +176,72 @@ def test_every_word_stands_for_an_option(capsys: pytest.CaptureFixture[str]) -> 
     everything = shown(capsys, "train", "--help-all")
     assert not [name for name in ALIASES.values() if f"--{name} " not in everything and name != "help"]
     assert not ALIASES.keys() & ANSWERS.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("val --data photos", "unknown command 'val'; the right one is `vit evaluate RUN`"),
+        ("detect runs/x", "unknown command 'detect'; these are known:"),
+        (
+            "train model=vit_tiny_patch16_224",
+            "neither an option nor a file; write --model vit_tiny_patch16_224",
+        ),
+        ("train --weights x.pt", "the right one is `vit finetune --from NAME`"),
+        ("train --degrees 10", "the nearest one is '--augmentation.degrees'"),
+        ("train --qqq 10", "unknown option '--qqq'; --help-all lists all of them"),
+        (
+            "predict --model runs/x --source a.jpg",
+            "the run, or the model, is the first word after the command",
+        ),
+        ("predict model=runs/x a.jpg", "the run, or the model, is the first word after the command"),
+        ("predict runs/x --source a.jpg", "images are the words after the run, or the model"),
+        ("predict runs/x a.jpg --device cpu", "the right one is none: a GPU is used where there is one"),
+        ("predict runs/x a.jpg --save", "the right one is --csv FILE"),
+        ("predict runs/x a.jpg --half", "unknown option '--half'; --help lists all of them"),
+        ("export runs/x --half", "the right one is --precision fp16"),
+        ("export runs/x --source photos", "unknown option '--source'"),
+        ("evaluate runs/x --imgsz 64", "images get the model's own size"),
+    ],
+)
+def test_lines_of_other_programs_are_answered(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == Status.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_words_of_other_programs_for_commands_that_use_a_model(
+    digits_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = draw(tmp_path / "part=b" / "a.png", (8, 8))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(digits_run), "part=b/*.png"]) == 0
+    assert main(["predict", str(digits_run), "part=c/*.png"]) == Status.USAGE
+    capsys.readouterr()
+    assert main(["predict", str(digits_run), str(photo), "--top", "2"]) == 0
+    right = capsys.readouterr().out
+    assert main(["predict", str(digits_run), str(photo), "--topk", "2"]) == 0
+    assert capsys.readouterr().out == right
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_b_16", "no model is named 'vit_b_16': here it is vit_base_patch16_224"),
+        ("ViT-B/16", "no model is named 'ViT-B/16': here it is vit_base_patch16_224"),
+        ("swin_v2_t", "here it is swinv2_tiny_window8_256"),
+        ("resnet50", "no model is named 'resnet50'; `list_models()` and `vit models` list the names"),
+    ],
+)
+def test_names_of_models_elsewhere(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        find_entry(name)
+
+
+def test_names_of_models_elsewhere_are_named_models() -> None:
+    assert set(ELSEWHERE.values()) <= entries().keys()
+    assert not ELSEWHERE.keys() & entries().keys()
 
 
 @pytest.mark.parametrize("word", ANSWERS)

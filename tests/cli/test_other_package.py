@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -38,3 +39,16 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(sys, "argv", ["vit", "--version"])
     assert proven_vit.main() == 0
     assert capsys.readouterr().out == f"vit_pytorch {vit_pytorch.__version__}\n"
+
+
+def test_ctrl_c_while_the_package_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt(name)
+
+    importing = ModuleType("vit_pytorch.cli")
+    importing.__getattr__ = interrupt  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "vit_pytorch.cli", importing)
+    assert proven_vit.main() == 130
+    assert capsys.readouterr().err == "vit: error: interrupted\n"

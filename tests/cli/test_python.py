@@ -179,6 +179,10 @@ def test_images_in_memory_give_what_their_files_do(digits_run: Path, image: Path
     ("form", "message"),
     [
         (["a.png", np.zeros((4, 4), np.uint8)], "a list holds paths or images, not both"),
+        (
+            np.zeros((3, 4, 5), np.uint8),
+            r"\(h, w, c\), of which c is 1 here .*, got uint8 of shape \(3, 4, 5\)",
+        ),
         (np.zeros((4, 4), np.float32), r"an array holds bytes .*, got float32 of shape \(4, 4\)"),
         (torch.full((1, 4, 4), 3.0), r"floats from 0 to 1.*from 3 to 3"),
         (torch.zeros(4, 4, dtype=torch.uint8), r"of shape \(c, h, w\), got torch.uint8 of shape \(4, 4\)"),

@@ -250,6 +250,23 @@ def test_data_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run" / ".run").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("moths.csv", "it is a file: give csv:moths.csv"),
+        ("shards.tar", "it is a file: give wds:shards.tar"),
+        ("photos.zip", "it is a file, unpack it if it is packed"),
+    ],
+)
+def test_data_that_are_a_file(
+    name: str, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    assert train("--data", name) == 3
+    assert f"no such folder: {name}; {cure}" in capsys.readouterr().err
+
+
 def test_two_processes_make_one_run(tmp_path: Path, vit: Vit) -> None:
     done = vit("train", "--accelerator=cpu", "--devices=2", "--strategy=ddp", "--epochs=1", *TINY)
     assert done.returncode == 0, done.stderr

@@ -334,9 +334,19 @@ def test_create_model_takes_a_run_or_its_model(digits_run: Path, tmp_path: Path)
         create_model(digits_run, pretrained=True, depth=3)
 
 
+def test_sources_of_data_are_not_predicted(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(digits_run), f"csv:{tmp_path}/a.csv"]) == Status.DATA
+    assert "`vit evaluate RUN --data` takes such sources of data" in capsys.readouterr().err
+
+
 def test_create_model_says_what_a_folder_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder: nowhere/model"):
         create_model("nowhere/model")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(NotADirectoryError, match=r"model\.onnx is a file; expected the folder of a run"):
+        create_model(tmp_path / "model.onnx")
     with pytest.raises(FileNotFoundError, match="on the Hub, give hf-hub:google/vit-b as the weights"):
         create_model("google/vit-b", pretrained=True)
     with pytest.raises(FileNotFoundError, match=r"has no model \(no model/config\.json, no config\.json\)"):

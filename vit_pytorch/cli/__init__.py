@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.formatwarning = _format_warning
     try:
         return _run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", Status.CTRL_C)
     finally:
         warnings.formatwarning = shown
 
@@ -82,6 +84,7 @@ def _run(arguments: list[str]) -> int:
 
         print(f"vit_pytorch {vit_pytorch.__version__}")
         return 0
+    from vit_pytorch.cli.aliases import COMMAND_ANSWERS
     from vit_pytorch.cli.layers import nearest
     from vit_pytorch.cli.memory import keep_freed_memory
     from vit_pytorch.extras import OTHER, install_command, other_package
@@ -94,7 +97,9 @@ def _run(arguments: list[str]) -> int:
         )
 
     if command not in COMMANDS:
-        return _fail(f"unknown command {command!r}; {nearest(command, COMMANDS)}\n{usage()}", Status.USAGE)
+        answer = COMMAND_ANSWERS.get(command)
+        right = f"the right one is {answer}" if answer else nearest(command, COMMANDS) or "these are known:"
+        return _fail(f"unknown command {command!r}; {right}\n{usage()}", Status.USAGE)
     if command not in BARE and (find_spec("jsonargparse") is None or find_spec("lightning") is None):
         return _fail(f"vit {command} needs more packages: {install_command('train')}", Status.USAGE)
     module, _ = COMMANDS[command]
@@ -102,8 +107,6 @@ def _run(arguments: list[str]) -> int:
     try:
         run = getattr(import_module(f"vit_pytorch.cli.{module}"), command)
         run([option for option in options if option != DEBUG])
-    except KeyboardInterrupt:
-        return _fail("interrupted", Status.CTRL_C)
     except Exception as error:
         # heavy, and not needed where all is well
         from vit_pytorch.cli.errors import describe_error

@@ -12,6 +12,8 @@ ALIASES = {
     "num_epochs": "epochs",
     "num_train_epochs": "epochs",
     "data_dir": "data.source",
+    "data_path": "data.source",
+    "train_dir": "data.source",
     "dataset": "data.source",
     "epoch_samples": "data.epoch_samples",
     "arch": "model.name",
@@ -21,6 +23,9 @@ ALIASES = {
     "image_size": "model.image_size",
     "drop_path": "model.drop_path",
     "opt": "optimizer.name",
+    "optimizer": "optimizer.name",
+    "opt_eps": "optimizer.eps",
+    "opt_betas": "optimizer.betas",
     "lr": "optimizer.lr",
     "lr0": "optimizer.lr",
     "learning_rate": "optimizer.lr",
@@ -34,6 +39,7 @@ ALIASES = {
     "model_ema_decay": "ema",
     "clip_grad": "clip",
     "max_grad_norm": "clip",
+    "max_epochs": "epochs",
     "mixup": "augmentation.mixup",
     "cutmix": "augmentation.cutmix",
     "hflip": "augmentation.flip",
@@ -55,32 +61,115 @@ _BATCH = (
 _WEIGHTS = "`vit finetune --from NAME`"
 _SCHEDULE = "none: the rate rises for --warmup_epochs, then falls by half a cosine to --min_lr"
 _PRECISION = "--precision bf16-mixed or 16-mixed"
+_SAVE = "--save_every, in steps; each epoch ends with a validation and a checkpoint"
+_KEPT = "none: the last two checkpoints and the best weights are kept"
+_RESUME = "--resume RUN, which goes on where the run was"
+_SPLITS = "none: folders called train, val and test are the splits; of a table, --data.split_column"
+_OCCUPIED = "none: the folder of another run is never written into; --output names one"
+_LOGGED = "none: a line an epoch, or every 30 seconds, is printed; --logger says where steps are logged"
 # other name: the right one, where the meaning differs
 ANSWERS = {
     "per_device_train_batch_size": _BATCH,
     "per_gpu_train_batch_size": _BATCH,
     "per_device_eval_batch_size": "--batch_size, which is that of validation, too",
+    "validation_batch_size": "--batch_size, which is that of validation, too",
+    "auto_find_batch_size": "none: --batch_size, and --accumulate where it does not fit in memory",
     "gradient_accumulation_steps": "--accumulate, which divides --batch_size instead of multiplying it",
     "grad_accum_steps": "--accumulate, which divides --batch_size instead of multiplying it",
     "warmup_ratio": "--warmup_epochs, in epochs",
     "warmup_steps": "--warmup_epochs, in epochs",
+    "warmup_lr": "none: the rate rises from zero for --warmup_epochs",
+    "max_steps": "--epochs",
+    "start_epoch": _RESUME,
+    "resume_from_checkpoint": _RESUME,
     "lr_scheduler_type": _SCHEDULE,
     "sched": _SCHEDULE,
+    "cos_lr": _SCHEDULE,
+    "cooldown_epochs": _SCHEDULE,
+    "decay_epochs": _SCHEDULE,
+    "decay_rate": _SCHEDULE,
     "lrf": "--min_lr, the rate at the end itself",
+    "optim": "--opt, such as adamw",
+    "adam_beta1": "--optimizer.betas=[0.9,0.999], both",
+    "adam_beta2": "--optimizer.betas=[0.9,0.999], both",
+    "adam_epsilon": "--optimizer.eps",
     "pretrained": _WEIGHTS,
     "initial_checkpoint": _WEIGHTS,
     "model_name_or_path": "--model for a model's name; for its weights, `vit finetune --from NAME`",
+    "freeze": "`vit finetune --method head`, which trains the classifier only",
     "num_classes": "none: the data decide the number of classes",
+    "class_map": "none: classes are sorted by their names",
     "in_chans": "--data.channels",
+    "input_size": "--img_size, and --data.channels for the channels",
+    "gp": "--model.pool",
+    "dataset_name": "--data hf:NAME",
+    "train_split": _SPLITS,
+    "val_split": _SPLITS,
+    "validation_dir": _SPLITS,
+    "do_train": "none: training, validation and test are one command",
+    "do_eval": "none: training, validation and test are one command",
     "device": "--accelerator cpu or gpu, and --devices for their number",
+    "gpus": "--devices",
+    "local_rank": "none: torchrun says it in the environment",
     "amp": _PRECISION,
     "fp16": _PRECISION,
     "bf16": _PRECISION,
+    "half": _PRECISION,
     "model_ema": "--ema, which takes the average's decay, such as 0.999",
     "project": "--output, the folder of the run",
     "name": "--output, the folder of the run",
     "experiment": "--output, the folder of the run",
+    "exist_ok": _OCCUPIED,
+    "overwrite_output_dir": _OCCUPIED,
+    "save_period": _SAVE,
+    "save_steps": _SAVE,
+    "save_strategy": _SAVE,
+    "eval_strategy": _SAVE,
+    "evaluation_strategy": _SAVE,
+    "checkpoint_hist": _KEPT,
+    "save_total_limit": _KEPT,
+    "load_best_model_at_end": "none: the best weights are kept, by --select",
+    "metric_for_best_model": "--select, accuracy or loss",
+    "eval_metric": "--select, accuracy or loss",
     "aa": "--augmentation.rand_augment",
+    "auto_augment": "--augmentation.rand_augment",
+    "vflip": "none: images are mirrored from left to right only, by --hflip",
+    "flipud": "none: images are mirrored from left to right only, by --hflip",
+    "bce_loss": "--task multilabel, whose loss is bce; of classes it is cross-entropy or focal",
     "report_to": "--logger",
-    "cache": "none: images are read as they are needed",
+    "log_wandb": "--logger wandb",
+    "log_interval": _LOGGED,
+    "logging_steps": _LOGGED,
+    "time": "--budget",
+    "deterministic": "none: a run is reproducible by its --seed",
+    "cache": "none: images are read as they are needed; --data.in_memory holds them",
+    "push_to_hub": "none: the folder `model` of the run is what to upload",
+}
+
+# the same of commands that use a model
+USE_ALIASES = {"topk": "top", "top_k": "top", "batch_size": "batch", "bench": "mode", "project": "output"}
+_FIRST = "none: the run, or the model, is the first word after the command"
+# of commands that take files
+OF_SEVERAL = "none: images are the words after the run, or the model"
+USE_ANSWERS = {
+    **dict.fromkeys(("model", "checkpoint", "weights", "model_name_or_path", "resume", "run"), _FIRST),
+    "device": "none: a GPU is used where there is one",
+    **dict.fromkeys(
+        ("imgsz", "img_size", "image_size", "input_size"), "none: images get the model's own size"
+    ),
+    **dict.fromkeys(("half", "fp16"), "--precision fp16"),
+    "int8": "--precision int8",
+    **dict.fromkeys(("save", "save_txt", "output"), "--csv FILE"),
+    "num_classes": "none: the model has its classes",
+}
+# words that other programs have for commands
+COMMAND_ANSWERS = {
+    **dict.fromkeys(("val", "valid", "validate", "test"), "`vit evaluate RUN`"),
+    **dict.fromkeys(("infer", "inference", "classify"), "`vit predict RUN IMAGES`"),
+    "fit": "`vit train`",
+    "convert": "`vit export`",
+    "benchmark": "`vit bench`",
+    "list": "`vit models`",
+    "help": "`vit --help`, or `vit COMMAND --help`",
+    "version": "`vit --version`",
 }

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -144,8 +145,11 @@ def _subjects(
     """List what is timed, a peer's models first.
 
     Raises:
-        ValueError: if a model does not exist; if a peer is asked for and a model has no name.
+        ValueError: if a model does not exist; if a peer is asked for and is not installed, or a model has no
+            name.
     """
+    if peer is not None and find_spec(peer) is None:
+        raise UsageError(f"--peer {peer} needs one more package: pip install {peer}")
     found: list[Subject] = []
     for model in models:
         saved = Path(model).exists()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vit_pytorch.cli.aliases import ALIASES
+from vit_pytorch.cli.aliases import ALIASES, OF_SEVERAL, USE_ALIASES, USE_ANSWERS
 from vit_pytorch.cli.layers import UsageError, check_options, long_options, option_value, plain_message
 
 JSON = "as_json"
@@ -46,9 +46,16 @@ def call(
     parser.add_function_arguments(function, as_group=False, skip={*positional, JSON})
     parser.add_argument("--json", dest=JSON, action="store_true", help=help_of[JSON])
     known = {*parser.get_defaults().keys(), "json", "help"} - {JSON, *positional}
-    stand_for = {alias: name.removesuffix(".source") for alias, name in ALIASES.items() if alias not in known}
-    names = {alias: name for alias, name in stand_for.items() if name in known}
-    options = long_options(arguments, short=(), names=names, answers={})
+    stand_for = {alias: name.removesuffix(".source") for alias, name in {**ALIASES, **USE_ALIASES}.items()}
+    names = {alias: name for alias, name in stand_for.items() if name in known and alias not in known}
+    several_words = {} if several is None else dict.fromkeys(("source", several), OF_SEVERAL)
+    answers = {
+        word: answer
+        for word, answer in {**USE_ANSWERS, **several_words}.items()
+        if {word, names.get(word)}.isdisjoint(known)
+        and (not answer.startswith("--") or answer.split()[0][2:] in known)
+    }
+    options = long_options(arguments, short=(), names=names, answers=answers)
     check_options(options, known)
     required = [
         f"--{name}"

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import zip_longest
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ FLAGS = {"compile", "with_preprocessing", "tta", "calibrated"}
 FOLLOWERS = {"schedule.warmup_epochs": "epochs", "schedule.min_lr": "optimizer.lr"}
 # a batch size, and what makes it smaller where images are few
 BATCH, FITTED = "batch_size", "min_steps_per_epoch"
+# how alike words must be, for one to be proposed for the other: 1 where they are equal
+CLOSE = 0.7
 
 
 class UsageError(ValueError):
@@ -54,10 +56,17 @@ def long_options(
         answers: Names that have another meaning elsewhere, and what to take instead.
 
     Raises:
-        UsageError: Where such a name is given; says what to take instead. Where a value is empty.
+        UsageError: Where such a name is given; says what to take instead. Where a value is empty, or an
+            option has no dashes (`epochs=3`).
     """
     result = []
-    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+    for before, argument, following in zip(["", *arguments], arguments, [*arguments[1:], "--"], strict=False):
+        name, equals, value = argument.partition("=")
+        is_value = before.startswith("-") and "=" not in before
+        is_file = Path(argument).exists() or glob(argument, recursive=True)
+        if equals and name.isidentifier() and not is_value and not is_file:
+            right = f"the right one is {answers[name]}" if name in answers else f"write --{name} {value}"
+            raise UsageError(f"{argument} is neither an option nor a file; {right}")
         letter = re.fullmatch(r"-([a-z])=?(\d*)", argument)
         if letter and letter[1] in names:
             argument = f"--{letter[1]}" + f"={letter[2]}" * bool(letter[2])
@@ -237,6 +246,7 @@ def check_layer(layer: Mapping[str, Any], known: Iterable[str], source: str | Pa
             raise UsageError(f"{source}: {key} takes settings of its own ({shown}), got {value!r}")
         if key not in known and not members:
             right = f"the right one is {ALIASES[key]!r}" if ALIASES.get(key) in known else nearest(key, known)
+            right = right or "`vit train --help-all` lists them"
             raise UsageError(f"{source}: unknown setting {key!r}; {right}")
 
 
@@ -260,21 +270,19 @@ def check_options(arguments: Sequence[str], known: Iterable[str]) -> None:
         if option.startswith("--") and len(option) > 2 and option[2:] not in known:
             short = [name for name, full in SHORT.items() if f"{name}.{full}" in known]
             close = nearest(option[2:], [*short, *known], dashes=True)
-            raise UsageError(f"unknown option {option!r}; {close}")
+            help_option = "--help-all" if "help_all" in known else "--help"
+            raise UsageError(f"unknown option {option!r}; {close or f'{help_option} lists all of them'}")
 
 
 def nearest(key: str, known: Iterable[str], *, dashes: bool = False) -> str:
-    """Say which known key is closest to an unknown one."""
+    """Say which known key is closest to an unknown one; nothing where none is close."""
     known = list(known)
     by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        close = [
-            by_last_part[last]
-            for last in get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.0)
-        ]
+    last = key.rpartition(".")[2]
+    close = [by_last_part[last]] if last in by_last_part else get_close_matches(key, known, n=1, cutoff=CLOSE)
+    close = close or [by_last_part[name] for name in get_close_matches(last, by_last_part, n=1, cutoff=CLOSE)]
     mark = "--" if dashes else ""
-    return f"the nearest one is {f'{mark}{close[0]}'!r}"
+    return f"the nearest one is {f'{mark}{close[0]}'!r}" if close else ""
 
 
 def plain_message(error: Exception) -> str:

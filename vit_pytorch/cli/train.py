@@ -11,6 +11,7 @@ from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from vit_pytorch import base
+from vit_pytorch.cli.aliases import ANSWERS
 from vit_pytorch.cli.help import help_page
 from vit_pytorch.cli.layers import (
     FITTED,
@@ -62,7 +63,7 @@ def train(arguments: Sequence[str]) -> None:
 
     Settings come from the recipe, then `--config`, then the command line; the last word counts.
     """
-    arguments = long_options(arguments)
+    arguments = long_options(arguments, answers={**ANSWERS, "weights": ANSWERS["pretrained"]})
     resumed = resumed_run(arguments)
     carry_out(*read_command(arguments, resumed), resumed)
 

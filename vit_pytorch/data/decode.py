@@ -27,6 +27,7 @@ from vit_pytorch.data.arrays import (
     wide_values,
 )
 from vit_pytorch.extras import install_command
+from vit_pytorch.preprocessing import TRANSPARENT
 
 try:
     import simplejpeg
@@ -307,7 +308,7 @@ def _register_heif() -> None:
 def _to_8_bits(image: Image.Image, channels: int) -> UInt8[Tensor, "c h w"]:
     """Return grey or RGB, composited on white, since ``convert`` drops transparency; else all channels."""
     if channels in (1, 3):
-        if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        if image.mode in TRANSPARENT or "transparency" in image.info:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         mode = "L" if channels == 1 else "RGB"

@@ -15,6 +15,10 @@ UNKNOWN = "file of another type"
 STRAY = "file beside the class folders"
 BESIDE_SPLITS = "file beside the folders of splits"
 HIDDEN = "hidden"
+# what begins a source of data that is no folder
+SOURCES = ("csv", "idx", "hf", "wds", "stream", "video", "nifti")
+# what stands before the name of a file that is data by itself, by its extension
+PREFIXES = {".tar": "wds", **dict.fromkeys((".csv", ".tsv", ".tab", ".parquet", ".pq"), "csv")}
 
 
 class Listing:
@@ -119,11 +123,18 @@ def extension(name: str) -> str:
 
 
 def likely_path(path: str | os.PathLike[str]) -> str:
-    """Return what to say of a path to nothing: it is an address, or leads somewhere with slashes for its
-    backslashes, or with an extension."""
+    """Return what to say of a path to nothing, or to no folder: it is an address or a file, or leads
+    somewhere with slashes for its backslashes, or with an extension."""
     name = os.fspath(path)
+    if Path(path).is_file():
+        prefix = PREFIXES.get(extension(name))
+        return (
+            f"; it is a file: give {prefix}:{name}" if prefix else "; it is a file, unpack it if it is packed"
+        )
     if is_address(name):
         return "; addresses are not fetched: download it first"
+    if name.partition(":")[0] in SOURCES:
+        return "; here are paths, and patterns of them: `vit evaluate RUN --data` takes such sources of data"
     slashed = name.replace("\\", "/")
     if slashed != name and Path(slashed).exists():
         return "; backslashes separate no folders on this system, and with slashes it is there"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
+from itertools import product
 from pkgutil import iter_modules
 
 from vit_pytorch.registry.entry import ModelEntry
@@ -29,6 +31,18 @@ ALIASES = {
         for size in ("tiny", "small", "base", "large")
     },
     "localvit_tiny": "localvit_tiny_mlp4_act3_r192",
+}
+
+# What papers and torchvision call models, in lower case, with underscores, as `ViT-B/16` is `vit_b_16`.
+ELSEWHERE = {
+    **{
+        f"vit_{size[0]}_{patch}": f"vit_{size}_patch{patch}_224"
+        for size, patch in product(("tiny", "small", "base", "large"), (16, 32))
+        if (size, patch) != ("tiny", 32)
+    },
+    "vit_h_14": "vit_huge_patch14_224",
+    **{f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")},
+    **{f"swin_v2_{size[0]}": f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base")},
 }
 
 
@@ -60,8 +74,14 @@ def find_entry(name: str) -> ModelEntry:
     if name not in entries():
         if (now := renamed(name)) is not None:
             raise ValueError(f"no model is named {name!r}: timm calls it {now} now")
-        close = get_close_matches(name, entries(), n=3) or list(entries())[:3]
-        raise ValueError(f"no model is named {name!r}; close to it: {', '.join(close)}")
+        plain = re.sub(r"[-/ ]", "_", name.lower())
+        if plain in ELSEWHERE:
+            raise ValueError(f"no model is named {name!r}: here it is {ELSEWHERE[plain]}")
+        close = ", ".join(get_close_matches(name, entries(), n=3))
+        raise ValueError(
+            f"no model is named {name!r}; "
+            + (f"close to it: {close}" if close else "`list_models()` and `vit models` list the names")
+        )
     return entries()[name]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vit_pytorch.analysis.report.places import names_of_prefix
 from vit_pytorch.base import VisionModel
+from vit_pytorch.coat import CoaT
 from vit_pytorch.data.transforms import Images
 from vit_pytorch.tome import ToMeViT
 from vit_pytorch.training.probing import embed
@@ -22,7 +23,7 @@ def check_features(model: VisionModel, features: Features) -> None:
     Raises:
         ValueError: if it has no class token, and that is asked for.
     """
-    if features == "cls" and names_of_prefix(model)[:1] != ["class token"]:
+    if features == "cls" and not "".join(names_of_prefix(model)[:1]).startswith("class token"):
         raise ValueError(f"{type(model).__name__} has no class token here: take --features mean or pooled")
 
 
@@ -32,19 +33,23 @@ def compute_features(model: VisionModel, images: Images, features: Features) -> 
     Args:
         model: has been checked by `check_features`.
         images: as the model takes them.
-        features: "pooled" for what enters the classifier; after the final norm, "cls" for the class token,
-            "mean" for the mean of the patches, "patches" for the patches (b, n, d), "maps" for them as maps
-            (b, d, h, w).
+        features: "pooled" for what enters the classifier; after the final norm, "cls" for the class token
+            (that of the coarsest scale, if each has one), "mean" for the mean of the patches, "patches" for
+            the patches (b, n, d), "maps" for them as maps (b, d, h, w).
     """
     if features == "pooled":
         return embed(model, images)
+    if features == "cls":
+        # not of a layer: class tokens may come after the last one
+        tokens = model.forward_features(images)  # type: ignore[arg-type]
+        return tokens[:, model.num_prefix_tokens - 1 if isinstance(model, CoaT) else 0]
     if isinstance(model, ToMeViT):
         # between its blocks there is nothing to hook
         tokens, count = model.forward_features(images), model.num_prefix_tokens  # type: ignore[arg-type]
-        prefix, patches = tokens[:, :count], tokens[:, count:]
+        patches = tokens[:, count:]
         if features == "maps":
             return patches.mT.unflatten(2, model.vit.grid.fit(images.shape[2:]))  # type: ignore[union-attr]
-        return _reduced(patches, prefix, features)
+        return _reduced(patches, features)
     found: Any = model.forward_intermediates(
         images,  # type: ignore[arg-type]
         indices=1,
@@ -55,14 +60,10 @@ def compute_features(model: VisionModel, images: Images, features: Features) -> 
     )
     if features == "maps":
         return found[0]
-    ((patches, prefix),) = found
-    return _reduced(patches, prefix, features)
+    ((patches, _),) = found
+    return _reduced(patches, features)
 
 
-def _reduced(
-    patches: Float[Tensor, "b n d"], prefix: Float[Tensor, "b k d"], features: Features
-) -> Float[Tensor, "b *n d"]:
-    """Return the class token, the mean of the patches, or these themselves."""
-    if features == "cls":
-        return prefix[:, 0]
+def _reduced(patches: Float[Tensor, "b n d"], features: Features) -> Float[Tensor, "b *n d"]:
+    """Return the mean of the patches, or these themselves."""
     return patches.mean(dim=1) if features == "mean" else patches

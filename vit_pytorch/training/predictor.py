@@ -325,10 +325,12 @@ def as_pixels(image: Any, prep: Preprocessing) -> Shaped[Tensor, "c h w"]:
         if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
             raise ValueError("an array must have no mask, since a model has none: fill it (array.filled)")
         ranged = image.dtype.newbyteorder("=") in (np.uint8, np.uint16) or prep.window is not None
-        if not ranged or image.ndim not in (2, 3) or 0 in image.shape:
+        strange = image.ndim not in (2, 3) or 0 in image.shape
+        if not ranged or strange or (image.ndim == 3 and image.shape[2] not in (1, 3, prep.channels)):
             raise ValueError(
-                "an array holds bytes or 16 bits without sign, (h, w) or (h, w, c), got "
-                f"{image.dtype} of shape {image.shape}"
+                "an array holds bytes or 16 bits without sign, (h, w) or (h, w, c), of which c is "
+                f"{prep.channels} here (or 1 or 3, for grey and RGB), "
+                f"got {image.dtype} of shape {image.shape}"
             )
         values = scale(to_tensor(image), prep.window)
         image = values[None] if image.ndim == 2 else values.permute(2, 0, 1)

@@ -46,7 +46,7 @@ from vit_pytorch.training.saved import SavedClassifier, save_classifier
 from vit_pytorch.training.start import create_run_dir, prepare, recorded_images
 from vit_pytorch.training.summary import describe_run, publish, render
 from vit_pytorch.training.task import Classifier, Supervised, Task
-from vit_pytorch.training.tuning import arrange, load_start, settle
+from vit_pytorch.training.tuning import arrange, check_installed, load_start, settle
 
 # what was learned in addition to a frozen base, without the base
 ADAPTER = "adapter"
@@ -73,8 +73,11 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         FileNotFoundError: if there is nothing to resume from
         OSError: if the folder cannot be written
         SystemExit: after SIGTERM, SIGHUP or Ctrl-C, when a checkpoint is written
-        ValueError: if a run that is resumed is not to go on as it began; see `check_resumable`
+        ValueError: if a run that is resumed is not to go on as it began (see `check_resumable`), or a package
+            is not installed
     """
+    # before weights are fetched
+    check_installed(config.tuning.method)
     with ExitStack() as held:
         fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
         asked, config = config.batch_size, config.with_batches_for(len(splits.train))

@@ -88,14 +88,23 @@ def freeze(model: VisionModel) -> None:
     model.get_classifier().requires_grad_(True).train()
 
 
+def check_installed(method: str) -> None:
+    """Check that what a method needs is installed.
+
+    Raises:
+        ValueError: Where it is not.
+    """
+    if method == "lora" and find_spec("peft") is None:
+        raise ValueError(f"method 'lora' needs one more package: {install_command('lora')}")
+
+
 def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
     """Add low-rank updates to the linear layers of attention, which then learn alone with the classifier.
 
     Raises:
         ValueError: Where the model has no such layers, or peft is not installed.
     """
-    if find_spec("peft") is None:
-        raise ValueError(f"method 'lora' needs one more package: {install_command('lora')}")
+    check_installed("lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = attention_layers(model)

@@ -123,3 +123,11 @@ def test_what_is_written_down_is_whole(tmp_path: Path):
     found = read_layer(tmp_path / "config.yaml")
     assert found["method"] == vars(METHODS["dino"])
     assert found["monitor"]["patience"] == 3
+
+
+def test_local_crops_that_a_model_refuses_are_named():
+    entry = find_entry("hiera_tiny_224")
+    model = entry.build(**{**entry.tiny, "num_classes": 0, "image_size": 64})
+    prep = Preprocessing(image_size=(64, 64))
+    with pytest.raises(ValueError, match=r"method\.local_size, .*, is 16, and 32 would do"):
+        make_method(DinoConfig(local_size=16), model, prep, Length(1, 1), name="hiera_tiny_224")

@@ -59,6 +59,15 @@ class Fitted:
         return max((max(layer.block) for layer in self.layers), default=1)
 
 
+class RoomError(ValueError):
+    """Layers that do not fit, however coarsely they are packed."""
+
+
+def coarsest_size(layers: Sequence[Layer]) -> int:
+    """Return the characters that layers take at the least."""
+    return _pack(layers, STEPS[-1], CELLS[-1]).size
+
+
 def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
     """Pack layers as finely as they fit: first with fewer steps, then with merged patches.
 
@@ -67,7 +76,7 @@ def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
         most: characters at most.
 
     Raises:
-        ValueError: where not even the coarsest fits.
+        RoomError: where not even the coarsest fits.
     """
     # Every so many layers tell whether packing all is worth a try.
     sample = layers[:: ceil(len(layers) / SAMPLE)] if layers else []
@@ -81,9 +90,9 @@ def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
                 smallest = fitted.size
                 if smallest <= most:
                     return fitted
-    raise ValueError(
-        f"{len(layers)} layers of attention take about {smallest / 1e6:.2f} MB for an image at the coarsest, "
-        f"got {max(0, most) / 1e6:.2f} MB for them: allow a larger page, or take fewer images"
+    raise RoomError(
+        f"{len(layers)} layers of attention take {coarsest_size(layers)} characters at the coarsest, "
+        f"got {most}"
     )
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from math import ceil
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from torch import Tensor
 
-from vit_pytorch.analysis.report.fit import Fitted, PackedLayer, fit_layers
+from vit_pytorch.analysis.report.fit import Fitted, PackedLayer, RoomError, coarsest_size, fit_layers
 from vit_pytorch.analysis.report.gather import Explanation
 from vit_pytorch.analysis.report.pack import quantise
 from vit_pytorch.analysis.report.pictures import as_url
@@ -71,9 +72,23 @@ def write_report(
     fits: list[Fitted] = []
     for index, shown in enumerate(explanations):
         image = _describe(shown, subject)
-        room = int((megabytes * 1e6 - RESERVE) / count) - len(json.dumps(image)) - LAYER * len(shown.layers)
-        rollout = [] if shown.rollout is None else fit_layers([shown.rollout], room // 4).layers
-        fits.append(fit_layers(shown.layers, room - sum(len(layer.packed.text) for layer in rollout)))
+        beside = len(json.dumps(image)) + LAYER * len(shown.layers)
+        room = int((megabytes * 1e6 - RESERVE) / count) - beside
+        try:
+            rollout = [] if shown.rollout is None else fit_layers([shown.rollout], room // 4).layers
+            fits.append(fit_layers(shown.layers, room - sum(len(layer.packed.text) for layer in rollout)))
+        except RoomError as error:
+            # a quarter is for rollout, where there is one
+            parts = [(shown.layers, 0.75 if shown.rollout else 1.0)]
+            parts += [([shown.rollout], 0.25)] if shown.rollout else []
+            least = beside + ceil(max(coarsest_size(layers) / share for layers, share in parts))
+            enough = ceil((RESERVE + count * least) / 1e4) / 100
+            fewer = int((megabytes * 1e6 - RESERVE) / least)
+            some = f", {fewer} of them" if fewer > 0 else ""
+            raise ValueError(
+                f"{count} images take a page of about {enough:g} MB at the coarsest, got "
+                f"megabytes={megabytes:g}: allow a larger page, or take fewer images{some}"
+            ) from error
         layers = [*fits[-1].layers, *rollout]
         described = []
         for number, layer in enumerate(layers):

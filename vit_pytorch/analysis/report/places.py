@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
+from vit_pytorch.coat import CoaT
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.recorder import Recording
 from vit_pytorch.xcit import CrossCovariance
@@ -99,13 +100,15 @@ def prefix_of(model: VisionModel) -> int:
 
 def names_of_prefix(model: VisionModel) -> list[str]:
     """Name the tokens in front of a model's patches."""
+    count = prefix_of(model)
+    if isinstance(model, CoaT) and model.parallel:
+        return [f"class token of scale {scale}" for scale in range(2, 2 + count)]
     if isinstance(model, IsotropicModel):
         registers = 0 if model.prefix.registers is None else model.prefix.registers.shape[1]
         named = ["class token"] * (model.prefix.class_token is not None)
         named += [f"register {i + 1}" for i in range(registers)]
     else:
         named = ["class token", "distillation token"]
-    count = prefix_of(model)
     return [*named[:count], *(f"token {i + 1}" for i in range(len(named), count))]
 
 

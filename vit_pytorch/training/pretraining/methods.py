@@ -98,6 +98,11 @@ def make_method(
         _try(method, prep)
     except ValueError as error:
         hint = "" if isinstance(config, ViewsConfig) or isinstance(model, Backbone) else HINT
+        if isinstance(config, ViewsConfig) and config.local_size is not None:
+            rows, _ = local_size(model, (prep.image_size[0], prep.image_size[1]))
+            hint = (
+                f"; method.local_size, the pixels of small crops, is {config.local_size}, and {rows} would do"
+            )
         raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
     return method
 

@@ -98,7 +98,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is no regular file")
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        settings = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_pairs)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(settings, dict):
@@ -113,7 +113,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs of a JSON object.
 
     Raises:

@@ -77,15 +77,23 @@ def test_a_quotation_mark_that_is_not_closed(tmp_path: Path) -> None:
         open_data(write_table(tmp_path, "image,label", rows))
 
 
-@pytest.mark.parametrize("names", [("1", "01"), ("1", "1.0"), ("café", unicodedata.normalize("NFD", "café"))])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("1", "01"), ("1", "1.0"), ("café", unicodedata.normalize("NFD", "café"))),
+        # an invisible space, and two letters of another alphabet
+        *(("cat", "cat\u200b"), ("cat", "\u0441\u0430t"), ("big-cat", "big_cat")),
+    ],
+)
 def test_classes_that_are_written_in_two_ways(names: tuple[str, str], tmp_path: Path) -> None:
-    """Names of classes that look alike: 1, 01 and 1.0; letters with an accent in one character or two.
+    """Names of classes that look alike: 1, 01 and 1.0; letters with an accent in one character or two;
+    letters of another alphabet; invisible characters; hyphens.
 
     Here: a warning with both names
     Others: torchvision's `ImageFolder` and timm's dataset: two classes without a word
     """
     rows = [f"{name},{names[i % 2]}" for i, name in enumerate(photographs(tmp_path, 12))]
-    with pytest.warns(UserWarning, match="differ only in case, spaces, encoding or how a number is written"):
+    with pytest.warns(UserWarning, match="differ only in case, spaces, hyphens, encoding, letters that look"):
         open_data(write_table(tmp_path, "image,label", rows))
 
 
@@ -127,12 +135,12 @@ def test_r2_does_not_depend_on_the_unit(unit: float) -> None:
     assert found == pytest.approx(1 - 18 / 14, rel=1e-5)
 
 
-def write_shard(file: Path, labels: list[str]) -> None:
+def write_shard(file: Path, labels: list[str], role: str = "cls") -> None:
     picture = BytesIO()
     Image.new("RGB", (4, 4)).save(picture, format="PNG")
     with tarfile.open(file, "w") as archive:
         for number, label in enumerate(labels):
-            for extension, content in (("png", picture.getvalue()), ("cls", label.encode())):
+            for extension, content in (("png", picture.getvalue()), (role, label.encode())):
                 member = tarfile.TarInfo(f"{number}.{extension}")
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
@@ -156,6 +164,25 @@ def test_a_list_of_classes_that_can_be_read_in_two_ways(text: str, message: str,
     write_shard(tmp_path / "a.tar", ["0", "1"] * 8)
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
+        open_data(f"wds:{tmp_path / 'a.tar'}")
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ('{"label": 0, "label": 1}', "'label' stands in it twice"),
+        ('{"label": 0, "cls": 1}', "has the labels 1 and 0"),
+        ("[" * 100_000, "is not JSON: maximum recursion depth"),
+    ],
+)
+def test_a_label_of_json_that_can_be_read_in_two_ways(member: str, message: str, tmp_path: Path) -> None:
+    """A `.json` member of a shard that has a label twice, or is nested deeper than any program reads.
+
+    Here: refused with the sample
+    Others: webdataset takes the last of two labels without a word; deep nesting ends in a `DecodingError`
+    """
+    write_shard(tmp_path / "a.tar", [member if i == 3 else f'{{"label": {i % 2}}}' for i in range(8)], "json")
+    with pytest.raises(ValueError, match=f"the .json member of .*a.tar:3 .*{message}"):
         open_data(f"wds:{tmp_path / 'a.tar'}")
 
 

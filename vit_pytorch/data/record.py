@@ -159,7 +159,10 @@ def read_record(file: Path) -> ImageRecord:
             RecordedImage(s, label, int(size), digest, name) for s, label, size, digest, name in rows
         )
         return ImageRecord(head["source"], tuple(head["classes"]), head["extent"], images)
-    except (gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError),
+        RecursionError,
+    ) as error:
         raise ValueError(f"{file} is no record of images: {error}") from error
 
 

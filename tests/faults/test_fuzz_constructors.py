@@ -10,6 +10,7 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +105,7 @@ def images_for(model: Any) -> torch.Tensor:
     return torch.randn(2, model.channels, *model.image_size)
 
 
+@pytest.mark.filterwarnings("ignore")
 @fuzz
 @given(
     entry=st.sampled_from(cases()),

@@ -1,6 +1,8 @@
 """Data that can be read in two ways, or that would be read wrongly without a word, are refused or named."""
 
+import gzip
 import os
+import struct
 import tarfile
 import unicodedata
 from dataclasses import replace
@@ -102,7 +104,7 @@ def test_a_label_that_says_that_there_is_none(name: str, tmp_path: Path) -> None
     """A class by the name that programs write for a missing value: NaN, NA, n/a.
 
     Here: learned like any other, with a warning
-    Others: not tried
+    Others: `datasets` (`imagefolder` with a `metadata.csv`): images of NA and None have no label, without a word
     """
     rows = [f"{path},{(name, 'cat', 'None')[i % 3]}" for i, path in enumerate(photographs(tmp_path, 12))]
     with pytest.warns(UserWarning, match=f"'{name}' is learned like any other name: if it stands for labels"):
@@ -215,6 +217,7 @@ def test_a_hub_data_set_whose_splits_differ(tmp_path: Path) -> None:
     """A saved `hf:` data set of which a split lacks the label column.
 
     Here: the split and the column are named
+    Others: `datasets` loads both splits, each with its own columns, without a word
     """
     datasets = pytest.importorskip("datasets")
     rows = {"image": [{"bytes": b"", "path": None}] * 4}
@@ -275,6 +278,7 @@ def test_a_shard_of_a_stream_that_is_no_file(kind: str, tmp_path: Path) -> None:
     """A pipe or a folder among the shards of a stream.
 
     Here: refused with its name, instead of waiting for somebody to write to it
+    Others: webdataset: no end in 10 seconds with a pipe
     """
     pytest.importorskip("webdataset")
     place = tmp_path / "a.tar"
@@ -367,3 +371,27 @@ def test_8_bits_in_memory_and_a_window_of_more(form: str, tmp_path: Path) -> Non
     # a window within 8 bits acts on images in memory as on files
     narrow = as_pixels(forms[form], replace(prep, window=(100.0, 200.0)))
     assert int(narrow.min()) == 255
+
+
+def test_two_idx_files_of_one_name(tmp_path: Path) -> None:
+    """An IDX file with a compressed one of its name beside it, of other content.
+
+    Here: refused with both; one of the same content is taken
+    Others: torchvision's `MNIST` reads the first and leaves the other aside without a word
+    """
+    for part in ("train", "t10k"):
+        images = struct.pack(">4B3I", 0, 0, 8, 3, 12, 4, 4) + bytes(range(192))
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(images)
+        labels = struct.pack(">4BI", 0, 0, 8, 1, 12) + bytes([0, 1] * 6)
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    twin = tmp_path / "train-labels-idx1-ubyte.gz"
+    twin.write_bytes(gzip.compress(labels))
+    assert open_data(f"idx:{tmp_path}").classes == ("0", "1")
+    for other in (
+        gzip.compress(labels[:-1] + b"\0"),
+        gzip.compress(labels + b"\0"),
+        gzip.compress(labels)[:20],
+    ):
+        twin.write_bytes(other)
+        with pytest.raises(ValueError, match=r"labels-idx1-ubyte\.gz does not hold what train-labels"):
+            open_data(f"idx:{tmp_path}")

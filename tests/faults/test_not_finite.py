@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from tests.training.toy import At, ToyData, ToyModel, make_loop
 from vit_pytorch.cli import main
 from vit_pytorch.create import load_model
-from vit_pytorch.preprocessing import Preprocessing
+from vit_pytorch.data import BadImageError
+from vit_pytorch.data.volumes import decode_volume
+from vit_pytorch.preprocessing import Preprocessing, VolumeConfig
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.history import History, read_rows
 from vit_pytorch.training.losses import NonFiniteError, balanced_weights
@@ -202,3 +205,15 @@ def test_a_label_that_all_images_have() -> None:
     """
     rows = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     assert balanced_weights(rows, 3).tolist() == [1.0, 1.0, 2.0]
+
+
+def test_a_volume_beyond_single_precision(tmp_path: Path) -> None:
+    """A volume with values from -3e38 to 3e38, whose difference is infinite in single precision.
+
+    Here: a bad volume, named, instead of a loss that is NaN
+    Others: no counterpart
+    """
+    voxels = np.linspace(-3e38, 3e38, 64, dtype=np.float32).reshape(4, 4, 4)
+    nibabel.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "x.nii")
+    with pytest.raises(BadImageError, match="further apart than single precision holds"):
+        decode_volume(tmp_path / "x.nii", VolumeConfig(percentiles=(0, 100)), (4, 4, 4))

@@ -104,7 +104,7 @@ def test_a_label_that_says_that_there_is_none(name: str, tmp_path: Path) -> None
     """A class by the name that programs write for a missing value: NaN, NA, n/a.
 
     Here: learned like any other, with a warning
-    Others: `datasets` (`imagefolder` with a `metadata.csv`): images of NA and None have no label, without a word
+    Others: `datasets` (`imagefolder` with a `metadata.csv`): NA and None become no label, without a word
     """
     rows = [f"{path},{(name, 'cat', 'None')[i % 3]}" for i, path in enumerate(photographs(tmp_path, 12))]
     with pytest.warns(UserWarning, match=f"'{name}' is learned like any other name: if it stands for labels"):

@@ -26,7 +26,10 @@ DAMAGE = (
 SECTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "One process at a time": (("test_two_processes_in_one_run",), ""),
     "Files that are half written": (("test_half_written_files", "test_disk_full", "test_hub"), ""),
-    "Damaged models and numbers that are not finite": (("test_bit_flips", "test_not_finite"), ""),
+    "Damaged models and numbers that are not finite": (
+        ("test_bit_flips", "test_foreign_weights", "test_not_finite"),
+        "",
+    ),
     "Data that can be read in two ways": (("test_ambiguous_data",), ""),
     "Options of a run that is resumed": (("test_options_at_resume",), ""),
     "Several machines": (("test_machines",), ""),

@@ -68,7 +68,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from vit_pytorch.layers.arguments import check_arguments, check_names
+from vit_pytorch.layers.arguments import check_arguments, check_integer, check_names
 from vit_pytorch.layers.attention import jit_is_tracing
 from vit_pytorch.layers.blocks import collect_outputs, set_grad_checkpointing
 from vit_pytorch.layers.options import Option, check_choice, to_json
@@ -449,8 +449,9 @@ class VisionModel(
                 tokens after the norm behind the pooling if there is one, until it gets a classifier.
 
         Raises:
-            ValueError: if the model cannot pool so.
+            ValueError: if the number is none of classes, or the model cannot pool so.
         """
+        check_arguments(VisionModel.reset_classifier, num_classes=num_classes, global_pool=global_pool)
         if global_pool == UNPOOLED and num_classes:
             raise ValueError(
                 f"a classifier needs pooled features, got {num_classes} classes and global_pool=''"
@@ -504,7 +505,7 @@ class VisionModel(
         names = [name for name in INPUT_SIZES if name in self._hub_mixin_init_parameters]
         if not names:
             raise ValueError(f"{type(self).__name__} takes inputs of any size")
-        size = image_size if isinstance(image_size, int) else tuple(image_size or ())
+        size = tuple(image_size) if isinstance(image_size, list) else image_size
         prepared, known = self.default_cfg, self.config
         with init_empty_weights():
             like, before = type(self)(**{**known, names[0]: size}), type(self)(**known)
@@ -549,6 +550,9 @@ class VisionModel(
         if torch.compiler.is_compiling() or jit_is_tracing() or isinstance(images, Proxy):
             return
         rank = 2 + len(self.image_size)
+        if not isinstance(images, Tensor) or images.layout != torch.strided:
+            kind = images.layout if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"expected images as a dense tensor of rank {rank}, got {kind}")
         if images.ndim != rank:
             raise ValueError(
                 f"expected images of rank {rank} (batch, {self.channels} channels, "
@@ -697,14 +701,15 @@ def resolve_indices(indices: int | Sequence[int] | None, depth: int) -> list[int
     """Return the layers that the `indices` of `forward_intermediates` stand for, in order.
 
     Raises:
-        ValueError: if an index is outside the model.
+        ValueError: if an index is no integer or outside the model, or there is none.
     """
     if indices is None:
         return list(range(depth))
-    if isinstance(indices, int):
-        if not 1 <= indices <= depth:
-            raise ValueError(f"the number of last layers must be in [1, {depth}], got {indices}")
-        indices = range(depth - indices, depth)
-    if any(not -depth <= index < depth for index in indices):
-        raise ValueError(f"indices of layers must be in [{-depth}, {depth - 1}], got {list(indices)}")
+    if not isinstance(indices, Sequence) or isinstance(indices, str):
+        check_integer("the number of last layers", indices, most=depth)
+        indices = range(depth - int(indices), depth)
+    if not len(indices):
+        raise ValueError("indices of layers must be at least one, got none")
+    for index in indices:
+        check_integer("indices of layers", index, least=-depth, most=depth - 1)
     return sorted({index % depth for index in indices})

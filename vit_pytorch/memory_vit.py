@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.learnable_memory_vit import Adapter, Mode
@@ -133,6 +134,7 @@ class MemoryViT(VisionModel):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the task's classifier by a new one; the only pooling is "cls" (timm's "token")."""
+        check_arguments(VisionModel.reset_classifier, num_classes=num_classes, global_pool=global_pool)
         if global_pool not in (None, "cls", "token"):
             self.change_pool(global_pool)
         task = self.adapter.task

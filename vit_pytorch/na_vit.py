@@ -432,10 +432,11 @@ def flatten_rows(images: Images) -> list[Tensor]:
     Raises:
         ValueError: if it is empty, or neither of the two.
     """
-    rows = list(images.unbind() if isinstance(images, Tensor) else images)
-    flat = [image for row in rows for image in ([row] if isinstance(row, Tensor) else row)]
+    rows: Any = images.unbind() if isinstance(images, Tensor) else images
+    rows = rows if isinstance(rows, (list, tuple)) else [rows]
+    flat = [image for row in rows for image in (row if isinstance(row, (list, tuple)) else [row])]
     others = [type(image).__name__ for image in flat if not isinstance(image, Tensor)]
-    if others or not flat or not all(len(row) for row in rows):
+    if others or not flat or any(isinstance(row, (list, tuple)) and not row for row in rows):
         got = f"a {others[0]} among them" if others else f"{len(flat)} images in {len(rows)} rows"
         raise ValueError(f"expected a list of images, or of rows of at least one image, got {got}")
     return flat

@@ -98,7 +98,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is no regular file")
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        settings = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_pairs)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(settings, dict):
@@ -113,7 +113,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs of a JSON object.
 
     Raises:
@@ -236,15 +236,28 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
         source: where they come from, for the error.
 
     Raises:
-        ValueError: where anything is missing, left over or of another size, or values are integers, booleans
-            or not finite; the model is unchanged then.
+        ValueError: where anything is missing, left over or of another size, or values are integers, booleans,
+            not finite or beyond the range of the model's dtype; the model is unchanged then.
     """
     own = model.state_dict()
     state = upgrade_state(state, own)
     difference = state_dict_diff(model, state)
     if difference:
         raise ValueError(f"{source} does not fit {type(model).__name__}:\n{difference}")
-    check_values({name: tensor for name, tensor in state.items() if own[name].is_floating_point()}, source)
+    floating = {name: tensor for name, tensor in state.items() if own[name].is_floating_point()}
+    check_values(floating, source)
+    empty = [name for name, tensor in state.items() if tensor.is_meta and not own[name].is_meta]
+    if empty:
+        raise ValueError(
+            f"{source}: weights must have values, there are none (device meta) in {name_few(empty)}"
+        )
+    for name, tensor in floating.items():
+        most = torch.finfo(own[name].dtype).max
+        if torch.finfo(tensor.dtype).max > most and not tensor.is_meta and (tensor.abs() > most).any():
+            raise ValueError(
+                f"{source}: weights must be in the range of the model's {own[name].dtype}, [{-most:.4g}, "
+                f"{most:.4g}]; {name} reaches {tensor.abs().max():.4g}"
+            )
     if not any(tensor.is_meta for tensor in own.values()):
         model.load_state_dict(dict(state))
         return

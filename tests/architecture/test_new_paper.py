@@ -94,7 +94,7 @@ def test_tests_of_the_skeleton_say_what_to_do(copy: Path, written: str) -> None:
         "test_what_the_paper_changes",
         "test_nothing_is_left_to_fill",
     }
-    assert "FILL: load random weights of the reference into each named model" in done.stdout
+    assert "FILL: compare logits and parameters of each named model" in done.stdout
     assert "FILL: hold the paper's own equation against an independent computation" in done.stdout
     assert "2 passed" in done.stdout
 

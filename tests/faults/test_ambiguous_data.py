@@ -1,6 +1,8 @@
 """Data that can be read in two ways, or that would be read wrongly without a word, are refused or named."""
 
+import gzip
 import os
+import struct
 import tarfile
 import unicodedata
 from dataclasses import replace
@@ -77,15 +79,23 @@ def test_a_quotation_mark_that_is_not_closed(tmp_path: Path) -> None:
         open_data(write_table(tmp_path, "image,label", rows))
 
 
-@pytest.mark.parametrize("names", [("1", "01"), ("1", "1.0"), ("café", unicodedata.normalize("NFD", "café"))])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("1", "01"), ("1", "1.0"), ("café", unicodedata.normalize("NFD", "café"))),
+        # an invisible space, and two letters of another alphabet
+        *(("cat", "cat\u200b"), ("cat", "\u0441\u0430t"), ("big-cat", "big_cat")),
+    ],
+)
 def test_classes_that_are_written_in_two_ways(names: tuple[str, str], tmp_path: Path) -> None:
-    """Names of classes that look alike: 1, 01 and 1.0; letters with an accent in one character or two.
+    """Names of classes that look alike: 1, 01 and 1.0; letters with an accent in one character or two;
+    letters of another alphabet; invisible characters; hyphens.
 
     Here: a warning with both names
     Others: torchvision's `ImageFolder` and timm's dataset: two classes without a word
     """
     rows = [f"{name},{names[i % 2]}" for i, name in enumerate(photographs(tmp_path, 12))]
-    with pytest.warns(UserWarning, match="differ only in case, spaces, encoding or how a number is written"):
+    with pytest.warns(UserWarning, match="differ only in case, spaces, hyphens, encoding, letters that look"):
         open_data(write_table(tmp_path, "image,label", rows))
 
 
@@ -94,7 +104,7 @@ def test_a_label_that_says_that_there_is_none(name: str, tmp_path: Path) -> None
     """A class by the name that programs write for a missing value: NaN, NA, n/a.
 
     Here: learned like any other, with a warning
-    Others: not tried
+    Others: `datasets` (`imagefolder` with a `metadata.csv`): NA and None become no label, without a word
     """
     rows = [f"{path},{(name, 'cat', 'None')[i % 3]}" for i, path in enumerate(photographs(tmp_path, 12))]
     with pytest.warns(UserWarning, match=f"'{name}' is learned like any other name: if it stands for labels"):
@@ -127,12 +137,12 @@ def test_r2_does_not_depend_on_the_unit(unit: float) -> None:
     assert found == pytest.approx(1 - 18 / 14, rel=1e-5)
 
 
-def write_shard(file: Path, labels: list[str]) -> None:
+def write_shard(file: Path, labels: list[str], role: str = "cls") -> None:
     picture = BytesIO()
     Image.new("RGB", (4, 4)).save(picture, format="PNG")
     with tarfile.open(file, "w") as archive:
         for number, label in enumerate(labels):
-            for extension, content in (("png", picture.getvalue()), ("cls", label.encode())):
+            for extension, content in (("png", picture.getvalue()), (role, label.encode())):
                 member = tarfile.TarInfo(f"{number}.{extension}")
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
@@ -156,6 +166,25 @@ def test_a_list_of_classes_that_can_be_read_in_two_ways(text: str, message: str,
     write_shard(tmp_path / "a.tar", ["0", "1"] * 8)
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
+        open_data(f"wds:{tmp_path / 'a.tar'}")
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ('{"label": 0, "label": 1}', "'label' stands in it twice"),
+        ('{"label": 0, "cls": 1}', "has the labels 1 and 0"),
+        ("[" * 100_000, "is not JSON: maximum recursion depth"),
+    ],
+)
+def test_a_label_of_json_that_can_be_read_in_two_ways(member: str, message: str, tmp_path: Path) -> None:
+    """A `.json` member of a shard that has a label twice, or is nested deeper than any program reads.
+
+    Here: refused with the sample
+    Others: webdataset takes the last of two labels without a word; deep nesting ends in a `DecodingError`
+    """
+    write_shard(tmp_path / "a.tar", [member if i == 3 else f'{{"label": {i % 2}}}' for i in range(8)], "json")
+    with pytest.raises(ValueError, match=f"the .json member of .*a.tar:3 .*{message}"):
         open_data(f"wds:{tmp_path / 'a.tar'}")
 
 
@@ -188,6 +217,7 @@ def test_a_hub_data_set_whose_splits_differ(tmp_path: Path) -> None:
     """A saved `hf:` data set of which a split lacks the label column.
 
     Here: the split and the column are named
+    Others: `datasets` loads both splits, each with its own columns, without a word
     """
     datasets = pytest.importorskip("datasets")
     rows = {"image": [{"bytes": b"", "path": None}] * 4}
@@ -248,6 +278,7 @@ def test_a_shard_of_a_stream_that_is_no_file(kind: str, tmp_path: Path) -> None:
     """A pipe or a folder among the shards of a stream.
 
     Here: refused with its name, instead of waiting for somebody to write to it
+    Others: webdataset: no end in 10 seconds with a pipe
     """
     pytest.importorskip("webdataset")
     place = tmp_path / "a.tar"
@@ -340,3 +371,27 @@ def test_8_bits_in_memory_and_a_window_of_more(form: str, tmp_path: Path) -> Non
     # a window within 8 bits acts on images in memory as on files
     narrow = as_pixels(forms[form], replace(prep, window=(100.0, 200.0)))
     assert int(narrow.min()) == 255
+
+
+def test_two_idx_files_of_one_name(tmp_path: Path) -> None:
+    """An IDX file with a compressed one of its name beside it, of other content.
+
+    Here: refused with both; one of the same content is taken
+    Others: torchvision's `MNIST` reads the first and leaves the other aside without a word
+    """
+    for part in ("train", "t10k"):
+        images = struct.pack(">4B3I", 0, 0, 8, 3, 12, 4, 4) + bytes(range(192))
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(images)
+        labels = struct.pack(">4BI", 0, 0, 8, 1, 12) + bytes([0, 1] * 6)
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    twin = tmp_path / "train-labels-idx1-ubyte.gz"
+    twin.write_bytes(gzip.compress(labels))
+    assert open_data(f"idx:{tmp_path}").classes == ("0", "1")
+    for other in (
+        gzip.compress(labels[:-1] + b"\0"),
+        gzip.compress(labels + b"\0"),
+        gzip.compress(labels)[:20],
+    ):
+        twin.write_bytes(other)
+        with pytest.raises(ValueError, match=r"labels-idx1-ubyte\.gz does not hold what train-labels"):
+            open_data(f"idx:{tmp_path}")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from fractions import Fraction
 from inspect import signature
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +81,54 @@ def test_constructors(call: tuple[type, dict[str, Any]]) -> None:
         output = model(torch.randn(2, model.channels, *model.image_size))
         found = KINDS[kind]
         assert (output if isinstance(found, ModelEntry) else classified(found, output)).isfinite().all()
+
+
+METHODS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "reset_classifier": (2, lambda model, *args: model.reset_classifier(*args)),
+    "set_input_size": (1, lambda model, *args: model.set_input_size(*args)),
+    "forward_intermediates": (1, lambda model, *args: model.forward_intermediates(images_for(model), *args)),
+    "get_intermediate_layers": (
+        1,
+        lambda model, *args: model.get_intermediate_layers(images_for(model), *args),
+    ),
+    "prune_intermediate_layers": (1, lambda model, *args: model.prune_intermediate_layers(*args)),
+    "forward": (1, lambda model, *args: model(*args)),
+}
+# what comes from NumPy and PyTorch, and looks like a number or an image
+ALMOST = [
+    *(np.int64(4), np.float32(0.1), np.bool_(True), np.array(4), np.array([8, 8]), Fraction(1, 2)),
+    *(torch.tensor(4), torch.tensor([8, 8]), torch.zeros(1, 3, 8, 8).to_sparse(), np.zeros((1, 3, 8, 8))),
+]
+
+
+def images_for(model: Any) -> torch.Tensor:
+    return torch.randn(2, model.channels, *model.image_size)
+
+
+@pytest.mark.filterwarnings("ignore")
+@fuzz
+@given(
+    entry=st.sampled_from(cases()),
+    name=st.sampled_from(list(METHODS)),
+    values=st.lists(st.one_of(VALUES, st.sampled_from(ALMOST)), min_size=2, max_size=2),
+)
+@torch.no_grad()
+def test_methods(entry: ModelEntry, name: str, values: list[Any]) -> None:
+    """Another classifier, input size, layers or input of any model, given anything.
+
+    Here: done, and the logits are finite; or refused in a sentence, and the model is as it was
+    Others: timm's `VisionTransformer` takes -1 classes for none and an input size of 0; 0.5 classes, a word
+        for the layers and a NumPy array as images end in a `TypeError`
+    """
+    model = build_changed(entry, {})
+    assert model is not None
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    count, call = METHODS[name]
+    try:
+        call(model, *values[:count])
+    except ValueError:
+        after = model.state_dict()
+        assert list(after) == list(state)
+        assert all(torch.equal(after[key], tensor) for key, tensor in state.items())
+    output = model(images_for(model))
+    assert all(part.isfinite().all() for part in (output if isinstance(output, (list, tuple)) else [output]))

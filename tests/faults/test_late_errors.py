@@ -211,3 +211,43 @@ def test_a_test_image_that_goes_bad_during_training(
     monkeypatch.setattr(run_module, "fit", fit)
     assert train("--resume", run) == 0
     assert (run / "summary.json").exists()
+
+
+def swap(one: Path, other: Path) -> None:
+    """Give two files each other's content."""
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_that_are_others_after_training(
+    split: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Test or validation images of two classes are exchanged during training.
+
+    Here: the model is saved, no figure is given, the images are named; resuming with the right ones gives it
+    Others: no counterpart: none of them records its images
+    """
+    run, fit = tmp_path / "run", run_module.fit
+    places = folder / split / "0" / "0.png", folder / split / "1" / "0.png"
+
+    def fit_and_exchange(*arguments: Any) -> None:
+        fit(*arguments)
+        swap(*places)
+
+    monkeypatch.setattr(run_module, "fit", fit_and_exchange)
+    assert train("--data", folder, "--output", run, *FEW) == 3
+    message = capsys.readouterr().err
+    assert "has changed during the run, so that its figures would be of other images" in message
+    assert all(f"{split}/{label}/0.png" in message for label in "01")
+    assert (run / "model" / "model.safetensors").exists()
+    assert not (run / "summary.json").exists()
+    swap(*places)
+    monkeypatch.setattr(run_module, "fit", fit)
+    assert train("--resume", run) == 0
+    assert (run / "summary.json").exists()

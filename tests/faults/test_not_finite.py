@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from tests.training.toy import At, ToyData, ToyModel, make_loop
 from vit_pytorch.cli import main
 from vit_pytorch.create import load_model
+from vit_pytorch.data import BadImageError
+from vit_pytorch.data.volumes import decode_volume
+from vit_pytorch.preprocessing import Preprocessing, VolumeConfig
 from vit_pytorch.training.checkpoints import checkpoint_weights, list_checkpoints, read_checkpoint
 from vit_pytorch.training.history import History, read_rows
-from vit_pytorch.training.losses import NonFiniteError
+from vit_pytorch.training.losses import NonFiniteError, balanced_weights
 from vit_pytorch.training.optim import ScheduleConfig
+from vit_pytorch.training.problems import Classification, MultiLabel, Problem, Regression
 from vit_pytorch.training.resume import fit
 from vit_pytorch.training.task import Classifier
 from vit_pytorch.weights import CHECKSUM
@@ -146,3 +151,69 @@ def test_outputs_that_are_not_finite(
     shown = capsys.readouterr()
     assert "the model's outputs are not finite" in shown.err
     assert "nan" not in shown.out
+
+
+def evaluated(problem: Problem, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+    images = torch.zeros(len(outputs), 1, 2, 2)
+    grey = Preprocessing((2, 2), 1, mean=(0.0,), std=(1.0,))
+    return problem.evaluate([(outputs, targets, images)], grey).as_dict()
+
+
+def test_figures_beyond_single_precision() -> None:
+    """Outputs or true values in evaluation whose squares or differences are beyond single precision, as 1e38.
+
+    Here: the figures are finite, and right
+    Others: PyTorch's `cross_entropy` and torchmetrics' `mean_squared_error`: infinite
+    """
+    values = Regression(("x",), mean=(0.0,), std=(1.0,))
+    found = evaluated(values, torch.zeros(2, 1), torch.tensor([[2e38], [-2e38]]))
+    assert found["loss"] == pytest.approx(4e76)
+    assert found["values"]["x"]["rmse"] == pytest.approx(2e38)
+    logits = torch.tensor([[3e38, -3e38], [3e38, -3e38]])
+    found = evaluated(Classification(("a", "b")), logits, torch.tensor([0, 1]))
+    assert (found["loss"], found["accuracy"]) == (pytest.approx(3e38), 0.5)
+    found = evaluated(MultiLabel(("a", "b")), logits, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    assert found["loss"] == pytest.approx(3e38)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]],  # all right: the surer, the better
+        [[-2.0, 0.0], [0.0, -1.0], [-3.0, 0.0]],  # all wrong: the less sure, the better
+        [[0.0, 0.0]] * 3,
+    ],
+)
+def test_a_temperature_that_validation_images_do_not_tell(logits: list[list[float]]) -> None:
+    """Validation images, such as three, of which the probabilities cannot be calibrated.
+
+    Here: the model has no temperature, and `--calibrated` is refused
+    Others: no counterpart
+    """
+    batch = torch.tensor(logits)
+    problem = Classification(("a", "b")).fitted([(batch, torch.tensor([0, 1, 0]), batch)])
+    assert "temperature" not in problem.settings()
+    with pytest.raises(ValueError, match="the model has no temperature"):
+        problem.calibrated()
+
+
+def test_a_label_that_all_images_have() -> None:
+    """`--class_weights balanced` with a label that all training images have, which would weigh 0.
+
+    Here: it weighs 1, and is learned
+    Others: no counterpart
+    """
+    rows = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert balanced_weights(rows, 3).tolist() == [1.0, 1.0, 2.0]
+
+
+def test_a_volume_beyond_single_precision(tmp_path: Path) -> None:
+    """A volume with values from -3e38 to 3e38, whose difference is infinite in single precision.
+
+    Here: a bad volume, named, instead of a loss that is NaN
+    Others: no counterpart
+    """
+    voxels = np.linspace(-3e38, 3e38, 64, dtype=np.float32).reshape(4, 4, 4)
+    nibabel.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / "x.nii")
+    with pytest.raises(BadImageError, match="further apart than single precision holds"):
+        decode_volume(tmp_path / "x.nii", VolumeConfig(percentiles=(0, 100)), (4, 4, 4))

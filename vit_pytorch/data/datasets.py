@@ -28,6 +28,8 @@ from vit_pytorch.preprocessing import Preprocessing
 TaskName = Literal["classify", "multilabel", "regression"]
 # what programs write for a cell without a value
 MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")
+# small letters of the Cyrillic and the Greek alphabet, and those of the Latin one that they look like
+LOOK_ALIKE = str.maketrans("авекмнорстухіјѕһԁοαρνικτχ", "abekmhopctyxijshdoapviktx")
 
 
 class ImageDataset(Dataset[tuple[Tensor, int | Tensor]]):
@@ -367,7 +369,8 @@ def warn_of_names(names: Sequence[str]) -> None:
     plain = Counter(map(_plain_name, names))
     if alike := [name for name in names if plain[_plain_name(name)] > 1]:
         warnings.warn(
-            "names of classes differ only in case, spaces, encoding or how a number is written: "
+            "names of classes differ only in case, spaces, hyphens, encoding, letters that look alike or "
+            "how a number is written: "
             f"{', '.join(map(ascii, alike[:6]))}",
             stacklevel=3,
         )
@@ -381,7 +384,9 @@ def warn_of_names(names: Sequence[str]) -> None:
 
 def _plain_name(name: str) -> str:
     """Return a name without what people do not see, or may write in several ways."""
-    plain = unicodedata.normalize("NFKC", name).strip().casefold()
+    plain = "".join(each for each in name if unicodedata.category(each) not in ("Cc", "Cf"))
+    plain = unicodedata.normalize("NFKC", plain).strip().casefold().translate(LOOK_ALIKE)
+    plain = re.sub(r"(?<=\w)[-_ ]+(?=\w)", " ", plain)
     # 1, 01 and 1.0
     return repr(float(plain)) if re.fullmatch(r"\d{1,15}(\.\d*)?", plain) else plain
 

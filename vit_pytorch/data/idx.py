@@ -122,4 +122,25 @@ def _find(folder: Path, names: Sequence[str], ending: str) -> Path:
         listed = ", ".join(sorted(found)) or "none"
         wanted = " or ".join(f"*{name}-{ending}[.gz]" for name in names)
         raise ValueError(f"{folder} must hold one file {wanted}, got {listed}")
-    return next(iter(found.values()))
+    path = next(iter(found.values()))
+    _check_twin(path)
+    return path
+
+
+def _check_twin(path: Path) -> None:
+    """Check that a compressed file beside a file, as downloads leave it there, holds the same.
+
+    Raises:
+        ValueError: It does not.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    if not packed.is_file():
+        return
+    try:
+        with path.open("rb") as plain, gzip.open(packed) as other:
+            same = all(other.read(len(part)) == part for part in iter(lambda: plain.read(1 << 20), b""))
+            same = same and not other.read(1)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        same = False
+    if not same:
+        raise ValueError(f"{packed} does not hold what {path.name} beside it does: remove one of them")

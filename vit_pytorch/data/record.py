@@ -10,7 +10,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -159,7 +159,10 @@ def read_record(file: Path) -> ImageRecord:
             RecordedImage(s, label, int(size), digest, name) for s, label, size, digest, name in rows
         )
         return ImageRecord(head["source"], tuple(head["classes"]), head["extent"], images)
-    except (gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError),
+        RecursionError,
+    ) as error:
         raise ValueError(f"{file} is no record of images: {error}") from error
 
 
@@ -172,6 +175,27 @@ def compare(record: ImageRecord, found: Iterable[RecordedImage], *, by_split: bo
         by_split: Whether to compare splits, too.
     """
     return _changes(*_pair(record.images, found), by_split=by_split)
+
+
+def check_unchanged(record: ImageRecord, parts: Mapping[str, ImageDataset], source: str) -> None:
+    """Check that images are still those of a record, of which some may have been left out since.
+
+    Args:
+        record: The images of a run.
+        parts: Images at hand, by the split that they are in.
+        source: What messages call the data.
+
+    Raises:
+        ValueError: The content or the class of one is another; names them.
+    """
+    recorded = [image for image in record.images if image.split in parts]
+    pairs, _, added = _pair(recorded, _fingerprints(parts, record.classes, record.extent))
+    found = _changes(pairs, (), added, by_split=False)
+    if changes := replace(found, moved=()):
+        raise ValueError(
+            f"{source} has changed during the run, so that its figures would be of other images: {changes}; "
+            "put them back, and --resume"
+        )
 
 
 Pairs = list[tuple[RecordedImage, RecordedImage]]

@@ -25,6 +25,7 @@ from torch import Tensor
 from vit_pytorch.data.datasets import ImageDataset
 from vit_pytorch.data.decode import EXTENSIONS, decode_image, read_values
 from vit_pytorch.extras import install_command
+from vit_pytorch.weights import unique_pairs
 
 WINDOW = 8192
 # without a list of classes, labels may go so far even where samples are fewer
@@ -295,11 +296,11 @@ def read_json_label(text: str, name: str) -> str | None:
     """Return the label in a JSON object; None if it has none.
 
     Raises:
-        ValueError: It is not JSON, its labels are several, or neither index nor name.
+        ValueError: It is not JSON, names a key twice, its labels are several, or neither index nor name.
     """
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = json.loads(text, object_pairs_hook=unique_pairs)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the .json member of {name} is not JSON: {error}") from error
     found = [content[key] for key in ("cls", "label") if key in content] if isinstance(content, dict) else []
     if len({str(label) for label in found}) > 1:
@@ -375,7 +376,7 @@ def _listed_classes(folder: Path) -> tuple[str, ...] | None:
         return None
     try:
         names = json.loads(listed.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{listed} cannot be read: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{listed} must be a list of names, got {type(names).__name__}")

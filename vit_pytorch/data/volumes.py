@@ -129,6 +129,9 @@ def _scaled(
     if low == high:
         # nearly all voxels are alike
         low, high = float(known.min()), float(known.max())
+    if high - low > float(np.finfo(np.float32).max):
+        reason = f"its values from {low:g} to {high:g} are further apart than single precision holds"
+        raise BadImageError(name, reason, "volume")
     scaled = np.clip((voxels - np.float32(low)) / np.float32(high - low), 0, 1)
     return np.ascontiguousarray(scaled if whole else np.where(finite, scaled, 0), dtype=np.float32)
 

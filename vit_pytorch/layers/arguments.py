@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from inspect import signature
 from math import inf, isfinite
-from numbers import Integral, Real
+from numbers import Integral
 from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
@@ -73,6 +73,8 @@ NUMBERS: Mapping[str, Range] = {
     r".*_prob|(rope|pope)_p_zero_freqs|(.*_)?decay|alpha|kappa|region_weight": Range(0, 1),
     r"mean": Range(-1e6, 1e6),
     r"temperature": Range(1e-30, 1e6),
+    # of widths, and as far from those of any model as the largest integers are
+    r"(.*_)?(ratio|expansion|expansion_rate|shrinkage_rate)|width": Range(0, 1024, "(]"),
     r".*": Range(0, 1e6, "(]"),
 }
 # sequences of what a model may have none of
@@ -118,9 +120,9 @@ def expected(name: str, hint: Any) -> Expected | None:
     if hint is bool:
         return Expected("True or False", "booleans", lambda value: isinstance(value, bool))
     if hint is int:
-        return number("integer", Integral, find_range(name, INTEGERS))
+        return number("integer", int, find_range(name, INTEGERS))
     if hint is float:
-        return number("number", Real, find_range(name, NUMBERS))
+        return number("number", (int, float), find_range(name, NUMBERS))
     if hint is NoneType:
         return Expected("None", "None", lambda value: value is None)
     if origin is tuple and Ellipsis not in members:
@@ -174,7 +176,8 @@ def several_of(each: Expected | None, count: int) -> Expected | None:
 
 
 def number(word: str, kind: Any, values: Range) -> Expected:
-    """Return what is expected of a number in a range; True and False are none."""
+    """Return what is expected of a number in a range; True and False are none, nor are NumPy's integers and
+    fractions, which neither PyTorch nor a configuration file takes everywhere."""
 
     def fits(value: Any) -> bool:
         return isinstance(value, kind) and not isinstance(value, bool) and value in values

@@ -36,6 +36,8 @@ WRAPPERS = (
     "ema_state_dict",
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# what `torch.compile`, FSDP and activation checkpointing put into the names of the modules that they wrap
+WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 AVERAGED = "n_averaged"
 
 
@@ -94,10 +96,18 @@ def unwrap(checkpoint: Any, *, source: str, key: str | None = None) -> dict[str,
     if not isinstance(state, Mapping) or not state:
         empty = "an empty" if isinstance(state, Mapping) else "a"
         raise ValueError(f"{source} holds no state dict, but {empty} {type(state).__name__}")
-    wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if unnamed := [name for name in state if not isinstance(name, str)]:
+        raise ValueError(f"{source} holds no state dict: names must be strings, got {unnamed[0]!r}")
+    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f"{source} holds no state dict: no tensors under {name_few(wrong)}")
-    state = dict(state)
+    sparse = [name for name, value in state.items() if value.layout != torch.strided or value.is_nested]
+    if sparse:
+        raise ValueError(f"{source}: weights must be dense tensors, they are not in {name_few(sparse)}")
+    unwrapped = {WRAPPED.sub("", name): tensor for name, tensor in state.items()}
+    if len(unwrapped) < len(state):
+        raise ValueError(f"{source} holds weights twice, with and without the names of wrappers")
+    state = unwrapped
     # `torch.optim.swa_utils.AveragedModel` counts its steps beside the module.
     if all(name.startswith("module.") for name in state if name != AVERAGED):
         state.pop(AVERAGED, None)

@@ -64,10 +64,12 @@ def open_source(checkpoint: Checkpoint, *, key: str | None = None) -> Source:
     Raises:
         FileNotFoundError: where there is no such file.
         OSError: where the Hub cannot be reached and nothing is cached.
-        ValueError: where it is a URL, or a file that is damaged or would execute code.
+        ValueError: where it is a URL, no checkpoint at all, or a file that is damaged or would execute code.
     """
     if isinstance(checkpoint, Mapping):
         return Source("the state dict", unwrap(checkpoint, source="the state dict", key=key))
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise ValueError(f"a checkpoint is a path, a {HUB} name or a state dict, got {checkpoint!r:.100}")
     name = os.fspath(checkpoint)
     if name.startswith(HUB):
         return _open_hub(name, key)

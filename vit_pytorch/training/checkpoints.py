@@ -192,7 +192,7 @@ def written_at(path: str | os.PathLike[str]) -> float:
     manifest cannot be read, by the time of their folder, which copying changes."""
     try:
         return float(json.loads((Path(path) / MANIFEST).read_bytes())["written"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Path(path).stat().st_mtime
 
 
@@ -244,7 +244,7 @@ def _verify(folder: Path) -> Checkpoint:
         needed = [*([f"{SHARDED}/{INDEX}", *shards] if shards else [WEIGHTS]), TRAINING]
         expected = {name: files[name] for name in needed}
         manifest["epoch"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is missing or damaged: {error!r}") from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(

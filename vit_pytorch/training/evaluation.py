@@ -373,7 +373,8 @@ def evaluate_classes(
     wrong: list[Wrong] = []
     for outputs, targets, images in batches:
         counted = targets != IGNORED
-        logits, labels = outputs[counted], targets[counted]
+        # in double precision: the difference of two logits may be beyond the range of single
+        logits, labels = outputs[counted].double(), targets[counted]
         shown = counted.nonzero().flatten().tolist()
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         for counts, divisor in zip(reliability, divisors, strict=True):
@@ -419,30 +420,31 @@ def calibration_error(counts: Float[Tensor, "3 bins"]) -> float:
     return float((confidence - right).abs().sum() / images.sum())
 
 
-def fit_temperature(batches: Outputs) -> float:
+def fit_temperature(batches: Outputs) -> float | None:
     """Return the temperature with the least cross entropy (Guo et al. 2017, arXiv:1706.04599, section 4.2).
 
-    One pass measures it at steps from 0.2 to 5, on a scale of logarithms, and a parabola through the least
-    one and its neighbours gives the minimum; where the least one is the first or the last, it is that.
+    One pass measures it at steps from 0.05 to 20, on a scale of logarithms, and a parabola through the least
+    one and its neighbours gives the minimum. Where the least one is the first or the last there is no
+    minimum, as of a few images that are all right or a model that has learned nothing: then None.
     """
-    steps = torch.linspace(math.log(0.2), math.log(5), 49, dtype=torch.float64)
+    steps = torch.linspace(math.log(0.05), math.log(20), 91, dtype=torch.float64)
     losses = torch.zeros_like(steps)
     for outputs, targets, _ in batches:
         for i, step in enumerate(steps.tolist()):
             losses[i] += F.cross_entropy(
-                outputs / math.exp(step), targets, ignore_index=IGNORED, reduction="sum"
+                outputs.double() / math.exp(step), targets, ignore_index=IGNORED, reduction="sum"
             )
     best = int(losses.argmin())
     if best in (0, len(steps) - 1):
-        return math.exp(float(steps[best]))
+        return None
     left, middle, right = losses[best - 1 : best + 2].tolist()
     shift = (left - right) / (2 * (left - 2 * middle + right))
     return math.exp(float(steps[best] + shift * (steps[1] - steps[0])))
 
 
 def join_batches(batches: Outputs) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """Return all outputs and all targets."""
-    pairs = [(outputs, targets) for outputs, targets, _ in batches]
+    """Return all outputs and all targets, in double precision, in which squares of large ones are finite."""
+    pairs = [(outputs.double(), targets.double()) for outputs, targets, _ in batches]
     return torch.cat([outputs for outputs, _ in pairs]), torch.cat([targets for _, targets in pairs])
 
 

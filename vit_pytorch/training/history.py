@@ -210,7 +210,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     del rest
     try:
         return [json.loads(line) for line in whole]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): remove it to go on without the steps before"
         ) from error

@@ -204,10 +204,12 @@ def balanced_weights(labels: Shaped[Tensor, "n *k"], num_classes: int) -> Float[
 
     Returns:
         Of classes n / (k * images of the class), whose mean over images is 1; of labels the number of images
-        without one over that of images with it. What no image has counts 1.
+        without one over that of images with it. What no image has counts 1, as does a label that all have.
     """
     if labels.ndim == 2:
         present = labels.sum(dim=0)
-        return torch.where(present > 0, (len(labels) - present) / present.clamp(min=1), 1.0)
+        # a weight of 0 would let a label that all images have learn nothing
+        some = (present > 0) & (present < len(labels))
+        return torch.where(some, (len(labels) - present) / present.clamp(min=1), 1.0)
     counts = torch.bincount(labels, minlength=num_classes)
     return torch.where(counts > 0, len(labels) / (num_classes * counts.clamp(min=1)), 1.0)

@@ -167,7 +167,7 @@ class Classification(Problem):
         return evaluate_classes(batches, self.names, preprocessing, self.temperature)
 
     def fitted(self, batches: Outputs) -> Problem:
-        """Choose the temperature."""
+        """Choose the temperature; None where the images do not tell it."""
         return replace(self, temperature=fit_temperature(batches))
 
     def settings(self) -> dict[str, Any]:
@@ -178,7 +178,8 @@ class Classification(Problem):
         """Return the problem with probabilities by the temperature."""
         if self.temperature is None:
             raise ValueError(
-                "the model has no temperature, which a run chooses on its validation images when it ends"
+                "the model has no temperature, which a run chooses on its validation images when it ends, if "
+                "one from 0.05 to 20 is the best"
             )
         return replace(self, divides=True)
 

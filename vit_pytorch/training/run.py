@@ -16,7 +16,7 @@ from lightning.fabric.loggers import Logger
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
 from vit_pytorch.data import ImageData, Preprocessing, Splits, find_duplicates, record_images
-from vit_pytorch.data.record import RECORD
+from vit_pytorch.data.record import RECORD, check_unchanged
 from vit_pytorch.data.sizes import typical_size
 from vit_pytorch.distill import DISTILLABLE
 from vit_pytorch.memory_vit import MemoryViT
@@ -275,7 +275,8 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     settle(model, config.tuning)
     data = image_data(config, splits, model)
     data.bad.update(skipped)
-    problem, prep = problem_of(splits, recorded_images(folder)), data.preprocessing
+    record = recorded_images(folder)
+    problem, prep = problem_of(splits, record), data.preprocessing
 
     def save() -> None:
         with replacing(folder / MODEL) as place:
@@ -294,6 +295,8 @@ def report(config: TrainConfig, folder: Path, splits: Splits, *, skipped: Mappin
     if splits.test is not None:
         loaders["test"] = data.test_dataloader()
     results = {split: evaluate(model, [loader], problem, prep) for split, loader in loaders.items()}
+    if record is not None:
+        check_unchanged(record, {split: getattr(splits, split) for split in results}, config.data.source)
     rows = read_rows(folder / METRICS)
     pictures = pictures_of(results.get("test", results["val"]), rows)
     summary = {

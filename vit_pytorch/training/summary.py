@@ -110,7 +110,7 @@ def reported_epochs(folder: Path) -> int:
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         epochs = int(summary["epochs"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         warnings.warn(f"{file} is damaged ({error}) and will be written again", stacklevel=2)
         return 0
     pictures = summary.get("pictures", PICTURES if "best_checkpoint" in summary else [COURSE])

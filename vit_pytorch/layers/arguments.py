@@ -192,7 +192,7 @@ def _expectations(function: Callable[..., Any]) -> dict[str, Expected | None]:
     return {name: expected(name, hints.get(name, Any)) for name in list(signature(function).parameters)}
 
 
-def check_integer(name: str, value: Any, *, least: int = 1, most: float = inf) -> None:
+def check_integer(name: str, value: Any, *, least: int = 1, most: int | float = inf) -> None:
     """Check an integer of a setting, such as a batch size; True and False are none.
 
     Args:

@@ -311,7 +311,10 @@ def test_warnings_come_once(verb: str, image_folder: Path, tmp_path: Path) -> No
     bad = sorted(str(tmp_path / "photos" / split / "one" / "bad.png") for split in ("train", "val", "test"))
     assert sorted(str(warning.message).split(":")[0] for warning in said) == [
         "16 patches are few for attention to work with",
-        "names of classes differ only in case, spaces, hyphens, encoding, letters that look alike",
+        (
+            "names of classes differ only in case, spaces, hyphens, encoding, letters that look alike or how "
+            "a number is written"
+        ),
         *(f"skipped bad image {name}" for name in bad),
     ]
     assert sorted(json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_images"]) == bad

@@ -52,6 +52,8 @@ class HierarchicalModel(VisionModel):
         min_size: the least height and width of an input.
         down_in_first_block: what precedes the blocks of a stage counts as part of the first one for
             layer-wise learning rates, instead of as a layer of its own.
+        stem_is_layer: the stem counts as a layer below what precedes the blocks of the first stage, instead
+            of together with it.
         stage_is_layer: a stage counts as one layer for layer-wise learning rates, instead of each block.
         any_size: an input may be larger than `image_size`, which is then only the customary one.
         num_prefix_tokens: number of tokens before the last map's cells in the output of `forward_features`.
@@ -64,6 +66,7 @@ class HierarchicalModel(VisionModel):
     pool = "mean"
     returns_maps = True
     down_in_first_block: ClassVar[bool] = False
+    stem_is_layer: ClassVar[bool] = False
     stage_is_layer: ClassVar[bool] = False
     undecayed = r"\.(table|positions\.conv\.weight|class_token)$"
 
@@ -166,6 +169,6 @@ class HierarchicalModel(VisionModel):
         block = (r"^stages\.(\d+)\.blocks\.(\d+)", None)
         stage = (r"^stages\.(\d+)\.", (0,) if self.down_in_first_block and not coarse else None)
         return {
-            "stem": r"^(?:stem|stages\.0\.down)\.",
+            "stem": r"^stem\." if self.stem_is_layer else r"^(?:stem|stages\.0\.down)\.",
             "blocks": [*([] if coarse else [block]), stage, (r"^norm\.", (99999,))],
         }

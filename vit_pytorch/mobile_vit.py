@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,6 +48,8 @@ class MobileViT(HierarchicalModel):
     Raises:
         ValueError: if the widths are not eleven, or those of a stage differ, or `dims` do not fit.
     """
+
+    stem_is_layer = True
 
     def __init__(
         self,
@@ -125,10 +126,6 @@ class MobileViT(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort parameters by depth; the first bottleneck is a layer of its own."""
-        return {**super().group_matcher(coarse), "stem": r"^stem\."}
 
 
 class MobileViTBlock(nn.Module):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -49,6 +48,8 @@ class MobileViTV2(HierarchicalModel):
     Raises:
         ValueError: if there are not five dims and three depths.
     """
+
+    stem_is_layer = True
 
     def __init__(
         self,
@@ -115,10 +116,6 @@ class MobileViTV2(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 3, 1, 2)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort parameters by depth; the first bottleneck is a layer of its own."""
-        return {**super().group_matcher(coarse), "stem": r"^stem\."}
 
 
 class MobileViTV2Block(nn.Module):

@@ -160,7 +160,13 @@ def read_record(file: Path) -> ImageRecord:
         )
         return ImageRecord(head["source"], tuple(head["classes"]), head["extent"], images)
     except (
-        *(gzip.BadGzipFile, zlib.error, csv.Error, EOFError, KeyError, TypeError, ValueError),
+        gzip.BadGzipFile,
+        zlib.error,
+        csv.Error,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
         RecursionError,
     ) as error:
         raise ValueError(f"{file} is no record of images: {error}") from error

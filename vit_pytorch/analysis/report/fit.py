@@ -81,14 +81,11 @@ def fit_layers(layers: Sequence[Layer], most: int) -> Fitted:
     # Every so many layers tell whether packing all is worth a try.
     sample = layers[:: ceil(len(layers) / SAMPLE)] if layers else []
     share = sum(x.maps.numel() for x in sample) / max(1, sum(x.maps.numel() for x in layers))
-    smallest = 0.0
     for cells in CELLS:
         for steps in STEPS:
-            smallest = _pack(sample, steps, cells).size / max(share, 1e-9)
-            if smallest <= 1.05 * most:
+            if _pack(sample, steps, cells).size / max(share, 1e-9) <= 1.05 * most:
                 fitted = _pack(layers, steps, cells)
-                smallest = fitted.size
-                if smallest <= most:
+                if fitted.size <= most:
                     return fitted
     raise RoomError(
         f"{len(layers)} layers of attention take {coarsest_size(layers)} characters at the coarsest, "

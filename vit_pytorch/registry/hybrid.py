@@ -1,6 +1,7 @@
 """The hybrid models of the ViT paper and of arXiv:2106.10270: a ResNet's map in front of the transformer."""
 
 from vit_pytorch.hybrid import HybridViT
+from vit_pytorch.registry.cct import CIFAR_10
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import PREPARE, SIZES, TINY
 
@@ -90,4 +91,24 @@ MOBILE_CLIP = ModelEntry(
     hub_id="apple/mobileclip_b_lt_timm",
 )
 
-ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP), MOBILE_CLIP]
+# basic blocks, nine convolutions and the projection to tokens; no paper's, for 32 x 32 photographs
+SMALL_HYBRID = ModelEntry(
+    name="vit_resnet10_32",
+    architecture=HybridViT,
+    config={
+        "image_size": 32,
+        "num_classes": 10,
+        "dim": 192,
+        "depth": 2,
+        "heads": 3,
+        "mlp_dim": 384,
+        "resnet": "small",
+        "resnet_depths": (2, 2),
+        "pool": "mean",
+    },
+    parameters=1_308_810,
+    tiny={**TINY, **SMALL, "image_size": 32, "resnet_width": 8},
+    default_cfg={**CIFAR_10, "interpolation": "bicubic"},
+)
+
+ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP), MOBILE_CLIP, SMALL_HYBRID]

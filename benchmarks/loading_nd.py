@@ -76,6 +76,14 @@ def videos() -> Iterator[Case]:
     reference = f"{reference}, under the authors' names"
     yield replace(case, format="VideoMAE", reference=reference, checkpoint=to_format(model, "VideoMAE"))
 
+    sizes = {"patch_size": 8, "crop_size": 32, "frames_per_clip": 8, "hidden_size": 48, "num_labels": 7}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 2.0}
+    predictor = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    config = config_of("VJEPA2Config", **sizes, **layers, **predictor)
+    jepa = theirs("transformers", "VJEPA2ForVideoClassification", config)
+    build = ours("ViT3D", **SIZES, depth=2, pool="attentive", positions="rope_tiled")
+    yield of_clips("transformers V-JEPA 2", "transformers `VJEPA2ForVideoClassification`", build, jepa)
+
     yield golden(
         "vit-pytorch 3D ViT",
         "vit-pytorch 1.26.11 `vit_3d.ViT`",

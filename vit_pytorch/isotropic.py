@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vit_pytorch.base import TIMM_POOL, VisionModel
 from vit_pytorch.layers.attention import BlockInputs, Ids
-from vit_pytorch.layers.patches import MaskFn, PatchDropout, PatchGrid, PrefixTokens
+from vit_pytorch.layers.patches import MaskFn, PatchDropout, PatchGrid, PrefixTokens, seen_tokens
 from vit_pytorch.layers.positions import Positions
-from vit_pytorch.layers.space_time import mean_of_frames
+from vit_pytorch.layers.space_time import mean_of_frames, seen_in_frames
 
 
 class IsotropicModel(VisionModel):
@@ -222,7 +222,12 @@ class MaskedFrames(_Base):
     def pool_features(
         self, features: Float[Tensor, "b n d"], mask: Bool[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """Return the class token, or the mean of the patches or frames that are no padding."""
+        """Return the class token, or the mean or the attention pool of the patches or frames that are no
+        padding."""
         if self.pool == "cls" or mask is None:
             return super().pool_features(features)
-        return mean_of_frames(features[:, self.num_prefix_tokens :], mask, self.grid.patch[0])
+        patches = features[:, self.num_prefix_tokens :]
+        if self.attention_pool is not None:
+            seen = seen_in_frames(patches, mask, self.grid.patch[0])
+            return self.attention_pool(patches, seen_tokens(seen, 0))
+        return mean_of_frames(patches, mask, self.grid.patch[0])

@@ -14,12 +14,15 @@ from transformers import (
     VideoMAEForVideoClassification,
     VivitConfig,
     VivitForVideoClassification,
+    VJEPA2Config,
+    VJEPA2ForVideoClassification,
+    VJEPA2Model,
 )
 
 from tests.papers.reference import TOLERANCE, difference, randomise
 from vit_pytorch import create_model, load_pretrained
 from vit_pytorch.pretrained import to_format
-from vit_pytorch.registry import find_entry
+from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.vit_3d import ViT3D
 from vit_pytorch.vivit import ViViT
 
@@ -47,6 +50,14 @@ OURS = {**SMALL, "image_size": 32}
 VARIANTS = ("joint", "factorized_encoder", "factorized_self_attention", "factorized_dot_product")
 POOLS = [("joint", "cls"), ("joint", "mean"), ("factorized_encoder", "cls"), ("factorized_encoder", "mean")]
 POOLS += [(variant, "mean") for variant in VARIANTS[2:]]
+
+
+AUTHORS = (
+    ("attention.to_qkv", "attn.qkv"),
+    ("attention.to_out", "attn.proj"),
+    ("feedforward.to_hidden", "mlp.fc1"),
+    ("feedforward.to_out", "mlp.fc2"),
+)
 
 
 def videos(*size: int, batch: int = 2, seed: int = 1) -> Tensor:
@@ -123,6 +134,99 @@ def test_logits_equal_transformers_videomae(videomae, tmp_path: Path) -> None:
     written, file = to_format(model, "transformers VideoMAE"), load_file(tmp_path / "model.safetensors")
     assert written.keys() == file.keys()
     assert all(written[name].equal(tensor) for name, tensor in file.items())
+
+
+def jepa_config(heads: int = 4, **changes: Any) -> VJEPA2Config:
+    """Heads of 4: of width 12, whose axes share all channels; heads of 3: of 16, of which four are left."""
+    sizes = {"patch_size": 8, "crop_size": 32, "frames_per_clip": 8, "hidden_size": 48, "num_labels": 7}
+    predictor = {f"pred_{name}": 2 for name in ("num_attention_heads", "num_hidden_layers")}
+    layers = {"num_hidden_layers": 3, "num_attention_heads": heads, "mlp_ratio": 2.0}
+    return VJEPA2Config(**sizes, **layers, **predictor, pred_hidden_size=24, **changes)
+
+
+def jepa(heads: int = 4, **changes: Any) -> ViT3D:
+    sizes = {**OURS, "heads": heads, "dim_head": 48 // heads, "depth": 3, "pool": "attentive"}
+    return ViT3D(**{**sizes, "positions": "rope_tiled", **changes}).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("heads", [4, 3])
+def test_logits_equal_transformers_vjepa2(heads: int, tmp_path: Path) -> None:
+    reference = randomise(VJEPA2ForVideoClassification(jepa_config(heads)))
+    x = videos(8, 32, 32)
+    expected = reference(x.transpose(1, 2)).logits
+    reference.save_pretrained(tmp_path)
+    for checkpoint in (reference.state_dict(), tmp_path):
+        model = jepa(heads)
+        report = load_pretrained(model, checkpoint)
+        assert report.format == "transformers V-JEPA 2"
+        assert [*report.kept, *report.resized] == []
+        assert all(name.startswith("predictor.") for name in report.dropped)
+        assert difference(model(x), expected) < TOLERANCE
+    written, file = to_format(model, "transformers V-JEPA 2"), load_file(tmp_path / "model.safetensors")
+    assert written.keys() == {name for name in file if "predictor" not in name}
+    assert all(file[name].equal(tensor) for name, tensor in written.items())
+
+
+@torch.inference_mode()
+def test_encoders_of_vjepa2() -> None:
+    """Without a classifier, by transformers' names and by the authors' own; of fewer frames."""
+    reference = randomise(VJEPA2Model(jepa_config()))
+    x = videos(8, 32, 32)
+    tokens = reference(x.transpose(1, 2), skip_predictor=True).last_hidden_state
+    model = jepa(num_classes=0, pool="mean")
+    load_pretrained(model, reference.state_dict())
+    assert difference(model.forward_features(x), tokens) < TOLERANCE
+    assert difference(model(x), tokens.mean(dim=1)) < TOLERANCE
+    fewer = reference(x[:, :, :4].transpose(1, 2), skip_predictor=True).last_hidden_state
+    assert difference(model.forward_features(x[:, :, :4]), fewer) < TOLERANCE
+    with pytest.raises(ValueError, match="no place for biases of keys, which rotations make count"):
+        to_format(model, "VideoMAE")
+    authors = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in AUTHORS:
+            name = name.replace(ours, theirs)
+        authors[f"module.backbone.{name}"] = tensor
+    again = jepa(num_classes=0, pool="mean")
+    load_pretrained(again, authors)
+    assert again.forward_features(x).equal(model.forward_features(x))
+
+
+@pytest.mark.parametrize("positions", ["none", "rope", "learned"])
+def test_vjepa2_needs_its_rotations(positions: str) -> None:
+    """Tensors do not tell them, and the model of another kind would compute something else."""
+    state = VJEPA2ForVideoClassification(jepa_config()).state_dict()
+    with pytest.raises(ValueError, match=r"build ViT3D with positions='rope_tiled'"):
+        load_pretrained(jepa(positions=positions), state)
+    with pytest.raises(ValueError, match=r"build ViT3D with positions='rope_tiled'"):
+        to_format(jepa(positions=positions), "transformers V-JEPA 2")
+
+
+@torch.inference_mode()
+def test_attention_pools_the_frames_that_are_seen() -> None:
+    for positions in ("rope", "rope_tiled"):
+        model = randomise(jepa(positions=positions))
+        x, mask = videos(8, 32, 32), torch.tensor([[True] * 4 + [False] * 4] * 2)
+        assert difference(model(x, mask=mask), model(x[:, :, :4])) < TOLERANCE
+        assert (model(x) - model(x, mask=mask)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [entry for entry in entries() if entry.startswith("vjepa2_")])
+def test_parameter_counts_of_vjepa2(name: str) -> None:
+    """transformers', without the predictor."""
+    entry = find_entry(name)
+    sizes = {name: entry.config[name] for name in ("dim", "depth", "heads", "mlp_dim")}
+    config = VJEPA2Config(
+        hidden_size=sizes["dim"],
+        num_hidden_layers=sizes["depth"],
+        num_attention_heads=sizes["heads"],
+        mlp_ratio=sizes["mlp_dim"] / sizes["dim"],
+        num_labels=entry.config["num_classes"],
+    )
+    with torch.device("meta"):
+        theirs = (VJEPA2ForVideoClassification if entry.config["num_classes"] else VJEPA2Model)(config)
+    counted = (p.numel() for name, p in theirs.named_parameters() if "predictor." not in name)
+    assert entry.parameters == sum(counted)
 
 
 @torch.inference_mode()

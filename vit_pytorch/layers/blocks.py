@@ -464,11 +464,13 @@ def plain_blocks(
     act: str = "gelu",
     norm: Callable[[int], nn.Module] = nn.LayerNorm,
     block: Callable[..., nn.Module] = Block,
+    position: Callable[[int], nn.Module | None] | None = None,
 ) -> nn.ModuleList:
     """Build the blocks of a plain transformer.
 
     Args:
         block: builds a block from the arguments of `Block`.
+        position: builds the positions inside the attention of a layer.
         drop_path: probability of dropping a residual branch at the last block, in [0, 1), rising linearly
             from 0; or that of each block.
     """
@@ -484,6 +486,7 @@ def plain_blocks(
                 qkv_bias=qkv_bias,
                 out_bias=out_bias,
                 dropout=dropout,
+                position=None if position is None else position(layer),
                 kernel=partial(FusedAttention, attn_dropout),
             ),
             FeedForward(dim, mlp_dim, dropout=dropout, act=act),
@@ -491,5 +494,5 @@ def plain_blocks(
             layer_scale=layer_scale,
             drop_path=rate,
         )
-        for _, rate in zip(range(depth), drop_path, strict=True)
+        for layer, rate in zip(range(depth), drop_path, strict=True)
     )

@@ -83,6 +83,23 @@ def rotate(
     return torch.cat([turned, x[..., rotated:]], dim=-1)
 
 
+@fx_leaf
+def turn_channels(
+    x: Float[Tensor, "b h n e"], rotation: Float[Tensor, "*s n f 2"]
+) -> Float[Tensor, "b h n e"]:
+    """Turn each channel of queries or keys by an angle of its own, in single precision at least.
+
+    Args:
+        x: queries or keys; channels 2 i and 2 i + 1 are a pair, and those after the last pair stay.
+        rotation: cosines and sines of f channels, which broadcast to the heads.
+    """
+    turned = x[..., : rotation.shape[-2]].to(torch.promote_types(x.dtype, torch.float32))
+    cos, sin = rotation.to(turned.dtype).unbind(-1)
+    first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    crossed = torch.stack([-second, first], dim=-1).flatten(-2)
+    return torch.cat([(turned * cos + crossed * sin).to(x.dtype), x[..., rotation.shape[-2] :]], dim=-1)
+
+
 def _with_prefix(rotation: Float[Tensor, "*h n f 2"], prefix: int) -> Float[Tensor, "*h m f 2"]:
     """Put rotations by nothing before, for prefix tokens."""
     if not prefix:
@@ -212,6 +229,20 @@ class ScaledAxialRotary(AxialRotary):
         return turns((places[..., None] * frequency).flatten(1)).float()
 
 
+class TiledRotary(AxialRotary):
+    """Rotations by fixed frequencies of which each channel has its own: those of an axis follow twice.
+
+    V-JEPA 2 (M. Assran et al. 2025, arXiv:2506.09985, section 2.2) as its code has them and its weights were
+    trained: both channels of a pair turn by angles of their own, so that it is no rotation but for the
+    middle one. The channels of the first axis come first: t, y, x.
+    """
+
+    def compute(self, grid: Sequence[int]) -> Float[Tensor, "n e 2"]:
+        """Compute the cosine and the sine of each channel in each cell of a grid."""
+        frequency = frequencies(self.dim_head, len(self.grid), self.theta).repeat(2)
+        return turns((cells(grid).double()[..., None] * frequency).flatten(1)).float()
+
+
 class MixedRotary(CachedBias):
     """Rotations by learned frequencies along all axes at once, of each layer, head and pair of channels.
 
@@ -301,6 +332,16 @@ class RotaryPositions(nn.Module):
         return rotate(q, rotation, self.halves), rotate(k, rotation, self.halves), inputs.mask
 
 
+class TiledRotaryPositions(RotaryPositions):
+    """Positions inside attention: each channel of queries and keys turns by its own angle (`TiledRotary`)."""
+
+    def forward(self, q: Queries, k: Queries, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
+        """Return turned queries and keys, and the mask as it is."""
+        if inputs.rotation is None:
+            return q, k, inputs.mask
+        return turn_channels(q, inputs.rotation), turn_channels(k, inputs.rotation), inputs.mask
+
+
 @dataclass(frozen=True)
 class Rotary(Option):
     """Option: queries and keys are rotated by their positions (Heo et al. 2024, arXiv:2403.13298).
@@ -384,4 +425,24 @@ class ScaledRotary(Option):
         return RotaryPositions()
 
 
-RotaryOption = Rotary | NormalizedRotary | ScaledRotary
+@dataclass(frozen=True)
+class RotaryTiled(Option):
+    """Option: channels turn by angles of their own, as in V-JEPA 2 (arXiv:2506.09985; see `TiledRotary`).
+
+    Args:
+        theta: base of the rotary frequencies.
+    """
+
+    kind: ClassVar[str] = "rope_tiled"
+    theta: float = 10_000.0
+
+    def build(self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int) -> TiledRotary:
+        """Build what computes the angles for a grid."""
+        return TiledRotary(grid, dim_head, theta=self.theta)
+
+    def positions(self, layer: int) -> TiledRotaryPositions:
+        """Build the positions inside the attention of a layer."""
+        return TiledRotaryPositions()
+
+
+RotaryOption = Rotary | NormalizedRotary | ScaledRotary | RotaryTiled

@@ -191,5 +191,12 @@ def mean_of_frames(
     """
     if mask is None:
         return tokens.mean(dim=1)
+    return mean_of_seen(tokens, seen_in_frames(tokens, mask, patch))
+
+
+def seen_in_frames(
+    tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b f"], patch: int
+) -> Bool[Tensor, "b n"]:
+    """Return which tokens are no padding; see `mean_of_frames`."""
     seen = mask[:, ::patch]
-    return mean_of_seen(tokens, seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1))
+    return seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vit_pytorch.layers.attention import FusedAttention, head_dim, merge_heads, split_heads
-from vit_pytorch.layers.blocks import FeedForward
+from vit_pytorch.layers.attention import BlockInputs, FusedAttention, head_dim, merge_heads, split_heads
+from vit_pytorch.layers.blocks import FeedForward, plain_blocks
 from vit_pytorch.layers.init import init_linears, init_xavier
 from vit_pytorch.layers.options import Option
 
@@ -49,6 +49,55 @@ class AttentionPool(nn.Module):
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.to_out(merge_heads(self.kernel(q, k, v, mask)))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class AttentivePool(nn.Module):
+    """Pool tokens by blocks of their own, then by cross-attention from one learned query.
+
+    The "attentive probe" of V-JEPA 2 (M. Assran et al. 2025, arXiv:2506.09985, section 5): the query's
+    attention has no output projection.
+
+    Args:
+        depth: blocks before the query.
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int, depth: int = 3, norm_eps: float = 1e-6, act: str = "gelu"
+    ) -> None:
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        self.heads = heads
+        self.blocks = plain_blocks(
+            dim,
+            depth=depth,
+            heads=heads,
+            dim_head=head_dim(dim, heads),
+            mlp_dim=4 * dim,
+            act=act,
+            norm=norm,
+        )
+        self.query = nn.Parameter(torch.empty(1, 1, dim))
+        nn.init.trunc_normal_(self.query, std=dim**-0.5)
+        self.norm1 = norm(dim)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(dim, 2 * dim)
+        self.kernel = FusedAttention()
+        self.norm2 = norm(dim)
+        self.mlp = FeedForward(dim, 4 * dim, act=act)
+        init_xavier(self.to_q)
+        init_xavier(self.to_kv, parts=2)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Pool tokens to one vector per sample; of a mask, those that it leaves."""
+        inputs = BlockInputs(mask=mask)
+        for block in self.blocks:
+            x = block(x, inputs)
+        q = split_heads(self.to_q(self.query.expand(x.shape[0], -1, -1)), self.heads)
+        k, v = self.to_kv(self.norm1(x)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        pooled = self.query + merge_heads(self.kernel(q, k, v, mask))
+        return (pooled + self.mlp(self.norm2(pooled)))[:, 0]
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class Format:
         unused: their names that play no role in the model.
         prefix: what is put before names in writing.
         fixed_positions: whether files hold position embeddings that are not learned, too.
+        rotary: what rotates queries and keys in every model of this format, which no tensor tells, and the
+            `positions` that build it; None where models differ.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Format:
     unused: tuple[str, ...] = ()
     prefix: str = ""
     fixed_positions: bool = False
+    rotary: tuple[type[nn.Module], str] | None = None
 
     def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the state dict under this format's bare names, or None where it is another format.
@@ -115,8 +118,10 @@ class Format:
             Tensors by our names, those without a rule by their own; and names that play no role.
 
         Raises:
-            ValueError: where a tensor cannot have the role that its name says.
+            ValueError: where a tensor cannot have the role that its name says, or the model rotates queries
+                and keys otherwise.
         """
+        self._check_rotary(model)
         found: dict[tuple[str, ...], tuple[Rule, dict[int, tuple[str, Tensor]]]] = {}
         left: dict[str, Tensor] = {}
         unused = []
@@ -143,12 +148,21 @@ class Format:
                 left.update(zip(ours, made, strict=True))
         return left, unused
 
+    def _check_rotary(self, model: nn.Module) -> None:
+        if self.rotary is not None and type(getattr(model, "rotary", None)) is not self.rotary[0]:
+            raise ValueError(
+                f"queries and keys of {self.name} are rotated by their positions, which no tensor tells: "
+                f"build {type(model).__name__} with positions={self.rotary[1]!r}"
+            )
+
     def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Translate our state dict to this format.
 
         Raises:
-            ValueError: where the format has no place for a tensor.
+            ValueError: where the format has no place for a tensor, or its models rotate queries and keys
+                otherwise.
         """
+        self._check_rotary(model)
         written: dict[str, Tensor] = {}
         for name in state:
             hit = next(

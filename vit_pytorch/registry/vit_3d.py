@@ -1,4 +1,4 @@
-"""The plain 3-D ViT as VideoMAE uses it (Tong et al. 2022, arXiv:2203.12602), on 16 frames."""
+"""The plain 3-D ViT as VideoMAE (arXiv:2203.12602) and V-JEPA 2 (arXiv:2506.09985) use it."""
 
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
 from vit_pytorch.registry.vit import SIZES
@@ -30,4 +30,42 @@ def _entry(size: str) -> ModelEntry:
     )
 
 
-ENTRIES = [_entry(size) for size in PARAMETERS]
+# V-JEPA 2's encoders, and their classifiers of Something-Something v2 and Diving48
+GIANT = {"dim": 1408, "depth": 40, "heads": 22, "dim_head": 64, "mlp_dim": 6144}
+ENCODERS = {"vitl": SIZES["large"], "vith": SIZES["huge"], "vitg": GIANT}
+CLASSES = {"ssv2": 174, "diving48": 48}
+VJEPA2 = {
+    "vjepa2_vitl_fpc64_256": 303_885_312,
+    "vjepa2_vith_fpc64_256": 631_648_000,
+    "vjepa2_vitg_fpc64_256": 1_012_173_952,
+    "vjepa2_vitg_fpc64_384": 1_012_173_952,
+    "vjepa2_vitl_fpc16_256_ssv2": 353_399_982,
+    "vjepa2_vitl_fpc32_256_diving48": 353_270_832,
+    "vjepa2_vitg_fpc64_384_ssv2": 1_105_668_142,
+    "vjepa2_vitg_fpc32_384_diving48": 1_105_490_608,
+}
+
+
+def _vjepa2(name: str) -> ModelEntry:
+    _, size, frames, image_size, *data = name.split("_")
+    return ModelEntry(
+        name=name,
+        architecture=ViT3D,
+        config={
+            "image_size": int(image_size),
+            "frames": int(frames.removeprefix("fpc")),
+            "image_patch_size": 16,
+            "frame_patch_size": 2,
+            **ENCODERS[size],
+            "num_classes": CLASSES[data[0]] if data else 0,
+            "pool": "attentive" if data else "mean",
+            "positions": "rope_tiled",
+        },
+        parameters=VJEPA2[name],
+        tiny=TINY,
+        default_cfg={**PREPARE, "crop_pct": 0.875},
+        hub_id=f"facebook/{name.replace('_', '-')}",
+    )
+
+
+ENTRIES = [*map(_entry, PARAMETERS), *map(_vjepa2, VJEPA2)]

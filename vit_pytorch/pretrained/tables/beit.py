@@ -25,7 +25,7 @@ TABLE = "relative_position_bias_table"
 def _without_keys(tensor: Tensor, attention: Any) -> Sequence[Tensor]:
     query, key, value = tensor.chunk(3)
     if isinstance(attention.position, RotaryPositions) and key.any():
-        raise ValueError("the format of BEiT has no place for biases of keys, which rotations make count")
+        raise ValueError("the format has no place for biases of keys, which rotations make count")
     return query, value
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_pytorch.layers.rotary import NormalizedAxialRotary, NormalizedRotary
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
 from vit_pytorch.pretrained.tables import beit, parallel_branches, towers
 from vit_pytorch.pretrained.tables.blocks import timm_block
@@ -264,6 +265,7 @@ def _dinov3(layer: str) -> beit.BiasesApart:
         name="transformers DINOv3",
         marks=(f"{layer.format(i=0)}.mlp.up_proj.weight",),
         unused=("embeddings.mask_token",),
+        rotary=(NormalizedAxialRotary, NormalizedRotary.kind),
         query_value=tuple(
             Rule(f"{BLOCK}.attention.qv_bias.{part}", f"{attention}.{part[0]}_proj.bias")
             for part in ("query", "value")

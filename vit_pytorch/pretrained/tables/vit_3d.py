@@ -1,13 +1,14 @@
-"""Checkpoints of ViTs on videos and volumes, of ViViT and of VideoMAE."""
+"""Checkpoints of ViTs on videos and volumes, of ViViT, VideoMAE and V-JEPA 2."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
+from vit_pytorch.layers.rotary import RotaryTiled, TiledRotary
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+from vit_pytorch.pretrained.tables.beit import NO_KEY_BIAS
 from vit_pytorch.pretrained.tables.vit import (
+    BLOCK,
     OURS,
     PUBLIC_SIMPLE_VIT,
     PUBLIC_VIT,
@@ -16,11 +17,6 @@ from vit_pytorch.pretrained.tables.vit import (
     TRANSFORMERS,
 )
 
-# Biases of keys add the same to all scores of a query, and cancel: VideoMAE has none, they are zero here.
-QUERY_VALUE = Transform(
-    lambda parts, module: torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]]),
-    lambda tensor, module: tensor.chunk(3)[::2],
-)
 TOKEN = Transform(
     lambda parts, module: parts[0].reshape(1, 1, -1), lambda tensor, module: (tensor.flatten(),)
 )
@@ -38,9 +34,9 @@ TRANSFORMERS_VIDEOMAE = Format(
     unused=TRANSFORMERS.unused,
     rules=(
         Rule(f"{QKV}.weight", tuple(f"{_ATTENTION}.{x}.weight" for x in ("query", "key", "value")), stack(3)),
-        Rule(f"{QKV}.bias", (f"{_ATTENTION}.q_bias", f"{_ATTENTION}.v_bias"), QUERY_VALUE),
+        Rule(f"{QKV}.bias", (f"{_ATTENTION}.q_bias", f"{_ATTENTION}.v_bias"), NO_KEY_BIAS),
         # Files keep the names above; a model in memory has these since release 5.
-        Rule(f"{QKV}.bias", (f"{_ATTENTION}.query.bias", f"{_ATTENTION}.value.bias"), QUERY_VALUE),
+        Rule(f"{QKV}.bias", (f"{_ATTENTION}.query.bias", f"{_ATTENTION}.value.bias"), NO_KEY_BIAS),
         Rule("fc_norm.{p}", "/fc_norm.{p}"),
         *TRANSFORMERS.rules,
     ),
@@ -51,8 +47,59 @@ VIDEOMAE = replace(
     fixed_positions=False,
     rules=(
         Rule(f"{QKV}.weight", "blocks.{i}.attn.qkv.weight"),
-        Rule(f"{QKV}.bias", ("blocks.{i}.attn.q_bias", "blocks.{i}.attn.v_bias"), QUERY_VALUE),
+        Rule(f"{QKV}.bias", ("blocks.{i}.attn.q_bias", "blocks.{i}.attn.v_bias"), NO_KEY_BIAS),
         *TIMM.rules,
+    ),
+)
+
+
+def _vjepa2_layer(ours: str, theirs: str, names: tuple[str, ...], out: str, norms: str) -> tuple[Rule, ...]:
+    """Return the rules of a block, whose attention and norms the encoder and the pool name differently."""
+    return (
+        Rule(f"{ours}.attention.to_qkv.{{p}}", tuple(f"{theirs}.{name}.{{p}}" for name in names), stack(3)),
+        Rule(f"{ours}.attention.to_out.{{p}}", f"{theirs}.{out}.{{p}}"),
+        Rule(f"{ours}.norm1.{{p}}", f"{theirs}.{norms}1.{{p}}"),
+        Rule(f"{ours}.norm2.{{p}}", f"{theirs}.{norms}2.{{p}}"),
+        Rule(f"{ours}.feedforward.to_hidden.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
+        Rule(f"{ours}.feedforward.to_out.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
+    )
+
+
+_POOLER = "/pooler.cross_attention_layer"
+TRANSFORMERS_VJEPA2 = Format(
+    name="transformers V-JEPA 2",
+    marks=("encoder.embeddings.patch_embeddings.proj.weight",),
+    prefix="vjepa2.",
+    # It learned to predict the encoder's output for hidden patches, and plays no role afterwards.
+    unused=("predictor.{name}",),
+    rotary=(TiledRotary, RotaryTiled.kind),
+    rules=(
+        Rule("patch_embed.proj.{p}", "encoder.embeddings.patch_embeddings.proj.{p}"),
+        *_vjepa2_layer(
+            BLOCK,
+            "encoder.layer.{i}",
+            ("attention.query", "attention.key", "attention.value"),
+            "attention.proj",
+            "norm",
+        ),
+        Rule("norm.{p}", "encoder.layernorm.{p}"),
+        *_vjepa2_layer(
+            "attention_pool.blocks.{i}",
+            "/pooler.self_attention_layers.{i}",
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "self_attn.out_proj",
+            "layer_norm",
+        ),
+        Rule("attention_pool.query", "/pooler.query_tokens"),
+        Rule("attention_pool.to_q.{p}", f"{_POOLER}.cross_attn.q_proj.{{p}}"),
+        Rule(
+            "attention_pool.to_kv.{p}", tuple(f"{_POOLER}.cross_attn.{x}_proj.{{p}}" for x in "kv"), stack(2)
+        ),
+        Rule("attention_pool.norm1.{p}", f"{_POOLER}.layer_norm1.{{p}}"),
+        Rule("attention_pool.norm2.{p}", f"{_POOLER}.layer_norm2.{{p}}"),
+        Rule("attention_pool.mlp.to_hidden.{p}", f"{_POOLER}.mlp.fc1.{{p}}"),
+        Rule("attention_pool.mlp.to_out.{p}", f"{_POOLER}.mlp.fc2.{{p}}"),
+        Rule("head.{p}", "/classifier.{p}"),
     ),
 )
 _NORM_IN_HEAD = (Rule("norm.{p}", "mlp_head.0.{p}"), Rule("head.{p}", "mlp_head.1.{p}"))
@@ -63,4 +110,12 @@ PUBLIC_VIT_1D = replace(
     rules=(Rule("prefix.class_token", "cls_token", TOKEN), *PUBLIC_VIT_3D.rules),
 )
 
-FORMATS = (OURS, TRANSFORMERS_VIVIT, TRANSFORMERS_VIDEOMAE, VIDEOMAE, PUBLIC_VIT_3D, PUBLIC_SIMPLE_VIT)
+FORMATS = (
+    OURS,
+    TRANSFORMERS_VIVIT,
+    TRANSFORMERS_VIDEOMAE,
+    TRANSFORMERS_VJEPA2,
+    VIDEOMAE,
+    PUBLIC_VIT_3D,
+    PUBLIC_SIMPLE_VIT,
+)

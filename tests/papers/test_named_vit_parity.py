@@ -235,3 +235,27 @@ def test_dinov3_of_transformers(gated, qkv_bias):
     again = build().eval()
     load_pretrained(again, to_format(model, report.format))
     assert again(batch).equal(model(batch))
+    other = ViT(**{**OURS, **options, "positions": "none"}, act="swiglu" if gated else "gelu")
+    with pytest.raises(ValueError, match="no tensor tells: build ViT with positions='rope_normalized'"):
+        load_pretrained(other, reference.state_dict())
+    with pytest.raises(ValueError, match="no tensor tells: build ViT with positions='rope_normalized'"):
+        to_format(other, report.format)
+
+
+def test_positions_that_no_tensor_tells():
+    """A name or a configuration tells them; a bare state dict into a model without a name is warned of."""
+    named = create_model("vit_small_patch16_dinov3", depth=1, num_classes=0)
+    state = to_format(named, "timm Eva")
+    config = {name: value for name, value in named.config.items() if name != "positions"}
+    for positions in ("none", "rope", "rope_normalized"):
+        other = ViT(**config, positions=positions)
+        with pytest.warns(
+            UserWarning, match=rf"trained with, and ViT has positions='{positions}': with others"
+        ):
+            load_pretrained(other, state)
+        load_pretrained(other, other.state_dict())
+    load_pretrained(create_model("vit_small_patch16_dinov3", depth=1, num_classes=0), state)
+    with pytest.warns(UserWarning, match="ViT has positions='none'"):
+        load_pretrained(
+            create_model("vit_small_patch16_dinov3", depth=1, num_classes=0, positions="none"), state
+        )

@@ -15,6 +15,8 @@ from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.positions import SinCosPositions
+from vit_pytorch.layers.relative import TokenBias
+from vit_pytorch.layers.rotary import MixedRotary
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.agreement import check_agreement
 from vit_pytorch.pretrained.biases import fit_biases
@@ -26,12 +28,15 @@ from vit_pytorch.pretrained.source import Checkpoint, open_source
 from vit_pytorch.pretrained.tables import formats_for
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.entry import classifier_layers
+from vit_pytorch.vit import ViT
 from vit_pytorch.weights import load_weights, name_few, state_dict_diff
 
 logger = logging.getLogger(__name__)
 
 # how the names of the public package's formats begin
 PUBLIC = "vit-pytorch "
+# the name of ours
+OWN = "vit_pytorch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +154,30 @@ def load_pretrained(
             if name not in unfit and (name not in ("mean", "std") or len(value) == model.channels):
                 model.default_cfg[name] = value
     announce(model, report, warn=not new_classifier)
+    if isinstance(model, ViT) and not source.config:
+        _warn_of_positions(model, report)
     return report
+
+
+def _warn_of_positions(model: ViT, report: LoadReport) -> None:
+    """Warn that weights of others do not tell positions that are no tensors, of a model that has no name."""
+    layout = next(layout for layout in formats_for(model) if layout.name == report.format)
+    entry = entries().get(model.default_cfg["architecture"])
+    positions = model.config["positions"]
+    tells = layout.rotary is not None or layout.name in (
+        OWN,
+        *(f"{PUBLIC}{kind}" for kind in ("ViT", "SimpleViT")),
+    )
+    named = entry is not None and entry.config.get("positions", "learned") == positions
+    inside = [part for part in model.modules() if isinstance(part, (MixedRotary, TokenBias))]
+    if tells or named or inside or model.positions is not None:
+        return
+    warnings.warn(
+        f"no tensor of {report.source} tells which positions it was trained with, and {type(model).__name__} "
+        f"has positions={positions!r}: with others it computes something else; build it by name "
+        "(`create_model`), or pass a folder with its configuration",
+        stacklevel=3,
+    )
 
 
 def announce(model: nn.Module, report: LoadReport, *, warn: bool = True) -> None:

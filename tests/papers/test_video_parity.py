@@ -213,7 +213,7 @@ def test_attention_pools_the_frames_that_are_seen() -> None:
 
 @pytest.mark.parametrize("name", [entry for entry in entries() if entry.startswith("vjepa2_")])
 def test_parameter_counts_of_vjepa2(name: str) -> None:
-    """transformers', without the predictor."""
+    """transformers', for 1,000 classes, without the predictor; of encoders without the pool, too."""
     entry = find_entry(name)
     sizes = {name: entry.config[name] for name in ("dim", "depth", "heads", "mlp_dim")}
     config = VJEPA2Config(
@@ -221,11 +221,13 @@ def test_parameter_counts_of_vjepa2(name: str) -> None:
         num_hidden_layers=sizes["depth"],
         num_attention_heads=sizes["heads"],
         mlp_ratio=sizes["mlp_dim"] / sizes["dim"],
-        num_labels=entry.config["num_classes"],
+        num_labels=1000,
     )
     with torch.device("meta"):
-        theirs = (VJEPA2ForVideoClassification if entry.config["num_classes"] else VJEPA2Model)(config)
-    counted = (p.numel() for name, p in theirs.named_parameters() if "predictor." not in name)
+        theirs = VJEPA2ForVideoClassification(config)
+    pooled = entry.config["pool"] == "attentive"
+    left = ("vjepa2.predictor.", *(() if pooled else ("pooler.",)))
+    counted = (p.numel() for name, p in theirs.named_parameters() if not name.startswith(left))
     assert entry.parameters == sum(counted)
 
 

@@ -189,14 +189,15 @@ def mean_of_frames(
         mask: true for frames, false for padding; None for no padding.
         patch: frames of a patch.
     """
-    if mask is None:
-        return tokens.mean(dim=1)
     return mean_of_seen(tokens, seen_in_frames(tokens, mask, patch))
 
 
+@fx_leaf
 def seen_in_frames(
-    tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b f"], patch: int
-) -> Bool[Tensor, "b n"]:
-    """Return which tokens are no padding; see `mean_of_frames`."""
+    tokens: Float[Tensor, "b n d"], mask: Bool[Tensor, "b f"] | None, patch: int
+) -> Bool[Tensor, "b n"] | None:
+    """Return which tokens are no padding, None for all of them; see `mean_of_frames`."""
+    if mask is None:
+        return None
     seen = mask[:, ::patch]
     return seen.repeat_interleave(tokens.shape[1] // seen.shape[1], dim=1)

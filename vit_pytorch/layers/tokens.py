@@ -67,7 +67,7 @@ class AttentivePool(nn.Module):
         super().__init__()
         norm = partial(nn.LayerNorm, eps=norm_eps)
         self.heads = heads
-        self.blocks = plain_blocks(
+        self.layers = plain_blocks(
             dim,
             depth=depth,
             heads=heads,
@@ -92,8 +92,8 @@ class AttentivePool(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Pool tokens to one vector per sample; of a mask, those that it leaves."""
         inputs = BlockInputs(mask=mask)
-        for block in self.blocks:
-            x = block(x, inputs)
+        for layer in self.layers:
+            x = layer(x, inputs)
         q = split_heads(self.to_q(self.query.expand(x.shape[0], -1, -1)), self.heads)
         k, v = self.to_kv(self.norm1(x)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.query + merge_heads(self.kernel(q, k, v, mask))

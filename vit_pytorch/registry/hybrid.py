@@ -106,7 +106,7 @@ SMALL_HYBRID = ModelEntry(
         "resnet_depths": (2, 2),
         "pool": "mean",
     },
-    parameters=1_308_810,
+    parameters=1_499_880,
     tiny={**TINY, **SMALL, "image_size": 32, "resnet_width": 8},
     default_cfg={**CIFAR_10, "interpolation": "bicubic"},
 )

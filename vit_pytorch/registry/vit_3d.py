@@ -35,14 +35,14 @@ GIANT = {"dim": 1408, "depth": 40, "heads": 22, "dim_head": 64, "mlp_dim": 6144}
 ENCODERS = {"vitl": SIZES["large"], "vith": SIZES["huge"], "vitg": GIANT}
 CLASSES = {"ssv2": 174, "diving48": 48}
 VJEPA2 = {
-    "vjepa2_vitl_fpc64_256": 303_885_312,
-    "vjepa2_vith_fpc64_256": 631_648_000,
-    "vjepa2_vitg_fpc64_256": 1_012_173_952,
-    "vjepa2_vitg_fpc64_384": 1_012_173_952,
-    "vjepa2_vitl_fpc16_256_ssv2": 353_399_982,
-    "vjepa2_vitl_fpc32_256_diving48": 353_270_832,
-    "vjepa2_vitg_fpc64_384_ssv2": 1_105_668_142,
-    "vjepa2_vitg_fpc32_384_diving48": 1_105_490_608,
+    "vjepa2_vitl_fpc64_256": 304_910_312,
+    "vjepa2_vith_fpc64_256": 632_929_000,
+    "vjepa2_vitg_fpc64_256": 1_013_582_952,
+    "vjepa2_vitg_fpc64_384": 1_013_582_952,
+    "vjepa2_vitl_fpc16_256_ssv2": 354_246_632,
+    "vjepa2_vitl_fpc32_256_diving48": 354_246_632,
+    "vjepa2_vitg_fpc64_384_ssv2": 1_106_831_976,
+    "vjepa2_vitg_fpc32_384_diving48": 1_106_831_976,
 }
 
 

@@ -84,7 +84,7 @@ TRANSFORMERS_VJEPA2 = Format(
         ),
         Rule("norm.{p}", "encoder.layernorm.{p}"),
         *_vjepa2_layer(
-            "attention_pool.blocks.{i}",
+            "attention_pool.layers.{i}",
             "/pooler.self_attention_layers.{i}",
             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             "self_attn.out_proj",

@@ -21,8 +21,8 @@ SIZES = {
 SIZES["large2"] = SIZES["large"]
 # dimensions shared with texts, and what the authors call the size
 SHARED = {
-    "small": (768, "S-LTT"),
-    "base": (768, "B-LTT"),
+    "small": (768, "S"),
+    "base": (768, "B"),
     "large": (768, "L"),
     "large2": (1024, "L2"),
     "xlarge": (1152, "XL"),
@@ -61,6 +61,13 @@ TINY = {
 def _entry(name: str) -> ModelEntry:
     _, size, pixels = name.split("_")
     classes, theirs = SHARED[size]
+    repository = f"jienengchen/ViTamin-{theirs}"
+    # Of the small ones, those whose image encoder was tuned to a trained encoder of texts come first.
+    releases = (
+        {"datacomp1b_clip_ltt": f"{repository}-LTT", "datacomp1b_clip": repository}
+        if size in ("small", "base")
+        else {"datacomp1b_clip": f"{repository}-{pixels}px"}
+    )
     return ModelEntry(
         name=name,
         architecture=ViTamin,
@@ -73,7 +80,8 @@ def _entry(name: str) -> ModelEntry:
         parameters=MODELS[name],
         tiny=TINY,
         default_cfg={**CLIP, "interpolation": "bicubic", "crop_pct": 0.9 if pixels == "224" else 1.0},
-        hub_id=f"jienengchen/ViTamin-{theirs}{'' if theirs.endswith('LTT') else f'-{pixels}px'}",
+        hub_id=next(iter(releases.values())),
+        releases=releases,
         exceptions=FOLDED,
     )
 

@@ -100,7 +100,7 @@ def vitamin() -> Iterator[Case]:
         "embed_layer": partial(module.HybridEmbed, backbone=stages, proj=False),
         "mlp_layer": module.GeGluMlp,
     }
-    sizes = {key: value for key, value in VIT_OURS.items() if key != "patch_size"}
+    sizes: dict[str, Any] = {key: value for key, value in VIT_OURS.items() if key != "patch_size"}
     sizes |= {"image_size": 64, "conv_dim": widths[:2], "conv_depth": depths[:2]}
     for positions in ("learned", "none"):
         build = ours("ViTamin", **sizes, positions=positions)

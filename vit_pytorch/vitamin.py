@@ -7,7 +7,7 @@ place of batch norms and squeeze-and-excitation (MBConv-LN), then a plain transf
 feed-forwards are gated by GELU. It pools by the mean of the tokens.
 
 Family: plain
-Differs from the paper: nothing known; the second norm before each feed-forward is from the authors' code.
+Differs from the paper: nothing known; the second norm before each feed-forward is timm's, whose weights load.
 """
 
 from __future__ import annotations

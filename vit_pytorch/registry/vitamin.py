@@ -1,4 +1,4 @@
-"""The models of ViTamin (Chen et al. 2024, table 1), whose classes are the dimensions shared with texts."""
+"""The models of ViTamin (Chen et al. 2024), whose classes are the dimensions shared with texts."""
 
 from vit_pytorch.registry.entry import FOLDED, ModelEntry
 from vit_pytorch.registry.towers import CLIP

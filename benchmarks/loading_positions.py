@@ -84,3 +84,28 @@ def patches(sizes: dict[str, Any]) -> Iterator[Case]:
     model.load_state_dict(hybrids.checkpoint_filter_fn(dict(written), model))
     reference = "timm's reader of MobileCLIP's files, on `ConvStem`"
     yield replace(against("MobileCLIP", reference, build, model, 48, 48), checkpoint=written)
+
+
+def vitamin() -> Iterator[Case]:
+    """Compare with timm's plain ViT on the stages of ViTamin, with and without positions."""
+    module = import_module("timm.models.vitamin")
+    widths, depths = (16, 24, 48), (2, 3, 1)
+    stages = module.MbConvStages(module.VitCfg(embed_dim=widths, depths=depths, stem_width=widths[0]))
+    options: dict[str, Any] = {
+        **VIT_TIMM,
+        "img_size": 64,
+        "patch_size": 1,
+        "class_token": False,
+        "global_pool": "avg",
+        "embed_layer": partial(module.HybridEmbed, backbone=stages, proj=False),
+        "mlp_layer": module.GeGluMlp,
+    }
+    sizes: dict[str, Any] = {key: value for key, value in VIT_OURS.items() if key != "patch_size"}
+    sizes |= {"image_size": 64, "conv_dim": widths[:2], "conv_depth": depths[:2]}
+    for positions in ("learned", "none"):
+        build = ours("ViTamin", **sizes, positions=positions)
+        embedding = {"pos_embed": "learn" if positions == "learned" else "none"}
+        model = theirs("timm.models.vision_transformer", "VisionTransformer", **options, **embedding)
+        label = "timm `VisionTransformer` on `MbConvStages`"
+        label += "" if positions == "learned" else ", without positions"
+        yield against("timm", label, build, model, 64, 64)

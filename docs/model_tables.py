@@ -209,8 +209,8 @@ def licence_link(entry: ModelEntry, licensed: Mapping[str, Any]) -> Cell:
 
 def other_tags(entry: ModelEntry, licensed: Mapping[str, Any]) -> str:
     """Return the tags of further weights that timm publishes under a model's name."""
-    own = (entry.hub_id or "").partition(".")[2]
-    return ", ".join(tag for tag in licensed.get(entry.name, {}).get("tags", []) if tag != own)
+    tags = licensed.get(entry.name, {}).get("tags", [])
+    return ", ".join(tag for tag in tags if entry.repository(tag) != entry.hub_id)
 
 
 class TrainedModels(SphinxDirective):

@@ -82,8 +82,8 @@ class RvT(IsotropicModel):
                 position=RotaryPositions() if use_rotary else None,
                 kernel=partial(FusedAttention, dropout),
             )
-            kind = GEGLU if use_glu else FeedForward
-            return Block(dim, attention, kind(dim, mlp_dim, dropout=dropout))
+            act = "geglu" if use_glu else "gelu"
+            return Block(dim, attention, FeedForward(dim, mlp_dim, dropout=dropout, act=act))
 
         self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.fc_norm = nn.LayerNorm(dim)
@@ -174,20 +174,3 @@ class ConvQueryAttention(Attention):
         q = torch.cat([self.class_to_q(x[:, :1]), self.to_q(self.conv(patches).flatten(2).mT)], dim=1)
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.merge(self.attend(split_heads(q, self.heads), k, v, inputs))
-
-
-class GEGLU(nn.Module):
-    """A feed-forward whose hidden layer is multiplied by gates: W (a * gelu(b)) (arXiv:2002.05202)."""
-
-    def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.to_hidden = nn.Linear(dim, 2 * hidden_dim)
-        self.to_out = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-        init_xavier(self.to_hidden, parts=2)
-        init_xavier(self.to_out)
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """Transform each token on its own."""
-        hidden, gates = self.to_hidden(x).chunk(2, dim=-1)
-        return self.dropout(self.to_out(self.dropout(hidden * F.gelu(gates))))

@@ -9,6 +9,7 @@ from torch import nn
 from tests.checking import traces
 from vit_pytorch.layers.blocks import (
     ACTIVATIONS,
+    GATED,
     Block,
     DropPath,
     FeedForward,
@@ -68,6 +69,21 @@ def test_feedforward():
     layer.eval()
     hidden = F.gelu(x @ layer.to_hidden.weight.T + layer.to_hidden.bias)
     torch.testing.assert_close(layer(x), hidden @ layer.to_out.weight.T + layer.to_out.bias)
+
+
+@torch.no_grad()
+def test_gated_feedforwards():
+    """The hidden layer is two, one of which gates the other; each starts as a layer of its own does."""
+    x = torch.randn(2, 3, 6)
+    for act in GATED:
+        layer = FeedForward(6, 10, act=act)
+        first, second = (x @ layer.to_hidden.weight.T).chunk(2, dim=-1)
+        gated = {
+            "swiglu": first / (1 + torch.exp(-first)) * second,
+            "geglu": first * second * (1 + torch.erf(second / sqrt(2))) / 2,
+        }[act]
+        torch.testing.assert_close(layer(x), gated @ layer.to_out.weight.T)
+        assert layer.to_hidden.weight.abs().max() == pytest.approx(sqrt(6 / 16), rel=0.1)
 
 
 def test_layer_scale():

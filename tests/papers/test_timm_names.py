@@ -78,6 +78,14 @@ def test_parameters_and_preparation_are_timms(name: str) -> None:
     assert found == {key for key in keys if excepted(key, name)}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_releases_are_in_timms_repositories(name: str) -> None:
+    """A name with a tag is of the repository on the Hub that timm takes."""
+    for release in timm.list_pretrained(f"{name}.*"):
+        repository = timm.models.get_pretrained_cfg(release).hf_hub_id
+        assert repository in (find_entry(name).repository(release.partition(".")[2]), None)
+
+
 def test_all_of_timms_levits_are_named() -> None:
     assert {*timm.list_models(module="levit")} <= {*NAMES}
 

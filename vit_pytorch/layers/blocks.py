@@ -129,12 +129,24 @@ class SwiGLU(nn.Module):
         return F.silu(gate) * value
 
 
+class GeGLU(nn.Module):
+    """The first half of the channels, gated by GELU of the second (Shazeer 2020, arXiv:2002.05202)."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b h"]:
+        """Halve the channels."""
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+GATED: dict[str, Callable[[], nn.Module]] = {"swiglu": SwiGLU, "geglu": GeGLU}
+
+
 class FeedForward(nn.Module):
     """Two linear layers with an activation between them (Vaswani et al. 2017, section 3.3).
 
     Args:
-        hidden_dim: channels that the second layer takes; the first gives twice as many for "swiglu".
-        act: a name of `ACTIVATIONS`, or "swiglu" (`SwiGLU`).
+        hidden_dim: channels that the second layer takes; the first gives twice as many for `GATED` units.
+        act: a name of `ACTIVATIONS`, or one of `GATED`: "swiglu" (`SwiGLU`) or "geglu" (`GeGLU`).
         sub_norm: builds the norm before the second layer; default none.
         bias: use biases.
         out_dim: dimension of the output; default `dim`.
@@ -153,14 +165,14 @@ class FeedForward(nn.Module):
         out_dim: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("act", act, (*ACTIVATIONS, "swiglu"))
-        gated = act == "swiglu"
-        self.to_hidden = nn.Linear(dim, 2 * hidden_dim if gated else hidden_dim, bias=bias)
-        self.act = SwiGLU() if gated else activation(act)
+        check_choice("act", act, (*ACTIVATIONS, *GATED))
+        parts = 2 if act in GATED else 1
+        self.to_hidden = nn.Linear(dim, parts * hidden_dim, bias=bias)
+        self.act = GATED[act]() if act in GATED else activation(act)
         self.sub_norm = nn.Identity() if sub_norm is None else sub_norm(hidden_dim)
         self.to_out = nn.Linear(hidden_dim, dim if out_dim is None else out_dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
-        init_xavier(self.to_hidden)
+        init_xavier(self.to_hidden, parts)
         init_xavier(self.to_out)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b e"]:

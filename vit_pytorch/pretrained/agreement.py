@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_pytorch.layers.blocks import ACTIVATIONS, SwiGLU
+from vit_pytorch.layers.blocks import ACTIVATIONS, GATED
 from vit_pytorch.pretrained.extents import is_own
 from vit_pytorch.registry import entries
 from vit_pytorch.registry.words import VALUES, own_name
@@ -177,9 +177,8 @@ def _runs(heads: int | Sequence[int] | None) -> tuple[int, ...]:
 
 def _act_name(module: nn.Module) -> str:
     """Return what an activation is called here."""
-    if isinstance(module, SwiGLU):
-        return "swiglu"
-    return next((name for name, build in ACTIVATIONS.items() if repr(build()) == repr(module)), repr(module))
+    known = {**ACTIVATIONS, **GATED}
+    return next((name for name, build in known.items() if repr(build()) == repr(module)), repr(module))
 
 
 def _agree(name: str, theirs: tuple[Any, ...], own: tuple[Any, ...]) -> bool:

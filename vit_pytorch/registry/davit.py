@@ -45,6 +45,7 @@ def _entry(name: str) -> ModelEntry:
         tiny=TINY,
         default_cfg={**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.95},
         hub_id=hub_id,
+        releases={"msft_florence2": hub_id} if hub_id and hub_id.startswith("microsoft/") else {},
         exceptions=FOLDED,
     )
 

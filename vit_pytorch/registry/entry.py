@@ -50,6 +50,7 @@ class ModelEntry:
         default_cfg: how images are prepared: mean, std, interpolation, crop_pct; and input_size where that
             is not the largest size of the configuration.
         hub_id: repository of the published weights on the Hugging Face Hub, where there are any.
+        releases: repositories, by tag, of releases that are not in one of timm's own.
         exceptions: promises of the interface that the model cannot keep, each with the reason: names of
             contracts, or how the names of several begin.
     """
@@ -61,6 +62,7 @@ class ModelEntry:
     tiny: Mapping[str, Any]
     default_cfg: Mapping[str, Any] = field(default_factory=dict)
     hub_id: str | None = None
+    releases: Mapping[str, str] = field(default_factory=dict)
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -74,8 +76,10 @@ class ModelEntry:
         Args:
             tag: what stands behind the point in the release's name.
         """
-        if not tag:
+        if not tag or (self.hub_id or "").endswith(f".{tag}"):
             return self.hub_id
+        if tag in self.releases:
+            return self.releases[tag]
         known = (
             self.hub_id
             if self.hub_id is not None and self.hub_id.startswith("timm/")

@@ -89,6 +89,10 @@ MOBILE_CLIP = ModelEntry(
     tiny={**TINY, "image_size": 64, "patch_size": 1, "num_classes": 7, "resnet_width": 8},
     default_cfg={**PREPARE, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
     hub_id="apple/mobileclip_b_lt_timm",
+    releases={
+        "apple_mclip": "apple/mobileclip_b_timm",
+        "apple_mclip_lt": "apple/mobileclip_b_lt_timm",
+    },
 )
 
 # basic blocks, nine convolutions and the projection to tokens; no paper's, for 32 x 32 photographs

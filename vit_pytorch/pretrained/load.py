@@ -154,7 +154,7 @@ def load_pretrained(
             if name not in unfit and (name not in ("mean", "std") or len(value) == model.channels):
                 model.default_cfg[name] = value
     announce(model, report, warn=not new_classifier)
-    if isinstance(model, ViT) and not source.config:
+    if isinstance(model, ViT) and "positions" in model.config and not source.config:
         _warn_of_positions(model, report)
     return report
 
@@ -164,10 +164,7 @@ def _warn_of_positions(model: ViT, report: LoadReport) -> None:
     layout = next(layout for layout in formats_for(model) if layout.name == report.format)
     entry = entries().get(model.default_cfg["architecture"])
     positions = model.config["positions"]
-    tells = layout.rotary is not None or layout.name in (
-        OWN,
-        *(f"{PUBLIC}{kind}" for kind in ("ViT", "SimpleViT")),
-    )
+    tells = layout.rotary is not None or layout.name == OWN or layout.name.startswith(PUBLIC)
     named = entry is not None and entry.config.get("positions", "learned") == positions
     inside = [part for part in model.modules() if isinstance(part, (MixedRotary, TokenBias))]
     if tells or named or inside or model.positions is not None:

@@ -243,19 +243,16 @@ def test_dinov3_of_transformers(gated, qkv_bias):
 
 
 def test_positions_that_no_tensor_tells():
-    """A name or a configuration tells them; a bare state dict into a model without a name is warned of."""
-    named = create_model("vit_small_patch16_dinov3", depth=1, num_classes=0)
+    """A name, a configuration or the model's own rotations tell them; a model without any is warned of."""
+    build = partial(create_model, "vit_small_patch16_dinov3", depth=1, num_classes=0)
+    named = build()
     state = to_format(named, "timm Eva")
+    load_pretrained(build(), state)
     config = {name: value for name, value in named.config.items() if name != "positions"}
-    for positions in ("none", "rope", "rope_normalized"):
-        other = ViT(**config, positions=positions)
+    load_pretrained(ViT(**config, positions="rope_normalized"), state)
+    for other in (ViT(**config, positions="none"), build(positions="none")):
         with pytest.warns(
-            UserWarning, match=rf"trained with, and ViT has positions='{positions}': with others"
+            UserWarning, match="which positions it was trained with, .* ViT has none: build it by name"
         ):
             load_pretrained(other, state)
         load_pretrained(other, other.state_dict())
-    load_pretrained(create_model("vit_small_patch16_dinov3", depth=1, num_classes=0), state)
-    with pytest.warns(UserWarning, match="ViT has positions='none'"):
-        load_pretrained(
-            create_model("vit_small_patch16_dinov3", depth=1, num_classes=0, positions="none"), state
-        )

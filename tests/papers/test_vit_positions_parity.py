@@ -78,7 +78,8 @@ def test_relative_positions_without_prefix_equal_timms():
     state = reference.state_dict()
     table = state.pop("shared_rel_pos.relative_position_bias_table")
     plain = ViT(**OURS, positions="none", pool="mean")
-    load_pretrained(plain, state)
+    with pytest.warns(UserWarning, match="which positions it was trained with, .* ViT has none"):
+        load_pretrained(plain, state)
     model.load_state_dict({**plain.state_dict(), "relative.patches.table": table})
     batch = images(40, 40)
     assert difference(model(batch), reference(batch)) < TOLERANCE

@@ -16,7 +16,6 @@ from vit_pytorch.base import VisionModel
 from vit_pytorch.layers.attention import Attention
 from vit_pytorch.layers.positions import SinCosPositions
 from vit_pytorch.layers.relative import TokenBias
-from vit_pytorch.layers.rotary import MixedRotary
 from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.agreement import check_agreement
 from vit_pytorch.pretrained.biases import fit_biases
@@ -160,19 +159,18 @@ def load_pretrained(
 
 
 def _warn_of_positions(model: ViT, report: LoadReport) -> None:
-    """Warn that weights of others do not tell positions that are no tensors, of a model that has no name."""
+    """Warn of weights whose tensors tell no positions in a model without any, which has no name."""
     layout = next(layout for layout in formats_for(model) if layout.name == report.format)
     entry = entries().get(model.default_cfg["architecture"])
-    positions = model.config["positions"]
     tells = layout.rotary is not None or layout.name == OWN or layout.name.startswith(PUBLIC)
-    named = entry is not None and entry.config.get("positions", "learned") == positions
-    inside = [part for part in model.modules() if isinstance(part, (MixedRotary, TokenBias))]
+    named = entry is not None and entry.config.get("positions", "learned") == model.config["positions"]
+    inside = model.rotary is not None or any(isinstance(part, TokenBias) for part in model.modules())
     if tells or named or inside or model.positions is not None:
         return
     warnings.warn(
-        f"no tensor of {report.source} tells which positions it was trained with, and {type(model).__name__} "
-        f"has positions={positions!r}: with others it computes something else; build it by name "
-        "(`create_model`), or pass a folder with its configuration",
+        f"no tensor of {report.source} tells which positions it was trained with, as where queries and keys "
+        f"are rotated, and {type(model).__name__} has none: build it by name (`create_model`), pass a folder "
+        "with its configuration, or give the model its positions",
         stacklevel=3,
     )
 

@@ -226,7 +226,7 @@ class DistillWrapper(TaughtStudent):
     Args:
         student: see `TaughtStudent`.
         teacher: see `TaughtStudent`.
-        temperature: softens both distributions of the soft loss; positive.
+        temperature: softens both distributions of the soft loss, in [0.01, 100].
         alpha: weight of the teacher's part, in [0, 1]; the label's part has 1 - `alpha`.
         hard: learn the teacher's decision like a label (equation 3) instead of its distribution (equation 2).
 
@@ -292,7 +292,7 @@ def check_weights(temperature: float, alpha: float) -> None:
     Raises:
         ValueError: if one is out of range.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0.01 <= temperature <= 100:
+        raise ValueError(f"temperature must be in [0.01, 100], got {temperature}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")

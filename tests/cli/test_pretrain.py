@@ -158,7 +158,17 @@ def test_help_lists_the_methods_own_settings(method: str, capsys: pytest.Capture
         (["--augmentation.mixup=0.2"], 2, "mixup and cutmix must be 0, got 0.2"),
         (["--strategy=fsdp"], 2, "by strategy 'auto' or 'ddp', got 'fsdp'"),
         (["--method=dino", "--precision=bf16-true"], 2, "stands still in bf16"),
-        (["--method=dino", "--method.momentum=2"], 2, "momentum must be in [0, 1], got 2.0"),
+        (["--method=dino", "--method.momentum=2"], 2, "momentum must be in [0, 1), got 2.0"),
+        (
+            ["--method=dino", "--method.teacher_temp=1e6"],
+            2,
+            "teacher_temp must be in [0.001, 10], got 1000000.0",
+        ),
+        (
+            ["--method=dino", "--method.weight_decay_end=1e6"],
+            2,
+            "weight_decay_end must be at least 0 and less",
+        ),
         (["--monitor.patience=0"], 2, "monitor.patience must be at least 1, got 0"),
         (["--monitor.neighbours=2000"], 2, "among the 1295 training images, got 2000"),
     ],

@@ -54,8 +54,9 @@ class DataConfig:
         source: `digits`, FOLDER, `csv:FILE`, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `stream:PATTERN`,
             `video:FOLDER` or `nifti:FOLDER`.
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
-        mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
-        std: Divides after that; likewise.
+        mean: Subtracted from values 0 to 1, one number or one a channel, in [0, 1]; the model's own if
+            left out.
+        std: Divides after that, in [0.001, 1]; likewise.
         interpolation: How images are resized; the model's own if left out.
         crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
         crop_mode: Whether images keep their aspect ratio before that crop (`center`) or not (`squash`); the
@@ -117,8 +118,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.window, tuple) and not is_range(self.window):
             raise ValueError(f"data.window must be a range (low, high) with low < high, got {self.window}")
-        if self.std is not None and min(self.std, default=1) <= 0:
-            raise ValueError(f"data.std must be positive, got {self.std}")
+        for name, least in {"mean": 0.0, "std": 0.001}.items():
+            values = getattr(self, name) or ()
+            # what is not finite is named by the run's own check
+            if any(value < least or 1 < value < math.inf for value in values):
+                raise ValueError(
+                    f"data.{name} must be in [{least:g}, 1], since values are 0 to 1 (those of 0 to 255 are "
+                    f"divided by 255), got {values}"
+                )
         if self.channels is not None:
             self.check_channels(self.channels)
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
@@ -195,7 +202,7 @@ class DistillationConfig:
     Args:
         teacher: A run or a model folder, or a named model, which comes with its published weights; no
             teacher if left out.
-        temperature: Softens both distributions where `hard` is off; positive.
+        temperature: Softens both distributions where `hard` is off, in [0.01, 100].
         alpha: Weight of the teacher's part of the loss, in [0, 1].
         hard: Whether the teacher's decision is learned like a label, rather than its distribution; its
             decision on several labels are those that reach its thresholds, on values these themselves.
@@ -226,7 +233,7 @@ class RunConfig:
             `batch_size` is halved until there are as many, down to 8. It stays as it is if left out, as it is
             by a recipe whose `batch_size` is changed.
         accumulate: Batches whose gradients one optimizer step adds up.
-        clip: Largest norm of the gradients; not clipped if left out.
+        clip: Largest norm of the gradients, at least 0.0001; not clipped if left out.
         seed: Of weights, order, augmentation and dropout.
         devices: Number of processes on each machine.
         num_nodes: Number of machines.
@@ -309,9 +316,11 @@ class RunConfig:
                 f"got {self.schedule.min_lr}"
             )
         timeouts = {"process_timeout": self.process_timeout, "data.worker_timeout": self.data.worker_timeout}
-        for name, positive in {**timeouts, "clip": self.clip}.items():
-            if positive is not None and positive <= 0:
+        for name, positive in timeouts.items():
+            if positive <= 0:
                 raise ValueError(f"{name} must be positive, got {positive}")
+        if self.clip is not None and self.clip < 1e-4:
+            raise ValueError(f"clip must be at least 0.0001, or null for no clipping, got {self.clip}")
         if self.save_sharded and self.strategy != "fsdp":
             raise ValueError(
                 f"save_sharded needs strategy 'fsdp', which shards the weights; got {self.strategy!r}"
@@ -361,7 +370,7 @@ class TrainConfig(RunConfig):
         sampler: `balanced` draws training images, with repetition, so that classes are shown equally often.
         tuning: What the run starts from, and which weights learn.
         distillation: The teacher that the run learns from, if any.
-        label_smoothing: Share of a class's probability that is spread over all classes, in [0, 1).
+        label_smoothing: Share of a class's probability that is spread over all classes, in [0, 0.9].
         ema: Decay of a moving average of the weights, which is then what is validated and kept.
         select: Which weights are kept: those of the epoch with the best validation `accuracy`, of equal ones
             that with the least loss; or with the least `loss`, smoothed as in training. Of several labels by
@@ -383,8 +392,8 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.label_smoothing <= 0.9:
+            raise ValueError(f"label_smoothing must be in [0, 0.9], got {self.label_smoothing}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be in (0, 1), got {self.ema}")
         if self.patience is not None and self.patience < 1:

@@ -173,8 +173,9 @@ class TaughtStudent(nn.Module):
         super().__init__()
         if not isinstance(student.get_classifier(), TwoHeads):
             raise ValueError(
-                "the student needs a classifier for its distillation token, such as DistillableViT has; "
-                f"got {type(student).__name__} with {type(student.get_classifier()).__name__}"
+                "a student has a classifier for its distillation token, as models of "
+                f"{' and '.join(kind.__name__ for kind in DISTILLABLE)} get for a teacher; got "
+                f"{type(student).__name__}"
             )
         self.student = student
         self.teacher = teacher.eval()

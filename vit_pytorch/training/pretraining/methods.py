@@ -122,6 +122,8 @@ def _wrap(config: MethodConfig, model: VisionModel, prep: Preprocessing, length:
     assert isinstance(config, ViewsConfig), "the others compare views"
     size = (prep.image_size[0], prep.image_size[1])
     small = local_size(model, size) if config.local_size is None else (config.local_size,) * 2
+    if config.local_size is not None and config.local_size >= max(size):
+        raise ValueError(f"local crops must be smaller than the global ones of {size[0]} x {size[1]} pixels")
     views = MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std))
     if isinstance(config, LeJEPAConfig):
         return LeJEPA(

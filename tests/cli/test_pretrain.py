@@ -164,6 +164,12 @@ def test_help_lists_the_methods_own_settings(method: str, capsys: pytest.Capture
             2,
             "teacher_temp must be in [0.001, 10], got 1000000.0",
         ),
+        (["--method=dino", "--method.num_logits=1"], 2, "num_logits must be at least 2, got 1"),
+        (
+            ["--method=dino", "--method.freeze_last_layer_epochs=999"],
+            2,
+            "method.freeze_last_layer_epochs must not exceed epochs",
+        ),
         (
             ["--method=dino", "--method.weight_decay_end=1e6"],
             2,

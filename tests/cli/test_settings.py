@@ -200,6 +200,8 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
         ("--clip-grad=1e-30", "clip must be at least 0.0001, or null for no clipping, got 1e-30"),
         ("--label-smoothing=0.999", "label_smoothing must be in [0, 0.9], got 0.999"),
         ("--distillation.temperature=1e6", "temperature must be in [0.01, 100], got 1000000.0"),
+        ("--tuning.alpha=801", "alpha must be at most 100 x rank = 800, got 801"),
+        ("--tuning.memories=100000000", "memories must be in [0, 10000], got 100000000"),
         ("--augmentation.rand_augment=1000", "rand_augment must be in [0, 20], got 1000"),
         ("--data.mean=[0.5,.nan]", "data.mean must be a finite number, got nan"),
         ("--data.mean=[0.5,0.5]", "data.mean must have 1 or 1 values, got 2"),

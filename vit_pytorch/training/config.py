@@ -172,9 +172,9 @@ class TuningConfig:
         method: What learns: `full` for everything, `head` for the classifier alone (a linear probe), `lora`
             for low-rank updates of the attention (arXiv:2106.09685) and the classifier, `memory` for memory
             tokens in every layer, a class token and the classifier (arXiv:2203.15243).
-        rank: Rank of the updates of `lora`.
-        alpha: The updates of `lora` are scaled by alpha / rank.
-        memories: Memory tokens of a layer, for `memory`.
+        rank: Rank of the updates of `lora`, at most the width of the layers that it updates.
+        alpha: The updates of `lora` are scaled by alpha / rank, which is at most 100.
+        memories: Memory tokens of a layer, for `memory`; at most 10,000.
         memory_mode: `extend` leaves the model's own tokens unaware of the memory; with `finetune` all tokens
             see it, and the new class token takes the place of the old one.
     """
@@ -189,8 +189,10 @@ class TuningConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank and alpha must be at least 1, got {self.rank} and {self.alpha}")
-        if self.memories < 0:
-            raise ValueError(f"memories must be at least 0, got {self.memories}")
+        if self.alpha > 100 * self.rank:
+            raise ValueError(f"alpha must be at most 100 x rank = {100 * self.rank}, got {self.alpha}")
+        if not 0 <= self.memories <= 10_000:
+            raise ValueError(f"memories must be in [0, 10000], got {self.memories}")
         if self.method != "full" and self.weights is None:
             raise ValueError(f"method {self.method!r} needs weights to start from, got none")
 

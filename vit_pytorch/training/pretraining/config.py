@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -168,6 +167,8 @@ class DinoConfig(ViewsConfig):
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
             if not 0.001 <= getattr(self, name) <= 10:
                 raise ValueError(f"{name} must be in [0.001, 10], got {getattr(self, name)}")
+        if self.num_logits < 2:
+            raise ValueError(f"num_logits must be at least 2, got {self.num_logits}")
         # of 1 the teacher would stay at its random weights
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
@@ -302,8 +303,8 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.anchor < math.inf:
-            raise ValueError(f"anchor must be at least 0 and finite, got {self.anchor}")
+        if not 0 <= self.anchor <= 1000:
+            raise ValueError(f"anchor must be in [0, 1000], got {self.anchor}")
         if self.anchor and self.weights is None:
             raise ValueError(
                 "anchor holds features to those of the weights that training starts from; give weights"
@@ -320,6 +321,11 @@ class PretrainConfig(RunConfig):
         if self.strategy == "fsdp":
             raise ValueError("pretraining runs by strategy 'auto' or 'ddp', got 'fsdp'")
         if isinstance(self.method, DinoConfig):
+            if self.method.freeze_last_layer_epochs > self.epochs:
+                raise ValueError(
+                    f"method.freeze_last_layer_epochs must not exceed epochs = {self.epochs}, "
+                    f"got {self.method.freeze_last_layer_epochs}"
+                )
             check_decay("method.weight_decay_end", self.method.weight_decay_end or 0, self.optimizer.lr)
             if self.precision in ("bf16-true", "16-true"):
                 number = self.precision.removesuffix("-true")

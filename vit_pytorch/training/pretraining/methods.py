@@ -100,9 +100,11 @@ def make_method(
         hint = "" if isinstance(config, ViewsConfig) or isinstance(model, Backbone) else HINT
         if isinstance(config, ViewsConfig) and config.local_size is not None:
             rows, _ = local_size(model, (prep.image_size[0], prep.image_size[1]))
-            hint = (
-                f"; method.local_size, the pixels of small crops, is {config.local_size}, and {rows} would do"
-            )
+            if rows != config.local_size:
+                hint = (
+                    f"; method.local_size, the pixels of small crops, is {config.local_size}, "
+                    f"and {rows} would do"
+                )
         raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
     return method
 

@@ -175,7 +175,7 @@ class TaughtStudent(nn.Module):
             raise ValueError(
                 "a student has a classifier for its distillation token, as models of "
                 f"{' and '.join(kind.__name__ for kind in DISTILLABLE)} get for a teacher; got "
-                f"{type(student).__name__}"
+                f"{type(student).__name__} with {type(student.get_classifier()).__name__}"
             )
         self.student = student
         self.teacher = teacher.eval()

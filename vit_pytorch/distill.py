@@ -173,8 +173,9 @@ class TaughtStudent(nn.Module):
         super().__init__()
         if not isinstance(student.get_classifier(), TwoHeads):
             raise ValueError(
-                "the student needs a classifier for its distillation token, such as DistillableViT has; "
-                f"got {type(student).__name__} with {type(student.get_classifier()).__name__}"
+                "a student has a classifier for its distillation token, as models of "
+                f"{' and '.join(kind.__name__ for kind in DISTILLABLE)} get for a teacher; got "
+                f"{type(student).__name__} with {type(student.get_classifier()).__name__}"
             )
         self.student = student
         self.teacher = teacher.eval()
@@ -226,7 +227,7 @@ class DistillWrapper(TaughtStudent):
     Args:
         student: see `TaughtStudent`.
         teacher: see `TaughtStudent`.
-        temperature: softens both distributions of the soft loss; positive.
+        temperature: softens both distributions of the soft loss, in [0.01, 100].
         alpha: weight of the teacher's part, in [0, 1]; the label's part has 1 - `alpha`.
         hard: learn the teacher's decision like a label (equation 3) instead of its distribution (equation 2).
 
@@ -292,7 +293,7 @@ def check_weights(temperature: float, alpha: float) -> None:
     Raises:
         ValueError: if one is out of range.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0.01 <= temperature <= 100:
+        raise ValueError(f"temperature must be in [0.01, 100], got {temperature}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")

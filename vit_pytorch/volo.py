@@ -9,8 +9,8 @@ learned from labels of places (token labeling, arXiv:2104.10858), and the larges
 half.
 
 Family: pyramid
-Differs from the paper: training mixes no tokens of two images; `DenseHead.separate` returns what the loss
-of token labeling needs. As in the authors' code, stochastic depth spares the Outlookers.
+Differs from the paper: training mixes no tokens of two images; `DenseHead.image_and_cells` returns what the
+loss of token labeling needs. As in the authors' code, stochastic depth spares the Outlookers.
 """
 
 from __future__ import annotations
@@ -299,7 +299,9 @@ class DenseHead(nn.Module):
         self.dense = nn.Linear(dim, num_classes)
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
 
-    def separate(self, tokens: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b m k"]]:
+    def image_and_cells(
+        self, tokens: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b m k"]]:
         """Return the logits of the class token and those of each cell, as token labeling trains them.
 
         Args:
@@ -309,5 +311,5 @@ class DenseHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k"]:
         """Return the logits of images."""
-        logits, dense = self.separate(tokens)
+        logits, dense = self.image_and_cells(tokens)
         return logits + DENSE_SHARE * dense.amax(dim=1)

@@ -129,7 +129,7 @@ def test_names_are_weights(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--anchor=1"], "anchor holds features to those of the weights"),
-        (["--anchor=-1"], "anchor must be at least 0 and finite, got -1.0"),
+        (["--anchor=-1"], r"anchor must be in \[0, 1000\], got -1.0"),
     ],
 )
 def test_anchors_that_hold_nothing(options: list[str], message: str) -> None:

@@ -175,7 +175,7 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--optimizer.lr=-1", "lr must be positive"),
+        ("--optimizer.lr=-1", "lr must be in (0, 100]"),
         ("--epochs=0", "epochs must be at least 1"),
         (
             "--accumulate=5",
@@ -190,7 +190,19 @@ def test_a_file_that_holds_no_settings(content: str, tmp_path: Path) -> None:
         ("--logger=csv,comet", "a logger is one of tensorboard, csv, wandb, mlflow, got 'comet'"),
         ("--model=vit_tny_patch16_224", "close to it: vit_tiny_patch16_224"),
         ("--recipe=digit", "a recipe is one of"),
-        ("--data.std=[0.0]", "data.std must be positive, got (0.0,)"),
+        ("--data.std=[0.0]", "data.std must be in [0.001, 1], since values are 0 to 1 (those of 0 to 255"),
+        ("--data.mean=[123.675]", "data.mean must be in [0, 1], since values are 0 to 1 (those of 0 to 255"),
+        # what is finite and trains nothing
+        ("--optimizer.weight_decay=1e6", "weight_decay must be at least 0 and less than 1 / lr = 500, got"),
+        ("--lr=1e6", "lr must be in (0, 100], got 1000000.0"),
+        ("--optimizer.eps=1e6", "eps must be in (0, 1], got 1000000.0"),
+        ("--clip=0", "clip must be at least 0.0001, or null for no clipping, got 0.0"),
+        ("--clip-grad=1e-30", "clip must be at least 0.0001, or null for no clipping, got 1e-30"),
+        ("--label-smoothing=0.999", "label_smoothing must be in [0, 0.9], got 0.999"),
+        ("--distillation.temperature=1e6", "temperature must be in [0.01, 100], got 1000000.0"),
+        ("--tuning.alpha=801", "alpha must be at most 100 x rank = 800, got 801"),
+        ("--tuning.memories=100000000", "memories must be in [0, 10000], got 100000000"),
+        ("--augmentation.rand_augment=1000", "rand_augment must be in [0, 20], got 1000"),
         ("--data.mean=[0.5,.nan]", "data.mean must be a finite number, got nan"),
         ("--data.mean=[0.5,0.5]", "data.mean must have 1 or 1 values, got 2"),
         ("--data.crop_pct=0", "data.crop_pct must be above 0 and at most 1, got 0.0"),
@@ -254,9 +266,9 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("epochs: 1\nepochs: 2\n", "'epochs' stands twice"),
         ("optimizer: {lr: 0.1, lr: 0.2}\n", "'lr' stands twice"),
-        ("optimizer: {lr: .inf}\n", "optimizer.lr must be a finite number, got inf"),
-        ("augmentation: {mixup: .nan}\n", "augmentation.mixup must be a finite number, got nan"),
-        ("label_smoothing: 1.0\n", "label_smoothing must be in [0, 1), got 1.0"),
+        ("optimizer: {lr: .inf}\n", "lr must be in (0, 100], got inf"),
+        ("augmentation: {mixup: .nan}\n", "mixup must be in [0, 100], got nan"),
+        ("label_smoothing: 1.0\n", "label_smoothing must be in [0, 0.9], got 1.0"),
         ("ema: 1.0\n", "ema must be in (0, 1), got 1.0"),
         ("ema: 0.0\n", "ema must be in (0, 1), got 0.0"),
     ],

@@ -265,6 +265,9 @@ def test_data_that_are_a_file(
     Path(name).touch()
     assert train("--data", name) == 3
     assert f"no such folder: {name}; {cure}" in capsys.readouterr().err
+    # without asking the Hub for it
+    assert train("--data", f"hf:{name}") == 3
+    assert f"hf:{name} is neither a folder nor a name on the Hub; {cure}" in capsys.readouterr().err
 
 
 def test_two_processes_make_one_run(tmp_path: Path, vit: Vit) -> None:

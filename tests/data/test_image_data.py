@@ -172,6 +172,11 @@ def test_skipped_images_are_reported(tmp_path: Path, make_folder: Callable[..., 
     assert module.bad == {str(path): "the file is empty" for path in bad}
 
 
+def test_images_are_not_shifted_out_of_sight() -> None:
+    with pytest.raises(ValueError, match="shift must be below the image's sides 8 x 12, got 8"):
+        ImageData("digits", image_size=(8, 12), augmentation=Augmentation(shift=8))
+
+
 def test_unknown_choice_for_bad_images() -> None:
     with pytest.raises(ValueError, match="on_bad must be 'stop' or 'skip', got 'ignore'"):
         ImageData(on_bad="ignore")  # type: ignore[arg-type]

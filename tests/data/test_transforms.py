@@ -235,7 +235,9 @@ def test_no_mixing_unless_asked_for() -> None:
     [
         ({"flip": 1.5}, "flip must be between 0 and 1, got 1.5"),
         ({"random_erasing": -0.1}, "random_erasing must be between 0 and 1, got -0.1"),
-        ({"mixup": -1.0}, "mixup must not be negative, got -1.0"),
+        ({"mixup": -1.0}, r"mixup must be in \[0, 100\], got -1.0"),
+        ({"shear": 90.0}, r"shear must be in \[0, 80\], got 90.0"),
+        ({"crop_scale": (1e-9, 1.0)}, r"crop_scale must be a range .*got \(1e-09, 1.0\)"),
         ({"rand_augment": 2, "rand_augment_magnitude": 31}, "must be 0 to 30, got 31"),
         ({"scale": (1.2, 0.8)}, r"scale must be a range .*got \(1.2, 0.8\)"),
         ({"crop_scale": (0.1, 1.1)}, "crop_scale must end at 1"),

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from tests.cli.conftest import TINY
+from tests.cli.conftest import train as train_run
 from vit_pytorch.data import (
     ImageData,
     LoadingError,
@@ -21,6 +24,7 @@ from vit_pytorch.data import (
     StreamConfig,
     decode_image,
     find_duplicates,
+    find_equal_pixels,
     open_data,
     record_images,
 )
@@ -344,6 +348,52 @@ def test_large_files_with_equal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
             image[100:300] = 1 + number + 8 * (label == "b")
             np.save(tmp_path / label / f"{number}.npy", image)
     assert not str(find_duplicates(record_images(open_data(str(tmp_path)), "x")))
+
+
+def test_one_picture_in_several_encodings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training picture is in validation or the test as a BMP, TIFF or WebP file, or with other metadata.
+
+    Here: named when the run begins, as equal files are; a line says where there are too many images for that
+    Others: no counterpart
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    places = [(split, label) for split in ("train", "val", "test") for label in ("a", "b")]
+    for number, image in enumerate(pixels):
+        folder = Path(tmp_path, "data", *places[number % 6])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    train, val, test = (tmp_path / "data" / split / "a" for split in ("train", "val", "test"))
+    first, second = sorted(train.iterdir())[:2]
+    with Image.open(first) as picture, Image.open(second) as other:
+        picture.save(val / "x.bmp")
+        picture.save(val / "x.webp", lossless=True)
+        picture.save(test / "y.tiff")
+        # a copy with loss is another picture
+        picture.save(test / "z.jpg", quality=95)
+        picture.convert("L").save(train / "grey.png")
+        picture.convert("L").convert("RGB").save(test / "grey.bmp")
+        info = PngInfo()
+        info.add_text("Comment", "a copy")
+        other.save(val / "described.png", pnginfo=info)
+    splits = open_data(str(tmp_path / "data"))
+    record = record_images(splits, "x")
+    assert not str(find_duplicates(record))
+    found = find_duplicates(record, find_equal_pixels(record, splits))
+    assert found.across_classes == ()
+    assert {frozenset(name.rpartition("/")[2] for name in group) for group in found.across_splits} == {
+        frozenset({first.name, "x.bmp", "x.webp", "y.tiff"}),
+        frozenset({second.name, "described.png"}),
+        frozenset({"grey.png", "grey.bmp"}),
+    }
+    run = ["--data", tmp_path / "data", *TINY, "--epochs=1", "--workers=0", "--batch-size=8"]
+    assert train_run("--output", tmp_path / "run", *run) == 0
+    assert "data   3 images are in several splits (train: " in capsys.readouterr().out
+    monkeypatch.setattr(record_module, "DECODED", 100_000)
+    assert find_equal_pixels(record, splits) is None
+    assert train_run("--output", tmp_path / "more", *run) == 0
+    assert "too many images to compare their pixels: of duplicates only equal" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["array", "pillow", "tensor"])

@@ -3,6 +3,7 @@ the run goes on when there is space."""
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,19 @@ def test_disk_full_while_an_explanation_is_written(
     Here: the path and the free space; no file is half written
     Others: no counterpart
     """
-    sync, full = storage._sync, storage._names(tmp_path / "out" / name)[0]
+    sync, full = storage._sync, storage._names(Path(name))[0].name
 
     def fail(path: Path) -> None:
-        if path == full:
+        if path.name == full:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(path)
 
     monkeypatch.setattr(storage, "_sync", fail)
     image = image_folder / "one" / "0.png"
     assert main(["explain", str(run), str(image), "--output", str(tmp_path / "out")]) == 6
-    assert f"cannot write {tmp_path / 'out' / name}: no space left on the disk" in capsys.readouterr().err
-    assert not (tmp_path / "out" / name).exists()
-    assert not list((tmp_path / "out").glob(".*"))
+    said = capsys.readouterr().err
+    assert re.search(rf"cannot write {tmp_path / 'out'}/.*{name}: no space left on the disk", said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (["train", "--epocs=3"], Status.USAGE, "unknown option '--epocs'"),
         (["train", "--epochs=null"], Status.USAGE, "epochs"),
-        (["train", "--augmentation.mixup=-1"], Status.USAGE, "mixup must not be negative, got -1.0"),
+        (["train", "--augmentation.mixup=-1"], Status.USAGE, "mixup must be in [0, 100], got -1.0"),
         (["train", "--workers=-1"], Status.USAGE, "workers must be in [0, 256], got -1"),
         (["train", f"--accelerator={ABSENT}", *SMALL], Status.USAGE, f"accelerator '{ABSENT}' with 1 dev"),
         (

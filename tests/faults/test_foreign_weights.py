@@ -105,3 +105,28 @@ def test_names_of_wrappers(rename: Callable[[str], str], state: State) -> None:
     twice = {**state, "blocks.0._orig_mod.norm1.weight": torch.zeros(16)}
     with pytest.raises(ValueError, match="holds weights twice"):
         load_pretrained(model, twice)
+
+
+@pytest.mark.parametrize(
+    ("part", "count"),
+    [
+        ("", r"31 of its 32"),
+        ("head.", r"2 of its 32"),
+        ("blocks.1.", r"12 of its 32"),
+        ("patch_embed.proj.weight", "1 of its 32"),
+    ],
+)
+def test_a_prefix_before_some_of_the_names(part: str, count: str, state: State) -> None:
+    """Names of which only a part begins with `module.`, as where two programs have written a file.
+
+    Here: refused, with the prefix and how many names begin with it
+    """
+    model = make()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mixed = {
+        f"module.{name}" if name.startswith(part) and name != "norm.bias" else name: tensor
+        for name, tensor in state.items()
+    }
+    with pytest.raises(ValueError, match=rf"it fits without 'module\.', with which {count} names begin"):
+        load_pretrained(model, mixed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -251,3 +251,53 @@ def test_images_that_are_others_after_training(
     monkeypatch.setattr(run_module, "fit", fit)
     assert train("--resume", run) == 0
     assert (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("labels", ["none", "one image's"])
+def test_validation_without_labels(
+    labels: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No validation image has a label, with `--task multilabel`.
+
+    Here: refused before the first epoch, unless weights are chosen by the loss; no folder is left
+    """
+    rows = ["image,labels,split"]
+    for file in sorted(folder.rglob("*.png")):
+        split, label = file.relative_to(folder).parts[:2]
+        known = split != "val" or (labels != "none" and file.stem == "0")
+        rows.append(f"{file},{label if known else ''},{split}")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows))
+    run = tmp_path / "run"
+    options = ["--task=multilabel", "--data", f"csv:{table}", *FEW]
+    if labels == "none":
+        assert train("--output", run, *options) == 2
+        shown = capsys.readouterr()
+        assert "chosen by map on the validation images, but none of these 6 has a label" in shown.err
+        assert "epoch 1/" not in shown.out
+        assert not run.exists()
+        options.append("--select=loss")
+    assert train("--output", run, *options) == 0
+
+
+def test_images_that_do_not_fit_into_a_page(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images too many for the page that `vit explain` may write, or one that stops it behind another.
+
+    Here: a sentence; no picture is left, and those of an earlier page are as they were
+    Others: no counterpart
+    """
+    image, seen = run / "wrong.png", tmp_path / "seen"
+    command = ["explain", str(run), str(image), "--output", str(seen)]
+    assert main([*command, "--megabytes=0.01"]) == 2
+    assert "allow a larger page, or take fewer images" in capsys.readouterr().err
+    assert not seen.exists()
+    assert main(command) == 0
+    before = {file.name: file.read_bytes() for file in seen.iterdir()}
+    other, broken = tmp_path / "wrong.png", tmp_path / "z.png"
+    Image.new("L", (8, 8), 255).save(other)
+    broken.write_bytes(b"no image")
+    stopped = ["explain", str(run), str(other), str(broken), "--on_bad=stop", "--output", str(seen)]
+    assert main(stopped) == 3
+    assert {file.name: file.read_bytes() for file in seen.iterdir()} == before

@@ -121,7 +121,7 @@ def test_logits_of_the_class_token_and_of_the_cells() -> None:
     x = images(64, 64)
     tokens = model.forward_features(x)
     assert isinstance(model.head, DenseHead)
-    logits, dense = model.head.separate(tokens)
+    logits, dense = model.head.image_and_cells(tokens)
     assert logits.shape == (2, 7)
     assert dense.shape == (2, 16, 7)
     assert difference(logits, reference.head(reference.forward_features(x)[:, 0])) < TOLERANCE

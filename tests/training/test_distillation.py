@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vit_pytorch.distill import DistillableViT
+from vit_pytorch.distill import DistillableViT, TaughtStudent
+from vit_pytorch.layers.tokens import TwoHeads
+from vit_pytorch.registry import entries, find_entry
 from vit_pytorch.training.config import DistillationConfig
 from vit_pytorch.training.distillation import DistilledSupervised
 from vit_pytorch.training.losses import LossConfig, make_loss
@@ -28,6 +30,24 @@ class Fixed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return TAUGHT
+
+
+def test_a_classifier_that_passes_for_two_learns_from_a_teacher() -> None:
+    """One model of each class; others are refused, such as VOLO, whose second classifier is one of cells."""
+    students = set()
+    for name in {entry.architecture: entry.name for entry in entries().values()}.values():
+        entry = find_entry(name)
+        model = entry.build(**{**entry.tiny, "num_classes": 3})
+        if not isinstance(model.get_classifier(), TwoHeads):
+            continue
+        teacher = Fixed(MultiLabel(NAMES))
+        images = torch.randn(2, model.channels, *model.image_size)
+        assert {out.shape for out in TaughtStudent(model.eval(), teacher)(images)} == {(2, 3)}, name
+        students.add(type(model).__name__)
+    assert {"LeViT", "EfficientFormer"} <= students
+    volo = find_entry("volo_d1_224")
+    with pytest.raises(ValueError, match="as models of ViT and T2TViT get for a teacher; got VOLO"):
+        TaughtStudent(volo.build(**{**volo.tiny, "num_classes": 3}), nn.Identity())
 
 
 def losses(problem: Any, teacher: Problem, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:

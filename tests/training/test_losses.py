@@ -101,9 +101,10 @@ def test_losses_of_values() -> None:
             "of the loss asymmetric, got it with focal",
         ),
         ({"delta": 1.0}, "regression", "loss.delta is of the loss huber, got it with mse"),
-        ({"name": "huber", "delta": 0.0}, "regression", "loss.delta must be above 0, got 0.0"),
+        ({"name": "huber", "delta": 0.0}, "regression", r"loss.delta must be in \[0.001, 1000\], got 0.0"),
         ({"name": "asymmetric", "margin": 1.0}, "multilabel", r"loss.margin must be in \[0, 1\), got 1.0"),
-        ({"name": "focal", "gamma": -1.0}, "classify", "loss.gamma must be at least 0, got -1.0"),
+        ({"name": "focal", "gamma": -1.0}, "classify", r"loss.gamma must be in \[0, 20\], got -1.0"),
+        ({"name": "focal", "gamma": 1e6}, "classify", r"loss.gamma must be in \[0, 20\], got 1000000.0"),
     ],
 )
 def test_options_that_are_not_the_losses(settings: dict[str, Any], task: Any, message: str) -> None:

@@ -165,13 +165,13 @@ def test_schedules_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("lr", 0.0, "lr must be positive, got 0.0"),
-        ("lr", math.nan, "lr must be positive, got nan"),
-        ("weight_decay", -1.0, "weight_decay must not be negative, got -1.0"),
+        ("lr", 0.0, r"lr must be in \(0, 100\], got 0.0"),
+        ("lr", math.nan, r"lr must be in \(0, 100\], got nan"),
+        ("weight_decay", -1.0, r"weight_decay must be at least 0 and less than 1 / lr = 1000, got -1.0"),
         ("layer_decay", 1.5, r"layer_decay must be in \(0, 1\], got 1.5"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1.0"),
         ("betas", (0.9, 1.0), r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
-        ("eps", 0.0, "eps must be positive, got 0.0"),
+        ("eps", 0.0, r"eps must be in \(0, 1\], got 0.0"),
     ],
 )
 def test_impossible_optimizers(field: str, value: float, message: str) -> None:

@@ -18,6 +18,8 @@ def test_updates_act_and_merge(entry):
         with pytest.raises(ValueError, match="no linear layers of attention"):
             add_lora(model, rank=2, alpha=4)
         return
+    with pytest.raises(ValueError, match=r"rank must be at most \d+, .* got 10000"):
+        add_lora(model, rank=10_000, alpha=4)
     keys = set(model.state_dict())
     images = torch.randn(2, model.channels, *model.image_size)
     add_lora(model, rank=2, alpha=4)

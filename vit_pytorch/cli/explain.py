@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from vit_pytorch.data.reader import LoadingError
 from vit_pytorch.layers.arguments import check_integer
 from vit_pytorch.preprocessing import fit_size
 from vit_pytorch.registry import entries
+from vit_pytorch.storage import making_folder
 from vit_pytorch.training.predictor import put_on_device
 from vit_pytorch.training.problems import Answer
 from vit_pytorch.training.runs import check_creatable
@@ -32,7 +34,7 @@ REPORT = "report.html"
 SIDE = 512
 
 
-@dataclass(frozen=True)
+@dataclass
 class Explained:
     """What was written for one image.
 
@@ -97,11 +99,16 @@ def print_explanation(
     done: list[Explained] = []
     bad = BadFiles(on_bad)
     subject = describe(model, saved, untrained=model in entries() and pretrained is False)
-    explanations = _explain(saved, paths, Path(output), top, done, bad)
-    first = next(explanations, None)
-    if first is None:
-        raise LoadingError("none of the images could be decoded")
-    size = write_report(report, subject, chain([first], explanations), count=len(paths), megabytes=megabytes)
+    # a refusal leaves no pictures of the images before it, and those of an earlier page as they were
+    with making_folder(report.parent), TemporaryDirectory(dir=report.parent, prefix=".") as place:
+        explanations = _explain(saved, paths, Path(place), top, done, bad)
+        first = next(explanations, None)
+        if first is None:
+            raise LoadingError("none of the images could be decoded")
+        explanations = chain([first], explanations)
+        size = write_report(report, subject, explanations, count=len(paths), megabytes=megabytes)
+        for one in done:
+            one.pictures = [path.replace(report.with_name(path.name)) for path in one.pictures]
     if as_json:
         shown = [
             {
@@ -161,7 +168,7 @@ def _explain(
     done: list[Explained],
     bad: BadFiles,
 ) -> Iterator[Explanation]:
-    """Explain one image after the other, and write its pictures in a folder, which is made if need be."""
+    """Explain one image after the other, and write its pictures in a folder."""
     prep = saved.preprocessing
     transform = eval_transform(prep)
     model = put_on_device(saved.model)
@@ -180,7 +187,6 @@ def _explain(
         named = [
             f"{saved.classes[index]} {saved.problem.describe_score(score)}" for index, score in shown.top
         ]
-        folder.mkdir(parents=True, exist_ok=True)
         pictures = write_pictures(shown, folder, _free(path.stem, stems))
         done.append(Explained(path, answer, named, pictures))
         yield shown

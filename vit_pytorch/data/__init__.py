@@ -11,7 +11,13 @@ from vit_pytorch.data.loader import ImageLoader
 from vit_pytorch.data.media import VideoFiles, VolumeFiles
 from vit_pytorch.data.prediction import find_clips, find_images, load_images, read_parts
 from vit_pytorch.data.reader import LoadingError
-from vit_pytorch.data.record import ImageRecord, find_duplicates, read_record, record_images
+from vit_pytorch.data.record import (
+    ImageRecord,
+    find_duplicates,
+    find_equal_pixels,
+    read_record,
+    record_images,
+)
 from vit_pytorch.data.sources import open_data
 from vit_pytorch.data.stream import StreamConfig
 from vit_pytorch.data.transforms import Augmentation, train_transform
@@ -44,6 +50,7 @@ __all__ = [
     "eval_transform",
     "find_clips",
     "find_duplicates",
+    "find_equal_pixels",
     "find_images",
     "load_images",
     "measure_window",

@@ -172,6 +172,17 @@ def read_values(
         return values
 
 
+def read_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Return the sides of an image by its header, the shorter first; None where Pillow does not know it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            width, height = Image.open(file, formats=FORMATS).size
+        except Exception:  # as for decoding: whatever it is, training says it
+            return None
+    return min(width, height), max(width, height)
+
+
 def from_pillow(image: Image.Image, channels: int, name: str = "(image)") -> UInt8[Tensor, "c h w"]:
     """Return an open Pillow image of 8 bits as `decode_image` returns a file: upright, transparency on white.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from vit_pytorch.data.datasets import ImageDataset
 from vit_pytorch.data.decode import BadImageError, decode_image, open_regular, read_values
 from vit_pytorch.data.folders import match_splits
+from vit_pytorch.data.listing import likely_path
 from vit_pytorch.extras import install_command
 
 
@@ -108,7 +109,8 @@ def read_hub(
 
     Raises:
         ImportError: The library is not installed.
-        ValueError: No column, or more than one, is of the type sought; or there is no training split.
+        ValueError: No column, or more than one, is of the type sought; there is no training split; or it is a
+            file.
     """
     try:
         import datasets
@@ -116,6 +118,8 @@ def read_hub(
         raise ImportError(f"hf: data needs the datasets library: {install_command('data')}") from error
 
     folder = Path(name)
+    if folder.is_file():
+        raise ValueError(f"hf:{name} is neither a folder nor a name on the Hub{likely_path(name)}")
     saved = any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
     try:
         opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)

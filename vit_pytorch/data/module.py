@@ -111,6 +111,9 @@ class ImageData(L.LightningDataModule):
             check_native(augmentation)
         self.data = data
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if augmentation.shift >= min(self.image_size):
+            size = " x ".join(map(str, self.image_size))
+            raise ValueError(f"shift must be below the image's sides {size}, got {augmentation.shift}")
         self.batch_size = batch_size
         self.workers = workers
         self.augmentation = augmentation

@@ -10,14 +10,17 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 
-from vit_pytorch.data.datasets import ImageDataset, Splits, TaskName
-from vit_pytorch.data.decode import BadImageError
+from vit_pytorch.data.datasets import ArrayImages, ImageDataset, Splits, TaskName
+from vit_pytorch.data.decode import BadImageError, read_size
 from vit_pytorch.storage import write_file
 
 RECORD = "images.csv.gz"
@@ -30,9 +33,13 @@ END = 2**15
 PARTS, PART = 8, 2**12
 # "ends" is that of runs of 0.1
 Extent = Literal["whole", "parts", "ends"]
+# size in bytes, and digest
+Content = tuple[int, str]
 UNREADABLE = "unreadable"
 # names of a group of duplicates that a line shows
 MOST = 4
+# pixels that are decoded at most to find images of equal pixels, and how many of them a file counts as
+DECODED, PIXELS_PER_FILE = 2**27, 2**14
 
 
 class RecordedImage(NamedTuple):
@@ -53,7 +60,7 @@ class RecordedImage(NamedTuple):
     name: str
 
     @property
-    def content(self) -> tuple[int, str]:
+    def content(self) -> Content:
         """What two images of one content share."""
         return self.size, self.digest
 
@@ -327,7 +334,7 @@ def find_recorded(record: ImageRecord, images: Iterable[ImageDataset]) -> dict[s
     Returns:
         For each split of the record the names, in `images`, of those that are in it; without splits of none.
     """
-    split_of: dict[tuple[int, str], str] = {}
+    split_of: dict[Content, str] = {}
     # of an image in several splits the first one counts, which is training
     for image in sorted(record.images, key=lambda image: SPLITS.index(image.split), reverse=True):
         if image.digest != UNREADABLE:
@@ -338,6 +345,51 @@ def find_recorded(record: ImageRecord, images: Iterable[ImageDataset]) -> dict[s
             if image.content in split_of:
                 found[split_of[image.content]].append(image.name)
     return {split: tuple(found[split]) for split in SPLITS if split in found}
+
+
+def find_equal_pixels(record: ImageRecord, splits: Splits) -> dict[Content, Content] | None:
+    """Find images of different content that are decoded to the same pixels, as of one picture in PNG and BMP.
+
+    Images whose height and width another one has, too, are decoded. Videos, volumes and arrays are not.
+
+    Args:
+        record: What `record_images` returned of the splits.
+        splits: The images.
+
+    Returns:
+        For each such content the one that stands for all that are equal; None where decoding would take too
+        long: of images of one size more than some 1.3e8 pixels, a file counting as 16,384 at least.
+    """
+    parts = [images for split in SPLITS if (images := getattr(splits, split)) is not None]
+    if not all(images.listed and images.axes == 2 for images in parts) or isinstance(
+        splits.train, ArrayImages
+    ):
+        return {}
+    places = [(images, index) for images in parts for index in range(len(images))]
+    known = {
+        image.content: place
+        for image, place in zip(record.images, places, strict=True)
+        if image.digest != UNREADABLE
+    }
+    if len(known) * PIXELS_PER_FILE > DECODED:
+        return None
+    by_size: dict[tuple[int, int], list[Content]] = defaultdict(list)
+    for content, (images, index) in known.items():
+        with images.stored(index) as file:
+            if (size := read_size(file)) is not None:
+                by_size[size].append(content)
+    by_size = {size: contents for size, contents in by_size.items() if len(contents) > 1}
+    if sum(len(several) * max(prod(size), PIXELS_PER_FILE) for size, several in by_size.items()) > DECODED:
+        return None
+    first: dict[tuple[Any, ...], Content] = {}
+    equal: dict[Content, Content] = {}
+    for content in chain.from_iterable(by_size.values()):
+        images, index = known[content]
+        with suppress(BadImageError):
+            values = images.values(index, images.channels).contiguous()
+            digest = hashlib.blake2b(values.numpy(), digest_size=16).digest()
+            equal[content] = first.setdefault((values.dtype, values.shape, digest), content)
+    return {content: one for content, one in equal.items() if content != one}
 
 
 class Duplicates(NamedTuple):
@@ -363,12 +415,17 @@ class Duplicates(NamedTuple):
         )
 
 
-def find_duplicates(record: ImageRecord) -> Duplicates:
-    """Find images of one content in several splits, or in several classes."""
-    groups: dict[tuple[int, str], list[RecordedImage]] = defaultdict(list)
+def find_duplicates(record: ImageRecord, equal: Mapping[Content, Content] | None = None) -> Duplicates:
+    """Find images of one content in several splits, or in several classes.
+
+    Args:
+        record: The images.
+        equal: Contents that count as others, from `find_equal_pixels`; by default bytes are compared.
+    """
+    groups: dict[Content, list[RecordedImage]] = defaultdict(list)
     for image in record.images:
         if image.digest != UNREADABLE:
-            groups[image.content].append(image)
+            groups[(equal or {}).get(image.content, image.content)].append(image)
     several = [group for group in groups.values() if len(group) > 1]
 
     def across(part: Literal["split", "label"]) -> Iterator[tuple[str, ...]]:

@@ -192,8 +192,8 @@ def _read_rows(files: Sequence[Path]) -> Any:
             raise ValueError(f"{file} has rows with more cells than its header has columns") from error
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{file} cannot be read as a table: it is not UTF-8 ({error}); save it as such, "
-                "in Excel as 'CSV UTF-8'"
+                f"{file} cannot be read as a table: it is not UTF-8 ({error}); unpack it if it is "
+                "packed, else save it as such, in Excel as 'CSV UTF-8'"
             ) from error
         except (ValueError, OSError) as error:
             raise ValueError(f"{file} cannot be read as a table: {error}") from error

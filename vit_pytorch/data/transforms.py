@@ -27,6 +27,11 @@ from vit_pytorch.preprocessing import (
 Images = Float[Tensor, "b c *t h w"] | list[Float[Tensor, "c h w"]]
 
 
+# largest strengths of augmentations that begin at 0, and the least part or ratio
+MOST = {"degrees": 180, "shear": 80, "rand_augment": 20, "color_jitter": 10, "mixup": 100, "cutmix": 100}
+LEAST = 0.001
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What varies between two looks at a training image; by default nothing does.
@@ -71,15 +76,20 @@ class Augmentation:
         for name in ("flip", "random_erasing", "translate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("shift", "degrees", "shear", "rand_augment", "color_jitter", "mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.shift < 0:
+            raise ValueError(f"shift must not be negative, got {self.shift}")
+        for name, most in MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be in [0, {most}], got {getattr(self, name)}")
         if not 0 <= self.rand_augment_magnitude <= 30:
             raise ValueError(f"rand_augment_magnitude must be 0 to 30, got {self.rand_augment_magnitude}")
         for name in ("crop_scale", "crop_ratio", "scale"):
             bounds = getattr(self, name)
-            if bounds is not None and not 0 < bounds[0] <= bounds[1]:
-                raise ValueError(f"{name} must be a range (low, high) with 0 < low <= high, got {bounds}")
+            if bounds is not None and not LEAST <= bounds[0] <= bounds[1] <= 1 / LEAST:
+                raise ValueError(
+                    f"{name} must be a range (low, high) with {LEAST} <= low <= high <= {1 / LEAST:g}, "
+                    f"got {bounds}"
+                )
         if self.crop_scale is not None and self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale must end at 1 at the most, got {self.crop_scale}")
         if self.crop_scale is not None and self.shift:

@@ -20,6 +20,7 @@ from vit_pytorch.legacy import upgrade_state
 from vit_pytorch.pretrained.agreement import check_agreement
 from vit_pytorch.pretrained.biases import fit_biases
 from vit_pytorch.pretrained.extents import Extents, build_saved, read_extents, table_extents
+from vit_pytorch.pretrained.files import PREFIXES
 from vit_pytorch.pretrained.inputs import fit_inputs
 from vit_pytorch.pretrained.positions import fit_positions
 from vit_pytorch.pretrained.rules import Format
@@ -143,7 +144,7 @@ def load_pretrained(
     except ValueError as error:
         fitting = matching_models(source.state)
         hint = f"\nit fits {', '.join(fitting)}" if fitting else ""
-        raise ValueError(f"{error}{hint}") from error
+        raise ValueError(f"{error}{hint}{_stray_prefix(model, source.state)}") from error
     report = replace(report, license=source.license)
     load_weights(model, state, source=source.name)
     if isinstance(model, VisionModel):
@@ -290,6 +291,21 @@ def matching_models(state: Mapping[str, Tensor]) -> list[str]:
         if not report.resized and not report.adapted:
             fitting.append(entry.name)
     return fitting
+
+
+def _stray_prefix(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return that a checkpoint fits once some of its names lose a wrapper's prefix; empty otherwise."""
+    for prefix in PREFIXES:
+        bare = {name.removeprefix(prefix): tensor.to("meta") for name, tensor in state.items()}
+        count = sum(name.startswith(prefix) for name in state)
+        if not count or len(bare) < len(state):
+            continue
+        try:
+            fit(model, bare, source="", extents=Extents(table_extents(model)))
+        except ValueError:
+            continue
+        return f"\nit fits without {prefix!r}, with which {count} of its {len(state)} names begin"
+    return ""
 
 
 def _fill_projections(model: nn.Module, state: dict[str, Tensor]) -> list[str]:

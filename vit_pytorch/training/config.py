@@ -54,8 +54,9 @@ class DataConfig:
         source: `digits`, FOLDER, `csv:FILE`, `idx:FOLDER`, `hf:NAME`, `wds:PATTERN`, `stream:PATTERN`,
             `video:FOLDER` or `nifti:FOLDER`.
         channels: 1 for grey, 3 for RGB; as the data has it if left out.
-        mean: Subtracted from values 0 to 1, one number or one a channel; the model's own if left out.
-        std: Divides after that; likewise.
+        mean: Subtracted from values 0 to 1, one number or one a channel, in [0, 1]; the model's own if
+            left out.
+        std: Divides after that, in [0.001, 1]; likewise.
         interpolation: How images are resized; the model's own if left out.
         crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
         crop_mode: Whether images keep their aspect ratio before that crop (`center`) or not (`squash`); the
@@ -117,8 +118,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.window, tuple) and not is_range(self.window):
             raise ValueError(f"data.window must be a range (low, high) with low < high, got {self.window}")
-        if self.std is not None and min(self.std, default=1) <= 0:
-            raise ValueError(f"data.std must be positive, got {self.std}")
+        for name, least in {"mean": 0.0, "std": 0.001}.items():
+            values = getattr(self, name) or ()
+            # what is not finite is named by the run's own check
+            if any(value < least or 1 < value < math.inf for value in values):
+                raise ValueError(
+                    f"data.{name} must be in [{least:g}, 1], since values are 0 to 1 (those of 0 to 255 are "
+                    f"divided by 255), got {values}"
+                )
         if self.channels is not None:
             self.check_channels(self.channels)
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
@@ -165,9 +172,9 @@ class TuningConfig:
         method: What learns: `full` for everything, `head` for the classifier alone (a linear probe), `lora`
             for low-rank updates of the attention (arXiv:2106.09685) and the classifier, `memory` for memory
             tokens in every layer, a class token and the classifier (arXiv:2203.15243).
-        rank: Rank of the updates of `lora`.
-        alpha: The updates of `lora` are scaled by alpha / rank.
-        memories: Memory tokens of a layer, for `memory`.
+        rank: Rank of the updates of `lora`, at most the width of the layers that it updates.
+        alpha: The updates of `lora` are scaled by alpha / rank, which is at most 100.
+        memories: Memory tokens of a layer, for `memory`; at most 10,000.
         memory_mode: `extend` leaves the model's own tokens unaware of the memory; with `finetune` all tokens
             see it, and the new class token takes the place of the old one.
     """
@@ -182,8 +189,10 @@ class TuningConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank and alpha must be at least 1, got {self.rank} and {self.alpha}")
-        if self.memories < 0:
-            raise ValueError(f"memories must be at least 0, got {self.memories}")
+        if self.alpha > 100 * self.rank:
+            raise ValueError(f"alpha must be at most 100 x rank = {100 * self.rank}, got {self.alpha}")
+        if not 0 <= self.memories <= 10_000:
+            raise ValueError(f"memories must be in [0, 10000], got {self.memories}")
         if self.method != "full" and self.weights is None:
             raise ValueError(f"method {self.method!r} needs weights to start from, got none")
 
@@ -195,7 +204,7 @@ class DistillationConfig:
     Args:
         teacher: A run or a model folder, or a named model, which comes with its published weights; no
             teacher if left out.
-        temperature: Softens both distributions where `hard` is off; positive.
+        temperature: Softens both distributions where `hard` is off, in [0.01, 100].
         alpha: Weight of the teacher's part of the loss, in [0, 1].
         hard: Whether the teacher's decision is learned like a label, rather than its distribution; its
             decision on several labels are those that reach its thresholds, on values these themselves.
@@ -226,7 +235,7 @@ class RunConfig:
             `batch_size` is halved until there are as many, down to 8. It stays as it is if left out, as it is
             by a recipe whose `batch_size` is changed.
         accumulate: Batches whose gradients one optimizer step adds up.
-        clip: Largest norm of the gradients; not clipped if left out.
+        clip: Largest norm of the gradients, at least 0.0001; not clipped if left out.
         seed: Of weights, order, augmentation and dropout.
         devices: Number of processes on each machine.
         num_nodes: Number of machines.
@@ -309,9 +318,11 @@ class RunConfig:
                 f"got {self.schedule.min_lr}"
             )
         timeouts = {"process_timeout": self.process_timeout, "data.worker_timeout": self.data.worker_timeout}
-        for name, positive in {**timeouts, "clip": self.clip}.items():
-            if positive is not None and positive <= 0:
+        for name, positive in timeouts.items():
+            if positive <= 0:
                 raise ValueError(f"{name} must be positive, got {positive}")
+        if self.clip is not None and self.clip < 1e-4:
+            raise ValueError(f"clip must be at least 0.0001, or null for no clipping, got {self.clip}")
         if self.save_sharded and self.strategy != "fsdp":
             raise ValueError(
                 f"save_sharded needs strategy 'fsdp', which shards the weights; got {self.strategy!r}"
@@ -361,7 +372,7 @@ class TrainConfig(RunConfig):
         sampler: `balanced` draws training images, with repetition, so that classes are shown equally often.
         tuning: What the run starts from, and which weights learn.
         distillation: The teacher that the run learns from, if any.
-        label_smoothing: Share of a class's probability that is spread over all classes, in [0, 1).
+        label_smoothing: Share of a class's probability that is spread over all classes, in [0, 0.9].
         ema: Decay of a moving average of the weights, which is then what is validated and kept.
         select: Which weights are kept: those of the epoch with the best validation `accuracy`, of equal ones
             that with the least loss; or with the least `loss`, smoothed as in training. Of several labels by
@@ -383,8 +394,8 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.label_smoothing <= 0.9:
+            raise ValueError(f"label_smoothing must be in [0, 0.9], got {self.label_smoothing}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be in (0, 1), got {self.ema}")
         if self.patience is not None and self.patience < 1:

@@ -56,10 +56,11 @@ class LossConfig:
     Args:
         name: `cross_entropy` or `focal` of classes, `bce` or `asymmetric` of labels, `mse` or `huber` of
             values. The first of a task if left out; focal is arXiv:1708.02002, asymmetric arXiv:2009.14119.
-        gamma: Exponent by which what is already right counts less: of `focal` for all classes, default 2; of
-            `asymmetric` for labels that are absent, default 4.
+        gamma: Exponent by which what is already right counts less, at most 20: of `focal` for all classes,
+            default 2; of `asymmetric` for labels that are absent, default 4.
         margin: Of `asymmetric`: absent labels below this probability cost nothing; default 0.05.
-        delta: Of `huber`: errors beyond so many standard deviations count linearly; default 1.
+        delta: Of `huber`: errors beyond so many standard deviations count linearly, 0.001 to 1000; default
+            1.
     """
 
     name: LossName | None = None
@@ -84,8 +85,12 @@ class LossConfig:
             if key not in own:
                 losses = " or ".join(loss for loss, keys in NUMBERS.items() if key in keys)
                 raise ValueError(f"loss.{key} is of the loss {losses}, got it with {name}")
-            if value < 0 or (key == "margin" and value >= 1) or (key == "delta" and value == 0):
-                rule = {"margin": "in [0, 1)", "delta": "above 0"}.get(key, "at least 0")
+            rule, fits = {
+                "gamma": ("in [0, 20]", 0 <= value <= 20),
+                "margin": ("in [0, 1)", 0 <= value < 1),
+                "delta": ("in [0.001, 1000]", 0.001 <= value <= 1000),
+            }[key]
+            if not fits:
                 raise ValueError(f"loss.{key} must be {rule}, got {value}")
 
     def chosen(self, task: TaskName) -> LossName:

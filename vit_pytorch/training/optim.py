@@ -40,6 +40,16 @@ class HasUnitWeights(Protocol):
         """Scale the weights' vectors to length 1."""
 
 
+def check_decay(name: str, decay: float, lr: float) -> None:
+    """Check that a weight decay is not negative, and leaves something of the weights at each step.
+
+    Raises:
+        ValueError: It is, or takes all of them: a step multiplies weights by 1 - lr * decay.
+    """
+    if not 0 <= decay * lr < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1 / lr = {1 / lr:g}, got {decay}")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How weights are updated.
@@ -47,11 +57,11 @@ class OptimizerConfig:
     Args:
         name: ``adamw``, ``sgd`` (with Nesterov momentum) or ``muon``, which orthogonalises the steps of
             matrices and leaves the rest to AdamW; see :class:`~vit_pytorch.training.muon.Muon`.
-        lr: Learning rate at the end of warm-up.
-        weight_decay: Decoupled decay for AdamW and Muon, L2 for SGD. Norms, biases, tokens and positions have
-            none.
+        lr: Learning rate at the end of warm-up, at most 100.
+        weight_decay: Decoupled decay for AdamW and Muon, L2 for SGD, below 1 / lr. Norms, biases, tokens and
+            positions have none.
         betas: AdamW's decay rates of the first and second moment.
-        eps: AdamW's term against division by zero.
+        eps: AdamW's term against division by zero, in (0, 1].
         momentum: Momentum of SGD and Muon; 0.9 and 0.95 if left out.
         layer_decay: Factor in (0, 1] from one layer to the one below it, applied to the learning rate.
     """
@@ -65,14 +75,13 @@ class OptimizerConfig:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 < self.lr <= 100:
+            raise ValueError(f"lr must be in (0, 100], got {self.lr}")
+        check_decay("weight_decay", self.weight_decay, self.lr)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {self.betas}")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps}")
+        if not 0 < self.eps <= 1:
+            raise ValueError(f"eps must be in (0, 1], got {self.eps}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
         if self.momentum is not None and not 0 <= self.momentum < 1:

@@ -15,7 +15,14 @@ from lightning.fabric.loggers import Logger
 
 from vit_pytorch.base import VisionModel
 from vit_pytorch.create import MODEL
-from vit_pytorch.data import ImageData, Preprocessing, Splits, find_duplicates, record_images
+from vit_pytorch.data import (
+    ImageData,
+    Preprocessing,
+    Splits,
+    find_duplicates,
+    find_equal_pixels,
+    record_images,
+)
 from vit_pytorch.data.record import RECORD, check_unchanged
 from vit_pytorch.data.sizes import typical_size
 from vit_pytorch.distill import DISTILLABLE
@@ -82,6 +89,7 @@ def run(config: TrainConfig, folder: Path, *, numbered: bool = False, resume: bo
         fabric, checkpoint, splits = prepare(config, folder, held, numbered=numbered, resume=resume)
         asked, config = config.batch_size, config.with_batches_for(len(splits.train))
         problem = problem_of(splits, recorded_images(folder) if checkpoint is not None else None)
+        check_selectable(config, splits)
         model = build_model(config, splits)
         if checkpoint is None and config.tuning.weights is not None:
             load_start(model, config.tuning.weights, config.model["name"])
@@ -129,7 +137,12 @@ class Settings(Callback):
         if self.splits is not None and self.splits.train.listed:
             record = record_images(self.splits, self.config.data.source)
             record.write(self.folder / RECORD)
-            if twins := str(find_duplicates(record)):
+            equal = find_equal_pixels(record, self.splits)
+            if equal is None:
+                print(
+                    "data   too many images to compare their pixels: of duplicates only equal files are named"
+                )
+            if twins := str(find_duplicates(record, equal)):
                 print(f"data   {twins}", flush=True)
         write_config(self.config, self.folder / CONFIG)
 
@@ -251,6 +264,21 @@ def train(
         waited = loop.checkpoints.since_best
         print(
             f"stopped after epoch {loop.epoch} of {loop.epochs}: the last {waited} were no better", flush=True
+        )
+
+
+def check_selectable(config: TrainConfig, splits: Splits) -> None:
+    """Check that the validation images tell which weights are the best.
+
+    Raises:
+        ValueError: They have none of the labels, by which these are chosen.
+    """
+    by = config.selected_by
+    if config.task == "multilabel" and by != "loss" and not (splits.val.labels == 1).any():
+        raise ValueError(
+            f"the best weights are chosen by {by} on the validation images, but none of these "
+            f"{len(splits.val)} has a label: put images with labels there, or choose by the loss (--select "
+            "loss)"
         )
 
 

@@ -102,7 +102,8 @@ def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
     """Add low-rank updates to the linear layers of attention, which then learn alone with the classifier.
 
     Raises:
-        ValueError: Where the model has no such layers, or peft is not installed.
+        ValueError: Where the model has no such layers, all are narrower than the rank, or peft is not
+            installed.
     """
     check_installed("lora")
     from peft import LoraConfig, inject_adapter_in_model
@@ -110,6 +111,12 @@ def add_lora(model: VisionModel, *, rank: int, alpha: int) -> None:
     targets = attention_layers(model)
     if not targets:
         raise ValueError(f"{type(model).__name__} has no linear layers of attention for low-rank updates")
+    layers = [layer for name in targets if isinstance(layer := model.get_submodule(name), nn.Linear)]
+    width = max(min(layer.in_features, layer.out_features) for layer in layers)
+    if rank > width:
+        raise ValueError(
+            f"rank must be at most {width}, the width of the layers that are updated, got {rank}"
+        )
     freeze(model)
     pattern = "|".join(map(re.escape, targets))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), model)

@@ -131,3 +131,13 @@ def test_local_crops_that_a_model_refuses_are_named():
     prep = Preprocessing(image_size=(64, 64))
     with pytest.raises(ValueError, match=r"method\.local_size, .*, is 16, and 32 would do"):
         make_method(DinoConfig(local_size=16), model, prep, Length(1, 1), name="hiera_tiny_224")
+
+
+def test_local_crops_as_large_as_the_global_ones_are_refused():
+    model = create_model("vit_tiny_patch16_224", image_size=64, patch_size=8, num_classes=0)
+    prep = Preprocessing(image_size=(64, 64))
+    for size in (64, 96):
+        with pytest.raises(
+            ValueError, match=rf"smaller than the global ones of 64 x 64 .* is {size}, and 24 would do"
+        ):
+            make_method(DinoConfig(local_size=size), model, prep, Length(1, 1), name="vit_tiny_patch16_224")

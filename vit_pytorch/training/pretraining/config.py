@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from vit_pytorch.data import Splits
 from vit_pytorch.training.config import RunConfig
+from vit_pytorch.training.optim import check_decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +134,9 @@ class DinoConfig(ViewsConfig):
         freeze_last_layer_epochs: Length of the start in which the last layer does not learn; fractions count.
         hidden_layer: The layer that gives the embedding, by index or name; what enters the classifier if left
             out.
-        student_temp: The student's temperature.
-        teacher_temp: The teacher's temperature after its warm-up.
-        warmup_teacher_temp: The teacher's temperature at the start.
+        student_temp: The student's temperature, in [0.001, 10].
+        teacher_temp: The teacher's temperature after its warm-up, likewise.
+        warmup_teacher_temp: The teacher's temperature at the start, likewise.
         warmup_teacher_temp_epochs: Length of the way from one to the other; fractions count.
         momentum: How much of the old teacher stays at a step, at the start.
         momentum_end: The same at the end; half a cosine leads there.
@@ -165,9 +165,14 @@ class DinoConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("momentum", "momentum_end", "center_decay"):
+            if not 0.001 <= getattr(self, name) <= 10:
+                raise ValueError(f"{name} must be in [0.001, 10], got {getattr(self, name)}")
+        if self.num_logits < 2:
+            raise ValueError(f"num_logits must be at least 2, got {self.num_logits}")
+        # of 1 the teacher would stay at its random weights
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        for name in ("momentum_end", "center_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("freeze_last_layer_epochs", "warmup_teacher_temp_epochs"):
@@ -298,8 +303,8 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.anchor < math.inf:
-            raise ValueError(f"anchor must be at least 0 and finite, got {self.anchor}")
+        if not 0 <= self.anchor <= 1000:
+            raise ValueError(f"anchor must be in [0, 1000], got {self.anchor}")
         if self.anchor and self.weights is None:
             raise ValueError(
                 "anchor holds features to those of the weights that training starts from; give weights"
@@ -316,6 +321,12 @@ class PretrainConfig(RunConfig):
         if self.strategy == "fsdp":
             raise ValueError("pretraining runs by strategy 'auto' or 'ddp', got 'fsdp'")
         if isinstance(self.method, DinoConfig):
+            if self.method.freeze_last_layer_epochs > self.epochs:
+                raise ValueError(
+                    f"method.freeze_last_layer_epochs must not exceed epochs = {self.epochs}, "
+                    f"got {self.method.freeze_last_layer_epochs}"
+                )
+            check_decay("method.weight_decay_end", self.method.weight_decay_end or 0, self.optimizer.lr)
             if self.precision in ("bf16-true", "16-true"):
                 number = self.precision.removesuffix("-true")
                 raise ValueError(

@@ -100,9 +100,11 @@ def make_method(
         hint = "" if isinstance(config, ViewsConfig) or isinstance(model, Backbone) else HINT
         if isinstance(config, ViewsConfig) and config.local_size is not None:
             rows, _ = local_size(model, (prep.image_size[0], prep.image_size[1]))
-            hint = (
-                f"; method.local_size, the pixels of small crops, is {config.local_size}, and {rows} would do"
-            )
+            if rows != config.local_size:
+                hint = (
+                    f"; method.local_size, the pixels of small crops, is {config.local_size}, "
+                    f"and {rows} would do"
+                )
         raise ValueError(f"method {config.name} cannot teach {name}: {error}{hint}") from error
     return method
 
@@ -122,6 +124,8 @@ def _wrap(config: MethodConfig, model: VisionModel, prep: Preprocessing, length:
     assert isinstance(config, ViewsConfig), "the others compare views"
     size = (prep.image_size[0], prep.image_size[1])
     small = local_size(model, size) if config.local_size is None else (config.local_size,) * 2
+    if config.local_size is not None and config.local_size >= max(size):
+        raise ValueError(f"local crops must be smaller than the global ones of {size[0]} x {size[1]} pixels")
     views = MultiCrop(views_of(config, size, small), tuple(prep.mean), tuple(prep.std))
     if isinstance(config, LeJEPAConfig):
         return LeJEPA(

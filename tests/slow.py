@@ -1,7 +1,8 @@
 """The tests that `make test` leaves out, which one runs while working; `make check` runs all.
 
-What takes long and seldom tells more than the rest: contracts of tracing over models beyond a representative
-dozen, everything that starts processes of its own, trainings, and the pages of the documentation.
+What takes long and seldom tells more than the rest: contracts over models beyond a representative dozen,
+those of tracing beyond half of it, everything that starts processes of its own, trainings, and pages of the
+documentation.
 """
 
 from __future__ import annotations

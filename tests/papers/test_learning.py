@@ -117,7 +117,7 @@ CASES = {
     "vit_small_r26_s32_224": ({**PLAIN, "patch_size": 1, "resnet_depths": (1,), "resnet_width": 32}, 4),
     "xcit_nano_12_p16_224": (
         {**SIZE, "patch_size": 4, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96},
-        10,
+        6,
     ),
     "pit_ti_224": (
         {**SIZE, "patch_size": 4, "stride": 2, "dim": 32, "depth": (1, 2, 1), "heads": 2, "mlp_dim": 64},
@@ -125,7 +125,7 @@ CASES = {
     ),
     "twins_svt_small": (TWINS, 12),
     "sepvit_lite": (SEPVIT, 10),
-    "scalable_vit_small": (SCALABLE_VIT, 10),
+    "scalable_vit_small": (SCALABLE_VIT, 6),
     "nest_tiny": (
         {"image_size": 16, "patch_size": 2, "dim": 32, "heads": 2, "block_repeats": (1, 1, 2)},
         8,
@@ -150,25 +150,25 @@ CASES = {
         10,
     ),
     "regionvit_tiny_224": (REGIONVIT, 6),
-    "crossformer_tiny_patch4_group7_224": (CROSSFORMER, 10),
+    "crossformer_tiny_patch4_group7_224": (CROSSFORMER, 6),
     "deit_small_patch16_224_ats": (
         {**PLAIN, "max_tokens_per_depth": (25, 12, 6), "ats_layers": (1, 2)},
-        20,
+        12,
     ),
-    "cct_7_3x2_32": ({"img_size": 16, "embedding_dim": 64, "num_layers": 2}, 12),
+    "cct_7_3x2_32": ({"img_size": 16, "embedding_dim": 64, "num_layers": 2}, 8),
     "sl_vit_patch4_32": (PLAIN, 12),
-    "t2t_vit_t_14": (T2T, 12),
+    "t2t_vit_t_14": (T2T, 8),
     "cait_xxs24_224": (
         {**SIZE, "patch_size": 5, "dim": 64, "depth": 2, "cls_depth": 2, "heads": 4, "mlp_dim": 128},
-        15,
+        9,
     ),
-    "crossvit_tiny_240": (CROSSVIT, 15),
+    "crossvit_tiny_240": (CROSSVIT, 9),
     "lookupvit_base_patch16_224_3x3": ({**PLAIN, "depth": 2, "num_compressed": 9}, 12),
     "navit_tiny_patch16": (PLAIN, 9),
     "nvit_tiny_patch16_224": ({**PLAIN, "depth": 2}, 8),
     "localvit_tiny_mlp4_act3_r192": ({**PLAIN, "depth": 2, "reduction": 4}, 5),
-    "uvit_small_patch2_32": ({**PLAIN, "depth": 2, "patch_size": 5}, 15),
-    "jumbo_tiny": ({**PLAIN, "depth": 2, "jumbo_pieces": 2}, 10),
+    "uvit_small_patch2_32": ({**PLAIN, "depth": 2, "patch_size": 5}, 9),
+    "jumbo_tiny": ({**PLAIN, "depth": 2, "jumbo_pieces": 2}, 6),
 }
 
 

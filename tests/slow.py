@@ -49,6 +49,8 @@ SLOW = re.compile(
             # Trainings, of which some start several processes.
             r"tests/training/(?!test_(history|optim|progress|runs))",
             r"tests/ssl/test_(pretraining|methods)",
+            r"tests/analysis/test_relevance\.py::test_the_patch_that_makes_the_class",
+            r"tests/papers/test_hybrid_parity\.py::test_ten_steps",
             r"tests/papers/test_(\w*learning|\w+\.py::test_(learns_(?!from_a_share)|neighbours_share))",
             # A repository of its own.
             r"tests/architecture/test_new_paper",

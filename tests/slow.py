@@ -1,7 +1,8 @@
 """The tests that `make test` leaves out, which one runs while working; `make check` runs all.
 
-What takes long and seldom tells more than the rest: contracts of tracing over models beyond a representative
-dozen, everything that starts processes of its own, trainings, and the pages of the documentation.
+What takes long and seldom tells more than the rest: contracts over models beyond a representative dozen,
+those of tracing beyond half of it, everything that starts processes of its own, trainings, and pages of the
+documentation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,19 @@ REPRESENTATIVE = {
     "deit_small_patch16_224_ats",
     "vivit_b_16x2_fe",
 }
-CONTRACT = re.compile(r"tests/contracts/.*\[(?P<model>[\w-]+?)[\]-]")
+# Of these, the ones that are compiled, exported and converted: tracing takes as long as all other contracts.
+TRACED = {
+    "vit_small_patch16_rope_mixed_224",
+    "navit_tiny_patch16",
+    "levit_128s",
+    "maxvit_tiny_tf_224",
+    "deit_small_patch16_224_ats",
+    "vivit_b_16x2_fe",
+}
+# The names of timm's models are a contract, too, with data that seldom change.
+CONTRACT = re.compile(
+    r"tests/(contracts/(?P<file>\w+)|papers/test_timm_names)\.py.*\[(?P<model>[\w-]+?)[\]-]"
+)
 SLOW = re.compile(
     "|".join(
         (
@@ -31,10 +44,14 @@ SLOW = re.compile(
             r"tests/architecture/test_shapes_checked\.py",
             # Examples of the documentation.
             r"tests/architecture/test_examples\.py::test_examples_run\[docs/",
+            # Pages that Sphinx builds.
+            r"tests/architecture/test_site\.py::test_(command_reference|table_of_models)_holds",
             # Trainings, of which some start several processes.
             r"tests/training/(?!test_(history|optim|progress|runs))",
             r"tests/ssl/test_(pretraining|methods)",
-            r"tests/papers/test_(\w*learning|\w+\.py::test_learns_the_digits)",
+            r"tests/analysis/test_relevance\.py::test_the_patch_that_makes_the_class",
+            r"tests/papers/test_hybrid_parity\.py::test_ten_steps",
+            r"tests/papers/test_(\w*learning|\w+\.py::test_(learns_(?!from_a_share)|neighbours_share))",
             # A repository of its own.
             r"tests/architecture/test_new_paper",
             r"tests/architecture/test_tutorials\.py::test_tutorial\[",
@@ -43,7 +60,8 @@ SLOW = re.compile(
             r"tests/faults/(?!test_(reliability_page|fuzz))",
             r"tests/export/test_(export|gpu_script)",
             r"tests/data/test_(stream|loader_workers|image_loader)",
-            # Compilation and export of options.
+            # Compilation and export of options, and to machine code.
+            r"tests/contracts/test_compile\.py::test_inductor",
             r"tests/papers/.*(compile|export|traced|graphs_whole)",
             r"tests/analysis/test_(page|report)",
         )
@@ -54,6 +72,6 @@ SLOW = re.compile(
 def is_slow(test: str) -> bool:
     """Return whether a test, by its id, is left out."""
     contract = CONTRACT.match(test)
-    if contract is not None and "test_registry" not in test:
-        return contract["model"] not in REPRESENTATIVE
+    if contract is not None and contract["file"] != "test_registry":
+        return contract["model"] not in (TRACED if contract["file"] == "test_compile" else REPRESENTATIVE)
     return SLOW.match(test) is not None

@@ -231,7 +231,7 @@ def test_words_of_other_programs_for_commands_that_use_a_model(
         ("vit_b_16", "no model is named 'vit_b_16': here it is vit_base_patch16_224"),
         ("ViT-B/16", "no model is named 'ViT-B/16': here it is vit_base_patch16_224"),
         ("swin_v2_t", "here it is swinv2_tiny_window8_256"),
-        ("resnet50", "no model is named 'resnet50'; `list_models()` and `vit models` list the names"),
+        ("densenet121", "no model is named 'densenet121'; `list_models()` and `vit models` list the names"),
     ],
 )
 def test_names_of_models_elsewhere(name: str, message: str) -> None:

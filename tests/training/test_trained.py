@@ -185,7 +185,7 @@ def test_models_lists_them(capsys):
     assert main(["models", "digits", "--pretrained"]) == 0
     card, shown = read_card(DIGITS), capsys.readouterr().out
     assert all(part in shown for part in (DIGITS, f"{card['accuracy']:.2%}", card["data"], card["terms"]))
-    assert main(["models", "resnet", "--pretrained"]) == 2
+    assert main(["models", "densenet", "--pretrained"]) == 2
     assert "vit models --pretrained" in capsys.readouterr().err
 
 

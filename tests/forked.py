@@ -33,8 +33,8 @@ IMPORTED = (
     *("sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"),
     *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"),
 )
-# read while Python or a library starts
-EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_", "MALLOC_", "GLIBC_", "HF_", "TORCH_")
+# read while Python or a library starts; not LD_LIBRARY_PATH, to which OpenCV adds once a test has imported it
+EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "MALLOC_", "GLIBC_", "HF_", "TORCH_")
 
 
 def environment() -> dict[str, str]:

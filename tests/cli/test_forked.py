@@ -37,3 +37,10 @@ def test_a_copy_ends_by_a_signal() -> None:
 def test_what_is_read_at_the_start_needs_a_real_process() -> None:
     with pytest.raises(ValueError, match="PYTHONPATH must be as in this process: start a real process"):
         forked.run([sys.executable, "-c", ""], env={**environment(), "PYTHONPATH": "elsewhere"})
+
+
+def test_a_library_that_amends_the_search_path_is_no_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenCV does when it is imported, for processes that begin later."""
+    assert forked.run([sys.executable, "-c", ""], env=environment()).returncode == 0
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/elsewhere:{os.environ.get('LD_LIBRARY_PATH', '')}")
+    assert forked.run([sys.executable, "-c", ""], env=environment()).returncode == 0

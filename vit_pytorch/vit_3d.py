@@ -27,7 +27,7 @@ from vit_pytorch.layers.options import OptionLike, check_choice, read_option
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, PrefixTokens, pair, warn_if_few
 from vit_pytorch.layers.position_options import position_inputs
 from vit_pytorch.layers.positions import Learned, NoPositions, Sequential, SinCos
-from vit_pytorch.layers.rotary import Rotary, RotaryOption, RotaryTiled
+from vit_pytorch.layers.rotary import Rotary, RotaryOption, TiledRotary
 from vit_pytorch.layers.space_time import mask_of_keys, zero_padding
 from vit_pytorch.layers.tokens import AttentivePool
 from vit_pytorch.legacy import flat_options
@@ -39,7 +39,7 @@ POSITIONS: dict[str, Any] = {
     "sequence": Sequential,
     "none": NoPositions,
     "rope": Rotary,
-    "rope_tiled": RotaryTiled,
+    "rope_tiled": TiledRotary,
 }
 
 
@@ -53,7 +53,7 @@ class ViT3D(MaskedFrames, IsotropicModel):
         pool: "cls" or "mean", or "attentive" for blocks and a query of their own (`AttentivePool`).
         positions: "learned" (`Learned`), "sincos" of the three axes (`SinCos`), "sequence" (`Sequential`,
             fixed, along the sequence of patches, as in VideoMAE), "rope" (`Rotary`), "rope_tiled"
-            (`RotaryTiled`, as in V-JEPA 2) or "none".
+            (`TiledRotary`, as in V-JEPA 2) or "none".
     """
 
     @flat_options

@@ -229,7 +229,7 @@ class ScaledAxialRotary(AxialRotary):
         return turns((places[..., None] * frequency).flatten(1)).float()
 
 
-class TiledRotary(AxialRotary):
+class TiledAxialRotary(AxialRotary):
     """Rotations by fixed frequencies of which each channel has its own: those of an axis follow twice.
 
     V-JEPA 2 (M. Assran et al. 2025, arXiv:2506.09985, section 2.2) as its code has them and its weights were
@@ -333,7 +333,7 @@ class RotaryPositions(nn.Module):
 
 
 class TiledRotaryPositions(RotaryPositions):
-    """Positions inside attention: each channel of queries and keys turns by its own angle (`TiledRotary`)."""
+    """Positions inside attention: each channel turns by its own angle (`TiledAxialRotary`)."""
 
     def forward(self, q: Queries, k: Queries, inputs: BlockInputs) -> tuple[Queries, Queries, Tensor | None]:
         """Return turned queries and keys, and the mask as it is."""
@@ -426,8 +426,8 @@ class ScaledRotary(Option):
 
 
 @dataclass(frozen=True)
-class RotaryTiled(Option):
-    """Option: channels turn by angles of their own, as in V-JEPA 2 (arXiv:2506.09985; see `TiledRotary`).
+class TiledRotary(Option):
+    """Option: channels turn by angles of their own, as in V-JEPA 2 (see `TiledAxialRotary`).
 
     Args:
         theta: base of the rotary frequencies.
@@ -436,13 +436,13 @@ class RotaryTiled(Option):
     kind: ClassVar[str] = "rope_tiled"
     theta: float = 10_000.0
 
-    def build(self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int) -> TiledRotary:
+    def build(self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int) -> TiledAxialRotary:
         """Build what computes the angles for a grid."""
-        return TiledRotary(grid, dim_head, theta=self.theta)
+        return TiledAxialRotary(grid, dim_head, theta=self.theta)
 
     def positions(self, layer: int) -> TiledRotaryPositions:
         """Build the positions inside the attention of a layer."""
         return TiledRotaryPositions()
 
 
-RotaryOption = Rotary | NormalizedRotary | ScaledRotary | RotaryTiled
+RotaryOption = Rotary | NormalizedRotary | ScaledRotary | TiledRotary

@@ -31,8 +31,11 @@ def _entry(size: str) -> ModelEntry:
 
 
 # V-JEPA 2's encoders, and their classifiers of Something-Something v2 and Diving48
-GIANT = {"dim": 1408, "depth": 40, "heads": 22, "dim_head": 64, "mlp_dim": 6144}
-ENCODERS = {"vitl": SIZES["large"], "vith": SIZES["huge"], "vitg": GIANT}
+ENCODERS = {
+    "vitl": SIZES["large"],
+    "vith": SIZES["huge"],
+    "vitg": {**SIZES["giant"], "heads": 22, "dim_head": 64},
+}
 CLASSES = {"ssv2": 174, "diving48": 48}
 VJEPA2 = {
     "vjepa2_vitl_fpc64_256": 304_910_312,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vit_pytorch.layers.rotary import RotaryTiled, TiledRotary
+from vit_pytorch.layers.rotary import TiledAxialRotary, TiledRotary
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
 from vit_pytorch.pretrained.tables.beit import NO_KEY_BIAS
 from vit_pytorch.pretrained.tables.vit import (
@@ -72,7 +72,7 @@ TRANSFORMERS_VJEPA2 = Format(
     prefix="vjepa2.",
     # It learned to predict the encoder's output for hidden patches, and plays no role afterwards.
     unused=("predictor.{name}",),
-    rotary=(TiledRotary, RotaryTiled.kind),
+    rotary=(TiledAxialRotary, TiledRotary.kind),
     rules=(
         Rule("patch_embed.proj.{p}", "encoder.embeddings.patch_embeddings.proj.{p}"),
         *_vjepa2_layer(

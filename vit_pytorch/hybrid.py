@@ -32,6 +32,7 @@ from vit_pytorch.layers.position_options import POSITIONS, attention_position, p
 from vit_pytorch.layers.relative import Relative, TokenBias
 from vit_pytorch.layers.rotary import AxialRotary, MixedRotary, RotaryOption
 from vit_pytorch.layers.tokens import AttentionPool
+from vit_pytorch.layers.whitened import WhitenedNet
 from vit_pytorch.vit import UNDECAYED, Pool
 
 
@@ -358,12 +359,12 @@ class PatchConvs(nn.Sequential):
         init_convs(self)
 
 
-NETWORKS = ("big_transfer", "d", "small", "patches")
+NETWORKS = ("big_transfer", "d", "small", "whitened", "patches")
 
 
 def build_network(
     form: str, channels: int, depths: Sequence[int], *, width: int, dim: int
-) -> ResNet | ResNetStem | ResNetD | SmallResNet | PatchConvs:
+) -> ResNet | ResNetStem | ResNetD | SmallResNet | WhitenedNet | PatchConvs:
     """Build one of `NETWORKS`; of Big Transfer's only the stem if it is to have no blocks.
 
     Raises:
@@ -380,6 +381,9 @@ def build_network(
         return ResNetD(channels, depths, width=width)
     if form == "small":
         return SmallResNet(channels, depths, width=width)
+    if form == "whitened":
+        _check_depths(depths)
+        return WhitenedNet(channels, depths, width=width)
     if depths:
         return ResNet(channels, depths, width=width)
     stem = ResNetStem(channels, width=width)
@@ -451,7 +455,7 @@ def last_map(output: Any) -> Float[Tensor, "b d h w"]:
 
 def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Return the pixels of a cell of a network's map along each axis, and the map's channels."""
-    if isinstance(backbone, (ResNet, ResNetStem, ResNetD, SmallResNet, PatchConvs)):
+    if isinstance(backbone, (ResNet, ResNetStem, ResNetD, SmallResNet, WhitenedNet, PatchConvs)):
         return (backbone.reduction, backbone.reduction), backbone.num_features
     like = next(backbone.parameters(), torch.empty(0))
     modes = {module: module.training for module in backbone.modules()}
@@ -479,8 +483,9 @@ class HybridViT(IsotropicModel):
             (3, 4, 9) for the R50 whose last stage is moved to the one before it; () for its stem only.
         resnet_width: channels of the ResNet's stem.
         resnet: "big_transfer" (`ResNet`), "d" for one with batch norm and a deep stem (`ResNetD`), or "small"
-            for one of basic blocks for small images (`SmallResNet`); or "patches" for three convolutions in
-            its place, which embed patches of 16 pixels (`PatchConvs`).
+            for one of basic blocks for small images (`SmallResNet`), "whitened" for one that learns small
+            photographs in few epochs (`WhitenedNet`); or "patches" for three convolutions in its place, which
+            embed patches of 16 pixels (`PatchConvs`).
         pool: see `ViT`.
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         positions: see `ViT`.

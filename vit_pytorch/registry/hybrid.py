@@ -1,5 +1,7 @@
 """The hybrid models of the ViT paper and of arXiv:2106.10270: a ResNet's map in front of the transformer."""
 
+from dataclasses import replace
+
 from vit_pytorch.hybrid import HybridViT
 from vit_pytorch.registry.cct import CIFAR_10
 from vit_pytorch.registry.entry import IMAGENET, ModelEntry
@@ -115,4 +117,19 @@ SMALL_HYBRID = ModelEntry(
     default_cfg={**CIFAR_10, "interpolation": "bicubic"},
 )
 
-ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP), MOBILE_CLIP, SMALL_HYBRID]
+# five convolutions and the projection of 2 x 2 of the map's cells to tokens; no paper's either
+WHITENED_HYBRID = replace(
+    SMALL_HYBRID,
+    name="vit_whitened_32",
+    config={
+        **SMALL_HYBRID.config,
+        "mlp_dim": 576,
+        "patch_size": 2,
+        "resnet": "whitened",
+        "resnet_depths": (2, 2),
+    },
+    parameters=1_929_896,
+    tiny={**TINY, **SMALL, "image_size": 32, "resnet": "whitened", "patch_size": 2, "resnet_width": 8},
+)
+
+ENTRIES = [*map(_entry, MODELS), *map(_deep, DEEP), MOBILE_CLIP, SMALL_HYBRID, WHITENED_HYBRID]

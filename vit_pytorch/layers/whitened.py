@@ -37,10 +37,10 @@ def init_whitening(conv: nn.Conv2d) -> None:
             f"whitened patches of {values} values need an even number of channels up to {2 * values}, "
             f"got {conv.out_channels}"
         )
-    colours = torch.tensor(COLOURS) if channels == 3 else torch.eye(channels)
+    colours = torch.tensor(COLOURS, dtype=torch.float64) if channels == 3 else torch.eye(channels).double()
     places = [torch.arange(size)[:, None] - torch.arange(size) for size in (rows, columns)]
-    along, across = (torch.tensor(NEIGHBOURS) ** distance.abs() for distance in places)
-    covariance = torch.kron(colours, torch.kron(along, across)).double()
+    along, across = (NEIGHBOURS ** distance.abs().double() for distance in places)
+    covariance = torch.kron(colours, torch.kron(along, across))
     variances, directions = torch.linalg.eigh(covariance)
     kernels = (directions / (variances + NOISE).sqrt()).flip(1).mT[: conv.out_channels // 2]
     conv.weight.copy_(torch.cat([kernels, -kernels]).view_as(conv.weight))
@@ -97,17 +97,22 @@ class WhitenedNet(nn.Sequential):
 
     Args:
         depths: convolutions in each stage.
-        width: channels of the first stage, of which the whitening has half and the other stages four times
-            as many; even.
+        width: channels of the first stage, a multiple of 4. The other stages have four times as many; the
+            whitening has half of them, or both signs of all directions of a patch if these are fewer.
 
     Attributes:
         reduction: pixels along a side of the last map's cell.
         num_features: channels of the last map.
+
+    Raises:
+        ValueError: if the width is no multiple of 4.
     """
 
     def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
-        dims = [width // 2, width, *(4 * width for _ in depths[1:])]
+        if width % 4 or width < 4:
+            raise ValueError(f"the width of a whitened network must be a multiple of 4, got {width}")
+        dims = [min(width // 2, 2 * 9 * channels), width, *(4 * width for _ in depths[1:])]
         self.whiten = nn.Conv2d(channels, dims[0], 3, padding=1)
         self.act = nn.GELU()
         self.stages = nn.Sequential(

@@ -218,33 +218,6 @@ class BottleneckD(nn.Module):
         return F.relu(shortcut + self.bn3(self.conv3(x)))
 
 
-class BasicBlock(nn.Module):
-    """Two convolutions with batch norm (K. He et al. 2015, arXiv:1512.03385, figure 5, left).
-
-    Args:
-        out_dim: channels that leave.
-        stride: that of the first convolution and of the shortcut, a projection where sizes differ.
-    """
-
-    def __init__(self, dim: int, out_dim: int, *, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(dim, out_dim, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_dim)
-        self.conv2 = nn.Conv2d(out_dim, out_dim, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_dim)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim))
-            if stride > 1 or dim != out_dim
-            else nn.Identity()
-        )
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Return the map after the block."""
-        shortcut = self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(shortcut + self.bn2(self.conv2(x)))
-
-
 class ResNetD(nn.Sequential):
     """A ResNet with batch norm and a stem of three convolutions (T. He et al. 2018, arXiv:1812.01187).
 
@@ -276,57 +249,17 @@ class ResNetD(nn.Sequential):
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.num_features = _add_stages(self, BottleneckD, width, 4 * width, depths)
+        before = width
+        for stage, depth in enumerate(depths):
+            blocks = nn.Sequential()
+            for index in range(depth):
+                out_dim = 4 * width * 2**stage
+                blocks.append(BottleneckD(before, out_dim, stride=2 if index == 0 and stage > 0 else 1))
+                before = out_dim
+            self.add_module(f"layer{stage + 1}", blocks)
+        self.num_features = before
         self.reduction = 2 ** (len(depths) + 1)
         init_convs(self)
-
-
-class SmallResNet(nn.Sequential):
-    """A ResNet with batch norm for small images: basic blocks behind one 3 x 3 convolution and a pooling.
-
-    K. He et al. 2015, arXiv:1512.03385: the ResNet-18's parts, but for the first convolution, which is that
-    of section 4.2 and keeps the size.
-
-    Args:
-        depths: blocks in each stage; each stage but the first halves the map and doubles the width.
-        width: channels of the first convolution and of the first stage.
-
-    Attributes:
-        reduction: pixels along a side of the last map's cell.
-        num_features: channels of the last map.
-
-    Raises:
-        ValueError: if there is no stage, or one without blocks.
-    """
-
-    def __init__(self, channels: int, depths: Sequence[int], *, width: int = 64) -> None:
-        super().__init__()
-        _check_depths(depths)
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.num_features = _add_stages(self, BasicBlock, width, width, depths)
-        self.reduction = 2 ** len(depths)
-        init_convs(self)
-
-
-def _add_stages(
-    network: nn.Module,
-    block: type[BottleneckD] | type[BasicBlock],
-    before: int,
-    dim: int,
-    depths: Sequence[int],
-) -> int:
-    """Add stages, of `dim` channels in the first and twice as many in each other; return the last's."""
-    for stage, depth in enumerate(depths):
-        out_dim = dim * 2**stage
-        blocks = nn.Sequential()
-        for index in range(depth):
-            blocks.append(block(before, out_dim, stride=2 if index == 0 and stage > 0 else 1))
-            before = out_dim
-        network.add_module(f"layer{stage + 1}", blocks)
-    return before
 
 
 def _check_depths(depths: Sequence[int]) -> None:
@@ -359,12 +292,12 @@ class PatchConvs(nn.Sequential):
         init_convs(self)
 
 
-NETWORKS = ("big_transfer", "d", "small", "whitened", "patches")
+NETWORKS = ("big_transfer", "d", "whitened", "patches")
 
 
 def build_network(
     form: str, channels: int, depths: Sequence[int], *, width: int, dim: int
-) -> ResNet | ResNetStem | ResNetD | SmallResNet | WhitenedNet | PatchConvs:
+) -> ResNet | ResNetStem | ResNetD | WhitenedNet | PatchConvs:
     """Build one of `NETWORKS`; of Big Transfer's only the stem if it is to have no blocks.
 
     Raises:
@@ -379,8 +312,6 @@ def build_network(
         return PatchConvs(channels, dim, width=width)
     if form == "d":
         return ResNetD(channels, depths, width=width)
-    if form == "small":
-        return SmallResNet(channels, depths, width=width)
     if form == "whitened":
         _check_depths(depths)
         return WhitenedNet(channels, depths, width=width)
@@ -455,7 +386,7 @@ def last_map(output: Any) -> Float[Tensor, "b d h w"]:
 
 def _measure(backbone: nn.Module, channels: int, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """Return the pixels of a cell of a network's map along each axis, and the map's channels."""
-    if isinstance(backbone, (ResNet, ResNetStem, ResNetD, SmallResNet, WhitenedNet, PatchConvs)):
+    if isinstance(backbone, (ResNet, ResNetStem, ResNetD, WhitenedNet, PatchConvs)):
         return (backbone.reduction, backbone.reduction), backbone.num_features
     like = next(backbone.parameters(), torch.empty(0))
     modes = {module: module.training for module in backbone.modules()}
@@ -482,10 +413,9 @@ class HybridViT(IsotropicModel):
         resnet_depths: blocks in each stage of the ResNet: (2, 2, 2, 2) for the R26, (3, 4, 6, 3) for the R50,
             (3, 4, 9) for the R50 whose last stage is moved to the one before it; () for its stem only.
         resnet_width: channels of the ResNet's stem.
-        resnet: "big_transfer" (`ResNet`), "d" for one with batch norm and a deep stem (`ResNetD`), or "small"
-            for one of basic blocks for small images (`SmallResNet`), "whitened" for one that learns small
-            photographs in few epochs (`WhitenedNet`); or "patches" for three convolutions in its place, which
-            embed patches of 16 pixels (`PatchConvs`).
+        resnet: "big_transfer" (`ResNet`), "d" for one with batch norm and a deep stem (`ResNetD`), or
+            "whitened" for one that learns small photographs in few epochs (`WhitenedNet`); or "patches" for
+            three convolutions in its place, which embed patches of 16 pixels (`PatchConvs`).
         pool: see `ViT`.
         patch_dropout: share of the patches that is dropped in training, in [0, 1).
         positions: see `ViT`.

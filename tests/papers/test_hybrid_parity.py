@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import numpy as np
 import pytest
 import timm
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.papers.reference import check_parity, check_steps, difference, images, randomise
 from vit_pytorch import create_model, list_models, load_pretrained
-from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, SmallResNet, StandardisedConv
+from vit_pytorch.hybrid import HybridViT, MapEmbed, ResNet, StandardisedConv
 from vit_pytorch.pretrained import to_format
 
 DEEP = list_models("vit_*_resnet*d_*")
@@ -182,25 +180,6 @@ def test_any_network_that_gives_a_map(kind):
     assert model(batch).shape == (2, 7)
 
 
-@torch.no_grad()
-def test_small_networks_are_torchvisions():
-    """Its ResNet-18 of fewer stages, with a first convolution that keeps the size."""
-    theirs = torchvision.models.resnet18()
-    theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network = nn.Sequential(OrderedDict(list(theirs.named_children())[:6]))
-    randomise(network).double().train()
-    ours = SmallResNet(3, (2, 2)).double()
-    state = network.state_dict()
-    ours.load_state_dict(state)
-    assert (ours.reduction, ours.num_features) == (4, 128)
-    batch = images(32, 48).double()
-    for mode in (True, False):
-        mine, other = ours.train(mode)(batch), network.train(mode)(batch)
-        assert mine.shape == (2, 128, 8, 12)
-        assert difference(mine, other) < TOLERANCE
-    assert all(ours.state_dict()[key].equal(network.state_dict()[key]) for key in state)
-
-
 def test_patches_of_several_cells():
     """Patch size counts cells of the map, along each axis for itself."""
     network = Pooled("map", (2, 4))
@@ -269,7 +248,9 @@ def test_wrong_networks():
         HybridViT(**OURS, resnet="patches")
     with pytest.raises(ValueError, match="needs patch_size=1, got 2"):
         HybridViT(**{**OURS, "resnet_depths": ()}, resnet="patches", patch_size=2)
-    with pytest.raises(ValueError, match="resnet must be one of big_transfer, d, small, patches; got 'v3'"):
+    with pytest.raises(
+        ValueError, match="resnet must be one of big_transfer, d, whitened, patches; got 'v3'"
+    ):
         HybridViT(**OURS, resnet="v3")
     model = HybridViT(image_size=40, **SIZES, backbone=nn.AdaptiveAvgPool2d(5))
     with pytest.raises(

@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "CoAtNet": (staged.coatnet,),
     "DaViT": (staged.davit,),
     "Hiera": (staged.hiera,),
+    "SAM2Hiera": (staged.sam2_hiera,),
     "MViTv2": (staged.mvit_v2,),
     "PVTv2": (staged.pvt_v2,),
     "TwinsSVT": (staged.twins,),

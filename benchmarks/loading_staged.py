@@ -355,6 +355,47 @@ def hiera() -> Iterator[Case]:
     yield against("transformers", "transformers `HieraForImageClassification`", build, model, 64, 64)
 
 
+def sam2_hiera() -> Iterator[Case]:
+    windows = (8, 4, 6, 3)
+    sizes: dict[str, Any] = {"image_size": 64, "dim": 16, "depth": (1, 1, 2, 2), "window_size": windows}
+    own: dict[str, Any] = {**sizes, "global_layers": (3,), "position_grid": 5}
+    build = ours("SAM2Hiera", **own, num_classes=7)
+    model = theirs(
+        "timm.models.hieradet_sam2",
+        "HieraDet",
+        num_classes=7,
+        embed_dim=16,
+        stages=(1, 1, 2, 2),
+        window_spec=windows,
+        global_att_blocks=(3,),
+        global_pos_size=(5, 5),
+    )
+    yield against("timm", "timm `HieraDet`", build, model, 64, 64)
+    reference = "timm `HieraDet`, under the authors' names"
+    yield renamed("facebookresearch", reference, build, model, 64)
+    config = config_of(
+        "Sam2HieraDetConfig",
+        hidden_size=16,
+        image_size=[64, 64],
+        blocks_per_stage=[1, 1, 2, 2],
+        embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads_per_stage=[1, 2, 4, 8],
+        window_size_per_stage=[*windows],
+        window_positional_embedding_background_size=[5, 5],
+        global_attention_blocks=[3],
+    )
+    model = theirs("transformers.models.sam2.modeling_sam2", "Sam2HieraDetModel", config)
+    x = images(64, 64)
+    yield Case(
+        format="transformers",
+        reference="transformers `Sam2HieraDetModel`, its mean normed",
+        build=ours("SAM2Hiera", **own, num_classes=0),
+        checkpoint=model.state_dict(),
+        inputs=x,
+        outputs=layer_norm(model(x).last_hidden_state.mean(dim=(1, 2)), (128,), eps=1e-6),
+    )
+
+
 def mvit_v2() -> Iterator[Case]:
     module = import_module("timm.models.mvitv2")
     sizes: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": 16, "heads": 2, "depth": (1, 2, 2, 2)}

@@ -34,6 +34,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.swin_v2_cr`, `SwinTransformerV2CR`
 - Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles (arXiv:2306.00989):
   `vit_pytorch.hiera`, `Hiera`
+- SAM 2: Segment Anything in Images and Videos (arXiv:2408.00714): `vit_pytorch.sam2_hiera`, `SAM2Hiera`
 - MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):
   `vit_pytorch.mvit_v2`, `MViTv2`
 - PVT v2: Improved Baselines with Pyramid Vision Transformer (arXiv:2106.13797): `vit_pytorch.pvt_v2`, `PVTv2`

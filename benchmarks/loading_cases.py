@@ -69,6 +69,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "MobileViT": (staged.mobile_vit,),
     "MobileViTV2": (staged.mobile_vit_v2,),
     "TinyViT": (staged.tiny_vit,),
+    "EdgeNeXt": (staged.edgenext,),
 }
 
 

@@ -649,3 +649,17 @@ def tiny_vit() -> Iterator[Case]:
     model = theirs("timm.models.tiny_vit", "TinyVit", **pyramid, num_classes=7, window_sizes=(4, 4, 3))
     yield against("timm", "timm `TinyVit`", build, model, 64, 64)
     yield renamed("microsoft", "timm `TinyVit`, under the authors' names", build, model, 64)
+
+
+def edgenext() -> Iterator[Case]:
+    own: dict[str, Any] = {"image_size": 64, "dim": (8, 16, 32, 64), "heads": (1, 2, 4, 4)}
+    their: dict[str, Any] = {"num_classes": 7, "dims": (8, 16, 32, 64), "heads": (1, 2, 4, 4)}
+    build = ours("EdgeNeXt", **own, num_classes=7, depth=(1, 2, 1, 2))
+    model = theirs("timm.models.edgenext", "EdgeNeXt", **their, depths=(1, 2, 1, 2))
+    yield against("timm", "timm `EdgeNeXt`", build, model, 64, 64)
+    yield renamed("edgenext", "timm `EdgeNeXt`, under the authors' names", build, model, 64)
+    rw: dict[str, Any] = {"stem_type": "overlap", "downsample_block": True, "conv_bias": False}
+    model = theirs("timm.models.edgenext", "EdgeNeXt", **their, **rw, depths=(1, 2, 2, 2))
+    options: dict[str, Any] = {"stem": "overlap", "down": "depthwise", "conv_bias": False}
+    build = ours("EdgeNeXt", **own, **options, num_classes=7, depth=(1, 2, 2, 2))
+    yield against("timm", "timm `EdgeNeXt`, as in `edgenext_small_rw`", build, model, 64, 64)

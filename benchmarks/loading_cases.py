@@ -70,6 +70,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "MobileViTV2": (staged.mobile_vit_v2,),
     "TinyViT": (staged.tiny_vit,),
     "EdgeNeXt": (staged.edgenext,),
+    "SwiftFormer": (staged.swiftformer,),
 }
 
 

@@ -663,3 +663,14 @@ def edgenext() -> Iterator[Case]:
     options: dict[str, Any] = {"stem": "overlap", "down": "depthwise", "conv_bias": False}
     build = ours("EdgeNeXt", **own, **options, num_classes=7, depth=(1, 2, 2, 2))
     yield against("timm", "timm `EdgeNeXt`, as in `edgenext_small_rw`", build, model, 64, 64)
+
+
+def swiftformer() -> Iterator[Case]:
+    widths, depths = (8, 16, 24), (1, 2, 2)
+    own: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": widths, "depth": depths}
+    build = ours("SwiftFormer", **own, distilled=True)
+    their: dict[str, Any] = {"num_classes": 7, "embed_dims": widths, "layers": depths}
+    model = theirs("timm.models.swiftformer", "SwiftFormer", **their, downsamples=(False, True, True))
+    settle(model, images(64, 64, batch=8, seed=5))
+    yield against("timm", "timm `SwiftFormer`", build, model, 64, 64)
+    yield renamed("SwiftFormer", "timm `SwiftFormer`, under the authors' names", build, model, 64)

@@ -59,6 +59,8 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
 - EdgeNeXt: Amalgamated CNN-Transformer Architecture for Mobile Vision (arXiv:2206.10589):
   `vit_pytorch.edgenext`, `EdgeNeXt`
+- SwiftFormer: Efficient Additive Attention for Mobile Vision (arXiv:2303.15446):
+  `vit_pytorch.swiftformer`, `SwiftFormer`
 - EfficientFormer: Vision Transformers at MobileNet Speed (arXiv:2206.01191):
   `vit_pytorch.efficientformer`, `EfficientFormer`
 - MetaFormer Baselines for Vision (arXiv:2210.13452): `vit_pytorch.metaformer`, `MetaFormer`

@@ -400,6 +400,18 @@ def conv_stem(
     )
 
 
+def quartering_stem(channels: int, dim: int, *, act: str) -> OnMap:
+    """Build two convolutions with batch norm that give the first stage's map, a quarter of the image's sides.
+
+    Raises:
+        ValueError: if `dim` is odd, half of which are the channels between them.
+    """
+    if dim % 2:
+        raise ValueError(f"dim of the first stage must be even, got {dim}")
+    conv = partial(ConvNorm, stride=2, bias=True, act=act)
+    return OnMap(conv(channels, dim // 2), conv(dim // 2, dim))
+
+
 class MBConv(nn.Module):
     """A pre-norm inverted bottleneck around which the map passes, pooled if the block halves it.
 

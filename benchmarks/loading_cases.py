@@ -71,6 +71,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "TinyViT": (staged.tiny_vit,),
     "EdgeNeXt": (staged.edgenext,),
     "SwiftFormer": (staged.swiftformer,),
+    "SHViT": (staged.shvit,),
 }
 
 

@@ -674,3 +674,13 @@ def swiftformer() -> Iterator[Case]:
     settle(model, images(64, 64, batch=8, seed=5))
     yield against("timm", "timm `SwiftFormer`", build, model, 64, 64)
     yield renamed("SwiftFormer", "timm `SwiftFormer`, under the authors' names", build, model, 64)
+
+
+def shvit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"num_classes": 7, "depth": (1, 2, 1)}
+    own: dict[str, Any] = {"image_size": 96, "dim": (16, 20, 24), "attending_dim": (0, 6, 7)}
+    build = ours("SHViT", **sizes, **own, dim_key=4)
+    their: dict[str, Any] = {"embed_dim": (16, 20, 24), "partial_dim": (5, 6, 7), "qk_dim": (4, 4, 4)}
+    model = theirs("timm.models.shvit", "SHViT", **sizes, **their, types=("i", "s", "s"))
+    settle(model, images(96, 96, batch=16, seed=5))
+    yield against("timm", "timm `SHViT`", build, model, 96, 96)

@@ -68,6 +68,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.efficientformer_v2`, `EfficientFormerV2`
 - EfficientViT: Memory Efficient ViT with Cascaded Group Attention (arXiv:2305.07027):
   `vit_pytorch.efficientvit_msra`, `EfficientViT`
+- SHViT: Single-Head ViT with Memory Efficient Macro Design (arXiv:2401.16456): `vit_pytorch.shvit`, `SHViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

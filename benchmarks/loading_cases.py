@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "CoAtNet": (staged.coatnet,),
     "DaViT": (staged.davit,),
     "Hiera": (staged.hiera,),
+    "SAM2Hiera": (staged.sam2_hiera,),
     "MViTv2": (staged.mvit_v2,),
     "PVTv2": (staged.pvt_v2,),
     "TwinsSVT": (staged.twins,),
@@ -68,6 +69,9 @@ FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "MobileViT": (staged.mobile_vit,),
     "MobileViTV2": (staged.mobile_vit_v2,),
     "TinyViT": (staged.tiny_vit,),
+    "EdgeNeXt": (staged.edgenext,),
+    "SwiftFormer": (staged.swiftformer,),
+    "SHViT": (staged.shvit,),
 }
 
 

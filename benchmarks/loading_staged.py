@@ -355,6 +355,47 @@ def hiera() -> Iterator[Case]:
     yield against("transformers", "transformers `HieraForImageClassification`", build, model, 64, 64)
 
 
+def sam2_hiera() -> Iterator[Case]:
+    windows = (8, 4, 6, 3)
+    sizes: dict[str, Any] = {"image_size": 64, "dim": 16, "depth": (1, 1, 2, 2), "window_size": windows}
+    own: dict[str, Any] = {**sizes, "global_layers": (3,), "position_grid": 5}
+    build = ours("SAM2Hiera", **own, num_classes=7)
+    model = theirs(
+        "timm.models.hieradet_sam2",
+        "HieraDet",
+        num_classes=7,
+        embed_dim=16,
+        stages=(1, 1, 2, 2),
+        window_spec=windows,
+        global_att_blocks=(3,),
+        global_pos_size=(5, 5),
+    )
+    yield against("timm", "timm `HieraDet`", build, model, 64, 64)
+    reference = "timm `HieraDet`, under the authors' names"
+    yield renamed("facebookresearch", reference, build, model, 64)
+    config = config_of(
+        "Sam2HieraDetConfig",
+        hidden_size=16,
+        image_size=[64, 64],
+        blocks_per_stage=[1, 1, 2, 2],
+        embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads_per_stage=[1, 2, 4, 8],
+        window_size_per_stage=[*windows],
+        window_positional_embedding_background_size=[5, 5],
+        global_attention_blocks=[3],
+    )
+    model = theirs("transformers.models.sam2.modeling_sam2", "Sam2HieraDetModel", config)
+    x = images(64, 64)
+    yield Case(
+        format="transformers",
+        reference="transformers `Sam2HieraDetModel`, its mean normed",
+        build=ours("SAM2Hiera", **own, num_classes=0),
+        checkpoint=model.state_dict(),
+        inputs=x,
+        outputs=layer_norm(model(x).last_hidden_state.mean(dim=(1, 2)), (128,), eps=1e-6),
+    )
+
+
 def mvit_v2() -> Iterator[Case]:
     module = import_module("timm.models.mvitv2")
     sizes: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": 16, "heads": 2, "depth": (1, 2, 2, 2)}
@@ -608,3 +649,38 @@ def tiny_vit() -> Iterator[Case]:
     model = theirs("timm.models.tiny_vit", "TinyVit", **pyramid, num_classes=7, window_sizes=(4, 4, 3))
     yield against("timm", "timm `TinyVit`", build, model, 64, 64)
     yield renamed("microsoft", "timm `TinyVit`, under the authors' names", build, model, 64)
+
+
+def edgenext() -> Iterator[Case]:
+    own: dict[str, Any] = {"image_size": 64, "dim": (8, 16, 32, 64), "heads": (1, 2, 4, 4)}
+    their: dict[str, Any] = {"num_classes": 7, "dims": (8, 16, 32, 64), "heads": (1, 2, 4, 4)}
+    build = ours("EdgeNeXt", **own, num_classes=7, depth=(1, 2, 1, 2))
+    model = theirs("timm.models.edgenext", "EdgeNeXt", **their, depths=(1, 2, 1, 2))
+    yield against("timm", "timm `EdgeNeXt`", build, model, 64, 64)
+    yield renamed("edgenext", "timm `EdgeNeXt`, under the authors' names", build, model, 64)
+    rw: dict[str, Any] = {"stem_type": "overlap", "downsample_block": True, "conv_bias": False}
+    model = theirs("timm.models.edgenext", "EdgeNeXt", **their, **rw, depths=(1, 2, 2, 2))
+    options: dict[str, Any] = {"stem": "overlap", "down": "depthwise", "conv_bias": False}
+    build = ours("EdgeNeXt", **own, **options, num_classes=7, depth=(1, 2, 2, 2))
+    yield against("timm", "timm `EdgeNeXt`, as in `edgenext_small_rw`", build, model, 64, 64)
+
+
+def swiftformer() -> Iterator[Case]:
+    widths, depths = (8, 16, 24), (1, 2, 2)
+    own: dict[str, Any] = {"image_size": 64, "num_classes": 7, "dim": widths, "depth": depths}
+    build = ours("SwiftFormer", **own, distilled=True)
+    their: dict[str, Any] = {"num_classes": 7, "embed_dims": widths, "layers": depths}
+    model = theirs("timm.models.swiftformer", "SwiftFormer", **their, downsamples=(False, True, True))
+    settle(model, images(64, 64, batch=8, seed=5))
+    yield against("timm", "timm `SwiftFormer`", build, model, 64, 64)
+    yield renamed("SwiftFormer", "timm `SwiftFormer`, under the authors' names", build, model, 64)
+
+
+def shvit() -> Iterator[Case]:
+    sizes: dict[str, Any] = {"num_classes": 7, "depth": (1, 2, 1)}
+    own: dict[str, Any] = {"image_size": 96, "dim": (16, 20, 24), "attending_dim": (0, 6, 7)}
+    build = ours("SHViT", **sizes, **own, dim_key=4)
+    their: dict[str, Any] = {"embed_dim": (16, 20, 24), "partial_dim": (5, 6, 7), "qk_dim": (4, 4, 4)}
+    model = theirs("timm.models.shvit", "SHViT", **sizes, **their, types=("i", "s", "s"))
+    settle(model, images(96, 96, batch=16, seed=5))
+    yield against("timm", "timm `SHViT`", build, model, 96, 96)

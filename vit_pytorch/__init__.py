@@ -34,6 +34,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.swin_v2_cr`, `SwinTransformerV2CR`
 - Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles (arXiv:2306.00989):
   `vit_pytorch.hiera`, `Hiera`
+- SAM 2: Segment Anything in Images and Videos (arXiv:2408.00714): `vit_pytorch.sam2_hiera`, `SAM2Hiera`
 - MViTv2: Improved Multiscale Vision Transformers for Classification and Detection (arXiv:2112.01526):
   `vit_pytorch.mvit_v2`, `MViTv2`
 - PVT v2: Improved Baselines with Pyramid Vision Transformer (arXiv:2106.13797): `vit_pytorch.pvt_v2`, `PVTv2`
@@ -56,6 +57,10 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.tiny_vit`, `TinyViT`
 - Separable Self-attention for Mobile Vision Transformers (arXiv:2206.02680):
   `vit_pytorch.mobile_vit_v2`, `MobileViTV2`
+- EdgeNeXt: Amalgamated CNN-Transformer Architecture for Mobile Vision (arXiv:2206.10589):
+  `vit_pytorch.edgenext`, `EdgeNeXt`
+- SwiftFormer: Efficient Additive Attention for Mobile Vision (arXiv:2303.15446):
+  `vit_pytorch.swiftformer`, `SwiftFormer`
 - EfficientFormer: Vision Transformers at MobileNet Speed (arXiv:2206.01191):
   `vit_pytorch.efficientformer`, `EfficientFormer`
 - MetaFormer Baselines for Vision (arXiv:2210.13452): `vit_pytorch.metaformer`, `MetaFormer`
@@ -63,6 +68,7 @@ The catalogue, each with its paper, its module and its classes:
   `vit_pytorch.efficientformer_v2`, `EfficientFormerV2`
 - EfficientViT: Memory Efficient ViT with Cascaded Group Attention (arXiv:2305.07027):
   `vit_pytorch.efficientvit_msra`, `EfficientViT`
+- SHViT: Single-Head ViT with Memory Efficient Macro Design (arXiv:2401.16456): `vit_pytorch.shvit`, `SHViT`
 - XCiT: Cross-Covariance Image Transformers (arXiv:2106.09681): `vit_pytorch.xcit`, `XCiT`
 - Segment Anything (arXiv:2304.02643): `vit_pytorch.sam_vit`, `SAMViT`
 - MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601): `vit_pytorch.mlp_mixer`, `MLPMixer`

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, BlockInputs, FusedAttention, merge_heads, split_heads
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates
-from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, MeanOfNeighbours, OnMap
+from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, MeanOfNeighbours, OnMap, quartering_stem
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
@@ -116,7 +116,7 @@ class EfficientFormer(HierarchicalModel):
             feedforward = FeedForward(width, int(width * mlp_ratio), dropout=dropout)
             return Block(width, attention, feedforward, norm=norm, layer_scale=layer_scale, drop_path=rate)
 
-        self.stem = stem(channels, dim[0], act="relu")
+        self.stem = quartering_stem(channels, dim[0], act="relu")
         downs = (OnMap(ConvNorm(*widths, stride=2, bias=True)) for widths in pairwise(dim))
         # How many of the last blocks of each stage attend.
         ends = [0] * (len(dim) - 1) + [attention_depth]
@@ -139,18 +139,6 @@ class EfficientFormer(HierarchicalModel):
         """Build a classifier, or two if the model is distilled; the identity for no classes."""
         kind = OneTokenHead if self.distilled else nn.Linear
         return make_classifier(self.classifier_dim, num_classes, like=next(self.parameters()), kind=kind)
-
-
-def stem(channels: int, dim: int, *, act: str) -> OnMap:
-    """Build two convolutions with batch norm that give the first stage's map, a quarter of the image's sides.
-
-    Raises:
-        ValueError: if `dim` is odd, half of which are the channels between them.
-    """
-    if dim % 2:
-        raise ValueError(f"dim of the first stage must be even, got {dim}")
-    conv = partial(ConvNorm, stride=2, bias=True, act=act)
-    return OnMap(conv(channels, dim // 2), conv(dim // 2, dim))
 
 
 class BiasedAttention(nn.Module):

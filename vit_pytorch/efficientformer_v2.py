@@ -21,7 +21,7 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_pytorch.efficientformer import STRIDE, stem
+from vit_pytorch.efficientformer import STRIDE
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import (
     NO_INPUTS,
@@ -32,7 +32,15 @@ from vit_pytorch.layers.attention import (
     split_heads,
 )
 from vit_pytorch.layers.blocks import Block, DropPath, drop_path_rates, layer, make_scale
-from vit_pytorch.layers.conv import ConvNorm, FeedForwardNorm, LinearNorm, MapBatchNorm, OnMap, stretch
+from vit_pytorch.layers.conv import (
+    ConvNorm,
+    FeedForwardNorm,
+    LinearNorm,
+    MapBatchNorm,
+    OnMap,
+    quartering_stem,
+    stretch,
+)
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.relative import DistanceBias
 from vit_pytorch.layers.tokens import OneTokenHead, make_classifier
@@ -144,7 +152,7 @@ class EfficientFormerV2(HierarchicalModel):
             )
             return Down(*widths, attention)
 
-        self.stem = stem(channels, dim[0], act="gelu")
+        self.stem = quartering_stem(channels, dim[0], act="gelu")
         ratios = ratios_of_blocks(mlp_ratio, depth)
         rates = drop_path_rates(drop_path, depth)
         for stage in range(count):

@@ -27,11 +27,12 @@ from vit_pytorch.layers.blocks import DropPath, drop_path_rates, layer
 from vit_pytorch.layers.conv import (
     ConvNorm,
     FeedForwardNorm,
-    InvertedBottleneck,
     LinearNorm,
+    LocalMix,
     NormHead,
     OnMap,
-    SqueezeExcite,
+    narrow_stem,
+    subsample,
 )
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
@@ -39,8 +40,8 @@ from vit_pytorch.layers.relative import DistanceBias
 from vit_pytorch.layers.tokens import make_classifier
 from vit_pytorch.layers.windows import crop_map, pad_map, windows
 
-# Convolutions of the stem, each of which halves the image; hidden channels between two stages by channels.
-STEM_DEPTH, EXPANSION = 4, 4
+# Pixels from one cell of the first stage to the next.
+STRIDE = 16
 
 
 class EfficientViT(HierarchicalModel):
@@ -89,26 +90,23 @@ class EfficientViT(HierarchicalModel):
                 "dim, depth and heads must be one for each stage, got "
                 f"{tuple(dim)}, {tuple(depth)} and {tuple(heads)}"
             )
-        if dim[0] % 2 ** (STEM_DEPTH - 1):
-            raise ValueError(f"dim of the first stage must be a multiple of 8, got {dim[0]}")
         if len(kernel_sizes) < max(heads) or any(side % 2 == 0 for side in kernel_sizes):
             raise ValueError(
                 f"kernel_sizes must be odd, one for each of {max(heads)} heads, got {tuple(kernel_sizes)}"
             )
         keys = per_stage("dim_key", dim_key, count, growth=1)
         sides = per_stage("window_size", window_size, count, growth=1)
-        stride = 2**STEM_DEPTH
         super().__init__(
             image_size=pair(image_size),
             num_classes=num_classes,
             dims=dim,
-            strides=[stride * 2**stage for stage in range(count)],
+            strides=[STRIDE * 2**stage for stage in range(count)],
             channels=channels,
         )
-        if min(self.image_size) < stride:
-            raise ValueError(f"image_size must be at least {stride}, got {self.image_size}")
+        if min(self.image_size) < STRIDE:
+            raise ValueError(f"image_size must be at least {STRIDE}, got {self.image_size}")
         # whole cells of the first map, as published tables of biases have them
-        cells = min(self.image_size) // stride
+        cells = min(self.image_size) // STRIDE
         kernel = partial(FusedAttention, attn_dropout)
 
         def local(width: int, rate: float = 0.0, *, gain: float = 1.0) -> LocalMix:
@@ -130,13 +128,7 @@ class EfficientViT(HierarchicalModel):
             around = [local(width, rate, gain=0.0) for _ in range(2)]
             return SandwichBlock(around[0], attention, around[1], drop_path=rate)
 
-        widths = [channels, *(dim[0] // 2**i for i in reversed(range(STEM_DEPTH)))]
-        self.stem = OnMap(
-            *(
-                ConvNorm(*widths[i : i + 2], stride=2, act="relu" if i < STEM_DEPTH - 1 else None)
-                for i in range(STEM_DEPTH)
-            )
-        )
+        self.stem = narrow_stem(channels, dim[0])
         downs = [nn.Sequential(local(one), subsample(one, two), local(two)) for one, two in pairwise(dim)]
         for stage, rates in enumerate(drop_path_rates(drop_path, depth)):
             down = downs[stage - 1] if stage else nn.Identity()
@@ -155,40 +147,6 @@ class EfficientViT(HierarchicalModel):
         like = next(self.parameters())
         head = make_classifier(self.classifier_dim, num_classes, like=like, kind=NormHead)
         return head.train(self.training)
-
-
-def subsample(dim: int, out_dim: int) -> InvertedBottleneck:
-    """Build an inverted bottleneck with squeeze-and-excitation that halves a map."""
-    conv = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1, bias=False)
-    return InvertedBottleneck(
-        dim,
-        out_dim,
-        EXPANSION * dim,
-        depthwise=lambda width: conv(width, width, groups=width),
-        act="relu",
-        excite=partial(SqueezeExcite, hidden_dim=dim, act="relu"),
-    )
-
-
-class LocalMix(nn.Module):
-    """A depth-wise convolution and a feed-forward, each added to its input.
-
-    Args:
-        gain: initial value of the factors of the convolution's batch norm.
-    """
-
-    def __init__(self, dim: int, feedforward: nn.Module, *, gain: float, drop_path: float) -> None:
-        super().__init__()
-        conv = ConvNorm(dim, dim, groups=dim)
-        nn.init.constant_(conv.norm.weight, gain)  # type: ignore[arg-type]
-        self.conv = OnMap(conv)
-        self.feedforward = feedforward
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Transform the map."""
-        x = x + self.drop_path(self.conv(x))
-        return x + self.drop_path(self.feedforward(x))
 
 
 class SandwichBlock(nn.Module):

@@ -30,7 +30,7 @@ from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings, init_linears
 from vit_pytorch.layers.options import per_stage
 from vit_pytorch.layers.patches import pair
 from vit_pytorch.layers.positions import LearnedPositions, Positions, resize_table
-from vit_pytorch.layers.windows import WHOLE, Partition, windows
+from vit_pytorch.layers.windows import WHOLE, Partition, crop_map, pad_map, windows
 
 # Pixels from one cell of the first stage to the next.
 STRIDE = 4
@@ -115,27 +115,20 @@ class Hiera(HierarchicalModel):
                 pools = stage > 0 and index == 0
                 # The first block of a stage attends on the map of the stage before.
                 place = stage - 1 if pools else stage
-                attention = MaskUnitAttention(
-                    dims[place],
-                    dims[stage],
-                    heads=all_heads[stage],
-                    unit=mask_unit_size >> place if place < windowed_stages else None,
-                    pool=pools,
-                    dropout=dropout,
-                )
-                feedforward = FeedForward(dims[stage], int(dims[stage] * mlp_ratio), dropout=dropout)
-                options: dict[str, Any] = {"norm": norm, "layer_scale": layer_scale, "drop_path": rate}
                 blocks.append(
-                    PoolingBlock(
+                    mask_unit_block(
                         dims[place],
                         dims[stage],
-                        attention,
-                        feedforward,
+                        heads=all_heads[stage],
+                        unit=mask_unit_size >> place if place < windowed_stages else None,
+                        pool=pools,
+                        mlp_ratio=mlp_ratio,
                         project_shortcut=project_shortcut,
-                        **options,
+                        dropout=dropout,
+                        norm=norm,
+                        layer_scale=layer_scale,
+                        drop_path=rate,
                     )
-                    if pools
-                    else Block(dims[stage], attention, feedforward, **options)
                 )
             self.stages.append(Stage(nn.Identity(), blocks))
         init_linears(self, partial(nn.init.trunc_normal_, std=0.02))
@@ -148,6 +141,36 @@ class Hiera(HierarchicalModel):
         for stage in self.stages:
             x = stage(x)
         return x.permute(0, 3, 1, 2)
+
+
+def mask_unit_block(
+    dim: int,
+    out_dim: int,
+    *,
+    heads: int,
+    unit: int | None,
+    pool: bool,
+    mlp_ratio: int | float = 4,
+    project_shortcut: bool = True,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Block:
+    """Build a block whose attention is within mask units.
+
+    Args:
+        dim: channels of the map.
+        out_dim: channels of the output.
+        unit: side of a mask unit in cells of the map; None for all cells.
+        pool: halve the map.
+        mlp_ratio: see `Hiera`.
+        project_shortcut: see `Hiera`.
+        options: of `Block`.
+    """
+    attention = MaskUnitAttention(dim, out_dim, heads=heads, unit=unit, pool=pool, dropout=dropout)
+    feedforward = FeedForward(out_dim, int(out_dim * mlp_ratio), dropout=dropout)
+    if not pool:
+        return Block(out_dim, attention, feedforward, **options)
+    return PoolingBlock(dim, out_dim, attention, feedforward, project_shortcut=project_shortcut, **options)
 
 
 class PoolingBlock(Block):
@@ -192,6 +215,8 @@ class PoolingBlock(Block):
 class MaskUnitAttention(nn.Module):
     """Attention within mask units, or among all cells, whose queries may be pooled (section 3.2).
 
+    Cells of zeros fill a map up to whole mask units, and are seen.
+
     Args:
         dim: channels of the map.
         out_dim: channels of the output.
@@ -214,12 +239,14 @@ class MaskUnitAttention(nn.Module):
         self, x: Float[Tensor, "b h w d"], inputs: BlockInputs = NO_INPUTS
     ) -> Float[Tensor, "b y x e"]:
         """Attend from each cell, or from each 2 x 2 cells, to the cells of their mask unit."""
-        grid: Sequence[int] = x.shape[1:3]
-        q, k, v = self.attention.project(self.units.split(x))
+        size: Sequence[int] = x.shape[1:3]
+        padded = pad_map(x, self.units.multiple)
+        grid: Sequence[int] = padded.shape[1:3]
+        q, k, v = self.attention.project(self.units.split(padded))
         if self.pool:
-            q, grid = pool_queries(q, self.units, grid), halved(grid)
+            q, grid, size = pool_queries(q, self.units, grid), halved(grid), halved(size)
         mixed = self.attention.merge(self.attention.attend(q, k, v, inputs))
-        return self.pooled_units.merge(mixed, grid)
+        return crop_map(self.pooled_units.merge(mixed, grid), size)
 
 
 @fx_leaf
@@ -271,11 +298,13 @@ class MaskUnitPositions(Positions):
     Args:
         grid: rows and columns of the table that is stretched.
         unit: side of a mask unit.
+        antialias: interpolate by Pillow's cubic kernel, which low-passes where the table shrinks.
     """
 
-    def __init__(self, grid: Sequence[int], unit: int, dim: int) -> None:
+    def __init__(self, grid: Sequence[int], unit: int, dim: int, *, antialias: bool = True) -> None:
         super().__init__(grid)
         self.unit = (unit, unit)
+        self.antialias = antialias
         self.table = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], dim))
         self.within = nn.Parameter(torch.empty(1, unit * unit, dim))
         # The sum of two has the variance of one.
@@ -283,15 +312,16 @@ class MaskUnitPositions(Positions):
 
     def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of a map's cells."""
-        return stretched(self.table, self.grid, grid) + tiled(self.within, self.unit, grid)
+        table = stretched(self.table, self.grid, grid, antialias=self.antialias)
+        return table + tiled(self.within, self.unit, grid)
 
 
 @fx_leaf
 def stretched(
-    table: Float[Tensor, "1 n d"], own: Sequence[int], grid: Sequence[int]
+    table: Float[Tensor, "1 n d"], own: Sequence[int], grid: Sequence[int], *, antialias: bool
 ) -> Float[Tensor, "1 m d"]:
     """Interpolate a table to the cells of a map."""
-    return resize_table(table, own, tuple(grid))
+    return resize_table(table, own, tuple(grid), antialias=antialias)
 
 
 @fx_leaf

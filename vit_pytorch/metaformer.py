@@ -20,14 +20,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vit_pytorch.hierarchical import HierarchicalModel, Stage
 from vit_pytorch.layers.attention import NO_INPUTS, Attention, BlockInputs, FusedAttention, head_dim
 from vit_pytorch.layers.blocks import Block, FeedForward, drop_path_rates, layer, make_scale
-from vit_pytorch.layers.conv import MeanOfNeighbours, OnMap
+from vit_pytorch.layers.conv import MapGroupNorm, MeanOfNeighbours, OnMap
 from vit_pytorch.layers.init import init_linears
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import pair
@@ -181,26 +180,6 @@ def mlp_head(dim: int, num_classes: int, *, ratio: float) -> FeedForward:
     """Build a classifier of two layers, with squared ReLU and LayerNorm between them."""
     norm = partial(nn.LayerNorm, eps=EPS)
     return FeedForward(dim, int(dim * ratio), act="relu2", sub_norm=norm, out_dim=num_classes)
-
-
-class MapGroupNorm(nn.GroupNorm):
-    """Norm of all cells and channels of a channels-last map together (PoolFormer, arXiv:2111.11418, 3.2).
-
-    Args:
-        bias: use a bias.
-    """
-
-    def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True) -> None:
-        super().__init__(1, dim, eps=eps)
-        if not bias:
-            self.register_parameter("bias", None)
-
-    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Normalise every map."""
-        x = x.permute(0, 3, 1, 2)
-        # Not by `nn.functional`, whose check of sizes a trace would keep.
-        x = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return x.permute(0, 2, 3, 1)
 
 
 class SeparableConv(FeedForward):

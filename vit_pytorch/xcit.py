@@ -15,11 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import pi
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,18 +27,15 @@ from vit_pytorch.layers.attention import (
     Attention,
     BlockInputs,
     CrossAttention,
+    CrossCovariance,
     FusedAttention,
     Ids,
-    Queries,
     head_dim,
 )
 from vit_pytorch.layers.blocks import Block, DropPath, FeedForward, LayerScale, layer
-from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.options import check_choice
 from vit_pytorch.layers.patches import ConvStem, PatchEmbed, PatchGrid, PrefixTokens, pair
-from vit_pytorch.layers.positions import LearnedPositions, Positions
-
-WAVES = 32
+from vit_pytorch.layers.positions import FourierPositions, LearnedPositions
 
 
 class XCiT(IsotropicModel):
@@ -165,29 +160,6 @@ class XCiT(IsotropicModel):
         }
 
 
-class CrossCovariance(nn.Module):
-    """softmax(k^T q * temperature) over channels, applied to the values (section 3.2, equation 2).
-
-    Queries and keys are scaled to length 1 over the tokens. The weights of a head are a square of its
-    dimension, whatever the number of tokens.
-
-    Args:
-        heads: number of heads, each with a learned temperature that starts at 1.
-    """
-
-    def __init__(self, heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.weights = nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, q: Queries, k: Queries, v: Queries, mask: None = None) -> Queries:
-        """Attend from each channel of a head to all channels of that head."""
-        q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
-        weights = (q.mT @ k * self.temperature).softmax(dim=-1)
-        return v @ self.dropout(self.weights(weights)).mT
-
-
 class LocalPatchInteraction(nn.Module):
     """Two depth-wise convolutions with GELU and batch norm between them (section 3.3).
 
@@ -281,47 +253,3 @@ class ClassBlock(Block):
         token = x[:, :1] if self.tokens_norm else self.norm2(x[:, :1])
         token = token + self.scale2(self.feedforward(token))
         return torch.cat([token, 2 * x[:, 1:]], dim=1)
-
-
-class FourierPositions(Positions):
-    """Fixed waves over the grid, projected to the token dimension (see `fourier_table`).
-
-    Positions are relative to the size of the input, so an input of any size has them.
-    """
-
-    def __init__(self, grid: Sequence[int], dim: int) -> None:
-        super().__init__(grid)
-        self.proj = nn.Linear(2 * WAVES, dim)
-        init_xavier(self.proj)
-        self.register_computed()
-
-    def compute_buffers(self) -> dict[str, Tensor]:
-        """Return the waves over the largest grid."""
-        return {"table": fourier_table(self.grid)}
-
-    def forward(
-        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        """Add the embeddings to the patches, of which there are no prefix tokens before."""
-        return tokens + self.table_for(self.grid if grid is None else grid)
-
-    def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
-        """Return the embeddings of a grid's cells."""
-        return self.proj(self.table if tuple(grid) == self.grid else fourier_table(grid).to(self.table))
-
-
-def fourier_table(grid: Sequence[int], *, temperature: float = 10_000.0) -> Float[Tensor, "1 n e"]:
-    """Compute sines and cosines of the positions of a grid's cells, 32 for the row, then 32 for the column.
-
-    Positions go up to 2 pi at the last cell; sine and cosine alternate, and frequencies fall geometrically
-    from 1 towards 1 / temperature.
-    """
-    frequency = temperature ** -(torch.arange(0, WAVES, 2, dtype=torch.float64) / WAVES)
-    waves = []
-    for extent in grid:
-        position = torch.arange(1, extent + 1, dtype=torch.float64) / (extent + 1e-6) * 2 * pi
-        angle = position[:, None] * frequency
-        waves.append(torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1))
-    rows, columns = (len(wave) for wave in waves)
-    y, x = waves[0][:, None].expand(-1, columns, -1), waves[1].expand(rows, -1, -1)
-    return torch.cat([y, x], dim=2).flatten(0, 1)[None].float()

@@ -21,7 +21,8 @@ from tests.papers.reference import (
 )
 from vit_pytorch import create_model, list_models, load_pretrained
 from vit_pytorch.layers.blocks import DropPath, FeedForward
-from vit_pytorch.metaformer import MapGroupNorm, MetaFormer, SeparableConv
+from vit_pytorch.layers.conv import MapGroupNorm
+from vit_pytorch.metaformer import MetaFormer, SeparableConv
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
 from vit_pytorch.training.optim import parameter_groups

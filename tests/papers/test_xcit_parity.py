@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tests.papers.family import Family, Named
 from tests.papers.reference import TOLERANCE, difference, images, randomise, shapes_only
 from vit_pytorch import list_models, load_pretrained
-from vit_pytorch.layers.attention import BlockInputs
+from vit_pytorch.layers.attention import BlockInputs, CrossCovariance
 from vit_pytorch.layers.blocks import DropPath
+from vit_pytorch.layers.positions import FourierPositions
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
-from vit_pytorch.xcit import CrossCovariance, FourierPositions, LocalPatchInteraction, XCiT
+from vit_pytorch.xcit import LocalPatchInteraction, XCiT
 
 SMALL = {"image_size": 48, "patch_size": 8, "num_classes": 7, "dim": 48, "depth": 3, "heads": 3}
 OURS = {**SMALL, "cls_depth": 2, "mlp_dim": 192}

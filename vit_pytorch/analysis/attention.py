@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from vit_pytorch.analysis.flow import normalise_rows, read_out, rollout_of_maps
 from vit_pytorch.analysis.layout import Map, TokenLayout, in_single, upsample
+from vit_pytorch.layers.attention import CrossCovariance
 from vit_pytorch.layers.wrapper import eval_mode
 from vit_pytorch.recorder import Recorder
-from vit_pytorch.xcit import CrossCovariance
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class Range:
 # Largest sizes are far above any model's, and small enough that building one ends.
 INTEGERS: Mapping[str, Range] = {
     r"num_classes": Range(0, 2**24),
-    r"causal_dims|output_pos_add_pos_emb|interactions|pathways|patch_pathway_id": Range(0, 1024),
+    r"causal_dims|output_pos_add_pos_emb|interactions|pathways|patch_pathway_id|global_depth": Range(0, 1024),
+    r"attending_dim": Range(0, 2**16),
     r"num_register_(tokens|slots)|num_advantage_bins|spec_pad": Range(0, 2**16),
     r"num_registers|num_memories_per_layer|num_local_crops|freeze_last_layer|merged|(.*_)?padding": Range(
         0, 2**16

@@ -229,6 +229,29 @@ class TalkingHeads(nn.Module):
         return self.dropout(self.mixed(weights)) @ v
 
 
+class CrossCovariance(nn.Module):
+    """softmax(k^T q * temperature) over channels, applied to the values (XCiT, arXiv:2106.09681, eq. 2).
+
+    Queries and keys are scaled to length 1 over the tokens. The weights of a head are a square of its
+    dimension, whatever the number of tokens.
+
+    Args:
+        heads: number of heads, each with a learned temperature that starts at 1.
+    """
+
+    def __init__(self, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.weights = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, q: Queries, k: Queries, v: Queries, mask: None = None) -> Queries:
+        """Attend from each channel of a head to all channels of that head."""
+        q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
+        weights = (q.mT @ k * self.temperature).softmax(dim=-1)
+        return v @ self.dropout(self.weights(weights)).mT
+
+
 def split_heads(x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b h n e"]:
     """Split the channels into heads."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)

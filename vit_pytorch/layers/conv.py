@@ -68,6 +68,26 @@ class MapNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class MapGroupNorm(nn.GroupNorm):
+    """Norm of all cells and channels of a channels-last map together (PoolFormer, arXiv:2111.11418, 3.2).
+
+    Args:
+        bias: use a bias.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__(1, dim, eps=eps)
+        if not bias:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Normalise every map."""
+        x = x.permute(0, 3, 1, 2)
+        # Not by `nn.functional`, whose check of sizes a trace would keep.
+        x = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return x.permute(0, 2, 3, 1)
+
+
 class TokenNorm(nn.BatchNorm1d):
     """Batch norm of vectors; in training, a single one, without statistics, is served by earlier batches'."""
 
@@ -398,6 +418,68 @@ def conv_stem(
         activation(act),
         nn.Conv2d(dims[0], dims[1], 3, padding=1, bias=bias[1]),
     )
+
+
+def quartering_stem(channels: int, dim: int, *, act: str) -> OnMap:
+    """Build two convolutions with batch norm that give the first stage's map, a quarter of the image's sides.
+
+    Raises:
+        ValueError: if `dim` is odd, half of which are the channels between them.
+    """
+    if dim % 2:
+        raise ValueError(f"dim of the first stage must be even, got {dim}")
+    conv = partial(ConvNorm, stride=2, bias=True, act=act)
+    return OnMap(conv(channels, dim // 2), conv(dim // 2, dim))
+
+
+def narrow_stem(channels: int, dim: int) -> OnMap:
+    """Build four convolutions with batch norm, each of which halves the image, and doubles the channels.
+
+    Raises:
+        ValueError: if `dim`, of the last, is no multiple of 8.
+    """
+    if dim % 8:
+        raise ValueError(f"dim of the first stage must be a multiple of 8, got {dim}")
+    widths = [channels, dim // 8, dim // 4, dim // 2, dim]
+    acts = ("relu", "relu", "relu", None)
+    return OnMap(*(ConvNorm(*widths[i : i + 2], stride=2, act=act) for i, act in enumerate(acts)))
+
+
+def subsample(dim: int, out_dim: int) -> InvertedBottleneck:
+    """Build an inverted bottleneck with squeeze-and-excitation that halves a map.
+
+    EfficientViT, arXiv:2305.07027, section 3.
+    """
+    conv = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1, bias=False)
+    return InvertedBottleneck(
+        dim,
+        out_dim,
+        4 * dim,
+        depthwise=lambda width: conv(width, width, groups=width),
+        act="relu",
+        excite=partial(SqueezeExcite, hidden_dim=max(8, (dim + 4) // 8 * 8), act="relu"),
+    )
+
+
+class LocalMix(nn.Module):
+    """A depth-wise convolution and a feed-forward, each added to its input.
+
+    Args:
+        gain: initial value of the factors of the convolution's batch norm.
+    """
+
+    def __init__(self, dim: int, feedforward: nn.Module, *, gain: float, drop_path: float) -> None:
+        super().__init__()
+        conv = ConvNorm(dim, dim, groups=dim)
+        nn.init.constant_(conv.norm.weight, gain)  # type: ignore[arg-type]
+        self.conv = OnMap(conv)
+        self.feedforward = feedforward
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Transform the map."""
+        x = x + self.drop_path(self.conv(x))
+        return x + self.drop_path(self.feedforward(x))
 
 
 class MBConv(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import pi, prod
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,10 +16,12 @@ from torch.fx import Proxy
 
 from vit_pytorch.layers.attention import BlockInputs, Keys, Queries, jit_is_tracing
 from vit_pytorch.layers.blocks import fx_leaf, static_size
-from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings
+from vit_pytorch.layers.init import EMBEDDING_STD, init_embeddings, init_xavier
 from vit_pytorch.layers.offsets import crop_cells, resize_axis
 from vit_pytorch.layers.options import Option
 
+# Waves of each axis of `fourier_table`.
+WAVES = 32
 INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
 
 
@@ -366,6 +368,58 @@ class SinCosPositions(Positions):
 
 # Names of the tables of factorised positions.
 TABLES = ("frames", "rows", "columns")
+
+
+class FourierPositions(Positions):
+    """Fixed waves over the grid, projected to the token dimension (XCiT, arXiv:2106.09681, section 3.4).
+
+    Positions are relative to the size of the input, so an input of any size has them.
+    """
+
+    def __init__(self, grid: Sequence[int], dim: int) -> None:
+        super().__init__(grid)
+        self.proj = nn.Linear(2 * WAVES, dim)
+        init_xavier(self.proj)
+        self.register_computed()
+
+    def compute_buffers(self) -> dict[str, Tensor]:
+        """Return the waves over the largest grid."""
+        return {"table": fourier_table(self.grid)}
+
+    def forward(
+        self, tokens: Float[Tensor, "b n d"], *, prefix: int | None = None, grid: Sequence[int] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Add the embeddings to the patches, of which there are no prefix tokens before."""
+        return tokens + self.table_for(self.grid if grid is None else grid)
+
+    def table_for(self, grid: Sequence[int]) -> Float[Tensor, "1 n d"]:
+        """Return the embeddings of a grid's cells."""
+        return self.proj(fitting_waves(self.table, self.grid, grid))
+
+
+@fx_leaf
+def fitting_waves(
+    table: Float[Tensor, "1 n e"], own: Sequence[int], grid: Sequence[int]
+) -> Float[Tensor, "1 m e"]:
+    """Return the waves over a grid: the table, which is that of one grid, or computed ones."""
+    return table if is_same_grid(grid, own) else fourier_table(grid).to(table)
+
+
+def fourier_table(grid: Sequence[int], *, temperature: float = 10_000.0) -> Float[Tensor, "1 n e"]:
+    """Compute sines and cosines of the positions of a grid's cells, 32 for the row, then 32 for the column.
+
+    Positions go up to 2 pi at the last cell; sine and cosine alternate, and frequencies fall geometrically
+    from 1 towards 1 / temperature.
+    """
+    frequency = temperature ** -(torch.arange(0, WAVES, 2, dtype=torch.float64) / WAVES)
+    waves = []
+    for extent in grid:
+        position = torch.arange(1, extent + 1, dtype=torch.float64) / (extent + 1e-6) * 2 * pi
+        angle = position[:, None] * frequency
+        waves.append(torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1))
+    rows, columns = (len(wave) for wave in waves)
+    y, x = waves[0][:, None].expand(-1, columns, -1), waves[1].expand(rows, -1, -1)
+    return torch.cat([y, x], dim=2).flatten(0, 1)[None].float()
 
 
 class FactorisedPositions(Positions):

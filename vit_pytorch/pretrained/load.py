@@ -351,12 +351,13 @@ def _fit_classifier(model: VisionModel, state: dict[str, Tensor]) -> tuple[list[
     last = classifier_layers(model)
     found = [state.get(f"{layer}.weight") for layer in last]
     rows = {0 if tensor is None else len(tensor) if tensor.ndim else 1 for tensor in found}
-    if rows == {model.num_classes} if own else not theirs:
-        return [], []
     wanted = model.state_dict()
     # A norm behind the pooling begins with the classifier, in models that were trained without either.
     after = {key: wanted[key] for key in wanted if key.startswith("fc_norm.")}
-    if own and not theirs and not any(key in state for key in after):
+    begins = not theirs and not any(key in state for key in after)
+    if rows == {model.num_classes} if own else not theirs and not (begins and after):
+        return [], []
+    if begins:
         own |= after
     # What comes before the layers of logits does not depend on the classes.
     before = {key for key in own if key in state and key.rpartition(".")[0] not in last}

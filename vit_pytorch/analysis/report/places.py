@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vit_pytorch.base import VisionModel
 from vit_pytorch.coat import CoaT
 from vit_pytorch.isotropic import IsotropicModel
+from vit_pytorch.layers.attention import CrossCovariance
 from vit_pytorch.recorder import Recording
-from vit_pytorch.xcit import CrossCovariance
 
 Grid = tuple[int, int]
 

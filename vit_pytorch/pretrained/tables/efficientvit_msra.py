@@ -9,28 +9,51 @@ BLOCK, DOWN, THEIR_DOWN = "stages.{i}.blocks.{j}", "stages.{i}.down", "stages.{i
 ATTENTION, MIXER = f"{BLOCK}.attention", f"{BLOCK}.mixer.m"
 
 
-def _conv(ours: str, theirs: str) -> tuple[Rule, ...]:
+def conv_norm(ours: str, theirs: str, conv: str = "conv") -> tuple[Rule, ...]:
     """Return the rules of a convolution with batch norm."""
     return (
-        Rule(f"{ours}.conv.weight", f"{theirs}.conv.weight"),
+        Rule(f"{ours}.conv.weight", f"{theirs}.{conv}.weight"),
         Rule(f"{ours}.norm.{{name}}", f"{theirs}.bn.{{name}}"),
     )
 
 
-def _linear(ours: str, theirs: str) -> tuple[Rule, ...]:
+def linear_norm(ours: str, theirs: str, conv: str = "conv") -> tuple[Rule, ...]:
     """Return the rules of a linear layer with batch norm, a convolution of theirs."""
     return (
-        Rule(f"{ours}.linear.weight", f"{theirs}.conv.weight", POINTWISE),
+        Rule(f"{ours}.linear.weight", f"{theirs}.{conv}.weight", POINTWISE),
         Rule(f"{ours}.norm.{{name}}", f"{theirs}.bn.{{name}}"),
     )
 
 
-def _local(ours: str, conv: str, feedforward: str) -> tuple[Rule, ...]:
-    """Return the rules of a depth-wise convolution and a feed-forward."""
+def local_mix(ours: str, theirs: tuple[str, str], conv: str = "conv") -> tuple[Rule, ...]:
+    """Return the rules of a depth-wise convolution and a feed-forward.
+
+    Args:
+        theirs: their names of each.
+        conv: their name of a convolution with batch norm.
+    """
     return (
-        *_conv(f"{ours}.conv.layers.0", f"{conv}.m"),
-        *_linear(f"{ours}.feedforward.to_hidden", f"{feedforward}.m.pw1"),
-        *_linear(f"{ours}.feedforward.to_out", f"{feedforward}.m.pw2"),
+        *conv_norm(f"{ours}.conv.layers.0", f"{theirs[0]}.m", conv),
+        *linear_norm(f"{ours}.feedforward.to_hidden", f"{theirs[1]}.m.pw1", conv),
+        *linear_norm(f"{ours}.feedforward.to_out", f"{theirs[1]}.m.pw2", conv),
+    )
+
+
+def subsampling(ours: str, theirs: str, conv: str = "conv") -> tuple[Rule, ...]:
+    """Return the rules of an inverted bottleneck that halves the map."""
+    inner = f"{ours}.depthwise.layers"
+    return (
+        Rule(f"{ours}.expand.weight", f"{theirs}.conv1.{conv}.weight", POINTWISE),
+        Rule(f"{inner}.0.{{name}}", f"{theirs}.conv1.bn.{{name}}"),
+        Rule(f"{inner}.2.weight", f"{theirs}.conv2.{conv}.weight"),
+        Rule(f"{inner}.3.{{name}}", f"{theirs}.conv2.bn.{{name}}"),
+        *(
+            Rule(f"{inner}.5.{gate}.{kind}", f"{theirs}.se.{their_gate}.{kind}", *how)
+            for gate, their_gate in (("squeeze", "fc1"), ("excite", "fc2"))
+            for kind, *how in (("weight", POINTWISE), ("bias",))
+        ),
+        Rule(f"{ours}.project.weight", f"{theirs}.conv3.{conv}.weight", POINTWISE),
+        Rule(f"{ours}.norm.layers.0.{{name}}", f"{theirs}.conv3.bn.{{name}}"),
     )
 
 
@@ -39,30 +62,16 @@ TIMM = Format(
     name="timm",
     marks=("stages.0.blocks.0.mixer.m.attn.qkvs.0.conv.weight",),
     rules=(
-        *(rule for k in range(4) for rule in _conv(f"stem.layers.{k}", f"patch_embed.conv{k + 1}")),
-        *_local(f"{DOWN}.0", f"{THEIR_DOWN}.res1.0", f"{THEIR_DOWN}.res1.1"),
-        Rule(f"{DOWN}.1.expand.weight", f"{THEIR_DOWN}.patchmerge.conv1.conv.weight", POINTWISE),
-        Rule(f"{DOWN}.1.depthwise.layers.0.{{name}}", f"{THEIR_DOWN}.patchmerge.conv1.bn.{{name}}"),
-        Rule(f"{DOWN}.1.depthwise.layers.2.weight", f"{THEIR_DOWN}.patchmerge.conv2.conv.weight"),
-        Rule(f"{DOWN}.1.depthwise.layers.3.{{name}}", f"{THEIR_DOWN}.patchmerge.conv2.bn.{{name}}"),
-        *(
-            Rule(
-                f"{DOWN}.1.depthwise.layers.5.{ours}.{kind}",
-                f"{THEIR_DOWN}.patchmerge.se.{theirs}.{kind}",
-                *how,
-            )
-            for ours, theirs in (("squeeze", "fc1"), ("excite", "fc2"))
-            for kind, *how in (("weight", POINTWISE), ("bias",))
-        ),
-        Rule(f"{DOWN}.1.project.weight", f"{THEIR_DOWN}.patchmerge.conv3.conv.weight", POINTWISE),
-        Rule(f"{DOWN}.1.norm.layers.0.{{name}}", f"{THEIR_DOWN}.patchmerge.conv3.bn.{{name}}"),
-        *_local(f"{DOWN}.2", f"{THEIR_DOWN}.res2.0", f"{THEIR_DOWN}.res2.1"),
-        *_local(f"{BLOCK}.before", f"{BLOCK}.dw0", f"{BLOCK}.ffn0"),
-        *_linear(f"{ATTENTION}.heads.{{k}}.to_qkv", f"{MIXER}.attn.qkvs.{{k}}"),
-        *_conv(f"{ATTENTION}.heads.{{k}}.conv.layers.0", f"{MIXER}.attn.dws.{{k}}"),
-        *_linear(f"{ATTENTION}.to_out", f"{MIXER}.attn.proj.1"),
+        *(rule for k in range(4) for rule in conv_norm(f"stem.layers.{k}", f"patch_embed.conv{k + 1}")),
+        *local_mix(f"{DOWN}.0", (f"{THEIR_DOWN}.res1.0", f"{THEIR_DOWN}.res1.1")),
+        *subsampling(f"{DOWN}.1", f"{THEIR_DOWN}.patchmerge"),
+        *local_mix(f"{DOWN}.2", (f"{THEIR_DOWN}.res2.0", f"{THEIR_DOWN}.res2.1")),
+        *local_mix(f"{BLOCK}.before", (f"{BLOCK}.dw0", f"{BLOCK}.ffn0")),
+        *linear_norm(f"{ATTENTION}.heads.{{k}}.to_qkv", f"{MIXER}.attn.qkvs.{{k}}"),
+        *conv_norm(f"{ATTENTION}.heads.{{k}}.conv.layers.0", f"{MIXER}.attn.dws.{{k}}"),
+        *linear_norm(f"{ATTENTION}.to_out", f"{MIXER}.attn.proj.1"),
         Rule(f"{ATTENTION}.bias.table", f"{MIXER}.attn.attention_biases"),
-        *_local(f"{BLOCK}.after", f"{BLOCK}.dw1", f"{BLOCK}.ffn1"),
+        *local_mix(f"{BLOCK}.after", (f"{BLOCK}.dw1", f"{BLOCK}.ffn1")),
         Rule("head.norm.{name}", "head.bn.{name}"),
         Rule("head.linear.{p}", "head.linear.{p}"),
     ),

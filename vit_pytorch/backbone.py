@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vit_pytorch.base import VisionModel, resolve_indices
 from vit_pytorch.layers.wrapper import eval_mode
@@ -110,8 +112,17 @@ class Backbone(nn.Module):
         images = torch.zeros(
             1, self.model.channels, *self.model.image_size, device=like.device, dtype=like.dtype
         )
-        with torch.enable_grad(), eval_mode(self.model), called_modules(self.model) as called:
-            used = leaves(self(images))
+        with torch.inference_mode(False), torch.enable_grad():
+            # frozen parameters count as well, and those that were built in inference mode
+            state = {
+                name: (tensor.clone() if tensor.is_inference() else tensor).detach()
+                for name, tensor in chain(self.named_parameters(), self.named_buffers())
+            }
+            for name, _ in self.named_parameters():
+                state[name].requires_grad_(state[name].is_floating_point())
+            with eval_mode(self.model), called_modules(self.model) as called:
+                found = leaves(functional_call(self, state, (torch.zeros_like(images),)))
+        used = {id(parameter) for name, parameter in self.named_parameters() if id(state[name]) in found}
         for parameter in self.model.parameters():
             if parameter.requires_grad and id(parameter) not in used:
                 parameter.requires_grad_(False)

@@ -6,7 +6,7 @@ What projects their tokens to the width of the language model, and that model, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "blocks.{i}"
 QKV = "blocks.0.attn.qkv.weight"
+# timm's names of what projects tokens to the width of the language model.
+PROJECTORS = ("merger.fc1.weight", "aligner.fc1.weight")
 
 # A convolution of two equal frames as that of one image.
 FRAMES = Transform(
@@ -35,9 +37,10 @@ FLAT = Transform(
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder(Format):
-    """timm's layout of a classifier of such a tower, `encoder`, which differs from others by what is missing.
+    """timm's layout of such a tower, and of a classifier with the tower as `encoder`.
 
-    Qwen3-VL has positions and no final norm, DeepSeek-V4 a final norm without a bias and no positions.
+    The classifier's differs from others by what is missing: Qwen3-VL has positions and no final norm,
+    DeepSeek-V4 a final norm without a bias and no positions.
     """
 
     def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -46,21 +49,18 @@ class Encoder(Format):
         See `Format.strip_prefix`.
         """
         bare = super().strip_prefix(state)
-        if bare is None or {"encoder.norm.bias", "encoder.cls_token"} & bare.keys():
+        if bare is None:
+            return Format.strip_prefix(replace(self, marks=PROJECTORS), state)
+        if {"encoder.norm.bias", "encoder.cls_token"} & bare.keys():
             return None
         return bare if ("encoder.pos_embed" in bare) != ("encoder.norm.weight" in bare) else None
 
-
-class Projected(Format):
-    """timm's layout of a tower with its projector, which is read without it."""
-
-    def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Refuse to write what would lack the projector.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"a model without a projector cannot be {self.name}: write it as {TIMM.name!r}")
+    def read(self, state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+        """Translate a state dict to our names; a classifier of what a projector gives is not the model's."""
+        projected = any(f"encoder.{name}" in state for name in PROJECTORS)
+        beside = [name for name in state if projected and name.startswith("head.")]
+        found, unused = super().read({key: t for key, t in state.items() if key not in beside}, model)
+        return found, [*unused, *beside]
 
 
 def _rules(root: str) -> tuple[Rule, ...]:
@@ -76,17 +76,10 @@ def _rules(root: str) -> tuple[Rule, ...]:
 TIMM = Encoder(
     name="timm encoder",
     marks=(f"encoder.{QKV}",),
+    unused=tuple(f"{root}{name}.{{name}}" for root in ("encoder.", "") for name in ("merger", "aligner")),
     rotary=(HalvedAxialRotary, HalvedRotary.kind),
     theta=HalvedRotary.theta,
-    rules=(*_rules("encoder."), Rule("head.{p}", "head.{p}")),
-)
-TIMM_PROJECTED = Projected(
-    name="timm encoder with projector",
-    marks=("merger.fc1.weight", "aligner.fc1.weight"),
-    unused=("merger.{name}", "aligner.{name}"),
-    rotary=TIMM.rotary,
-    theta=TIMM.theta,
-    rules=_rules(""),
+    rules=(*_rules("encoder."), Rule("head.{p}", "head.{p}"), *_rules("")),
 )
 QWEN3 = Format(
     name="transformers Qwen3-VL",
@@ -119,4 +112,4 @@ DEEPSEEK = Format(
         *_rules(""),
     ),
 )
-FORMATS = (TIMM_PROJECTED, QWEN3, DEEPSEEK, TIMM)
+FORMATS = (QWEN3, DEEPSEEK, TIMM)

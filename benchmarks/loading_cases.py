@@ -21,6 +21,7 @@ from vit_pytorch.pretrained.tables import tables as all_tables
 FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
     "ViT": (plain.vit, plain.language_towers, positions.rotary, positions.beit, positions.hybrid),
     "ViTamin": (positions.vitamin,),
+    "Gemma4ViT": (plain.gemma4,),
     "DistillableViT": (plain.distilled,),
     "ViT3D": (nd.videos,),
     "ViT1D": (nd.signals,),

@@ -325,6 +325,37 @@ def language_towers() -> Iterator[Case]:
     )
 
 
+def gemma4() -> Iterator[Case]:
+    """Compare with timm's classifier, and with transformers' scaled mean of groups of 2 x 2 tokens."""
+    sizes = {"patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16}
+    build = ours("Gemma4ViT", **sizes, image_size=48, mlp_dim=96, positions=9)
+    sizes = {"patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3, "head_dim": 16}
+    more = {"intermediate_size": 96, "position_embedding_size": 9, "standardize": True}
+    model = theirs("timm.models.gemma4_vit", "Gemma4VitClassifier", **sizes, **more)
+    yield against("timm", "timm `Gemma4VitClassifier`", build, model, 48, 48)
+    sizes = {"patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "pooling_kernel_size": 2}
+    more = {"intermediate_size": 96, "position_embedding_size": 9}
+    other = theirs(
+        "transformers", "Gemma4VisionModel", config_of("Gemma4VisionConfig", **sizes, **heads, **more)
+    )
+    x = images(48, 48)
+    patches = x.unflatten(3, (6, 8)).unflatten(2, (6, 8)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    places = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flip(-1).expand(len(x), -1, -1)
+    bare = {"num_classes": 0, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16, "patch_size": 8}
+    yield Case(
+        format="transformers",
+        reference="transformers `Gemma4VisionModel`",
+        build=ours("Gemma4ViT", **bare, image_size=48, mlp_dim=96, positions=9),
+        checkpoint=other.state_dict(),
+        inputs=x,
+        outputs=other(patches, places).last_hidden_state.unflatten(0, (len(x), -1)) / 48**0.5,
+        call=lambda model, inputs: (
+            model.forward_features(inputs).unflatten(1, (3, 2, 3, 2)).mean(dim=(2, 4)).flatten(1, 2)
+        ),
+    )
+
+
 def npz() -> Iterator[Case]:
     """Compare with timm's own reader of Google's files."""
     for name in ("vit_jax", "big_vision"):

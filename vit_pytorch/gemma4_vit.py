@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vit_pytorch.isotropic import IsotropicModel
 from vit_pytorch.layers.attention import (
@@ -34,7 +35,6 @@ from vit_pytorch.layers.blocks import Block, drop_path_rate, fx_leaf, is_tracing
 from vit_pytorch.layers.init import init_xavier
 from vit_pytorch.layers.norm import RMSNorm
 from vit_pytorch.layers.patches import PatchEmbed, PatchGrid, pair
-from vit_pytorch.layers.position_options import position_inputs
 from vit_pytorch.layers.positions import FactorisedPositions
 from vit_pytorch.layers.rotary import AxialRotary, rotate
 
@@ -54,6 +54,9 @@ class Gemma4ViT(IsotropicModel):
         ValueError: if `dim_head` is no multiple of 4, or the image has more rows or columns than `positions`.
     """
 
+    positions: FactorisedPositions
+    # There are patches alone.
+    num_prefix_tokens = 0
     undecayed = IsotropicModel.undecayed + r"|^positions\."
 
     def __init__(
@@ -94,7 +97,7 @@ class Gemma4ViT(IsotropicModel):
                 NormedAttention(
                     dim, heads, dim_head, norm=norm, linear=linear, dropout=dropout, attn_dropout=attn_dropout
                 ),
-                GatedFeedForward(dim, mlp_dim, linear=linear, dropout=dropout),
+                GatedMLP(dim, mlp_dim, linear=linear, dropout=dropout),
                 norm=norm,
                 drop_path=drop_path_rate(drop_path, index, depth),
             )
@@ -108,22 +111,26 @@ class Gemma4ViT(IsotropicModel):
         super().check_images(images)
         if is_tracing(images):
             return
-        assert isinstance(self.positions, FactorisedPositions)
         grid, most = self.grid.fit(images.shape[2:]), self.positions.grid
         if grid[0] > most[0] or grid[1] > most[1]:
             raise ValueError(f"rows and columns of patches must be at most {most}, got {tuple(grid)}")
 
     def forward_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Return the patches' tokens, which have no final norm."""
-        tokens = self.embed(images)
-        inputs = self.block_inputs(self.grid.fit(images.shape[2:]))
+        self.check_images(images)
+        grid = self.grid.fit(images.shape[2:])
+        tokens = self.dropout(self.positions(self.patch_embed(images), grid=grid))
+        inputs = self.block_inputs(grid)
         for block in self.blocks:
             tokens = block(tokens, inputs)
         return tokens
 
     def block_inputs(self, grid: Sequence[int], ids_keep: Tensor | None = None) -> BlockInputs:
         """Return the extra inputs of each block: rotations by the patches' columns and rows."""
-        return position_inputs(super().block_inputs(grid, ids_keep), self.rotary, None)
+        # Rotations are computed outside the graph of FX, which has those of the customary input.
+        traced = any(isinstance(extent, Proxy) for extent in grid)
+        rotation = self.rotary(self.grid.shape if traced else grid, 0, ids_keep)
+        return BlockInputs(tuple(grid), 0, ids_keep, rotation=rotation)
 
 
 class CenteredPatchEmbed(PatchEmbed):
@@ -208,7 +215,7 @@ def rotate_axes(x: Queries, rotation: Float[Tensor, "*s n f 2"]) -> Queries:
     return torch.cat([rotate(part, turn, halves=True) for part, turn in parts], dim=-1)
 
 
-class GatedFeedForward(nn.Module):
+class GatedMLP(nn.Module):
     """Two linear layers, the first one's outputs gated by GELU of another one's.
 
     Args:

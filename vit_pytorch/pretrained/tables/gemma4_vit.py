@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_pytorch.gemma4_vit import NO_LIMIT, Clip
-from vit_pytorch.pretrained.rules import Format, Reference, Rule, Transform, own_format
+from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
 
 BLOCK = "blocks.{i}"
 # Embeddings of columns, then of rows.
@@ -114,29 +114,3 @@ TRANSFORMERS = Format(
     ),
 )
 FORMATS = (OURS, TIMM, TRANSFORMERS)
-_COMMON = {"patch_size": 8, "num_classes": 7, "depth": 2}
-REFERENCES = (
-    Reference(
-        format="timm",
-        name="timm.models.gemma4_vit.Gemma4VitClassifier",
-        theirs={
-            **_COMMON,
-            "img_size": (32, 48),
-            "embed_dim": 48,
-            "num_heads": 3,
-            "head_dim": 16,
-            "intermediate_size": 96,
-            "position_embedding_size": 9,
-            "standardize": True,
-        },
-        ours={
-            **_COMMON,
-            "image_size": (32, 48),
-            "dim": 48,
-            "heads": 3,
-            "dim_head": 16,
-            "mlp_dim": 96,
-            "positions": 9,
-        },
-    ),
-)

@@ -19,8 +19,9 @@ from vit_pytorch.pretrained.tables import tables as all_tables
 
 # What is measured with more than the models beside a table (`Reference`).
 FAMILIES: dict[str, tuple[Callable[[], Iterator[Case]], ...]] = {
-    "ViT": (plain.vit, positions.rotary, positions.beit, positions.hybrid),
+    "ViT": (plain.vit, plain.language_towers, positions.rotary, positions.beit, positions.hybrid),
     "ViTamin": (positions.vitamin,),
+    "Gemma4ViT": (plain.gemma4,),
     "DistillableViT": (plain.distilled,),
     "ViT3D": (nd.videos,),
     "ViT1D": (nd.signals,),

@@ -20,12 +20,14 @@ from loading_case import (
     named,
     ours,
     random_model,
+    renamed,
     saved,
     theirs,
     through_timms_reader,
 )
 from references import images, read_golden
 from torch import nn
+from torch.nn.functional import layer_norm
 
 from vit_pytorch.pretrained import to_format
 from vit_pytorch.registry import find_entry
@@ -278,6 +280,80 @@ def transformers_vits() -> Iterator[Case]:
             inputs=x,
             outputs=tower(x).pooler_output,
         )
+
+
+def language_towers() -> Iterator[Case]:
+    """Compare with timm's classifiers, whose tower may come alone, and transformers' Qwen3-VL."""
+    sizes = {"depth": 1, "dim": 48, "heads": 3, "dim_head": 16}
+    small = {"depth": 1, "embed_dim": 48, "num_heads": 3}
+    for name, release, patch, grid in (
+        ("qwen3_vit_88m", "qwen3_5_0_8b", 16, {"pos_embed_grid_size": 6}),
+        ("deepseek_vit_412m", "deepseek_v4_1_flash", 14, {}),
+    ):
+        mlp_dim = 48 * 4 if grid else 132
+        build = named(name, **sizes, mlp_dim=mlp_dim, image_size=6 * patch, num_classes=7)
+        model = theirs("timm", "create_model", name, **small, **grid, num_classes=7)
+        yield against("timm encoder", f"timm `{name}.{release}`", build, model, 6 * patch, 6 * patch)
+        if not grid:
+            model = theirs("timm", "create_model", name, **small, num_classes=0)
+            build = named(name, **sizes, mlp_dim=mlp_dim, image_size=6 * patch)
+            yield renamed("DeepSeek-V4", "deepseek-ai/DeepSeek-V4.1-Flash", build, model, 6 * patch)
+    config = config_of(
+        "Qwen3VLVisionConfig",
+        depth=1,
+        hidden_size=48,
+        num_heads=3,
+        intermediate_size=192,
+        out_hidden_size=24,
+        num_position_embeddings=36,
+        deepstack_visual_indexes=[0],
+    )
+    other = theirs("transformers", "Qwen3VLVisionModel", config)
+    x = images(96, 96)
+    # Cells stand in groups of 2 x 2, and two frames are equal.
+    cells = x.unflatten(3, (3, 2, 16)).unflatten(2, (3, 2, 16)).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    frames = cells.flatten(0, 4)[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1)
+    tokens = other(frames, grid_thw=torch.tensor([[1, 6, 6]] * len(x))).last_hidden_state
+    yield Case(
+        format="transformers Qwen3-VL",
+        reference="transformers `Qwen3VLVisionModel`",
+        build=named("qwen3_vit_88m", **sizes, mlp_dim=192, image_size=96),
+        checkpoint=other.state_dict(),
+        inputs=x,
+        # as classifiers take it
+        outputs=layer_norm(tokens.unflatten(0, (len(x), -1)).mean(dim=1), (48,), eps=1e-6),
+    )
+
+
+def gemma4() -> Iterator[Case]:
+    """Compare with timm's classifier, and with transformers' scaled mean of groups of 2 x 2 tokens."""
+    sizes = {"patch_size": 8, "num_classes": 7, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16}
+    build = ours("Gemma4ViT", **sizes, image_size=48, mlp_dim=96, positions=9)
+    sizes = {"patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3, "head_dim": 16}
+    more = {"intermediate_size": 96, "position_embedding_size": 9, "standardize": True}
+    model = theirs("timm.models.gemma4_vit", "Gemma4VitClassifier", **sizes, **more)
+    yield against("timm", "timm `Gemma4VitClassifier`", build, model, 48, 48)
+    sizes = {"patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "pooling_kernel_size": 2}
+    more = {"intermediate_size": 96, "position_embedding_size": 9}
+    other = theirs(
+        "transformers", "Gemma4VisionModel", config_of("Gemma4VisionConfig", **sizes, **heads, **more)
+    )
+    x = images(48, 48)
+    patches = x.unflatten(3, (6, 8)).unflatten(2, (6, 8)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    places = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flip(-1).expand(len(x), -1, -1)
+    bare = {"num_classes": 0, "dim": 48, "depth": 2, "heads": 3, "dim_head": 16, "patch_size": 8}
+    yield Case(
+        format="transformers",
+        reference="transformers `Gemma4VisionModel`",
+        build=ours("Gemma4ViT", **bare, image_size=48, mlp_dim=96, positions=9),
+        checkpoint=other.state_dict(),
+        inputs=x,
+        outputs=other(patches, places).last_hidden_state.unflatten(0, (len(x), -1)) / 48**0.5,
+        call=lambda model, inputs: (
+            model.forward_features(inputs).unflatten(1, (3, 2, 3, 2)).mean(dim=(2, 4)).flatten(1, 2)
+        ),
+    )
 
 
 def npz() -> Iterator[Case]:

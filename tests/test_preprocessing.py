@@ -68,6 +68,8 @@ def check(ours: Any, theirs: Any, std: Any) -> None:
         {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 0.875},
         {"input_size": (3, 240, 240), "interpolation": "bicubic", "crop_pct": 0.95},
         {"input_size": (3, 384, 384), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
+        {"input_size": (3, 160, 224), "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "border"},
+        {"input_size": (3, 154, 154), "interpolation": "bicubic", "crop_pct": 0.8, "crop_mode": "border"},
         {"input_size": (3, 160, 224), "interpolation": "bicubic", "crop_pct": 0.9},
     ],
 )
@@ -168,7 +170,7 @@ def test_torchvision_is_needed_for_training_only(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop_mode": "border"}, "crop_mode must be one of center, squash, got 'border'"),
+        ({"crop_mode": "cover"}, "crop_mode must be one of center, squash, border, got 'cover'"),
         ({"interpolation": "lanczos"}, "interpolation must be one of nearest, bilinear, bicubic"),
         ({"input_size": (3, 100)}, r"images, videos or volumes is wanted.*\(3, 100\)"),
     ],

@@ -9,6 +9,7 @@ The catalogue, each with its paper, its module and its classes:
 - An Image is Worth 16x16 Words, hybrid (arXiv:2010.11929): `vit_pytorch.hybrid`, `HybridViT`
 - ViTamin: Designing Scalable Vision Models in the Vision-Language Era (arXiv:2404.02132):
   `vit_pytorch.vitamin`, `ViTamin`
+- Gemma 4 Technical Report, the vision tower (arXiv:2607.02770): `vit_pytorch.gemma4_vit`, `Gemma4ViT`
 - Better plain ViT baselines for ImageNet-1k (arXiv:2205.01580): `vit_pytorch.simple_vit`, `SimpleViT`
 - NaViT: any Aspect Ratio and Resolution (arXiv:2307.06304): `vit_pytorch.na_vit`, `NaViT`
 - NaViT in nested tensors (arXiv:2307.06304): `vit_pytorch.na_vit_nested_tensor`, `NaViT`

@@ -23,7 +23,7 @@ from vit_pytorch.layers.arguments import check_arguments
 from vit_pytorch.layers.blocks import is_tracing
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-CropMode = Literal["center", "squash"]
+CropMode = Literal["center", "squash", "border"]
 MEDIA = ("video", "volume")
 # Pillow's name of an image's channels
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -213,7 +213,8 @@ class Preprocessing:
         interpolation: How images are resized.
         crop_pct: Part of the resized height and width that the center crop keeps.
         crop_mode: `center` keeps the aspect ratio, so that the crop leaves out what is longer; `squash` does
-            not, and resizes whole images to the size before the crop.
+            not, and resizes whole images to the size before the crop; `border` keeps the aspect ratio and
+            whole images, with a border of the colour `mean` where they are shorter.
         max_tokens: Patches of an image at most, where images keep their aspect ratio and come as a list
             of different sizes, each a multiple of the patch and `image_size` at most; None for one size.
         patch_size: Height and width of a patch, where `max_tokens` is given.
@@ -398,7 +399,7 @@ class ResizeAndCrop(nn.Module):
     """Resize until the image covers `image_size / crop_pct`, then crop the center.
 
     The sizes are rounded as in torchvision, timm and transformers. With `crop_mode="squash"` the image is
-    resized to `image_size / crop_pct` whatever its aspect ratio.
+    resized to `image_size / crop_pct` whatever its aspect ratio; with "border" it is until it fits in there.
 
     Args:
         prep: the model's input.
@@ -409,13 +410,17 @@ class ResizeAndCrop(nn.Module):
         self.size = prep.image_size
         self.cover = tuple(int(side / prep.crop_pct) for side in prep.image_size)
         self.interpolation = prep.interpolation
-        self.keep_ratio = prep.crop_mode == "center"
+        self.mode = prep.crop_mode
+        self.mean = tuple(prep.mean)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of an image before it is cropped."""
         rows, columns = self.cover
-        if not self.keep_ratio:
+        if self.mode == "squash":
             return rows, columns
+        if self.mode == "border":
+            ratio = max(height / rows, width / columns)
+            return max(round(height / ratio), 1), max(round(width / ratio), 1)
         if rows == columns:
             # torchvision rounds the longer side down; for other shapes timm rounds to the nearest
             short = min(height, width)
@@ -426,9 +431,23 @@ class ResizeAndCrop(nn.Module):
     def forward(self, images: Shaped[Tensor, "*b c h w"]) -> Shaped[Tensor, "*b c h2 w2"]:
         """Return the images at the model's size."""
         images = resize(images, self.resized(*images.shape[-2:]), self.interpolation)
+        if self.mode == "border":
+            images = self.framed(images)
         (height, width), (rows, columns) = images.shape[-2:], self.size
         top, left = round((height - rows) / 2), round((width - columns) / 2)
         return images[..., top : top + rows, left : left + columns]
+
+    def framed(self, images: Shaped[Tensor, "*b c h w"]) -> Shaped[Tensor, "*b c h2 w2"]:
+        """Return images with a border of the mean's colour up to the model's size at least."""
+        (height, width), (rows, columns) = images.shape[-2:], self.size
+        colour = torch.tensor(self.mean, device=images.device)
+        if images.dtype == torch.uint8:
+            colour = (255 * colour).round()
+        canvas = colour.to(images.dtype).view(-1, 1, 1).expand(*images.shape[:-2], 1, 1)
+        canvas = canvas.repeat(*[1] * (images.ndim - 2), max(height, rows), max(width, columns))
+        top, left = max(rows - height, 0) // 2, max(columns - width, 0) // 2
+        canvas[..., top : top + height, left : left + width] = images
+        return canvas
 
 
 class FitTokens(nn.Module):

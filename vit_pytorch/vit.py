@@ -101,12 +101,12 @@ class ViT(IsotropicModel):
         positions: what is added to the tokens: "none", "learned" (`Learned`), "learned_2d" (`Learned2D`),
             "sincos" (`SinCos`) or "sequence" (`Sequential`); or what acts inside attention: "relative",
             "relative_by_layer" (`Relative`), "relative_log" (`LogRelative`), "rope", "rope_mixed"
-            (`Rotary`), "rope_normalized" (`NormalizedRotary`), "rope_scaled" (`ScaledRotary`); or one of
-            each, as "learned+rope" or [Learned(), Rotary(theta=50.0)].
+            (`Rotary`), "rope_halves" (`HalvedRotary`), "rope_normalized" (`NormalizedRotary`), "rope_scaled"
+            (`ScaledRotary`); or one of each, as "learned+rope" or [Learned(), Rotary(theta=50.0)].
         stem: how patches are embedded: "linear" (`LinearStem`), "dual_norm" or "conv" (`ConvolutionalStem`).
         qkv_bias: use biases for queries, keys and values; "qv" for queries and values alone.
-        out_bias: use a bias in the output projection of attention; "none" for no biases there and in the
-            feed-forward.
+        out_bias: use a bias in the output projection of attention, where the feed-forward has biases; "none"
+            for no biases in both, "attention" for one in the projection alone.
         qk_norm: apply `norm` to queries and keys, per head; "rms" for `HeadNorm`.
         attention: "multi_head" (`MultiHead`), "grouped_query" (`GroupedQuery`), where several heads share
             keys and values, or "differential" (`Differential`).
@@ -155,7 +155,7 @@ class ViT(IsotropicModel):
         class_token: bool = False,
         num_registers: int = 0,
         qkv_bias: bool | Literal["qv"] = True,
-        out_bias: bool | Literal["none"] = True,
+        out_bias: bool | Literal["attention", "none"] = True,
         qk_norm: bool | Literal["rms"] = False,
         attention: OptionLike = "multi_head",
         attn_dropout: float = 0.0,
@@ -170,10 +170,10 @@ class ViT(IsotropicModel):
         head: OptionLike = "linear",
     ) -> None:
         added, inside = read_positions(positions)
-        dynamic = isinstance(added, Learned) and added.dynamic_img_size
-        if dynamic and inside is not None:
+        dynamic = isinstance(added, Learned) and bool(added.dynamic_img_size)
+        if dynamic and isinstance(inside, Relative):
             raise ValueError(
-                "dynamic_img_size is for positions that are added to the tokens alone, "
+                "dynamic_img_size is for positions that are added to the tokens, alone or beside rotations, "
                 f"got {inside.kind!r} inside attention in addition"
             )
         # Nothing but a table, added or looked up, ends anywhere.
@@ -254,7 +254,7 @@ class ViT(IsotropicModel):
                 dim_head=dim_head,
                 kv_heads=kv_heads[layer],
                 qkv_bias=qkv_bias,
-                out_bias=out_bias is True,
+                out_bias=out_bias in (True, "attention"),
                 dropout=dropout,
                 qk_norm=make_qk_norm if qk_norm else None,
                 position=attention_position(inside, layer, bias),
@@ -264,7 +264,7 @@ class ViT(IsotropicModel):
             )
             sub_norm = None if norms.sub == "none" else make_norm
             feedforward = FeedForward(
-                dim, mlp_dim, dropout=dropout, act=act, sub_norm=sub_norm, bias=out_bias != "none"
+                dim, mlp_dim, dropout=dropout, act=act, sub_norm=sub_norm, bias=out_bias in (True, False)
             )
             rate = drop_path_rate(drop_path, layer, depth)
             options: dict[str, Any] = {"layer_scale": layer_scale, "drop_path": rate}
@@ -277,6 +277,9 @@ class ViT(IsotropicModel):
         self.norm = make_norm(dim) if head.norm is False else nn.Identity()
         self.classifier_dim = 2 * dim if pool == "cls+mean" else dim
         self.fc_norm = make_norm(self.classifier_dim) if head.norm else nn.Identity()
+        self.standardizes = head.standardize
+        if head.standardize:
+            self.fc_norm = nn.Sequential(self.fc_norm, norms.build_bare(norm_eps)(self.classifier_dim))
         self.attention_pool = (
             AttentionPool(
                 dim,
@@ -396,6 +399,14 @@ class ViT(IsotropicModel):
         if self.rotary is None and self.relative is None:
             return inputs
         return position_inputs(inputs, self.rotary, self.relative)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns that sort parameters by depth, as timm's tools read them."""
+        matcher = super().group_matcher(coarse)
+        if self.standardizes:
+            # The classifier has the rate of the last block, as in timm.
+            matcher["blocks"] = [matcher["blocks"][0], (r"^(?:norm|head)\.", (99999,))]
+        return matcher
 
     def layer_tokens(self, output: Tensor) -> Float[Tensor, "b n d"]:
         """Return the tokens in the output of a block: the sum of its residual streams, if there are

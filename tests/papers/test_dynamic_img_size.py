@@ -110,5 +110,5 @@ def test_a_patch_divides_the_image():
 
 
 def test_positions_inside_attention_are_not_interpolated():
-    with pytest.raises(ValueError, match=r"added to the tokens alone, got 'rope'"):
-        build(positions=[Learned(dynamic_img_size=True), "rope"])
+    with pytest.raises(ValueError, match=r"alone or beside rotations, got 'relative' inside attention"):
+        build(positions=[Learned(dynamic_img_size=True), "relative"])

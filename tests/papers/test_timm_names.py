@@ -31,6 +31,7 @@ EXCEPTIONS = {
     ("pool_size", "davit_*_fl"): "timm's is that of 224 pixels, the input has 768",
     ("pool_size", "maxvit_large_tf_512"): "timm's is that of 224 pixels, the input has 512",
     ("fixed_input_size", "convmixer_*"): "sizes are multiples of patches, which do not divide those of 32",
+    ("fixed_input_size", "deepseek_vit_*"): "sizes are multiples of patches, which do not divide those of 32",
 }
 
 # names, as patterns, and the layouts of timm's that are not its first

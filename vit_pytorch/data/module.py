@@ -48,7 +48,8 @@ class ImageData(L.LightningDataModule):
         std: Divides after that; likewise.
         interpolation: How images are resized.
         crop_pct: Part of the resized height and width that the centre crop of evaluation keeps.
-        crop_mode: Whether images keep their aspect ratio before that crop (`center`) or not (`squash`).
+        crop_mode: Whether images keep their aspect ratio before that crop (`center`, `border`) or not
+            (`squash`).
         max_tokens: Patches of an image at most, for models that take images of different sizes: images then
             keep their aspect ratio, and a batch is (list of images ``c h w``, labels). None for one size.
         patch_size: Height and width of a patch, where ``max_tokens`` is given.

@@ -47,7 +47,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Normalise every token."""
-        return (F.rms_norm(x, self.normalized_shape, eps=self.eps) * self.weight).to(x.dtype)
+        normed = F.rms_norm(x, self.normalized_shape, eps=self.eps)
+        return normed if self.weight is None else (normed * self.weight).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Norm(Option):
             "rms": RMSNorm,
         }
         return partial(forms[self.form], eps=eps)
+
+    def build_bare(self, eps: float) -> Callable[[int], nn.Module]:
+        """Return what builds a norm of the same kind that has no gain and no bias."""
+        return partial(RMSNorm if self.form == "rms" else nn.LayerNorm, eps=eps, elementwise_affine=False)
 
     def build_scaled(self, eps: float) -> Callable[[int], nn.Module]:
         """Return what builds a norm of a block, which starts with `gain`."""

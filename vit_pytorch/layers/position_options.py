@@ -16,6 +16,7 @@ from vit_pytorch.layers.positions import Learned, Learned2D, NoPositions, Sequen
 from vit_pytorch.layers.relative import LogRelative, Relative, RelativePositions, TokenBias
 from vit_pytorch.layers.rotary import (
     AxialRotary,
+    HalvedRotary,
     MixedRotary,
     NormalizedRotary,
     Rotary,
@@ -34,6 +35,7 @@ POSITIONS: dict[str, type[Option] | Option] = {
     "relative_log": LogRelative,
     "rope": Rotary,
     "rope_mixed": Rotary(learned=True),
+    "rope_halves": HalvedRotary,
     "rope_normalized": NormalizedRotary,
     "rope_scaled": ScaledRotary,
 }

@@ -41,6 +41,10 @@ class Interpolation(NamedTuple):
     keep_aspect: bool = False
 
 
+# Qwen3-VL's
+CORNERS = Interpolation(mode="bilinear", antialias=False, align_corners=True)
+
+
 def is_same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
     """Return whether two grids are equal; of sizes that stay open in an exported graph, whether always."""
     return all(is_known(a == b) for a, b in zip(grid, other, strict=True))
@@ -214,6 +218,20 @@ class Positions(ComputedBuffers):
         """
         return select_rows(self.table, self.prefix, self.grid, 0, grid, self.stretch)
 
+    def resized_cells(
+        self,
+        cells: Float[Tensor, "b n d"],
+        old: Sequence[int],
+        new: Sequence[int],
+        *,
+        antialias: bool = True,
+    ) -> Float[Tensor, "b m d"]:
+        """Interpolate embeddings of a grid's cells to another one for good; see `resize_table`."""
+        mode, low_pass, corners, _ = self.interpolation
+        return resize_table(
+            cells, old, new, mode=mode, antialias=antialias and low_pass, align_corners=corners
+        )
+
     @property
     def stretch(self) -> Interpolation | None:
         """How the table is interpolated; None where it is cut."""
@@ -284,7 +302,7 @@ class LearnedPositions(Positions):
     def resized(self, like: LearnedPositions, *, antialias: bool = True) -> dict[str, Tensor]:
         """Return the table for another grid."""
         prefix, cells = self.table[:, : self.prefix], self.table[:, self.prefix :]
-        cells = resize_table(cells, self.grid, like.grid, antialias=antialias)
+        cells = self.resized_cells(cells, self.grid, like.grid, antialias=antialias)
         return {"table": torch.cat([prefix, cells], dim=1)}
 
 
@@ -518,14 +536,15 @@ class Learned(Option):
         std: standard deviation at the start.
         dynamic_img_size: interpolate the embeddings to the grid of each input (of images bicubic and
             antialiased), as timm does under that name; `ViT` then takes images of any size that the patch
-            divides, other models those up to their largest. By default a smaller input has the embeddings of
-            the same places in the largest one.
+            divides, other models those up to their largest; "corners" does so bilinearly, the corner cells of
+            both grids at the same places, as in Qwen3-VL (arXiv:2511.21631). By default a smaller input has
+            the embeddings of the same places in the largest one.
     """
 
     kind: ClassVar[str] = "learned"
     class_token: bool = True
     std: float = EMBEDDING_STD
-    dynamic_img_size: bool = False
+    dynamic_img_size: bool | Literal["corners"] = False
     registers: bool = False
 
     def build(self, grid: Sequence[int], dim: int, *, class_token: bool, registers: int = 0) -> Positions:
@@ -541,7 +560,9 @@ class Learned(Option):
             raise ValueError("registers with positions follow a class token with one, got class_token=False")
         prefix = int(class_token and self.class_token) + (registers if self.registers else 0)
         positions = self.make(grid, dim, prefix=prefix)
-        positions.interpolates = self.dynamic_img_size
+        positions.interpolates = bool(self.dynamic_img_size)
+        if self.dynamic_img_size == "corners":
+            positions.interpolation = CORNERS
         return positions
 
     def make(self, grid: Sequence[int], dim: int, *, prefix: int) -> Positions:

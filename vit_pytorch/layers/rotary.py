@@ -182,6 +182,19 @@ class NormalizedAxialRotary(AxialRotary):
         return turns((2 * torch.pi * places[..., None] * frequency).flatten(1)).float()
 
 
+class HalvedAxialRotary(AxialRotary):
+    """Rotations by fixed frequencies, the pairs of the first axis first: y, then x.
+
+    A pair is a channel of the first half of a head and one of the second (`RotaryPositions`), as in language
+    models, and so in the vision towers beside them (Qwen3-VL, arXiv:2511.21631).
+    """
+
+    def compute(self, grid: Sequence[int]) -> Float[Tensor, "n f 2"]:
+        """Compute the rotation of each cell of a grid."""
+        frequency = frequencies(self.dim_head, len(self.grid), self.theta)
+        return turns((cells(grid).double()[..., None] * frequency).flatten(1)).float()
+
+
 class ScaledAxialRotary(AxialRotary):
     """Rotations by the places that a reference grid would have on the image (EVA-02, arXiv:2303.11331).
 
@@ -370,6 +383,26 @@ class Rotary(Option):
 
 
 @dataclass(frozen=True)
+class HalvedRotary(Option):
+    """Option: queries and keys are rotated as those of language models are (`HalvedAxialRotary`).
+
+    Args:
+        theta: base of the rotary frequencies.
+    """
+
+    kind: ClassVar[str] = "rope_halves"
+    theta: float = 10_000.0
+
+    def build(self, grid: Sequence[int], dim_head: int, *, heads: int, depth: int) -> HalvedAxialRotary:
+        """Build what computes the rotations for a grid."""
+        return HalvedAxialRotary(grid, dim_head, theta=self.theta)
+
+    def positions(self, layer: int) -> RotaryPositions:
+        """Build the positions inside the attention of a layer."""
+        return RotaryPositions(halves=True)
+
+
+@dataclass(frozen=True)
 class NormalizedRotary(Option):
     """Option: queries and keys are rotated by places between -1 and 1 (DINOv3, arXiv:2508.10104).
 
@@ -445,4 +478,4 @@ class TiledRotary(Option):
         return TiledRotaryPositions()
 
 
-RotaryOption = Rotary | NormalizedRotary | ScaledRotary | TiledRotary
+RotaryOption = Rotary | HalvedRotary | NormalizedRotary | ScaledRotary | TiledRotary

@@ -203,9 +203,11 @@ class Head(Option):
         norm: the final norm acts on the pooled vector instead of on the tokens; None for no final norm.
         hidden_dim: dimension of the pre-training head's hidden layer (tanh); None for no such layer.
         zero_init: the classifier starts at zero.
+        standardize: the pooled vector is normalised once more, without gain and bias.
     """
 
     kind: ClassVar[str] = "linear"
     norm: bool | None = False
     hidden_dim: int | None = None
     zero_init: bool = False
+    standardize: bool = False

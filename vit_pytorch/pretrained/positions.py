@@ -75,7 +75,9 @@ def fit_positions(
             continue
         if old != module.grid:
             resized[key] = (old, module.grid)
-        state[key] = torch.cat([rows, resize_table(cells, old, module.grid, antialias=antialias)], dim=1)
+        state[key] = torch.cat(
+            [rows, module.resized_cells(cells, old, module.grid, antialias=antialias)], dim=1
+        )
     return resized
 
 

@@ -76,6 +76,7 @@ class Format:
         fixed_positions: whether files hold position embeddings that are not learned, too.
         rotary: what rotates queries and keys in every model of this format, which no tensor tells, and the
             `positions` that build it; None where models differ.
+        theta: base of the frequencies in every model of this format; None where models differ.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Format:
     prefix: str = ""
     fixed_positions: bool = False
     rotary: tuple[type[nn.Module], str] | None = None
+    theta: float | None = None
 
     def strip_prefix(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the state dict under this format's bare names, or None where it is another format.
@@ -149,10 +151,16 @@ class Format:
         return left, unused
 
     def _check_rotary(self, model: nn.Module) -> None:
-        if self.rotary is not None and type(getattr(model, "rotary", None)) is not self.rotary[0]:
+        rotary = getattr(model, "rotary", None)
+        if self.rotary is not None and type(rotary) is not self.rotary[0]:
             raise ValueError(
                 f"queries and keys of {self.name} are rotated by their positions, which no tensor tells: "
                 f"build {type(model).__name__} with positions={self.rotary[1]!r}"
+            )
+        if self.theta is not None and getattr(rotary, "theta", None) != self.theta:
+            raise ValueError(
+                f"rotations of {self.name} have frequencies of base {self.theta:g}, which no tensor tells; "
+                f"the model's have {getattr(rotary, 'theta', None)}"
             )
 
     def write(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

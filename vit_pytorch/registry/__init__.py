@@ -16,7 +16,7 @@ from vit_pytorch.registry.retired import current_name
 # Families that come first, in this order, where models are listed; those that it does not name follow.
 FAMILIES = (
     "vit plain smallest beit eva02 simple_vit na_vit deit dinov2 dinov3 sapiens2 registers "
-    "rope hybrid towers perception_encoder beit3 aimv2 deepvit cait t2t cct "
+    "rope hybrid towers language_towers perception_encoder beit3 aimv2 deepvit cait t2t cct "
     "cross_vit pit levit cvt swin swin_v2 twins_svt regionvit crossformer scalable_vit sep_vit max_vit "
     "coatnet nest mobile_vit xcit ats_vit vit_with_patch_merger vit_for_small_dataset parallel_vit "
     "normalized_vit vit_3d simple_vit_3d vivit cct_3d vit_1d local_vit uvit jumbo_vit look_vit"

@@ -59,8 +59,8 @@ class DataConfig:
         std: Divides after that, in [0.001, 1]; likewise.
         interpolation: How images are resized; the model's own if left out.
         crop_pct: Part of the resized image that evaluation's centre crop keeps; the model's own if left out.
-        crop_mode: Whether images keep their aspect ratio before that crop (`center`) or not (`squash`); the
-            model's own if left out.
+        crop_mode: Whether images keep their aspect ratio before that crop (`center`, `border`) or not
+            (`squash`); the model's own if left out.
         max_tokens: Patches of an image at most, for models that take images of different sizes (`navit_*`):
             images then keep their aspect ratio. One size, the model's, if left out.
         video: Which frames of a video are taken.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vit_pytorch.layers.rotary import NormalizedAxialRotary, NormalizedRotary
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format, stack
-from vit_pytorch.pretrained.tables import beit, parallel_branches, towers
+from vit_pytorch.pretrained.tables import beit, language_towers, parallel_branches, towers
 from vit_pytorch.pretrained.tables.blocks import timm_block
 
 BLOCK = "blocks.{i}"
@@ -459,6 +459,7 @@ BIG_VISION = _flax(
 
 FORMATS = (
     OURS,
+    *language_towers.FORMATS,
     *beit.formats_beside(TIMM),
     *parallel_branches.formats_beside(TIMM),
     TIMM,

@@ -29,8 +29,8 @@ def accuracy_on_digits(
 ) -> float:
     """Train on the digits by labels; give the test accuracy.
 
-    Training ends early where a goal is passed with a quarter fewer errors than it allows, so that an early end
-    is never the easier test.
+    Training ends early where a goal is passed with a quarter fewer errors than it allows: an early end is not
+    the easier test.
     """
     images, labels, test_images, test_labels = digits(size)
 

@@ -106,6 +106,11 @@ def for_scripts() -> dict[str, str]:
     return {ADDRESS: server(os.getpid()).address}
 
 
+def in_script(command: Sequence[str]) -> list[str]:
+    """Return what starts a program of Python in a script as a copy, with `for_scripts`."""
+    return [command[0], "-m", "tests.forked", *command[1:]]
+
+
 def ask(
     connection: socket.socket,
     command: Sequence[str],

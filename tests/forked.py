@@ -4,6 +4,9 @@ A process that imports torch, Lightning, torchvision and torchmetrics takes five
 anything. A server imports them once for each test process and forks for every program. What Python and
 libraries read while they start (`PYTHON…`, numbers of threads) is the server's; tests of that, of imports and
 of standard streams start a real process.
+
+Programs that a test does not start itself, as those of a shell script, are `python -m tests.forked` in place
+of `python`, with the variables of `for_scripts`: a small process whose streams, signals and end are a copy's.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +38,7 @@ IMPORTED = (
     *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"),
 )
 # read while Python or a library starts; not LD_LIBRARY_PATH, to which OpenCV adds once a test has imported it
+ADDRESS = "FORKED_SERVER"
 EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "MALLOC_", "GLIBC_", "HF_", "TORCH_")
 
 
@@ -44,35 +49,94 @@ def environment() -> dict[str, str]:
 
 def early(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables that a copy cannot be told any more."""
-    return {name: value for name, value in variables.items() if name.startswith(EARLY)}
+    return {
+        name: value
+        for name, value in variables.items()
+        # torchrun sets the former, for its children; NCCL reads it when it is used
+        if name.startswith(EARLY) and not name.startswith(("TORCH_NCCL_", "PYTHON_EXEC"))
+    }
+
+
+def check_early(variables: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Check that what a copy cannot be told any more is as the server was told.
+
+    Raises:
+        ValueError: it is not.
+    """
+    differ = sorted({name for name, _ in early(variables).items() ^ early(known).items()})
+    if differ:
+        raise ValueError(f"{', '.join(differ)} must be as in this process: start a real process")
 
 
 class Server(NamedTuple):
     connection: socket.socket
     early: dict[str, str]
+    address: str
 
 
 @cache
 def server(owner: int) -> Server:
     """Start the server of a process, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    variables = environment()
-    with theirs:
+    variables, folder = environment(), tempfile.mkdtemp()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"{folder}/server")
+    listener.listen()
+    with theirs, listener:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.forked", "serve", str(theirs.fileno()), str(listener.fileno())],
             cwd=ROOT,
             # pyarrow would start a thread, and a process of several threads should not fork
             env={**variables, "JE_ARROW_MALLOC_CONF": "background_thread:false"},
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), listener.fileno()],
         )
 
     def stop() -> None:
         if os.getpid() == owner:
             ours.close()
             process.wait()
+            shutil.rmtree(folder)
 
     atexit.register(stop)
-    return Server(ours, early(variables))
+    return Server(ours, early(variables), f"{folder}/server")
+
+
+def for_scripts() -> dict[str, str]:
+    """Return the environment variables of a script whose programs start as copies."""
+    return {ADDRESS: server(os.getpid()).address}
+
+
+def in_script(command: Sequence[str]) -> list[str]:
+    """Return what starts a program of Python in a script as a copy, with `for_scripts`."""
+    return [command[0], "-m", "tests.forked", *command[1:]]
+
+
+def ask(
+    connection: socket.socket,
+    command: Sequence[str],
+    streams: Sequence[int],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    session: bool = False,
+) -> tuple[int, int]:
+    """Ask a server for a copy; return its process number, and from where its status is read."""
+    status, theirs = os.pipe()
+    request = {"command": command, "env": dict(env), "cwd": str(cwd or Path.cwd()), "session": session}
+    socket.send_fds(connection, [json.dumps(request).encode()], [*streams, theirs])
+    os.close(theirs)
+    return int(connection.recv(20)), status
+
+
+def stand_in(command: Sequence[str]) -> int:
+    """Be the program that a copy is: its streams, signals that it gets, and its status as a shell has it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(os.environ[ADDRESS])
+        process, status = ask(connection, command, range(3), env=os.environ)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(process, number))
+    ended = int(os.read(status, 20))
+    return ended if ended >= 0 else 128 - ended
 
 
 class Popen:
@@ -94,24 +158,15 @@ class Popen:
         start_new_session: bool = False,
     ) -> None:
         self.args, self.returncode = command, None
-        connection, known = server(os.getpid())
-        if early(env) != known:
-            differ = sorted(name for name, _ in early(env).items() ^ known.items())
-            raise ValueError(f"{', '.join(differ)} must be as in this process: start a real process")
+        connection, known, _ = server(os.getpid())
+        check_early(env, known)
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         self._texts: list[str] = []
-        self._status, theirs = os.pipe()
-        request = {
-            "command": command[1:],
-            "env": dict(env),
-            "cwd": str(cwd or Path.cwd()),
-            "session": start_new_session,
-        }
         with open(os.devnull, "rb") as nothing:
-            descriptors = [file.fileno() for file in (nothing, *self._files)]
-            socket.send_fds(connection, [json.dumps(request).encode()], [*descriptors, theirs])
-        os.close(theirs)
-        self.pid = int(connection.recv(20))
+            streams = [file.fileno() for file in (nothing, *self._files)]
+            self.pid, self._status = ask(
+                connection, command[1:], streams, env=env, cwd=cwd, session=start_new_session
+            )
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
@@ -156,8 +211,13 @@ def run(
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def serve(connection: socket.socket) -> dict[str, Any] | None:
-    """Fork for every request; return it in the copy, and nothing in the server when nobody asks any more."""
+def serve(connection: socket.socket, listener: socket.socket) -> dict[str, Any] | None:
+    """Fork for every request; return it in the copy, and nothing in the server when nobody asks any more.
+
+    Args:
+        connection: to the process whose server this is.
+        listener: for the processes that it starts.
+    """
     running: dict[int, int] = {}
 
     def reap(*_: object) -> None:
@@ -171,9 +231,14 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
 
     signal.signal(signal.SIGCHLD, reap)
     while True:
-        message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 4)
+        own = connection in select.select([connection, listener], [], [])[0]
+        caller = connection.dup() if own else listener.accept()[0]
+        message, descriptors, *_ = socket.recv_fds(caller, 1 << 20, 4)
         if not message:
-            return None
+            caller.close()
+            if own:
+                return None
+            continue
         *standard, status = descriptors
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         process = os.fork()
@@ -185,11 +250,14 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
                 os.setsid()
             for number, descriptor in enumerate(standard):
                 os.dup2(descriptor, number)
-            connection.send(str(os.getpid()).encode())
-            for descriptor in (connection.detach(), *descriptors, *running.values()):
+            caller.send(str(os.getpid()).encode())
+            for each in (caller, connection, listener):
+                each.close()
+            for descriptor in (*descriptors, *running.values()):
                 os.close(descriptor)
             return request
         running[process] = status
+        caller.close()
         for descriptor in standard:
             os.close(descriptor)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
@@ -199,6 +267,7 @@ def start(request: dict[str, Any]) -> None:
     """Be the program that was asked for."""
     import numpy as np
 
+    check_early(request["env"], os.environ)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
@@ -224,11 +293,15 @@ def main() -> None:
     assert not threads.exists() or len(os.listdir(threads)) == 1, "a process of several threads cannot fork"
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        request = serve(connection)
+    connection, listener = (socket.socket(fileno=int(number)) for number in sys.argv[2:])
+    with connection, listener:
+        request = serve(connection, listener)
     if request is not None:
         start(request)
 
 
 if __name__ == "__main__":
+    if sys.argv[1] != "serve":
+        # Python buffers what is no terminal; torchrun would have it not do so
+        sys.exit(stand_in([word for word in sys.argv[1:2] if word != "-u"] + sys.argv[2:]))
     main()

@@ -126,7 +126,7 @@ def learn_colours(pool: str) -> VisionModel:
         # what a patch shows decides, and not where it is
         positions=Learned(std=0.02),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(120):
         pictures, _, colours = plant(64, generator)

@@ -17,7 +17,7 @@ CONTRACTS = "tests/contracts"
 PARTS = {
     "forward": [
         "-k",
-        "noticed or 5] or smaller_inputs or dropout_only or has_a_gradient or checkpointing",
+        "noticed or 5] or smaller_inputs or dropout_only or checkpointing",
         f"{CONTRACTS}/test_forward.py",
         f"{CONTRACTS}/test_gradients.py",
     ],

@@ -16,8 +16,9 @@ from tests.forked import ROOT, environment
 Node: TypeAlias = "subprocess.Popen[str] | forked.Popen"
 VIT = ("-m", "vit_pytorch.cli")
 TOOLS = {
-    "vit": f'exec "{sys.executable}" -m vit_pytorch.cli "$@"',
-    "torchrun": f'exec "{sys.executable}" -m torch.distributed.run "$@"',
+    "python": f'exec "{sys.executable}" $FORKED "$@"',
+    "vit": 'exec python -m vit_pytorch.cli "$@"',
+    "torchrun": 'exec python -m torch.distributed.run "$@"',
     # two tasks, of which the worse status counts
     "srun": """
 while [[ "$1" == --* ]]; do shift; done
@@ -85,9 +86,18 @@ def page_scripts(heading: str) -> list[str]:
 
 
 def start_script(
-    script: str, options: Sequence[str], places: Mapping[str, str], cwd: Path, variables: Mapping[str, str]
+    script: str,
+    options: Sequence[str],
+    places: Mapping[str, str],
+    cwd: Path,
+    variables: Mapping[str, str],
+    *,
+    copies: bool = True,
 ) -> "subprocess.Popen[str]":
-    """Run a script of the page with one process a machine, its places filled in, and more options."""
+    """Run a script of the page with one process a machine, its places filled in, and more options.
+
+    Python starts as copies, unless something that a copy is not in, such as a network, is around it.
+    """
     tools = cwd / "tools"
     # not once more while the first machine runs them, which the system refuses
     if not tools.exists():
@@ -100,7 +110,10 @@ def start_script(
     for name, value in places.items():
         script = re.sub(rf"\b{name}\b", value, script)
     path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    return start(["bash", "-c", script], cwd, {"PATH": path, **variables})
+    python = {"PYTHON_EXEC": str(tools / "python")}
+    if copies:
+        python |= {"FORKED": "-m tests.forked", **forked.for_scripts()}
+    return start(["bash", "-c", script], cwd, {"PATH": path, **python, **variables})
 
 
 def kill(node: Node) -> None:

@@ -163,6 +163,7 @@ def test_two_addresses(tmp_path: Path, namespaces: tuple[str, str], shards: str,
             {**places, "N": str(rank)},
             tmp_path,
             {"GLOO_SOCKET_IFNAME": name},
+            copies=False,
         )
         for rank, name in enumerate(namespaces)
     ]

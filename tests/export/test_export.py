@@ -60,7 +60,7 @@ def model() -> VisionModel:
     built = entry.build(**{**entry.tiny, "num_classes": 10})
     images, labels = digits()
     images = Normalize(preprocessing_for(built))(images)
-    optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3, fused=True)
     for step in range(80):
         batch = torch.arange(step * 16, step * 16 + 16) % 1600
         loss = torch.nn.functional.cross_entropy(built(images[batch]), labels[batch])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TINY, command, environment
+from tests.forked import for_scripts, in_script
 from vit_pytorch.cli import Status
 from vit_pytorch.cli.tables import table
 from vit_pytorch.training.runs import find_checkpoint
@@ -19,7 +20,7 @@ from vit_pytorch.training.signals import StopSignals
 @pytest.mark.parametrize(
     "shell",
     [
-        'set -o pipefail; "$@" | head -1',
+        'set -o pipefail; "$@" | head -1',  # which a copy's streams are, too; the others take real processes
         '"$@" >&- 2>&- <&-',
         'LC_ALL=C PYTHONIOENCODING=ascii PYTHONUTF8=0 "$@"',
         'setsid "$@" </dev/null >/dev/null 2>&1',
@@ -35,9 +36,9 @@ def test_training_with_closed_streams(shell: str, tmp_path: Path) -> None:
     """
     arguments = command("train", "--accelerator=cpu", "--output=run", "--epochs=2", *TINY)
     done = subprocess.run(
-        ["bash", "-c", shell, "bash", *arguments],
+        ["bash", "-c", shell, "bash", *(in_script(arguments) if "head" in shell else arguments)],
         cwd=tmp_path,
-        env=environment(),
+        env={**environment(), **for_scripts()},
         capture_output=True,
         timeout=300,
     )
@@ -74,10 +75,11 @@ def test_results_that_cannot_be_printed(
     Here: status 6; with a reader such as `head` that leaves, all is well
     Others: no counterpart
     """
+    arguments = in_script(command("predict", run, image_folder))
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {shell}", "bash", *command("predict", run, image_folder)],
+        ["bash", "-c", f"set -o pipefail; {shell}", "bash", *arguments],
         cwd=tmp_path,
-        env=environment(),
+        env={**environment(), **for_scripts()},
         capture_output=True,
         text=True,
         timeout=300,

@@ -247,4 +247,4 @@ def test_learns_the_digits(parallel_depth: int | None) -> None:
     name = "coat_tiny" if parallel_depth else "coat_lite_tiny"
     more = {"parallel_depth": parallel_depth} if parallel_depth else {}
     model = create_model(name, channels=1, num_classes=10, **sizes, **more)
-    assert accuracy_on_digits(model, size=32, epochs=8) > 0.93
+    assert accuracy_on_digits(model, size=32, epochs=8, goal=0.93) > 0.93

@@ -64,7 +64,7 @@ def pretrain(
         moving_average_decay=CosineSchedule(0.98, 1.0, steps),
         views=MultiCrop(VIEWS),
     ).train()
-    optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0.04)
+    optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0.04, fused=True)
     warmup, cosine = LinearSchedule(0.0, lr, steps // 10), CosineSchedule(lr, 0.0, steps)
     losses = []
     for step in range(steps):

@@ -178,7 +178,7 @@ def test_learns_the_digits(name):
     overrides, epochs = CASES[name]
     model = create_model(name, **SMALL, **overrides)
     least = 0.95 if isinstance(model, HierarchicalModel) else 0.9
-    assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs) > least
+    assert accuracy_on_digits(model, size=model.image_size[0], epochs=epochs, goal=least) > least
 
 
 def test_learns_the_digits_row_by_row():
@@ -216,12 +216,16 @@ def test_documented_constructors_learn_within_300_steps(build, more):
     images, labels, test_images, test_labels = digits(24)
     if build is ViT3D:
         images, test_images = (x.unsqueeze(2).expand(-1, -1, 2, -1, -1) for x in (images, test_images))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    model.train()
-    for _ in range(300):
-        chosen = torch.randint(len(labels), (32,))
-        loss = F.cross_entropy(model(images[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert accuracy(model.eval(), test_images, test_labels) > 0.9
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    for _ in range(3):
+        model.train()
+        for _ in range(100):
+            chosen = torch.randint(len(labels), (32,))
+            loss = F.cross_entropy(model(images[chosen]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found = accuracy(model, test_images, test_labels)
+        if found > 0.925:
+            break
+    assert found > 0.9

@@ -221,7 +221,7 @@ def pretrain(net: nn.Module, *, epochs: int = 10, batch: int = 64, lr: float = 2
         sigreg_loss_kwargs={"num_slices": 64},
         views=MultiCrop(VIEWS),
     ).train()
-    optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0.05, fused=True)
     warmup, cosine = LinearSchedule(0.0, lr, steps // 10), CosineSchedule(lr, 0.0, steps)
     losses = []
     for step in range(steps):

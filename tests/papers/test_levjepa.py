@@ -136,7 +136,7 @@ def test_neighbours_share_their_digit():
     cheap = {"num_proj": 32, "knots": 9}
     options = {"num_classes_K": 16, "projection_hidden": 64, "drop_ratio": 0.3, "sigreg_loss_kwargs": cheap}
     learner = LeVJEPA(encoder, image_size=SIZE, views=views, **options).train()
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     images = digits(SIZE)[0]
     losses = []
     for _ in range(100):

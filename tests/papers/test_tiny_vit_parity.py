@@ -134,4 +134,4 @@ def test_learns_the_digits() -> None:
     torch.manual_seed(0)
     sizes = {"image_size": 16, "dim": (32, 64), "depth": (1, 1), "heads": (2,), "window_size": 2}
     model = create_model("tiny_vit_5m_224", channels=1, num_classes=10, **sizes)
-    assert accuracy_on_digits(model, size=16, epochs=6) > 0.9
+    assert accuracy_on_digits(model, size=16, epochs=6, goal=0.9) > 0.9

@@ -292,7 +292,7 @@ def test_learns_to_tell_the_noise_of_digits() -> None:
     }
     model = NoisePredictor(UViT(**sizes, num_classes=0), final_conv=False)
     kept = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     for _ in range(120):
         chosen = torch.randint(len(train), (64,), generator=generator)
         loss = diffusion_loss(model, train[chosen], kept, generator)

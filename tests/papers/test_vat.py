@@ -473,7 +473,7 @@ def test_learns_to_act() -> None:
         dim_head=16,
         num_tasks=2,
     )
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=2e-3, fused=True)
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int) -> tuple[Tensor, Tensor, Tensor]:

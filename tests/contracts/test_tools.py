@@ -250,8 +250,11 @@ def test_jit_trace(model: VisionModel, images: Tensor):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
-        # PyTorch's own check would trace once more, for the same batch
-        traced = torch.jit.trace(model, images[:2], check_trace=False)
+        try:
+            traced = torch.jit.trace(model, images[:2], check_trace=True, check_tolerance=1e-5)
+        except torch.jit.TracingCheckError as error:
+            # It quotes both graphs whole.
+            pytest.fail(str(error)[:1000])
         outputs = traced(images)
     assert {f"{w.filename}:{w.lineno}: {w.message}".partition("\n")[0] for w in caught} == set()
     torch.testing.assert_close(outputs, model(images), **CLOSE)

@@ -156,7 +156,7 @@ def steps_to_goal(case: Case, seed: int, *, most: int = MOST) -> int | None:
     torch.manual_seed(seed)
     learner = case.build()
     learning = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=case.lr, fused=True)
+    optimizer = torch.optim.AdamW(learning, lr=case.lr)
     learner.train()
     for step in range(1, most + 1):
         chosen = torch.randint(len(labels), (BATCH,))

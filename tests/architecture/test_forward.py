@@ -160,8 +160,8 @@ def by_architecture(function):
 def test_one_forward_runs_few_files(architecture: type[VisionModel]):
     functions = functions_of_a_forward(architecture)
     most = PLAIN.get(architecture.__name__, (MOST_FILES,))[0]
-    # Variants have files of their own in addition to NaViT's and Hiera's; Gemma 4's adds positions, rotates by
-    # them, and has RMSNorms.
+    # Variants have files of their own in addition to NaViT's and Hiera's; Gemma 4's adds positions, rotates
+    # by them, and has RMSNorms.
     most += architecture.__module__ in (
         "vit_pytorch.na_vit_nested_tensor",
         "vit_pytorch.sam2_hiera",

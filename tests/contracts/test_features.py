@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vit_pytorch.backbone import Backbone
 from vit_pytorch.base import VisionModel
 from vit_pytorch.pretrained import load_pretrained
+from vit_pytorch.sam2_hiera import SAM2Hiera
 
 
 def as_tokens(features: Tensor) -> Tensor:
@@ -164,3 +165,18 @@ def test_backbone(build, images: Tensor):
     left = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in left)
     assert sum(parameter.numel() for parameter in backbone.parameters()) < before
+
+
+@pytest.mark.parametrize("start", ["frozen", "inference"])
+def test_backbone_of_what_gets_no_gradients(start: str):
+    """What a map needs stays, also a table that is read without its module being called."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "dim": 16, "depth": (1, 1, 2), "heads": 1, "window_size": (4, 2, 2)}
+    with torch.inference_mode(start == "inference"):
+        model = SAM2Hiera(num_classes=7, **sizes, global_layers=(1,), position_grid=3).eval()
+        model.requires_grad_(False)
+        images = torch.randn(2, 3, 32, 32)
+        (expected,) = model.forward_intermediates(images, indices=[1], intermediates_only=True)
+        (found,) = Backbone(model, [1])(images)
+    assert found.equal(expected)
+    assert isinstance(model.head, nn.Identity)

@@ -37,8 +37,9 @@ IMPORTED = (
     *("sklearn.datasets", "sklearn.model_selection", "torchmetrics.functional.classification"),
     *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"),
 )
-# read while Python or a library starts; not LD_LIBRARY_PATH, to which OpenCV adds once a test has imported it
+# names the socket on which the server hears programs of scripts
 ADDRESS = "FORKED_SERVER"
+# read while Python or a library starts; not LD_LIBRARY_PATH, to which OpenCV adds once a test has imported it
 EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "MALLOC_", "GLIBC_", "HF_", "TORCH_")
 
 

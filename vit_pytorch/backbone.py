@@ -109,10 +109,10 @@ class Backbone(nn.Module):
         """Remove modules of whose parameters no map depends on any and that are not called, and freeze other
         such parameters."""
         like = next(self.model.parameters())
-        images = torch.zeros(
-            1, self.model.channels, *self.model.image_size, device=like.device, dtype=like.dtype
-        )
         with torch.inference_mode(False), torch.enable_grad():
+            images = torch.zeros(
+                1, self.model.channels, *self.model.image_size, device=like.device, dtype=like.dtype
+            )
             # frozen parameters count as well, and those that were built in inference mode
             state = {
                 name: (tensor.clone() if tensor.is_inference() else tensor).detach()
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
             for name, _ in self.named_parameters():
                 state[name].requires_grad_(state[name].is_floating_point())
             with eval_mode(self.model), called_modules(self.model) as called:
-                found = leaves(functional_call(self, state, (torch.zeros_like(images),)))
+                found = leaves(functional_call(self, state, (images,)))
         used = {id(parameter) for name, parameter in self.named_parameters() if id(state[name]) in found}
         for parameter in self.model.parameters():
             if parameter.requires_grad and id(parameter) not in used:

@@ -25,6 +25,12 @@ def _without_bias(parts: Sequence[Tensor], module: Any) -> Sequence[Tensor]:
 
 # Norms of theirs have no biases.
 UNBIASED = Transform(lambda parts, module: (parts[0], torch.zeros_like(parts[0])), _without_bias)
+# A projection of patches flattened in the order (channel, row, column), and a table without the batch's axis.
+CHANNELS_FIRST = Transform(
+    lambda parts, embed: parts[0].unflatten(1, (-1, *embed.grid.patch)),
+    lambda kernel, embed: (kernel.flatten(1),),
+)
+TABLE = Transform(lambda parts, module: parts[0].unsqueeze(0), lambda table, module: (table.squeeze(0),))
 
 
 def timm_block(ours: str, theirs: str, *, qkv: bool = True, attention: str = "attention") -> tuple[Rule, ...]:

@@ -13,16 +13,12 @@ from torch import Tensor, nn
 
 from vit_pytorch.gemma4_vit import NO_LIMIT, Clip
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, own_format
+from vit_pytorch.pretrained.tables.blocks import CHANNELS_FIRST
 
 BLOCK = "blocks.{i}"
 # Embeddings of columns, then of rows.
 TABLES = Transform(
     lambda parts, module: parts[0].unsqueeze(1).unbind(0), lambda tensors, module: (torch.cat(tensors),)
-)
-# A projection of flattened patches (channel, row, column).
-FLAT = Transform(
-    lambda parts, embed: parts[0].unflatten(1, (-1, *embed.grid.patch)),
-    lambda kernel, embed: (kernel.flatten(1),),
 )
 # Without limits theirs are infinite.
 LIMIT = Transform(lambda parts, module: parts[0].clamp(-NO_LIMIT, NO_LIMIT), lambda limit, module: (limit,))
@@ -53,7 +49,7 @@ def _rules(embed: str, block: str, norms: tuple[str, ...], attention: str) -> tu
         for end, limit in (("low", "min"), ("high", "max"))
     ]
     return (
-        Rule("patch_embed.proj.weight", f"{embed}.input_proj.weight", FLAT),
+        Rule("patch_embed.proj.weight", f"{embed}.input_proj.weight", CHANNELS_FIRST),
         Rule(("positions.columns", "positions.rows"), f"{embed}.position_embedding_table", TABLES),
         *(
             Rule(f"{BLOCK}.{ours}.weight", f"{block}.{theirs}.weight")

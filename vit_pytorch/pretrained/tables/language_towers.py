@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vit_pytorch.layers.rotary import HalvedAxialRotary, HalvedRotary
 from vit_pytorch.pretrained.rules import Format, Rule, Transform
-from vit_pytorch.pretrained.tables.blocks import timm_block
+from vit_pytorch.pretrained.tables.blocks import CHANNELS_FIRST, TABLE, timm_block
 
 BLOCK = "blocks.{i}"
 QKV = "blocks.0.attn.qkv.weight"
@@ -26,12 +26,6 @@ FRAMES = Transform(
         parts[0].to(torch.promote_types(parts[0].dtype, torch.float64)).sum(dim=2).to(parts[0].dtype)
     ),
     lambda kernel, embed: (torch.stack([kernel / 2, kernel / 2], dim=2),),
-)
-TABLE = Transform(lambda parts, module: parts[0].unsqueeze(0), lambda table, module: (table.squeeze(0),))
-# A projection of flattened patches (channel, row, column).
-FLAT = Transform(
-    lambda parts, embed: parts[0].unflatten(1, (-1, *embed.grid.patch)),
-    lambda kernel, embed: (kernel.flatten(1),),
 )
 
 
@@ -104,7 +98,7 @@ DEEPSEEK = Format(
     theta=TIMM.theta,
     unused=("aligner.{name}", "/{name}"),
     rules=(
-        Rule("patch_embed.proj.weight", "patch_embed.proj.weight", FLAT),
+        Rule("patch_embed.proj.weight", "patch_embed.proj.weight", CHANNELS_FIRST),
         Rule(f"{BLOCK}.attention.to_qkv.{{p}}", "blocks.{i}.attn.wqkv.{p}"),
         Rule(f"{BLOCK}.attention.to_out.{{p}}", "blocks.{i}.attn.wo.{p}"),
         Rule(f"{BLOCK}.feedforward.to_hidden.{{p}}", "blocks.{i}.mlp.w1.{p}"),

@@ -5,21 +5,17 @@ from __future__ import annotations
 import torch
 
 from vit_pytorch.pretrained.rules import Format, Rule, Transform, stack
+from vit_pytorch.pretrained.tables.blocks import CHANNELS_FIRST, TABLE
 from vit_pytorch.pretrained.tables.vit import BLOCK, CONTRACT, HIDDEN, MAP, OURS, OUT, PATCHES, QKV, TIMM
 
 EMBEDDED = ("prefix.", "positions.", "patch_embed.")
 POOL = "attn_pool"
 
-# Patches flattened in the order (channel, row, column), and vectors of that order in ours, channel last.
-CHANNELS_FIRST = Transform(
-    lambda parts, embed: parts[0].unflatten(1, (-1, *embed.grid.patch)),
-    lambda tensor, embed: (tensor.flatten(1),),
-)
+# Vectors of patches flattened in the order (channel, row, column) in ours, channel last.
 PIXELS = Transform(
     lambda parts, embed: parts[0].unflatten(0, (-1, *embed.grid.patch)).movedim(0, -1).flatten(),
     lambda tensor, embed: (tensor.unflatten(0, (*embed.grid.patch, -1)).movedim(-1, 0).flatten(),),
 )
-ROWS = Transform(lambda parts, module: parts[0].unsqueeze(0), lambda tensor, module: (tensor.squeeze(0),))
 QUERY = Transform(lambda parts, module: parts[0].view(1, 1, -1), lambda tensor, module: (tensor.flatten(),))
 # Their norms keep a bias of zeros that is not learned.
 GAIN = Transform(lambda parts, module: parts[0], lambda tensor, module: (tensor, torch.zeros_like(tensor)))
@@ -60,10 +56,10 @@ def _norm(ours: str, theirs: str) -> Rule:
 
 _LAYER = "transformer.layers.{i}"
 _PUBLIC = (
-    Rule("prefix.registers", "register_tokens", ROWS),
-    Rule("positions.frames", "pos_embed_frame", ROWS),
-    Rule("positions.rows", "pos_embed_height", ROWS),
-    Rule("positions.columns", "pos_embed_width", ROWS),
+    Rule("prefix.registers", "register_tokens", TABLE),
+    Rule("positions.frames", "pos_embed_frame", TABLE),
+    Rule("positions.rows", "pos_embed_height", TABLE),
+    Rule("positions.columns", "pos_embed_width", TABLE),
     Rule("patch_embed.proj.weight", "to_patch_embedding.1.weight", CHANNELS_FIRST),
     Rule("patch_embed.proj.bias", "to_patch_embedding.1.bias"),
     Rule(f"{HIDDEN}.{{p}}", f"{_LAYER}.1.1.{{p}}"),
